@@ -1,0 +1,29 @@
+"""Retrograde: see how gradients travel back through time in recurrent networks.
+
+with retrograde.record(model) as recording:
+    loss = criterion(model(x), y)
+    loss.backward()
+flow = retrograde.decompose(recording)
+flow.reach, flow.half_life, flow.residual
+"""
+
+from retrograde import cells
+from retrograde.decompose import Flow, decompose
+from retrograde.errors import RetrogradeError
+from retrograde.record import Recorded, Recording, record, record_cell
+from retrograde.report import Report, diagnose
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Flow",
+    "Recorded",
+    "Recording",
+    "Report",
+    "RetrogradeError",
+    "cells",
+    "decompose",
+    "diagnose",
+    "record",
+    "record_cell",
+]

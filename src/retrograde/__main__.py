@@ -1,0 +1,5 @@
+"""`python -m retrograde` is the command `retrograde`."""
+
+from retrograde.cli import main
+
+main()

@@ -1,0 +1,16 @@
+"""Axis letters of every shape in the package, and the one order of each cell's gates.
+
+Shapes stand in the signatures, as jaxtyping annotations, and are checked while the tests run:
+
+    T  steps of the sequence            B  samples of the batch
+    I  input features                   H  hidden units of a layer
+    S  state size (all layers, h and c) P  pre-activations of a layer (gates times hidden units)
+    E  entry rows (loss steps)          N  rows that are pulled back together (N <= E)
+    M  lag bins                         L  any leading axes
+"""
+
+LSTM_GATES = ("input", "forget", "cell", "output")
+"""The order of torch.nn.LSTM (i, f, g, o) and of its weight rows."""
+
+GRU_GATES = ("reset", "update", "candidate")
+"""The order of torch.nn.GRU (r, z, n) and of its weight rows."""

@@ -1,0 +1,298 @@
+"""What a recurrence is to the rest of the package: one step, and the pull-back of that step.
+
+A cell knows no time. `step` maps (x_k, s_{k-1}) to s_k; `linearise` adds the derivatives of its
+pointwise functions; `pull_back` maps adjoints of s_k to those of the pre-activations, of x_k and of
+s_{k-1}. The adjoint of s_{k-1} is never written out twice: a cell names the *edges* that lead from
+step k back to step k-1, and both the sum over them and the split by route are read off that list.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from retrograde.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class CellStep:
+    """One step of a cell (or, with a leading axis, many): what the pull-back needs to know.
+
+    `activations` holds the gates and squashed values by name, `derivatives` the pointwise factors
+    that `linearise` derives from them; `layers` holds the steps of a stack's layers and is empty
+    for a plain cell.
+    """
+
+    x: Float[Tensor, "*L I"]
+    previous: Float[Tensor, "*L S"]
+    state: Float[Tensor, "*L S"]
+    activations: Mapping[str, Float[Tensor, "*L H"]] = field(default_factory=dict)
+    derivatives: Mapping[str, Float[Tensor, "*L H"]] = field(default_factory=dict)
+    layers: "tuple[CellStep, ...]" = ()
+
+    def at(self, index: int) -> "CellStep":
+        """The step at `index` of the leading axis."""
+        return CellStep(
+            self.x[index],
+            self.previous[index],
+            self.state[index],
+            {name: value[index] for name, value in self.activations.items()},
+            {name: value[index] for name, value in self.derivatives.items()},
+            tuple(layer.at(index) for layer in self.layers),
+        )
+
+
+@dataclass(frozen=True)
+class Product:
+    """An edge through a weight matrix: `adjoint @ weight`, added to `slot` of the previous state.
+
+    `routes` names one route for each gate, that is for each equal block of rows of the weight.
+    """
+
+    routes: tuple[str, ...]
+    adjoint: Float[Tensor, "N B P"]
+    weight: Float[Tensor, "P M"]
+    slot: slice
+
+    def add_to(self, total: Float[Tensor, "N B S"]) -> None:
+        rows = total.flatten(0, 1)[:, self.slot]
+        rows.addmm_(self.adjoint.flatten(0, 1), self.weight)
+
+    def split(self) -> "dict[str, Product]":
+        """The same edge, one gate at a time."""
+        adjoints = self.adjoint.chunk(len(self.routes), -1)
+        weights = self.weight.chunk(len(self.routes), 0)
+        return {
+            route: Product((route,), adjoint, weight, self.slot)
+            for route, adjoint, weight in zip(self.routes, adjoints, weights, strict=True)
+        }
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """An edge that crosses no weights: `adjoint * factor`, added to `slot` of s_{k-1}."""
+
+    routes: tuple[str]
+    adjoint: Float[Tensor, "N B H"]
+    factor: Float[Tensor, "B H"]
+    slot: slice
+
+    def add_to(self, total: Float[Tensor, "N B S"]) -> None:
+        total[..., self.slot].addcmul_(self.adjoint, self.factor)
+
+    def split(self) -> "dict[str, Elementwise]":
+        return {self.routes[0]: self}
+
+
+Edge = Product | Elementwise
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of a parameter in a step: its gradient is `sum_b adjoint_b (x) operand_b`.
+
+    `operand` is None for a bias, whose gradient is the plain sum of the adjoint over the batch.
+    """
+
+    adjoint: Float[Tensor, "N B P"]
+    operand: Float[Tensor, "B M"] | None
+
+
+@dataclass(frozen=True)
+class CellAdjoint:
+    """The pull-back of N adjoint rows through one step, everything still unsummed over rows.
+
+    `edges` lead to the previous state, `to_input` to x_k, and `uses` say how the gradient of each
+    parameter follows from the adjoints of the pre-activations. `like` is the adjoint that was
+    pulled back; that of s_{k-1} has its shape.
+    """
+
+    edges: tuple[Edge, ...]
+    to_input: Product
+    uses: Mapping[str, Use]
+    like: Float[Tensor, "N B S"]
+
+    def previous(self) -> Float[Tensor, "N B S"]:
+        """Adjoint of s_{k-1}: J_k^T delta, the sum over all routes."""
+        return self._sum(self.edges, self.like.shape[-1])
+
+    def by_route(self) -> dict[str, Float[Tensor, "N B S"]]:
+        """Adjoint of s_{k-1} split by route; the parts sum to `previous()`."""
+        return {
+            route: self._sum((part,), self.like.shape[-1])
+            for edge in self.edges
+            for route, part in edge.split().items()
+        }
+
+    def input(self) -> Float[Tensor, "N B I"]:
+        """Adjoint of x_k."""
+        return self._sum((self.to_input,), self.to_input.weight.shape[1])
+
+    def _sum(self, edges: tuple[Edge, ...], size: int) -> Float[Tensor, "N B size"]:
+        total = self.like.new_zeros(*self.like.shape[:-1], size)
+        for edge in edges:
+            edge.add_to(total)
+        return total
+
+
+class AbstractCell(ABC):
+    """One recurrence; a subclass is a frozen dataclass of its weights.
+
+    The state is one vector `s`. `slots` says which part of it is which (`h`, and `c` where there
+    is one), and `output` which part the layer hands on.
+    """
+
+    @property
+    @abstractmethod
+    def parameters(self) -> Mapping[str, Tensor]:
+        """The weights by name, named as torch.nn names them."""
+
+    @property
+    @abstractmethod
+    def input_size(self) -> int:
+        """I, the number of input features."""
+
+    @property
+    @abstractmethod
+    def slots(self) -> Mapping[str, slice]:
+        """The named parts of the state, in order and without gaps."""
+
+    @property
+    @abstractmethod
+    def output(self) -> slice:
+        """The part of the state that is the layer's output."""
+
+    @property
+    @abstractmethod
+    def routes(self) -> tuple[str, ...]:
+        """The names of the edges from s_{k-1} to s_k, which partition the one-step Jacobian."""
+
+    @abstractmethod
+    def with_parameters(self, parameters: Mapping[str, Tensor]) -> Self:
+        """The same cell with other weights, given under the names of `parameters`."""
+
+    @abstractmethod
+    def gates_of(self, parameter: str) -> tuple[str, ...]:
+        """The gates whose rows `parameter` holds, in order; empty for a cell without gates."""
+
+    @abstractmethod
+    def step(self, x: Float[Tensor, "*L I"], state: Float[Tensor, "*L S"]) -> CellStep:
+        """s_k from x_k and s_{k-1}; any leading axes."""
+
+    @abstractmethod
+    def linearise(self, step: CellStep) -> CellStep:
+        """The step with the derivatives of its pointwise functions, which `pull_back` needs."""
+
+    @abstractmethod
+    def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
+        """Pull N rows of adjoints dL/ds_k back through a linearised step, without summing them."""
+
+    @property
+    def state_size(self) -> int:
+        """S, the number of entries of the state."""
+        return max(int(slot.stop) for slot in self.slots.values())
+
+
+class AbstractLayer(AbstractCell):
+    """A cell of one layer: weights named as in torch.nn.LSTMCell, gates stacked along the rows."""
+
+    weight_ih: Float[Tensor, "P I"]
+    weight_hh: Float[Tensor, "P H"]
+    bias_ih: Float[Tensor, "P"] | None
+    bias_hh: Float[Tensor, "P"] | None
+
+    @property
+    @abstractmethod
+    def gates(self) -> tuple[str, ...]:
+        """The gates in the order of the weight rows; empty for a cell without gates."""
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        named = {
+            "weight_ih": self.weight_ih,
+            "weight_hh": self.weight_hh,
+            "bias_ih": self.bias_ih,
+            "bias_hh": self.bias_hh,
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
+    @property
+    def input_size(self) -> int:
+        return self.weight_ih.shape[1]
+
+    @property
+    def hidden_size(self) -> int:
+        """H, the number of hidden units."""
+        return self.weight_hh.shape[1]
+
+    @property
+    def output(self) -> slice:
+        return self.slots["h"]
+
+    def with_parameters(self, parameters: Mapping[str, Tensor]) -> Self:
+        return replace(self, **parameters)  # type: ignore[type-var]
+
+    def gates_of(self, parameter: str) -> tuple[str, ...]:
+        return self.gates
+
+    def uses(
+        self,
+        step: CellStep,
+        input_adjoint: Float[Tensor, "N B P"],
+        hidden_adjoint: Float[Tensor, "N B P"],
+    ) -> dict[str, Use]:
+        """dW = sum da (x) x_k, dR = sum da (x) h_{k-1}, db = sum da, for the weights there are."""
+        everything = {
+            "weight_ih": Use(input_adjoint, step.x),
+            "weight_hh": Use(hidden_adjoint, step.previous[..., self.slots["h"]]),
+            "bias_ih": Use(input_adjoint, None),
+            "bias_hh": Use(hidden_adjoint, None),
+        }
+        return {name: everything[name] for name in self.parameters}
+
+    def check(self) -> None:
+        """Refuse weights whose shapes do not belong together.
+
+        Raises:
+            ArgumentError: with the shape expected of each weight that does not fit.
+        """
+        name, blocks = type(self).__name__, max(1, len(self.gates))
+        if self.weight_ih.ndim != 2 or self.weight_hh.ndim != 2:
+            raise ArgumentError(
+                f"{name} expects weight_ih of shape [{blocks}*H, I] and weight_hh of shape "
+                f"[{blocks}*H, H]; got {tuple(self.weight_ih.shape)} and "
+                f"{tuple(self.weight_hh.shape)}"
+            )
+        rows = blocks * self.hidden_size
+        expected = {
+            "weight_ih": (rows, self.input_size),
+            "weight_hh": (rows, self.hidden_size),
+            "bias_ih": (rows,),
+            "bias_hh": (rows,),
+        }
+        wrong = [
+            f"{key} has shape {tuple(value.shape)}, expected {expected[key]}"
+            for key, value in self.parameters.items()
+            if tuple(value.shape) != expected[key]
+        ]
+        if wrong:
+            raise ArgumentError(f"{name} with H={self.hidden_size}: " + "; ".join(wrong))
+
+
+def affine(
+    x: Float[Tensor, "*L I"], weight: Float[Tensor, "P I"], bias: Float[Tensor, "P"] | None
+) -> Float[Tensor, "*L P"]:
+    """W x + b, the pre-activation of every gate at once."""
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+def shifted(edge: Edge, offset: int, suffix: str) -> Edge:
+    """The same edge inside a larger state: slots moved by `offset`, routes marked by `suffix`."""
+    slot = slice(edge.slot.start + offset, edge.slot.stop + offset)
+    if isinstance(edge, Product):
+        return replace(edge, slot=slot, routes=tuple(route + suffix for route in edge.routes))
+    return replace(edge, slot=slot, routes=(edge.routes[0] + suffix,))

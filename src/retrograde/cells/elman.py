@@ -1,0 +1,89 @@
+"""The plain recurrent network: one matrix, one squashing function, one route.
+
+Reference: Jeffrey L. Elman, "Finding Structure in Time", Cognitive Science 14 (1990).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from retrograde.cells.base import AbstractLayer, CellAdjoint, CellStep, Product, affine
+from retrograde.errors import ArgumentError
+
+ACTIVATIONS: Mapping[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    # name: (phi(a), phi'(a) written in terms of h = phi(a))
+    "tanh": (torch.tanh, lambda h: 1 - h * h),
+    "relu": (torch.relu, lambda h: (h > 0).to(h.dtype)),
+    "sigmoid": (torch.sigmoid, lambda h: h * (1 - h)),
+    "identity": (lambda a: a, torch.ones_like),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Elman(AbstractLayer):
+    """h_k = phi(W x_k + b_ih + R h_{k-1} + b_hh), the equation of torch.nn.RNN.
+
+    Args:
+        weight_ih: W, shape [H, I].
+        weight_hh: R, shape [H, H].
+        bias_ih: b_ih, shape [H], or None.
+        bias_hh: b_hh, shape [H], or None.
+        activation: phi, one of "tanh", "relu", "sigmoid", "identity".
+
+    Raises:
+        ArgumentError: for an unknown activation, or weights that do not fit together.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.cells import Elman
+        >>> cell = Elman(torch.tensor([[1.0]]), torch.tensor([[0.5]]), activation="identity")
+        >>> cell.step(torch.tensor([3.0]), torch.tensor([4.0])).state
+        tensor([5.])
+    """
+
+    weight_ih: Float[Tensor, "H I"]
+    weight_hh: Float[Tensor, "H H"]
+    bias_ih: Float[Tensor, "H"] | None = None
+    bias_hh: Float[Tensor, "H"] | None = None
+    activation: str = "tanh"
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ArgumentError(f"activation must be one of {known}; got {self.activation!r}")
+        self.check()
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def slots(self) -> Mapping[str, slice]:
+        return {"h": slice(0, self.hidden_size)}
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        return ("recurrent",)
+
+    def step(self, x: Float[Tensor, "*L I"], state: Float[Tensor, "*L S"]) -> CellStep:
+        phi, _ = ACTIVATIONS[self.activation]
+        h = phi(
+            affine(x, self.weight_ih, self.bias_ih) + affine(state, self.weight_hh, self.bias_hh)
+        )
+        return CellStep(x, state, h, {"hidden": h})
+
+    def linearise(self, step: CellStep) -> CellStep:
+        _, phi_prime = ACTIVATIONS[self.activation]
+        return replace(step, derivatives={"hidden": phi_prime(step.activations["hidden"])})
+
+    def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
+        da = delta * step.derivatives["hidden"]
+        return CellAdjoint(
+            edges=(Product(self.routes, da, self.weight_hh, self.slots["h"]),),
+            to_input=Product(("input",), da, self.weight_ih, slice(0, self.input_size)),
+            uses=self.uses(step, da, da),
+            like=delta,
+        )

@@ -1,0 +1,147 @@
+"""A stack of layers is itself a cell: its state is the states of all layers, side by side."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep, shifted
+from retrograde.errors import ArgumentError
+
+
+@dataclass(frozen=True, eq=False)
+class Stacked(AbstractCell):
+    """Layer l+1 reads the output of layer l at the same step, as in torch.nn.LSTM(num_layers=...).
+
+    Parameters are named as there: `weight_ih_l0`, `weight_hh_l1`, ... Routes of more than one layer
+    carry the same suffix (`carousel_l1`); a single layer keeps its own names.
+
+    Args:
+        layers: the cells from the input upwards.
+
+    Raises:
+        ArgumentError: for no layers, or a layer whose input is not the output of the one below.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.cells import GRU, Stacked
+        >>> lower = GRU(torch.zeros(6, 3), torch.zeros(6, 2))
+        >>> upper = GRU(torch.zeros(6, 2), torch.zeros(6, 2))
+        >>> Stacked((lower, upper)).slots
+        {'h_l0': slice(0, 2, None), 'h_l1': slice(2, 4, None)}
+    """
+
+    layers: tuple[AbstractCell, ...]
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise ArgumentError("a stack needs at least one layer; got none")
+        for number, (below, above) in enumerate(zip(self.layers, self.layers[1:], strict=False), 1):
+            width = below.output.stop - below.output.start
+            if above.input_size != width:
+                raise ArgumentError(
+                    f"layer {number} of a stack must read the {width} outputs of layer "
+                    f"{number - 1}; it expects {above.input_size} inputs"
+                )
+
+    @property
+    def _offsets(self) -> list[int]:
+        offsets = [0]
+        for layer in self.layers[:-1]:
+            offsets.append(offsets[-1] + layer.state_size)
+        return offsets
+
+    def _suffix(self, layer: int) -> str:
+        return f"_l{layer}" if len(self.layers) > 1 else ""
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        return {
+            f"{name}_l{number}": value
+            for number, layer in enumerate(self.layers)
+            for name, value in layer.parameters.items()
+        }
+
+    @property
+    def input_size(self) -> int:
+        return self.layers[0].input_size
+
+    @property
+    def slots(self) -> Mapping[str, slice]:
+        return {
+            f"{name}_l{number}": slice(slot.start + offset, slot.stop + offset)
+            for number, (layer, offset) in enumerate(zip(self.layers, self._offsets, strict=True))
+            for name, slot in layer.slots.items()
+        }
+
+    @property
+    def output(self) -> slice:
+        top, offset = self.layers[-1].output, self._offsets[-1]
+        return slice(top.start + offset, top.stop + offset)
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        return tuple(
+            route + self._suffix(number)
+            for number, layer in enumerate(self.layers)
+            for route in layer.routes
+        )
+
+    def with_parameters(self, parameters: Mapping[str, Tensor]) -> Self:
+        return replace(
+            self,
+            layers=tuple(
+                layer.with_parameters(
+                    {name: parameters[f"{name}_l{number}"] for name in layer.parameters}
+                )
+                for number, layer in enumerate(self.layers)
+            ),
+        )
+
+    def gates_of(self, parameter: str) -> tuple[str, ...]:
+        name, number = parameter.rsplit("_l", 1)
+        return self.layers[int(number)].gates_of(name)
+
+    def step(self, x: Float[Tensor, "*L I"], state: Float[Tensor, "*L S"]) -> CellStep:
+        steps: list[CellStep] = []
+        below = x
+        for layer, part in zip(self.layers, self._split(state), strict=True):
+            steps.append(layer.step(below, part))
+            below = steps[-1].state[..., layer.output]
+        joined = torch.cat([step.state for step in steps], -1)
+        return CellStep(x, state, joined, layers=tuple(steps))
+
+    def linearise(self, step: CellStep) -> CellStep:
+        layers = zip(self.layers, step.layers, strict=True)
+        return replace(step, layers=tuple(layer.linearise(part) for layer, part in layers))
+
+    def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
+        parts = self._split(delta)
+        adjoints: dict[int, CellAdjoint] = {}
+        for number in reversed(range(len(self.layers))):
+            part = parts[number]
+            if number + 1 in adjoints:  # what the layer above reads of this one's output
+                part = part.clone()
+                part[..., self.layers[number].output] += adjoints[number + 1].input()
+            adjoints[number] = self.layers[number].pull_back(step.layers[number], part)
+        ordered = [(number, adjoints[number]) for number in range(len(self.layers))]
+        return CellAdjoint(
+            edges=tuple(
+                shifted(edge, self._offsets[number], self._suffix(number))
+                for number, adjoint in ordered
+                for edge in adjoint.edges
+            ),
+            to_input=adjoints[0].to_input,
+            uses={
+                f"{name}_l{number}": use
+                for number, adjoint in ordered
+                for name, use in adjoint.uses.items()
+            },
+            like=delta,
+        )
+
+    def _split(self, state: Float[Tensor, "*L S"]) -> tuple[Tensor, ...]:
+        return torch.split(state, [layer.state_size for layer in self.layers], -1)

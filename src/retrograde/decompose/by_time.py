@@ -1,0 +1,211 @@
+"""By time: how large is C[t,k], what enters at t and uses the weights at k.
+
+The part itself is `sum_b da_b (x) u_b` and is hardly ever formed: its squared norm is
+`sum_{b,b'} <da_b, da_b'> <u_b, u_b'>`, two small Gram matrices, of which the first serves all
+parameters that share the adjoint `da`. Where the batch is wider than the operands, forming the
+part costs less, and where the Gram sum cancels it is formed as well.
+
+Reference for the Gram form: Xuechen Li et al., "Large Language Models Can Be Strong Differentially
+Private Learners", ICLR (2022), arXiv 2110.05679 ("ghost clipping").
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from retrograde import charts
+from retrograde.cells.base import CellAdjoint, Use
+from retrograde.engine.adjoint import AdjointStep
+from retrograde.engine.entries import Entries
+from retrograde.engine.scaling import Scaled
+
+FORMED = 2**22
+"""Parts are formed so many numbers at a time, 16 MiB in float32."""
+
+REACH = 0.01
+"""A lag is within reach while its mean contribution is this share of that at lag 0."""
+
+
+@dataclass(frozen=True, eq=False)
+class ByTime:
+    """The contributions C[t,k] to the gradient of one parameter, or of all of them together.
+
+    Attributes:
+        parameter: the parameter's name, None for the whole gradient.
+        log2: log2 of the Frobenius norm of C[t,k], summed over the batch; shape [E, T], float64,
+            -inf where k > t.
+        share: signed share <C[t,k], G> / <G, G> in the whole gradient G; shape [E, T], sums to 1.
+        entries: the entry step t of each row (the last one of a block), shape [E].
+        lags: lag of each pair in steps, shape [E, T], -1 where k > t.
+    """
+
+    parameter: str | None
+    log2: Float[Tensor, "E T"]
+    share: Float[Tensor, "E T"]
+    entries: Int[Tensor, "E"]
+    lags: Int[Tensor, "E T"]
+
+    @property
+    def norm(self) -> Float[Tensor, "E T"]:
+        """The norms as plain numbers, which may read 0 or inf where the range ends."""
+        return torch.exp2(self.log2)
+
+    @property
+    def log2_mean_by_lag(self) -> Float[Tensor, "K"]:
+        """log2 of the mean norm of the pairs at each lag 0 .. T-1; -inf where there is none."""
+        inside = self.lags >= 0
+        lags, log2 = self.lags[inside], self.log2[inside]
+        count = torch.zeros(self.lags.shape[1], dtype=log2.dtype, device=log2.device)
+        count.index_add_(0, lags, torch.ones_like(log2))
+        top = torch.full_like(count, -torch.inf).scatter_reduce_(0, lags, log2, "amax")
+        base = torch.where(top.isinf(), 0, top)
+        total = torch.zeros_like(count).index_add_(0, lags, torch.exp2(log2 - base[lags]))
+        return torch.where(count > 0, base + torch.log2(total / count), -torch.inf)
+
+    @property
+    def reach(self) -> int:
+        """The largest lag, in steps, at which the mean norm is still 1 % of that at lag 0."""
+        mean = self.log2_mean_by_lag
+        floor = mean[0] + torch.log2(torch.tensor(REACH, dtype=mean.dtype))
+        within = torch.nonzero((mean >= floor) & mean.isfinite())
+        return int(within.max()) if len(within) else 0
+
+    def chart(self) -> Any:
+        """The entry-by-use map as an Altair chart; `.save("map.png")` needs no browser."""
+        return charts.entry_by_use(self.log2, self.entries, self.parameter)
+
+
+class ContributionNorms:
+    """The fold behind `by_time`: norms and shares of every C[t,k], for every parameter."""
+
+    def __init__(self, entries: Entries, steps: int, gradient: Mapping[str, Scaled]):
+        """`gradient` holds the whole gradient of each parameter, of which shares are taken."""
+        self._entries = entries
+        self._gradient = {name: whole.normalised()[0] for name, whole in gradient.items()}
+        self._square = {
+            name: float(whole.values.double().square().sum())
+            for name, whole in self._gradient.items()
+        }
+        shape = (len(entries), steps)
+        new = entries.output.new_zeros
+        self._log2 = {name: new(shape, dtype=torch.float64) - torch.inf for name in gradient}
+        self._share = {name: new(shape, dtype=torch.float64) for name in gradient}
+
+    def update(self, step: AdjointStep) -> None:
+        rows = len(self._entries) - 1 - torch.arange(len(step.lags), device=step.lags.device)
+        for adjoint, uses in _sharing_an_adjoint(step.adjoint):
+            log2 = _log2_norms(adjoint, list(uses.values()))
+            share = self._shares(adjoint, uses, step.delta.exponent)
+            for column, name in enumerate(uses):
+                self._log2[name][rows, step.k] = log2[:, column] + step.delta.exponent
+                self._share[name][rows, step.k] = share[:, column]
+
+    def result(self) -> dict[str, ByTime]:
+        lags = lag_table(self._entries, next(iter(self._log2.values())).shape[1])
+        return {
+            name: ByTime(name, log2, self._share[name], self._entries.steps, lags)
+            for name, log2 in self._log2.items()
+        }
+
+    def _shares(
+        self, adjoint: Float[Tensor, "N B P"], uses: Mapping[str, Use], exponent: Int[Tensor, "N"]
+    ) -> Float[Tensor, "N U"]:
+        """<C, G> = sum_b <da_b, G u_b>, over <G, G>."""
+        towards = torch.stack([self._towards(name, use, adjoint) for name, use in uses.items()])
+        inner = (adjoint.flatten(1) @ towards.flatten(1).T).double()
+        scale = torch.stack([self._gradient[name].exponent for name in uses], -1)
+        square = inner.new_tensor([self._square[name] for name in uses])
+        inner = torch.where(square > 0, inner / square, 0)
+        return inner * torch.exp2((exponent.unsqueeze(-1) - scale).double())
+
+    def _towards(self, name: str, use: Use, adjoint: Float[Tensor, "N B P"]) -> Tensor:
+        whole = self._gradient[name].values.squeeze(0)
+        return whole.expand(adjoint.shape[1:]) if use.operand is None else use.operand @ whole.T
+
+
+def combined(parts: Sequence[ByTime], gradient: Mapping[str, Scaled]) -> ByTime:
+    """All parameters together: squared norms add up, shares are weighted by <G_p, G_p>."""
+    log2 = torch.stack([part.log2 for part in parts])
+    weights = torch.stack([gradient[str(part.parameter)].log2_norms().squeeze() for part in parts])
+    weights = torch.softmax(2 * weights * torch.log(weights.new_tensor(2.0)), 0).nan_to_num()
+    share = sum(part.share * weight for part, weight in zip(parts, weights, strict=True))
+    return ByTime(None, log2_of_sum(2 * log2) / 2, share, parts[0].entries, parts[0].lags)
+
+
+def log2_of_sum(log2: Float[Tensor, "K *R"]) -> Float[Tensor, "*R"]:
+    """log2 of the sum of 2^log2 over the leading axis."""
+    ln2 = torch.log(log2.new_tensor(2.0))
+    return torch.logsumexp(log2 * ln2, 0) / ln2
+
+
+def lag_table(entries: Entries, steps: int) -> Int[Tensor, "E T"]:
+    """The lag of every (row, use step) pair, -1 where the use comes after the entry."""
+    table = torch.full((len(entries), steps), -1, device=entries.output.device)
+    ends = entries.steps
+    for k in range(steps):
+        rows = int((ends >= k).sum())
+        if rows:
+            table[len(entries) - rows :, k] = entries.lags(k, rows).flip(0)
+    return table
+
+
+def _sharing_an_adjoint(pulled: CellAdjoint) -> list[tuple[Tensor, dict[str, Use]]]:
+    groups: dict[int, tuple[Tensor, dict[str, Use]]] = {}
+    for name, use in pulled.uses.items():
+        groups.setdefault(id(use.adjoint), (use.adjoint, {}))[1][name] = use
+    return list(groups.values())
+
+
+def _log2_norms(adjoint: Float[Tensor, "N B P"], uses: Sequence[Use]) -> Float[Tensor, "N U"]:
+    """log2 ||sum_b da_b (x) u_b|| for every row and use, by whichever way costs less."""
+    columns = sum(1 if use.operand is None else use.operand.shape[1] for use in uses)
+    if adjoint.shape[1] > columns:
+        return _by_forming(adjoint, uses)
+    squares, cancels = _by_gram(adjoint, uses)
+    log2 = torch.log2(squares.clamp(min=0)) / 2
+    rows = torch.nonzero(cancels.any(1)).squeeze(1)
+    if len(rows):
+        log2[rows] = _by_forming(adjoint[rows], uses)
+    return log2
+
+
+def _by_gram(
+    adjoint: Float[Tensor, "N B P"], uses: Sequence[Use]
+) -> tuple[Float[Tensor, "N U"], Tensor]:
+    """Squared norms, and where the sum over sample pairs cancels too far to be trusted.
+
+    A Gram entry is off by about eps |da_b| |da_b'|, so a sum of squares below 2^14 eps of
+    (sum_b |da_b| |u_b|)^2 may be off by more than 2^-10 of itself.
+    """
+    operands = torch.stack([_gram_of_operand(use, adjoint) for use in uses], -1)
+    gram = torch.bmm(adjoint, adjoint.mT).double()
+    squares = gram.flatten(1) @ operands.flatten(0, 1)
+    lengths = torch.diagonal(gram, dim1=1, dim2=2).clamp(min=0).sqrt()
+    bound = (lengths @ torch.diagonal(operands).T.sqrt()).square()
+    return squares, squares < 2**14 * torch.finfo(adjoint.dtype).eps * bound
+
+
+def _gram_of_operand(use: Use, adjoint: Float[Tensor, "N B P"]) -> Float[Tensor, "B B"]:
+    if use.operand is None:
+        return adjoint.new_ones(adjoint.shape[1], adjoint.shape[1], dtype=torch.float64)
+    operand = use.operand.double()
+    return operand @ operand.T
+
+
+def _by_forming(adjoint: Float[Tensor, "N B P"], uses: Sequence[Use]) -> Float[Tensor, "N U"]:
+    norms = []
+    for use in uses:
+        if use.operand is None:
+            norms.append(Scaled.of(adjoint.sum(1)).log2_norms())
+            continue
+        rows = max(1, FORMED // (adjoint.shape[2] * use.operand.shape[1]))
+        parts = (
+            torch.bmm(some.mT, use.operand.expand(len(some), -1, -1))
+            for some in torch.split(adjoint, rows)
+        )
+        norms.append(torch.cat([Scaled.of(part).log2_norms() for part in parts]))
+    return torch.stack(norms, -1)

@@ -1,0 +1,107 @@
+"""Where the loss enters the recurrence, and which entry steps share a row of the backward pass."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from retrograde.engine.scaling import Scaled, power_of_two
+from retrograde.errors import ArgumentError
+
+FULL_ROWS = 1024
+"""Up to this many entry steps each have a row of their own unless the caller says otherwise."""
+
+BLOCK_ROWS = 512
+"""Above that, neighbouring entry steps share rows, and there are at most this many."""
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """dL/ds_k as the loss alone gives it, and the blocks of entry steps that share a row.
+
+    `output` is dL/dh_k of the top layer at every step; `final` is what enters the last state by
+    other ways (through h_n and c_n). `blocks` are (first, last) entry steps, in order of time; a
+    block of one step is a row [t] of the entry-by-use map. A wider row's adjoint is that of the
+    block's summed loss, so that sums over entries stay exact.
+    """
+
+    output: Float[Tensor, "T B H"]
+    final: Float[Tensor, "B S"]
+    slot: slice
+    blocks: tuple[tuple[int, int], ...]
+
+    @staticmethod
+    def of(
+        output: Float[Tensor, "T B H"],
+        final: Float[Tensor, "B S"],
+        slot: slice,
+        max_rows: int | None = None,
+    ) -> "Entries":
+        """Group the steps at which the loss enters into at most `max_rows` rows.
+
+        By default every entry step has its own row up to 1024 of them; more share 512 rows.
+
+        Raises:
+            ArgumentError: if `max_rows` is not a positive integer.
+        """
+        if max_rows is not None and (not isinstance(max_rows, int) or max_rows < 1):
+            raise ArgumentError(f"max_rows must be a positive integer; got {max_rows!r}")
+        enters = output.flatten(1).any(1)
+        enters[-1] |= bool(final.any())
+        steps = torch.nonzero(enters).squeeze(1).tolist()
+        if max_rows is None:
+            max_rows = FULL_ROWS if len(steps) <= FULL_ROWS else BLOCK_ROWS
+        width = max(1, -(-len(steps) // max_rows))
+        groups = [steps[i : i + width] for i in range(0, len(steps), width)]
+        return Entries(output, final, slot, tuple((group[0], group[-1]) for group in groups))
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @cached_property
+    def _ends(self) -> Int[Tensor, "2 E"]:
+        """First and last steps of the blocks, latest block first: the order of the rows."""
+        ends = torch.tensor(self.blocks, dtype=torch.int64, device=self.output.device)
+        return ends.reshape(-1, 2).flip(0).T.contiguous()
+
+    @property
+    def steps(self) -> Int[Tensor, "E"]:
+        """The last entry step of each row, in order of time."""
+        return self._ends[1].flip(0)
+
+    @property
+    def resolution(self) -> int:
+        """Width of the widest row, in steps; lags are exact if it is 1."""
+        return max((last - first + 1 for first, last in self.blocks), default=1)
+
+    @cached_property
+    def _typical(self) -> Scaled:
+        """A factor 2^e and the exponent -e that bring the largest entry near the centre."""
+        peak = torch.maximum(self.output.abs().max(), self.final.abs().max())
+        exponent = Scaled.of(peak.reshape(1, 1)).centred(peak.reshape(1)).exponent
+        return Scaled(power_of_two(-exponent, self.output), exponent)
+
+    def at(self, k: int) -> Scaled:
+        """dL/ds_k without what comes through later steps, as one row."""
+        adjoint = self.final.clone() if k == len(self.output) - 1 else torch.zeros_like(self.final)
+        adjoint[:, self.slot] += self.output[k]
+        return Scaled((adjoint * self._typical.values).unsqueeze(0), self._typical.exponent)
+
+    def opens(self, k: int, rows: int) -> bool:
+        """Whether step k is the first entry, going backwards, of row number `rows`."""
+        return rows < len(self.blocks) and self.blocks[-1 - rows][1] == k
+
+    def covers(self, k: int, rows: int) -> bool:
+        """Whether the newest of `rows` rows is a block that step k still belongs to."""
+        return 0 < rows and self.blocks[-rows][0] <= k < self.blocks[-rows][1]
+
+    def lags(self, k: int, rows: int) -> Int[Tensor, "N"]:
+        """Lag of each of the first `rows` rows at use step k, latest entry first.
+
+        For a block it is the distance to the middle of its entries that k can reach.
+        """
+        first, last = self._ends[:, :rows]
+        lags: Tensor = (first.clamp(min=k) + last) // 2 - k
+        return lags

@@ -1,0 +1,84 @@
+"""The forward pass as a value: the states, and any step recomputed from the state before it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from retrograde.cells.base import AbstractCell, CellStep
+from retrograde.errors import ArgumentError
+
+CHUNK = 32
+"""Steps that are recomputed together. Only the states are kept over the whole sequence."""
+
+
+@dataclass(frozen=True, eq=False)
+class Unrolled:
+    """A cell, its inputs x [T, B, I] and its states [T+1, B, S], the initial state first."""
+
+    cell: AbstractCell
+    x: Float[Tensor, "T B I"]
+    states: Float[Tensor, "T1 B S"]
+
+    def __len__(self) -> int:
+        return self.x.shape[0]
+
+    @property
+    def output(self) -> Float[Tensor, "T B H"]:
+        """h_k of the top layer, the layer's output."""
+        return self.states[1:, :, self.cell.output]
+
+    def steps(self, start: int, stop: int) -> CellStep:
+        """Steps start..stop-1, linearised, all at once from their known previous states."""
+        return self.cell.linearise(self.cell.step(self.x[start:stop], self.states[start:stop]))
+
+    def backwards(self) -> Iterator[tuple[int, CellStep]]:
+        """(k, step k) for k = T-1 .. 0, holding CHUNK steps at a time."""
+        for stop in range(len(self), 0, -CHUNK):
+            start = max(0, stop - CHUNK)
+            chunk = self.steps(start, stop)
+            for k in reversed(range(start, stop)):
+                yield k, chunk.at(k - start)
+
+
+@torch.no_grad()
+def unroll(
+    cell: AbstractCell,
+    x: Float[Tensor, "T B I"],
+    initial: Float[Tensor, "B S"] | None = None,
+) -> Unrolled:
+    """Run a cell over a sequence.
+
+    Args:
+        cell: the recurrence.
+        x: inputs, shape [T, B, I].
+        initial: s before the first step, shape [B, S]; zeros if None.
+
+    Raises:
+        ArgumentError: if x or the initial state does not fit the cell.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.cells import Elman
+        >>> from retrograde.engine import unroll
+        >>> cell = Elman(torch.ones(1, 1), torch.full((1, 1), 0.5), activation="identity")
+        >>> unroll(cell, torch.ones(3, 1, 1)).output.flatten()
+        tensor([1.0000, 1.5000, 1.7500])
+    """
+    if x.ndim != 3 or x.shape[2] != cell.input_size:
+        raise ArgumentError(
+            f"x must have shape [T, B, {cell.input_size}]; got {tuple(x.shape)}. Transpose a "
+            "batch-first tensor with x.transpose(0, 1)"
+        )
+    expected = (x.shape[1], cell.state_size)
+    if initial is not None and tuple(initial.shape) != expected:
+        raise ArgumentError(
+            f"the initial state must have shape {list(expected)} [B, S]; got {list(initial.shape)}"
+        )
+    states = x.new_empty(x.shape[0] + 1, *expected)
+    states[0] = 0 if initial is None else initial
+    for k, x_k in enumerate(x):
+        states[k + 1] = cell.step(x_k, states[k]).state
+    return Unrolled(cell, x, states)

@@ -1,0 +1,32 @@
+"""Every error that Retrograde raises on purpose, so that one `except` can catch them all.
+
+Each message says what was expected, what arrived and what to do about it.
+"""
+
+
+class RetrogradeError(Exception):
+    """The root of the tree; the command line prints its message and exits with 2."""
+
+
+class ArgumentError(RetrogradeError, ValueError):
+    """An argument has a value that the call cannot use."""
+
+
+class UnsupportedModelError(RetrogradeError):
+    """The model holds no recurrent layer, or holds one in a form that is not yet taken apart."""
+
+
+class RecordingError(RetrogradeError):
+    """What was recorded is not one forward and one backward pass through a recurrent layer."""
+
+
+class NonFiniteError(RetrogradeError):
+    """A NaN or an infinity stands where the decomposition needs a number."""
+
+
+class MissingExtraError(RetrogradeError, ImportError):
+    """An optional dependency is not installed; the message says how to install it."""
+
+
+class InputError(RetrogradeError):
+    """A file or function named on the command line cannot be used."""

@@ -1,0 +1,6 @@
+"""What a person or a script reads: a report is data, and text, page and JSON are views of it."""
+
+from retrograde.report.diagnose import diagnose
+from retrograde.report.report import Horizon, Layer, Report
+
+__all__ = ["Horizon", "Layer", "Report", "diagnose"]
