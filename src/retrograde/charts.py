@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-WIDTH = 560
+WIDTH = 500
 CELLS = 104
 """The map shows at most so many cells a side; a larger one is pooled by the maximum."""
 
 DEPTH = 40
-"""The colours of the map span so many powers of two below its largest norm."""
+"""The colours of the map span at most so many powers of two below its largest norm."""
 
 INK, ACCENT, COUNTER = "#31688e", "#b5367a", "#e08214"
 
@@ -23,7 +23,8 @@ def entry_by_use(log2: Tensor, entries: Tensor, parameter: str | None) -> Any:
     """The map of C[t,k]: entry step t upwards, use step k to the right, log2 norm as colour."""
     alt = _altair()
     rows, wide = _cells(log2.cpu(), entries.cpu())
-    top = max((row["v"] for row in rows), default=0.0)
+    sizes = [row["v"] for row in rows] or [0.0]
+    top, least = max(sizes), min(sizes)
     scale = alt.Scale(nice=False, zero=False)
     step = "datum.{0} + (datum.{1} > datum.{0} + 1 ? '-' + (datum.{1} - 1) : '')"
     return (
@@ -47,7 +48,9 @@ def entry_by_use(log2: Tensor, entries: Tensor, parameter: str | None) -> Any:
             color=alt.Color(
                 "v:Q",
                 title="log2 norm",
-                scale=alt.Scale(scheme="viridis", domain=[top - DEPTH, top], clamp=True),
+                scale=alt.Scale(
+                    scheme="viridis", domain=[max(least, top - DEPTH), top], clamp=True
+                ),
             ),
             tooltip=[
                 alt.Tooltip("entry:N", title="entry step t"),
@@ -56,7 +59,7 @@ def entry_by_use(log2: Tensor, entries: Tensor, parameter: str | None) -> Any:
                 alt.Tooltip("norm:N", title="norm"),
             ],
         )
-        .properties(width=WIDTH - 100, height=WIDTH - 200)
+        .properties(width=WIDTH - 90, height=WIDTH - 150)
     )
 
 
@@ -69,6 +72,7 @@ def lag_curve(log2_mean: Tensor, reach: int, half_life: float, floor: float) -> 
         if value > -torch.inf
     ]
     start = rows[0]["log2"] if rows else 0.0
+    least = min((row["log2"] for row in rows), default=0.0)
     x = alt.X("lag:Q", title="lag (steps)", axis=alt.Axis(tickMinStep=1))
     y = alt.Y("log2:Q", title="log2 of the mean contribution", scale=alt.Scale(zero=False))
     tooltip = [alt.Tooltip("lag:Q", title="lag (steps)"), alt.Tooltip("norm:N", title="mean norm")]
@@ -80,6 +84,7 @@ def lag_curve(log2_mean: Tensor, reach: int, half_life: float, floor: float) -> 
     if len(rows) > 1:
         level = start + _log2(floor)
         layers += [
+            _slope(alt, start, least, len(log2_mean) - 1, half_life),
             _rule(alt, {"lag": reach}, "x", f"reach: {reach} steps", WIDTH),
             _rule(alt, {"log2": level}, "y", f"{floor:.0%} of lag 0", WIDTH),
         ]
@@ -88,7 +93,7 @@ def lag_curve(log2_mean: Tensor, reach: int, half_life: float, floor: float) -> 
         height=260,
         title={
             "text": "How far back the gradient reaches",
-            "subtitle": f"half-life of the adjoint: {half_life_in_words(half_life)}",
+            "subtitle": "dotted: the half-life of the adjoint, " + half_life_in_words(half_life),
         },
     )
 
@@ -130,7 +135,12 @@ def blocks(names: Sequence[tuple[str, str | None]], log2: Tensor, share: Tensor)
     order = [_block(name) for name in names]
     chart = alt.Chart(alt.Data(values=rows)).encode(
         y=alt.Y("block:N", sort=order, title=None, axis=alt.Axis(labelLimit=260)),
-        x=alt.X("log2:Q", title="log2 norm", scale=alt.Scale(zero=False, padding=30)),
+        x=alt.X(
+            "log2:Q",
+            title="log2 norm",
+            scale=alt.Scale(zero=False, padding=30),
+            axis=alt.Axis(tickCount=6),
+        ),
         tooltip=[
             alt.Tooltip("block:N", title="block"),
             alt.Tooltip("norm:N", title="norm"),
@@ -143,7 +153,7 @@ def blocks(names: Sequence[tuple[str, str | None]], log2: Tensor, share: Tensor)
     )
     labels = chart.mark_text(align="left", dx=8).encode(text="text:N")
     return (dots + labels).properties(
-        width=WIDTH - 140,
+        width=WIDTH - 110,
         height={"step": 20},
         title={"text": "Blocks of the gradient", "subtitle": "labels: share of the whole"},
     )
@@ -196,6 +206,14 @@ def _rule(alt: Any, where: dict[str, float], axis: str, text: str, width: int) -
         return line + label.encode(x=f"{name}:Q", y=alt.value(0), text="text:N")
     label = alt.Chart(data).mark_text(align="right", dy=-6, color=ACCENT)
     return line + label.encode(y=f"{name}:Q", x=alt.value(width), text="text:N")
+
+
+def _slope(alt: Any, start: float, least: float, lags: int, half_life: float) -> Any:
+    """The straight line that the half-life stands for, as far as the chart goes down."""
+    end = min(lags, (start - least) * half_life) if half_life > 0 else lags
+    ends = [{"lag": 0, "log2": start}, {"lag": end, "log2": start - end / half_life}]
+    line = alt.Chart(alt.Data(values=ends)).mark_line(color=COUNTER, strokeDash=[2, 3])
+    return line.encode(x="lag:Q", y="log2:Q")
 
 
 def _block(name: tuple[str, str | None]) -> str:

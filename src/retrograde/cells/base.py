@@ -9,7 +9,6 @@ step k back to step k-1, and both the sum over them and the split by route are r
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -172,7 +171,7 @@ class AbstractCell(ABC):
         """The names of the edges from s_{k-1} to s_k, which partition the one-step Jacobian."""
 
     @abstractmethod
-    def with_parameters(self, parameters: Mapping[str, Tensor]) -> Self:
+    def with_parameters(self, parameters: Mapping[str, Tensor]) -> "AbstractCell":
         """The same cell with other weights, given under the names of `parameters`."""
 
     @abstractmethod
@@ -200,10 +199,10 @@ class AbstractCell(ABC):
 class AbstractLayer(AbstractCell):
     """A cell of one layer: weights named as in torch.nn.LSTMCell, gates stacked along the rows."""
 
-    weight_ih: Float[Tensor, "P I"]
-    weight_hh: Float[Tensor, "P H"]
-    bias_ih: Float[Tensor, "P"] | None
-    bias_hh: Float[Tensor, "P"] | None
+    weight_ih: Float[Tensor, "..."]
+    weight_hh: Float[Tensor, "..."]
+    bias_ih: Float[Tensor, "..."] | None
+    bias_hh: Float[Tensor, "..."] | None
 
     @property
     @abstractmethod
@@ -233,7 +232,7 @@ class AbstractLayer(AbstractCell):
     def output(self) -> slice:
         return self.slots["h"]
 
-    def with_parameters(self, parameters: Mapping[str, Tensor]) -> Self:
+    def with_parameters(self, parameters: Mapping[str, Tensor]) -> "AbstractLayer":
         return replace(self, **parameters)  # type: ignore[type-var]
 
     def gates_of(self, parameter: str) -> tuple[str, ...]:

@@ -44,10 +44,10 @@ class Elman(AbstractLayer):
         tensor([5.])
     """
 
-    weight_ih: Float[Tensor, "H I"]
-    weight_hh: Float[Tensor, "H H"]
-    bias_ih: Float[Tensor, "H"] | None = None
-    bias_hh: Float[Tensor, "H"] | None = None
+    weight_ih: Float[Tensor, "..."]
+    weight_hh: Float[Tensor, "..."]
+    bias_ih: Float[Tensor, "..."] | None = None
+    bias_hh: Float[Tensor, "..."] | None = None
     activation: str = "tanh"
 
     def __post_init__(self) -> None:

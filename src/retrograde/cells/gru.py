@@ -40,10 +40,10 @@ class GRU(AbstractLayer):
         tensor([0.5000, 0.5000])
     """
 
-    weight_ih: Float[Tensor, "P I"]
-    weight_hh: Float[Tensor, "P H"]
-    bias_ih: Float[Tensor, "P"] | None = None
-    bias_hh: Float[Tensor, "P"] | None = None
+    weight_ih: Float[Tensor, "..."]
+    weight_hh: Float[Tensor, "..."]
+    bias_ih: Float[Tensor, "..."] | None = None
+    bias_hh: Float[Tensor, "..."] | None = None
 
     def __post_init__(self) -> None:
         self.check()

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -90,7 +89,7 @@ class Stacked(AbstractCell):
             for route in layer.routes
         )
 
-    def with_parameters(self, parameters: Mapping[str, Tensor]) -> Self:
+    def with_parameters(self, parameters: Mapping[str, Tensor]) -> "Stacked":
         return replace(
             self,
             layers=tuple(

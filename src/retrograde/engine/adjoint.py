@@ -9,7 +9,7 @@ own result.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -40,6 +40,7 @@ class AdjointStep:
     cell: AbstractCell
 
 
+@runtime_checkable
 class Fold(Protocol):
     """A consumer of the stream; what it collects is its own business."""
 

@@ -46,7 +46,7 @@ class Entries:
         Raises:
             ArgumentError: if `max_rows` is not a positive integer.
         """
-        if max_rows is not None and (not isinstance(max_rows, int) or max_rows < 1):
+        if max_rows is not None and max_rows < 1:
             raise ArgumentError(f"max_rows must be a positive integer; got {max_rows!r}")
         enters = output.flatten(1).any(1)
         enters[-1] |= bool(final.any())

@@ -46,8 +46,8 @@ class Unrolled:
 @torch.no_grad()
 def unroll(
     cell: AbstractCell,
-    x: Float[Tensor, "T B I"],
-    initial: Float[Tensor, "B S"] | None = None,
+    x: Float[Tensor, "..."],
+    initial: Float[Tensor, "..."] | None = None,
 ) -> Unrolled:
     """Run a cell over a sequence.
 

@@ -70,7 +70,7 @@ class Report:
         groups = [f"lags {lag_in_words(lag)}" for lag in self.by_lag(widest).lags]
         rows = []
         for layer in self.layers:
-            share = [f"{value:.1%}" for value in self.by_lag(layer).share.tolist()]
+            share = [percent(value) for value in self.by_lag(layer).share.tolist()]
             rows.append(
                 (
                     layer.name,
@@ -134,12 +134,12 @@ def sentence(layer: Layer, horizon: Horizon | None) -> str:
         verdict = f"hardly; single contributions reach back {reach}, as far as {lag}, but summed up"
     else:
         verdict = f"yes, its gradient reaches back {reach}, as far as {lag}, and"
-    return f"{name}: {verdict} {_percent(far)} of the gradient comes from there and beyond."
+    return f"{name}: {verdict} {percent(far)} of the gradient comes from there and beyond."
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     """A share with one digit after the point, and never "-0.0%"."""
-    return f"{share:.1%}" if abs(share) >= 0.0005 else "less than 0.1%"
+    return f"{round(share, 3) + 0.0:.1%}"
 
 
 def _steps(count: int) -> str:

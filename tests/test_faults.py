@@ -1,0 +1,116 @@
+"""Cells broken on purpose: the conformance table must reject every one of them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conformance import CHECKS
+from problems import GRU_, LSTM_, TANH
+
+from retrograde.cells import GRU, LSTM, Elman
+
+
+class SignFlip(Elman):
+    def pull_back(self, step, delta):
+        return super().pull_back(step, -delta)
+
+
+class MissingTanhDerivative(Elman):
+    def linearise(self, step):
+        return replace(step, derivatives={"hidden": torch.ones_like(step.state)})
+
+
+class OffByOneInTime(Elman):
+    def pull_back(self, step, delta):
+        return super().pull_back(replace(step, previous=step.state), delta)
+
+
+class UntransposedWeights(Elman):
+    def pull_back(self, step, delta):
+        adjoint = super().pull_back(step, delta)
+        return replace(adjoint, edges=(replace(adjoint.edges[0], weight=self.weight_hh.T),))
+
+
+class _Altered:
+    """Changes one pointwise derivative of a gated cell."""
+
+    def linearise(self, step):
+        derivatives = dict(super().linearise(step).derivatives)
+        self.alter(step, derivatives)
+        return replace(step, derivatives=derivatives)
+
+
+class SwappedGates(_Altered, LSTM):
+    def alter(self, step, derivatives):
+        derivatives["c by a"] = derivatives["c by a"].flip(-2)
+
+
+class MissingReadout(_Altered, LSTM):
+    def alter(self, step, derivatives):
+        derivatives["h by c"] = torch.zeros_like(derivatives["h by c"])
+
+
+class DroppedOneMinusF(_Altered, LSTM):
+    def alter(self, step, derivatives):
+        f = slice(1, 2)
+        by_a = derivatives["c by a"].clone()
+        by_a[..., f, :] /= (1 - step.activations["forget"]).unsqueeze(-2)
+        derivatives["c by a"] = by_a
+
+
+class NewCellStateInsteadOfOld(_Altered, LSTM):
+    def alter(self, step, derivatives):
+        shifted = LSTM.linearise(self, replace(step, previous=step.state)).derivatives
+        derivatives["c by a"] = shifted["c by a"]
+
+
+class ClosedCarousel(_Altered, LSTM):
+    def alter(self, step, derivatives):
+        derivatives["c by c"] = torch.zeros_like(derivatives["c by c"])
+
+
+class ResetGateForgotten(_Altered, GRU):
+    def alter(self, step, derivatives):
+        derivatives["a_n by q"] = torch.ones_like(derivatives["a_n by q"])
+
+
+class UpdateGateTurnedRound(_Altered, GRU):
+    def alter(self, step, derivatives):
+        derivatives["h by h"] = 1 - derivatives["h by h"]
+
+
+class BiasOfTheWrongSide(GRU):
+    def pull_back(self, step, delta):
+        adjoint = super().pull_back(step, delta)
+        uses = dict(adjoint.uses, bias_hh=adjoint.uses["bias_ih"])
+        return replace(adjoint, uses=uses)
+
+
+FAULTS = [
+    (SignFlip, TANH),
+    (MissingTanhDerivative, TANH),
+    (OffByOneInTime, TANH),
+    (UntransposedWeights, TANH),
+    (SwappedGates, LSTM_),
+    (MissingReadout, LSTM_),
+    (DroppedOneMinusF, LSTM_),
+    (NewCellStateInsteadOfOld, LSTM_),
+    (ClosedCarousel, LSTM_),
+    (ResetGateForgotten, GRU_),
+    (UpdateGateTurnedRound, GRU_),
+    (BiasOfTheWrongSide, GRU_),
+]
+
+
+@pytest.mark.parametrize(("broken", "make"), FAULTS, ids=lambda each: getattr(each, "__name__", ""))
+def test_the_suite_rejects(broken, make):
+    sound = make()
+    cell = broken(**sound.parameters)
+    rejected = []
+    for check in CHECKS:
+        check(sound)
+        try:
+            check(cell)
+        except AssertionError:
+            rejected.append(check.__name__)
+    assert rejected, f"no check noticed {broken.__name__}"
