@@ -8,9 +8,9 @@ differentiation, finite differences. That `step` itself is right is torch.nn's b
 from dataclasses import dataclass
 
 import torch
-from problems import B, T
 from torch import Tensor
 
+from problems import B, T
 from retrograde.cells import AbstractCell
 from retrograde.decompose.by_lag import LagSums
 from retrograde.engine import Entries, backpropagate, fold, unroll

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from retrograde.cells import GRU, LSTM, AbstractCell, AbstractLayer, Elman, Stacked
 
-T, B, I, H = 5, 3, 2, 4  # all different, so that a swapped axis shows
+T, B, INPUTS, H = 5, 3, 2, 4  # all different, so that a swapped axis shows
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def _weights(gates: int, inputs: int, bias: bool, generator: torch.Generator) ->
 
 
 def _layer(kind: type[AbstractLayer], gates: int, *, bias: bool = True, **options: str):
-    def make(seed: int = 0, inputs: int = I) -> AbstractLayer:
+    def make(seed: int = 0, inputs: int = INPUTS) -> AbstractLayer:
         generator = torch.Generator().manual_seed(seed)
         return kind(**_weights(gates, inputs, bias, generator), **options)
 
@@ -38,7 +38,7 @@ def _layer(kind: type[AbstractLayer], gates: int, *, bias: bool = True, **option
 
 def _stack(*makers: Callable[..., AbstractCell]):
     def make(seed: int = 0) -> Stacked:
-        sizes = [I] + [H] * (len(makers) - 1)
+        sizes = [INPUTS] + [H] * (len(makers) - 1)
         pairs = enumerate(zip(makers, sizes, strict=True))
         return Stacked(tuple(maker(seed + i, inputs=size) for i, (maker, size) in pairs))
 
@@ -46,7 +46,7 @@ def _stack(*makers: Callable[..., AbstractCell]):
 
 
 def _torch(kind: type[nn.RNNBase], layers: int = 1, **options: object):
-    return lambda: kind(I, H, num_layers=layers, **options).double()
+    return lambda: kind(INPUTS, H, num_layers=layers, **options).double()
 
 
 TANH = _layer(Elman, 1)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+
 from conformance import CHECKS, EXACT, plain_pass, unrolled_and_entries
 from problems import PROBLEMS, H
-
 from retrograde import cells
 from retrograde.errors import ArgumentError
 

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from conformance import EXACT, plain_pass
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from problems import PROBLEMS, B, T
 from torch import nn
 
 import retrograde
+from conformance import EXACT, plain_pass
+from problems import PROBLEMS, B, T
 from retrograde.decompose import by_time as by_time_module
 from retrograde.decompose.by_lag import lag_bins
 from retrograde.errors import ArgumentError

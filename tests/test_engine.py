@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from conformance import EXACT, plain_pass, total_gradient, unrolled_and_entries
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import GRU_, LSTM_, TANH
 
 import retrograde
+from conformance import EXACT, plain_pass, total_gradient, unrolled_and_entries
+from problems import GRU_, LSTM_, TANH
 from retrograde.cells import Elman
 from retrograde.engine import Entries, backpropagate, unroll
 from retrograde.errors import ArgumentError, NonFiniteError

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from conformance import CHECKS
 from problems import GRU_, LSTM_, TANH
-
 from retrograde.cells import GRU, LSTM, Elman
 
 

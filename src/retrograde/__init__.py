@@ -7,13 +7,15 @@ flow = retrograde.decompose(recording)
 flow.reach, flow.half_life, flow.residual
 """
 
+from importlib.metadata import version
+
 from retrograde import cells
 from retrograde.decompose import Flow, decompose
 from retrograde.errors import RetrogradeError
 from retrograde.record import Recorded, Recording, record, record_cell
 from retrograde.report import Report, diagnose
 
-__version__ = "0.1.0"
+__version__ = version("retrograde")
 
 __all__ = [
     "Flow",

@@ -3,7 +3,7 @@
 Altair is imported when the first chart is drawn, not with the package.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -81,7 +81,7 @@ def lag_curve(log2_mean: Tensor, reach: int, half_life: float, floor: float) -> 
         curve.mark_line(color=INK),
         curve.mark_circle(color=INK, size=18).encode(tooltip=tooltip),
     ]
-    if len(rows) > 1:
+    if len(rows) > 1 and half_life == half_life:
         level = start + _log2(floor)
         layers += [
             _slope(alt, start, least, len(log2_mean) - 1, half_life),
@@ -181,7 +181,7 @@ def in_words(log2: float) -> str:
     return f"{2**log2:.3g}" if -1000 < log2 < 1000 else f"2^{log2:.1f}"
 
 
-def _cells(log2: Tensor, entries: Tensor) -> tuple[list[dict[str, float]], int]:
+def _cells(log2: Tensor, entries: Tensor) -> tuple[list[dict[str, int | float]], int]:
     """One short record a cell, and the width of a cell; a large map is pooled by the maximum."""
     rows, steps = log2.shape
     high, wide = -(-rows // CELLS), -(-steps // CELLS)
@@ -196,9 +196,9 @@ def _cells(log2: Tensor, entries: Tensor) -> tuple[list[dict[str, float]], int]:
     return cells, wide
 
 
-def _rule(alt: Any, where: dict[str, float], axis: str, text: str, width: int) -> Any:
+def _rule(alt: Any, where: Mapping[str, int | float], axis: str, text: str, width: int) -> Any:
     """A dashed line with a label, vertical at a lag or horizontal at a size."""
-    data = alt.Data(values=[where | {"text": text}])
+    data = alt.Data(values=[{**where, "text": text}])
     name = next(iter(where))
     line = alt.Chart(data).mark_rule(strokeDash=[4, 4], color=ACCENT).encode(**{axis: f"{name}:Q"})
     if axis == "x":

@@ -1,5 +1,6 @@
 """A report as one page that opens offline: the charts' own JavaScript is part of the file."""
 
+from importlib.metadata import version
 from typing import Any
 
 import altair
@@ -7,7 +8,6 @@ import torch
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-import retrograde
 from retrograde.report.report import Layer, Report
 
 
@@ -29,8 +29,11 @@ def render(report: Report) -> str:
             {"name": layer.name, "sentence": sentence, "charts": _charts(report, layer)}
             for layer, sentence in zip(report.layers, report.sentences, strict=True)
         ],
-        javascript=vl_convert.javascript_bundle(None, vl_version=_vega_lite_version()),
-        versions=f"retrograde {retrograde.__version__}, torch {torch.__version__}",
+        javascript=vl_convert.javascript_bundle(  # None: the libraries alone
+            None,  # type: ignore[arg-type]
+            vl_version=_vega_lite_version(),
+        ),
+        versions=f"retrograde {version('retrograde')}, torch {torch.__version__}",
     )
 
 

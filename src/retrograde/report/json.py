@@ -2,11 +2,11 @@
 
 import json
 import math
+from importlib.metadata import version
 from typing import Any
 
 import torch
 
-import retrograde
 from retrograde.report.report import Layer, Report
 
 SCHEMA = "retrograde-report/1"
@@ -17,7 +17,7 @@ def render(report: Report) -> str:
     document = {
         "schema": SCHEMA,
         "title": report.title,
-        "versions": {"retrograde": retrograde.__version__, "torch": str(torch.__version__)},
+        "versions": {"retrograde": version("retrograde"), "torch": str(torch.__version__)},
         "notes": list(report.notes),
         "horizon": vars(report.horizon) if report.horizon else None,
         "layers": [

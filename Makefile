@@ -1,0 +1,59 @@
+# `make demo` and `make test` are all a fresh machine with python3 (3.11 or newer) and make needs.
+# .venv is set up once and again only when pyproject.toml or constraints.txt change.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench docs clean
+
+help:
+	@echo "make demo   two forecasters of CO2, and how far back their gradients reach"
+	@echo "make test   lint, types and all tests"
+	@echo "make lint   ruff and mypy"
+	@echo "make bench  speed and memory, as ratios measured here"
+	@echo "make docs   the documentation, into site/"
+
+demo: .venv/demo
+	$(BIN)/retrograde demo
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+lint: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: .venv/dev
+	$(BIN)/python benchmarks/norms_against_autograd.py
+	$(BIN)/python benchmarks/recursion_against_matmul.py
+	$(BIN)/python benchmarks/memory_and_length.py
+
+docs: .venv/dev
+	$(BIN)/mkdocs build --strict --quiet
+
+clean:
+	rm -rf .venv site
+
+.venv/created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "retrograde needs Python 3.11 or newer; make PYTHON=python3.11 picks one")'
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+# torch first and on its own: pinned like this it is the CPU build where one is at hand.
+.venv/torch: .venv/created constraints.txt
+	@echo "installing torch (once) ..."
+	$(PIP) torch
+	@touch $@
+
+.venv/demo: .venv/torch pyproject.toml
+	@echo "installing what the demo needs (once) ..."
+	$(PIP) --editable '.[demo]'
+	@touch $@
+
+.venv/dev: .venv/demo
+	@echo "installing what the tests need (once) ..."
+	$(PIP) --editable '.[dev]'
+	@touch $@
