@@ -115,9 +115,12 @@ class CellAdjoint:
     uses: Mapping[str, Use]
     like: Float[Tensor, "N B S"]
 
-    def previous(self) -> Float[Tensor, "N B S"]:
-        """Adjoint of s_{k-1}: J_k^T delta, the sum over all routes."""
-        return self._sum(self.edges, self.like.shape[-1])
+    def previous(self, spare: int = 0) -> Float[Tensor, "N1 B S"]:
+        """Adjoint of s_{k-1}: J_k^T delta, the sum over all routes.
+
+        With `spare` rows of zeros at the end, for entries that start there.
+        """
+        return self._sum(self.edges, self.like.shape[-1], spare)
 
     def by_route(self) -> dict[str, Float[Tensor, "N B S"]]:
         """Adjoint of s_{k-1} split by route; the parts sum to `previous()`."""
@@ -131,10 +134,13 @@ class CellAdjoint:
         """Adjoint of x_k."""
         return self._sum((self.to_input,), self.to_input.weight.shape[1])
 
-    def _sum(self, edges: tuple[Edge, ...], size: int) -> Float[Tensor, "N B size"]:
-        total = self.like.new_zeros(*self.like.shape[:-1], size)
+    def _sum(
+        self, edges: tuple[Edge, ...], size: int, spare: int = 0
+    ) -> Float[Tensor, "N1 B size"]:
+        rows, batch = self.like.shape[:2]
+        total = new_rows(self.like, rows + spare, batch, size).zero_()
         for edge in edges:
-            edge.add_to(total)
+            edge.add_to(total[:rows])
         return total
 
 
@@ -208,6 +214,11 @@ class AbstractLayer(AbstractCell):
     @abstractmethod
     def gates(self) -> tuple[str, ...]:
         """The gates in the order of the weight rows; empty for a cell without gates."""
+
+    @property
+    def recurrent_routes(self) -> tuple[str, ...]:
+        """The routes through the recurrent weights: one for each gate."""
+        return tuple(f"recurrent.{gate}" for gate in self.gates) or ("recurrent",)
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
@@ -287,6 +298,15 @@ def affine(
 ) -> Float[Tensor, "*L P"]:
     """W x + b, the pre-activation of every gate at once."""
     return torch.nn.functional.linear(x, weight, bias)
+
+
+def new_rows(like: Tensor, rows: int, *shape: int) -> Tensor:
+    """An uninitialised tensor [rows, *shape], its memory rounded up to a multiple of 64 rows.
+
+    The recursion gains a row at every step. Blocks that keep their size are handed out by the
+    allocator again and again; blocks that grew a little would be fresh memory each time.
+    """
+    return like.new_empty(-(-rows // 64) * 64, *shape)[:rows]
 
 
 def shifted(edge: Edge, offset: int, suffix: str) -> Edge:

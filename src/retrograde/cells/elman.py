@@ -66,7 +66,7 @@ class Elman(AbstractLayer):
 
     @property
     def routes(self) -> tuple[str, ...]:
-        return ("recurrent",)
+        return self.recurrent_routes
 
     def step(self, x: Float[Tensor, "*L I"], state: Float[Tensor, "*L S"]) -> CellStep:
         phi, _ = ACTIVATIONS[self.activation]
@@ -82,7 +82,7 @@ class Elman(AbstractLayer):
     def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
         da = delta * step.derivatives["hidden"]
         return CellAdjoint(
-            edges=(Product(self.routes, da, self.weight_hh, self.slots["h"]),),
+            edges=(Product(self.recurrent_routes, da, self.weight_hh, self.slots["h"]),),
             to_input=Product(("input",), da, self.weight_ih, slice(0, self.input_size)),
             uses=self.uses(step, da, da),
             like=delta,

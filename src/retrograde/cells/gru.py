@@ -58,11 +58,7 @@ class GRU(AbstractLayer):
 
     @property
     def routes(self) -> tuple[str, ...]:
-        return (*self._recurrent, "carousel")
-
-    @property
-    def _recurrent(self) -> tuple[str, ...]:
-        return tuple(f"recurrent.{gate}" for gate in self.gates)
+        return (*self.recurrent_routes, "carousel")
 
     def step(self, x: Float[Tensor, "*L I"], state: Float[Tensor, "*L S"]) -> CellStep:
         x_r, x_z, x_n = affine(x, self.weight_ih, self.bias_ih).chunk(3, -1)
@@ -96,7 +92,7 @@ class GRU(AbstractLayer):
 
         return CellAdjoint(
             edges=(
-                Product(self._recurrent, through_h, self.weight_hh, self.slots["h"]),
+                Product(self.recurrent_routes, through_h, self.weight_hh, self.slots["h"]),
                 Elementwise(("carousel",), delta, h_by_h, self.slots["h"]),
             ),
             to_input=Product(("input",), through_x, self.weight_ih, slice(0, self.input_size)),

@@ -13,7 +13,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retrograde._types import LSTM_GATES
-from retrograde.cells.base import AbstractLayer, CellAdjoint, CellStep, Elementwise, Product, affine
+from retrograde.cells.base import (
+    AbstractLayer,
+    CellAdjoint,
+    CellStep,
+    Elementwise,
+    Product,
+    affine,
+    new_rows,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,11 +70,7 @@ class LSTM(AbstractLayer):
 
     @property
     def routes(self) -> tuple[str, ...]:
-        return (*self._recurrent, "carousel")
-
-    @property
-    def _recurrent(self) -> tuple[str, ...]:
-        return tuple(f"recurrent.{gate}" for gate in self.gates)
+        return (*self.recurrent_routes, "carousel")
 
     def step(self, x: Float[Tensor, "*L I"], state: Float[Tensor, "*L S"]) -> CellStep:
         h, c_previous = state.chunk(2, -1)
@@ -100,15 +104,15 @@ class LSTM(AbstractLayer):
         h_by_c, c_by_a, h_by_a_o, c_by_c = step.derivatives.values()
         dh, dc = delta.chunk(2, -1)
 
-        dc = torch.addcmul(dc, dh, h_by_c)
-        da = delta.new_empty(*dc.shape[:-1], 4, self.hidden_size)  # i, f, g, o
+        dc = torch.addcmul(dc, dh, h_by_c, out=new_rows(delta, *dh.shape))
+        da = new_rows(delta, *dh.shape[:-1], 4, self.hidden_size)  # i, f, g, o
         torch.mul(dc.unsqueeze(-2), c_by_a, out=da[..., :3, :])
         torch.mul(dh, h_by_a_o, out=da[..., 3, :])
         da = da.flatten(-2)
 
         return CellAdjoint(
             edges=(
-                Product(self._recurrent, da, self.weight_hh, self.slots["h"]),
+                Product(self.recurrent_routes, da, self.weight_hh, self.slots["h"]),
                 Elementwise(("carousel",), dc, c_by_c, self.slots["c"]),
             ),
             to_input=Product(("input",), da, self.weight_ih, slice(0, self.input_size)),

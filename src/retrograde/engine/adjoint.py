@@ -55,42 +55,45 @@ def backpropagate(unrolled: Unrolled, entries: Entries) -> Iterator[AdjointStep]
         NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
     """
     cell = unrolled.cell
-    delta = Scaled.of(entries.final.new_empty(0, *entries.final.shape))
+    pulled: CellAdjoint | None = None
+    exponent = torch.zeros(0, dtype=torch.int64, device=entries.output.device)
     for k, step in unrolled.backwards():
-        delta = _enter(delta, entries, k)
-        if not len(delta.exponent):
+        arriving = _arriving(k, pulled, exponent, entries)
+        if not len(arriving.exponent):
             continue
-        before = delta
-        delta, norms = before.normalised()
-        if delta is not before and not bool(norms.isfinite().all()):
+        delta, norms = arriving.normalised()
+        if delta is not arriving and not bool(norms.isfinite().all()):
             raise NonFiniteError(
                 f"the adjoint of the state becomes infinite or NaN at step {k}, within one step: "
                 "a weight or an activation there is too large for this data type. Look at the "
                 "recurrent weights, or decompose in float64"
             )
-        adjoint = cell.pull_back(step, delta.values)
-        lags = entries.lags(k, len(delta.exponent))
-        yield AdjointStep(k, delta, norms, lags, adjoint, step, cell)
-        if k:
-            delta = Scaled(adjoint.previous(), delta.exponent)
+        pulled, exponent = cell.pull_back(step, delta.values), delta.exponent
+        yield AdjointStep(k, delta, norms, entries.lags(k, len(exponent)), pulled, step, cell)
 
 
-def _enter(delta: Scaled, entries: Entries, k: int) -> Scaled:
-    """Add what enters at step k: as a new row, or to the newest row if k belongs to its block."""
-    rows = len(delta.exponent)
-    if entries.opens(k, rows):
+def _arriving(
+    k: int, pulled: CellAdjoint | None, exponent: Int[Tensor, "N"], entries: Entries
+) -> Scaled:
+    """delta_k: what comes back through step k+1, and what the loss gives to s_k directly.
+
+    The latter is a new row, or part of the newest row if k belongs to that row's block.
+    """
+    rows = len(exponent)
+    opens = entries.opens(k, rows)
+    if pulled is None:
+        values = entries.final.new_zeros(int(opens), *entries.final.shape)
+    else:
+        values = pulled.previous(spare=int(opens))
+    if opens:
         new = entries.at(k)
-        return Scaled(
-            torch.cat((delta.values, new.values)), torch.cat((delta.exponent, new.exponent))
-        )
-    if entries.covers(k, rows):
-        newest = Scaled(delta.values[-1:], delta.exponent[-1:])
-        joined = newest.plus(entries.at(k))
-        return Scaled(
-            torch.cat((delta.values[:-1], joined.values)),
-            torch.cat((delta.exponent[:-1], joined.exponent)),
-        )
-    return delta
+        values[-1:] = new.values
+        exponent = torch.cat((exponent, new.exponent))
+    elif entries.covers(k, rows):
+        joined = Scaled(values[-1:], exponent[-1:]).plus(entries.at(k))
+        values[-1:] = joined.values
+        exponent = torch.cat((exponent[:-1], joined.exponent))
+    return Scaled(values, exponent)
 
 
 @torch.no_grad()
