@@ -12,6 +12,7 @@ from torch import Tensor
 
 from problems import B, T
 from retrograde.cells import AbstractCell
+from retrograde.cells.base import FEW_ROWS
 from retrograde.decompose.by_lag import LagSums
 from retrograde.engine import Entries, backpropagate, fold, unroll
 
@@ -140,6 +141,23 @@ def check_transpose_and_routes(cell: AbstractCell) -> None:
     torch.testing.assert_close(sum(routes.values()), adjoint.previous(), **EXACT)
 
 
+def check_many_rows_equal_one_at_a_time(cell: AbstractCell) -> None:
+    """Many rows go through each sample's Jacobian, few through the weights: the same adjoints."""
+    plain = plain_pass(cell)
+    step = cell.linearise(cell.step(plain.x[2].detach(), plain.states[2].detach()))
+    generator = torch.Generator().manual_seed(2)
+    shape = (FEW_ROWS + 3, B, cell.state_size)
+    delta = torch.randn(shape, generator=generator, dtype=torch.float64)
+    many = cell.pull_back(step, delta)
+    routes = many.by_route()
+    for row in range(len(delta)):
+        one = cell.pull_back(step, delta[row : row + 1])
+        torch.testing.assert_close(many.previous()[row], one.previous()[0], **EXACT)
+        torch.testing.assert_close(many.input()[row], one.input()[0], **EXACT)
+        for route, part in one.by_route().items():
+            torch.testing.assert_close(routes[route][row], part[0], **EXACT)
+
+
 def check_autograd_gradcheck(cell: AbstractCell) -> None:
     plain = plain_pass(cell)
     leaves = [plain.x[0].detach().requires_grad_(), plain.states[0].detach().requires_grad_()]
@@ -152,5 +170,6 @@ CHECKS = [
     check_state_and_input_adjoints,
     check_step_against_differences,
     check_transpose_and_routes,
+    check_many_rows_equal_one_at_a_time,
     check_autograd_gradcheck,
 ]

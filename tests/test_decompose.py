@@ -11,6 +11,7 @@ from torch import nn
 import retrograde
 from conformance import EXACT, plain_pass
 from problems import PROBLEMS, B, T
+from retrograde.cells.base import GateAdjoint, Use
 from retrograde.decompose import by_time as by_time_module
 from retrograde.decompose.by_lag import lag_bins
 from retrograde.errors import ArgumentError
@@ -239,14 +240,15 @@ def half(recording):
 def test_gram_and_forming_agree():
     """Whichever way costs less, the norms are the same."""
     generator = torch.Generator().manual_seed(0)
-    adjoint = torch.randn(7, 3, 8, generator=generator, dtype=torch.float64)
-    uses = [
-        by_time_module.Use(adjoint, torch.randn(3, 5, generator=generator, dtype=torch.float64)),
-        by_time_module.Use(adjoint, None),
-    ]
-    squares, cancels = by_time_module._by_gram(adjoint, uses)
+    source, factor, operand = (
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        for shape in ((7, 3, 4), (3, 2, 4), (3, 5))
+    )
+    adjoint = GateAdjoint(((source, factor),))
+    uses = [Use(adjoint, operand), Use(adjoint, None)]
+    squares, cancels = by_time_module._by_gram(adjoint.dense, uses)
     assert not bool(cancels.any())
-    formed = by_time_module._by_forming(adjoint, uses)
+    formed = by_time_module._by_forming(adjoint.dense, uses)
     torch.testing.assert_close(torch.log2(squares) / 2, formed, **EXACT)
 
 

@@ -8,6 +8,7 @@ import torch
 from conformance import CHECKS
 from problems import GRU_, LSTM_, TANH
 from retrograde.cells import GRU, LSTM, Elman
+from retrograde.cells.base import FEW_ROWS
 
 
 class SignFlip(Elman):
@@ -17,7 +18,7 @@ class SignFlip(Elman):
 
 class MissingTanhDerivative(Elman):
     def linearise(self, step):
-        return replace(step, derivatives={"hidden": torch.ones_like(step.state)})
+        return replace(step, derivatives={"h by a": torch.ones_like(step.state).unsqueeze(-2)})
 
 
 class OffByOneInTime(Elman):
@@ -71,12 +72,22 @@ class ClosedCarousel(_Altered, LSTM):
 
 class ResetGateForgotten(_Altered, GRU):
     def alter(self, step, derivatives):
-        derivatives["a_n by q"] = torch.ones_like(derivatives["a_n by q"])
+        derivatives["h by q"] = derivatives["h by a"]
 
 
 class UpdateGateTurnedRound(_Altered, GRU):
     def alter(self, step, derivatives):
         derivatives["h by h"] = 1 - derivatives["h by h"]
+
+
+class JacobianOfTheWrongSample(LSTM):
+    """Right for few rows, wrong where each sample's Jacobian is formed."""
+
+    def pull_back(self, step, delta):
+        if len(delta) < FEW_ROWS:
+            return super().pull_back(step, delta)
+        shifted = {name: value.roll(1, 0) for name, value in step.derivatives.items()}
+        return super().pull_back(replace(step, derivatives=shifted), delta)
 
 
 class BiasOfTheWrongSide(GRU):
@@ -98,6 +109,7 @@ FAULTS = [
     (ClosedCarousel, LSTM_),
     (ResetGateForgotten, GRU_),
     (UpdateGateTurnedRound, GRU_),
+    (JacobianOfTheWrongSample, LSTM_),
     (BiasOfTheWrongSide, GRU_),
 ]
 

@@ -9,6 +9,7 @@ step k back to step k-1, and both the sum over them and the split by route are r
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -16,21 +17,24 @@ from torch import Tensor
 
 from retrograde.errors import ArgumentError
 
+FEW_ROWS = 16
+"""From so many rows on, a Jacobian formed once for each sample pays for itself."""
+
 
 @dataclass(frozen=True)
 class CellStep:
     """One step of a cell (or, with a leading axis, many): what the pull-back needs to know.
 
-    `activations` holds the gates and squashed values by name, `derivatives` the pointwise factors
-    that `linearise` derives from them; `layers` holds the steps of a stack's layers and is empty
-    for a plain cell.
+    `activations` holds the gates and squashed values by name; `derivatives` the pointwise factors
+    that `linearise` derives from them ([*L, H], or [*L, G, H] for several gates); `layers` the
+    steps of a stack's layers, none for a plain cell.
     """
 
     x: Float[Tensor, "*L I"]
     previous: Float[Tensor, "*L S"]
     state: Float[Tensor, "*L S"]
     activations: Mapping[str, Float[Tensor, "*L H"]] = field(default_factory=dict)
-    derivatives: Mapping[str, Float[Tensor, "*L H"]] = field(default_factory=dict)
+    derivatives: Mapping[str, Float[Tensor, "..."]] = field(default_factory=dict)
     layers: "tuple[CellStep, ...]" = ()
 
     def at(self, index: int) -> "CellStep":
@@ -45,7 +49,62 @@ class CellStep:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class GateAdjoint:
+    """Adjoints of the pre-activations of all gates, not multiplied out: da_g = source * factor_g.
+
+    `parts` holds (source [N, B, H], factor [B, G, H]) with the gates in order over all parts.
+    Many rows share the factors, so that most questions cost less when they are put this way.
+    """
+
+    parts: tuple[tuple[Float[Tensor, "N B H"], Float[Tensor, "B _ H"]], ...]
+
+    @property
+    def gates(self) -> int:
+        return sum(factor.shape[-2] for _, factor in self.parts)
+
+    @cached_property
+    def dense(self) -> Float[Tensor, "N B P"]:
+        """da itself, the gates side by side."""
+        rows, batch, hidden = self.parts[0][0].shape
+        da = new_rows(self.parts[0][0], rows, batch, self.gates, hidden)
+        first = 0
+        for source, factor in self.parts:
+            last = first + factor.shape[-2]
+            torch.mul(source.unsqueeze(-2), factor, out=da[..., first:last, :])
+            first = last
+        return da.flatten(-2)
+
+    def gate(self, number: int) -> "GateAdjoint":
+        """The adjoint of one gate alone."""
+        for source, factor in self.parts:
+            if number < factor.shape[-2]:
+                return GateAdjoint(((source, factor[:, number : number + 1]),))
+            number -= factor.shape[-2]
+        raise IndexError(number)
+
+    def add_product(self, weight: Float[Tensor, "P M"], total: Float[Tensor, "N B M"]) -> None:
+        """Add da @ weight to `total`.
+
+        Few rows go through the weights one gate after the other. For many, sum_g diag(factor_g) W_g
+        is formed once for each sample: it is that sample's Jacobian, and every row is multiplied
+        by it alone, in 1/G of the operations.
+        """
+        if len(total) < FEW_ROWS or self.gates == len(self.parts):
+            total.flatten(0, 1).addmm_(self.dense.flatten(0, 1), weight)
+            return
+        first = 0
+        for source, factor in self.parts:
+            blocks = weight.view(self.gates, -1, weight.shape[1])[first : first + factor.shape[-2]]
+            first += factor.shape[-2]
+            factors = factor.unsqueeze(-1)
+            jacobian = factors[:, 0] * blocks[0]
+            for gate in range(1, len(blocks)):
+                jacobian.addcmul_(factors[:, gate], blocks[gate])
+            total.transpose(0, 1).baddbmm_(source.transpose(0, 1), jacobian)
+
+
+@dataclass(frozen=True, eq=False)
 class Product:
     """An edge through a weight matrix: `adjoint @ weight`, added to `slot` of the previous state.
 
@@ -53,21 +112,19 @@ class Product:
     """
 
     routes: tuple[str, ...]
-    adjoint: Float[Tensor, "N B P"]
+    adjoint: GateAdjoint
     weight: Float[Tensor, "P M"]
     slot: slice
 
     def add_to(self, total: Float[Tensor, "N B S"]) -> None:
-        rows = total.flatten(0, 1)[:, self.slot]
-        rows.addmm_(self.adjoint.flatten(0, 1), self.weight)
+        self.adjoint.add_product(self.weight, total[..., self.slot])
 
     def split(self) -> "dict[str, Product]":
         """The same edge, one gate at a time."""
-        adjoints = self.adjoint.chunk(len(self.routes), -1)
         weights = self.weight.chunk(len(self.routes), 0)
         return {
-            route: Product((route,), adjoint, weight, self.slot)
-            for route, adjoint, weight in zip(self.routes, adjoints, weights, strict=True)
+            route: Product((route,), self.adjoint.gate(number), weight, self.slot)
+            for number, (route, weight) in enumerate(zip(self.routes, weights, strict=True))
         }
 
 
@@ -97,7 +154,7 @@ class Use:
     `operand` is None for a bias, whose gradient is the plain sum of the adjoint over the batch.
     """
 
-    adjoint: Float[Tensor, "N B P"]
+    adjoint: GateAdjoint
     operand: Float[Tensor, "B M"] | None
 
 
@@ -252,8 +309,8 @@ class AbstractLayer(AbstractCell):
     def uses(
         self,
         step: CellStep,
-        input_adjoint: Float[Tensor, "N B P"],
-        hidden_adjoint: Float[Tensor, "N B P"],
+        input_adjoint: GateAdjoint,
+        hidden_adjoint: GateAdjoint,
     ) -> dict[str, Use]:
         """dW = sum da (x) x_k, dR = sum da (x) h_{k-1}, db = sum da, for the weights there are."""
         everything = {

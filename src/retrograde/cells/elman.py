@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retrograde.cells.base import AbstractLayer, CellAdjoint, CellStep, Product, affine
+from retrograde.cells.base import AbstractLayer, CellAdjoint, CellStep, GateAdjoint, Product, affine
 from retrograde.errors import ArgumentError
 
 ACTIVATIONS: Mapping[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
@@ -77,10 +77,11 @@ class Elman(AbstractLayer):
 
     def linearise(self, step: CellStep) -> CellStep:
         _, phi_prime = ACTIVATIONS[self.activation]
-        return replace(step, derivatives={"hidden": phi_prime(step.activations["hidden"])})
+        h_by_a = phi_prime(step.activations["hidden"])
+        return replace(step, derivatives={"h by a": h_by_a.unsqueeze(-2)})
 
     def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
-        da = delta * step.derivatives["hidden"]
+        da = GateAdjoint(((delta, step.derivatives["h by a"]),))
         return CellAdjoint(
             edges=(Product(self.recurrent_routes, da, self.weight_hh, self.slots["h"]),),
             to_input=Product(("input",), da, self.weight_ih, slice(0, self.input_size)),

@@ -13,7 +13,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retrograde._types import GRU_GATES
-from retrograde.cells.base import AbstractLayer, CellAdjoint, CellStep, Elementwise, Product, affine
+from retrograde.cells.base import (
+    AbstractLayer,
+    CellAdjoint,
+    CellStep,
+    Elementwise,
+    GateAdjoint,
+    Product,
+    affine,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,25 +78,22 @@ class GRU(AbstractLayer):
 
     def linearise(self, step: CellStep) -> CellStep:
         r, z, n, q = step.activations.values()
+        h_by_a_n = (1 - z) * (1 - n * n)
+        h_by_a_z = (step.previous - n) * z * (1 - z)
+        a_n_by_a_r = q * r * (1 - r)
         return replace(
             step,
             derivatives={
-                "h by a_n": (1 - z) * (1 - n * n),
-                "a_n by a_r": q * r * (1 - r),
-                "h by a_z": (step.previous - n) * z * (1 - z),
-                "a_n by q": r,
+                "h by a": torch.stack((h_by_a_n * a_n_by_a_r, h_by_a_z, h_by_a_n), -2),
+                "h by q": torch.stack((h_by_a_n * a_n_by_a_r, h_by_a_z, h_by_a_n * r), -2),
                 "h by h": z,
             },
         )
 
     def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
-        h_by_a_n, a_n_by_a_r, h_by_a_z, a_n_by_q, h_by_h = step.derivatives.values()
-
-        da_n = delta * h_by_a_n
-        da_r = da_n * a_n_by_a_r
-        da_z = delta * h_by_a_z
-        through_x = torch.cat((da_r, da_z, da_n), -1)
-        through_h = torch.cat((da_r, da_z, da_n * a_n_by_q), -1)
+        h_by_a, h_by_q, h_by_h = step.derivatives.values()
+        through_x = GateAdjoint(((delta, h_by_a),))  # r, z, n
+        through_h = GateAdjoint(((delta, h_by_q),))  # r, z and q, which r multiplies
 
         return CellAdjoint(
             edges=(

@@ -18,6 +18,7 @@ from retrograde.cells.base import (
     CellAdjoint,
     CellStep,
     Elementwise,
+    GateAdjoint,
     Product,
     affine,
     new_rows,
@@ -95,7 +96,7 @@ class LSTM(AbstractLayer):
             derivatives={
                 "h by c": o * (1 - squashed * squashed),
                 "c by a": torch.stack(c_by_a, -2),
-                "h by a_o": squashed * o * (1 - o),
+                "h by a_o": (squashed * o * (1 - o)).unsqueeze(-2),
                 "c by c": f,
             },
         )
@@ -105,10 +106,7 @@ class LSTM(AbstractLayer):
         dh, dc = delta.chunk(2, -1)
 
         dc = torch.addcmul(dc, dh, h_by_c, out=new_rows(delta, *dh.shape))
-        da = new_rows(delta, *dh.shape[:-1], 4, self.hidden_size)  # i, f, g, o
-        torch.mul(dc.unsqueeze(-2), c_by_a, out=da[..., :3, :])
-        torch.mul(dh, h_by_a_o, out=da[..., 3, :])
-        da = da.flatten(-2)
+        da = GateAdjoint(((dc, c_by_a), (dh, h_by_a_o)))
 
         return CellAdjoint(
             edges=(

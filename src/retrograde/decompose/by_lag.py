@@ -89,7 +89,7 @@ class LagSums:
         sums, top = self._sum_rows(step)
         uses = dict(step.cell.pull_back(step.step, sums).uses)
         self._gathered.append((uses, top))
-        numbers = sum(use.adjoint.numel() for use in uses.values()) * len(self._gathered)
+        numbers = sum(use.adjoint.dense.numel() for use in uses.values()) * len(self._gathered)
         if len(self._gathered) == STEPS_AT_ONCE or numbers >= GATHERED:
             self._multiply()
 
@@ -123,13 +123,13 @@ class LagSums:
             return
         tops = torch.stack([top for _, top in self._gathered])
         top = tops.amax(0)
-        weights = power_of_two(tops - top, next(iter(self._gathered[0][0].values())).adjoint)
+        weights = power_of_two(tops - top, next(iter(self._gathered[0][0].values())).adjoint.dense)
         top = torch.where(top == NOTHING, 0, top)
         aligned: dict[int, Tensor] = {}
         for name, first in self._gathered[0][0].items():
             uses = [gathered[name] for gathered, _ in self._gathered]
             if id(first.adjoint) not in aligned:
-                stacked = torch.stack([use.adjoint for use in uses], 1)  # [M, K, B, P]
+                stacked = torch.stack([use.adjoint.dense for use in uses], 1)  # [M, K, B, P]
                 stacked = stacked * weights.T[..., None, None]
                 aligned[id(first.adjoint)] = stacked.flatten(1, 2)
             adjoint = aligned[id(first.adjoint)]

@@ -90,25 +90,32 @@ class ContributionNorms:
             name: float(whole.values.double().square().sum())
             for name, whole in self._gradient.items()
         }
-        shape = (len(entries), steps)
+        # Kept use step by use step with the latest entry first, as rows come; turned at the end.
+        shape = (steps, len(entries))
         new = entries.output.new_zeros
         self._log2 = {name: new(shape, dtype=torch.float64) - torch.inf for name in gradient}
         self._share = {name: new(shape, dtype=torch.float64) for name in gradient}
 
     def update(self, step: AdjointStep) -> None:
-        rows = len(self._entries) - 1 - torch.arange(len(step.lags), device=step.lags.device)
+        rows = len(step.lags)
         for adjoint, uses in _sharing_an_adjoint(step.adjoint):
             log2 = _log2_norms(adjoint, list(uses.values()))
             share = self._shares(adjoint, uses, step.delta.exponent)
             for column, name in enumerate(uses):
-                self._log2[name][rows, step.k] = log2[:, column] + step.delta.exponent
-                self._share[name][rows, step.k] = share[:, column]
+                self._log2[name][step.k, :rows] = log2[:, column] + step.delta.exponent
+                self._share[name][step.k, :rows] = share[:, column]
 
     def result(self) -> dict[str, ByTime]:
-        lags = lag_table(self._entries, next(iter(self._log2.values())).shape[1])
+        lags = lag_table(self._entries, next(iter(self._log2.values())).shape[0])
         return {
-            name: ByTime(name, log2, self._share[name], self._entries.steps, lags)
-            for name, log2 in self._log2.items()
+            name: ByTime(
+                name,
+                self._log2[name].T.flip(0),
+                self._share[name].T.flip(0),
+                self._entries.steps,
+                lags,
+            )
+            for name in self._log2
         }
 
     def _shares(
@@ -156,7 +163,7 @@ def lag_table(entries: Entries, steps: int) -> Int[Tensor, "E T"]:
 def _sharing_an_adjoint(pulled: CellAdjoint) -> list[tuple[Tensor, dict[str, Use]]]:
     groups: dict[int, tuple[Tensor, dict[str, Use]]] = {}
     for name, use in pulled.uses.items():
-        groups.setdefault(id(use.adjoint), (use.adjoint, {}))[1][name] = use
+        groups.setdefault(id(use.adjoint), (use.adjoint.dense, {}))[1][name] = use
     return list(groups.values())
 
 
