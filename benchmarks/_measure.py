@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: a pass to measure, interleaved repeats, and the answer as table and JSON.
+"""Shared by the benchmarks: a pass to measure, interleaved repeats, the answer as table and JSON.
 
 Cases that are compared take turns, round by round, so that whatever else the machine does meets
 them all; ratios are formed within a round, and every figure is given with its spread over rounds.
@@ -36,7 +36,7 @@ class Spread:
         return Spread(min(values), statistics.median(values), max(values))
 
     def __str__(self) -> str:
-        return f"{self.median:.3g} ({self.min:.3g} .. {self.max:.3g})"
+        return f"{self.median:.3g} ({self.min:.3g}–{self.max:.3g})"
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,22 @@ def answer(script: str, question: str, rows: Sequence[Mapping[str, object]]) -> 
     """Print the rows as a table and write them to results/, named after the script."""
     table = Table(*rows[0], title=question, caption=" | ".join(map(str, machine().values())))
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
-    Console().print(table)
+        table.add_row(*map(_cell, row.values()))
+    console = Console()
+    console.width = max(console.width, 110)
+    console.print(table)
     figures = [
         {key: asdict(v) if isinstance(v, Spread) else v for key, v in row.items()} for row in rows
     ]
     RESULTS.mkdir(exist_ok=True)
     content = {"question": question, "machine": machine(), "rows": figures}
     (RESULTS / f"{Path(script).stem}.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return ("no", "yes")[value] if isinstance(value, bool) else str(value)
 
 
 def _read(path: str) -> str:

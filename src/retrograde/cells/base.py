@@ -7,7 +7,7 @@ step k back to step k-1, and both the sum over them and the split by route are r
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -37,16 +37,27 @@ class CellStep:
     derivatives: Mapping[str, Float[Tensor, "..."]] = field(default_factory=dict)
     layers: "tuple[CellStep, ...]" = ()
 
-    def at(self, index: int) -> "CellStep":
-        """The step at `index` of the leading axis."""
-        return CellStep(
-            self.x[index],
-            self.previous[index],
-            self.state[index],
-            {name: value[index] for name, value in self.activations.items()},
-            {name: value[index] for name, value in self.derivatives.items()},
-            tuple(layer.at(index) for layer in self.layers),
-        )
+    def unbind(self) -> "list[CellStep]":
+        """The single steps along the leading axis."""
+
+        def by_name(named: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+            columns = [value.unbind() for value in named.values()]
+            return (dict(zip(named, row, strict=True)) for row in zip(*columns, strict=True))
+
+        count = len(self.x)
+        layers = zip(*(layer.unbind() for layer in self.layers), strict=True)
+        return [
+            CellStep(*parts)
+            for parts in zip(
+                self.x.unbind(),
+                self.previous.unbind(),
+                self.state.unbind(),
+                by_name(self.activations) if self.activations else [{}] * count,
+                by_name(self.derivatives) if self.derivatives else [{}] * count,
+                layers if self.layers else [()] * count,
+                strict=True,
+            )
+        ]
 
 
 @dataclass(frozen=True, eq=False)

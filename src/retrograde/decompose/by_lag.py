@@ -18,7 +18,7 @@ from retrograde.engine.adjoint import AdjointStep
 from retrograde.engine.scaling import NOTHING, Scaled, aligned, power_of_two
 from retrograde.errors import ArgumentError
 
-STEPS_AT_ONCE = 32
+STEPS_AT_ONCE = 64
 """Outer products of so many steps are gathered into one matrix product."""
 
 GATHERED = 2**22
@@ -89,7 +89,8 @@ class LagSums:
         sums, top = self._sum_rows(step)
         uses = dict(step.cell.pull_back(step.step, sums).uses)
         self._gathered.append((uses, top))
-        numbers = sum(use.adjoint.dense.numel() for use in uses.values()) * len(self._gathered)
+        adjoints = {id(use.adjoint): use.adjoint.dense.numel() for use in uses.values()}
+        numbers = sum(adjoints.values()) * len(self._gathered)
         if len(self._gathered) == STEPS_AT_ONCE or numbers >= GATHERED:
             self._multiply()
 

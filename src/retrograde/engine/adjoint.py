@@ -86,9 +86,8 @@ def _arriving(
     else:
         values = pulled.previous(spare=int(opens))
     if opens:
-        new = entries.at(k)
-        values[-1:] = new.values
-        exponent = torch.cat((exponent, new.exponent))
+        entries.write(k, values[-1:])
+        exponent = torch.cat((exponent, entries.exponent))
     elif entries.covers(k, rows):
         joined = Scaled(values[-1:], exponent[-1:]).plus(entries.at(k))
         values[-1:] = joined.values

@@ -85,9 +85,20 @@ class Entries:
 
     def at(self, k: int) -> Scaled:
         """dL/ds_k without what comes through later steps, as one row."""
-        adjoint = self.final.clone() if k == len(self.output) - 1 else torch.zeros_like(self.final)
-        adjoint[:, self.slot] += self.output[k]
-        return Scaled((adjoint * self._typical.values).unsqueeze(0), self._typical.exponent)
+        row = torch.zeros_like(self.final).unsqueeze(0)
+        self.write(k, row)
+        return Scaled(row, self.exponent)
+
+    def write(self, k: int, row: Float[Tensor, "1 B S"]) -> None:
+        """Fill a row of zeros with dL/ds_k, in units of 2**exponent."""
+        torch.mul(self.output[k], self._typical.values, out=row[0, :, self.slot])
+        if k == len(self.output) - 1:
+            row[0] += self.final * self._typical.values
+
+    @property
+    def exponent(self) -> Int[Tensor, "1"]:
+        """The exponent that all entries have in common."""
+        return self._typical.exponent
 
     def opens(self, k: int, rows: int) -> bool:
         """Whether step k is the first entry, going backwards, of row number `rows`."""

@@ -38,9 +38,9 @@ class Unrolled:
         """(k, step k) for k = T-1 .. 0, holding CHUNK steps at a time."""
         for stop in range(len(self), 0, -CHUNK):
             start = max(0, stop - CHUNK)
-            chunk = self.steps(start, stop)
+            chunk = self.steps(start, stop).unbind()
             for k in reversed(range(start, stop)):
-                yield k, chunk.at(k - start)
+                yield k, chunk[k - start]
 
 
 @torch.no_grad()
