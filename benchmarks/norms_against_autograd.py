@@ -4,7 +4,7 @@ What a user can do today is to run the LSTM step by step, each step with its own
 weights, so that the gradient of a copy is the contribution of that step. One call of autograd per
 entry step t then gives C[t,0..t]. The same with 16 entry steps in one batched call
 (`is_grads_batched`) is the quickest use of autograd that we found. Retrograde's pass gives the
-norms, and the signed shares, of all four parameters.
+norms of all four parameters; `decompose` gives shares, lags and the residual as well.
 """
 
 from collections.abc import Iterator
@@ -14,8 +14,7 @@ from _measure import THREADS, Size, Spread, answer, interleaved, lstm_pass, rati
 from torch import Tensor, nn
 
 import retrograde
-from retrograde.decompose.by_lag import LagSums
-from retrograde.decompose.by_time import ByTime, ContributionNorms
+from retrograde.decompose.by_time import ContributionNorms
 from retrograde.engine import Entries, fold, unroll
 
 TARGETS = {Size(T=200, B=16, I=32, H=64): 20, Size(T=100, B=32, I=64, H=128): 10}
@@ -73,22 +72,18 @@ def by_batched_autograd(model: nn.LSTM, x: Tensor, output_adjoint: Tensor) -> Te
     return norms
 
 
-def by_retrograde(recorded: retrograde.Recorded) -> dict[str, ByTime]:
-    """What `decompose` does for `by_time`: the forward pass, the whole gradient, the norms."""
+def by_retrograde(recorded: retrograde.Recorded) -> dict[str, Tensor]:
+    """The forward pass and the norms of every parameter, as `decompose` gets them."""
     unrolled = unroll(recorded.cell, recorded.x, recorded.initial)
-    loss = (recorded.output_adjoint, recorded.final_adjoint, recorded.cell.output)
-    whole = LagSums((range(len(unrolled)),), recorded.cell.parameters)
-    fold(unrolled, Entries.of(*loss, max_rows=1), [whole])
-    gradient = {name: parts.scaled for name, parts in whole.result().items()}
-    entries = Entries.of(*loss)
-    norms = ContributionNorms(entries, len(unrolled), gradient)
+    entries = Entries.of(recorded.output_adjoint, recorded.final_adjoint, recorded.cell.output)
+    norms = ContributionNorms(entries, len(unrolled), recorded.cell.parameters)
     fold(unrolled, entries, [norms])
     return norms.result()
 
 
-def check(norms: Tensor, by_time: dict[str, ByTime]) -> None:
+def check(norms: Tensor, log2: dict[str, Tensor]) -> None:
     """Both ways must agree, where float32 holds autograd's norm without loss."""
-    ours = torch.stack([by_time[name].log2 for name in WEIGHTS])
+    ours = torch.stack([log2[name] for name in WEIGHTS])
     worst = float((ours - torch.log2(norms))[norms > 1e-30].abs().max())
     if not worst < 0.01:
         raise SystemExit(f"the norms differ by up to {worst} in log2; nothing was timed")
@@ -98,7 +93,7 @@ def rows(size: Size, target: float) -> Iterator[dict[str, object]]:
     model, x, output_adjoint, recorded = lstm_pass(size)
     check(by_autograd(model, x, output_adjoint, torch.float64), by_retrograde(recorded))
     peer, batched = "autograd, step by step", f"autograd, {AT_ONCE} steps at once"
-    ours, full = "by_time of all parameters", "retrograde.decompose"
+    ours, full = "norms of all parameters", "retrograde.decompose"
     seconds = interleaved(
         {
             peer: lambda: by_autograd(model, x, output_adjoint),

@@ -42,13 +42,12 @@ def recursions() -> dict[str, Callable[[], object]]:
     cell, parameters = recorded.cell, recorded.cell.parameters
     unrolled = unroll(cell, recorded.x, recorded.initial)
     entries = Entries.of(recorded.output_adjoint, recorded.final_adjoint, cell.output)
-    gradient = retrograde.decompose(recorded).gradient
     octaves = lag_bins("octaves", SIZE.T)
     return {
         "stream": lambda: fold(unrolled, entries, []),
         "stream + by_lag": lambda: fold(unrolled, entries, [LagSums(octaves, parameters)]),
         "stream + norms": lambda: fold(
-            unrolled, entries, [ContributionNorms(entries, SIZE.T, gradient)]
+            unrolled, entries, [ContributionNorms(entries, SIZE.T, parameters)]
         ),
         "retrograde.decompose": lambda: retrograde.decompose(recorded),
     }

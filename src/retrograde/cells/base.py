@@ -17,7 +17,7 @@ from torch import Tensor
 
 from retrograde.errors import ArgumentError
 
-FEW_ROWS = 16
+FEW_ROWS = 64
 """From so many rows on, a Jacobian formed once for each sample pays for itself."""
 
 
@@ -74,6 +74,10 @@ class GateAdjoint:
     def gates(self) -> int:
         return sum(factor.shape[-2] for _, factor in self.parts)
 
+    @property
+    def batch(self) -> int:
+        return self.parts[0][0].shape[1]
+
     @cached_property
     def dense(self) -> Float[Tensor, "N B P"]:
         """da itself, the gates side by side."""
@@ -93,6 +97,17 @@ class GateAdjoint:
                 return GateAdjoint(((source, factor[:, number : number + 1]),))
             number -= factor.shape[-2]
         raise IndexError(number)
+
+    def inner(self, others: Float[Tensor, "K B P"]) -> Float[Tensor, "N K"]:
+        """<da, other> over batch and gates, for K others: <source, sum_g factor_g other_g>."""
+        gates = others.unflatten(-1, (self.gates, -1))  # type: ignore[no-untyped-call]
+        inner, first = [], 0
+        for source, factor in self.parts:
+            last = first + factor.shape[-2]
+            towards = (factor * gates[..., first:last, :]).sum(-2)
+            inner.append(source.flatten(1) @ towards.flatten(1).T)
+            first = last
+        return torch.stack(inner).sum(0)
 
     def add_product(self, weight: Float[Tensor, "P M"], total: Float[Tensor, "N B M"]) -> None:
         """Add da @ weight to `total`.

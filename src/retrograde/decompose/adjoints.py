@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from retrograde.decompose.by_time import lag_table
 from retrograde.engine.adjoint import AdjointStep
 from retrograde.engine.entries import Entries
 
@@ -56,4 +55,4 @@ class AdjointNorms:
         self._log2[len(self._entries) - len(log2) :, step.k] = log2.flip(0)
 
     def result(self) -> Adjoints:
-        return Adjoints(self._log2, lag_table(self._entries, self._log2.shape[1]))
+        return Adjoints(self._log2, self._entries.lag_table)

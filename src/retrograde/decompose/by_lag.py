@@ -131,7 +131,7 @@ class LagSums:
             uses = [gathered[name] for gathered, _ in self._gathered]
             if id(first.adjoint) not in aligned:
                 stacked = torch.stack([use.adjoint.dense for use in uses], 1)  # [M, K, B, P]
-                stacked = stacked * weights.T[..., None, None]
+                stacked *= weights.T[..., None, None]
                 aligned[id(first.adjoint)] = stacked.flatten(1, 2)
             adjoint = aligned[id(first.adjoint)]
             if first.operand is None:

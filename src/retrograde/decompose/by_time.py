@@ -9,7 +9,7 @@ Reference for the Gram form: Xuechen Li et al., "Large Language Models Can Be St
 Private Learners", ICLR (2022), arXiv 2110.05679 ("ghost clipping").
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from retrograde import charts
-from retrograde.cells.base import CellAdjoint, Use
+from retrograde.cells.base import CellAdjoint, GateAdjoint, Use
 from retrograde.engine.adjoint import AdjointStep
 from retrograde.engine.entries import Entries
 from retrograde.engine.scaling import Scaled
@@ -80,58 +80,77 @@ class ByTime:
 
 
 class ContributionNorms:
-    """The fold behind `by_time`: norms and shares of every C[t,k], for every parameter."""
+    """The fold behind `by_time`: log2 norms of every C[t,k], for every parameter."""
+
+    def __init__(self, entries: Entries, steps: int, parameters: Iterable[str]):
+        self._tables = _tables(entries, steps, parameters, -torch.inf)
+
+    def update(self, step: AdjointStep) -> None:
+        rows = len(step.delta.exponent)
+        for adjoint, uses in _sharing_an_adjoint(step.adjoint):
+            log2 = _log2_norms(adjoint.dense, list(uses.values()))
+            log2 += step.delta.exponent.unsqueeze(-1)
+            for column, name in enumerate(uses):
+                self._tables[name][step.k, :rows] = log2[:, column]
+
+    def result(self) -> dict[str, Float[Tensor, "E T"]]:
+        return {name: table.T.flip(0) for name, table in self._tables.items()}
+
+
+class ContributionShares:
+    """The fold behind the shares of `by_time`: <C[t,k], G> over <G, G> for every parameter.
+
+    <C, G> = sum_b <da_b, G u_b>, so that the part is not needed.
+    """
 
     def __init__(self, entries: Entries, steps: int, gradient: Mapping[str, Scaled]):
-        """`gradient` holds the whole gradient of each parameter, of which shares are taken."""
-        self._entries = entries
+        """`gradient` holds the whole gradient G of each parameter."""
         self._gradient = {name: whole.normalised()[0] for name, whole in gradient.items()}
         self._square = {
             name: float(whole.values.double().square().sum())
             for name, whole in self._gradient.items()
         }
-        # Kept use step by use step with the latest entry first, as rows come; turned at the end.
-        shape = (steps, len(entries))
-        new = entries.output.new_zeros
-        self._log2 = {name: new(shape, dtype=torch.float64) - torch.inf for name in gradient}
-        self._share = {name: new(shape, dtype=torch.float64) for name in gradient}
+        self._tables = _tables(entries, steps, gradient, 0.0)
 
     def update(self, step: AdjointStep) -> None:
-        rows = len(step.lags)
+        rows, exponent = len(step.delta.exponent), step.delta.exponent.unsqueeze(-1)
         for adjoint, uses in _sharing_an_adjoint(step.adjoint):
-            log2 = _log2_norms(adjoint, list(uses.values()))
-            share = self._shares(adjoint, uses, step.delta.exponent)
+            towards = torch.stack([self._towards(name, use) for name, use in uses.items()])
+            inner = adjoint.inner(towards).double()
+            square = inner.new_tensor([self._square[name] for name in uses])
+            scale = torch.cat([self._gradient[name].exponent for name in uses])
+            share = torch.where(square > 0, inner / square, 0)
+            share *= torch.exp2((exponent - scale).double())
             for column, name in enumerate(uses):
-                self._log2[name][step.k, :rows] = log2[:, column] + step.delta.exponent
-                self._share[name][step.k, :rows] = share[:, column]
+                self._tables[name][step.k, :rows] = share[:, column]
 
-    def result(self) -> dict[str, ByTime]:
-        lags = lag_table(self._entries, next(iter(self._log2.values())).shape[0])
-        return {
-            name: ByTime(
-                name,
-                self._log2[name].T.flip(0),
-                self._share[name].T.flip(0),
-                self._entries.steps,
-                lags,
-            )
-            for name in self._log2
-        }
+    def result(self) -> dict[str, Float[Tensor, "E T"]]:
+        return {name: table.T.flip(0) for name, table in self._tables.items()}
 
-    def _shares(
-        self, adjoint: Float[Tensor, "N B P"], uses: Mapping[str, Use], exponent: Int[Tensor, "N"]
-    ) -> Float[Tensor, "N U"]:
-        """<C, G> = sum_b <da_b, G u_b>, over <G, G>."""
-        towards = torch.stack([self._towards(name, use, adjoint) for name, use in uses.items()])
-        inner = (adjoint.flatten(1) @ towards.flatten(1).T).double()
-        scale = torch.stack([self._gradient[name].exponent for name in uses], -1)
-        square = inner.new_tensor([self._square[name] for name in uses])
-        inner = torch.where(square > 0, inner / square, 0)
-        return inner * torch.exp2((exponent.unsqueeze(-1) - scale).double())
-
-    def _towards(self, name: str, use: Use, adjoint: Float[Tensor, "N B P"]) -> Tensor:
+    def _towards(self, name: str, use: Use) -> Float[Tensor, "B P"]:
+        """G u_b: the change of each pre-activation that the whole gradient stands for."""
         whole = self._gradient[name].values.squeeze(0)
-        return whole.expand(adjoint.shape[1:]) if use.operand is None else use.operand @ whole.T
+        if use.operand is None:
+            return whole.expand(use.adjoint.batch, -1)
+        return use.operand @ whole.T
+
+
+def _tables(
+    entries: Entries, steps: int, parameters: Iterable[str], fill: float
+) -> dict[str, Tensor]:
+    """One table a parameter, use step by use step with the latest entry first, as rows come."""
+    shape = (steps, len(entries))
+    new = entries.output.new_full
+    return {name: new(shape, fill, dtype=torch.float64) for name in parameters}
+
+
+def tables_by_time(
+    entries: Entries, norms: ContributionNorms, shares: ContributionShares
+) -> dict[str, ByTime]:
+    """What the two folds found, parameter by parameter."""
+    log2, share = norms.result(), shares.result()
+    lags = entries.lag_table
+    return {name: ByTime(name, log2[name], share[name], entries.steps, lags) for name in log2}
 
 
 def combined(parts: Sequence[ByTime], gradient: Mapping[str, Scaled]) -> ByTime:
@@ -149,21 +168,10 @@ def log2_of_sum(log2: Float[Tensor, "K *R"]) -> Float[Tensor, "*R"]:
     return torch.logsumexp(log2 * ln2, 0) / ln2
 
 
-def lag_table(entries: Entries, steps: int) -> Int[Tensor, "E T"]:
-    """The lag of every (row, use step) pair, -1 where the use comes after the entry."""
-    table = torch.full((len(entries), steps), -1, device=entries.output.device)
-    ends = entries.steps
-    for k in range(steps):
-        rows = int((ends >= k).sum())
-        if rows:
-            table[len(entries) - rows :, k] = entries.lags(k, rows).flip(0)
-    return table
-
-
-def _sharing_an_adjoint(pulled: CellAdjoint) -> list[tuple[Tensor, dict[str, Use]]]:
-    groups: dict[int, tuple[Tensor, dict[str, Use]]] = {}
+def _sharing_an_adjoint(pulled: CellAdjoint) -> list[tuple[GateAdjoint, dict[str, Use]]]:
+    groups: dict[int, tuple[GateAdjoint, dict[str, Use]]] = {}
     for name, use in pulled.uses.items():
-        groups.setdefault(id(use.adjoint), (use.adjoint.dense, {}))[1][name] = use
+        groups.setdefault(id(use.adjoint), (use.adjoint, {}))[1][name] = use
     return list(groups.values())
 
 

@@ -14,7 +14,7 @@ from retrograde.decompose import by_lag, by_time
 from retrograde.decompose.adjoints import AdjointNorms, Adjoints
 from retrograde.decompose.by_lag import Bins, ByLag, LagSums, lag_bins
 from retrograde.decompose.by_parameter import ByParameter, by_parameter
-from retrograde.decompose.by_time import ByTime, ContributionNorms
+from retrograde.decompose.by_time import ByTime, ContributionNorms, ContributionShares
 from retrograde.decompose.residual import Residual, residual
 from retrograde.engine import Entries, Scaled, Unrolled, fold, unroll
 from retrograde.errors import ArgumentError
@@ -188,17 +188,18 @@ def decompose(recording: Recording | Recorded, *, max_rows: int | None = None) -
     fold(unrolled, one_row, [whole])
     gradient = {name: lag.scaled for name, lag in whole.result().items()}
 
-    times = ContributionNorms(entries, steps, gradient)
+    norms = ContributionNorms(entries, steps, parameters)
+    shares = ContributionShares(entries, steps, gradient)
     adjoints = AdjointNorms(entries, steps)
     octaves = lag_bins("octaves", steps)
     sums = LagSums(octaves, parameters)
-    fold(unrolled, entries, [times, adjoints, sums])
+    fold(unrolled, entries, [norms, shares, adjoints, sums])
     return Flow(
         recorded,
         unrolled,
         entries,
         adjoints.result(),
         gradient,
-        times.result(),
+        by_time.tables_by_time(entries, norms, shares),
         {octaves: sums.result()},
     )

@@ -113,6 +113,15 @@ class Entries:
 
         For a block it is the distance to the middle of its entries that k can reach.
         """
-        first, last = self._ends[:, :rows]
-        lags: Tensor = (first.clamp(min=k) + last) // 2 - k
-        return lags
+        return self._lags[k, :rows]
+
+    @cached_property
+    def _lags(self) -> Int[Tensor, "T E"]:
+        k = torch.arange(len(self.output), device=self.output.device).unsqueeze(1)
+        first, last = self._ends
+        return torch.where(last >= k, (torch.maximum(first, k) + last) // 2 - k, -1)
+
+    @property
+    def lag_table(self) -> Int[Tensor, "E T"]:
+        """The lag of every row (in order of time) at every use step, -1 where the use is later."""
+        return self._lags.T.flip(0)
