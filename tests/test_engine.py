@@ -97,6 +97,17 @@ def test_blocks_of_entry_steps_leave_the_sums_exact(make, max_rows, seed):
         torch.testing.assert_close(blocked, one_each[name], **EXACT)
 
 
+@pytest.mark.parametrize("weights", [(1e30, 1e-32, 1e-36, 1.0), (1e-36,) * 4, (1e35,) * 4])
+def test_losses_of_any_size_enter_without_loss(weights):
+    """float32 entries near both ends of its range, also side by side: dL/dh_t as it was given."""
+    cell, weights = linear(0.5, torch.float32), torch.tensor(weights)
+    x = torch.ones(4, 1, 1)
+    recorded = retrograde.record_cell(cell, x, lambda h, s: (h.flatten() * weights).sum())
+    given = retrograde.decompose(recorded).adjoints.log2.diagonal()
+    # a few units of float32's last place, for the norm
+    torch.testing.assert_close(given, torch.log2(weights.double()), atol=1e-6, rtol=0)
+
+
 def test_a_block_is_the_adjoint_of_its_summed_loss():
     cell = LSTM_()
     plain = plain_pass(cell, steps=7)

@@ -80,6 +80,16 @@ def test_a_single_step_is_said_plainly():
     assert "the sequence has a single step, so there is nothing to look back on" in str(report)
 
 
+def test_a_gradient_of_exactly_zero_is_said_plainly(tmp_path):
+    report = retrograde.diagnose(
+        nn.LSTM(2, 3), torch.ones(5, 1, 2), lambda model, x: (model(x)[0] * 0).sum()
+    )
+    assert "the loss gives it no gradient; dL/dh is exactly 0 at every step" in str(report)
+    report.to_html(tmp_path / "zero.html")
+    report.to_json(tmp_path / "zero.json")
+    assert "nan" not in str(report).lower()
+
+
 def test_text_holds_sentences_table_and_notes(report):
     text = str(report)
     for part in ("A title", *report.sentences[0].split()[:3], "A note.", "lags 8-11"):
@@ -156,7 +166,7 @@ def test_a_large_map_is_pooled_by_the_maximum():
         (7.316, "7.32 steps"),
         (-3.0, "none, it doubles every 3 steps"),
         (math.inf, "none, it neither shrinks nor grows"),
-        (math.nan, "nothing to measure (a single step)"),
+        (math.nan, "nothing to measure"),
     ],
 )
 def test_half_lives_in_words(half_life, words):

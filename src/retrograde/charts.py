@@ -105,6 +105,7 @@ def shares_by_lag(lags: Sequence[range], log2: Tensor, share: Tensor) -> Any:
     rows = [
         {"lags": name, "share": round(value, 6), "norm": in_words(size)}
         for name, value, size in zip(order, share.tolist(), log2.tolist(), strict=True)
+        if value == value  # a gradient of zero has no shares
     ]
     return (
         alt.Chart(alt.Data(values=rows), title="Share of the gradient by lag")
@@ -167,7 +168,7 @@ def lag_in_words(lag: range) -> str:
 def half_life_in_words(half_life: float) -> str:
     """Steps to halve, or to double where the half-life is negative."""
     if half_life != half_life:
-        return "nothing to measure (a single step)"
+        return "nothing to measure"
     if half_life == float("inf"):
         return "none, it neither shrinks nor grows"
     steps = f"{abs(half_life):.3g} steps"
@@ -184,7 +185,7 @@ def in_words(log2: float) -> str:
 def _cells(log2: Tensor, entries: Tensor) -> tuple[list[dict[str, int | float]], int]:
     """One short record a cell, and the width of a cell; a large map is pooled by the maximum."""
     rows, steps = log2.shape
-    high, wide = -(-rows // CELLS), -(-steps // CELLS)
+    high, wide = max(1, -(-rows // CELLS)), -(-steps // CELLS)
     ends = [*entries.tolist(), int(entries[-1]) + 1 if rows else 0]
     cells = []
     for i in range(0, rows, high):

@@ -94,7 +94,7 @@ class ContributionNorms:
                 self._tables[name][step.k, :rows] = log2[:, column]
 
     def result(self) -> dict[str, Float[Tensor, "E T"]]:
-        return {name: table.T.flip(0) for name, table in self._tables.items()}
+        return _by_entry(self._tables)
 
 
 class ContributionShares:
@@ -125,7 +125,7 @@ class ContributionShares:
                 self._tables[name][step.k, :rows] = share[:, column]
 
     def result(self) -> dict[str, Float[Tensor, "E T"]]:
-        return {name: table.T.flip(0) for name, table in self._tables.items()}
+        return _by_entry(self._tables)
 
     def _towards(self, name: str, use: Use) -> Float[Tensor, "B P"]:
         """G u_b: the change of each pre-activation that the whole gradient stands for."""
@@ -142,6 +142,11 @@ def _tables(
     shape = (steps, len(entries))
     new = entries.output.new_full
     return {name: new(shape, fill, dtype=torch.float64) for name in parameters}
+
+
+def _by_entry(tables: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "E T"]]:
+    """The tables turned round: a row for each entry, the earliest first."""
+    return {name: table.T.flip(0) for name, table in tables.items()}
 
 
 def tables_by_time(

@@ -86,8 +86,7 @@ def _arriving(
     else:
         values = pulled.previous(spare=int(opens))
     if opens:
-        entries.write(k, values[-1:])
-        exponent = torch.cat((exponent, entries.exponent))
+        exponent = torch.cat((exponent, entries.write(k, values[-1:])))
     elif entries.covers(k, rows):
         joined = Scaled(values[-1:], exponent[-1:]).plus(entries.at(k))
         values[-1:] = joined.values

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from retrograde.engine.scaling import Scaled, power_of_two
+from retrograde.engine.scaling import Scaled, factors_to_centre
 from retrograde.errors import ArgumentError
 
 FULL_ROWS = 1024
@@ -77,28 +77,24 @@ class Entries:
         return max((last - first + 1 for first, last in self.blocks), default=1)
 
     @cached_property
-    def _typical(self) -> Scaled:
-        """A factor 2^e and the exponent -e that bring the largest entry near the centre."""
-        peak = torch.maximum(self.output.abs().max(), self.final.abs().max())
-        exponent = Scaled.of(peak.reshape(1, 1)).centred(peak.reshape(1)).exponent
-        return Scaled(power_of_two(-exponent, self.output), exponent)
+    def _scales(self) -> tuple[Float[Tensor, "T"], Int[Tensor, "T"]]:
+        """For every step a factor 2^e that brings dL/ds_k near the centre, and the exponent -e."""
+        peaks = self.output.abs().flatten(1).amax(1)
+        peaks[-1] = torch.maximum(peaks[-1], self.final.abs().max())
+        return factors_to_centre(peaks)
 
     def at(self, k: int) -> Scaled:
         """dL/ds_k without what comes through later steps, as one row."""
         row = torch.zeros_like(self.final).unsqueeze(0)
-        self.write(k, row)
-        return Scaled(row, self.exponent)
+        return Scaled(row, self.write(k, row))
 
-    def write(self, k: int, row: Float[Tensor, "1 B S"]) -> None:
-        """Fill a row of zeros with dL/ds_k, in units of 2**exponent."""
-        torch.mul(self.output[k], self._typical.values, out=row[0, :, self.slot])
+    def write(self, k: int, row: Float[Tensor, "1 B S"]) -> Int[Tensor, "1"]:
+        """Fill a row of zeros with dL/ds_k, and give the exponent of what was written."""
+        factors, exponents = self._scales
+        torch.mul(self.output[k], factors[k], out=row[0, :, self.slot])
         if k == len(self.output) - 1:
-            row[0] += self.final * self._typical.values
-
-    @property
-    def exponent(self) -> Int[Tensor, "1"]:
-        """The exponent that all entries have in common."""
-        return self._typical.exponent
+            row[0] += self.final * factors[k]
+        return exponents[k : k + 1]
 
     def opens(self, k: int, rows: int) -> bool:
         """Whether step k is the first entry, going backwards, of row number `rows`."""

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 CENTRE = 32
-"""Rows are kept near 2^32, not near 1: the square of a gate's adjoint that is 2^-90 of its row is
-then still a normal float32 number, and the sum of squares of the row itself stays below 2^127."""
+"""Rows are kept near 2^32, not near 1: with the slack below, a gate's adjoint that is 2^-71 of its
+row still has a normal float32 square, and the sum of squares of a row is at most 2^112."""
 
 SLACK = 24
 """Nothing is rescaled while all norms are within 2^(CENTRE - SLACK) and 2^(CENTRE + SLACK)."""
@@ -31,6 +31,19 @@ def power_of_two(exponent: Int[Tensor, "*R"], like: Tensor) -> Float[Tensor, "*R
     )
     field = (exponent + bias).clamp(0, 2 * bias).to(integer)
     return (field << mantissa).view(torch.float64 if mantissa == 52 else torch.float32)
+
+
+def factors_to_centre(sizes: Float[Tensor, "N"]) -> tuple[Float[Tensor, "N"], Int[Tensor, "N"]]:
+    """Factors 2^e that bring sizes near 2^CENTRE, and -e; as far as a factor itself can reach."""
+    limit = 1022 if sizes.dtype == torch.float64 else 126
+    shift = _shift_to_centre(sizes).clamp(-limit, limit)
+    return power_of_two(shift, sizes), -shift
+
+
+def _shift_to_centre(sizes: Float[Tensor, "N"]) -> Int[Tensor, "N"]:
+    """The e with which sizes times 2^e are near 2^CENTRE; 0 for a size of 0."""
+    shift = CENTRE - torch.frexp(sizes).exponent.to(torch.int64)
+    return torch.where(sizes > 0, shift, 0)
 
 
 def times_power_of_two(
@@ -89,7 +102,7 @@ class Scaled:
         extreme = torch.nonzero((norms == 0) | ~norms.isfinite()).squeeze(1)
         size = norms.clone()  # where the squares left the range, the largest entry must do
         size[extreme] = self.values[extreme].flatten(1).abs().amax(1)
-        shift = torch.where(size > 0, CENTRE - torch.frexp(size).exponent.to(torch.int64), 0)
+        shift = _shift_to_centre(size)
         if not bool(shift.any()):
             return self
         return Scaled(times_power_of_two(self.values, shift), self.exponent - shift)

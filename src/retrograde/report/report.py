@@ -118,6 +118,8 @@ class Report:
 def sentence(layer: Layer, horizon: Horizon | None) -> str:
     """What the layer's numbers say, in one plain sentence."""
     flow, name = layer.flow, layer.name
+    if not len(flow.entries):
+        return f"{name}: the loss gives it no gradient; dL/dh is exactly 0 at every step."
     if flow.steps == 1:
         return f"{name}: the sequence has a single step, so there is nothing to look back on."
     if horizon is None or horizon.lag >= flow.steps:
@@ -138,7 +140,9 @@ def sentence(layer: Layer, horizon: Horizon | None) -> str:
 
 
 def percent(share: float) -> str:
-    """A share with one digit after the point, and never "-0.0%"."""
+    """A share with one digit after the point, never "-0.0%"; "-" if there is none."""
+    if share != share:
+        return "-"
     return f"{round(share, 3) + 0.0:.1%}"
 
 
