@@ -13,7 +13,8 @@ import torch
 from _measure import THREADS, Size, Spread, answer, interleaved, lstm_pass, ratios
 
 import retrograde
-from retrograde.decompose.by_lag import LagSums, lag_bins
+from retrograde.decompose.bins import lag_bins
+from retrograde.decompose.by_lag import LagSums
 from retrograde.decompose.by_time import ContributionNorms
 from retrograde.engine import Entries, fold, unroll
 

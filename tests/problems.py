@@ -4,9 +4,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from retrograde.cells import GRU, LSTM, AbstractCell, AbstractLayer, Elman, Stacked
+from retrograde.cells import (
+    GRU,
+    GRU2014,
+    LSTM,
+    AbstractCell,
+    AbstractLayer,
+    Elman,
+    Stacked,
+    generations,
+)
+from retrograde.cells.base import standard_shapes
+from retrograde.cells.generations import TABLE
 
 T, B, INPUTS, H = 5, 3, 2, 4  # all different, so that a swapped axis shows
 
@@ -18,20 +29,19 @@ class Problem:
     torch: Callable[[], nn.RNNBase] | None = None
 
 
-def _weights(gates: int, inputs: int, bias: bool, generator: torch.Generator) -> dict[str, Tensor]:
-    shapes = {"weight_ih": (gates * H, inputs), "weight_hh": (gates * H, H)}
-    if bias:
-        shapes |= {"bias_ih": (gates * H,), "bias_hh": (gates * H,)}
-    return {
-        name: 0.6 * torch.randn(shape, generator=generator, dtype=torch.float64)
-        for name, shape in shapes.items()
-    }
-
-
 def _layer(kind: type[AbstractLayer], gates: int, *, bias: bool = True, **options: str):
+    """A maker of layers whose weights are drawn at random."""
+    rows = generations[options["generation"]].shapes if "generation" in options else None
+
     def make(seed: int = 0, inputs: int = INPUTS) -> AbstractLayer:
         generator = torch.Generator().manual_seed(seed)
-        return kind(**_weights(gates, inputs, bias, generator), **options)
+        shapes = rows(inputs, H) if rows else standard_shapes(gates, inputs, H)
+        weights = {
+            name: 0.6 * torch.randn(shape, generator=generator, dtype=torch.float64)
+            for name, shape in shapes.items()
+            if bias or not name.startswith("bias")
+        }
+        return kind(**weights, **options)
 
     return make
 
@@ -53,6 +63,8 @@ TANH = _layer(Elman, 1)
 RELU = _layer(Elman, 1, activation="relu")
 LSTM_ = _layer(LSTM, 4)
 GRU_ = _layer(GRU, 3)
+GRU2014_ = _layer(GRU2014, 3)
+FAMILY = {row.name: _layer(LSTM, len(row.gates), generation=row.name) for row in TABLE}
 
 PROBLEMS = [
     Problem("elman-tanh", _stack(TANH), _torch(nn.RNN)),
@@ -65,5 +77,9 @@ PROBLEMS = [
     Problem("gru-no-bias", _stack(_layer(GRU, 3, bias=False)), _torch(nn.GRU, bias=False)),
     Problem("lstm-3-layers", _stack(LSTM_, LSTM_, LSTM_), _torch(nn.LSTM, 3)),
     Problem("gru-2-layers", _stack(GRU_, GRU_), _torch(nn.GRU, 2)),
+    Problem("gru-2014", GRU2014_),
+    Problem("gru-2014-no-bias", _layer(GRU2014, 3, bias=False)),
+    *(Problem(name, make) for name, make in FAMILY.items() if name != "lstm-2000"),
     Problem("mixed-stack", _stack(TANH, GRU_, LSTM_)),
+    Problem("stack-of-generations", _stack(FAMILY["fgr"], GRU2014_, FAMILY["cifg"])),
 ]

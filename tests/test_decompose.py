@@ -13,7 +13,7 @@ from conformance import EXACT, plain_pass
 from problems import PROBLEMS, B, T
 from retrograde.cells.base import GateAdjoint, Use
 from retrograde.decompose import by_time as by_time_module
-from retrograde.decompose.by_lag import lag_bins
+from retrograde.decompose.bins import lag_bins
 from retrograde.errors import ArgumentError
 from retrograde.record import Recorded
 

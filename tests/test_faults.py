@@ -17,7 +17,7 @@ class SignFlip(Elman):
 
 
 class MissingTanhDerivative(Elman):
-    def linearise(self, step):
+    def linearise(self, step, cut=frozenset()):
         return replace(step, derivatives={"h by a": torch.ones_like(step.state).unsqueeze(-2)})
 
 
@@ -35,7 +35,7 @@ class UntransposedWeights(Elman):
 class _Altered:
     """Changes one pointwise derivative of a gated cell."""
 
-    def linearise(self, step):
+    def linearise(self, step, cut=frozenset()):
         derivatives = dict(super().linearise(step).derivatives)
         self.alter(step, derivatives)
         return replace(step, derivatives=derivatives)
@@ -43,7 +43,7 @@ class _Altered:
 
 class SwappedGates(_Altered, LSTM):
     def alter(self, step, derivatives):
-        derivatives["c by a"] = derivatives["c by a"].flip(-2)
+        derivatives["a by c"] = derivatives["a by c"].flip(-2)
 
 
 class MissingReadout(_Altered, LSTM):
@@ -54,15 +54,15 @@ class MissingReadout(_Altered, LSTM):
 class DroppedOneMinusF(_Altered, LSTM):
     def alter(self, step, derivatives):
         f = slice(1, 2)
-        by_a = derivatives["c by a"].clone()
+        by_a = derivatives["a by c"].clone()
         by_a[..., f, :] /= (1 - step.activations["forget"]).unsqueeze(-2)
-        derivatives["c by a"] = by_a
+        derivatives["a by c"] = by_a
 
 
 class NewCellStateInsteadOfOld(_Altered, LSTM):
     def alter(self, step, derivatives):
         shifted = LSTM.linearise(self, replace(step, previous=step.state)).derivatives
-        derivatives["c by a"] = shifted["c by a"]
+        derivatives["a by c"] = shifted["a by c"]
 
 
 class ClosedCarousel(_Altered, LSTM):

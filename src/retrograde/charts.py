@@ -124,6 +124,58 @@ def shares_by_lag(lags: Sequence[range], log2: Tensor, share: Tensor) -> Any:
     )
 
 
+def ways_by_lag(
+    kind: str, ways: Sequence[str], lags: Sequence[range], log2: Tensor, share: Tensor
+) -> Any:
+    """Routes or crossings over lag: sizes as lines above, signed shares stacked below."""
+    alt = _altair()
+    title, scheme, order = {
+        "route": ("Routes by which the gradient arrives", "tableau10", None),
+        "crossings": ("How often the gradient crossed recurrent weights", "viridis", list(ways)),
+    }[kind]
+    names = [lag_in_words(lag) for lag in lags]
+    whole = share.sum().abs()
+    rows = [
+        {
+            "lags": name,
+            "way": way,
+            "log2": round(size, 3),
+            "norm": in_words(size),
+            "share": round(part, 6) if whole == whole else None,
+            "order": number,
+        }
+        for number, (way, sizes, parts) in enumerate(
+            zip(ways, log2.tolist(), share.tolist(), strict=True)
+        )
+        for name, size, part in zip(names, sizes, parts, strict=True)
+        if size > -torch.inf
+    ]
+    x = alt.X("lags:O", sort=names, title="lag (steps)", axis=alt.Axis(labelAngle=0))
+    color = alt.Color(
+        "way:N",
+        title=kind,
+        sort=order or list(ways),
+        scale=alt.Scale(scheme=scheme, domain=list(ways)),
+    )
+    tooltip = [
+        alt.Tooltip("way:N", title=kind),
+        alt.Tooltip("lags:O", title="lags (steps)"),
+        alt.Tooltip("norm:N", title="norm"),
+        alt.Tooltip("share:Q", title="share", format=".2%"),
+    ]
+    chart = alt.Chart(alt.Data(values=rows)).encode(x=x, color=color, tooltip=tooltip)
+    sizes = chart.mark_line(point=True).encode(
+        y=alt.Y("log2:Q", title="log2 norm", scale=alt.Scale(zero=False))
+    )
+    stacked = chart.mark_bar().encode(
+        y=alt.Y("share:Q", title="signed share", axis=alt.Axis(format="%")), order="order:Q"
+    )
+    return alt.vconcat(
+        sizes.properties(width=WIDTH - 70, height=200, title=title),
+        stacked.properties(width=WIDTH - 70, height=150),
+    )
+
+
 def blocks(names: Sequence[tuple[str, str | None]], log2: Tensor, share: Tensor) -> Any:
     """Size of each block of the gradient: weights down, gates side by side."""
     alt = _altair()

@@ -1,18 +1,25 @@
 """The recurrences: one file each, forward and derivative side by side."""
 
 from retrograde.cells.base import AbstractCell, AbstractLayer, CellAdjoint, CellStep
+from retrograde.cells.cut import Cut, truncated
 from retrograde.cells.elman import Elman
-from retrograde.cells.gru import GRU
+from retrograde.cells.generations import Generation, generations
+from retrograde.cells.gru import GRU, GRU2014
 from retrograde.cells.lstm import LSTM
 from retrograde.cells.stacked import Stacked
 
 __all__ = [
     "GRU",
+    "GRU2014",
     "LSTM",
     "AbstractCell",
     "AbstractLayer",
     "CellAdjoint",
     "CellStep",
+    "Cut",
     "Elman",
+    "Generation",
     "Stacked",
+    "generations",
+    "truncated",
 ]

@@ -7,7 +7,7 @@ step k back to step k-1, and both the sum over them and the split by route are r
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -77,6 +77,11 @@ class GateAdjoint:
     @property
     def batch(self) -> int:
         return self.parts[0][0].shape[1]
+
+    @property
+    def size(self) -> int:
+        """P, the number of pre-activations."""
+        return self.gates * self.parts[0][1].shape[-1]
 
     @cached_property
     def dense(self) -> Float[Tensor, "N B P"]:
@@ -177,7 +182,8 @@ Edge = Product | Elementwise
 class Use:
     """One use of a parameter in a step: its gradient is `sum_b adjoint_b (x) operand_b`.
 
-    `operand` is None for a bias, whose gradient is the plain sum of the adjoint over the batch.
+    `operand` is None for a bias, whose gradient is the plain sum of the adjoint over the batch (and
+    for a peephole, whose operand is already in the adjoint's factors).
     """
 
     adjoint: GateAdjoint
@@ -189,13 +195,14 @@ class CellAdjoint:
     """The pull-back of N adjoint rows through one step, everything still unsummed over rows.
 
     `edges` lead to the previous state, `to_input` to x_k, and `uses` say how the gradient of each
-    parameter follows from the adjoints of the pre-activations. `like` is the adjoint that was
+    parameter follows from the adjoints of the pre-activations (several uses hold one block of its
+    rows each, from the top). `like` is the adjoint that was
     pulled back; that of s_{k-1} has its shape.
     """
 
     edges: tuple[Edge, ...]
     to_input: Product
-    uses: Mapping[str, Use]
+    uses: Mapping[str, tuple[Use, ...]]
     like: Float[Tensor, "N B S"]
 
     def previous(self, spare: int = 0) -> Float[Tensor, "N1 B S"]:
@@ -204,6 +211,11 @@ class CellAdjoint:
         With `spare` rows of zeros at the end, for entries that start there.
         """
         return self._sum(self.edges, self.like.shape[-1], spare)
+
+    def along(self, routes: Container[str]) -> Float[Tensor, "N B S"]:
+        """The part of `previous()` that comes along these routes; an edge's routes go together."""
+        edges = tuple(edge for edge in self.edges if edge.routes[0] in routes)
+        return self._sum(edges, self.like.shape[-1])
 
     def by_route(self) -> dict[str, Float[Tensor, "N B S"]]:
         """Adjoint of s_{k-1} split by route; the parts sum to `previous()`."""
@@ -259,6 +271,16 @@ class AbstractCell(ABC):
     def routes(self) -> tuple[str, ...]:
         """The names of the edges from s_{k-1} to s_k, which partition the one-step Jacobian."""
 
+    @property
+    @abstractmethod
+    def recurrent_routes(self) -> tuple[str, ...]:
+        """Those of the routes that cross recurrent weights; the others are the carousel's."""
+
+    @property
+    @abstractmethod
+    def inner_routes(self) -> tuple[str, ...]:
+        """Edges that lie inside a step, which can be cut too but are no part of the sum."""
+
     @abstractmethod
     def with_parameters(self, parameters: Mapping[str, Tensor]) -> "AbstractCell":
         """The same cell with other weights, given under the names of `parameters`."""
@@ -272,8 +294,11 @@ class AbstractCell(ABC):
         """s_k from x_k and s_{k-1}; any leading axes."""
 
     @abstractmethod
-    def linearise(self, step: CellStep) -> CellStep:
-        """The step with the derivatives of its pointwise functions, which `pull_back` needs."""
+    def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
+        """The step with the derivatives of its pointwise functions, which `pull_back` needs.
+
+        Those of the inner routes in `cut` are taken to be 0.
+        """
 
     @abstractmethod
     def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
@@ -298,19 +323,13 @@ class AbstractLayer(AbstractCell):
     def gates(self) -> tuple[str, ...]:
         """The gates in the order of the weight rows; empty for a cell without gates."""
 
-    @property
-    def recurrent_routes(self) -> tuple[str, ...]:
-        """The routes through the recurrent weights: one for each gate."""
-        return tuple(f"recurrent.{gate}" for gate in self.gates) or ("recurrent",)
+    @abstractmethod
+    def shapes(self, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
+        """The shape of each weight of such a layer by name, both biases included."""
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
-        named = {
-            "weight_ih": self.weight_ih,
-            "weight_hh": self.weight_hh,
-            "bias_ih": self.bias_ih,
-            "bias_hh": self.bias_hh,
-        }
+        named = {name: getattr(self, name) for name in self.shapes(1, 1)}
         return {name: value for name, value in named.items() if value is not None}
 
     @property
@@ -329,23 +348,22 @@ class AbstractLayer(AbstractCell):
     def with_parameters(self, parameters: Mapping[str, Tensor]) -> "AbstractLayer":
         return replace(self, **parameters)  # type: ignore[type-var]
 
-    def gates_of(self, parameter: str) -> tuple[str, ...]:
-        return self.gates
-
     def uses(
         self,
         step: CellStep,
         input_adjoint: GateAdjoint,
         hidden_adjoint: GateAdjoint,
-    ) -> dict[str, Use]:
+    ) -> dict[str, tuple[Use, ...]]:
         """dW = sum da (x) x_k, dR = sum da (x) h_{k-1}, db = sum da, for the weights there are."""
-        everything = {
-            "weight_ih": Use(input_adjoint, step.x),
-            "weight_hh": Use(hidden_adjoint, step.previous[..., self.slots["h"]]),
-            "bias_ih": Use(input_adjoint, None),
-            "bias_hh": Use(hidden_adjoint, None),
+        uses: dict[str, tuple[Use, ...]] = {
+            "weight_ih": (Use(input_adjoint, step.x),),
+            "weight_hh": (Use(hidden_adjoint, step.previous[..., self.slots["h"]]),),
         }
-        return {name: everything[name] for name in self.parameters}
+        if self.bias_ih is not None:
+            uses["bias_ih"] = (Use(input_adjoint, None),)
+        if self.bias_hh is not None:
+            uses["bias_hh"] = (Use(hidden_adjoint, None),)
+        return uses
 
     def check(self) -> None:
         """Refuse weights whose shapes do not belong together.
@@ -360,20 +378,26 @@ class AbstractLayer(AbstractCell):
                 f"[{blocks}*H, H]; got {tuple(self.weight_ih.shape)} and "
                 f"{tuple(self.weight_hh.shape)}"
             )
-        rows = blocks * self.hidden_size
-        expected = {
-            "weight_ih": (rows, self.input_size),
-            "weight_hh": (rows, self.hidden_size),
-            "bias_ih": (rows,),
-            "bias_hh": (rows,),
-        }
-        wrong = [
-            f"{key} has shape {tuple(value.shape)}, expected {expected[key]}"
-            for key, value in self.parameters.items()
-            if tuple(value.shape) != expected[key]
-        ]
+        wrong = []
+        for key, shape in self.shapes(self.input_size, self.hidden_size).items():
+            value = getattr(self, key)
+            if value is None and not key.startswith("bias"):
+                wrong.append(f"{key} is missing, expected shape {shape}")
+            elif value is not None and tuple(value.shape) != shape:
+                wrong.append(f"{key} has shape {tuple(value.shape)}, expected {shape}")
         if wrong:
             raise ArgumentError(f"{name} with H={self.hidden_size}: " + "; ".join(wrong))
+
+
+def standard_shapes(gates: int, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
+    """The weights that every layer of torch.nn has, for so many blocks of rows."""
+    rows = gates * hidden
+    return {
+        "weight_ih": (rows, inputs),
+        "weight_hh": (rows, hidden),
+        "bias_ih": (rows,),
+        "bias_hh": (rows,),
+    }
 
 
 def affine(

@@ -3,23 +3,23 @@
 Reference: Jeffrey L. Elman, "Finding Structure in Time", Cognitive Science 14 (1990).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retrograde.cells.base import AbstractLayer, CellAdjoint, CellStep, GateAdjoint, Product, affine
+from retrograde.cells.base import (
+    AbstractLayer,
+    CellAdjoint,
+    CellStep,
+    GateAdjoint,
+    Product,
+    affine,
+    standard_shapes,
+)
+from retrograde.cells.squashing import SQUASHING
 from retrograde.errors import ArgumentError
-
-ACTIVATIONS: Mapping[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
-    # name: (phi(a), phi'(a) written in terms of h = phi(a))
-    "tanh": (torch.tanh, lambda h: 1 - h * h),
-    "relu": (torch.relu, lambda h: (h > 0).to(h.dtype)),
-    "sigmoid": (torch.sigmoid, lambda h: h * (1 - h)),
-    "identity": (lambda a: a, torch.ones_like),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Elman(AbstractLayer):
         weight_hh: R, shape [H, H].
         bias_ih: b_ih, shape [H], or None.
         bias_hh: b_hh, shape [H], or None.
-        activation: phi, one of "tanh", "relu", "sigmoid", "identity".
+        activation: phi, a name in squashing.py: "tanh", "relu", "sigmoid", "identity", ...
 
     Raises:
         ArgumentError: for an unknown activation, or weights that do not fit together.
@@ -51,8 +51,8 @@ class Elman(AbstractLayer):
     activation: str = "tanh"
 
     def __post_init__(self) -> None:
-        if self.activation not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
+        if self.activation not in SQUASHING:
+            known = ", ".join(SQUASHING)
             raise ArgumentError(f"activation must be one of {known}; got {self.activation!r}")
         self.check()
 
@@ -60,23 +60,37 @@ class Elman(AbstractLayer):
     def gates(self) -> tuple[str, ...]:
         return ()
 
+    def shapes(self, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
+        return standard_shapes(1, inputs, hidden)
+
     @property
     def slots(self) -> Mapping[str, slice]:
         return {"h": slice(0, self.hidden_size)}
 
     @property
     def routes(self) -> tuple[str, ...]:
-        return self.recurrent_routes
+        return ("recurrent",)
+
+    @property
+    def recurrent_routes(self) -> tuple[str, ...]:
+        return ("recurrent",)
+
+    @property
+    def inner_routes(self) -> tuple[str, ...]:
+        return ()
+
+    def gates_of(self, parameter: str) -> tuple[str, ...]:
+        return ()
 
     def step(self, x: Float[Tensor, "*L I"], state: Float[Tensor, "*L S"]) -> CellStep:
-        phi, _ = ACTIVATIONS[self.activation]
+        phi, _ = SQUASHING[self.activation]
         h = phi(
             affine(x, self.weight_ih, self.bias_ih) + affine(state, self.weight_hh, self.bias_hh)
         )
         return CellStep(x, state, h, {"hidden": h})
 
-    def linearise(self, step: CellStep) -> CellStep:
-        _, phi_prime = ACTIVATIONS[self.activation]
+    def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
+        _, phi_prime = SQUASHING[self.activation]
         h_by_a = phi_prime(step.activations["hidden"])
         return replace(step, derivatives={"h by a": h_by_a.unsqueeze(-2)})
 

@@ -1,8 +1,7 @@
-"""The long short-term memory with a forget gate, as torch.nn.LSTM computes it.
+"""The long short-term memory, every generation of it: one cell, and a table of what each has.
 
-References: Sepp Hochreiter, Jürgen Schmidhuber, "Long Short-Term Memory", Neural Computation 9(8)
-(1997); Felix A. Gers, Jürgen Schmidhuber, Fred Cummins, "Learning to Forget: Continual Prediction
-with LSTM", Neural Computation 12(10) (2000).
+References: the papers of generations.py. The equations with everything switched on are those of
+Klaus Greff et al., "LSTM: A Search Space Odyssey" (2017), sections II-A and II-B.
 """
 
 from collections.abc import Mapping
@@ -12,35 +11,45 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retrograde._types import LSTM_GATES
 from retrograde.cells.base import (
     AbstractLayer,
     CellAdjoint,
     CellStep,
+    Edge,
     Elementwise,
     GateAdjoint,
     Product,
+    Use,
     affine,
     new_rows,
 )
+from retrograde.cells.generations import SIGMOID_GATES, Generation, generation
+from retrograde.cells.squashing import SQUASHING
 
 
 @dataclass(frozen=True, eq=False)
 class LSTM(AbstractLayer):
-    """The LSTM of 2000, gates in torch's order i, f, g, o and state s = (h, c).
+    """An LSTM of any generation, gates in torch's order i, f, g, o and state s = (h, c).
 
-        a_k = W x_k + b_ih + R h_{k-1} + b_hh
-        i = sigma(a_i)   f = sigma(a_f)   g = tanh(a_g)   o = sigma(a_o)
-        c_k = f * c_{k-1} + i * g         h_k = o * tanh(c_k)
+        a_k = W x_k + b_ih + R h_{k-1} + b_hh           (and + R_gg (i, f, o)_{k-1} for i, f, o)
+        i = sigma(a_i + p_i * c_{k-1})                  f = sigma(a_f + p_f * c_{k-1})
+        c_k = f * c_{k-1} + i * g(a_g)
+        o = sigma(a_o + p_o * c_k)                      h_k = o * h(c_k)
+
+    A generation that lacks a gate has 1 in its place (f = 1 - i where they are coupled); one
+    without peepholes has p = 0. With gate recurrence the state is s = (h, c, i, f, o).
 
     Args:
-        weight_ih: W, shape [4H, I].
-        weight_hh: R, shape [4H, H].
-        bias_ih: b_ih, shape [4H], or None.
-        bias_hh: b_hh, shape [4H], or None.
+        weight_ih: W, shape [G*H, I] for the G gates of the generation.
+        weight_hh: R, shape [G*H, H].
+        bias_ih: b_ih, shape [G*H], or None.
+        bias_hh: b_hh, shape [G*H], or None.
+        weight_ch: the peepholes p_i, p_f, p_o of the gates there are, one after the other.
+        weight_gg: R_gg, shape [3H, 3H], gates i, f, o in rows and columns.
+        generation: a name in `retrograde.cells.generations`.
 
     Raises:
-        ArgumentError: for weights that do not fit together.
+        ArgumentError: for an unknown generation, or weights that do not fit it.
 
     Example:
         >>> import torch
@@ -54,66 +63,158 @@ class LSTM(AbstractLayer):
     weight_hh: Float[Tensor, "..."]
     bias_ih: Float[Tensor, "..."] | None = None
     bias_hh: Float[Tensor, "..."] | None = None
+    weight_ch: Float[Tensor, "..."] | None = None
+    weight_gg: Float[Tensor, "..."] | None = None
+    generation: str = "lstm-2000"
 
     def __post_init__(self) -> None:
         self.check()
 
     @property
+    def kind(self) -> Generation:
+        """The row of the table that this cell is."""
+        return generation(self.generation)
+
+    @property
     def gates(self) -> tuple[str, ...]:
-        return LSTM_GATES
+        return self.kind.gates
+
+    def shapes(self, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
+        return self.kind.shapes(inputs, hidden)
 
     @property
     def slots(self) -> Mapping[str, slice]:
-        return {
-            "h": slice(0, self.hidden_size),
-            "c": slice(self.hidden_size, 2 * self.hidden_size),
-        }
+        names = ("h", "c", "i", "f", "o") if self.kind.gate_recurrence else ("h", "c")
+        size = self.hidden_size
+        return {name: slice(n * size, (n + 1) * size) for n, name in enumerate(names)}
+
+    @property
+    def recurrent_routes(self) -> tuple[str, ...]:
+        through_h = tuple(f"recurrent.{gate}" for gate in self.gates)
+        through_gates = SIGMOID_GATES if self.kind.gate_recurrence else ()
+        return through_h + tuple(f"recurrent.gates.{gate}" for gate in through_gates)
 
     @property
     def routes(self) -> tuple[str, ...]:
-        return (*self.recurrent_routes, "carousel")
+        seen = [f"peephole.{gate}" for gate in self.kind.peephole_gates if gate != "output"]
+        return (*self.recurrent_routes, "carousel", *seen)
+
+    @property
+    def inner_routes(self) -> tuple[str, ...]:
+        sees_new_c = "output" in self.kind.peephole_gates
+        return ("readout", "peephole.output") if sees_new_c else ("readout",)
+
+    def gates_of(self, parameter: str) -> tuple[str, ...]:
+        others = {"weight_ch": self.kind.peephole_gates, "weight_gg": SIGMOID_GATES}
+        return others.get(parameter, self.gates)
 
     def step(self, x: Float[Tensor, "*L I"], state: Float[Tensor, "*L S"]) -> CellStep:
-        h, c_previous = state.chunk(2, -1)
+        kind = self.kind
+        h, c_previous, *before = torch.split(state, self.hidden_size, -1)
         a = affine(x, self.weight_ih, self.bias_ih) + affine(h, self.weight_hh, self.bias_hh)
-        a_i, a_f, a_g, a_o = a.chunk(4, -1)
-        i, f, g, o = a_i.sigmoid(), a_f.sigmoid(), a_g.tanh(), a_o.sigmoid()
-        c = f * c_previous + i * g
-        squashed = c.tanh()
-        return CellStep(
-            x,
-            state,
-            torch.cat((o * squashed, c), -1),
-            {"input": i, "forget": f, "cell": g, "output": o, "squashed": squashed},
-        )
+        into = dict(zip(self.gates, a.chunk(len(self.gates), -1), strict=True))
+        if self.weight_gg is not None:
+            seen = affine(torch.cat(before, -1), self.weight_gg, None).chunk(3, -1)
+            for name, part in zip(SIGMOID_GATES, seen, strict=True):
+                into[name] = into[name] + part
+        p = self._peepholes()
 
-    def linearise(self, step: CellStep) -> CellStep:
-        i, f, g, o, squashed = step.activations.values()
-        c_previous = step.previous[..., self.slots["c"]]
-        c_by_a = (g * i * (1 - i), c_previous * f * (1 - f), i * (1 - g * g))
-        return replace(
-            step,
-            derivatives={
-                "h by c": o * (1 - squashed * squashed),
-                "c by a": torch.stack(c_by_a, -2),
-                "h by a_o": (squashed * o * (1 - o)).unsqueeze(-2),
-                "c by c": f,
-            },
-        )
+        def gate(name: str, c: Tensor) -> Tensor:
+            if name not in into:
+                return torch.ones_like(c)
+            return (into[name] + p[name] * c if name in p else into[name]).sigmoid()
+
+        i = gate("input", c_previous)
+        f = 1 - i if kind.coupled else gate("forget", c_previous)
+        g = SQUASHING[kind.cell_squashing][0](into["cell"])
+        c = f * c_previous + i * g
+        o = gate("output", c)
+        y = SQUASHING[kind.state_squashing][0](c)
+        new = (o * y, c, i, f, o) if kind.gate_recurrence else (o * y, c)
+        activations = {"input": i, "forget": f, "cell": g, "output": o, "squashed": y}
+        return CellStep(x, state, torch.cat(new, -1), activations)
+
+    def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
+        kind, p = self.kind, self._peepholes()
+        i, f, g, o, y = step.activations.values()
+        c_previous, c = step.previous[..., self.slots["c"]], step.state[..., self.slots["c"]]
+        i_by_a, f_by_a, o_by_a = i * (1 - i), f * (1 - f), o * (1 - o)
+        g_by_a, y_by_c = SQUASHING[kind.cell_squashing][1](g), SQUASHING[kind.state_squashing][1](y)
+        c_by_i = g - c_previous if kind.coupled else g
+
+        # The adjoint of each a is that of its source times a factor. The gates lie inside the step,
+        # so that their source is c or h, unless they are part of the state themselves.
+        if kind.gate_recurrence:
+            a_by = {"input": ("i", i_by_a), "forget": ("f", f_by_a), "output": ("o", o_by_a)}
+        else:
+            a_by = {"input": ("c", c_by_i * i_by_a), "forget": ("c", c_previous * f_by_a)}
+            a_by["output"] = ("h", y * o_by_a)
+        a_by["cell"] = ("c", i * g_by_a)
+        through = {f"peephole.{gate}": p[gate] * a_by[gate][1] for gate in p}
+        into_c = {"h": {"readout": o * y_by_c}, "o": {}}
+        if "output" in p:
+            into_c[a_by["output"][0]]["peephole.output"] = through.pop("peephole.output")
+
+        derivatives = {"c by c": f, **through}
+        for source, parts in into_c.items():
+            kept = [part for route, part in parts.items() if route not in cut]
+            derivatives[f"{source} by c"] = sum(kept, torch.zeros_like(c))
+        for source in ("i", "f", "c", "h", "o"):
+            gates = [gate for gate in self.gates if a_by[gate][0] == source]
+            if gates:
+                derivatives[f"a by {source}"] = torch.stack([a_by[g][1] for g in gates], -2)
+            seen = [a_by[g][1] * (c if g == "output" else c_previous) for g in gates if g in p]
+            if seen:
+                derivatives[f"p by {source}"] = torch.stack(seen, -2)
+        if kind.gate_recurrence:
+            derivatives |= {"c by i": c_by_i, "c by f": c_previous, "h by o": y}
+        return replace(step, derivatives=derivatives)
 
     def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
-        h_by_c, c_by_a, h_by_a_o, c_by_c = step.derivatives.values()
-        dh, dc = delta.chunk(2, -1)
+        by = step.derivatives
+        dh, dc, *to_gates = torch.split(delta, self.hidden_size, -1)
 
-        dc = torch.addcmul(dc, dh, h_by_c, out=new_rows(delta, *dh.shape))
-        da = GateAdjoint(((dc, c_by_a), (dh, h_by_a_o)))
+        dc = torch.addcmul(dc, dh, by["h by c"], out=new_rows(delta, *dh.shape))
+        sources = {"c": dc, "h": dh}
+        if to_gates:
+            di, df, do = to_gates
+            do = torch.addcmul(do, dh, by["h by o"])
+            dc.addcmul_(do, by["o by c"])
+            di, df = torch.addcmul(di, dc, by["c by i"]), torch.addcmul(df, dc, by["c by f"])
+            sources = {"i": di, "f": df, "c": dc, "o": do}
 
+        def adjoint(of: str, *among: str) -> GateAdjoint:
+            present = [name for name in among or sources if f"{of} by {name}" in by]
+            return GateAdjoint(tuple((sources[name], by[f"{of} by {name}"]) for name in present))
+
+        da = adjoint("a")
+        edges: list[Edge] = [
+            Product(self.recurrent_routes[: len(self.gates)], da, self.weight_hh, self.slots["h"])
+        ]
+        uses = self.uses(step, da, da)
+        if self.weight_gg is not None:
+            before = slice(self.slots["i"].start, self.slots["o"].stop)
+            da_gates = adjoint("a", "i", "f", "o")
+            routes = self.recurrent_routes[len(self.gates) :]
+            edges.append(Product(routes, da_gates, self.weight_gg, before))
+            uses["weight_gg"] = (Use(da_gates, step.previous[..., before]),)
+        if self.weight_ch is not None:
+            uses["weight_ch"] = (Use(adjoint("p"), None),)
+        edges.append(Elementwise(("carousel",), dc, by["c by c"], self.slots["c"]))
+        for gate, source in (("input", "i"), ("forget", "f")):
+            if f"peephole.{gate}" in by:
+                route, seen = (f"peephole.{gate}",), sources.get(source, dc)
+                edges.append(Elementwise(route, seen, by[route[0]], self.slots["c"]))
         return CellAdjoint(
-            edges=(
-                Product(self.recurrent_routes, da, self.weight_hh, self.slots["h"]),
-                Elementwise(("carousel",), dc, c_by_c, self.slots["c"]),
-            ),
+            edges=tuple(edges),
             to_input=Product(("input",), da, self.weight_ih, slice(0, self.input_size)),
-            uses=self.uses(step, da, da),
+            uses=uses,
             like=delta,
         )
+
+    def _peepholes(self) -> dict[str, Tensor]:
+        """p of each gate that has one."""
+        if self.weight_ch is None:
+            return {}
+        gates = self.kind.peephole_gates
+        return dict(zip(gates, self.weight_ch.chunk(len(gates)), strict=True))

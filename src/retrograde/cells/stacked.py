@@ -89,6 +89,22 @@ class Stacked(AbstractCell):
             for route in layer.routes
         )
 
+    @property
+    def recurrent_routes(self) -> tuple[str, ...]:
+        return tuple(
+            route + self._suffix(number)
+            for number, layer in enumerate(self.layers)
+            for route in layer.recurrent_routes
+        )
+
+    @property
+    def inner_routes(self) -> tuple[str, ...]:
+        return tuple(
+            route + self._suffix(number)
+            for number, layer in enumerate(self.layers)
+            for route in layer.inner_routes
+        )
+
     def with_parameters(self, parameters: Mapping[str, Tensor]) -> "Stacked":
         return replace(
             self,
@@ -113,9 +129,14 @@ class Stacked(AbstractCell):
         joined = torch.cat([step.state for step in steps], -1)
         return CellStep(x, state, joined, layers=tuple(steps))
 
-    def linearise(self, step: CellStep) -> CellStep:
-        layers = zip(self.layers, step.layers, strict=True)
-        return replace(step, layers=tuple(layer.linearise(part) for layer, part in layers))
+    def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
+        def within(number: int) -> frozenset[str]:
+            suffix = self._suffix(number)
+            return frozenset(r.removesuffix(suffix) for r in cut if r.endswith(suffix))
+
+        layers = enumerate(zip(self.layers, step.layers, strict=True))
+        parts = tuple(layer.linearise(part, within(number)) for number, (layer, part) in layers)
+        return replace(step, layers=parts)
 
     def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
         parts = self._split(delta)
@@ -135,9 +156,9 @@ class Stacked(AbstractCell):
             ),
             to_input=adjoints[0].to_input,
             uses={
-                f"{name}_l{number}": use
+                f"{name}_l{number}": uses
                 for number, adjoint in ordered
-                for name, use in adjoint.uses.items()
+                for name, uses in adjoint.uses.items()
             },
             like=delta,
         )

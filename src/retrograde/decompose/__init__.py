@@ -5,5 +5,6 @@ from retrograde.decompose.by_parameter import ByParameter
 from retrograde.decompose.by_time import ByTime
 from retrograde.decompose.flow import Flow, decompose
 from retrograde.decompose.residual import Residual
+from retrograde.decompose.split import Split
 
-__all__ = ["ByLag", "ByParameter", "ByTime", "Flow", "Residual", "decompose"]
+__all__ = ["ByLag", "ByParameter", "ByTime", "Flow", "Residual", "Split", "decompose"]

@@ -90,8 +90,12 @@ class ContributionNorms:
         for adjoint, uses in _sharing_an_adjoint(step.adjoint):
             log2 = _log2_norms(adjoint.dense, list(uses.values()))
             log2 += step.delta.exponent.unsqueeze(-1)
-            for column, name in enumerate(uses):
-                self._tables[name][step.k, :rows] = log2[:, column]
+            for column, (name, first) in enumerate(uses):
+                row = self._tables[name][step.k, :rows]
+                found = log2[:, column]
+                if first:  # squared norms of further rows of the same parameter add up
+                    found = torch.logaddexp2(2 * row, 2 * found) / 2
+                row.copy_(found)
 
     def result(self) -> dict[str, Float[Tensor, "E T"]]:
         return _by_entry(self._tables)
@@ -115,21 +119,22 @@ class ContributionShares:
     def update(self, step: AdjointStep) -> None:
         rows, exponent = len(step.delta.exponent), step.delta.exponent.unsqueeze(-1)
         for adjoint, uses in _sharing_an_adjoint(step.adjoint):
-            towards = torch.stack([self._towards(name, use) for name, use in uses.items()])
+            towards = torch.stack([self._towards(*each, use) for each, use in uses.items()])
             inner = adjoint.inner(towards).double()
-            square = inner.new_tensor([self._square[name] for name in uses])
-            scale = torch.cat([self._gradient[name].exponent for name in uses])
+            square = inner.new_tensor([self._square[name] for name, _ in uses])
+            scale = torch.cat([self._gradient[name].exponent for name, _ in uses])
             share = torch.where(square > 0, inner / square, 0)
             share *= torch.exp2((exponent - scale).double())
-            for column, name in enumerate(uses):
-                self._tables[name][step.k, :rows] = share[:, column]
+            for column, (name, _) in enumerate(uses):
+                self._tables[name][step.k, :rows] += share[:, column]
 
     def result(self) -> dict[str, Float[Tensor, "E T"]]:
         return _by_entry(self._tables)
 
-    def _towards(self, name: str, use: Use) -> Float[Tensor, "B P"]:
+    def _towards(self, name: str, first: int, use: Use) -> Float[Tensor, "B P"]:
         """G u_b: the change of each pre-activation that the whole gradient stands for."""
         whole = self._gradient[name].values.squeeze(0)
+        whole = whole[first : first + use.adjoint.size]
         if use.operand is None:
             return whole.expand(use.adjoint.batch, -1)
         return use.operand @ whole.T
@@ -173,10 +178,16 @@ def log2_of_sum(log2: Float[Tensor, "K *R"]) -> Float[Tensor, "*R"]:
     return torch.logsumexp(log2 * ln2, 0) / ln2
 
 
-def _sharing_an_adjoint(pulled: CellAdjoint) -> list[tuple[GateAdjoint, dict[str, Use]]]:
-    groups: dict[int, tuple[GateAdjoint, dict[str, Use]]] = {}
-    for name, use in pulled.uses.items():
-        groups.setdefault(id(use.adjoint), (use.adjoint, {}))[1][name] = use
+def _sharing_an_adjoint(
+    pulled: CellAdjoint,
+) -> list[tuple[GateAdjoint, dict[tuple[str, int], Use]]]:
+    """The uses by (parameter, first of its rows), grouped by their adjoint."""
+    groups: dict[int, tuple[GateAdjoint, dict[tuple[str, int], Use]]] = {}
+    for name, uses in pulled.uses.items():
+        first = 0
+        for use in uses:
+            groups.setdefault(id(use.adjoint), (use.adjoint, {}))[1][name, first] = use
+            first += use.adjoint.size
     return list(groups.values())
 
 

@@ -1,7 +1,7 @@
 """Flow: one backward pass, taken apart; every decomposition is a question put to it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,12 +10,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retrograde import charts
-from retrograde.decompose import by_lag, by_time
+from retrograde.cells import AbstractCell, Cut
+from retrograde.decompose import by_time
 from retrograde.decompose.adjoints import AdjointNorms, Adjoints
-from retrograde.decompose.by_lag import Bins, ByLag, LagSums, lag_bins
+from retrograde.decompose.bins import Bins, lag_bins
+from retrograde.decompose.by_crossing import by_crossing
+from retrograde.decompose.by_lag import ByLag, LagSums
 from retrograde.decompose.by_parameter import ByParameter, by_parameter
+from retrograde.decompose.by_route import RouteSums
 from retrograde.decompose.by_time import ByTime, ContributionNorms, ContributionShares
+from retrograde.decompose.parts import joined
 from retrograde.decompose.residual import Residual, residual
+from retrograde.decompose.split import Split
 from retrograde.engine import Entries, Scaled, Unrolled, fold, unroll
 from retrograde.errors import ArgumentError
 from retrograde.record import Recorded, Recording
@@ -30,22 +36,56 @@ class Flow:
 
     Attributes:
         recorded: the pass that was taken apart.
-        adjoints: sizes of the adjoint of the state for every entry and use step.
-        gradient: the whole gradient of each parameter, as values and exponent.
+        unrolled: the cell, its inputs and its states.
+        entries: where the loss enters.
     """
 
     recorded: Recorded
     unrolled: Unrolled
     entries: Entries
-    adjoints: Adjoints
-    gradient: Mapping[str, Scaled]
-    _by_time: Mapping[str, ByTime]
     _by_lag: dict[tuple[range, ...], Mapping[str, ByLag]] = field(default_factory=dict)
+    _splits: dict[tuple[object, ...], Mapping[str, Split]] = field(default_factory=dict)
+
+    @cached_property
+    def gradient(self) -> Mapping[str, Scaled]:
+        """The whole gradient of each parameter, from a single row that holds the summed loss."""
+        everything = (range(0, max(1, self.steps)),)
+        whole = LagSums(everything, self._cell.parameters)
+        recorded, slot = self.recorded, self.entries.slot
+        one_row = Entries.of(recorded.output_adjoint, recorded.final_adjoint, slot, max_rows=1)
+        fold(self.unrolled, one_row, [whole])
+        return {name: lag.scaled for name, lag in whole.result().items()}
+
+    @cached_property
+    def _tables(self) -> tuple[Mapping[str, ByTime], Adjoints]:
+        """What most questions need, from a single pass."""
+        norms = ContributionNorms(self.entries, self.steps, self.parameters)
+        shares = ContributionShares(self.entries, self.steps, self.gradient)
+        adjoints = AdjointNorms(self.entries, self.steps)
+        octaves = lag_bins("octaves", self.steps)
+        sums = LagSums(octaves, self._cell.parameters)
+        fold(self.unrolled, self.entries, [norms, shares, adjoints, sums])
+        self._by_lag[octaves] = sums.result()
+        return by_time.tables_by_time(self.entries, norms, shares), adjoints.result()
+
+    @property
+    def adjoints(self) -> Adjoints:
+        """Sizes of the adjoint of the state for every entry and use step."""
+        return self._tables[1]
+
+    @property
+    def _cell(self) -> AbstractCell:
+        return self.unrolled.cell
 
     @property
     def parameters(self) -> tuple[str, ...]:
         """The names of the parameters, as in the module."""
-        return tuple(self.gradient)
+        return tuple(self._cell.parameters)
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        """The routes from one step's state to the step before, which partition the Jacobian."""
+        return self._cell.routes
 
     @property
     def steps(self) -> int:
@@ -54,8 +94,14 @@ class Flow:
 
     @cached_property
     def residual(self) -> Residual:
-        """Largest relative difference between the sum of the parts and autograd's gradient."""
+        """Largest relative difference between the sum of the parts and autograd's gradient.
+
+        Autograd cannot cut routes: what `without` returns is compared with its own gradient, which
+        was pulled back in one row.
+        """
         parts = {name: self.by_lag(name).scaled.total() for name in self.parameters}
+        if isinstance(self._cell, Cut):
+            return residual(parts, {n: g.plain().squeeze(0) for n, g in self.gradient.items()})
         return residual(parts, self.recorded.gradients)
 
     @property
@@ -78,11 +124,11 @@ class Flow:
             ArgumentError: for a parameter that this layer does not have.
         """
         name = self._known(parameter)
-        return self._by_time[name] if name else self._whole_by_time
+        return self._tables[0][name] if name else self._whole_by_time
 
     @cached_property
     def _whole_by_time(self) -> ByTime:
-        return by_time.combined(tuple(self._by_time.values()), self.gradient)
+        return by_time.combined(tuple(self._tables[0].values()), self.gradient)
 
     def by_lag(self, parameter: str | None = None, bins: Bins = "octaves") -> ByLag:
         """The sum of C[t,k] over all pairs whose lag falls in a bin.
@@ -97,15 +143,87 @@ class Flow:
         """
         name, lags = self._known(parameter), lag_bins(bins, self.steps)
         if lags not in self._by_lag:
-            sums = LagSums(lags, self.unrolled.cell.parameters)
+            sums = LagSums(lags, self._cell.parameters)
             fold(self.unrolled, self.entries, [sums])
             self._by_lag[lags] = sums.result()
         parts = self._by_lag[lags]
-        return parts[name] if name else by_lag.combined(tuple(parts.values()))
+        return (
+            parts[name] if name else ByLag(None, lags, joined([p.scaled for p in parts.values()]))
+        )
+
+    def by_route(self, parameter: str | None = None, bins: Bins = "octaves") -> Split:
+        """The parts by lag, split by the route of the last hop, the one that arrives at step k.
+
+        A part that has made no hop (t = k) is "direct". Summed over the ways this is `by_lag`.
+
+        Args:
+            parameter: a name, or None for the whole gradient as one vector.
+            bins: as in `by_lag`.
+
+        Raises:
+            ArgumentError: for an unknown parameter or bins that do not ascend from 0.
+        """
+        name, lags = self._known(parameter), lag_bins(bins, self.steps)
+        if lags not in self._splits:
+            sums = RouteSums(lags, self._cell, self.entries)
+            fold(self.unrolled, self.entries, [sums])
+            self._splits[lags] = sums.result()
+        return self._part(self._splits[lags], name)
+
+    def by_crossing(
+        self, parameter: str | None = None, max_crossings: int = 8, bins: Bins = "octaves"
+    ) -> Split:
+        """The parts by lag, split by how often their paths crossed recurrent weights.
+
+            v(n)_{k-1} = A^T v(n)_k + R^T v(n-1)_k      sum over n = the adjoint
+
+        0 crossings are the carousel alone (with peepholes, and what leaks through them): the
+        gradient that the truncated backward pass of Hochreiter and Schmidhuber (1997) keeps.
+
+        Args:
+            parameter: a name, or None for the whole gradient as one vector.
+            max_crossings: the last part holds the paths with so many crossings and more; time and
+                memory grow in proportion.
+            bins: as in `by_lag`.
+
+        Raises:
+            ArgumentError: for an unknown parameter, bins that do not ascend from 0, or a number of
+                crossings that is not a positive integer.
+        """
+        name, lags = self._known(parameter), lag_bins(bins, self.steps)
+        key = (*lags, max_crossings)
+        if key not in self._splits:
+            split = by_crossing(self.unrolled, self.entries, lags, max_crossings)
+            self._splits[key] = split
+        return self._part(self._splits[key], name)
+
+    def without(self, *routes: str) -> "Flow":
+        """The same pass with some routes cut everywhere: the gradient that would be left.
+
+        Args:
+            routes: names among `routes`, or an edge inside a step: "readout" (c_k to h_k) and
+                "peephole.output" (c_k to o_k) of an LSTM.
+
+        Returns:
+            A `Flow` of the same pass, to which every question can be put. Its `residual` compares
+            the parts with their own sum pulled back in one row.
+
+        Raises:
+            ArgumentError: for an unknown route; the message lists those of this cell.
+        """
+        cell = Cut(self._cell, frozenset(routes))
+        return Flow(self.recorded, replace(self.unrolled, cell=cell), self.entries)
+
+    @staticmethod
+    def _part(split: Mapping[str, Split], name: str | None) -> Split:
+        if name:
+            return split[name]
+        first = next(iter(split.values()))
+        return replace(first, parameter=None, scaled=joined([p.scaled for p in split.values()]))
 
     def by_parameter(self) -> ByParameter:
         """The blocks of the gradient itself: layer by layer, gate by gate, weight by weight."""
-        return by_parameter(self.unrolled.cell, self.gradient)
+        return by_parameter(self._cell, self.gradient)
 
     def chart(self) -> Any:
         """The mean contribution over lag, with reach and half-life, as an Altair chart."""
@@ -129,15 +247,15 @@ class Flow:
         final = self.entries.final * (t == self.steps - 1)
         entries = Entries.of(output, final, self.entries.slot)
         if not len(entries):  # the loss does not enter at t
-            return torch.zeros_like(self.unrolled.cell.parameters[name])
+            return torch.zeros_like(self._cell.parameters[name])
         before = [range(0, t - k), range(t - k, t - k + 1), range(t - k + 1, self.steps)]
         lags = tuple(lag for lag in before if lag)
-        sums = LagSums(lags, self.unrolled.cell.parameters)
+        sums = LagSums(lags, self._cell.parameters)
         fold(self.unrolled, entries, [sums])
         return sums.result()[name].parts()[lags.index(range(t - k, t - k + 1))]
 
     def _known(self, parameter: str | None) -> str | None:
-        if parameter is not None and parameter not in self.gradient:
+        if parameter is not None and parameter not in self.parameters:
             raise ArgumentError(
                 f"no parameter {parameter!r} in {self.recorded.name!r}; it has "
                 + ", ".join(self.parameters)
@@ -179,27 +297,6 @@ def decompose(recording: Recording | Recorded, *, max_rows: int | None = None) -
     recorded.check_states(unrolled.states)
     slot = recorded.cell.output
     entries = Entries.of(recorded.output_adjoint, recorded.final_adjoint, slot, max_rows)
-    parameters, steps = recorded.cell.parameters, len(unrolled)
-
-    # The gradient as a whole comes first, from a single row that holds the summed loss.
-    everything = (range(0, max(1, steps)),)
-    whole = LagSums(everything, parameters)
-    one_row = Entries.of(recorded.output_adjoint, recorded.final_adjoint, slot, max_rows=1)
-    fold(unrolled, one_row, [whole])
-    gradient = {name: lag.scaled for name, lag in whole.result().items()}
-
-    norms = ContributionNorms(entries, steps, parameters)
-    shares = ContributionShares(entries, steps, gradient)
-    adjoints = AdjointNorms(entries, steps)
-    octaves = lag_bins("octaves", steps)
-    sums = LagSums(octaves, parameters)
-    fold(unrolled, entries, [norms, shares, adjoints, sums])
-    return Flow(
-        recorded,
-        unrolled,
-        entries,
-        adjoints.result(),
-        gradient,
-        by_time.tables_by_time(entries, norms, shares),
-        {octaves: sums.result()},
-    )
+    flow = Flow(recorded, unrolled, entries)
+    flow.adjoints  # noqa: B018  the pass runs here, so that its errors are raised here
+    return flow

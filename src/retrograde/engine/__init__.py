@@ -1,17 +1,22 @@
 """Time: the forward unrolling, and the one backward recursion that every analysis folds over."""
 
 from retrograde.engine.adjoint import AdjointStep, Fold, backpropagate, fold
+from retrograde.engine.crossings import CrossingStep, backpropagate_by_crossing
 from retrograde.engine.entries import Entries
+from retrograde.engine.gradients import ParameterSums
 from retrograde.engine.scaling import Scaled
 from retrograde.engine.unroll import Unrolled, unroll
 
 __all__ = [
     "AdjointStep",
+    "CrossingStep",
     "Entries",
     "Fold",
+    "ParameterSums",
     "Scaled",
     "Unrolled",
     "backpropagate",
+    "backpropagate_by_crossing",
     "fold",
     "unroll",
 ]

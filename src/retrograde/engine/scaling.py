@@ -20,6 +20,12 @@ SLACK = 24
 """Nothing is rescaled while all norms are within 2^(CENTRE - SLACK) and 2^(CENTRE + SLACK)."""
 
 
+def in_range(sizes: Float[Tensor, "N"]) -> bool:
+    """Whether all rows, of these sizes, are near enough to the centre to be left as they are."""
+    least, most = torch.aminmax(sizes)
+    return bool(least >= 2.0 ** (CENTRE - SLACK)) and bool(most <= 2.0 ** (CENTRE + SLACK))
+
+
 def power_of_two(exponent: Int[Tensor, "*R"], like: Tensor) -> Float[Tensor, "*R"]:
     """2**exponent, exact, in the data type of `like`.
 
@@ -90,9 +96,7 @@ class Scaled:
         Nothing is touched while all norms are within the slack; else all are centred at once.
         """
         norms = row_norms(self.values)
-        low, high = 2.0 ** (CENTRE - SLACK), 2.0 ** (CENTRE + SLACK)
-        least, most = torch.aminmax(norms)
-        if least >= low and most <= high:
+        if in_range(norms):
             return self, norms
         centred = self.centred(norms)
         return (self, norms) if centred is self else (centred, row_norms(centred.values))

@@ -1,0 +1,103 @@
+"""A cell with some of its routes cut: it runs as before, but no gradient passes along them.
+
+Cutting every route through recurrent weights gives the truncated backward pass that Hochreiter and
+Schmidhuber trained their LSTM with (1997, appendix A.1): what the carousel alone brings back.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from jaxtyping import Float
+from torch import Tensor
+
+from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep
+from retrograde.errors import ArgumentError
+
+
+@dataclass(frozen=True, eq=False)
+class Cut(AbstractCell):
+    """A cell without the gradient along some routes.
+
+    Args:
+        cell: the cell that runs.
+        cut: names among the cell's `routes` and `inner_routes`.
+
+    Raises:
+        ArgumentError: for a name that is not one of its routes.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.cells import LSTM, Cut
+        >>> cell = LSTM(torch.zeros(8, 3), torch.zeros(8, 2))
+        >>> Cut(cell, frozenset(cell.recurrent_routes)).routes
+        ('carousel',)
+    """
+
+    cell: AbstractCell
+    cut: frozenset[str]
+
+    def __post_init__(self) -> None:
+        known = (*self.cell.routes, *self.cell.inner_routes)
+        unknown = sorted(self.cut - set(known))
+        if unknown:
+            raise ArgumentError(
+                f"no route {', '.join(map(repr, unknown))} in this cell; it has {', '.join(known)}"
+            )
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        return self.cell.parameters
+
+    @property
+    def input_size(self) -> int:
+        return self.cell.input_size
+
+    @property
+    def slots(self) -> Mapping[str, slice]:
+        return self.cell.slots
+
+    @property
+    def output(self) -> slice:
+        return self.cell.output
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        return tuple(route for route in self.cell.routes if route not in self.cut)
+
+    @property
+    def recurrent_routes(self) -> tuple[str, ...]:
+        return tuple(route for route in self.cell.recurrent_routes if route not in self.cut)
+
+    @property
+    def inner_routes(self) -> tuple[str, ...]:
+        return tuple(route for route in self.cell.inner_routes if route not in self.cut)
+
+    def with_parameters(self, parameters: Mapping[str, Tensor]) -> "Cut":
+        return replace(self, cell=self.cell.with_parameters(parameters))
+
+    def gates_of(self, parameter: str) -> tuple[str, ...]:
+        return self.cell.gates_of(parameter)
+
+    def step(self, x: Float[Tensor, "*L I"], state: Float[Tensor, "*L S"]) -> CellStep:
+        return self.cell.step(x, state)
+
+    def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
+        return self.cell.linearise(step, self.cut | cut)
+
+    def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
+        adjoint = self.cell.pull_back(step, delta)
+        kept = []
+        for edge in adjoint.edges:
+            if self.cut.isdisjoint(edge.routes):
+                kept.append(edge)
+            else:
+                kept += [part for route, part in edge.split().items() if route not in self.cut]
+        return replace(adjoint, edges=tuple(kept))
+
+
+def truncated(cell: AbstractCell) -> AbstractCell:
+    """The cell with the truncated backward pass of 1997: nothing comes back through h_{k-1}.
+
+    Reference: Hochreiter and Schmidhuber (1997), appendix A.1.
+    """
+    return Cut(cell, frozenset(cell.recurrent_routes))

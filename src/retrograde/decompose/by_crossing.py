@@ -1,0 +1,30 @@
+"""By crossing: the parts by lag, split by how often their paths crossed recurrent weights."""
+
+from collections.abc import Mapping
+
+from retrograde.decompose.bins import LagBins
+from retrograde.decompose.split import Split
+from retrograde.engine.crossings import backpropagate_by_crossing
+from retrograde.engine.entries import Entries
+from retrograde.engine.gradients import ParameterSums
+from retrograde.engine.unroll import Unrolled
+from retrograde.errors import ArgumentError
+
+
+def by_crossing(
+    unrolled: Unrolled, entries: Entries, lags: tuple[range, ...], max_crossings: int
+) -> Mapping[str, Split]:
+    """One pass with a row for every entry and number of crossings, parameter by parameter."""
+    if isinstance(max_crossings, bool) or not isinstance(max_crossings, int) or max_crossings < 1:
+        raise ArgumentError(f"max_crossings must be a positive integer; got {max_crossings!r}")
+    classes = max_crossings + 1
+    bins = LagBins(lags, classes)
+    sums = ParameterSums(unrolled.cell.parameters, classes * len(lags))
+    for step in backpropagate_by_crossing(unrolled, entries, classes):
+        rows = bins.sum(step.delta, step.sizes, step.lags)
+        sums.add(step.cell.pull_back(step.step, rows.values).uses, rows.exponent)
+    ways = (*map(str, range(max_crossings)), f"{max_crossings}+")
+    return {
+        name: Split(name, "crossings", ways, lags, bins.nearest_first(total))
+        for name, total in sums.result().items()
+    }

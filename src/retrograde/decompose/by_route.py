@@ -1,0 +1,51 @@
+"""By route: the parts by lag, split by the route of the last hop, the one that arrives at step k.
+
+Row sums commute with the pull-back, so the rows of a bin are summed before they are split, and a
+route costs as much as a bin.
+"""
+
+from collections.abc import Mapping
+
+import torch
+
+from retrograde.cells.base import AbstractCell
+from retrograde.decompose.bins import LagBins
+from retrograde.decompose.split import Split
+from retrograde.engine.adjoint import AdjointStep
+from retrograde.engine.entries import Entries
+from retrograde.engine.gradients import ParameterSums
+from retrograde.engine.scaling import Scaled
+
+DIRECT = "direct"
+"""What has made no hop: it enters at the use step itself."""
+
+
+class RouteSums:
+    """The fold behind `by_route`."""
+
+    def __init__(self, lags: tuple[range, ...], cell: AbstractCell, entries: Entries):
+        self._lags, self._bins, self._entries = lags, LagBins(lags), entries
+        self._ways = (DIRECT, *cell.routes)
+        self._sums = ParameterSums(cell.parameters, len(self._ways) * len(lags))
+        self._later: AdjointStep | None = None
+
+    def update(self, step: AdjointStep) -> None:
+        direct = self._entries.at(step.k)
+        rows = [self._bins.sum(direct, direct.values.abs().amax((1, 2)), step.lags[-1:])]
+        if self._later is None:
+            nothing = Scaled(torch.zeros_like(rows[0].values), rows[0].exponent)
+            rows += [nothing] * (len(self._ways) - 1)
+        else:
+            before = self._later
+            sums = self._bins.sum(before.delta, before.norms, step.lags[: len(before.lags)])
+            arriving = before.cell.pull_back(before.step, sums.values).by_route()
+            rows += [Scaled(values, sums.exponent) for values in arriving.values()]
+        every = Scaled(torch.cat([r.values for r in rows]), torch.cat([r.exponent for r in rows]))
+        self._sums.add(step.cell.pull_back(step.step, every.values).uses, every.log2_scale())
+        self._later = step
+
+    def result(self) -> Mapping[str, Split]:
+        return {
+            name: Split(name, "route", self._ways, self._lags, self._bins.nearest_first(total))
+            for name, total in self._sums.result().items()
+        }

@@ -1,0 +1,97 @@
+"""The backward recursion, its rows told apart by how often their paths crossed recurrent weights.
+
+    v(n)_{k-1} = A_k^T v(n)_k + R_k^T v(n-1)_k
+
+R holds the routes that cross recurrent weights, A the others; the last class keeps what crosses
+that often or more. The sum over n is the adjoint of adjoint.py. Class 0 is the carousel alone.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep
+from retrograde.engine.entries import Entries
+from retrograde.engine.scaling import CENTRE, NOTHING, Scaled, in_range, power_of_two
+from retrograde.engine.unroll import Unrolled
+
+
+@dataclass(frozen=True)
+class CrossingStep:
+    """All adjoint rows at one use step: row `entry * classes + n` holds the paths of n crossings.
+
+    `sizes` are the largest entries of the rows, `lags` the lags of the entries, latest first.
+    """
+
+    k: int
+    delta: Scaled
+    sizes: Float[Tensor, "N"]
+    lags: Int[Tensor, "E"]
+    step: CellStep
+    cell: AbstractCell
+
+
+@torch.no_grad()
+def backpropagate_by_crossing(
+    unrolled: Unrolled, entries: Entries, classes: int
+) -> Iterator[CrossingStep]:
+    """The stream of steps for k = T-1 .. 0, with `classes` rows for each entry."""
+    cell = unrolled.cell
+    delta = Scaled.of(entries.final.new_zeros(0, *entries.final.shape))
+    sizes = delta.values.new_zeros(0)
+    pulled: CellAdjoint | None = None
+    for k, step in unrolled.backwards():
+        if pulled is not None:
+            delta = _arriving(pulled, delta.exponent, sizes, cell, classes)
+        rows = len(delta.exponent) // classes
+        if entries.opens(k, rows):
+            delta = _opened(delta, entries.at(k), classes)
+        elif entries.covers(k, rows):
+            newest = slice((rows - 1) * classes, (rows - 1) * classes + 1)
+            joined = Scaled(delta.values[newest], delta.exponent[newest]).plus(entries.at(k))
+            delta.values[newest], delta.exponent[newest] = joined.values, joined.exponent
+        if not len(delta.exponent):
+            continue
+        sizes = delta.values.abs().amax((1, 2))
+        if not in_range(torch.where(sizes == 0, 2.0**CENTRE, sizes)):  # many rows are still empty
+            delta = delta.centred(sizes)
+            sizes = delta.values.abs().amax((1, 2))
+        pulled = cell.pull_back(step, delta.values)
+        yield CrossingStep(k, delta, sizes, entries.lags(k, len(sizes) // classes), step, cell)
+
+
+def _opened(delta: Scaled, direct: Scaled, classes: int) -> Scaled:
+    """A further entry: what enters has crossed nothing yet."""
+    none = direct.values.new_zeros(classes - 1, *direct.values.shape[1:])
+    exponent = direct.exponent.expand(classes)
+    return Scaled(
+        torch.cat((delta.values, direct.values, none)), torch.cat((delta.exponent, exponent))
+    )
+
+
+def _arriving(
+    pulled: CellAdjoint,
+    exponent: Int[Tensor, "N"],
+    sizes: Float[Tensor, "N"],
+    cell: AbstractCell,
+    classes: int,
+) -> Scaled:
+    """delta_{k-1}: what stays in its class, and what crossed and moves to the next one."""
+    crossed = pulled.along(cell.recurrent_routes)
+    stayed = pulled.along([route for route in cell.routes if route not in cell.recurrent_routes])
+
+    # One exponent for all that meets in a class; a row without anything in it has no say.
+    own = torch.where(sizes > 0, exponent, NOTHING).view(-1, classes)
+    from_before = torch.cat((torch.full_like(own[:, :1], NOTHING), own[:, :-1]), 1)
+    top = torch.maximum(own, from_before)
+    stayed *= power_of_two(own - top, stayed).view(-1, 1, 1)
+    total = stayed.unflatten(0, (-1, classes))  # type: ignore[no-untyped-call]
+    moving = crossed.unflatten(0, (-1, classes))  # type: ignore[no-untyped-call]
+    factor = power_of_two(from_before - top, stayed)[..., None, None]
+    total[:, 1:].addcmul_(moving[:, :-1], factor[:, 1:])
+    last = power_of_two(own - top, stayed)[:, -1:, None, None]
+    total[:, -1:].addcmul_(moving[:, -1:], last)
+    return Scaled(stayed, torch.where(top == NOTHING, 0, top).flatten())
