@@ -1,8 +1,10 @@
 """Settings that every test shares."""
 
+import contextlib
 import os
 
 import hypothesis
+import jaxtyping
 import torch
 
 torch.set_num_threads(2)
@@ -11,3 +13,13 @@ torch.set_num_threads(2)
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("search", deadline=None, max_examples=500)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+@contextlib.contextmanager
+def unchecked():
+    """Without the tests' own type checks, as a user calls the package."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)

@@ -54,9 +54,6 @@ def test_every_part_of_every_decomposition(problem):
         torch.testing.assert_close(table.norm, norms, **EXACT)
         share = (exact * whole).flatten(2).sum(2) / whole.square().sum()
         torch.testing.assert_close(table.share, share, **EXACT)
-        for t in range(T):
-            for k in range(t + 1):
-                torch.testing.assert_close(flow.contribution(name, t, k), exact[t, k], **EXACT)
         for bins in ("octaves", "every", (0, 2)):
             lags = flow.by_lag(name, bins)
             sums = torch.stack(
@@ -69,6 +66,11 @@ def test_every_part_of_every_decomposition(problem):
             torch.testing.assert_close(lags.norm, sums.flatten(1).norm(dim=1), **EXACT)
             share = (sums * whole).flatten(1).sum(1) / whole.square().sum()
             torch.testing.assert_close(lags.share, share, **EXACT)
+
+    for t in range(T):
+        for k in range(t + 1):  # every pair once, the parameters in turn
+            name = flow.parameters[(t * T + k) % len(parts)]
+            torch.testing.assert_close(flow.contribution(name, t, k), parts[name][t, k], **EXACT)
 
     def vector(tensors, keep):
         return torch.cat([tensor.flatten(keep) for tensor in tensors], keep)
@@ -217,7 +219,7 @@ def test_samples_that_cancel(dtype):
     model = nn.LSTM(2, 3).to(dtype)
     x = torch.randn(6, 1, 2, dtype=dtype).expand(6, 2, 2)
     sign = torch.tensor([1.0, -1.0], dtype=dtype).view(1, 2, 1)
-    nearly = 1 + 1e-5 * torch.tensor([1.0, 0.0], dtype=dtype).view(1, 2, 1)
+    nearly = 1 + 1e-4 * torch.tensor([1.0, 0.0], dtype=dtype).view(1, 2, 1)
     for weight, exact in ((sign, True), (sign * nearly, False)):
         with retrograde.record(model) as recording:
             (model(x)[0] * weight).sum().backward()
@@ -227,8 +229,8 @@ def test_samples_that_cancel(dtype):
             assert bool((log2 == -torch.inf).all())
         else:
             one = retrograde.decompose(half(recording)).by_time("weight_ih_l0").log2[-1]
-            # what is left is 1e-5 of either sample, where float32 itself rounds by up to 1 %
-            torch.testing.assert_close(log2, one + math.log2(1e-5), atol=0.02, rtol=0)
+            # what is left is 1e-4 of either sample, where float32 itself rounds by some 0.1 %
+            torch.testing.assert_close(log2, one + math.log2(1e-4), atol=0.02, rtol=0)
 
 
 def half(recording):

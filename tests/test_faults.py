@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from conformance import CHECKS
-from problems import GRU_, LSTM_, TANH
-from retrograde.cells import GRU, LSTM, Elman
+from problems import FAMILY, GRU2014_, GRU_, LSTM_, TANH
+from retrograde.cells import GRU, GRU2014, LSTM, Elman
 from retrograde.cells.base import FEW_ROWS
 
 
@@ -80,6 +80,56 @@ class UpdateGateTurnedRound(_Altered, GRU):
         derivatives["h by h"] = 1 - derivatives["h by h"]
 
 
+class PeepholeOfTheOutputGateForgotten(_Altered, LSTM):
+    def alter(self, step, derivatives):
+        o, y = step.activations["output"], step.activations["squashed"]
+        derivatives["h by c"] = o * (1 - y * y)
+
+
+class PeepholeSeesTheOldCell(_Altered, LSTM):
+    def alter(self, step, derivatives):
+        o, y = step.activations["output"], step.activations["squashed"]
+        old = step.previous[..., self.slots["c"]]
+        derivatives["p by h"] = (old * y * o * (1 - o)).unsqueeze(-2)
+
+
+class PeepholeRouteForgotten(_Altered, LSTM):
+    def alter(self, step, derivatives):
+        derivatives["peephole.forget"] = torch.zeros_like(derivatives["peephole.forget"])
+
+
+class CouplingForgotten(_Altered, LSTM):
+    def alter(self, step, derivatives):
+        by_a = derivatives["a by c"].clone()
+        i, g = step.activations["input"], step.activations["cell"]
+        by_a[..., 0, :] = g * i * (1 - i)
+        derivatives["a by c"] = by_a
+
+
+class TanhDerivativeForTheSquashingOf1997(_Altered, LSTM):
+    def alter(self, step, derivatives):
+        o, y = step.activations["output"], step.activations["squashed"]
+        derivatives["h by c"] = o * (1 - y * y)
+
+
+class GatesOfTheStepBeforeForgotten(_Altered, LSTM):
+    def alter(self, step, derivatives):
+        derivatives["h by o"] = torch.zeros_like(derivatives["h by o"])
+
+
+class ResetGateMultipliesTheWrongSide(_Altered, GRU2014):
+    def alter(self, step, derivatives):
+        derivatives["q by h"] = torch.ones_like(derivatives["q by h"])
+
+
+class OperandBeforeTheReset(GRU2014):
+    def pull_back(self, step, delta):
+        adjoint = super().pull_back(step, delta)
+        gates, candidate = adjoint.uses["weight_hh"]
+        uses = dict(adjoint.uses, weight_hh=(gates, replace(candidate, operand=step.previous)))
+        return replace(adjoint, uses=uses)
+
+
 class JacobianOfTheWrongSample(LSTM):
     """Right for few rows, wrong where each sample's Jacobian is formed."""
 
@@ -111,13 +161,22 @@ FAULTS = [
     (UpdateGateTurnedRound, GRU_),
     (JacobianOfTheWrongSample, LSTM_),
     (BiasOfTheWrongSide, GRU_),
+    (PeepholeOfTheOutputGateForgotten, FAMILY["lstm-2002"]),
+    (PeepholeSeesTheOldCell, FAMILY["lstm-2002"]),
+    (PeepholeRouteForgotten, FAMILY["lstm-2002"]),
+    (CouplingForgotten, FAMILY["cifg"]),
+    (TanhDerivativeForTheSquashingOf1997, FAMILY["lstm-1997"]),
+    (GatesOfTheStepBeforeForgotten, FAMILY["fgr"]),
+    (ResetGateMultipliesTheWrongSide, GRU2014_),
+    (OperandBeforeTheReset, GRU2014_),
 ]
 
 
 @pytest.mark.parametrize(("broken", "make"), FAULTS, ids=lambda each: getattr(each, "__name__", ""))
 def test_the_suite_rejects(broken, make):
     sound = make()
-    cell = broken(**sound.parameters)
+    options = {"generation": sound.generation} if isinstance(sound, LSTM) else {}
+    cell = broken(**sound.parameters, **options)
     rejected = []
     for check in CHECKS:
         check(sound)

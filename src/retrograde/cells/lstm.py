@@ -25,6 +25,7 @@ from retrograde.cells.base import (
 )
 from retrograde.cells.generations import SIGMOID_GATES, Generation, generation
 from retrograde.cells.squashing import SQUASHING
+from retrograde.errors import ArgumentError
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +69,15 @@ class LSTM(AbstractLayer):
     generation: str = "lstm-2000"
 
     def __post_init__(self) -> None:
+        extra = [
+            name
+            for name in ("weight_ch", "weight_gg")
+            if getattr(self, name) is not None and name not in self.shapes(1, 1)
+        ]
+        if extra:
+            raise ArgumentError(
+                f"weights that generation {self.generation!r} does not have: {', '.join(extra)}"
+            )
         self.check()
 
     @property
