@@ -86,14 +86,18 @@ class GateAdjoint:
     @cached_property
     def dense(self) -> Float[Tensor, "N B P"]:
         """da itself, the gates side by side."""
-        rows, batch, hidden = self.parts[0][0].shape
-        da = new_rows(self.parts[0][0], rows, batch, self.gates, hidden)
-        first = 0
+        source = self.parts[0][0]
+        da = new_rows(source, len(source), self.batch, self.size)
+        self.write(da)
+        return da
+
+    def write(self, da: Float[Tensor, "N B P"]) -> None:
+        """Multiply da out into memory that is there already."""
+        gates, first = da.unflatten(-1, (self.gates, -1)), 0  # type: ignore[no-untyped-call]
         for source, factor in self.parts:
             last = first + factor.shape[-2]
-            torch.mul(source.unsqueeze(-2), factor, out=da[..., first:last, :])
+            torch.mul(source.unsqueeze(-2), factor, out=gates[..., first:last, :])
             first = last
-        return da.flatten(-2)
 
     def gate(self, number: int) -> "GateAdjoint":
         """The adjoint of one gate alone."""

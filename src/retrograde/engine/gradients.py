@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from retrograde.cells.base import Use
+from retrograde.cells.base import Use, new_rows
 from retrograde.engine.scaling import NOTHING, Scaled, power_of_two
 
 STEPS_AT_ONCE = 64
@@ -28,9 +28,10 @@ class ParameterSums:
     def __init__(self, parameters: Mapping[str, Tensor], rows: int):
         self._gathered: list[tuple[Uses, Tensor]] = []
         self._sums = {
-            name: Scaled.of(value.new_zeros(rows, *value.shape))
-            for name, value in parameters.items()
+            name: value.new_zeros(rows, *value.shape) for name, value in parameters.items()
         }
+        like = next(iter(parameters.values()))
+        self._exponent = torch.full((rows,), NOTHING, dtype=torch.int64, device=like.device)
 
     def add(self, uses: Uses, exponent: Int[Tensor, "M"]) -> None:
         """One step: what `pull_back` says of the parameters, rows in units of 2^exponent."""
@@ -44,37 +45,51 @@ class ParameterSums:
     def result(self) -> dict[str, Scaled]:
         """The sums, by parameter."""
         self._multiply()
-        return self._sums
+        exponent = torch.where(self._exponent == NOTHING, 0, self._exponent)
+        return {name: Scaled(total, exponent) for name, total in self._sums.items()}
 
     def _multiply(self) -> None:
         """Add the outer products of all gathered steps to the sums."""
         if not self._gathered:
             return
-        tops = torch.stack([exponent for _, exponent in self._gathered])
-        top = tops.amax(0)
-        shift = tops - top
-        top = torch.where(top == NOTHING, 0, top)
+        exponents = torch.stack([exponent for _, exponent in self._gathered])
+        self._rescale(exponents.amax(0))
+        shift = exponents - self._exponent
         multiplied: dict[int, Tensor] = {}
 
         def adjoints_of(uses: list[Use]) -> Tensor:
             """da of all steps, [M, K*B, P]; parameters that share it meet it once."""
-            key = id(uses[0].adjoint)
-            if key not in multiplied:
-                stacked = torch.stack([use.adjoint.dense for use in uses], 1)  # [M, K, B, P]
-                stacked *= power_of_two(shift, stacked).T[..., None, None]
-                multiplied[key] = stacked.flatten(1, 2)
-            return multiplied[key]
-
-        def product(uses: list[Use]) -> Tensor:
-            operands = [use.operand for use in uses if use.operand is not None]
-            adjoint = adjoints_of(uses)
-            return torch.matmul(adjoint.mT, torch.cat(operands)) if operands else adjoint.sum(1)
+            first = uses[0].adjoint
+            if id(first) not in multiplied:
+                like = first.parts[0][0]
+                shape = (len(like), len(uses), first.batch, first.size)
+                da = new_rows(like, *shape)
+                for number, use in enumerate(uses):
+                    use.adjoint.write(da[:, number])
+                if bool(shift.any()):
+                    da *= power_of_two(shift, da).T[..., None, None]
+                multiplied[id(first)] = da.flatten(1, 2)
+            return multiplied[id(first)]
 
         for name, first in self._gathered[0][0].items():
-            blocks = [
-                product([uses[name][number] for uses, _ in self._gathered])
-                for number in range(len(first))
-            ]
-            part = blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)
-            self._sums[name] = self._sums[name].plus(Scaled(part, top).normalised()[0])
+            row = 0
+            for number, use in enumerate(first):
+                uses = [each[name][number] for each, _ in self._gathered]
+                total = self._sums[name][:, row : row + use.adjoint.size]
+                operands = [each.operand for each in uses if each.operand is not None]
+                if operands:
+                    operand = torch.cat(operands).expand(len(total), -1, -1)
+                    total.baddbmm_(adjoints_of(uses).mT, operand)
+                else:
+                    total += adjoints_of(uses).sum(1)
+                row += use.adjoint.size
         self._gathered = []
+
+    def _rescale(self, arriving: Int[Tensor, "M"]) -> None:
+        """Bring the sums to the largest exponent that they have met."""
+        top = torch.maximum(self._exponent, arriving)
+        shift = torch.where(self._exponent == NOTHING, 0, self._exponent - top)
+        if bool(shift.any()):
+            for total in self._sums.values():
+                total *= power_of_two(shift, total).view(-1, *[1] * (total.ndim - 1))
+        self._exponent = top
