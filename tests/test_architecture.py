@@ -12,6 +12,7 @@ LEVELS = [  # a module imports only from its own level and the levels above it i
     {"errors", "_types"},
     {"cells", "charts"},
     {"engine"},
+    {"nn"},
     {"record"},
     {"decompose"},
     {"report"},
@@ -60,6 +61,7 @@ def test_the_public_names_are_pinned():
         "cells",
         "decompose",
         "diagnose",
+        "nn",
         "record",
         "record_cell",
     ]

@@ -9,7 +9,7 @@ flow.reach, flow.half_life, flow.residual
 
 from importlib.metadata import version
 
-from retrograde import cells
+from retrograde import cells, nn
 from retrograde.decompose import Flow, decompose
 from retrograde.errors import RetrogradeError
 from retrograde.record import Recorded, Recording, record, record_cell
@@ -26,6 +26,7 @@ __all__ = [
     "cells",
     "decompose",
     "diagnose",
+    "nn",
     "record",
     "record_cell",
 ]

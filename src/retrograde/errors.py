@@ -24,6 +24,10 @@ class NonFiniteError(RetrogradeError):
     """A NaN or an infinity stands where the decomposition needs a number."""
 
 
+class SecondDerivativeError(RetrogradeError, RuntimeError):
+    """A derivative written out by hand was to be differentiated once more."""
+
+
 class MissingExtraError(RetrogradeError, ImportError):
     """An optional dependency is not installed; the message says how to install it."""
 

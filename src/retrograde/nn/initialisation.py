@@ -1,0 +1,183 @@
+"""Initialisations by name, each with its paper, for this package's modules and torch's alike.
+
+torch adds two biases, b_ih and b_hh. Here a bias that a paper asks for stands in b_ih, and b_hh of
+that gate is 0: setting both to 1 would make it 2.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from retrograde._types import GRU_GATES, LSTM_GATES
+from retrograde.cells.generations import generation
+from retrograde.errors import ArgumentError
+from retrograde.nn.modules import GRU, LSTM, RNN
+
+Module = nn.LSTM | nn.GRU | nn.RNN | LSTM | GRU | RNN
+
+
+@torch.no_grad()
+def initialise(
+    module: Module,
+    name: str,
+    *,
+    value: float = 1.0,
+    horizon: int | None = None,
+    gain: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> None:
+    """Set weights of a recurrent module, in place; what an initialisation is silent about stays.
+
+    | name | sets |
+    |---|---|
+    | "torch" | every weight and bias to U(-1/sqrt(H), 1/sqrt(H)), torch's default |
+    | "forget-bias" | the forget gate's bias to `value` |
+    | "chrono" | b_f = log(u), u from U[1, horizon - 1], and b_i = -b_f |
+    | "uniform-gate" | b_f = -log(1/u - 1), u from U[1/H, 1 - 1/H]: f is uniform |
+    | "orthogonal" | each gate's recurrent block to `gain` times a random orthogonal matrix |
+    | "identity" | W_hh to the identity, W_ih to N(0, 0.001^2), b to 0, of a relu RNN |
+
+    A GRU's update gate keeps the state as a forget gate does, and gets the forget gate's bias.
+
+    Args:
+        module: an LSTM, GRU or RNN of this package or of torch.nn.
+        name: a name from the table above, `retrograde.nn.initialisations`.
+        value: the bias of "forget-bias".
+        horizon: the number of steps that "chrono" spreads the units' time constants up to.
+        gain: the singular values of "orthogonal".
+        generator: the source of random numbers, torch's own if None.
+
+    Raises:
+        ArgumentError: for an unknown name (the message lists them), a module that lacks the gate in
+            question, or a horizon that is missing or below 3.
+
+    References: forget bias: Gers et al. (2000), and Jozefowicz et al. (2015) for 1; chrono: Tallec
+    and Ollivier (2018), arXiv 1804.11188; uniform gate: Gu et al. (2020), arXiv 1910.09890;
+    orthogonal: Saxe et al. (2013), arXiv 1312.6120; identity: Le et al. (2015), arXiv 1504.00941.
+
+    Example:
+        >>> import torch, retrograde
+        >>> lstm = torch.nn.LSTM(2, 3)
+        >>> retrograde.nn.initialise(lstm, "forget-bias", value=1.0)
+        >>> (lstm.bias_ih_l0 + lstm.bias_hh_l0)[3:6]
+        tensor([1., 1., 1.], grad_fn=<SliceBackward0>)
+    """
+    if name not in initialisations:
+        known = ", ".join(initialisations)
+        raise ArgumentError(f"there is no initialisation {name!r}; there are: {known}")
+    initialisations[name](_Target(module, name), _Options(value, horizon, gain, generator))
+
+
+@dataclass(frozen=True)
+class _Options:
+    value: float
+    horizon: int | None
+    gain: float
+    generator: torch.Generator | None
+
+    def uniform(self, like: Tensor, low: float, high: float) -> Tensor:
+        return torch.empty_like(like).uniform_(low, high, generator=self.generator)
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The weights of a module, gate by gate."""
+
+    module: Module
+    name: str
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        if isinstance(self.module, LSTM):
+            return generation(self.module.generation).gates
+        if isinstance(self.module, nn.LSTM):
+            return LSTM_GATES
+        return GRU_GATES if isinstance(self.module, nn.GRU | GRU) else ("hidden",)
+
+    def every(self, kind: str) -> Iterator[dict[str, Tensor]]:
+        """The blocks of every weight of that kind (layer by layer), by gate."""
+        for name, weight in self.module.named_parameters(recurse=False):
+            if name.startswith(kind + "_l"):
+                yield dict(zip(self.gates, weight.chunk(len(self.gates)), strict=True))
+
+    def set_bias(self, gate: str, draw: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """Set b_ih of a gate and clear its b_hh; what was set, layer by layer."""
+        if gate not in self.gates:
+            raise ArgumentError(
+                f"initialisation {self.name!r} sets the bias of a gate that {self.module!r} lacks"
+            )
+        if not self.module.bias:
+            raise ArgumentError(
+                f"initialisation {self.name!r} sets a bias, and {self.module!r} has bias=False"
+            )
+        for gates in self.every("bias_hh"):
+            gates[gate].zero_()
+        return [gates[gate].copy_(draw(gates[gate])) for gates in self.every("bias_ih")]
+
+    @property
+    def keeping(self) -> str:
+        """The gate that keeps the state."""
+        return "update" if "update" in self.gates else "forget"
+
+
+def _torch(target: _Target, options: _Options) -> None:
+    bound = target.module.hidden_size**-0.5
+    for weight in target.module.parameters(recurse=False):
+        weight.copy_(options.uniform(weight, -bound, bound))
+
+
+def _forget_bias(target: _Target, options: _Options) -> None:
+    target.set_bias(target.keeping, lambda bias: torch.full_like(bias, options.value))
+
+
+def _chrono(target: _Target, options: _Options) -> None:
+    horizon = options.horizon
+    if horizon is None or horizon < 3:
+        raise ArgumentError(
+            f"chrono needs horizon=, the longest lag in steps, of at least 3; got {horizon!r}"
+        )
+    drawn = target.set_bias(
+        target.keeping, lambda bias: torch.log(options.uniform(bias, 1, horizon - 1))
+    )
+    if "input" in target.gates:
+        mirrored = iter(drawn)
+        target.set_bias("input", lambda _: -next(mirrored))
+
+
+def _uniform_gate(target: _Target, options: _Options) -> None:
+    edge = 1 / target.module.hidden_size
+    if edge > 0.5:
+        raise ArgumentError("uniform-gate draws from U[1/H, 1 - 1/H]: it needs H of at least 2")
+    target.set_bias(target.keeping, lambda bias: torch.logit(options.uniform(bias, edge, 1 - edge)))
+
+
+def _orthogonal(target: _Target, options: _Options) -> None:
+    for gates in target.every("weight_hh"):
+        for block in gates.values():
+            nn.init.orthogonal_(block, options.gain, generator=options.generator)
+
+
+def _identity(target: _Target, options: _Options) -> None:
+    module = target.module
+    if not isinstance(module, nn.RNN | RNN) or module.nonlinearity != "relu":
+        raise ArgumentError(f"initialisation 'identity' is that of a relu RNN; got {module!r}")
+    for name, weight in module.named_parameters(recurse=False):
+        if name.startswith("weight_hh"):
+            nn.init.eye_(weight)
+        elif name.startswith("weight_ih"):
+            weight.normal_(0, 0.001, generator=options.generator)
+        else:
+            weight.zero_()
+
+
+initialisations: Mapping[str, Callable[[_Target, _Options], None]] = {
+    "torch": _torch,
+    "forget-bias": _forget_bias,
+    "chrono": _chrono,
+    "uniform-gate": _uniform_gate,
+    "orthogonal": _orthogonal,
+    "identity": _identity,
+}
+"""What `initialise` knows, by name."""
