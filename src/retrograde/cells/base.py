@@ -7,7 +7,7 @@ step k back to step k-1, and both the sum over them and the split by route are r
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -58,6 +58,42 @@ class CellStep:
                 strict=True,
             )
         ]
+
+
+    @staticmethod
+    def stack(
+        steps: "Sequence[CellStep]",
+        x: Float[Tensor, "K *L I"],
+        previous: Float[Tensor, "K *L S"],
+        state: Float[Tensor, "K *L S"],
+    ) -> "CellStep":
+        """Many steps as one with a further leading axis; inputs and states are there already."""
+
+        def of_layer(layer: "Sequence[CellStep]") -> CellStep:
+            columns = ([s.x for s in layer], [s.previous for s in layer], [s.state for s in layer])
+            return CellStep.stack(layer, *map(torch.stack, columns))
+
+        activations = {
+            name: torch.stack([step.activations[name] for step in steps])
+            for name in steps[0].activations
+        }
+        layers = zip(*(step.layers for step in steps), strict=True)
+        return CellStep(x, previous, state, activations, layers=tuple(map(of_layer, layers)))
+
+    def merged(self) -> "CellStep":
+        """The first two leading axes as one: many steps as if they were samples of one step."""
+
+        def merge(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: value.flatten(0, 1) for name, value in named.items()}
+
+        return CellStep(
+            self.x.flatten(0, 1),
+            self.previous.flatten(0, 1),
+            self.state.flatten(0, 1),
+            merge(self.activations),
+            merge(self.derivatives),
+            tuple(layer.merged() for layer in self.layers),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -412,12 +448,12 @@ def affine(
 
 
 def new_rows(like: Tensor, rows: int, *shape: int) -> Tensor:
-    """An uninitialised tensor [rows, *shape], its memory rounded up to a multiple of 64 rows.
+    """An uninitialised tensor [rows, *shape], its memory rounded up to 1, 64, 128, ... rows.
 
     The recursion gains a row at every step. Blocks that keep their size are handed out by the
     allocator again and again; blocks that grew a little would be fresh memory each time.
     """
-    return like.new_empty(-(-rows // 64) * 64, *shape)[:rows]
+    return like.new_empty(rows if rows == 1 else -(-rows // 64) * 64, *shape)[:rows]
 
 
 def shifted(edge: Edge, offset: int, suffix: str) -> Edge:

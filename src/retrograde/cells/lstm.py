@@ -6,6 +6,7 @@ Klaus Greff et al., "LSTM: A Search Space Odyssey" (2017), sections II-A and II-
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -80,31 +81,31 @@ class LSTM(AbstractLayer):
             )
         self.check()
 
-    @property
+    @cached_property
     def kind(self) -> Generation:
         """The row of the table that this cell is."""
         return generation(self.generation)
 
-    @property
+    @cached_property
     def gates(self) -> tuple[str, ...]:
         return self.kind.gates
 
     def shapes(self, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
         return self.kind.shapes(inputs, hidden)
 
-    @property
+    @cached_property
     def slots(self) -> Mapping[str, slice]:
         names = ("h", "c", "i", "f", "o") if self.kind.gate_recurrence else ("h", "c")
         size = self.hidden_size
         return {name: slice(n * size, (n + 1) * size) for n, name in enumerate(names)}
 
-    @property
+    @cached_property
     def recurrent_routes(self) -> tuple[str, ...]:
         through_h = tuple(f"recurrent.{gate}" for gate in self.gates)
         through_gates = SIGMOID_GATES if self.kind.gate_recurrence else ()
         return through_h + tuple(f"recurrent.gates.{gate}" for gate in through_gates)
 
-    @property
+    @cached_property
     def routes(self) -> tuple[str, ...]:
         seen = [f"peephole.{gate}" for gate in self.kind.peephole_gates if gate != "output"]
         return (*self.recurrent_routes, "carousel", *seen)
@@ -127,7 +128,7 @@ class LSTM(AbstractLayer):
             seen = affine(torch.cat(before, -1), self.weight_gg, None).chunk(3, -1)
             for name, part in zip(SIGMOID_GATES, seen, strict=True):
                 into[name] = into[name] + part
-        p = self._peepholes()
+        p = self._peepholes
 
         def gate(name: str, c: Tensor) -> Tensor:
             if name not in into:
@@ -145,7 +146,7 @@ class LSTM(AbstractLayer):
         return CellStep(x, state, torch.cat(new, -1), activations)
 
     def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
-        kind, p = self.kind, self._peepholes()
+        kind, p = self.kind, self._peepholes
         i, f, g, o, y = step.activations.values()
         c_previous, c = step.previous[..., self.slots["c"]], step.state[..., self.slots["c"]]
         i_by_a, f_by_a, o_by_a = i * (1 - i), f * (1 - f), o * (1 - o)
@@ -222,6 +223,7 @@ class LSTM(AbstractLayer):
             like=delta,
         )
 
+    @cached_property
     def _peepholes(self) -> dict[str, Tensor]:
         """p of each gate that has one."""
         if self.weight_ch is None:

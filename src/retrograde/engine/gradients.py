@@ -58,17 +58,18 @@ class ParameterSums:
         multiplied: dict[int, Tensor] = {}
 
         def adjoints_of(uses: list[Use]) -> Tensor:
-            """da of all steps, [M, K*B, P]; parameters that share it meet it once."""
+            """da of all steps, one after the other; parameters that share it meet it once."""
             first = uses[0].adjoint
             if id(first) not in multiplied:
+                batches = [use.adjoint.batch for use in uses]
                 like = first.parts[0][0]
-                shape = (len(like), len(uses), first.batch, first.size)
-                da = new_rows(like, *shape)
-                for number, use in enumerate(uses):
-                    use.adjoint.write(da[:, number])
+                da = new_rows(like, len(like), sum(batches), first.size)
+                for use, part in zip(uses, torch.split(da, batches, 1), strict=True):
+                    use.adjoint.write(part)
                 if bool(shift.any()):
-                    da *= power_of_two(shift, da).T[..., None, None]
-                multiplied[id(first)] = da.flatten(1, 2)
+                    of_sample = torch.tensor(batches, device=da.device)
+                    da *= power_of_two(shift, da).T.repeat_interleave(of_sample, 1).unsqueeze(-1)
+                multiplied[id(first)] = da
             return multiplied[id(first)]
 
         for name, first in self._gathered[0][0].items():

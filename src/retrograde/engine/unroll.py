@@ -16,11 +16,16 @@ CHUNK = 32
 
 @dataclass(frozen=True, eq=False)
 class Unrolled:
-    """A cell, its inputs x [T, B, I] and its states [T+1, B, S], the initial state first."""
+    """A cell, its inputs x [T, B, I] and its states [T+1, B, S], the initial state first.
+
+    `kept` are the steps themselves, for those who have the memory; without them each is computed
+    again from the state before it.
+    """
 
     cell: AbstractCell
     x: Float[Tensor, "T B I"]
     states: Float[Tensor, "T1 B S"]
+    kept: tuple[CellStep, ...] = ()
 
     def __len__(self) -> int:
         return self.x.shape[0]
@@ -31,16 +36,24 @@ class Unrolled:
         return self.states[1:, :, self.cell.output]
 
     def steps(self, start: int, stop: int) -> CellStep:
-        """Steps start..stop-1, linearised, all at once from their known previous states."""
-        return self.cell.linearise(self.cell.step(self.x[start:stop], self.states[start:stop]))
+        """Steps start..stop-1, linearised, all at once."""
+        x, previous = self.x[start:stop], self.states[start:stop]
+        if not self.kept:
+            return self.cell.linearise(self.cell.step(x, previous))
+        states = self.states[start + 1 : stop + 1]
+        return self.cell.linearise(CellStep.stack(self.kept[start:stop], x, previous, states))
+
+    def chunks(self) -> Iterator[tuple[int, CellStep]]:
+        """(first step, CHUNK steps from there on) from the end of the sequence to its start."""
+        for stop in range(len(self), 0, -CHUNK):
+            start = max(0, stop - CHUNK)
+            yield start, self.steps(start, stop)
 
     def backwards(self) -> Iterator[tuple[int, CellStep]]:
         """(k, step k) for k = T-1 .. 0, holding CHUNK steps at a time."""
-        for stop in range(len(self), 0, -CHUNK):
-            start = max(0, stop - CHUNK)
-            chunk = self.steps(start, stop).unbind()
-            for k in reversed(range(start, stop)):
-                yield k, chunk[k - start]
+        for start, chunk in self.chunks():
+            for k, step in reversed(list(enumerate(chunk.unbind(), start))):
+                yield k, step
 
 
 @torch.no_grad()
@@ -48,6 +61,7 @@ def unroll(
     cell: AbstractCell,
     x: Float[Tensor, "..."],
     initial: Float[Tensor, "..."] | None = None,
+    keep: bool = False,
 ) -> Unrolled:
     """Run a cell over a sequence.
 
@@ -55,6 +69,7 @@ def unroll(
         cell: the recurrence.
         x: inputs, shape [T, B, I].
         initial: s before the first step, shape [B, S]; zeros if None.
+        keep: keep the steps with all their activations, and not the states alone.
 
     Raises:
         ArgumentError: if x or the initial state does not fit the cell.
@@ -79,6 +94,10 @@ def unroll(
         )
     states = x.new_empty(x.shape[0] + 1, *expected)
     states[0] = 0 if initial is None else initial
+    kept = []
     for k, x_k in enumerate(x):
-        states[k + 1] = cell.step(x_k, states[k]).state
-    return Unrolled(cell, x, states)
+        step = cell.step(x_k, states[k])
+        states[k + 1] = step.state
+        if keep:
+            kept.append(step)
+    return Unrolled(cell, x, states, tuple(kept))

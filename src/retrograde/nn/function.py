@@ -27,17 +27,18 @@ def run(
 class _Recurrence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, cell: AbstractCell, x: Tensor, initial: Tensor, *weights: Tensor) -> Any:
-        states = unroll(cell, x, initial).states
-        ctx.cell = cell
-        ctx.save_for_backward(x, states, *weights)
-        return states[1:]
+        unrolled = unroll(cell, x, initial, keep=True)
+        ctx.cell, ctx.kept = cell, unrolled.kept
+        ctx.save_for_backward(x, unrolled.states, *weights)
+        return unrolled.states[1:]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         x, states, *weights = ctx.saved_tensors
         needs = ctx.needs_input_grad[1:]
         with torch.no_grad():
-            found = _pull_back(ctx.cell, x, states, weights, grads[0], needs)
+            cell = ctx.cell.with_parameters(dict(zip(ctx.cell.parameters, weights, strict=True)))
+            found = _pull_back(Unrolled(cell, x, states, ctx.kept), grads[0], needs)
         wanted = [grad for grad, needed in zip(found, needs, strict=True) if needed]
         if torch.is_grad_enabled():  # create_graph=True: someone may differentiate again
             wanted = list(_Once.apply(len(wanted), *wanted, grads[0], x, *weights))  # type: ignore[no-untyped-call]
@@ -46,26 +47,28 @@ class _Recurrence(torch.autograd.Function):
 
 
 def _pull_back(
-    cell: AbstractCell,
-    x: Tensor,
-    states: Tensor,
-    weights: list[Tensor],
-    direct: Tensor,
-    needs: tuple[bool, ...],
+    unrolled: Unrolled, direct: Float[Tensor, "T B S"], needs: tuple[bool, ...]
 ) -> list[Tensor | None]:
     """The gradients of x, of the initial state and of the weights."""
-    cell = cell.with_parameters(dict(zip(cell.parameters, weights, strict=True)))
+    cell, x, states = unrolled.cell, unrolled.x, unrolled.states
     sums = ParameterSums(cell.parameters, rows=1)
     by_x = torch.empty_like(x) if needs[0] else None
     exponent = torch.zeros(1, dtype=torch.int64, device=x.device)
     adjoint = torch.zeros_like(states[:1])
-    for k, step in Unrolled(cell, x, states).backwards():
-        pulled = cell.pull_back(step, adjoint + direct[k])
+    for start, chunk in unrolled.chunks():
+        steps = slice(start, start + len(chunk.x))
+        deltas = torch.empty_like(states[steps])
+        for delta, given, step in reversed(
+            list(zip(deltas, direct[steps], chunk.unbind(), strict=True))
+        ):
+            torch.add(adjoint[0], given, out=delta)
+            adjoint = cell.pull_back(step, delta.unsqueeze(0)).previous()
+        # What the recursion does not need is pulled back for all steps of the chunk at once.
+        pulled = cell.pull_back(chunk.merged(), deltas.flatten(0, 1).unsqueeze(0))
         if any(needs[2:]):
             sums.add(pulled.uses, exponent)
         if by_x is not None:
-            by_x[k] = pulled.input()[0]
-        adjoint = pulled.previous()
+            by_x[steps] = pulled.input().view_as(by_x[steps])
     return [by_x, adjoint[0], *(total.values[0] for total in sums.result().values())]
 
 
