@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from retrograde.cells import GRU, LSTM, AbstractCell, AbstractLayer, Elman, Stacked
+from retrograde.cells import AbstractCell, Stacked
 from retrograde.errors import (
     ArgumentError,
     NonFiniteError,
@@ -23,6 +23,10 @@ from retrograde.errors import (
     RetrogradeError,
     UnsupportedModelError,
 )
+from retrograde.nn import GRU, LSTM, RNN, AbstractRecurrent
+
+Layer = nn.RNNBase | AbstractRecurrent
+"""A recurrent layer of torch, or one of ours."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +174,8 @@ def record(model: nn.Module) -> Iterator[Recording]:
     The model is used as it is and left as it was: weights, `.grad`, modes, hooks, random state.
 
     Args:
-        model: any module with nn.LSTM, nn.GRU or nn.RNN layers inside (or one of these itself).
+        model: any module with nn.LSTM, nn.GRU or nn.RNN layers inside, torch's or of
+            `retrograde.nn` (or one of these itself).
 
     Yields:
         The `Recording`, filled when the block ends.
@@ -194,7 +199,7 @@ def record(model: nn.Module) -> Iterator[Recording]:
         problem = _why_not(module)
         if problem:
             recording._refused[name] = UnsupportedModelError(f"{name!r}: {problem}")
-        elif isinstance(module, nn.RNNBase):
+        elif not isinstance(module, nn.RNNCellBase):
             watches.append(_Watch(name, module))
     if not watches:
         raise UnsupportedModelError(_nothing_to_record(model, recording))
@@ -260,9 +265,9 @@ def record_cell(
     return Recorded(name, cell, x.detach(), initial.detach(), direct[0], direct[1], gradients)
 
 
-def recurrent_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Every recurrent layer of torch inside the model by name; a bare layer by its class."""
-    kinds = (nn.RNNBase, nn.RNNCellBase)
+def recurrent_layers(model: nn.Module) -> dict[str, Layer | nn.RNNCellBase]:
+    """Every recurrent layer inside the model, torch's or ours, by name (or else its class)."""
+    kinds = (nn.RNNBase, nn.RNNCellBase, AbstractRecurrent)
     return {
         name or type(module).__name__: module
         for name, module in model.named_modules()
@@ -270,40 +275,40 @@ def recurrent_layers(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def cell_of(module: nn.RNNBase) -> Stacked:
-    """The cell that computes what a torch.nn.RNN, LSTM or GRU computes, weights copied."""
-    return Stacked(tuple(_layer_of(module, number) for number in range(module.num_layers)))
+def cell_of(module: Layer) -> Stacked:
+    """The cell that computes what a recurrent layer computes, weights copied."""
+    live = module if isinstance(module, AbstractRecurrent) else _OURS[module.mode](module)
+    return Stacked(
+        tuple(
+            cell.with_parameters({n: w.detach().clone() for n, w in cell.parameters.items()})
+            for cell in live.cells()
+        )
+    )
 
 
-_KINDS: Mapping[str, Callable[..., AbstractLayer]] = {
-    "LSTM": LSTM,
-    "GRU": GRU,
-    "RNN_TANH": lambda **weights: Elman(**weights, activation="tanh"),
-    "RNN_RELU": lambda **weights: Elman(**weights, activation="relu"),
+_OURS: Mapping[str, Callable[..., AbstractRecurrent]] = {
+    "LSTM": LSTM.from_torch,
+    "GRU": GRU.from_torch,
+    "RNN_TANH": RNN.from_torch,
+    "RNN_RELU": RNN.from_torch,
 }
 
 
-def _layer_of(module: nn.RNNBase, number: int) -> AbstractLayer:
-    names = ("weight_ih", "weight_hh") + (("bias_ih", "bias_hh") if module.bias else ())
-    weights = {name: getattr(module, f"{name}_l{number}").detach().clone() for name in names}
-    return _KINDS[module.mode](**weights)
-
-
-def _why_not(module: nn.Module) -> str:
+def _why_not(module: Layer | nn.RNNCellBase) -> str:
     """What stands in the way of recording this layer, and what to do; empty if nothing."""
-    if not isinstance(module, nn.RNNBase):
+    if isinstance(module, nn.RNNCellBase):
         return (
             f"an {type(module).__name__} stepped by the model's own loop is not recorded yet; use "
             "the layer (nn.LSTM, nn.GRU, nn.RNN) where the loop only feeds the sequence through"
         )
     reasons = []
-    if module.mode not in _KINDS:
+    if isinstance(module, nn.RNNBase) and module.mode not in _OURS:
         reasons.append(f"its mode {module.mode!r} is unknown; use nn.LSTM, nn.GRU or nn.RNN")
     if module.bidirectional:
         reasons.append(
             "bidirectional=True is not recorded yet; use two layers, one of them fed x.flip(0)"
         )
-    if module.proj_size:
+    if isinstance(module, nn.RNNBase) and module.proj_size:
         reasons.append(f"proj_size={module.proj_size} is not recorded yet; set proj_size=0")
     if module.dropout and module.num_layers > 1 and module.training:
         reasons.append(
@@ -311,7 +316,8 @@ def _why_not(module: nn.Module) -> str:
             "model.eval(), or set dropout=0, for the recorded pass"
         )
     named = dict(module.named_parameters(recurse=False))
-    missing = [name for name in module._flat_weights_names if name not in named]
+    expected = module._flat_weights_names if isinstance(module, nn.RNNBase) else ()
+    missing = [name for name in expected if name not in named]
     if missing:
         reasons.append(
             f"{', '.join(missing)} is computed, not a plain parameter (parametrized or pruned?); "
@@ -349,7 +355,7 @@ class _Watch:
     """The hooks on one layer, and what they saw."""
 
     name: str
-    module: nn.RNNBase
+    module: Layer
     calls: int = 0
     problem: str = ""
     seen: "dict[str, Any]" = field(default_factory=dict)
@@ -380,8 +386,8 @@ class _Watch:
             return
         self.seen = {"x": x.detach(), "hx": call.get("hx"), "cell": cell_of(self.module)}
         hidden, last = output
-        last = last if isinstance(last, tuple) else (last,)
-        for name, tensor in zip(("output", "h", "c"), (hidden, *last), strict=False):
+        parts = self._by_letter(last)
+        for name, tensor in {"output": hidden, **parts}.items():
             self.adjoints[name] = []
             if tensor.requires_grad:
                 self.handles.append(_on_gradient(tensor, self.adjoints, name))
@@ -399,7 +405,7 @@ class _Watch:
             self.name,
             cell,
             x,
-            self._state(cell, like, self.seen["hx"]),
+            self._state(cell, like, self._by_letter(self.seen["hx"])),
             x.new_zeros(*x.shape[:2], top) if output is None else self._time_first(output),
             self._state(cell, like, adjoints),
             {name: self.gradients[name][0] for name in cell.parameters},
@@ -438,14 +444,15 @@ class _Watch:
             return tensor.unsqueeze(1)
         return tensor.transpose(0, 1).contiguous() if self.module.batch_first else tensor
 
-    def _state(self, cell: Stacked, like: Tensor, given: Any) -> Tensor:
-        """[layers, B, H] tensors for h (and c), or nothing, as one state vector [B, S]."""
+    def _by_letter(self, state: Any) -> dict[str, Tensor]:
+        """The parts of a state as the layer takes and returns it: h, and c where there is one."""
+        parts = () if state is None else (state,) if isinstance(state, Tensor) else state
+        return dict(zip(self.seen["cell"].layers[0].slots, parts, strict=False))
+
+    def _state(self, cell: Stacked, like: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        """[layers, B, H] tensors for the parts of the state as one state vector [B, S]."""
         state = like.clone()
-        if isinstance(given, Tensor):
-            given = {"h": given}
-        elif isinstance(given, tuple):
-            given = dict(zip(("h", "c"), given, strict=True))
-        for letter, tensor in (given or {}).items():
+        for letter, tensor in given.items():
             tensor = tensor.detach()
             layers = tensor.unsqueeze(1) if tensor.ndim == 2 else tensor
             for number, values in enumerate(layers):

@@ -59,7 +59,6 @@ class CellStep:
             )
         ]
 
-
     @staticmethod
     def stack(
         steps: "Sequence[CellStep]",

@@ -223,7 +223,7 @@ class LSTM(AbstractLayer):
             like=delta,
         )
 
-    @cached_property
+    @property
     def _peepholes(self) -> dict[str, Tensor]:
         """p of each gate that has one."""
         if self.weight_ch is None:

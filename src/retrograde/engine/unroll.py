@@ -52,8 +52,7 @@ class Unrolled:
     def backwards(self) -> Iterator[tuple[int, CellStep]]:
         """(k, step k) for k = T-1 .. 0, holding CHUNK steps at a time."""
         for start, chunk in self.chunks():
-            for k, step in reversed(list(enumerate(chunk.unbind(), start))):
-                yield k, step
+            yield from reversed(list(enumerate(chunk.unbind(), start)))
 
 
 @torch.no_grad()

@@ -139,7 +139,7 @@ def _chrono(target: _Target, options: _Options) -> None:
             f"chrono needs horizon=, the longest lag in steps, of at least 3; got {horizon!r}"
         )
     drawn = target.set_bias(
-        target.keeping, lambda bias: torch.log(options.uniform(bias, 1, horizon - 1))
+        target.keeping, lambda bias: torch.log(options.uniform(bias, 1.0, horizon - 1.0))
     )
     if "input" in target.gates:
         mirrored = iter(drawn)

@@ -269,6 +269,9 @@ def _filled(kind: Callable[..., Module], module: nn.RNNBase, **options: Any) -> 
     names = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout")
     weight = next(module.parameters())
     sizes = {name: getattr(module, name) for name in (*names, "bidirectional")}
-    filled = kind(**sizes, **options, device=weight.device, dtype=weight.dtype)
+    # Made on the meta device, where no numbers are drawn.
+    filled = kind(**sizes, **options, device="meta", dtype=weight.dtype).to_empty(
+        device=weight.device
+    )
     filled.load_state_dict(module.state_dict())
     return filled.train(module.training)

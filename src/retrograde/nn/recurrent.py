@@ -175,7 +175,8 @@ class AbstractRecurrent(nn.Module):
                 "'lstm-2000'), nn.GRU ('gru-torch') and nn.RNN (tanh, relu), not truncated"
             )
         weight = next(self.parameters())
-        module = kind(**self._options(), device=weight.device, dtype=weight.dtype)
+        module = kind(**self._options(), device="meta", dtype=weight.dtype)
+        module = module.to_empty(device=weight.device)  # this way no numbers are drawn
         module.load_state_dict(self.state_dict())
         return module.train(self.training)
 
@@ -249,6 +250,22 @@ class AbstractRecurrent(nn.Module):
             return value.squeeze(1)
         return value.transpose(0, 1) if self.batch_first else value
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As torch does it; weights that do not fit are refused with what they would fit.
+
+        Raises:
+            RuntimeError: as torch does, with the names and the nearest generation.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            advice = self._why_not(state_dict)
+            if advice in str(error):
+                raise
+            raise RuntimeError(f"{error}\n\t{advice}") from None
+
     def _load_from_state_dict(
         self,
         state_dict: Mapping[str, Tensor],
@@ -259,32 +276,31 @@ class AbstractRecurrent(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """As torch does it, and where weights do not fit, say what they would fit."""
+        """Called for a layer inside a larger model too: there shapes are refused with advice."""
+        before = len(error_msgs)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+        if len(error_msgs) > before:
+            own = {n.removeprefix(prefix): w for n, w in state_dict.items() if n.startswith(prefix)}
+            error_msgs.append(self._why_not(own))
+
+    def _why_not(self, weights: Mapping[str, Tensor]) -> str:
+        """Which of these weights do not belong here, and where they would."""
         own = self._named_shapes(self._shapes)
-        found = {
-            name.removeprefix(prefix): tuple(value.shape)
-            for name, value in state_dict.items()
-            if name.startswith(prefix)
-        }
-        missing, extra = sorted(set(own) - set(found)), sorted(set(found) - set(own))
+        found = {name: tuple(weight.shape) for name, weight in weights.items()}
         wrong = [name for name in own if found.get(name, own[name]) != own[name]]
-        if (not strict and not wrong) or not (missing or extra or wrong):
-            return
-        complaints = [
-            f"{what}: {', '.join(names)}"
-            for what, names in (("missing", missing), ("extra", extra), ("of another shape", wrong))
-            if names
-        ]
-        layer = {
-            name.removesuffix("_l0"): shape for name, shape in found.items() if name.endswith("_l0")
+        complaints = {
+            "missing": sorted(set(own) - set(found)),
+            "extra": sorted(set(found) - set(own)),
+            "of another shape": wrong,
         }
-        advice = self._fitting(layer, self.input_size, self.hidden_size)
-        error_msgs.append(
-            f"these weights are not those of {self!r} ({'; '.join(complaints)}). {advice}"
+        named = "; ".join(
+            f"{what}: {', '.join(names)}" for what, names in complaints.items() if names
         )
+        first = {n.removesuffix("_l0"): shape for n, shape in found.items() if n.endswith("_l0")}
+        advice = self._fitting(first, self.input_size, self.hidden_size)
+        return f"these weights are not those of {self!r} ({named}). {advice}"
 
 
 def nearest(found: Shapes, kinds: Mapping[str, Shapes]) -> str:
