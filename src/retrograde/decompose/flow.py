@@ -51,9 +51,7 @@ class Flow:
         """The whole gradient of each parameter, from a single row that holds the summed loss."""
         everything = (range(0, max(1, self.steps)),)
         whole = LagSums(everything, self._cell.parameters)
-        recorded, slot = self.recorded, self.entries.slot
-        one_row = Entries.of(recorded.output_adjoint, recorded.final_adjoint, slot, max_rows=1)
-        fold(self.unrolled, one_row, [whole])
+        fold(self.unrolled, self.with_rows(1).entries, [whole])
         return {name: lag.scaled for name, lag in whole.result().items()}
 
     @cached_property
@@ -213,6 +211,16 @@ class Flow:
         """
         cell = Cut(self._cell, frozenset(routes))
         return Flow(self.recorded, replace(self.unrolled, cell=cell), self.entries)
+
+    def with_rows(self, max_rows: int) -> "Flow":
+        """The same pass with its entry steps in at most so many rows: coarser lags, less memory.
+
+        Raises:
+            ArgumentError: if `max_rows` is not a positive integer.
+        """
+        recorded, slot = self.recorded, self.entries.slot
+        entries = Entries.of(recorded.output_adjoint, recorded.final_adjoint, slot, max_rows)
+        return Flow(recorded, self.unrolled, entries)
 
     @staticmethod
     def _part(split: Mapping[str, Split], name: str | None) -> Split:

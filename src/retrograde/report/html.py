@@ -50,4 +50,7 @@ def _charts(report: Report, layer: Layer) -> list[dict[str, Any]]:
         "Which lags make up the gradient": report.by_lag(layer),
         "Which weights make up the gradient": layer.flow.by_parameter(),
     }
+    if layer.has_carousel:
+        charts["By which routes the gradient arrives"] = layer.flow.by_route()
+        charts["How often it crossed recurrent weights"] = layer.by_crossing()
     return [{"label": label, "spec": part.chart().to_dict()} for label, part in charts.items()]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from retrograde.decompose import Split
 from retrograde.report.report import Layer, Report
 
 SCHEMA = "retrograde-report/1"
@@ -26,6 +27,16 @@ def render(report: Report) -> str:
         ],
     }
     return json.dumps(_strict(document), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _split(split: Split) -> dict[str, Any]:
+    """One row for each way, one column for each bin of lags."""
+    return {
+        "parts": list(split.ways),
+        "lags": [[lag.start, lag.stop - 1] for lag in split.lags],
+        "log2_norm": split.log2.tolist(),
+        "share": split.share.tolist(),
+    }
 
 
 def _layer(report: Report, layer: Layer, sentence: str) -> dict[str, Any]:
@@ -55,6 +66,8 @@ def _layer(report: Report, layer: Layer, sentence: str) -> dict[str, Any]:
                 blocks.blocks, blocks.log2.tolist(), blocks.share.tolist(), strict=True
             )
         ],
+        "by_route": _split(flow.by_route()) if layer.has_carousel else None,
+        "by_crossing": _split(layer.by_crossing()) if layer.has_carousel else None,
     }
 
 

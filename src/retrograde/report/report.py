@@ -6,7 +6,10 @@ from os import PathLike
 from typing import Any
 
 from retrograde.charts import half_life_in_words, lag_in_words
-from retrograde.decompose import ByLag, Flow
+from retrograde.decompose import ByLag, Flow, Split
+
+CROSSING_NUMBERS = 2**26
+"""The rows of `by_crossing` hold at most so many numbers, 256 MiB in float32."""
 
 FAINT = 0.01
 """A part of less than this share of the gradient hardly counts, however far back it comes from."""
@@ -33,6 +36,18 @@ class Layer:
     name: str
     flow: Flow
     figures: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def has_carousel(self) -> bool:
+        """Whether there are routes that cross no recurrent weights, so that routes tell a story."""
+        return set(self.flow.routes) != set(self.flow.unrolled.cell.recurrent_routes)
+
+    def by_crossing(self) -> Split:
+        """The gradient by number of crossings, in fewer rows where the memory would not do."""
+        cell, batch = self.flow.unrolled.cell, self.flow.unrolled.x.shape[1]
+        rows = max(1, CROSSING_NUMBERS // (9 * batch * cell.state_size))
+        flow = self.flow if len(self.flow.entries) <= rows else self.flow.with_rows(rows)
+        return flow.by_crossing(max_crossings=8)
 
 
 @dataclass(frozen=True, eq=False)
