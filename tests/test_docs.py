@@ -1,36 +1,24 @@
 """README and docs are run: Python blocks in order, in one namespace a page, output as printed."""
 
-import contextlib
-import io
 import re
 from pathlib import Path
 
 import pytest
 
+from conftest import unchecked
+from run_pages import run
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def blocks(page: Path) -> list[tuple[str, str]]:
-    return [match.groups() for match in BLOCK.finditer(page.read_text())]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_page_runs_and_prints_what_it_shows(page, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    namespace, printed = {}, ""
-    for language, code in blocks(page):
-        if language == "python":
-            assert not printed, f"the page does not show this output:\n{printed}"
-            output = io.StringIO()
-            with contextlib.redirect_stdout(output):
-                exec(compile(code, str(page), "exec"), namespace)
-            printed = output.getvalue()
-        elif language == "text":
-            assert code == printed
-            printed = ""
-    assert not printed, f"the page does not show this output:\n{printed}"
+def test_the_page_runs_and_prints_what_it_shows(page, tmp_path):
+    text = page.read_text()
+    with unchecked():
+        assert run(text, page.name, tmp_path) == text
+    for image in re.findall(r"\]\(images/([^)]+\.svg)\)", text):
+        assert (tmp_path / image).exists(), f"{page.name} shows {image} and does not draw it"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

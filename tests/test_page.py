@@ -58,7 +58,7 @@ def test_the_page(page, tmp_path):
     report.to_html(path)
     assert path.stat().st_size < 2_000_000
     page.goto(path.as_uri())
-    page.wait_for_function("document.querySelectorAll('svg.marks').length === 8")
+    page.wait_for_function("document.querySelectorAll('svg.marks').length === 12")
     assert page.seen == []
     assert page.asked == [path.as_uri()]
 
@@ -67,7 +67,7 @@ def test_the_page(page, tmp_path):
     assert top < page.locator("table").bounding_box()["y"]  # the sentence comes first
     assert HOSTILE in page.locator("h2").nth(1).inner_text()
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-    for number in range(8):
+    for number in range(12):
         marks = page.locator("svg.marks").nth(number).locator("[aria-roledescription]")
         assert marks.count() > 0
 
@@ -82,10 +82,10 @@ def test_the_page_prints(page, tmp_path):
     path = tmp_path / "page.html"
     Report("Title", (layer("first"),), (0, 3, 8)).to_html(path)
     page.goto(path.as_uri())
-    page.wait_for_function("document.querySelectorAll('svg.marks').length === 4")
+    page.wait_for_function("document.querySelectorAll('svg.marks').length === 6")
     page.emulate_media(media="print")
     assert page.pdf()[:5] == b"%PDF-"
-    assert page.locator("svg.marks").nth(3).is_visible()
+    assert page.locator("svg.marks").nth(5).is_visible()
 
 
 def test_the_largest_map_leaves_room_for_two_on_a_page():

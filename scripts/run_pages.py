@@ -1,0 +1,48 @@
+"""Runs the Python blocks of a Markdown page and puts what they print into its `text` blocks.
+
+A mkdocs hook and a test share it: figures in the built documentation are measured while it is
+built, and those in the repository are checked against a fresh run. Blocks run in order, in one
+namespace a page; what is printed belongs into the next `text` block.
+"""
+
+import contextlib
+import io
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def run(text: str, name: str, folder: Path) -> str:
+    """The page with fresh output; files that its code saves lie in `folder`."""
+    namespace: dict[str, Any] = {}
+    printed = ""
+
+    def fresh(match: re.Match[str]) -> str:
+        nonlocal printed
+        language, code = match.groups()
+        if language == "text":
+            shown, printed = printed, ""
+            return f"```text\n{shown}```"
+        if printed:
+            raise SystemExit(f"{name} prints this and does not show it:\n{printed}")
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            exec(compile(code, name, "exec"), namespace)
+        printed = output.getvalue()
+        return match.group()
+
+    with contextlib.chdir(folder):
+        result = BLOCK.sub(fresh, text)
+    if printed:
+        raise SystemExit(f"{name} prints this and does not show it:\n{printed}")
+    return result
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
+    """mkdocs calls this for every page that it builds."""
+    images = Path(config["docs_dir"]) / "images"
+    os.makedirs(images, exist_ok=True)
+    return run(markdown, page.file.src_path, images)
