@@ -329,8 +329,21 @@ class AbstractCell(ABC):
         """The gates whose rows `parameter` holds, in order; empty for a cell without gates."""
 
     @abstractmethod
+    def project(self, x: Float[Tensor, "*L I"]) -> Float[Tensor, "*L P"]:
+        """W x + b: what the input gives to the pre-activations, for many steps at once."""
+
+    @abstractmethod
+    def advance(
+        self,
+        x: Float[Tensor, "*L I"],
+        projected: Float[Tensor, "*L P"],
+        state: Float[Tensor, "*L S"],
+    ) -> CellStep:
+        """s_k from x_k, its projection and s_{k-1}; any leading axes."""
+
     def step(self, x: Float[Tensor, "*L I"], state: Float[Tensor, "*L S"]) -> CellStep:
         """s_k from x_k and s_{k-1}; any leading axes."""
+        return self.advance(x, self.project(x), state)
 
     @abstractmethod
     def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
@@ -370,6 +383,9 @@ class AbstractLayer(AbstractCell):
     def parameters(self) -> Mapping[str, Tensor]:
         named = {name: getattr(self, name) for name in self.shapes(1, 1)}
         return {name: value for name, value in named.items() if value is not None}
+
+    def project(self, x: Float[Tensor, "*L I"]) -> Float[Tensor, "*L P"]:
+        return affine(x, self.weight_ih, self.bias_ih)
 
     @property
     def input_size(self) -> int:

@@ -78,8 +78,16 @@ class Cut(AbstractCell):
     def gates_of(self, parameter: str) -> tuple[str, ...]:
         return self.cell.gates_of(parameter)
 
-    def step(self, x: Float[Tensor, "*L I"], state: Float[Tensor, "*L S"]) -> CellStep:
-        return self.cell.step(x, state)
+    def project(self, x: Float[Tensor, "*L I"]) -> Float[Tensor, "*L P"]:
+        return self.cell.project(x)
+
+    def advance(
+        self,
+        x: Float[Tensor, "*L I"],
+        projected: Float[Tensor, "*L P"],
+        state: Float[Tensor, "*L S"],
+    ) -> CellStep:
+        return self.cell.advance(x, projected, state)
 
     def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
         return self.cell.linearise(step, self.cut | cut)

@@ -82,11 +82,14 @@ class Elman(AbstractLayer):
     def gates_of(self, parameter: str) -> tuple[str, ...]:
         return ()
 
-    def step(self, x: Float[Tensor, "*L I"], state: Float[Tensor, "*L S"]) -> CellStep:
+    def advance(
+        self,
+        x: Float[Tensor, "*L I"],
+        projected: Float[Tensor, "*L P"],
+        state: Float[Tensor, "*L S"],
+    ) -> CellStep:
         phi, _ = SQUASHING[self.activation]
-        h = phi(
-            affine(x, self.weight_ih, self.bias_ih) + affine(state, self.weight_hh, self.bias_hh)
-        )
+        h = phi(projected + affine(state, self.weight_hh, self.bias_hh))
         return CellStep(x, state, h, {"hidden": h})
 
     def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:

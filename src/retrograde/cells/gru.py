@@ -91,8 +91,13 @@ class GRU(AbstractGRU):
     def __post_init__(self) -> None:
         self.check()
 
-    def step(self, x: Float[Tensor, "*L I"], state: Float[Tensor, "*L S"]) -> CellStep:
-        x_r, x_z, x_n = affine(x, self.weight_ih, self.bias_ih).chunk(3, -1)
+    def advance(
+        self,
+        x: Float[Tensor, "*L I"],
+        projected: Float[Tensor, "*L P"],
+        state: Float[Tensor, "*L S"],
+    ) -> CellStep:
+        x_r, x_z, x_n = projected.chunk(3, -1)
         h_r, h_z, q = affine(state, self.weight_hh, self.bias_hh).chunk(3, -1)
         r, z = (x_r + h_r).sigmoid(), (x_z + h_z).sigmoid()
         n = (x_n + r * q).tanh()
@@ -163,10 +168,15 @@ class GRU2014(AbstractGRU):
     def __post_init__(self) -> None:
         self.check()
 
-    def step(self, x: Float[Tensor, "*L I"], state: Float[Tensor, "*L S"]) -> CellStep:
+    def advance(
+        self,
+        x: Float[Tensor, "*L I"],
+        projected: Float[Tensor, "*L P"],
+        state: Float[Tensor, "*L S"],
+    ) -> CellStep:
         R_r, R_z, R_n = self.weight_hh.chunk(3)
         b_r, b_z, b_n = (None,) * 3 if self.bias_hh is None else self.bias_hh.chunk(3)
-        x_r, x_z, x_n = affine(x, self.weight_ih, self.bias_ih).chunk(3, -1)
+        x_r, x_z, x_n = projected.chunk(3, -1)
         r, z = (x_r + affine(state, R_r, b_r)).sigmoid(), (x_z + affine(state, R_z, b_z)).sigmoid()
         q = r * state
         n = (x_n + affine(q, R_n, b_n)).tanh()

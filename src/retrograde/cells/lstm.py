@@ -119,10 +119,15 @@ class LSTM(AbstractLayer):
         others = {"weight_ch": self.kind.peephole_gates, "weight_gg": SIGMOID_GATES}
         return others.get(parameter, self.gates)
 
-    def step(self, x: Float[Tensor, "*L I"], state: Float[Tensor, "*L S"]) -> CellStep:
+    def advance(
+        self,
+        x: Float[Tensor, "*L I"],
+        projected: Float[Tensor, "*L P"],
+        state: Float[Tensor, "*L S"],
+    ) -> CellStep:
         kind = self.kind
         h, c_previous, *before = torch.split(state, self.hidden_size, -1)
-        a = affine(x, self.weight_ih, self.bias_ih) + affine(h, self.weight_hh, self.bias_hh)
+        a = projected + affine(h, self.weight_hh, self.bias_hh)
         into = dict(zip(self.gates, a.chunk(len(self.gates), -1), strict=True))
         if self.weight_gg is not None:
             seen = affine(torch.cat(before, -1), self.weight_gg, None).chunk(3, -1)

@@ -120,12 +120,19 @@ class Stacked(AbstractCell):
         name, number = parameter.rsplit("_l", 1)
         return self.layers[int(number)].gates_of(name)
 
-    def step(self, x: Float[Tensor, "*L I"], state: Float[Tensor, "*L S"]) -> CellStep:
-        steps: list[CellStep] = []
-        below = x
-        for layer, part in zip(self.layers, self._split(state), strict=True):
-            steps.append(layer.step(below, part))
-            below = steps[-1].state[..., layer.output]
+    def project(self, x: Float[Tensor, "*L I"]) -> Float[Tensor, "*L P"]:
+        return self.layers[0].project(x)
+
+    def advance(
+        self,
+        x: Float[Tensor, "*L I"],
+        projected: Float[Tensor, "*L P"],
+        state: Float[Tensor, "*L S"],
+    ) -> CellStep:
+        first, *others = self._split(state)
+        steps = [self.layers[0].advance(x, projected, first)]
+        for below, layer, part in zip(self.layers, self.layers[1:], others, strict=False):
+            steps.append(layer.step(steps[-1].state[..., below.output], part))
         joined = torch.cat([step.state for step in steps], -1)
         return CellStep(x, state, joined, layers=tuple(steps))
 

@@ -94,8 +94,8 @@ def unroll(
     states = x.new_empty(x.shape[0] + 1, *expected)
     states[0] = 0 if initial is None else initial
     kept = []
-    for k, x_k in enumerate(x):
-        step = cell.step(x_k, states[k])
+    for k, (x_k, projected) in enumerate(zip(x, cell.project(x), strict=True)):
+        step = cell.advance(x_k, projected, states[k])
         states[k + 1] = step.state
         if keep:
             kept.append(step)
