@@ -1,14 +1,17 @@
 """Runs the Python blocks of a Markdown page and puts what they print into its `text` blocks.
 
-A mkdocs hook and a test share it: figures in the built documentation are measured while it is
+A mkdocs hook and the tests share it: figures in the built documentation are measured while it is
 built, and those in the repository are checked against a fresh run. Blocks run in order, in one
 namespace a page; what is printed belongs into the next `text` block.
+
+    python scripts/run_pages.py PAGE.md...    brings pages up to date, images into docs/images
 """
 
 import contextlib
 import io
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +49,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
     images = Path(config["docs_dir"]) / "images"
     os.makedirs(images, exist_ok=True)
     return run(markdown, page.file.src_path, images)
+
+
+if __name__ == "__main__":
+    images = Path(__file__).parent.parent / "docs" / "images"
+    for path in map(Path, sys.argv[1:]):
+        path.write_text(run(path.read_text(), path.name, images))

@@ -9,6 +9,18 @@ Shapes stand in the signatures, as jaxtyping annotations, and are checked while 
     M  lag bins                         L  any leading axes
 """
 
+from jaxtyping import Float
+from torch import Tensor
+
+Input = Float[Tensor, "*L I"]
+"""x_k, of one step or of many."""
+
+Projected = Float[Tensor, "*L P"]
+"""W x_k + b, what the input gives to the pre-activations."""
+
+State = Float[Tensor, "*L S"]
+"""s_k: h, and c where there is one, of all layers."""
+
 LSTM_GATES = ("input", "forget", "cell", "output")
 """The order of torch.nn.LSTM (i, f, g, o) and of its weight rows."""
 

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from retrograde._types import Input, Projected, State
 from retrograde.errors import ArgumentError
 
 FEW_ROWS = 64
@@ -329,19 +330,14 @@ class AbstractCell(ABC):
         """The gates whose rows `parameter` holds, in order; empty for a cell without gates."""
 
     @abstractmethod
-    def project(self, x: Float[Tensor, "*L I"]) -> Float[Tensor, "*L P"]:
+    def project(self, x: Input) -> Projected:
         """W x + b: what the input gives to the pre-activations, for many steps at once."""
 
     @abstractmethod
-    def advance(
-        self,
-        x: Float[Tensor, "*L I"],
-        projected: Float[Tensor, "*L P"],
-        state: Float[Tensor, "*L S"],
-    ) -> CellStep:
+    def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
         """s_k from x_k, its projection and s_{k-1}; any leading axes."""
 
-    def step(self, x: Float[Tensor, "*L I"], state: Float[Tensor, "*L S"]) -> CellStep:
+    def step(self, x: Input, state: State) -> CellStep:
         """s_k from x_k and s_{k-1}; any leading axes."""
         return self.advance(x, self.project(x), state)
 
@@ -384,7 +380,7 @@ class AbstractLayer(AbstractCell):
         named = {name: getattr(self, name) for name in self.shapes(1, 1)}
         return {name: value for name, value in named.items() if value is not None}
 
-    def project(self, x: Float[Tensor, "*L I"]) -> Float[Tensor, "*L P"]:
+    def project(self, x: Input) -> Projected:
         return affine(x, self.weight_ih, self.bias_ih)
 
     @property

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from jaxtyping import Float
 from torch import Tensor
 
+from retrograde._types import Input, Projected, State
 from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep
 from retrograde.errors import ArgumentError
 
@@ -78,15 +79,10 @@ class Cut(AbstractCell):
     def gates_of(self, parameter: str) -> tuple[str, ...]:
         return self.cell.gates_of(parameter)
 
-    def project(self, x: Float[Tensor, "*L I"]) -> Float[Tensor, "*L P"]:
+    def project(self, x: Input) -> Projected:
         return self.cell.project(x)
 
-    def advance(
-        self,
-        x: Float[Tensor, "*L I"],
-        projected: Float[Tensor, "*L P"],
-        state: Float[Tensor, "*L S"],
-    ) -> CellStep:
+    def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
         return self.cell.advance(x, projected, state)
 
     def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from jaxtyping import Float
 from torch import Tensor
 
+from retrograde._types import Input, Projected, State
 from retrograde.cells.base import (
     AbstractLayer,
     CellAdjoint,
@@ -82,12 +83,7 @@ class Elman(AbstractLayer):
     def gates_of(self, parameter: str) -> tuple[str, ...]:
         return ()
 
-    def advance(
-        self,
-        x: Float[Tensor, "*L I"],
-        projected: Float[Tensor, "*L P"],
-        state: Float[Tensor, "*L S"],
-    ) -> CellStep:
+    def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
         phi, _ = SQUASHING[self.activation]
         h = phi(projected + affine(state, self.weight_hh, self.bias_hh))
         return CellStep(x, state, h, {"hidden": h})

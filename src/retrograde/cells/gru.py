@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retrograde._types import GRU_GATES
+from retrograde._types import GRU_GATES, Input, Projected, State
 from retrograde.cells.base import (
     AbstractLayer,
     CellAdjoint,
@@ -91,12 +91,7 @@ class GRU(AbstractGRU):
     def __post_init__(self) -> None:
         self.check()
 
-    def advance(
-        self,
-        x: Float[Tensor, "*L I"],
-        projected: Float[Tensor, "*L P"],
-        state: Float[Tensor, "*L S"],
-    ) -> CellStep:
+    def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
         x_r, x_z, x_n = projected.chunk(3, -1)
         h_r, h_z, q = affine(state, self.weight_hh, self.bias_hh).chunk(3, -1)
         r, z = (x_r + h_r).sigmoid(), (x_z + h_z).sigmoid()
@@ -168,12 +163,7 @@ class GRU2014(AbstractGRU):
     def __post_init__(self) -> None:
         self.check()
 
-    def advance(
-        self,
-        x: Float[Tensor, "*L I"],
-        projected: Float[Tensor, "*L P"],
-        state: Float[Tensor, "*L S"],
-    ) -> CellStep:
+    def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
         R_r, R_z, R_n = self.weight_hh.chunk(3)
         b_r, b_z, b_n = (None,) * 3 if self.bias_hh is None else self.bias_hh.chunk(3)
         x_r, x_z, x_n = projected.chunk(3, -1)

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from retrograde._types import Input, Projected, State
 from retrograde.cells.base import (
     AbstractLayer,
     CellAdjoint,
@@ -119,12 +120,7 @@ class LSTM(AbstractLayer):
         others = {"weight_ch": self.kind.peephole_gates, "weight_gg": SIGMOID_GATES}
         return others.get(parameter, self.gates)
 
-    def advance(
-        self,
-        x: Float[Tensor, "*L I"],
-        projected: Float[Tensor, "*L P"],
-        state: Float[Tensor, "*L S"],
-    ) -> CellStep:
+    def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
         kind = self.kind
         h, c_previous, *before = torch.split(state, self.hidden_size, -1)
         a = projected + affine(h, self.weight_hh, self.bias_hh)

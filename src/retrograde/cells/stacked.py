@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from retrograde._types import Input, Projected, State
 from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep, shifted
 from retrograde.errors import ArgumentError
 
@@ -120,15 +121,10 @@ class Stacked(AbstractCell):
         name, number = parameter.rsplit("_l", 1)
         return self.layers[int(number)].gates_of(name)
 
-    def project(self, x: Float[Tensor, "*L I"]) -> Float[Tensor, "*L P"]:
+    def project(self, x: Input) -> Projected:
         return self.layers[0].project(x)
 
-    def advance(
-        self,
-        x: Float[Tensor, "*L I"],
-        projected: Float[Tensor, "*L P"],
-        state: Float[Tensor, "*L S"],
-    ) -> CellStep:
+    def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
         first, *others = self._split(state)
         steps = [self.layers[0].advance(x, projected, first)]
         for below, layer, part in zip(self.layers, self.layers[1:], others, strict=False):
