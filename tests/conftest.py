@@ -17,7 +17,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatabl
 
 @contextlib.contextmanager
 def unchecked():
-    """Without the tests' own type checks, as a user calls the package."""
+    """Without the tests' own type checks, as a user calls the package (and twice as fast)."""
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
         yield

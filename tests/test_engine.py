@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import retrograde
 from conformance import EXACT, plain_pass, total_gradient, unrolled_and_entries
+from conftest import unchecked
 from problems import GRU_, LSTM_, TANH
 from retrograde.cells import Elman
 from retrograde.engine import Entries, backpropagate, unroll
@@ -45,9 +46,10 @@ def test_powers_far_beyond_the_range(w, dtype):
     output[-1] = 1
     entries = Entries.of(output, torch.zeros(1, 1, dtype=dtype), cell.output)
     sign = 1 if w == 2 else -1
-    for step in backpropagate(unrolled, entries):
-        log2 = float(torch.log2(step.norms)) + int(step.delta.exponent)
-        assert log2 == sign * (steps - 1 - step.k)
+    with unchecked():
+        for step in backpropagate(unrolled, entries):
+            log2 = float(torch.log2(step.norms)) + int(step.delta.exponent)
+            assert log2 == sign * (steps - 1 - step.k)
 
 
 def test_a_gradient_of_2_to_the_minus_3000_has_norm_share_and_reach():
@@ -55,8 +57,9 @@ def test_a_gradient_of_2_to_the_minus_3000_has_norm_share_and_reach():
     cell, steps = linear(0.5), 3001
     x = torch.zeros(steps, 1, 1, dtype=torch.float64)
     x[0] = 1
-    recorded = retrograde.record_cell(cell, x, lambda h, s: h[-1].sum())
-    flow = retrograde.decompose(recorded)
+    with unchecked():
+        recorded = retrograde.record_cell(cell, x, lambda h, s: h[-1].sum())
+        flow = retrograde.decompose(recorded)
     assert float(flow.by_time("weight_ih").log2[0, 0]) == -3000
     lags = flow.by_lag("weight_ih")
     assert float(lags.log2[-1]) == -3000
@@ -87,6 +90,7 @@ def test_half_life_and_reach_of_a_scalar_recurrence(w):
 
 
 @pytest.mark.parametrize("make", [TANH, LSTM_, GRU_], ids=["elman", "lstm", "gru"])
+@settings(max_examples=25)  # of 72 there are
 @given(max_rows=st.integers(1, 12), seed=st.integers(0, 5))
 def test_blocks_of_entry_steps_leave_the_sums_exact(make, max_rows, seed):
     plain = plain_pass(make(), seed=seed, steps=11)
