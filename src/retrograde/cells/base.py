@@ -380,8 +380,12 @@ class AbstractLayer(AbstractCell):
         named = {name: getattr(self, name) for name in self.shapes(1, 1)}
         return {name: value for name, value in named.items() if value is not None}
 
-    def project(self, x: Input) -> Projected:
-        return affine(x, self.weight_ih, self.bias_ih)
+    @property
+    def both_biases(self) -> Float[Tensor, "P"] | None:
+        """b_ih + b_hh, for cells to which only their sum matters."""
+        if self.bias_ih is None or self.bias_hh is None:
+            return self.bias_ih if self.bias_hh is None else self.bias_hh
+        return self.bias_ih + self.bias_hh
 
     @property
     def input_size(self) -> int:
@@ -456,6 +460,15 @@ def affine(
 ) -> Float[Tensor, "*L P"]:
     """W x + b, the pre-activation of every gate at once."""
     return torch.nn.functional.linear(x, weight, bias)
+
+
+def plus_product(
+    a: Float[Tensor, "*L P"], h: Float[Tensor, "*L H"], weight: Float[Tensor, "P H"]
+) -> Float[Tensor, "*L P"]:
+    """a + R h, in one operation for a single step of a batch."""
+    if h.ndim == 2:
+        return torch.addmm(a, h, weight.T)
+    return a + torch.nn.functional.linear(h, weight)
 
 
 def new_rows(like: Tensor, rows: int, *shape: int) -> Tensor:

@@ -17,6 +17,7 @@ from retrograde.cells.base import (
     GateAdjoint,
     Product,
     affine,
+    plus_product,
     standard_shapes,
 )
 from retrograde.cells.squashing import SQUASHING
@@ -83,9 +84,12 @@ class Elman(AbstractLayer):
     def gates_of(self, parameter: str) -> tuple[str, ...]:
         return ()
 
+    def project(self, x: Input) -> Projected:
+        return affine(x, self.weight_ih, self.both_biases)
+
     def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
         phi, _ = SQUASHING[self.activation]
-        h = phi(projected + affine(state, self.weight_hh, self.bias_hh))
+        h = phi(plus_product(projected, state, self.weight_hh))
         return CellStep(x, state, h, {"hidden": h})
 
     def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:

@@ -58,6 +58,9 @@ class AbstractGRU(AbstractLayer):
     def gates_of(self, parameter: str) -> tuple[str, ...]:
         return GRU_GATES
 
+    def project(self, x: Input) -> Projected:
+        return affine(x, self.weight_ih, self.bias_ih)
+
 
 @dataclass(frozen=True, eq=False)
 class GRU(AbstractGRU):

@@ -24,6 +24,7 @@ from retrograde.cells.base import (
     Use,
     affine,
     new_rows,
+    plus_product,
 )
 from retrograde.cells.generations import SIGMOID_GATES, Generation, generation
 from retrograde.cells.squashing import SQUASHING
@@ -120,10 +121,13 @@ class LSTM(AbstractLayer):
         others = {"weight_ch": self.kind.peephole_gates, "weight_gg": SIGMOID_GATES}
         return others.get(parameter, self.gates)
 
+    def project(self, x: Input) -> Projected:
+        return affine(x, self.weight_ih, self.both_biases)
+
     def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
         kind = self.kind
         h, c_previous, *before = torch.split(state, self.hidden_size, -1)
-        a = projected + affine(h, self.weight_hh, self.bias_hh)
+        a = plus_product(projected, h, self.weight_hh)
         into = dict(zip(self.gates, a.chunk(len(self.gates), -1), strict=True))
         if self.weight_gg is not None:
             seen = affine(torch.cat(before, -1), self.weight_gg, None).chunk(3, -1)
@@ -134,12 +138,12 @@ class LSTM(AbstractLayer):
         def gate(name: str, c: Tensor) -> Tensor:
             if name not in into:
                 return torch.ones_like(c)
-            return (into[name] + p[name] * c if name in p else into[name]).sigmoid()
+            return (torch.addcmul(into[name], p[name], c) if name in p else into[name]).sigmoid()
 
         i = gate("input", c_previous)
         f = 1 - i if kind.coupled else gate("forget", c_previous)
         g = SQUASHING[kind.cell_squashing][0](into["cell"])
-        c = f * c_previous + i * g
+        c = torch.addcmul(i * g, f, c_previous)
         o = gate("output", c)
         y = SQUASHING[kind.state_squashing][0](c)
         new = (o * y, c, i, f, o) if kind.gate_recurrence else (o * y, c)
@@ -163,14 +167,15 @@ class LSTM(AbstractLayer):
             a_by["output"] = ("h", y * o_by_a)
         a_by["cell"] = ("c", i * g_by_a)
         through = {f"peephole.{gate}": p[gate] * a_by[gate][1] for gate in p}
-        into_c = {"h": {"readout": o * y_by_c}, "o": {}}
+        into_c = {"h": {"readout": o * y_by_c}}
         if "output" in p:
-            into_c[a_by["output"][0]]["peephole.output"] = through.pop("peephole.output")
+            seeing = into_c.setdefault(a_by["output"][0], {})
+            seeing["peephole.output"] = through.pop("peephole.output")
 
         derivatives = {"c by c": f, **through}
         for source, parts in into_c.items():
             kept = [part for route, part in parts.items() if route not in cut]
-            derivatives[f"{source} by c"] = sum(kept, torch.zeros_like(c))
+            derivatives[f"{source} by c"] = sum(kept[1:], kept[0]) if kept else torch.zeros_like(c)
         for source in ("i", "f", "c", "h", "o"):
             gates = [gate for gate in self.gates if a_by[gate][0] == source]
             if gates:

@@ -56,6 +56,7 @@ class ParameterSums:
         self._rescale(exponents.amax(0))
         shift = exponents - self._exponent
         multiplied: dict[int, Tensor] = {}
+        summed: dict[int, Tensor] = {}
 
         def adjoints_of(uses: list[Use]) -> Tensor:
             """da of all steps, one after the other; parameters that share it meet it once."""
@@ -82,7 +83,9 @@ class ParameterSums:
                     operand = torch.cat(operands).expand(len(total), -1, -1)
                     total.baddbmm_(adjoints_of(uses).mT, operand)
                 else:
-                    total += adjoints_of(uses).sum(1)
+                    key = id(use.adjoint)  # two biases, one sum
+                    summed[key] = summed[key] if key in summed else adjoints_of(uses).sum(1)
+                    total += summed[key]
                 row += use.adjoint.size
         self._gathered = []
 
