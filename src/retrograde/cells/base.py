@@ -482,6 +482,8 @@ def new_rows(like: Tensor, rows: int, *shape: int) -> Tensor:
 
 def shifted(edge: Edge, offset: int, suffix: str) -> Edge:
     """The same edge inside a larger state: slots moved by `offset`, routes marked by `suffix`."""
+    if not offset and not suffix:
+        return edge
     slot = slice(edge.slot.start + offset, edge.slot.stop + offset)
     if isinstance(edge, Product):
         return replace(edge, slot=slot, routes=tuple(route + suffix for route in edge.routes))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -47,7 +48,7 @@ class Stacked(AbstractCell):
                     f"{number - 1}; it expects {above.input_size} inputs"
                 )
 
-    @property
+    @cached_property
     def _offsets(self) -> list[int]:
         offsets = [0]
         for layer in self.layers[:-1]:
