@@ -172,7 +172,17 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("broken", "make"), FAULTS, ids=lambda each: getattr(each, "__name__", ""))
+EVERY_GENERATION = [
+    pytest.param(broken, make, id=f"{broken.__name__}-{name}")
+    for name, make in FAMILY.items()
+    for broken in (ClosedCarousel, MissingReadout)
+]
+
+
+@pytest.mark.parametrize(
+    ("broken", "make"),
+    [pytest.param(*fault, id=fault[0].__name__) for fault in FAULTS] + EVERY_GENERATION,
+)
 def test_the_suite_rejects(broken, make):
     sound = make()
     options = {"generation": sound.generation} if isinstance(sound, LSTM) else {}

@@ -264,6 +264,15 @@ def test_weights_are_drawn_as_torch_draws_them():
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def test_parameter_counts():
+    """G blocks of H rows with I + H weights and two biases, in every layer and direction."""
+    for blocks, make in ((1, RNN), (3, GRU), (4, LSTM)):
+        first = blocks * H * (INPUTS + H + 2)
+        second = blocks * H * (2 * H + H + 2)
+        module = make(INPUTS, H, 2, bidirectional=True)
+        assert sum(weight.numel() for weight in module.parameters()) == 2 * (first + second)
+
+
 def test_copying_both_ways():
     torch.manual_seed(0)
     for kind, (theirs, ours, _, options) in KINDS.items():

@@ -113,6 +113,18 @@ def test_json_is_strict_and_holds_the_numbers(report, tmp_path):
         assert sum(part["share"] for part in data["by_lag"]) == pytest.approx(1)
         assert sum(block["share"] for block in data["by_parameter"]) == pytest.approx(1)
         assert len(data["log2_mean_by_lag"]) == 12
+        if layer.name == "RNN":  # one route and as many crossings as lags: nothing to tell apart
+            assert data["by_route"] is data["by_crossing"] is None
+            continue
+        for key, split in (
+            ("by_route", layer.flow.by_route()),
+            ("by_crossing", layer.by_crossing()),
+        ):
+            assert tuple(data[key]["parts"]) == split.ways
+            assert [first for first, _ in data[key]["lags"]] == [lag.start for lag in split.lags]
+            share = torch.tensor(data[key]["share"], dtype=torch.float64)
+            torch.testing.assert_close(share, split.share)
+            assert float(share.sum()) == pytest.approx(1)
 
 
 def test_a_report_of_one_step_is_json_too(tmp_path):
@@ -147,6 +159,39 @@ def test_the_map_holds_every_pair(report):
     log2 = flow.by_time("weight_ih_l0").log2
     for row in rows:
         assert row["v"] == pytest.approx(float(log2[row["t"], row["k"]]), abs=0.006)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 12])
+@pytest.mark.parametrize("factor", [0.0, 1.0])
+def test_routes_of_short_sequences_and_of_no_gradient(steps, factor, tmp_path):
+    flow = flow_of(nn.LSTM(2, 3, 2), steps, loss=lambda out: factor * out[0].sum())
+    layer = Layer("deep", flow)
+    for split in (flow.by_route(), layer.by_crossing()):
+        assert split.chart().to_dict()
+        assert bool(split.share.isnan().all()) == (factor == 0)
+    Report("Title", (layer,), (0,)).to_html(tmp_path / "page.html")
+    Report("Title", (layer,), (0,)).to_json(tmp_path / "page.json")
+
+
+def test_the_chart_of_routes_shows_every_part_with_a_colour_of_its_own():
+    flow = flow_of(nn.LSTM(2, 3, 3))
+    split = flow.by_route()
+    assert len(split.ways) == 16
+    spec = split.chart().to_dict()
+    values = spec["data"]["values"]
+    assert len(values) == int((split.log2 > -torch.inf).sum())
+    assert sum(row["share"] for row in values) == pytest.approx(1, abs=1e-4)
+    scheme = spec["vconcat"][0]["encoding"]["color"]["scale"]
+    assert scheme["scheme"] == "tableau20" and scheme["domain"] == list(split.ways)
+
+
+def test_crossings_of_a_large_pass_take_fewer_rows(monkeypatch):
+    layer = Layer("layer", flow_of(nn.LSTM(2, 4)))
+    exact = layer.by_crossing()
+    monkeypatch.setattr("retrograde.report.report.CROSSING_NUMBERS", 3 * 9 * 3 * 8)
+    coarse = layer.by_crossing()
+    torch.testing.assert_close(coarse.parts().sum((0, 1)), exact.parts().sum((0, 1)))
+    assert not torch.allclose(coarse.parts(), exact.parts()), "lags in blocks are coarser"
 
 
 def test_a_large_map_is_pooled_by_the_maximum():

@@ -129,10 +129,12 @@ def ways_by_lag(
 ) -> Any:
     """Routes or crossings over lag: sizes as lines above, signed shares stacked below."""
     alt = _altair()
-    title, scheme, order = {
-        "route": ("Routes by which the gradient arrives", "tableau10", None),
-        "crossings": ("How often the gradient crossed recurrent weights", "viridis", list(ways)),
+    title, scheme = {
+        "route": ("Routes by which the gradient arrives", "tableau10"),
+        "crossings": ("How often the gradient crossed recurrent weights", "viridis"),
     }[kind]
+    if scheme == "tableau10" and len(ways) > 10:
+        scheme = "tableau20"
     names = [lag_in_words(lag) for lag in lags]
     whole = share.sum().abs()
     rows = [
@@ -154,7 +156,7 @@ def ways_by_lag(
     color = alt.Color(
         "way:N",
         title=kind,
-        sort=order or list(ways),
+        sort=list(ways),
         scale=alt.Scale(scheme=scheme, domain=list(ways)),
     )
     tooltip = [
