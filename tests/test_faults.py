@@ -67,7 +67,8 @@ class NewCellStateInsteadOfOld(_Altered, LSTM):
 
 class ClosedCarousel(_Altered, LSTM):
     def alter(self, step, derivatives):
-        derivatives["c by c"] = torch.zeros_like(derivatives["c by c"])
+        derivatives["carousel"] = torch.zeros_like(derivatives["carousel"])
+        derivatives.pop("c by c", None)
 
 
 class ResetGateForgotten(_Altered, GRU):
@@ -96,6 +97,12 @@ class PeepholeSeesTheOldCell(_Altered, LSTM):
 class PeepholeRouteForgotten(_Altered, LSTM):
     def alter(self, step, derivatives):
         derivatives["peephole.forget"] = torch.zeros_like(derivatives["peephole.forget"])
+        derivatives.pop("c by c")
+
+
+class CarouselAndPeepholesThatDoNotAddUp(_Altered, LSTM):
+    def alter(self, step, derivatives):
+        derivatives["c by c"] = derivatives["carousel"]
 
 
 class CouplingForgotten(_Altered, LSTM):
@@ -164,6 +171,7 @@ FAULTS = [
     (PeepholeOfTheOutputGateForgotten, FAMILY["lstm-2002"]),
     (PeepholeSeesTheOldCell, FAMILY["lstm-2002"]),
     (PeepholeRouteForgotten, FAMILY["lstm-2002"]),
+    (CarouselAndPeepholesThatDoNotAddUp, FAMILY["lstm-2002"]),
     (CouplingForgotten, FAMILY["cifg"]),
     (TanhDerivativeForTheSquashingOf1997, FAMILY["lstm-1997"]),
     (GatesOfTheStepBeforeForgotten, FAMILY["fgr"]),

@@ -201,18 +201,27 @@ class Product:
 
 @dataclass(frozen=True)
 class Elementwise:
-    """An edge that crosses no weights: `adjoint * factor`, added to `slot` of s_{k-1}."""
+    """An edge that crosses no weights: `adjoint * factor`, added to `slot` of s_{k-1}.
 
-    routes: tuple[str]
+    Where several routes lie side by side, `factors` holds that of each and `factor` their sum.
+    """
+
+    routes: tuple[str, ...]
     adjoint: Float[Tensor, "N B H"]
     factor: Float[Tensor, "B H"]
     slot: slice
+    factors: tuple[Float[Tensor, "B H"], ...] = ()
 
     def add_to(self, total: Float[Tensor, "N B S"]) -> None:
         total[..., self.slot].addcmul_(self.adjoint, self.factor)
 
     def split(self) -> "dict[str, Elementwise]":
-        return {self.routes[0]: self}
+        if not self.factors:
+            return {self.routes[0]: self}
+        return {
+            route: Elementwise((route,), self.adjoint, factor, self.slot)
+            for route, factor in zip(self.routes, self.factors, strict=True)
+        }
 
 
 Edge = Product | Elementwise
@@ -485,6 +494,4 @@ def shifted(edge: Edge, offset: int, suffix: str) -> Edge:
     if not offset and not suffix:
         return edge
     slot = slice(edge.slot.start + offset, edge.slot.stop + offset)
-    if isinstance(edge, Product):
-        return replace(edge, slot=slot, routes=tuple(route + suffix for route in edge.routes))
-    return replace(edge, slot=slot, routes=(edge.routes[0] + suffix,))
+    return replace(edge, slot=slot, routes=tuple(route + suffix for route in edge.routes))

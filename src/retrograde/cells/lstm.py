@@ -126,7 +126,7 @@ class LSTM(AbstractLayer):
 
     def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
         kind = self.kind
-        h, c_previous, *before = torch.split(state, self.hidden_size, -1)
+        h, c_previous, *before = state.chunk(len(self.slots), -1)
         a = plus_product(projected, h, self.weight_hh)
         into = dict(zip(self.gates, a.chunk(len(self.gates), -1), strict=True))
         if self.weight_gg is not None:
@@ -172,7 +172,9 @@ class LSTM(AbstractLayer):
             seeing = into_c.setdefault(a_by["output"][0], {})
             seeing["peephole.output"] = through.pop("peephole.output")
 
-        derivatives = {"c by c": f, **through}
+        derivatives = {"carousel": f, **through}
+        if through and not kind.gate_recurrence:  # side by side with the carousel
+            derivatives["c by c"] = sum(through.values(), f)
         for source, parts in into_c.items():
             kept = [part for route, part in parts.items() if route not in cut]
             derivatives[f"{source} by c"] = sum(kept[1:], kept[0]) if kept else torch.zeros_like(c)
@@ -189,7 +191,7 @@ class LSTM(AbstractLayer):
 
     def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
         by = step.derivatives
-        dh, dc, *to_gates = torch.split(delta, self.hidden_size, -1)
+        dh, dc, *to_gates = delta.chunk(len(self.slots), -1)
 
         dc = torch.addcmul(dc, dh, by["h by c"], out=new_rows(delta, *dh.shape))
         sources = {"c": dc, "h": dh}
@@ -217,11 +219,14 @@ class LSTM(AbstractLayer):
             uses["weight_gg"] = (Use(da_gates, step.previous[..., before]),)
         if self.weight_ch is not None:
             uses["weight_ch"] = (Use(adjoint("p"), None),)
-        edges.append(Elementwise(("carousel",), dc, by["c by c"], self.slots["c"]))
-        for gate, source in (("input", "i"), ("forget", "f")):
-            if f"peephole.{gate}" in by:
-                route, seen = (f"peephole.{gate}",), sources.get(source, dc)
-                edges.append(Elementwise(route, seen, by[route[0]], self.slots["c"]))
+        kept, slot = self.routes[len(self.recurrent_routes) :], self.slots["c"]
+        if "c by c" in by:
+            factors = tuple(by[route] for route in kept)
+            edges.append(Elementwise(kept, dc, by["c by c"], slot, factors))
+        else:
+            into = {"peephole.input": sources.get("i", dc), "peephole.forget": sources.get("f", dc)}
+            for route in kept:
+                edges.append(Elementwise((route,), into.get(route, dc), by[route], slot))
         return CellAdjoint(
             edges=tuple(edges),
             to_input=Product(("input",), da, self.weight_ih, slice(0, self.input_size)),
