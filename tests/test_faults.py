@@ -134,7 +134,7 @@ class OperandBeforeTheReset(GRU2014):
         adjoint = super().pull_back(step, delta)
         gates, candidate = adjoint.uses["weight_hh"]
         uses = dict(adjoint.uses, weight_hh=(gates, replace(candidate, operand=step.previous)))
-        return replace(adjoint, uses=uses)
+        return replace(adjoint, find_uses=lambda: uses)
 
 
 class JacobianOfTheWrongSample(LSTM):
@@ -151,7 +151,7 @@ class BiasOfTheWrongSide(GRU):
     def pull_back(self, step, delta):
         adjoint = super().pull_back(step, delta)
         uses = dict(adjoint.uses, bias_hh=adjoint.uses["bias_ih"])
-        return replace(adjoint, uses=uses)
+        return replace(adjoint, find_uses=lambda: uses)
 
 
 FAULTS = [

@@ -7,7 +7,7 @@ step k back to step k-1, and both the sum over them and the split by route are r
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -251,8 +251,13 @@ class CellAdjoint:
 
     edges: tuple[Edge, ...]
     to_input: Product
-    uses: Mapping[str, tuple[Use, ...]]
+    find_uses: Callable[[], Mapping[str, tuple[Use, ...]]]
     like: Float[Tensor, "N B S"]
+
+    @cached_property
+    def uses(self) -> Mapping[str, tuple[Use, ...]]:
+        """The uses of each parameter; found when asked for, which a recursion never does."""
+        return self.find_uses()
 
     def previous(self, spare: int = 0) -> Float[Tensor, "N1 B S"]:
         """Adjoint of s_{k-1}: J_k^T delta, the sum over all routes.

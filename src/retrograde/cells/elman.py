@@ -102,6 +102,6 @@ class Elman(AbstractLayer):
         return CellAdjoint(
             edges=(Product(self.recurrent_routes, da, self.weight_hh, self.slots["h"]),),
             to_input=Product(("input",), da, self.weight_ih, slice(0, self.input_size)),
-            uses=self.uses(step, da, da),
+            find_uses=lambda: self.uses(step, da, da),
             like=delta,
         )

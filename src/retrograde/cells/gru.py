@@ -127,7 +127,7 @@ class GRU(AbstractGRU):
                 Elementwise(("carousel",), delta, h_by_h, self.slots["h"]),
             ),
             to_input=Product(("input",), through_x, self.weight_ih, slice(0, self.input_size)),
-            uses=self.uses(step, through_x, through_h),
+            find_uses=lambda: self.uses(step, through_x, through_h),
             like=delta,
         )
 
@@ -204,8 +204,10 @@ class GRU2014(AbstractGRU):
         da_gates = GateAdjoint(((dq, by["q by a_r"]), (delta, by["h by a_z"])))  # r, z
         da = GateAdjoint(((dq, by["q by a_r"]), (delta, by["h by a"])))  # r, z, n
 
-        uses = self.uses(step, da, da)
-        uses["weight_hh"] = (Use(da_gates, step.previous), Use(da_n, step.activations["inner"]))
+        def uses() -> dict[str, tuple[Use, ...]]:
+            by_rows = (Use(da_gates, step.previous), Use(da_n, step.activations["inner"]))
+            return {**self.uses(step, da, da), "weight_hh": by_rows}
+
         return CellAdjoint(
             edges=(
                 Product(RECURRENT_ROUTES[:2], da_gates, R_gates, h),
@@ -213,6 +215,6 @@ class GRU2014(AbstractGRU):
                 Elementwise(("carousel",), delta, by["h by h"], h),
             ),
             to_input=Product(("input",), da, self.weight_ih, slice(0, self.input_size)),
-            uses=uses,
+            find_uses=uses,
             like=delta,
         )

@@ -210,15 +210,20 @@ class LSTM(AbstractLayer):
         edges: list[Edge] = [
             Product(self.recurrent_routes[: len(self.gates)], da, self.weight_hh, self.slots["h"])
         ]
-        uses = self.uses(step, da, da)
         if self.weight_gg is not None:
             before = slice(self.slots["i"].start, self.slots["o"].stop)
             da_gates = adjoint("a", "i", "f", "o")
             routes = self.recurrent_routes[len(self.gates) :]
             edges.append(Product(routes, da_gates, self.weight_gg, before))
-            uses["weight_gg"] = (Use(da_gates, step.previous[..., before]),)
-        if self.weight_ch is not None:
-            uses["weight_ch"] = (Use(adjoint("p"), None),)
+
+        def uses() -> dict[str, tuple[Use, ...]]:
+            found = self.uses(step, da, da)
+            if self.weight_gg is not None:
+                found["weight_gg"] = (Use(da_gates, step.previous[..., before]),)
+            if self.weight_ch is not None:
+                found["weight_ch"] = (Use(adjoint("p"), None),)
+            return found
+
         kept, slot = self.routes[len(self.recurrent_routes) :], self.slots["c"]
         if "c by c" in by:
             factors = tuple(by[route] for route in kept)
@@ -230,7 +235,7 @@ class LSTM(AbstractLayer):
         return CellAdjoint(
             edges=tuple(edges),
             to_input=Product(("input",), da, self.weight_ih, slice(0, self.input_size)),
-            uses=uses,
+            find_uses=uses,
             like=delta,
         )
 

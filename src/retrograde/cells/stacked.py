@@ -159,7 +159,7 @@ class Stacked(AbstractCell):
                 for edge in adjoint.edges
             ),
             to_input=adjoints[0].to_input,
-            uses={
+            find_uses=lambda: {
                 f"{name}_l{number}": uses
                 for number, adjoint in ordered
                 for name, uses in adjoint.uses.items()
