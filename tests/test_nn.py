@@ -11,10 +11,10 @@ from torch import Tensor, nn
 import retrograde
 from conftest import unchecked
 from retrograde.cells.generations import TABLE
-from retrograde.errors import ArgumentError, SecondDerivativeError
+from retrograde.errors import ArgumentError, SecondDerivativeError, UnsupportedModelError
 from retrograde.nn import GRU, LSTM, RNN, initialisations, initialise
 
-EXACT = {"atol": 1e-12, "rtol": 1e-10}
+EXACT = {"atol": 1e-12, "rtol": 1e-10}  # float64, a few hundred sums in another order than torch's
 T, B, INPUTS, H = 5, 3, 2, 4
 
 MAKERS = {
@@ -262,6 +262,27 @@ def test_weights_are_drawn_as_torch_draws_them():
         found = ours(INPUTS, H, 2, bidirectional=True).state_dict()
         assert list(found) == list(expected)
         assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+class Halved(nn.Module):
+    def forward(self, weight):
+        return weight / 2
+
+
+@pytest.mark.parametrize("name", ["lstm-2000", "lstm-2002", "gru-torch", "rnn-tanh"])
+def test_parametrized_weights_are_the_ones_that_run(name):
+    """On torch's kernel and on our recurrence; `record` says that it cannot follow."""
+    plain, halved, x = made(name), made(name), drawn(T, B, INPUTS)
+    with torch.no_grad():
+        plain.weight_hh_l0 /= 2
+    nn.utils.parametrize.register_parametrization(halved, "weight_hh_l0", Halved())
+    for options in ({}, {"return_activations": True}):
+        torch.testing.assert_close(halved(x, **options)[0], plain(x)[0], **EXACT)
+    with (
+        pytest.raises(UnsupportedModelError, match="weight_hh_l0 is computed, not a plain param"),
+        retrograde.record(halved),
+    ):
+        pass
 
 
 def test_parameter_counts():

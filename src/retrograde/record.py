@@ -316,7 +316,9 @@ def _why_not(module: Layer | nn.RNNCellBase) -> str:
             "model.eval(), or set dropout=0, for the recorded pass"
         )
     named = dict(module.named_parameters(recurse=False))
-    expected = module._flat_weights_names if isinstance(module, nn.RNNBase) else ()
+    expected = (
+        module.weight_names if isinstance(module, AbstractRecurrent) else module._flat_weights_names
+    )
     missing = [name for name in expected if name not in named]
     if missing:
         reasons.append(

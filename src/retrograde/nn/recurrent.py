@@ -51,7 +51,7 @@ class AbstractRecurrent(nn.Module):
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout = bias, batch_first, float(dropout)
         self.bidirectional, self.truncated = bidirectional, truncated
-        for name, shape in self._named_shapes(self._shapes).items():
+        for name, shape in self._named_shapes().items():
             empty = torch.empty(shape, device=device, dtype=dtype)
             self.register_parameter(name, nn.Parameter(empty))
         self.reset_parameters()
@@ -107,7 +107,7 @@ class AbstractRecurrent(nn.Module):
         kernel = None if return_activations or self.truncated else self._kernel()
         if kernel is not None:
             given = initial if len(initial) > 1 else initial[0]
-            weights = list(self.parameters())
+            weights = [getattr(self, name) for name in self.weight_names]  # parametrized or not
             options = (self.bias, self.num_layers, self.dropout, self.training)
             output, *last = kernel(x, given, weights, *options, self.bidirectional, False)
             inside: list[dict[str, Tensor]] = []
@@ -198,13 +198,18 @@ class AbstractRecurrent(nn.Module):
         ends = ("", "_reverse") if self.bidirectional else ("",)
         return [f"_l{layer}{end}" for layer in range(self.num_layers) for end in ends]
 
-    def _named_shapes(self, shapes: Callable[[int, int], Shapes]) -> dict[str, tuple[int, ...]]:
-        """The shape of every parameter of the module, for layers of such shapes."""
+    @property
+    def weight_names(self) -> tuple[str, ...]:
+        """The names of all weights, in torch's order."""
+        return tuple(self._named_shapes())
+
+    def _named_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every weight of the module."""
         named = {}
         for suffix in self._suffixes():
             first = suffix.startswith("_l0")
             inputs = self.input_size if first else self.hidden_size * (1 + self.bidirectional)
-            for name, shape in shapes(inputs, self.hidden_size).items():
+            for name, shape in self._shapes(inputs, self.hidden_size).items():
                 if self.bias or not name.startswith("bias"):
                     named[name + suffix] = shape
         return named
@@ -287,7 +292,7 @@ class AbstractRecurrent(nn.Module):
 
     def _why_not(self, weights: Mapping[str, Tensor]) -> str:
         """Which of these weights do not belong here, and where they would."""
-        own = self._named_shapes(self._shapes)
+        own = self._named_shapes()
         found = {name: tuple(weight.shape) for name, weight in weights.items()}
         wrong = [name for name in own if found.get(name, own[name]) != own[name]]
         complaints = {
