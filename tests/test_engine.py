@@ -10,7 +10,7 @@ from conformance import EXACT, plain_pass, total_gradient, unrolled_and_entries
 from conftest import unchecked
 from problems import GRU_, LSTM_, TANH
 from retrograde.cells import Elman
-from retrograde.engine import Entries, backpropagate, unroll
+from retrograde.engine import Entries, backpropagate, backpropagate_by_crossing, unroll
 from retrograde.errors import ArgumentError, NonFiniteError
 
 
@@ -153,11 +153,14 @@ def test_refusals():
             Entries.of(torch.ones(3, 1, 1), torch.zeros(1, 1), slice(0, 1), wrong)
 
 
-def test_a_single_step_beyond_the_range_is_named():
+@pytest.mark.parametrize("by_crossing", [False, True])
+def test_a_single_step_beyond_the_range_is_named(by_crossing):
     cell = linear(3e38, torch.float32)
-    x = torch.zeros(4, 1, 1)
+    unrolled = unroll(cell, torch.zeros(4, 1, 1))
+    output = torch.full((4, 1, 1), 3e38)
+    entries = Entries.of(output, torch.zeros(1, 1), cell.output)
     with pytest.raises(NonFiniteError, match="within one step"):
-        unrolled = unroll(cell, x)
-        output = torch.full((4, 1, 1), 3e38)
-        entries = Entries.of(output, torch.zeros(1, 1), cell.output)
-        list(backpropagate(unrolled, entries))
+        if by_crossing:
+            list(backpropagate_by_crossing(unrolled, entries, 3))
+        else:
+            list(backpropagate(unrolled, entries))

@@ -240,10 +240,11 @@ def test_classes_that_differ_by_thousands_of_binary_orders():
     lags = torch.arange(steps, dtype=torch.float64)
     # h stays 0, so that only a_n has a derivative: (1 - z) times z^lag, and the rest in between.
     carousel = torch.log2(1 - z) + lags * torch.log2(z)
-    torch.testing.assert_close(split.log2[0], carousel, atol=2e-3, rtol=0)
+    # float32: z and 1 - z are off by 2^-24 of themselves, and 400 powers of z by 400 times that
+    torch.testing.assert_close(split.log2[0], carousel, atol=2e-4, rtol=0)
     assert float(split.log2[0, -1]) < -3000
     whole = torch.log2(1 - z) + lags[-1] * torch.log2(z + (1 - z) * r)
-    assert float(split.log2[-1, -1]) == pytest.approx(float(whole), abs=1e-2)
+    assert float(split.log2[-1, -1]) == pytest.approx(float(whole), abs=2e-4)
 
 
 def test_blocks_of_rows_keep_routes_and_crossings_exact():
@@ -269,6 +270,16 @@ def test_losses_at_few_steps():
         ):
             parts = split(bins=bins).parts()
             torch.testing.assert_close(parts.sum(0), flow.by_lag(bins=bins).parts(), **EXACT)
+
+
+def test_a_recorded_cell_with_cut_routes_is_compared_with_autograd():
+    """Only what `without` cut has no gradient of autograd's to be compared with."""
+    recorded = retrograde.record_cell(
+        truncated(LSTM_()), torch.ones(4, 1, 2, dtype=torch.float64), lambda h, s: h.sum()
+    )
+    assert retrograde.decompose(recorded).residual > 1e-3  # the full gradient is another
+    flow = flow_of(LSTM_(), plain_pass(LSTM_()))
+    assert flow.without(*flow.unrolled.cell.recurrent_routes).residual < 1e-12
 
 
 def test_refusals():

@@ -190,6 +190,15 @@ class LSTM(AbstractLayer):
         return replace(step, derivatives=derivatives)
 
     def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
+        """The deltas of Greff et al. (2017), section II-B; ' is the slope of a squashing function.
+
+            da_o = dh h(c) o'       dc <- dc + dh o h'(c) + p_o da_o
+            da_i = dc g i'          da_f = dc c_{k-1} f'          da_g = dc i g'
+            dh_{k-1} = R^T da       dc_{k-1} = dc f + p_i da_i + p_f da_f
+
+        Where f = 1 - i, da_i = dc (g - c_{k-1}) i'. Where the gates are part of the state, what
+        arrives at i, f and o from later steps is added before its slope is multiplied.
+        """
         by = step.derivatives
         dh, dc, *to_gates = delta.chunk(len(self.slots), -1)
 

@@ -1,6 +1,6 @@
 """A stack of layers is itself a cell: its state is the states of all layers, side by side."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -58,6 +58,10 @@ class Stacked(AbstractCell):
     def _suffix(self, layer: int) -> str:
         return f"_l{layer}" if len(self.layers) > 1 else ""
 
+    def _suffixed(self, routes: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+        """The routes of all layers, each with its layer's suffix."""
+        return tuple(r + self._suffix(number) for number, of in enumerate(routes) for r in of)
+
     @property
     def parameters(self) -> Mapping[str, Tensor]:
         return {
@@ -85,27 +89,15 @@ class Stacked(AbstractCell):
 
     @property
     def routes(self) -> tuple[str, ...]:
-        return tuple(
-            route + self._suffix(number)
-            for number, layer in enumerate(self.layers)
-            for route in layer.routes
-        )
+        return self._suffixed(layer.routes for layer in self.layers)
 
     @property
     def recurrent_routes(self) -> tuple[str, ...]:
-        return tuple(
-            route + self._suffix(number)
-            for number, layer in enumerate(self.layers)
-            for route in layer.recurrent_routes
-        )
+        return self._suffixed(layer.recurrent_routes for layer in self.layers)
 
     @property
     def inner_routes(self) -> tuple[str, ...]:
-        return tuple(
-            route + self._suffix(number)
-            for number, layer in enumerate(self.layers)
-            for route in layer.inner_routes
-        )
+        return self._suffixed(layer.inner_routes for layer in self.layers)
 
     def with_parameters(self, parameters: Mapping[str, Tensor]) -> "Stacked":
         return replace(

@@ -48,7 +48,7 @@ class Flow:
 
     @cached_property
     def gradient(self) -> Mapping[str, Scaled]:
-        """The whole gradient of each parameter, from a single row that holds the summed loss."""
+        """The whole gradient of each parameter, as one row [1, ...] that holds the summed loss."""
         everything = (range(0, max(1, self.steps)),)
         whole = LagSums(everything, self._cell.parameters)
         fold(self.unrolled, self.with_rows(1).entries, [whole])
@@ -98,7 +98,7 @@ class Flow:
         was pulled back in one row.
         """
         parts = {name: self.by_lag(name).scaled.total() for name in self.parameters}
-        if isinstance(self._cell, Cut):
+        if self._cell is not self.recorded.cell:
             return residual(parts, {n: g.plain().squeeze(0) for n, g in self.gradient.items()})
         return residual(parts, self.recorded.gradients)
 

@@ -62,14 +62,24 @@ def backpropagate(unrolled: Unrolled, entries: Entries) -> Iterator[AdjointStep]
         if not len(arriving.exponent):
             continue
         delta, norms = arriving.normalised()
-        if delta is not arriving and not bool(norms.isfinite().all()):
-            raise NonFiniteError(
-                f"the adjoint of the state becomes infinite or NaN at step {k}, within one step: "
-                "a weight or an activation there is too large for this data type. Look at the "
-                "recurrent weights, or decompose in float64"
-            )
+        if delta is not arriving:
+            refuse_non_finite(norms, k)
         pulled, exponent = cell.pull_back(step, delta.values), delta.exponent
         yield AdjointStep(k, delta, norms, entries.lags(k, len(exponent)), pulled, step, cell)
+
+
+def refuse_non_finite(sizes: Float[Tensor, "N"], k: int) -> None:
+    """Refuse rows that left the range within a single step, where no exponent can help.
+
+    Raises:
+        NonFiniteError: with the step.
+    """
+    if not bool(sizes.isfinite().all()):
+        raise NonFiniteError(
+            f"the adjoint of the state becomes infinite or NaN at step {k}, within one step: "
+            "a weight or an activation there is too large for this data type. Look at the "
+            "recurrent weights, or decompose in float64"
+        )
 
 
 def _arriving(

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep
+from retrograde.engine.adjoint import refuse_non_finite
 from retrograde.engine.entries import Entries
 from retrograde.engine.scaling import CENTRE, NOTHING, Scaled, in_range, power_of_two
 from retrograde.engine.unroll import Unrolled
@@ -38,7 +39,11 @@ class CrossingStep:
 def backpropagate_by_crossing(
     unrolled: Unrolled, entries: Entries, classes: int
 ) -> Iterator[CrossingStep]:
-    """The stream of steps for k = T-1 .. 0, with `classes` rows for each entry."""
+    """The stream of steps for k = T-1 .. 0, with `classes` rows for each entry.
+
+    Raises:
+        NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
+    """
     cell = unrolled.cell
     delta = Scaled.of(entries.final.new_zeros(0, *entries.final.shape))
     sizes = delta.values.new_zeros(0)
@@ -59,6 +64,7 @@ def backpropagate_by_crossing(
         if not in_range(torch.where(sizes == 0, 2.0**CENTRE, sizes)):  # many rows are still empty
             delta = delta.centred(sizes)
             sizes = delta.values.abs().amax((1, 2))
+            refuse_non_finite(sizes, k)
         pulled = cell.pull_back(step, delta.values)
         yield CrossingStep(k, delta, sizes, entries.lags(k, len(sizes) // classes), step, cell)
 

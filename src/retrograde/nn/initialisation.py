@@ -50,8 +50,8 @@ def initialise(
         generator: the source of random numbers, torch's own if None.
 
     Raises:
-        ArgumentError: for an unknown name (the message lists them), a module that lacks the gate in
-            question, or a horizon that is missing or below 3.
+        ArgumentError: for an unknown name (the message lists them), a module that is no recurrent
+            layer or lacks the gate in question, or a horizon that is missing or below 3.
 
     References: forget bias: Gers et al. (2000), and Jozefowicz et al. (2015) for 1; chrono: Tallec
     and Ollivier (2018), arXiv 1804.11188; uniform gate: Gu et al. (2020), arXiv 1910.09890;
@@ -67,6 +67,11 @@ def initialise(
     if name not in initialisations:
         known = ", ".join(initialisations)
         raise ArgumentError(f"there is no initialisation {name!r}; there are: {known}")
+    if not isinstance(module, Module):
+        raise ArgumentError(
+            f"initialise takes one recurrent layer (an LSTM, GRU or RNN of torch.nn or "
+            f"retrograde.nn); got {type(module).__name__}. Pass the layer inside your model"
+        )
     initialisations[name](_Target(module, name), _Options(value, horizon, gain, generator))
 
 
