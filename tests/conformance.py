@@ -51,16 +51,14 @@ def plain_pass(cell: AbstractCell, seed: int = 3, steps: int = T) -> Pass:
         weights.append({n: w.clone().requires_grad_() for n, w in cell.parameters.items()})
         states.append(cell.with_parameters(weights[-1]).step(x_k, states[-1]).state)
     direct = torch.zeros(steps, B, cell.state_size, dtype=torch.float64)
-    direct[:, :, cell.output] = draw(steps, B, cell.output.stop - cell.output.start)
+    direct[:, :, cell.output] = draw(steps, B, cell.output_size)
     direct[-1] += draw(B, cell.state_size)  # and through h_n, c_n of every layer
     return Pass(x, states, weights, direct)
 
 
 def unrolled_and_entries(cell: AbstractCell, plain: Pass, max_rows: int | None = None):
     x = torch.stack(plain.x).detach()
-    output = plain.direct[:, :, cell.output].clone()
-    output[-1] = 0
-    entries = Entries.of(output, plain.direct[-1], cell.output, max_rows)
+    entries = Entries.of(plain.direct, max_rows)
     return unroll(cell, x, plain.states[0].detach()), entries
 
 

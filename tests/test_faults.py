@@ -1,14 +1,15 @@
 """Cells broken on purpose: the conformance table must reject every one of them."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
 from conformance import CHECKS
-from problems import FAMILY, GRU2014_, GRU_, LSTM_, TANH
+from problems import FAMILY, GRU2014_, GRU_, LEAKY, LSTM_, MGU, SLSTM, TANH
 from retrograde.cells import GRU, GRU2014, LSTM, Elman
 from retrograde.cells.base import FEW_ROWS
+from retrograde.cells.from_function import FunctionCell
 
 
 class SignFlip(Elman):
@@ -154,6 +155,41 @@ class BiasOfTheWrongSide(GRU):
         return replace(adjoint, find_uses=lambda: uses)
 
 
+class FunctionSeesTheNewState(FunctionCell):
+    def pull_back(self, step, delta):
+        return super().pull_back(replace(step, previous=step.state), delta)
+
+
+class RoutesThatOverlap(FunctionCell):
+    """Each route brings what all routes from its piece bring."""
+
+    def pull_back(self, step, delta):
+        adjoint = super().pull_back(step, delta)
+        edges = (replace(edge, pulls=(edge.pull,) * len(edge.pulls)) for edge in adjoint.edges)
+        return replace(adjoint, edges=tuple(edges))
+
+
+class GradientsAveragedOverTheBatch(FunctionCell):
+    def pull_back(self, step, delta):
+        adjoint = super().pull_back(step, delta)
+        (formed,) = adjoint.formed
+
+        def pull(rows):
+            return {name: sums / rows.shape[1] for name, sums in formed.pull(rows).items()}
+
+        return replace(adjoint, formed=(replace(formed, pull=pull),))
+
+
+class SamplesOfOtherStates(FunctionCell):
+    """Steps and samples flattened in two different orders."""
+
+    def advance(self, x, projected, state):
+        if state.ndim < 3:
+            return super().advance(x, projected, state)
+        mixed = state.transpose(0, 1).reshape(state.shape)
+        return replace(super().advance(x, projected, mixed), previous=mixed)
+
+
 FAULTS = [
     (SignFlip, TANH),
     (MissingTanhDerivative, TANH),
@@ -177,6 +213,10 @@ FAULTS = [
     (GatesOfTheStepBeforeForgotten, FAMILY["fgr"]),
     (ResetGateMultipliesTheWrongSide, GRU2014_),
     (OperandBeforeTheReset, GRU2014_),
+    (FunctionSeesTheNewState, MGU),
+    (RoutesThatOverlap, SLSTM),
+    (GradientsAveragedOverTheBatch, LEAKY),
+    (SamplesOfOtherStates, MGU),
 ]
 
 
@@ -193,8 +233,7 @@ EVERY_GENERATION = [
 )
 def test_the_suite_rejects(broken, make):
     sound = make()
-    options = {"generation": sound.generation} if isinstance(sound, LSTM) else {}
-    cell = broken(**sound.parameters, **options)
+    cell = broken(**{field.name: getattr(sound, field.name) for field in fields(sound)})
     rejected = []
     for check in CHECKS:
         check(sound)

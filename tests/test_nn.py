@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import retrograde
 from conftest import unchecked
 from retrograde.cells.generations import TABLE
-from retrograde.errors import ArgumentError, SecondDerivativeError, UnsupportedModelError
+from retrograde.errors import ArgumentError, SecondDerivativeError
 from retrograde.nn import GRU, LSTM, RNN, initialisations, initialise
 
 EXACT = {"atol": 1e-12, "rtol": 1e-10}  # float64, a few hundred sums in another order than torch's
@@ -271,18 +271,19 @@ class Halved(nn.Module):
 
 @pytest.mark.parametrize("name", ["lstm-2000", "lstm-2002", "gru-torch", "rnn-tanh"])
 def test_parametrized_weights_are_the_ones_that_run(name):
-    """On torch's kernel and on our recurrence; `record` says that it cannot follow."""
+    """On torch's kernel and on our recurrence, and they are the ones that are recorded."""
     plain, halved, x = made(name), made(name), drawn(T, B, INPUTS)
     with torch.no_grad():
         plain.weight_hh_l0 /= 2
     nn.utils.parametrize.register_parametrization(halved, "weight_hh_l0", Halved())
     for options in ({}, {"return_activations": True}):
         torch.testing.assert_close(halved(x, **options)[0], plain(x)[0], **EXACT)
-    with (
-        pytest.raises(UnsupportedModelError, match="weight_hh_l0 is computed, not a plain param"),
-        retrograde.record(halved),
-    ):
-        pass
+    with retrograde.record(halved) as recording:
+        halved(x)[0].sum().backward()
+    assert retrograde.decompose(recording).residual < 1e-12
+    torch.testing.assert_close(
+        recording.only().weights["weight_hh_l0"], plain.weight_hh_l0.detach()
+    )
 
 
 def test_parameter_counts():

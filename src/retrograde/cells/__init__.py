@@ -3,9 +3,12 @@
 from retrograde.cells.base import AbstractCell, AbstractLayer, CellAdjoint, CellStep
 from retrograde.cells.cut import Cut, truncated
 from retrograde.cells.elman import Elman
+from retrograde.cells.from_function import from_function
 from retrograde.cells.generations import Generation, generations
 from retrograde.cells.gru import GRU, GRU2014
 from retrograde.cells.lstm import LSTM
+from retrograde.cells.projected import ProjectedLSTM
+from retrograde.cells.side_by_side import SideBySide
 from retrograde.cells.stacked import Stacked
 
 __all__ = [
@@ -19,7 +22,10 @@ __all__ = [
     "Cut",
     "Elman",
     "Generation",
+    "ProjectedLSTM",
+    "SideBySide",
     "Stacked",
+    "from_function",
     "generations",
     "truncated",
 ]

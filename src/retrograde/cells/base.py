@@ -7,12 +7,12 @@ step k back to step k-1, and both the sum over them and the split by route are r
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from retrograde._types import Input, Projected, State
@@ -224,7 +224,44 @@ class Elementwise:
         }
 
 
-Edge = Product | Elementwise
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """An edge known only by what it does to the adjoint: `pull()`, added to `slot` of s_{k-1}.
+
+    Where several routes lie side by side, `pulls` holds that of each and `pull` their sum.
+    """
+
+    routes: tuple[str, ...]
+    pull: Callable[[], Float[Tensor, "N B M"]]
+    slot: slice
+    pulls: tuple[Callable[[], Float[Tensor, "N B M"]], ...] = ()
+
+    def add_to(self, total: Float[Tensor, "N B S"]) -> None:
+        total[..., self.slot] += self.pull()
+
+    def split(self) -> "dict[str, Operator]":
+        if not self.pulls:
+            return {self.routes[0]: self}
+        return {
+            route: Operator((route,), pull, self.slot)
+            for route, pull in zip(self.routes, self.pulls, strict=True)
+        }
+
+
+Edge = Product | Elementwise | Operator
+
+
+def edges_along(edges: Iterable[Edge], wanted: Callable[[str], bool]) -> tuple[Edge, ...]:
+    """The edges with the wanted routes alone; one that has others as well is split."""
+    found: list[Edge] = []
+    for edge in edges:
+        kept = [route for route in edge.routes if wanted(route)]
+        if len(kept) == len(edge.routes):
+            found.append(edge)
+        elif kept:
+            parts = edge.split()
+            found += [parts[route] for route in kept]
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -239,20 +276,59 @@ class Use:
     operand: Float[Tensor, "B M"] | None
 
 
+@dataclass(frozen=True, eq=False)
+class FormedGradients:
+    """Gradients of several parameters that are no outer products: one function gives them formed.
+
+    `pull` maps n adjoint rows [n, B, S] to gradients [n, *shape] by name, `size` counts the numbers
+    that one row gives. Nothing is pulled back before it is asked for.
+    """
+
+    delta: Float[Tensor, "N B S"]
+    pull: Callable[[Float[Tensor, "_ B S"]], Mapping[str, Float[Tensor, "..."]]]
+    size: int
+
+    def blocks(self, most: int) -> Iterator[tuple[slice, Mapping[str, Float[Tensor, "..."]]]]:
+        """All rows and their gradients, few enough at a time that these are `most` numbers."""
+        rows = max(1, most // self.size)
+        if rows >= len(self.delta):
+            yield slice(0, len(self.delta)), self._at_once
+            return
+        for first in range(0, len(self.delta), rows):
+            some = slice(first, min(first + rows, len(self.delta)))
+            yield some, self.pull(self.delta[some])
+
+    @cached_property
+    def _at_once(self) -> Mapping[str, Float[Tensor, "..."]]:
+        """Kept, as sizes and shares both ask for it."""
+        return self.pull(self.delta)
+
+    def suffixed(self, suffix: str) -> "FormedGradients":
+        """The same under longer names."""
+
+        def pull(rows: Tensor) -> dict[str, Tensor]:
+            return {name + suffix: gradient for name, gradient in self.pull(rows).items()}
+
+        return replace(self, pull=pull)
+
+
 @dataclass(frozen=True)
 class CellAdjoint:
     """The pull-back of N adjoint rows through one step, everything still unsummed over rows.
 
     `edges` lead to the previous state, `to_input` to x_k, and `uses` say how the gradient of each
     parameter follows from the adjoints of the pre-activations (several uses hold one block of its
-    rows each, from the top). `like` is the adjoint that was
-    pulled back; that of s_{k-1} has its shape.
+    rows each, from the top); `formed` gives those of parameters for which no such rule is known.
+    `like` is the adjoint that was pulled back; that of s_{k-1} has its shape. `carried` marks the
+    entries that were handed on from s_{k-1}, where not all were: nothing comes back for the others.
     """
 
     edges: tuple[Edge, ...]
-    to_input: Product
+    to_input: Edge
     find_uses: Callable[[], Mapping[str, tuple[Use, ...]]]
     like: Float[Tensor, "N B S"]
+    formed: tuple[FormedGradients, ...] = ()
+    carried: Bool[Tensor, "B S"] | None = None
 
     @cached_property
     def uses(self) -> Mapping[str, tuple[Use, ...]]:
@@ -264,24 +340,28 @@ class CellAdjoint:
 
         With `spare` rows of zeros at the end, for entries that start there.
         """
-        return self._sum(self.edges, self.like.shape[-1], spare)
+        return self._back(self.edges, spare)
 
     def along(self, routes: Container[str]) -> Float[Tensor, "N B S"]:
-        """The part of `previous()` that comes along these routes; an edge's routes go together."""
-        edges = tuple(edge for edge in self.edges if edge.routes[0] in routes)
-        return self._sum(edges, self.like.shape[-1])
+        """The part of `previous()` that comes along these routes."""
+        return self._back(edges_along(self.edges, lambda route: route in routes))
 
     def by_route(self) -> dict[str, Float[Tensor, "N B S"]]:
         """Adjoint of s_{k-1} split by route; the parts sum to `previous()`."""
         return {
-            route: self._sum((part,), self.like.shape[-1])
+            route: self._back((part,))
             for edge in self.edges
             for route, part in edge.split().items()
         }
 
     def input(self) -> Float[Tensor, "N B I"]:
         """Adjoint of x_k."""
-        return self._sum((self.to_input,), self.to_input.weight.shape[1])
+        return self._sum((self.to_input,), self.to_input.slot.stop)
+
+    def _back(self, edges: tuple[Edge, ...], spare: int = 0) -> Float[Tensor, "N1 B S"]:
+        """What these edges give to s_{k-1}."""
+        total = self._sum(edges, self.like.shape[-1], spare)
+        return total if self.carried is None else total.mul_(self.carried)
 
     def _sum(
         self, edges: tuple[Edge, ...], size: int, spare: int = 0
@@ -317,8 +397,19 @@ class AbstractCell(ABC):
 
     @property
     @abstractmethod
-    def output(self) -> slice:
+    def output(self) -> slice | list[int]:
         """The part of the state that is the layer's output."""
+
+    @property
+    def output_entries(self) -> list[int]:
+        """The same part, entry by entry."""
+        part = self.output
+        return list(range(self.state_size)[part]) if isinstance(part, slice) else part
+
+    @property
+    def output_size(self) -> int:
+        """H, the number of outputs."""
+        return len(self.output_entries)
 
     @property
     @abstractmethod

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retrograde._types import Input, Projected, State
-from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep
+from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep, edges_along
 from retrograde.errors import ArgumentError
 
 
@@ -58,7 +58,7 @@ class Cut(AbstractCell):
         return self.cell.slots
 
     @property
-    def output(self) -> slice:
+    def output(self) -> slice | list[int]:
         return self.cell.output
 
     @property
@@ -90,13 +90,9 @@ class Cut(AbstractCell):
 
     def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
         adjoint = self.cell.pull_back(step, delta)
-        kept = []
-        for edge in adjoint.edges:
-            if self.cut.isdisjoint(edge.routes):
-                kept.append(edge)
-            else:
-                kept += [part for route, part in edge.split().items() if route not in self.cut]
-        return replace(adjoint, edges=tuple(kept))
+        return replace(
+            adjoint, edges=edges_along(adjoint.edges, lambda route: route not in self.cut)
+        )
 
 
 def truncated(cell: AbstractCell) -> AbstractCell:

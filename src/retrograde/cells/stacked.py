@@ -1,20 +1,19 @@
 """A stack of layers is itself a cell: its state is the states of all layers, side by side."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from retrograde._types import Input, Projected, State
-from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep, shifted
+from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep, Operator
+from retrograde.cells.composite import AbstractComposite
 from retrograde.errors import ArgumentError
 
 
 @dataclass(frozen=True, eq=False)
-class Stacked(AbstractCell):
+class Stacked(AbstractComposite):
     """Layer l+1 reads the output of layer l at the same step, as in torch.nn.LSTM(num_layers=...).
 
     Parameters are named as there: `weight_ih_l0`, `weight_hh_l1`, ... Routes of more than one layer
@@ -22,6 +21,8 @@ class Stacked(AbstractCell):
 
     Args:
         layers: the cells from the input upwards.
+        masked: a dropout between the layers: the step reads, after x, what the outputs of each
+            layer but the last are multiplied by.
 
     Raises:
         ArgumentError: for no layers, or a layer whose input is not the output of the one below.
@@ -36,128 +37,72 @@ class Stacked(AbstractCell):
     """
 
     layers: tuple[AbstractCell, ...]
+    masked: bool = False
 
     def __post_init__(self) -> None:
         if not self.layers:
             raise ArgumentError("a stack needs at least one layer; got none")
         for number, (below, above) in enumerate(zip(self.layers, self.layers[1:], strict=False), 1):
-            width = below.output.stop - below.output.start
-            if above.input_size != width:
+            if above.input_size != below.output_size:
                 raise ArgumentError(
-                    f"layer {number} of a stack must read the {width} outputs of layer "
+                    f"layer {number} of a stack must read the {below.output_size} outputs of layer "
                     f"{number - 1}; it expects {above.input_size} inputs"
                 )
 
-    @cached_property
-    def _offsets(self) -> list[int]:
-        offsets = [0]
-        for layer in self.layers[:-1]:
-            offsets.append(offsets[-1] + layer.state_size)
-        return offsets
-
-    def _suffix(self, layer: int) -> str:
-        return f"_l{layer}" if len(self.layers) > 1 else ""
-
-    def _suffixed(self, routes: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
-        """The routes of all layers, each with its layer's suffix."""
-        return tuple(r + self._suffix(number) for number, of in enumerate(routes) for r in of)
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        return tuple(f"_l{number}" for number in range(len(self.layers)))
 
     @property
-    def parameters(self) -> Mapping[str, Tensor]:
-        return {
-            f"{name}_l{number}": value
-            for number, layer in enumerate(self.layers)
-            for name, value in layer.parameters.items()
-        }
+    def route_suffixes(self) -> tuple[str, ...]:
+        return self.suffixes if len(self.layers) > 1 else ("",)
+
+    @property
+    def _widths(self) -> list[int]:
+        """Sizes of what a step reads: x, and the masks of the layers above the first."""
+        return [layer.input_size for layer in (self.layers if self.masked else self.layers[:1])]
 
     @property
     def input_size(self) -> int:
-        return self.layers[0].input_size
+        return sum(self._widths)
 
     @property
-    def slots(self) -> Mapping[str, slice]:
-        return {
-            f"{name}_l{number}": slice(slot.start + offset, slot.stop + offset)
-            for number, (layer, offset) in enumerate(zip(self.layers, self._offsets, strict=True))
-            for name, slot in layer.slots.items()
-        }
-
-    @property
-    def output(self) -> slice:
-        top, offset = self.layers[-1].output, self._offsets[-1]
-        return slice(top.start + offset, top.stop + offset)
-
-    @property
-    def routes(self) -> tuple[str, ...]:
-        return self._suffixed(layer.routes for layer in self.layers)
-
-    @property
-    def recurrent_routes(self) -> tuple[str, ...]:
-        return self._suffixed(layer.recurrent_routes for layer in self.layers)
-
-    @property
-    def inner_routes(self) -> tuple[str, ...]:
-        return self._suffixed(layer.inner_routes for layer in self.layers)
-
-    def with_parameters(self, parameters: Mapping[str, Tensor]) -> "Stacked":
-        return replace(
-            self,
-            layers=tuple(
-                layer.with_parameters(
-                    {name: parameters[f"{name}_l{number}"] for name in layer.parameters}
-                )
-                for number, layer in enumerate(self.layers)
-            ),
-        )
-
-    def gates_of(self, parameter: str) -> tuple[str, ...]:
-        name, number = parameter.rsplit("_l", 1)
-        return self.layers[int(number)].gates_of(name)
+    def output(self) -> slice | list[int]:
+        part, offset = self.layers[-1].output, self.offsets[-1]
+        if isinstance(part, slice):
+            return slice(part.start + offset, part.stop + offset)
+        return [entry + offset for entry in part]
 
     def project(self, x: Input) -> Projected:
-        return self.layers[0].project(x)
+        return self.layers[0].project(x[..., : self.layers[0].input_size])
 
     def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
-        first, *others = self._split(state)
-        steps = [self.layers[0].advance(x, projected, first)]
-        for below, layer, part in zip(self.layers, self.layers[1:], others, strict=False):
-            steps.append(layer.step(steps[-1].state[..., below.output], part))
+        below, *masks = torch.split(x, self._widths, -1)
+        first, *others = self.split(state)
+        steps = [self.layers[0].advance(below, projected, first)]
+        for number, part in enumerate(others):
+            read = steps[-1].state[..., self.layers[number].output]
+            read = read * masks[number] if masks else read
+            steps.append(self.layers[number + 1].step(read, part))
         joined = torch.cat([step.state for step in steps], -1)
         return CellStep(x, state, joined, layers=tuple(steps))
 
-    def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
-        def within(number: int) -> frozenset[str]:
-            suffix = self._suffix(number)
-            return frozenset(r.removesuffix(suffix) for r in cut if r.endswith(suffix))
-
-        layers = enumerate(zip(self.layers, step.layers, strict=True))
-        parts = tuple(layer.linearise(part, within(number)) for number, (layer, part) in layers)
-        return replace(step, layers=parts)
-
     def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
-        parts = self._split(delta)
-        adjoints: dict[int, CellAdjoint] = {}
-        for number in reversed(range(len(self.layers))):
-            part = parts[number]
-            if number + 1 in adjoints:  # what the layer above reads of this one's output
+        masks = torch.split(step.x, self._widths, -1)[1:]
+        adjoints: list[CellAdjoint] = []
+        by_masks: list[Tensor] = []
+        for number, part in reversed(list(enumerate(self.split(delta)))):
+            layer, own = self.layers[number], step.layers[number]
+            if adjoints:  # what the layer above reads of this one's output
+                read = adjoints[0].input()
                 part = part.clone()
-                part[..., self.layers[number].output] += adjoints[number + 1].input()
-            adjoints[number] = self.layers[number].pull_back(step.layers[number], part)
-        ordered = [(number, adjoints[number]) for number in range(len(self.layers))]
-        return CellAdjoint(
-            edges=tuple(
-                shifted(edge, self._offsets[number], self._suffix(number))
-                for number, adjoint in ordered
-                for edge in adjoint.edges
-            ),
-            to_input=adjoints[0].to_input,
-            find_uses=lambda: {
-                f"{name}_l{number}": uses
-                for number, adjoint in ordered
-                for name, uses in adjoint.uses.items()
-            },
-            like=delta,
-        )
+                part[..., layer.output] += read * masks[number] if masks else read
+                if masks:
+                    by_masks.insert(0, read * own.state[..., layer.output])
+            adjoints.insert(0, layer.pull_back(own, part))
 
-    def _split(self, state: Float[Tensor, "*L S"]) -> tuple[Tensor, ...]:
-        return torch.split(state, [layer.state_size for layer in self.layers], -1)
+        def to_input() -> Float[Tensor, "N B I"]:
+            return torch.cat((adjoints[0].input(), *by_masks), -1)
+
+        whole = Operator(("input",), to_input, slice(0, self.input_size))
+        return self.joined(adjoints, whole if masks else adjoints[0].to_input, delta)

@@ -1,7 +1,7 @@
 """From the uses of the parameters at every step to their gradients, row by row.
 
 The outer products of many steps are one matrix product, so uses are gathered before they are
-multiplied out.
+multiplied out. Gradients that come formed are added as they come.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from retrograde.cells.base import Use, new_rows
+from retrograde.cells.base import CellAdjoint, Use, new_rows
 from retrograde.engine.scaling import NOTHING, Scaled, power_of_two
 
 STEPS_AT_ONCE = 64
@@ -33,8 +33,13 @@ class ParameterSums:
         like = next(iter(parameters.values()))
         self._exponent = torch.full((rows,), NOTHING, dtype=torch.int64, device=like.device)
 
-    def add(self, uses: Uses, exponent: Int[Tensor, "M"]) -> None:
+    def add(self, pulled: CellAdjoint, exponent: Int[Tensor, "M"]) -> None:
         """One step: what `pull_back` says of the parameters, rows in units of 2^exponent."""
+        if pulled.formed:
+            self._add_formed(pulled, exponent)
+        uses = pulled.uses
+        if not uses:
+            return
         self._gathered.append((uses, exponent))
         adjoints = {id(use.adjoint): use.adjoint for several in uses.values() for use in several}
         numbers = len(exponent) * sum(da.size * da.batch for da in adjoints.values())
@@ -47,6 +52,16 @@ class ParameterSums:
         self._multiply()
         exponent = torch.where(self._exponent == NOTHING, 0, self._exponent)
         return {name: Scaled(total, exponent) for name, total in self._sums.items()}
+
+    def _add_formed(self, pulled: CellAdjoint, exponent: Int[Tensor, "M"]) -> None:
+        """Add the gradients of one step that come formed."""
+        self._rescale(exponent)
+        shift = exponent - self._exponent
+        for formed in pulled.formed:
+            for some, gradients in formed.blocks(GATHERED):
+                for name, parts in gradients.items():
+                    factor = power_of_two(shift[some], parts)
+                    self._sums[name][some] += parts * factor.view(-1, *[1] * (parts.ndim - 1))
 
     def _multiply(self) -> None:
         """Add the outer products of all gathered steps to the sums."""

@@ -68,9 +68,14 @@ def times_power_of_two(
     return values * step * step * power_of_two(column - 2 * third, values)
 
 
+def as_vectors(values: Float[Tensor, "N *R"]) -> Float[Tensor, "N _"]:
+    """Each row as one vector; the row of a scalar parameter as one of length 1."""
+    return values.unsqueeze(-1).flatten(1)
+
+
 def row_norms(values: Float[Tensor, "N *R"]) -> Float[Tensor, "N"]:
     """L2 norm of each row; 0 or inf where the squares leave the range."""
-    norms: Tensor = torch.linalg.vector_norm(values.flatten(1), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(as_vectors(values), dim=1)
     return norms
 
 
@@ -105,7 +110,7 @@ class Scaled:
         """The same numbers with every norm near 2^CENTRE; a row of zeros stays zero."""
         extreme = torch.nonzero((norms == 0) | ~norms.isfinite()).squeeze(1)
         size = norms.clone()  # where the squares left the range, the largest entry must do
-        size[extreme] = self.values[extreme].flatten(1).abs().amax(1)
+        size[extreme] = as_vectors(self.values[extreme]).abs().amax(1)
         shift = _shift_to_centre(size)
         if not bool(shift.any()):
             return self
@@ -123,7 +128,7 @@ class Scaled:
 
     def log2_scale(self) -> Int[Tensor, "N"]:
         """The exponent of each row, NOTHING for a row of zeros, which has no scale."""
-        return torch.where(self.values.flatten(1).any(1), self.exponent, NOTHING)
+        return torch.where(as_vectors(self.values).any(1), self.exponent, NOTHING)
 
     def total(self) -> "Scaled":
         """The sum over all rows, as a single row."""

@@ -66,7 +66,7 @@ def _pull_back(
         # What the recursion does not need is pulled back for all steps of the chunk at once.
         pulled = cell.pull_back(chunk.merged(), deltas.flatten(0, 1).unsqueeze(0))
         if any(needs[2:]):
-            sums.add(pulled.uses, exponent)
+            sums.add(pulled, exponent)
         if by_x is not None:
             by_x[steps] = pulled.input().view_as(by_x[steps])
     return [by_x, adjoint[0], *(total.values[0] for total in sums.result().values())]

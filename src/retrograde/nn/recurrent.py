@@ -103,16 +103,19 @@ class AbstractRecurrent(nn.Module):
         Raises:
             ArgumentError: for sizes that do not fit.
         """
-        x, initial = self._checked(input, hx)
+        weights = {name: getattr(self, name) for name in self.weight_names}  # parametrized or not
+        cells = self.cells(weights)
+        x, initial = self._checked(input, hx, tuple(cells[0].slots))
         kernel = None if return_activations or self.truncated else self._kernel()
         if kernel is not None:
             given = initial if len(initial) > 1 else initial[0]
-            weights = [getattr(self, name) for name in self.weight_names]  # parametrized or not
             options = (self.bias, self.num_layers, self.dropout, self.training)
-            output, *last = kernel(x, given, weights, *options, self.bidirectional, False)
+            output, *last = kernel(
+                x, given, list(weights.values()), *options, self.bidirectional, False
+            )
             inside: list[dict[str, Tensor]] = []
         else:
-            output, last, inside = self._run(x, initial, return_activations)
+            output, last, inside = self._run(cells, x, initial, return_activations)
         if input.ndim == 2:
             last = [tensor.squeeze(1) for tensor in last]
         state = tuple(last) if len(last) > 1 else last[0]
@@ -125,12 +128,12 @@ class AbstractRecurrent(nn.Module):
         return self._as_given(output, input), state, tuple(laid_out)
 
     def _run(
-        self, x: Tensor, initial: list[Tensor], inside: bool
+        self, each: tuple[AbstractCell, ...], x: Tensor, initial: list[Tensor], inside: bool
     ) -> tuple[Tensor, list[Tensor], list[dict[str, Tensor]]]:
         """Layer by layer: outputs, last states and, if wanted, activations."""
         last: list[list[Tensor]] = [[] for _ in initial]
         activations: list[dict[str, Tensor]] = []
-        cells = iter(self.cells())
+        cells = iter(each)
         for layer in range(self.num_layers):
             outputs = []
             for direction in range(1 + self.bidirectional):
@@ -155,12 +158,21 @@ class AbstractRecurrent(nn.Module):
                 x = nn.functional.dropout(x, self.dropout, self.training)
         return x, [torch.stack(part) for part in last], activations
 
-    def cells(self) -> tuple[AbstractCell, ...]:
-        """The cell of every layer and direction, in torch's order, with the live weights."""
-        return tuple(
-            truncated(cell) if self.truncated else cell
-            for cell in (self._layer(self._weights(suffix)) for suffix in self._suffixes())
-        )
+    def cells(self, weights: Mapping[str, Tensor] | None = None) -> tuple[AbstractCell, ...]:
+        """The cell of every layer and direction, in torch's order.
+
+        Args:
+            weights: by the names in `weight_names`; the module's own, live, if None.
+        """
+        if weights is None:
+            weights = {name: getattr(self, name) for name in self.weight_names}
+
+        def cell(suffix: str) -> AbstractCell:
+            names = (name for name in self._shapes(1, 1) if name + suffix in weights)
+            layer = self._layer({name: weights[name + suffix] for name in names})
+            return truncated(layer) if self.truncated else layer
+
+        return tuple(cell(suffix) for suffix in self._suffixes())
 
     def to_torch(self) -> nn.RNNBase:
         """The same layer as a module of torch.nn, weights copied.
@@ -214,15 +226,10 @@ class AbstractRecurrent(nn.Module):
                     named[name + suffix] = shape
         return named
 
-    def _weights(self, suffix: str) -> dict[str, Tensor]:
-        return {
-            name: getattr(self, name + suffix)
-            for name in self._shapes(1, 1)
-            if self.bias or not name.startswith("bias")
-        }
-
-    def _checked(self, input: Tensor, hx: State | None) -> tuple[Tensor, list[Tensor]]:
-        """The input with time first and a batch, and the parts of the initial state."""
+    def _checked(
+        self, input: Tensor, hx: State | None, names: tuple[str, ...]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The input with time first and a batch, and the parts of the initial state, by name."""
         layout = "[B, T, {}]" if self.batch_first else "[T, B, {}]"
         if input.ndim not in (2, 3) or input.shape[-1] != self.input_size:
             raise ArgumentError(
@@ -236,7 +243,6 @@ class AbstractRecurrent(nn.Module):
             raise ArgumentError(
                 f"input of shape {list(input.shape)} has no step or no sample to run over"
             )
-        names = tuple(self._layer(self._weights("_l0")).slots)
         shape = [self.num_layers * (1 + self.bidirectional), x.shape[1], self.hidden_size]
         if hx is None:
             return x, [x.new_zeros(shape) for _ in names]

@@ -1,0 +1,396 @@
+"""A recurrence of the user's own: any step function of torch operations as a cell.
+
+What the other cells write out by hand torch.func finds here: the adjoint of s_{k-1} is the
+vector-Jacobian product of the step, for all rows at once. The adjoint of one route is the same with
+delta restricted to the piece of s_k at which the route arrives, and what comes back restricted to
+the piece of s_{k-1} from which it leaves.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from retrograde._types import Input, Projected, State
+from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep, FormedGradients, Operator
+from retrograde.errors import ArgumentError
+
+ONLY_ROUTE = "recurrent"
+"""The route of a state without named pieces."""
+
+Primal = TypeVar("Primal")
+
+Step = Callable[[Mapping[str, Tensor], Tensor, Any], Any]
+"""(parameters, x [B, I], state) -> state; the state is a tensor [B, S] or a mapping of pieces."""
+
+
+@dataclass(frozen=True, eq=False)
+class FunctionCell(AbstractCell):
+    """The cell that `from_function` makes, which has checked what is put together here."""
+
+    function: Step
+    weights: Mapping[str, Tensor]
+    inputs: int
+    pieces: Mapping[str, int]
+    named: bool
+    handed_on: str
+    carousel: tuple[str, ...]
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        return self.weights
+
+    @property
+    def input_size(self) -> int:
+        return self.inputs
+
+    @cached_property
+    def slots(self) -> Mapping[str, slice]:
+        slots, start = {}, 0
+        for piece, size in self.pieces.items():
+            slots[piece] = slice(start, start + size)
+            start += size
+        return slots
+
+    @property
+    def output(self) -> slice:
+        return self.slots[self.handed_on]
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        return tuple(route for piece in self.pieces for route in self._leaving(piece))
+
+    @property
+    def recurrent_routes(self) -> tuple[str, ...]:
+        return tuple(route for route in self.routes if route not in self.carousel)
+
+    @property
+    def inner_routes(self) -> tuple[str, ...]:
+        return ()
+
+    def _leaving(self, piece: str) -> tuple[str, ...]:
+        """The routes from this piece of s_{k-1}, one to each piece of s_k."""
+        return tuple(f"{piece}->{to}" for to in self.pieces) if self.named else (ONLY_ROUTE,)
+
+    def with_parameters(self, parameters: Mapping[str, Tensor]) -> "FunctionCell":
+        return replace(self, weights=dict(parameters))
+
+    def gates_of(self, parameter: str) -> tuple[str, ...]:
+        return ()
+
+    def project(self, x: Input) -> Projected:
+        """Nothing: which part of the step is the input's alone is not known."""
+        return x[..., :0]
+
+    def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
+        samples = x.reshape(-1, self.inputs), state.reshape(-1, self.state_size)
+        new = self._apply(self.weights, *samples)
+        return CellStep(x, state, new.reshape(state.shape))
+
+    def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
+        return step
+
+    def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
+        # torch.func does not heed an outer no_grad, so that live weights would be tracked here.
+        weights = {name: value.detach() for name, value in self.weights.items()}
+        x, previous = step.x, step.previous
+
+        @cache
+        def through_state() -> Callable[[Tensor], Tensor]:
+            return _pull_back(lambda state: self._apply(weights, x, state), previous)
+
+        @cache
+        def arriving(at: str | None = None) -> Tensor:
+            """Adjoint of s_{k-1} from one piece of s_k, or from all of them."""
+            if at is None:
+                return through_state()(delta)
+            part = torch.zeros_like(delta)
+            part[..., self.slots[at]] = delta[..., self.slots[at]]
+            return through_state()(part)
+
+        def edge(piece: str, slot: slice) -> Operator:
+            def part(at: str | None) -> Callable[[], Tensor]:
+                return lambda: arriving(at)[..., slot]
+
+            parts = tuple(map(part, self.pieces)) if self.named else ()
+            return Operator(self._leaving(piece), part(None), slot, parts)
+
+        def to_weights(rows: Tensor) -> Mapping[str, Tensor]:
+            return _pull_back(lambda live: self._apply(live, x, previous), weights)(rows)
+
+        def to_input() -> Tensor:
+            return _pull_back(lambda live: self._apply(weights, live, previous), x)(delta)
+
+        return CellAdjoint(
+            edges=tuple(edge(piece, slot) for piece, slot in self.slots.items()),
+            to_input=Operator(("input",), to_input, slice(0, self.inputs)),
+            find_uses=dict,
+            like=delta,
+            formed=(FormedGradients(delta, to_weights, sum(w.numel() for w in weights.values())),),
+        )
+
+    def _apply(
+        self,
+        weights: Mapping[str, Tensor],
+        x: Float[Tensor, "B I"],
+        state: Float[Tensor, "B S"],
+    ) -> Float[Tensor, "B S"]:
+        """The step as a function of one state vector."""
+        if not self.named:
+            return self.function(weights, x, state)  # type: ignore[no-any-return]
+        new = self.function(
+            weights, x, {piece: state[:, slot] for piece, slot in self.slots.items()}
+        )
+        return torch.cat([new[piece] for piece in self.pieces], -1)
+
+
+def _pull_back(function: Callable[[Primal], Tensor], at: Primal) -> Callable[[Tensor], Primal]:
+    """Rows [N, B, S] to J^T row for each, by one vectorised call; J is the derivative at `at`."""
+    pull = torch.func.vjp(function, at)[1]
+
+    def rows(delta: Tensor) -> Any:
+        return torch.vmap(pull)(delta)[0]
+
+    return rows
+
+
+def from_function(
+    step: Step,
+    parameters: Mapping[str, Tensor],
+    *,
+    input_size: int,
+    state: int | Mapping[str, int],
+    output: str | None = None,
+    carousel: Iterable[str] = (),
+) -> AbstractCell:
+    """Any step function of torch operations as a cell, with everything but the names of its gates.
+
+        s_k = step(parameters, x_k, s_{k-1})
+
+    The cell can be unrolled, recorded with `retrograde.record_cell`, decomposed, cut and stacked
+    like any other. Its derivatives come from `torch.func`, which costs more time than derivatives
+    written out by hand.
+
+    Args:
+        step: a function (parameters, x [B, I], state) -> state. The state is a tensor [B, S], or,
+            if its pieces are named, a dictionary of tensors [B, size]. Samples must not depend on
+            each other (no normalisation over the batch), nothing may be changed in place that was
+            passed in, and nothing drawn at random: what is random belongs into x.
+        parameters: the weights by name, float32 or float64, of any shapes, as `step` wants them;
+            for a module stepped by `torch.func.functional_call`, `dict(module.named_parameters())`.
+        input_size: I, the number of input features.
+        state: S, the size of the state, or the sizes of its named pieces: `{"h": 8, "c": 8}`.
+        output: the piece that the layer hands on; by default "h", or the first if there is none. A
+            state without names is handed on as a whole.
+        carousel: the routes that cross no recurrent weights, so that `by_crossing` and `truncated`
+            know what a crossing is. Whatever is not named counts as one.
+
+    Returns:
+        The cell. With named pieces its routes are "c->c", "c->h", ...: from a piece of s_{k-1} to a
+        piece of s_k, the Jacobian block by block. Without names there is one, "recurrent".
+
+    Raises:
+        ArgumentError: for arguments that do not fit together, or a step that `torch.func` cannot
+            pull back. The step is tried out once, on two samples of zeros.
+
+    Example:
+        >>> import torch, retrograde
+        >>> def step(w, x, s):
+        ...     c = w["leak"] * s["c"] + x
+        ...     return {"h": torch.tanh(c + w["gain"] * s["h"]), "c": c}
+        >>> cell = retrograde.cells.from_function(
+        ...     step,
+        ...     {"leak": torch.tensor(0.5), "gain": torch.tensor(0.0)},
+        ...     input_size=1,
+        ...     state={"h": 1, "c": 1},
+        ...     carousel=["c->c", "c->h"],
+        ... )
+        >>> cell.routes
+        ('h->h', 'h->c', 'c->h', 'c->c')
+        >>> recorded = retrograde.record_cell(cell, torch.ones(4, 2, 1), lambda h, s: s.sum())
+        >>> by_crossing = retrograde.decompose(recorded).by_crossing("leak", max_crossings=1)
+        >>> f"{by_crossing.share[0].sum():.0%}"  # a gain of 0: nothing comes back through h
+        '100%'
+    """
+    pieces = _pieces(state)
+    named = isinstance(state, Mapping)
+    if not callable(step):
+        raise ArgumentError(
+            "step must be a function (parameters, x, state) -> state; got " + type(step).__name__
+        )
+    _check_parameters(parameters)
+    if not _is_size(input_size):
+        raise ArgumentError(f"input_size must be a positive integer; got {input_size!r}")
+    if output is None:
+        output = "h" if "h" in pieces else next(iter(pieces))
+    if output not in pieces:
+        raise ArgumentError(
+            f"output must name a piece of the state, one of {', '.join(pieces)}; got {output!r}"
+        )
+    if isinstance(carousel, str):
+        raise ArgumentError(f"carousel must hold names of routes: write ({carousel!r},)")
+    cell = FunctionCell(step, dict(parameters), input_size, pieces, named, output, tuple(carousel))
+    unknown = [route for route in cell.carousel if route not in cell.routes]
+    if unknown:
+        raise ArgumentError(
+            f"carousel names no route {', '.join(map(repr, unknown))}; the routes of this state "
+            f"are {', '.join(cell.routes)}"
+        )
+    _try_out(cell)
+    return cell
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _pieces(state: object) -> dict[str, int]:
+    """The sizes of the pieces by name; a state without names is one piece."""
+    if _is_size(state):
+        return {"h": state}  # type: ignore[dict-item]
+    if isinstance(state, Mapping) and state:
+        if all(isinstance(name, str) and _is_size(size) for name, size in state.items()):
+            return dict(state)
+    raise ArgumentError(
+        "state must be a positive integer, or the sizes of named pieces as in "
+        f"{{'h': 8, 'c': 8}}; got {state!r}"
+    )
+
+
+def _check_parameters(parameters: object) -> None:
+    if not isinstance(parameters, Mapping):
+        raise ArgumentError(
+            "parameters must be a mapping from names to tensors, as "
+            f"dict(module.named_parameters()) is; got {type(parameters).__name__}"
+        )
+    if not parameters:
+        raise ArgumentError("parameters is empty: there is no gradient to take apart")
+    wrong = [
+        f"{name!r} is {value.dtype if isinstance(value, Tensor) else type(value).__name__}"
+        for name, value in parameters.items()
+        if not isinstance(value, Tensor) or value.dtype not in (torch.float32, torch.float64)
+    ]
+    kinds = {value.dtype for value in parameters.values() if isinstance(value, Tensor)}
+    if not wrong and len(kinds) > 1:
+        wrong = [f"{name!r} is {value.dtype}" for name, value in parameters.items()]
+    if wrong:
+        raise ArgumentError(
+            "parameters must be tensors that are all float32 or all float64, and "
+            + ", ".join(wrong)
+            + ": convert with .float() or .double(), and leave what is no weight to the step"
+        )
+
+
+def _try_out(cell: FunctionCell) -> None:
+    """One step and its pull-back on two samples of zeros: what would fail later must fail here.
+
+    Raises:
+        ArgumentError: with what the step did and what it should do.
+    """
+    weights = {name: value.detach() for name, value in cell.weights.items()}
+    x = next(iter(weights.values())).new_zeros(2, cell.inputs)
+    state = x.new_zeros(2, cell.state_size)
+    _check_forward(cell, weights, x, state)
+    _check_pull_back(cell, CellStep(x, state, state))
+
+
+def _check_forward(
+    cell: FunctionCell, weights: Mapping[str, Tensor], x: Tensor, state: Tensor
+) -> None:
+    """Refuse a step that fails, that returns no state, or that does more than to compute it."""
+    given: Any = state
+    taken = f"x of shape {tuple(x.shape)} and a state of shape {tuple(state.shape)}"
+    if cell.named:
+        given = {piece: state[:, slot] for piece, slot in cell.slots.items()}
+        shapes = ", ".join(f"{piece} {tuple(value.shape)}" for piece, value in given.items())
+        taken = f"x of shape {tuple(x.shape)} and a state of {shapes}"
+    passed = {"x": x, "the state": state, **{repr(name): w for name, w in weights.items()}}
+    versions = {name: value._version for name, value in passed.items()}
+    drawn = _random_state(x.device)
+
+    try:
+        with torch.no_grad():
+            new = cell.function(weights, x, given)
+    except Exception as error:
+        raise ArgumentError(
+            f"step fails on {taken}: {type(error).__name__}: {error}. It is called as "
+            "step(parameters, x, state), and input_size and state must be the sizes it expects"
+        ) from error
+    _check_state(cell, new, x.dtype, taken)
+    changed = [name for name, value in passed.items() if value._version != versions[name]]
+    if changed:
+        raise ArgumentError(
+            f"step changes {', '.join(changed)} in place, which the backward pass needs again: "
+            "write h = h * f in place of h *= f, or clone() first"
+        )
+    if not torch.equal(drawn, _random_state(x.device)):
+        _restore(drawn, x.device)
+        raise ArgumentError(
+            "step draws random numbers, and it is run again for the backward pass: draw them "
+            "before, and hand them to the step as features of x"
+        )
+
+
+def _check_pull_back(cell: FunctionCell, step: CellStep) -> None:
+    """Refuse a step that torch.func cannot pull back, or whose samples are not on their own."""
+    delta = torch.zeros_like(step.state).unsqueeze(0)
+    delta[:, 0] = 1  # the loss of the first sample alone
+    try:
+        with torch.no_grad():
+            pulled = cell.pull_back(step, delta)
+            second = torch.cat((pulled.previous(), pulled.input()), -1)[:, 1]
+            pulled.formed[0].pull(delta)
+    except Exception as error:
+        raise ArgumentError(
+            f"torch.func cannot pull back through step: {type(error).__name__}: {error}. "
+            "Build the step from torch's own differentiable operations; a torch.autograd.Function "
+            "of yours needs setup_context and generate_vmap_rule = True"
+        ) from error
+    if bool((second.nan_to_num() != 0).any()):
+        raise ArgumentError(
+            "step lets the samples of a batch depend on each other: the second sample's input or "
+            "state changes the state of the first. Normalise over features, not over the batch"
+        )
+
+
+def _check_state(cell: FunctionCell, new: object, dtype: torch.dtype, taken: str) -> None:
+    """Refuse what is no state of this cell."""
+    if cell.named:
+        if not isinstance(new, Mapping) or set(new) != set(cell.pieces):
+            got = (
+                f"pieces {', '.join(map(str, new))}"
+                if isinstance(new, Mapping)
+                else type(new).__name__
+            )
+            raise ArgumentError(
+                f"step must return a mapping with the pieces {', '.join(cell.pieces)}; got {got}"
+            )
+        found = {f"piece {piece!r}": (new[piece], size) for piece, size in cell.pieces.items()}
+    else:
+        found = {"the state": (new, cell.state_size)}
+    for what, (value, size) in found.items():
+        if not isinstance(value, Tensor):
+            raise ArgumentError(
+                f"step must return {what} as a tensor of shape (2, {size}); got "
+                + type(value).__name__
+            )
+        if tuple(value.shape) != (2, size) or value.dtype != dtype:
+            raise ArgumentError(
+                f"for {taken}, step must return {what} of shape (2, {size}) in {dtype}; got "
+                f"shape {tuple(value.shape)} in {value.dtype}"
+            )
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _restore(drawn: Tensor, device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(drawn, device)
+    else:
+        torch.set_rng_state(drawn)

@@ -1,0 +1,152 @@
+"""The LSTM of torch with `proj_size`: what it hands on is a projection of its output.
+
+Reference: Haşim Sak, Andrew Senior and Françoise Beaufays, "Long Short-Term Memory Based Recurrent
+Neural Network Architectures for Large Vocabulary Speech Recognition" (2014), arXiv 1402.1128.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from retrograde._types import LSTM_GATES, Input, Projected, State
+from retrograde.cells.base import (
+    AbstractLayer,
+    CellAdjoint,
+    CellStep,
+    Elementwise,
+    GateAdjoint,
+    Product,
+    Use,
+    affine,
+    new_rows,
+    plus_product,
+    standard_shapes,
+)
+
+RECURRENT_ROUTES = tuple(f"recurrent.{gate}" for gate in LSTM_GATES)
+
+
+@dataclass(frozen=True, eq=False)
+class ProjectedLSTM(AbstractLayer):
+    """An LSTM with a recurrent projection, gates in torch's order i, f, g, o and s = (h, c).
+
+        a_k = W x_k + b_ih + R h_{k-1} + b_hh      c_k = f * c_{k-1} + i * g
+        y_k = o * tanh(c_k)                        h_k = M y_k
+
+    h has P entries and c has H; the state has P + H.
+
+    Args:
+        weight_ih: W, shape [4H, I].
+        weight_hh: R, shape [4H, P].
+        weight_hr: M, shape [P, H].
+        bias_ih: b_ih, shape [4H], or None.
+        bias_hh: b_hh, shape [4H], or None.
+
+    Raises:
+        ArgumentError: for weights that do not fit together.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.cells import ProjectedLSTM
+        >>> cell = ProjectedLSTM(torch.zeros(8, 3), torch.zeros(8, 1), torch.ones(1, 2))
+        >>> cell.step(torch.zeros(3), torch.tensor([0.0, 1.0, -2.0])).state[1:]  # c halves
+        tensor([ 0.5000, -1.0000])
+    """
+
+    weight_ih: Float[Tensor, "..."]
+    weight_hh: Float[Tensor, "..."]
+    weight_hr: Float[Tensor, "..."]
+    bias_ih: Float[Tensor, "..."] | None = None
+    bias_hh: Float[Tensor, "..."] | None = None
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        return LSTM_GATES
+
+    @property
+    def hidden_size(self) -> int:
+        return self.weight_hr.shape[-1]
+
+    def shapes(self, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
+        outputs = self.weight_hr.shape[0]
+        shapes = standard_shapes(4, inputs, hidden)
+        return {**shapes, "weight_hh": (4 * hidden, outputs), "weight_hr": (outputs, hidden)}
+
+    @property
+    def slots(self) -> Mapping[str, slice]:
+        outputs, hidden = self.weight_hr.shape
+        return {"h": slice(0, outputs), "c": slice(outputs, outputs + hidden)}
+
+    @property
+    def recurrent_routes(self) -> tuple[str, ...]:
+        return RECURRENT_ROUTES
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        return (*RECURRENT_ROUTES, "carousel")
+
+    @property
+    def inner_routes(self) -> tuple[str, ...]:
+        return ("readout",)
+
+    def gates_of(self, parameter: str) -> tuple[str, ...]:
+        return () if parameter == "weight_hr" else LSTM_GATES
+
+    def project(self, x: Input) -> Projected:
+        return affine(x, self.weight_ih, self.both_biases)
+
+    def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
+        h, c_previous = state[..., self.slots["h"]], state[..., self.slots["c"]]
+        i, f, g, o = plus_product(projected, h, self.weight_hh).chunk(4, -1)
+        i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+        c = torch.addcmul(i * g, f, c_previous)
+        squashed = c.tanh()
+        y = o * squashed
+        new = torch.cat((affine(y, self.weight_hr, None), c), -1)
+        activations = {"input": i, "forget": f, "cell": g, "output": o, "squashed": squashed}
+        return CellStep(x, state, new, activations)
+
+    def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
+        i, f, g, o, squashed = step.activations.values()
+        c_previous = step.previous[..., self.slots["c"]]
+        by_c = (g * i * (1 - i), c_previous * f * (1 - f), i * (1 - g * g))
+        readout = o * (1 - squashed * squashed)
+        return replace(
+            step,
+            derivatives={
+                "a by c": torch.stack(by_c, -2),
+                "a by y": (squashed * o * (1 - o)).unsqueeze(-2),
+                "y by c": torch.zeros_like(readout) if "readout" in cut else readout,
+                "carousel": f,
+                "y": o * squashed,
+                "1": torch.ones_like(step.state[..., self.slots["h"]]).unsqueeze(-2),
+            },
+        )
+
+    def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
+        """dy = M^T dh, then as in any LSTM: dc <- dc + dy o tanh'(c), da_o = dy tanh(c) o', ..."""
+        by = step.derivatives
+        dh, dc = delta[..., self.slots["h"]], delta[..., self.slots["c"]]
+        through = GateAdjoint(((dh, by["1"]),))
+        dy = new_rows(delta, *dc.shape).zero_()
+        through.add_product(self.weight_hr, dy)
+        dc = torch.addcmul(dc, dy, by["y by c"], out=new_rows(delta, *dc.shape))
+        da = GateAdjoint(((dc, by["a by c"]), (dy, by["a by y"])))
+        return CellAdjoint(
+            edges=(
+                Product(RECURRENT_ROUTES, da, self.weight_hh, self.slots["h"]),
+                Elementwise(("carousel",), dc, by["carousel"], self.slots["c"]),
+            ),
+            to_input=Product(("input",), da, self.weight_ih, slice(0, self.input_size)),
+            find_uses=lambda: {
+                **self.uses(step, da, da),
+                "weight_hr": (Use(through, by["y"]),),
+            },
+            like=delta,
+        )
