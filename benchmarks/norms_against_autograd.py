@@ -75,7 +75,7 @@ def by_batched_autograd(model: nn.LSTM, x: Tensor, output_adjoint: Tensor) -> Te
 def by_retrograde(recorded: retrograde.Recorded) -> dict[str, Tensor]:
     """The forward pass and the norms of every parameter, as `decompose` gets them."""
     unrolled = unroll(recorded.cell, recorded.x, recorded.initial)
-    entries = Entries.of(recorded.output_adjoint, recorded.final_adjoint, recorded.cell.output)
+    entries = Entries.of(recorded.direct)
     norms = ContributionNorms(entries, len(unrolled), recorded.cell.parameters)
     fold(unrolled, entries, [norms])
     return norms.result()

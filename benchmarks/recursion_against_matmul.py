@@ -42,7 +42,7 @@ def recursions() -> dict[str, Callable[[], object]]:
     recorded = lstm_pass(SIZE)[-1]
     cell, parameters = recorded.cell, recorded.cell.parameters
     unrolled = unroll(cell, recorded.x, recorded.initial)
-    entries = Entries.of(recorded.output_adjoint, recorded.final_adjoint, cell.output)
+    entries = Entries.of(recorded.direct)
     octaves = lag_bins("octaves", SIZE.T)
     return {
         "stream": lambda: fold(unrolled, entries, []),

@@ -22,7 +22,7 @@ if __name__ == "__main__":
     recorded = lstm_pass(SIZE)[-1]
     cell, parameters = recorded.cell, recorded.cell.parameters
     unrolled = unroll(cell, recorded.x, recorded.initial)
-    entries = Entries.of(recorded.output_adjoint, recorded.final_adjoint, cell.output)
+    entries = Entries.of(recorded.direct)
     octaves = lag_bins("octaves", SIZE.T)
 
     def by_lag() -> LagSums:

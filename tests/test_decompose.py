@@ -26,16 +26,19 @@ def brute_force(plain, name):
     return torch.stack(rows)
 
 
+def vectors(parts, keep):
+    """Each part as one vector behind `keep` axes; that of a scalar parameter has length 1."""
+    return parts.unsqueeze(-1).flatten(keep)
+
+
 def flow_of(cell, plain, **options):
-    output = plain.direct[:, :, cell.output].clone()
-    output[-1] = 0
     gradients = {
         name: sum(plain.grad([weights[name] for weights in plain.weights]))
         for name in cell.parameters
     }
     x = torch.stack(plain.x).detach()
     initial = plain.states[0].detach()
-    recorded = Recorded("test", cell, x, initial, output, plain.direct[-1], gradients)
+    recorded = Recorded("test", cell, x, initial, plain.direct, gradients)
     return retrograde.decompose(recorded, **options)
 
 
@@ -49,11 +52,11 @@ def test_every_part_of_every_decomposition(problem):
     parts = {name: brute_force(plain, name) for name in flow.parameters}
     for name, exact in parts.items():
         whole = exact.sum((0, 1))
-        norms = exact.flatten(2).norm(dim=2)
+        norms = vectors(exact, 2).norm(dim=2)
         table = flow.by_time(name)
         assert table.entries.tolist() == list(range(T))
         torch.testing.assert_close(table.norm, norms, **EXACT)
-        share = (exact * whole).flatten(2).sum(2) / whole.square().sum()
+        share = vectors(exact * whole, 2).sum(2) / whole.square().sum()
         torch.testing.assert_close(table.share, share, **EXACT)
         for bins in ("octaves", "every", (0, 2)):
             lags = flow.by_lag(name, bins)
@@ -64,8 +67,8 @@ def test_every_part_of_every_decomposition(problem):
                 ]
             )
             torch.testing.assert_close(lags.parts(), sums, **EXACT)
-            torch.testing.assert_close(lags.norm, sums.flatten(1).norm(dim=1), **EXACT)
-            share = (sums * whole).flatten(1).sum(1) / whole.square().sum()
+            torch.testing.assert_close(lags.norm, vectors(sums, 1).norm(dim=1), **EXACT)
+            share = vectors(sums * whole, 1).sum(1) / whole.square().sum()
             torch.testing.assert_close(lags.share, share, **EXACT)
 
     for t in range(T):
@@ -74,7 +77,7 @@ def test_every_part_of_every_decomposition(problem):
             torch.testing.assert_close(flow.contribution(name, t, k), parts[name][t, k], **EXACT)
 
     def vector(tensors, keep):
-        return torch.cat([tensor.flatten(keep) for tensor in tensors], keep)
+        return torch.cat([vectors(tensor, keep) for tensor in tensors], keep)
 
     everything = vector(parts.values(), 2)
     torch.testing.assert_close(flow.by_time().norm, everything.norm(dim=2), **EXACT)
@@ -88,7 +91,7 @@ def test_every_part_of_every_decomposition(problem):
     sizes = []
     for name, gate in blocks.blocks:
         gates = cell.gates_of(name) or (None,)
-        gradient = parts[name].sum((0, 1)).chunk(len(gates))[gates.index(gate)]
+        gradient = vectors(parts[name].sum((0, 1)), 0).chunk(len(gates))[gates.index(gate)]
         sizes.append(gradient.norm())
     torch.testing.assert_close(blocks.norm, torch.stack(sizes), **EXACT)
     share = torch.stack(sizes).square() / whole.square().sum()
@@ -239,7 +242,7 @@ def test_samples_that_cancel(dtype):
 def half(recording):
     """The first of two samples alone."""
     r = recording.only()
-    kept = (r.x[:, :1], r.initial[:1], r.output_adjoint[:, :1], r.final_adjoint[:1])
+    kept = (r.x[:, :1], r.initial[:1], r.direct[:, :1])
     return Recorded(r.name, r.cell, *kept, r.gradients)
 
 

@@ -14,7 +14,7 @@ from retrograde.cells import GRU, Elman, truncated
 from retrograde.decompose.by_lag import LagSums
 from retrograde.engine import fold
 from retrograde.errors import ArgumentError
-from test_decompose import flow_of
+from test_decompose import flow_of, vectors
 
 WAYS = [p for p in PROBLEMS if p.name not in ("lstm-no-bias", "gru-no-bias", "gru-2014-no-bias")]
 
@@ -86,10 +86,10 @@ def test_routes_and_crossings(problem):
                 ]
             )
             torch.testing.assert_close(split.parts(), expected, **EXACT)
-            norms = expected.flatten(2).norm(dim=2)
+            norms = vectors(expected, 2).norm(dim=2)
             torch.testing.assert_close(split.norm, norms, **EXACT)
             whole = expected.sum((0, 1))
-            share = (expected * whole).flatten(2).sum(2) / whole.square().sum()
+            share = vectors(expected * whole, 2).sum(2) / whole.square().sum()
             torch.testing.assert_close(split.share, share, **EXACT)
             by_lag = flow.by_lag(name, bins="every").parts()
             torch.testing.assert_close(split.parts().sum(0), by_lag, **EXACT)
@@ -137,17 +137,18 @@ def cut_step(cell, cut):
 
 def cuts():
     found = []
-    for make, routes in (
-        (LSTM_, ("recurrent.input", "recurrent.output", "carousel", "readout")),
-        (FAMILY["lstm-2002"], ("peephole.input", "peephole.forget", "peephole.output", "readout")),
-        (GRU_, ("recurrent.reset", "recurrent.update", "recurrent.candidate", "carousel")),
+    peepholes = ("peephole.input", "peephole.forget", "peephole.output", "readout")
+    for name, make, routes in (
+        ("lstm", LSTM_, ("recurrent.input", "recurrent.output", "carousel", "readout")),
+        ("lstm-2002", FAMILY["lstm-2002"], peepholes),
+        ("gru", GRU_, ("recurrent.reset", "recurrent.update", "recurrent.candidate", "carousel")),
     ):
         for cut in (*((route,) for route in routes), routes[:2]):
-            found.append((make, cut))
+            found.append(pytest.param(make, cut, id=f"{name}-{'+'.join(cut)}"))
     return found
 
 
-@pytest.mark.parametrize(("make", "cut"), cuts(), ids=str)
+@pytest.mark.parametrize(("make", "cut"), cuts())
 def test_cutting_a_route_equals_detaching_it_in_a_plain_loop(make, cut):
     cell = make()
     plain = plain_pass(cell)

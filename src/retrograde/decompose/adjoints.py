@@ -48,7 +48,7 @@ class AdjointNorms:
     def __init__(self, entries: Entries, steps: int):
         self._entries = entries
         shape = (len(entries), steps)
-        self._log2 = entries.output.new_full(shape, -torch.inf, dtype=torch.float64)
+        self._log2 = entries.direct.new_full(shape, -torch.inf, dtype=torch.float64)
 
     def update(self, step: AdjointStep) -> None:
         log2 = torch.log2(step.norms.double()) + step.delta.exponent

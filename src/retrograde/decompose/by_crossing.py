@@ -22,7 +22,7 @@ def by_crossing(
     sums = ParameterSums(unrolled.cell.parameters, classes * len(lags))
     for step in backpropagate_by_crossing(unrolled, entries, classes):
         rows = bins.sum(step.delta, step.sizes, step.lags)
-        sums.add(step.cell.pull_back(step.step, rows.values).uses, rows.exponent)
+        sums.add(step.pull_back(rows.values), rows.exponent)
     ways = (*map(str, range(max_crossings)), f"{max_crossings}+")
     return {
         name: Split(name, "crossings", ways, lags, bins.nearest_first(total))

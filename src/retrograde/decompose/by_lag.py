@@ -70,7 +70,7 @@ class LagSums:
 
     def update(self, step: AdjointStep) -> None:
         sums = self._bins.sum(step.delta, step.norms, step.lags)
-        self._sums.add(step.cell.pull_back(step.step, sums.values).uses, sums.exponent)
+        self._sums.add(step.pull_back(sums.values), sums.exponent)
 
     def result(self) -> dict[str, ByLag]:
         return {

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from retrograde import charts
 from retrograde.cells.base import AbstractCell
-from retrograde.engine.scaling import Scaled
+from retrograde.engine.scaling import Scaled, as_vectors
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,8 @@ def by_parameter(cell: AbstractCell, gradient: Mapping[str, Scaled]) -> ByParame
     log2: list[Tensor] = []
     for name, whole in gradient.items():
         gates = cell.gates_of(name) or (None,)
-        for gate, rows in zip(gates, whole.values.chunk(len(gates), 1), strict=True):
+        blocks_of = as_vectors(whole.values).chunk(len(gates), 1)  # gates lie in blocks of rows
+        for gate, rows in zip(gates, blocks_of, strict=True):
             blocks.append((name, gate))
             log2.append(Scaled(rows, whole.exponent).log2_norms().squeeze(0))
     sizes = torch.stack(log2)

@@ -38,10 +38,10 @@ class RouteSums:
         else:
             before = self._later
             sums = self._bins.sum(before.delta, before.norms, step.lags[: len(before.lags)])
-            arriving = before.cell.pull_back(before.step, sums.values).by_route()
+            arriving = before.pull_back(sums.values).by_route()
             rows += [Scaled(values, sums.exponent) for values in arriving.values()]
         every = Scaled(torch.cat([r.values for r in rows]), torch.cat([r.exponent for r in rows]))
-        self._sums.add(step.cell.pull_back(step.step, every.values).uses, every.log2_scale())
+        self._sums.add(step.pull_back(every.values), every.log2_scale())
         self._later = step
 
     def result(self) -> Mapping[str, Split]:

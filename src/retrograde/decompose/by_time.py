@@ -9,7 +9,7 @@ Reference for the Gram form: Xuechen Li et al., "Large Language Models Can Be St
 Private Learners", ICLR (2022), arXiv 2110.05679 ("ghost clipping").
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from retrograde import charts
 from retrograde.cells.base import CellAdjoint, GateAdjoint, Use
 from retrograde.engine.adjoint import AdjointStep
 from retrograde.engine.entries import Entries
-from retrograde.engine.scaling import Scaled
+from retrograde.engine.scaling import Scaled, as_vectors
 
 FORMED = 2**22
 """Parts are formed so many numbers at a time, 16 MiB in float32."""
@@ -57,26 +57,35 @@ class ByTime:
     @property
     def log2_mean_by_lag(self) -> Float[Tensor, "K"]:
         """log2 of the mean norm of the pairs at each lag 0 .. T-1; -inf where there is none."""
-        inside = self.lags >= 0
-        lags, log2 = self.lags[inside], self.log2[inside]
-        count = torch.zeros(self.lags.shape[1], dtype=log2.dtype, device=log2.device)
-        count.index_add_(0, lags, torch.ones_like(log2))
-        top = torch.full_like(count, -torch.inf).scatter_reduce_(0, lags, log2, "amax")
-        base = torch.where(top.isinf(), 0, top)
-        total = torch.zeros_like(count).index_add_(0, lags, torch.exp2(log2 - base[lags]))
-        return torch.where(count > 0, base + torch.log2(total / count), -torch.inf)
+        return mean_by_lag(self.log2, self.lags)
 
     @property
     def reach(self) -> int:
         """The largest lag, in steps, at which the mean norm is still 1 % of that at lag 0."""
-        mean = self.log2_mean_by_lag
-        floor = mean[0] + torch.log2(torch.tensor(REACH, dtype=mean.dtype))
-        within = torch.nonzero((mean >= floor) & mean.isfinite())
-        return int(within.max()) if len(within) else 0
+        return reach_of(self.log2_mean_by_lag)
 
     def chart(self) -> Any:
         """The entry-by-use map as an Altair chart; `.save("map.png")` needs no browser."""
         return charts.entry_by_use(self.log2, self.entries, self.parameter)
+
+
+def mean_by_lag(log2: Float[Tensor, "E T"], lags: Int[Tensor, "E T"]) -> Float[Tensor, "T"]:
+    """log2 of the mean of 2^log2 over the pairs at each lag; -inf where there is none."""
+    inside = lags >= 0
+    lag, size = lags[inside], log2[inside]
+    count = torch.zeros(lags.shape[1], dtype=size.dtype, device=size.device)
+    count.index_add_(0, lag, torch.ones_like(size))
+    top = torch.full_like(count, -torch.inf).scatter_reduce_(0, lag, size, "amax")
+    base = torch.where(top.isinf(), 0, top)
+    total = torch.zeros_like(count).index_add_(0, lag, torch.exp2(size - base[lag]))
+    return torch.where(count > 0, base + torch.log2(total / count), -torch.inf)
+
+
+def reach_of(log2_mean: Float[Tensor, "T"]) -> int:
+    """The largest lag at which the mean norm is still 1 % of that at lag 0."""
+    floor = log2_mean[0] + torch.log2(torch.tensor(REACH, dtype=log2_mean.dtype))
+    within = torch.nonzero((log2_mean >= floor) & log2_mean.isfinite())
+    return int(within.max()) if len(within) else 0
 
 
 class ContributionNorms:
@@ -96,6 +105,10 @@ class ContributionNorms:
                 if first:  # squared norms of further rows of the same parameter add up
                     found = torch.logaddexp2(2 * row, 2 * found) / 2
                 row.copy_(found)
+        for some, gradients in _formed(step.adjoint):
+            for name, parts in gradients.items():
+                log2 = Scaled(parts, step.delta.exponent[some]).log2_norms()
+                self._tables[name][step.k, some] = log2
 
     def result(self) -> dict[str, Float[Tensor, "E T"]]:
         return _by_entry(self._tables)
@@ -117,16 +130,34 @@ class ContributionShares:
         self._tables = _tables(entries, steps, gradient, 0.0)
 
     def update(self, step: AdjointStep) -> None:
-        rows, exponent = len(step.delta.exponent), step.delta.exponent.unsqueeze(-1)
+        exponent = step.delta.exponent
         for adjoint, uses in _sharing_an_adjoint(step.adjoint):
             towards = torch.stack([self._towards(*each, use) for each, use in uses.items()])
-            inner = adjoint.inner(towards).double()
-            square = inner.new_tensor([self._square[name] for name, _ in uses])
-            scale = torch.cat([self._gradient[name].exponent for name, _ in uses])
-            share = torch.where(square > 0, inner / square, 0)
-            share *= torch.exp2((exponent - scale).double())
-            for column, (name, _) in enumerate(uses):
-                self._tables[name][step.k, :rows] += share[:, column]
+            names = [name for name, _ in uses]
+            self._add(step.k, slice(0, len(exponent)), names, adjoint.inner(towards), exponent)
+        for some, gradients in _formed(step.adjoint):
+            inner = [
+                as_vectors(parts) @ self._gradient[name].values.flatten()
+                for name, parts in gradients.items()
+            ]
+            self._add(step.k, some, list(gradients), torch.stack(inner, -1), exponent[some])
+
+    def _add(
+        self,
+        k: int,
+        rows: slice,
+        names: Sequence[str],
+        inner: Float[Tensor, "N U"],
+        exponent: Int[Tensor, "N"],
+    ) -> None:
+        """<C, G> in units of 2^exponent, a column for each name, as shares into the tables."""
+        inner = inner.double()
+        square = inner.new_tensor([self._square[name] for name in names])
+        scale = torch.cat([self._gradient[name].exponent for name in names])
+        share = torch.where(square > 0, inner / square, 0)
+        share *= torch.exp2((exponent.unsqueeze(-1) - scale).double())
+        for column, name in enumerate(names):
+            self._tables[name][k, rows] += share[:, column]
 
     def result(self) -> dict[str, Float[Tensor, "E T"]]:
         return _by_entry(self._tables)
@@ -145,7 +176,7 @@ def _tables(
 ) -> dict[str, Tensor]:
     """One table a parameter, use step by use step with the latest entry first, as rows come."""
     shape = (steps, len(entries))
-    new = entries.output.new_full
+    new = entries.direct.new_full
     return {name: new(shape, fill, dtype=torch.float64) for name in parameters}
 
 
@@ -189,6 +220,14 @@ def _sharing_an_adjoint(
             groups.setdefault(id(use.adjoint), (use.adjoint, {}))[1][name, first] = use
             first += use.adjoint.size
     return list(groups.values())
+
+
+def _formed(
+    pulled: CellAdjoint,
+) -> Iterator[tuple[slice, Mapping[str, Float[Tensor, "..."]]]]:
+    """The parts that no outer product gives, some rows at a time, by parameter."""
+    for formed in pulled.formed:
+        yield from formed.blocks(FORMED)
 
 
 def _log2_norms(adjoint: Float[Tensor, "N B P"], uses: Sequence[Use]) -> Float[Tensor, "N U"]:

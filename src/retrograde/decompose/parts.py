@@ -6,18 +6,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retrograde.engine.scaling import Scaled, aligned
+from retrograde.engine.scaling import Scaled, aligned, as_vectors
 
 
-def shares(parts: Scaled) -> Float[Tensor, "N"]:
-    """Signed share <part, G> / <G, G> of each row in the sum G of all; NaN if G is zero."""
-    whole = parts.total().normalised()[0]
+def shares(parts: Scaled, whole: Scaled | None = None) -> Float[Tensor, "N"]:
+    """Signed share <part, G> / <G, G> of each row in G, the sum of all unless given; NaN if 0."""
+    whole = (parts.total() if whole is None else whole).normalised()[0]
     direction = whole.values.flatten().double()
-    inner = parts.values.flatten(1).double() @ direction / direction.square().sum()
+    inner = as_vectors(parts.values).double() @ direction / direction.square().sum()
     return inner * torch.exp2((parts.exponent - whole.exponent).double())
 
 
 def joined(parts: Sequence[Scaled]) -> Scaled:
     """The parts of several parameters side by side, each row one vector."""
     sums = aligned(parts)
-    return Scaled(torch.cat([one.values.flatten(1) for one in sums], 1), sums[0].exponent)
+    return Scaled(torch.cat([as_vectors(one.values) for one in sums], 1), sums[0].exponent)

@@ -1,14 +1,15 @@
 """Time: the forward unrolling, and the one backward recursion that every analysis folds over."""
 
-from retrograde.engine.adjoint import AdjointStep, Fold, backpropagate, fold
+from retrograde.engine.adjoint import AdjointStep, Fold, backpropagate, fold, input_adjoints
 from retrograde.engine.crossings import CrossingStep, backpropagate_by_crossing
 from retrograde.engine.entries import Entries
 from retrograde.engine.gradients import ParameterSums
 from retrograde.engine.scaling import Scaled
-from retrograde.engine.unroll import Unrolled, unroll
+from retrograde.engine.unroll import Border, Unrolled, unroll
 
 __all__ = [
     "AdjointStep",
+    "Border",
     "CrossingStep",
     "Entries",
     "Fold",
@@ -18,5 +19,6 @@ __all__ = [
     "backpropagate",
     "backpropagate_by_crossing",
     "fold",
+    "input_adjoints",
     "unroll",
 ]

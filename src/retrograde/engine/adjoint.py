@@ -7,15 +7,16 @@ The stream of steps is all that any decomposition sees; each is a fold over it a
 own result.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep
+from retrograde.cells.base import CellAdjoint
 from retrograde.engine.entries import Entries
 from retrograde.engine.scaling import Scaled
 from retrograde.engine.unroll import Unrolled
@@ -28,7 +29,8 @@ class AdjointStep:
 
     Row j belongs to the j-th latest entry. Its adjoint dL_j/ds_k is `delta.values[j] *
     2**delta.exponent[j]`, `norms` are the L2 norms of the values over batch and state, `lags` the
-    lags in steps, and `adjoint` is the pull-back of the values through step k.
+    lags in steps, and `adjoint` is the pull-back of the values through step k; `pull_back` is that
+    of other values.
     """
 
     k: int
@@ -36,8 +38,7 @@ class AdjointStep:
     norms: Float[Tensor, "N"]
     lags: Int[Tensor, "N"]
     adjoint: CellAdjoint
-    step: CellStep
-    cell: AbstractCell
+    pull_back: Callable[[Float[Tensor, "N B S"]], CellAdjoint]
 
 
 @runtime_checkable
@@ -54,9 +55,8 @@ def backpropagate(unrolled: Unrolled, entries: Entries) -> Iterator[AdjointStep]
     Raises:
         NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
     """
-    cell = unrolled.cell
     pulled: CellAdjoint | None = None
-    exponent = torch.zeros(0, dtype=torch.int64, device=entries.output.device)
+    exponent = torch.zeros(0, dtype=torch.int64, device=entries.direct.device)
     for k, step in unrolled.backwards():
         arriving = _arriving(k, pulled, exponent, entries)
         if not len(arriving.exponent):
@@ -64,8 +64,9 @@ def backpropagate(unrolled: Unrolled, entries: Entries) -> Iterator[AdjointStep]
         delta, norms = arriving.normalised()
         if delta is not arriving:
             refuse_non_finite(norms, k)
-        pulled, exponent = cell.pull_back(step, delta.values), delta.exponent
-        yield AdjointStep(k, delta, norms, entries.lags(k, len(exponent)), pulled, step, cell)
+        through = partial(unrolled.pull_back, k, step)
+        pulled, exponent = through(delta.values), delta.exponent
+        yield AdjointStep(k, delta, norms, entries.lags(k, len(exponent)), pulled, through)
 
 
 def refuse_non_finite(sizes: Float[Tensor, "N"], k: int) -> None:
@@ -92,7 +93,7 @@ def _arriving(
     rows = len(exponent)
     opens = entries.opens(k, rows)
     if pulled is None:
-        values = entries.final.new_zeros(int(opens), *entries.final.shape)
+        values = entries.direct.new_empty(int(opens), *entries.direct.shape[1:])
     else:
         values = pulled.previous(spare=int(opens))
     if opens:
@@ -111,3 +112,12 @@ def fold(unrolled: Unrolled, entries: Entries, folds: Iterable[Fold]) -> None:
     for step in backpropagate(unrolled, entries):
         for each in folds:
             each.update(step)
+
+
+@torch.no_grad()
+def input_adjoints(unrolled: Unrolled, entries: Entries) -> Float[Tensor, "T B I"]:
+    """dL/dx_k of every step, over all entries together, as plain numbers."""
+    by_x = torch.zeros_like(unrolled.x)
+    for step in backpropagate(unrolled, entries):
+        by_x[step.k] = Scaled(step.adjoint.input(), step.delta.exponent).total().plain()[0]
+    return by_x

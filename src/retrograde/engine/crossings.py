@@ -6,14 +6,15 @@ R holds the routes that cross recurrent weights, A the others; the last class ke
 that often or more. The sum over n is the adjoint of adjoint.py. Class 0 is the carousel alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep
+from retrograde.cells.base import AbstractCell, CellAdjoint
 from retrograde.engine.adjoint import refuse_non_finite
 from retrograde.engine.entries import Entries
 from retrograde.engine.scaling import CENTRE, NOTHING, Scaled, in_range, power_of_two
@@ -31,8 +32,7 @@ class CrossingStep:
     delta: Scaled
     sizes: Float[Tensor, "N"]
     lags: Int[Tensor, "E"]
-    step: CellStep
-    cell: AbstractCell
+    pull_back: Callable[[Float[Tensor, "N B S"]], CellAdjoint]
 
 
 @torch.no_grad()
@@ -45,7 +45,7 @@ def backpropagate_by_crossing(
         NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
     """
     cell = unrolled.cell
-    delta = Scaled.of(entries.final.new_zeros(0, *entries.final.shape))
+    delta = Scaled.of(entries.direct.new_zeros(0, *entries.direct.shape[1:]))
     sizes = delta.values.new_zeros(0)
     pulled: CellAdjoint | None = None
     for k, step in unrolled.backwards():
@@ -65,8 +65,9 @@ def backpropagate_by_crossing(
             delta = delta.centred(sizes)
             sizes = delta.values.abs().amax((1, 2))
             refuse_non_finite(sizes, k)
-        pulled = cell.pull_back(step, delta.values)
-        yield CrossingStep(k, delta, sizes, entries.lags(k, len(sizes) // classes), step, cell)
+        through = partial(unrolled.pull_back, k, step)
+        pulled, lags = through(delta.values), entries.lags(k, len(sizes) // classes)
+        yield CrossingStep(k, delta, sizes, lags, through)
 
 
 def _opened(delta: Scaled, direct: Scaled, classes: int) -> Scaled:

@@ -21,24 +21,16 @@ BLOCK_ROWS = 512
 class Entries:
     """dL/ds_k as the loss alone gives it, and the blocks of entry steps that share a row.
 
-    `output` is dL/dh_k of the top layer at every step; `final` is what enters the last state by
-    other ways (through h_n and c_n). `blocks` are (first, last) entry steps, in order of time; a
-    block of one step is a row [t] of the entry-by-use map. A wider row's adjoint is that of the
-    block's summed loss, so that sums over entries stay exact.
+    `direct` holds dL/ds_k without what comes through later steps. `blocks` are (first, last) entry
+    steps, in order of time; a block of one step is a row [t] of the entry-by-use map. A wider row's
+    adjoint is that of the block's summed loss, so that sums over entries stay exact.
     """
 
-    output: Float[Tensor, "T B H"]
-    final: Float[Tensor, "B S"]
-    slot: slice
+    direct: Float[Tensor, "T B S"]
     blocks: tuple[tuple[int, int], ...]
 
     @staticmethod
-    def of(
-        output: Float[Tensor, "T B H"],
-        final: Float[Tensor, "B S"],
-        slot: slice,
-        max_rows: int | None = None,
-    ) -> "Entries":
+    def of(direct: Float[Tensor, "T B S"], max_rows: int | None = None) -> "Entries":
         """Group the steps at which the loss enters into at most `max_rows` rows.
 
         By default every entry step has its own row up to 1024 of them; more share 512 rows.
@@ -48,14 +40,12 @@ class Entries:
         """
         if max_rows is not None and max_rows < 1:
             raise ArgumentError(f"max_rows must be a positive integer; got {max_rows!r}")
-        enters = output.flatten(1).any(1)
-        enters[-1] |= bool(final.any())
-        steps = torch.nonzero(enters).squeeze(1).tolist()
+        steps = torch.nonzero(direct.flatten(1).any(1)).squeeze(1).tolist()
         if max_rows is None:
             max_rows = FULL_ROWS if len(steps) <= FULL_ROWS else BLOCK_ROWS
         width = max(1, -(-len(steps) // max_rows))
         groups = [steps[i : i + width] for i in range(0, len(steps), width)]
-        return Entries(output, final, slot, tuple((group[0], group[-1]) for group in groups))
+        return Entries(direct, tuple((group[0], group[-1]) for group in groups))
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -63,7 +53,7 @@ class Entries:
     @cached_property
     def _ends(self) -> Int[Tensor, "2 E"]:
         """First and last steps of the blocks, latest block first: the order of the rows."""
-        ends = torch.tensor(self.blocks, dtype=torch.int64, device=self.output.device)
+        ends = torch.tensor(self.blocks, dtype=torch.int64, device=self.direct.device)
         return ends.reshape(-1, 2).flip(0).T.contiguous()
 
     @property
@@ -79,21 +69,17 @@ class Entries:
     @cached_property
     def _scales(self) -> tuple[Float[Tensor, "T"], Int[Tensor, "T"]]:
         """For every step a factor 2^e that brings dL/ds_k near the centre, and the exponent -e."""
-        peaks = self.output.abs().flatten(1).amax(1)
-        peaks[-1] = torch.maximum(peaks[-1], self.final.abs().max())
-        return factors_to_centre(peaks)
+        return factors_to_centre(self.direct.abs().flatten(1).amax(1))
 
     def at(self, k: int) -> Scaled:
         """dL/ds_k without what comes through later steps, as one row."""
-        row = torch.zeros_like(self.final).unsqueeze(0)
+        row = torch.empty_like(self.direct[k]).unsqueeze(0)
         return Scaled(row, self.write(k, row))
 
     def write(self, k: int, row: Float[Tensor, "1 B S"]) -> Int[Tensor, "1"]:
-        """Fill a row of zeros with dL/ds_k, and give the exponent of what was written."""
+        """Overwrite a row with dL/ds_k, and give the exponent of what was written."""
         factors, exponents = self._scales
-        torch.mul(self.output[k], factors[k], out=row[0, :, self.slot])
-        if k == len(self.output) - 1:
-            row[0] += self.final * factors[k]
+        torch.mul(self.direct[k], factors[k], out=row[0])
         return exponents[k : k + 1]
 
     def opens(self, k: int, rows: int) -> bool:
@@ -113,7 +99,7 @@ class Entries:
 
     @cached_property
     def _lags(self) -> Int[Tensor, "T E"]:
-        k = torch.arange(len(self.output), device=self.output.device).unsqueeze(1)
+        k = torch.arange(len(self.direct), device=self.direct.device).unsqueeze(1)
         first, last = self._ends
         return torch.where(last >= k, (torch.maximum(first, k) + last) // 2 - k, -1)
 

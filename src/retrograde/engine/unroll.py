@@ -1,13 +1,13 @@
 """The forward pass as a value: the states, and any step recomputed from the state before it."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from retrograde.cells.base import AbstractCell, CellStep
+from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep
 from retrograde.errors import ArgumentError
 
 CHUNK = 32
@@ -15,17 +15,31 @@ CHUNK = 32
 
 
 @dataclass(frozen=True, eq=False)
+class Border:
+    """A place between two steps where a state was not simply handed on: detached, reset, replaced.
+
+    Entries in `carried` go on from the state before, and the adjoint passes back to it; the others
+    start afresh from `state`, and nothing passes.
+    """
+
+    state: Float[Tensor, "B S"]
+    carried: Bool[Tensor, "B S"]
+
+
+@dataclass(frozen=True, eq=False)
 class Unrolled:
     """A cell, its inputs x [T, B, I] and its states [T+1, B, S], the initial state first.
 
-    `kept` are the steps themselves, for those who have the memory; without them each is computed
-    again from the state before it.
+    `borders` are the steps that were not entered with the state before. `kept` are the steps
+    themselves, for those who have the memory; without them each is computed again from the state
+    that enters it.
     """
 
     cell: AbstractCell
     x: Float[Tensor, "T B I"]
     states: Float[Tensor, "T1 B S"]
     kept: tuple[CellStep, ...] = ()
+    borders: Mapping[int, Border] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.x.shape[0]
@@ -38,10 +52,22 @@ class Unrolled:
     def steps(self, start: int, stop: int) -> CellStep:
         """Steps start..stop-1, linearised, all at once."""
         x, previous = self.x[start:stop], self.states[start:stop]
+        here = {k: border for k, border in self.borders.items() if start <= k < stop}
+        if here:
+            previous = previous.clone()
+        for k, border in here.items():
+            previous[k - start] = _entering(previous[k - start], border)
         if not self.kept:
             return self.cell.linearise(self.cell.step(x, previous))
         states = self.states[start + 1 : stop + 1]
         return self.cell.linearise(CellStep.stack(self.kept[start:stop], x, previous, states))
+
+    def pull_back(self, k: int, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
+        """Pull rows of dL/ds_k back through step k and the border before it, if there is one."""
+        pulled = self.cell.pull_back(step, delta)
+        if k not in self.borders:
+            return pulled
+        return replace(pulled, carried=self.borders[k].carried)
 
     def chunks(self) -> Iterator[tuple[int, CellStep]]:
         """(first step, CHUNK steps from there on) from the end of the sequence to its start."""
@@ -61,6 +87,8 @@ def unroll(
     x: Float[Tensor, "..."],
     initial: Float[Tensor, "..."] | None = None,
     keep: bool = False,
+    borders: Mapping[int, Border] | None = None,
+    lengths: Int[Tensor, "B"] | None = None,
 ) -> Unrolled:
     """Run a cell over a sequence.
 
@@ -69,6 +97,8 @@ def unroll(
         x: inputs, shape [T, B, I].
         initial: s before the first step, shape [B, S]; zeros if None.
         keep: keep the steps with all their activations, and not the states alone.
+        borders: the steps that are not entered with the state before.
+        lengths: the number of steps of each sample; after them its state stays as it is.
 
     Raises:
         ArgumentError: if x or the initial state does not fit the cell.
@@ -93,10 +123,19 @@ def unroll(
         )
     states = x.new_empty(x.shape[0] + 1, *expected)
     states[0] = 0 if initial is None else initial
-    kept = []
+    kept, borders = [], borders or {}
     for k, (x_k, projected) in enumerate(zip(x, cell.project(x), strict=True)):
-        step = cell.advance(x_k, projected, states[k])
-        states[k + 1] = step.state
+        entering = _entering(states[k], borders[k]) if k in borders else states[k]
+        step = cell.advance(x_k, projected, entering)
+        if lengths is None:
+            states[k + 1] = step.state
+        else:
+            states[k + 1] = torch.where((k < lengths).unsqueeze(-1), step.state, states[k])
         if keep:
             kept.append(step)
-    return Unrolled(cell, x, states, tuple(kept))
+    return Unrolled(cell, x, states, tuple(kept), borders)
+
+
+def _entering(before: Float[Tensor, "B S"], border: Border) -> Float[Tensor, "B S"]:
+    """The state that enters the step after a border."""
+    return torch.where(border.carried, before, border.state)
