@@ -21,7 +21,15 @@ class RecordingError(RetrogradeError):
 
 
 class NonFiniteError(RetrogradeError):
-    """A NaN or an infinity stands where the decomposition needs a number."""
+    """A NaN or an infinity stands where the decomposition needs a number.
+
+    Attributes:
+        place: where the first one is, a `NonFinite`, if it was found in a recorded pass.
+    """
+
+    def __init__(self, message: str, place: object = None):
+        super().__init__(message)
+        self.place = place
 
 
 class SecondDerivativeError(RetrogradeError, RuntimeError):

@@ -19,10 +19,12 @@ from retrograde.decompose.by_lag import ByLag, LagSums
 from retrograde.decompose.by_parameter import ByParameter, by_parameter
 from retrograde.decompose.by_route import RouteSums
 from retrograde.decompose.by_time import ByTime, ContributionNorms, ContributionShares
+from retrograde.decompose.non_finite import NonFinite, first_overflow
 from retrograde.decompose.parts import joined
+from retrograde.decompose.replay import replay
 from retrograde.decompose.residual import Residual, residual
 from retrograde.decompose.split import Split
-from retrograde.engine import Entries, Scaled, Unrolled, fold, unroll
+from retrograde.engine import Entries, Scaled, Unrolled, fold
 from retrograde.errors import ArgumentError
 from retrograde.record import Recorded, Recording
 
@@ -94,13 +96,23 @@ class Flow:
     def residual(self) -> Residual:
         """Largest relative difference between the sum of the parts and autograd's gradient.
 
-        Autograd cannot cut routes: what `without` returns is compared with its own gradient, which
-        was pulled back in one row.
+        Autograd cannot cut routes, and knows nothing of a part of the samples: what `without`
+        returns, and what a `Recorded.part` leads to, is compared with its own gradient, pulled
+        back in one row.
         """
         parts = {name: self.by_lag(name).scaled.total() for name in self.parameters}
-        if self._cell is not self.recorded.cell:
+        if self._cell is not self.recorded.cell or not self.recorded.gradients:
             return residual(parts, {n: g.plain().squeeze(0) for n, g in self.gradient.items()})
         return residual(parts, self.recorded.gradients)
+
+    @cached_property
+    def non_finite(self) -> NonFinite | None:
+        """Where autograd's own backward pass left the range of its data type; None if it did not.
+
+        The decomposition itself never does. What is not finite in weights, inputs, states or loss
+        is an error when the flow is made, with the same description as its `place`.
+        """
+        return first_overflow(self.recorded, self.unrolled)
 
     @property
     def reach(self) -> int:
@@ -218,9 +230,8 @@ class Flow:
         Raises:
             ArgumentError: if `max_rows` is not a positive integer.
         """
-        recorded, slot = self.recorded, self.entries.slot
-        entries = Entries.of(recorded.output_adjoint, recorded.final_adjoint, slot, max_rows)
-        return Flow(recorded, self.unrolled, entries)
+        entries = Entries.of(self.recorded.direct, max_rows)
+        return Flow(self.recorded, self.unrolled, entries)
 
     @staticmethod
     def _part(split: Mapping[str, Split], name: str | None) -> Split:
@@ -250,10 +261,9 @@ class Flow:
                 f"contribution needs a parameter and steps 0 <= k <= t < {self.steps}; got "
                 f"{parameter!r}, t={t}, k={k}"
             )
-        output = torch.zeros_like(self.entries.output)
-        output[t] = self.entries.output[t]
-        final = self.entries.final * (t == self.steps - 1)
-        entries = Entries.of(output, final, self.entries.slot)
+        direct = torch.zeros_like(self.entries.direct)
+        direct[t] = self.entries.direct[t]
+        entries = Entries.of(direct)
         if not len(entries):  # the loss does not enter at t
             return torch.zeros_like(self._cell.parameters[name])
         before = [range(0, t - k), range(t - k, t - k + 1), range(t - k + 1, self.steps)]
@@ -289,7 +299,8 @@ def decompose(recording: Recording | Recorded, *, max_rows: int | None = None) -
 
     Raises:
         ArgumentError: if the recording holds several layers.
-        NonFiniteError: if a NaN or an infinity was recorded, with the first place it is seen.
+        NonFiniteError: if a NaN or an infinity was recorded, with the first place (step, layer,
+            gate, route) and the growth that led there, in words and as its `place`.
 
     Example:
         >>> import torch, retrograde
@@ -300,11 +311,6 @@ def decompose(recording: Recording | Recorded, *, max_rows: int | None = None) -
         (range(0, 1), range(1, 2), range(2, 3), range(3, 5))
     """
     recorded = recording if isinstance(recording, Recorded) else recording.only()
-    recorded.check_finite()
-    unrolled = unroll(recorded.cell, recorded.x, recorded.initial)
-    recorded.check_states(unrolled.states)
-    slot = recorded.cell.output
-    entries = Entries.of(recorded.output_adjoint, recorded.final_adjoint, slot, max_rows)
-    flow = Flow(recorded, unrolled, entries)
+    flow = Flow(recorded, replay(recorded), Entries.of(recorded.direct, max_rows))
     flow.adjoints  # noqa: B018  the pass runs here, so that its errors are raised here
     return flow

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from retrograde.decompose import decompose
-from retrograde.errors import ArgumentError, NonFiniteError
+from retrograde.errors import ArgumentError, NonFiniteError, RetrogradeError
 from retrograde.record import Recording, record
 from retrograde.report.report import Layer, Report
 
@@ -77,10 +77,23 @@ def _run(model: nn.Module, batch: Any, loss_fn: LossFunction) -> tuple[Recording
 
 
 def _report(recording: Recording) -> Report:
-    layers = tuple(Layer(name, decompose(recorded)) for name, recorded in recording.items())
+    layers, notes, errors = [], [], []
+    for name in recording:
+        try:
+            flow = decompose(recording[name])
+        except RetrogradeError as error:
+            errors.append(error)
+            continue
+        layers.append(Layer(name, flow))
+        found = [str(flow.non_finite)] if flow.non_finite else []
+        notes += [f"{name}: {note}" for note in (*flow.recorded.notes, *found)]
+    if errors and not layers:
+        raise errors[0]
+    if not layers:
+        recording.only()  # says why
     longest = max(layer.flow.steps for layer in layers)
     halfway = max(NEAR + 1, longest // 2)
-    refused = tuple(f"Not taken apart: {why}" for why in recording.refused.values())
-    return Report(
-        "How far back in time do the gradients reach?", layers, (0, NEAR, halfway), notes=refused
-    )
+    refused = {*recording.refused.values(), *map(str, errors)}
+    notes += [f"Not taken apart: {why}" for why in sorted(refused)]
+    title = "How far back in time do the gradients reach?"
+    return Report(title, tuple(layers), (0, NEAR, halfway), notes=tuple(notes))

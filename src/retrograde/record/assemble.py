@@ -1,0 +1,82 @@
+"""From the calls of a layer and what a backward pass brought, to one `Recorded`.
+
+Calls that carry a state on become one sequence; others lie side by side as samples, since the
+gradient of the weights is the sum over both. Where a state was not carried on as it was, what comes
+back from the call after counts as what the loss gives, so that the parts still sum to the gradient.
+"""
+
+import torch
+from torch import Tensor
+
+from retrograde.errors import RecordingError
+from retrograde.record.calls import Call
+from retrograde.record.chains import chains_of
+from retrograde.record.passes import Pass
+from retrograde.record.readings import Reading, read
+from retrograde.record.recording import Recorded
+
+
+def assemble(name: str, calls: list[Call], brought: Pass) -> Recorded:
+    """Put the calls of a layer in one backward pass together.
+
+    Raises:
+        RecordingError: if the calls ran with different weights, if a dropout's masks cannot be
+            drawn again, or if the loss used what is not recorded.
+    """
+    problem = brought.problems.get(name) or _problem(calls, brought)
+    if problem:
+        raise RecordingError(f"{name!r}: {problem}")
+    chains, notes = chains_of(calls, brought)
+    try:
+        reading = Reading.side_by_side([read(chain) for chain in chains])
+    except RecordingError as error:
+        raise RecordingError(f"{name!r}: {error}") from None
+    if len(chains) > 1:
+        notes.append(f"{len(chains)} separate runs of the layer lie side by side as samples")
+    gradients = {
+        weight: _through_the_layer(name, weight, brought, notes)
+        for weight in reading.cell.parameters
+    }
+    return Recorded(
+        name,
+        reading.cell,
+        reading.x,
+        reading.initial,
+        reading.direct,
+        gradients,
+        None if reading.reads is reading.x else reading.reads,
+        reading.borders,
+        reading.lengths,
+        tuple(notes),
+    )
+
+
+def _through_the_layer(name: str, weight: str, brought: Pass, notes: list[str]) -> Tensor:
+    """Autograd's gradient of a weight, without what came to it by other ways."""
+    gradient = brought.weights[name, weight]
+    beside = brought.beside.get((name, weight))
+    if beside is None:
+        return gradient
+    notes.append(
+        f"a part of the gradient of {weight} does not come through the layer (a penalty on the "
+        "weights?) and is left out"
+    )
+    return gradient - beside
+
+
+def _problem(calls: list[Call], brought: Pass) -> str:
+    """Why these calls cannot be put together; empty if nothing stands in the way."""
+    if any((call, "activation") in brought.arrived for call in calls):
+        return (
+            "the loss uses what return_activations=True handed out, and a gradient that enters "
+            "there is not followed; use output and state for the recorded pass"
+        )
+    weights = [[w for cell in call.cells for w in cell.parameters.values()] for call in calls]
+    for others in weights[1:]:
+        same = others[0] is weights[0][0] or all(map(torch.equal, weights[0], others))
+        if not same:
+            return (
+                "its weights were not the same in all calls of this backward pass, so that there "
+                "is no one gradient to take apart; record passes with one set of weights"
+            )
+    return ""

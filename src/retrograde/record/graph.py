@@ -1,0 +1,148 @@
+"""The autograd graph around the recorded layers: where states come from, and who else uses them.
+
+Nothing is added to the graph and nothing in it is changed, so that gradients stay the same to the
+last bit. Nodes are looked at, and hooks on them look on.
+"""
+
+import functools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+Node = Any
+"""A node of the autograd graph, torch.autograd.graph.Node."""
+
+Edge = tuple[Node, int]
+"""One output of a node: the place where the gradient of one tensor arrives."""
+
+SEARCHED = 256
+"""So many nodes are looked at between a state that a layer is given and one that another gave."""
+
+Roots = list[tuple[Tensor, Tensor]]
+"""The tensors at which a backward pass starts, and the gradients that it starts with."""
+
+Listener = Callable[[Roots], Callable[[], None]]
+"""Told of a backward pass before it starts, by its roots; what it returns is called at its end."""
+
+_listeners: list[Listener] = []
+
+
+def edge_of(tensor: Any) -> Edge | None:
+    """Where the gradient of a tensor arrives; None if it gets none."""
+    if not isinstance(tensor, Tensor) or not tensor.requires_grad:
+        return None
+    edge = torch.autograd.graph.get_gradient_edge(tensor)
+    return edge.node, edge.output_nr
+
+
+def nodes_between(start: Edge, ends: Collection[Edge]) -> tuple[set[Edge], set[Node]]:
+    """Which of `ends` a tensor was computed from, and the nodes that were passed on the way.
+
+    The search goes back from `start`, past no end, and gives up after SEARCHED nodes.
+    """
+    found: set[Edge] = set()
+    if start in ends:
+        return {start}, set()
+    passed, waiting = {start[0]}, [start[0]]
+    while waiting and len(passed) < SEARCHED:
+        for edge in waiting.pop().next_functions:
+            if edge in ends:
+                found.add(edge)
+            elif edge[0] is not None and edge[0] not in passed:
+                passed.add(edge[0])
+                waiting.append(edge[0])
+    return found, passed
+
+
+def users_of(
+    edges: Collection[Edge],
+    roots: Iterable[Node],
+    inside: Mapping[Node, Iterable[Edge]],
+) -> Iterator[tuple[Node, list[tuple[int, Edge]]]]:
+    """The nodes that use some tensors, and under which of their inputs.
+
+    Args:
+        edges: the tensors.
+        roots: where the backward pass starts.
+        inside: the last nodes of each recorded call, with the edges of what went into it. What
+            lies between is the layer's own business and is not looked at.
+    """
+    waiting = [node for node in roots if node is not None]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if node in inside:
+            following = inside[node]
+        else:
+            following = node.next_functions
+            used = [(place, edge) for place, edge in enumerate(following) if edge in edges]
+            if used:
+                yield node, used
+        for after, _ in following:
+            if after is not None and after not in seen:
+                seen.add(after)
+                waiting.append(after)
+
+
+def on_inputs(
+    node: Node, places: list[tuple[int, Edge]], keep: Callable[[Node, Edge, Tensor], None]
+) -> RemovableHandle:
+    """Look at what a node gives to some of its inputs, when it runs."""
+
+    def look(to_inputs: tuple[Tensor | None, ...], _: Any) -> None:
+        for place, edge in places:
+            gradient = to_inputs[place]
+            if gradient is not None:
+                keep(node, edge, gradient)
+
+    handle: RemovableHandle = node.register_hook(look)
+    return handle
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Have every call of torch.autograd.backward, and so of Tensor.backward, announced.
+
+    There is no hook for it in torch, so the function is replaced while anyone listens.
+    """
+    if not _listeners:
+        _announce()
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+        if not _listeners:
+            torch.autograd.backward = torch.autograd.backward.__wrapped__  # type: ignore[attr-defined]
+
+
+def _announce() -> None:
+    original = torch.autograd.backward
+
+    @functools.wraps(original)
+    def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> None:
+        each, given = _tuple(tensors), _tuple(grad_tensors)
+        given = given or (None,) * len(each)
+        roots = [
+            (root, torch.ones_like(root) if gradient is None else gradient)
+            for root, gradient in zip(each, given, strict=False)
+            if isinstance(root, Tensor)
+        ]
+        done = [listener(roots) for listener in tuple(_listeners)]
+        try:
+            original(tensors, grad_tensors, *args, **kwargs)
+        finally:
+            for finish in done:
+                finish()
+
+    torch.autograd.backward = backward
+
+
+def _tuple(tensors: Any) -> tuple[Any, ...]:
+    if tensors is None:
+        return ()
+    return (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)

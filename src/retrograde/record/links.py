@@ -1,0 +1,165 @@
+"""Which call carries on the state of which, and who else uses that state.
+
+The gradient of a state that is handed from call to call is a sum: what the loss gives to it, and
+what comes back from the call after. The two are told apart where they are added, at the nodes of
+the autograd graph that use the state: what lies on the way to the call after does not count, all
+else is the loss.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from retrograde.record.calls import Call, Link, data, parts_of
+from retrograde.record.graph import Edge, Node, Roots, edge_of, nodes_between, on_inputs, users_of
+from retrograde.record.passes import Pass, add
+
+LATEST = 8
+"""A detached state is looked for among so many of the latest calls of its layer."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """Where a call sits in the graph: the edges of its results and of what went into it."""
+
+    results: Mapping[str, Edge]
+    given: Mapping[str, Edge]
+    x: Edge | None
+
+    @property
+    def into(self) -> list[Edge]:
+        return [*self.given.values(), *([self.x] if self.x else [])]
+
+
+@dataclass(eq=False)
+class Surroundings:
+    """The graph around all recorded calls; dropped when the recording ends."""
+
+    weights: dict[Edge, tuple[str, str]] = field(default_factory=dict)
+    _places: dict[Call, _Place] = field(default_factory=dict)
+    _results: dict[Edge, tuple[Call, str]] = field(default_factory=dict)
+    _on_the_way: dict[Edge, set[Node]] = field(default_factory=dict)
+    _continued: set[Call] = field(default_factory=set)
+
+    def add(
+        self,
+        call: Call,
+        arguments: Mapping[str, Any],
+        results: Mapping[str, Tensor],
+        earlier: list[Call],
+    ) -> None:
+        """Find the place of a new call, and link it to the one of its layer that it carries on."""
+        given = parts_of(arguments.get("hx"))
+        edges = {letter: edge_of(tensor) for letter, tensor in given.items()}
+        place = _Place(
+            {name: edge for name, edge in _edges(results) if edge},
+            {letter: edge for letter, edge in edges.items() if edge},
+            edge_of(data(arguments["input"])),
+        )
+        if place.given:
+            call.link = self._attached(call, place, earlier)
+        elif given:
+            call.link = self._detached(call, earlier)
+        if call.link:
+            self._continued.add(call.link.before)
+        self._places[call] = place
+        self._results |= {edge: (call, name) for name, edge in place.results.items()}
+
+    def _attached(self, call: Call, place: _Place, earlier: list[Call]) -> Link | None:
+        """The link to the call that this one's state was computed from, if it is handed on."""
+        edges = place.given.values()
+        sources: dict[str, set[Edge]] = {}
+        on_the_way: dict[Edge, set[Node]] = {}
+        for letter, edge in place.given.items():
+            sources[letter], passed = nodes_between(edge, self._results)
+            for found in sources[letter]:
+                on_the_way.setdefault(found, set()).update(passed)
+        calls = {self._results[edge][0] for found in sources.values() for edge in found}
+        if len(calls) != 1:
+            return None
+        before = calls.pop()
+        alone = before not in self._continued and place.x not in {*on_the_way, *edges}
+        if before not in earlier or not alone or not _fit(before, call):
+            return None
+        equal = call.state(call.given) == before.state(before.last)
+        attached = call.state(
+            {n: torch.full_like(part, bool(sources.get(n))) for n, part in call.given.items()}
+        )
+        self._on_the_way |= on_the_way
+        return Link(
+            before,
+            equal & attached.bool(),
+            {
+                letter: frozenset(self._results[edge][1] for edge in found)
+                for letter, found in sources.items()
+                if found
+            },
+            frozenset(n for n, edge in place.given.items() if sources[n] == {edge}),
+        )
+
+    def _detached(self, call: Call, earlier: list[Call]) -> Link | None:
+        """The link to the latest call that left the same state, with nothing handed back."""
+        state = call.state(call.given)
+        for before in reversed(earlier[-LATEST:]):
+            if before in self._continued or not _fit(before, call):
+                continue
+            same = (state == before.state(before.last)).all(1) & state.any(1)
+            if bool(same.any()):
+                return Link(before, torch.zeros_like(state, dtype=torch.bool), {}, frozenset())
+        return None
+
+    def watch(self, roots: Roots, to: Pass) -> list[RemovableHandle]:
+        """Hooks that tell a pass by which ways gradients reach states and weights."""
+        states: dict[Edge, tuple[Call, str]] = {}
+        given: dict[Edge, tuple[Call, str]] = {}
+        for call, place in self._places.items():
+            if call.form.stepped:  # its results may be used inside the call itself
+                states |= {edge: (call, name) for name, edge in place.results.items()}
+            if call.link:
+                results = self._places[call.link.before].results
+                states |= {results[n]: (call.link.before, n) for n in call.link.results}
+                given |= {place.given[n]: (call, n) for n in call.link.altered}
+
+        def keep(node: Node, edge: Edge, gradient: Tensor) -> None:
+            if edge in self.weights:
+                add(to.beside, self.weights[edge], gradient)
+            elif edge in given:
+                add(to.entered_given, given[edge], gradient)
+            elif node in self._on_the_way.get(edge, ()):
+                add(to.returned, states[edge], gradient)
+            else:
+                add(to.entered, states[edge], gradient)
+
+        edges = {*states, *given, *self.weights}
+        for root, gradient in roots:
+            edge = edge_of(root)
+            if edge in edges and edge is not None:
+                keep(None, edge, gradient)
+        inside = {
+            edge[0]: place.into
+            for place in self._places.values()
+            for edge in place.results.values()
+        }
+        starts = [edge[0] for edge in (edge_of(root) for root, _ in roots) if edge]
+        users = list(users_of(edges, starts, inside))
+        for call, place in self._places.items():  # other recorded calls that read a state
+            own = set(place.given.values()) if call.link else set()
+            read = {edge for edge in place.into if edge not in own} & {*states, *given}
+            if read:
+                ends: dict[Node, list[Edge]] = {edge[0]: [] for edge in place.into}
+                users += users_of(read, [edge[0] for edge in place.results.values()], ends)
+        return [on_inputs(node, places, keep) for node, places in users]
+
+
+def _edges(results: Mapping[str, Tensor]) -> list[tuple[str, Edge | None]]:
+    return [(name, edge_of(tensor)) for name, tensor in results.items()]
+
+
+def _fit(before: Call, call: Call) -> bool:
+    """Whether two calls can be one sequence: the same samples, none of which ended earlier."""
+    ragged = any(one.sequence(one.x)[1] is not None for one in (before, call))
+    return before.batch == call.batch and not ragged

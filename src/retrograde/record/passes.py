@@ -1,0 +1,53 @@
+"""What one backward pass brought to the recorded layers."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from torch import Tensor
+
+from retrograde.record.calls import Call
+
+Key = TypeVar("Key")
+
+
+@dataclass(eq=False)
+class Pass:
+    """The gradients of one backward pass.
+
+    Attributes:
+        arrived: the whole gradient of each result of a call.
+        entered: of those that are handed on, what reached them by other ways than the calls'
+            own; that is what the loss gives to them.
+        returned: of those that were altered before they were handed on, what came back that way.
+        given: the whole gradient of each part of a state that a call was given, if it was altered.
+        entered_given: of that what did not come from the call.
+        weights: the gradient of each weight, by layer and name.
+        beside: what of it came by other ways than through the layer, a penalty in the loss.
+        problems: the layers for which the pass cannot be used, and why.
+    """
+
+    arrived: dict[tuple[Call, str], Tensor] = field(default_factory=dict)
+    entered: dict[tuple[Call, str], Tensor] = field(default_factory=dict)
+    returned: dict[tuple[Call, str], Tensor] = field(default_factory=dict)
+    given: dict[tuple[Call, str], Tensor] = field(default_factory=dict)
+    entered_given: dict[tuple[Call, str], Tensor] = field(default_factory=dict)
+    weights: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    beside: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+
+    def calls(self, among: Iterable[Call]) -> list[Call]:
+        """The calls that the pass went through, in order."""
+        reached = {call for call, _ in self.arrived}
+        return [call for call in among if call in reached]
+
+
+def add(store: dict[Key, Tensor], key: Key, gradient: Tensor) -> None:
+    """Keep a gradient, or add it to what has arrived there before.
+
+    Not a copy: autograd hands nothing on for writing that someone else holds as well. (It counts
+    who holds this very tensor, so that a detached one would not do.)
+    """
+    if gradient.requires_grad:  # a graph of the gradient was asked for
+        gradient = gradient.detach().clone()
+    store[key] = store[key] + gradient if key in store else gradient

@@ -1,0 +1,188 @@
+"""The `with` block: hooks go on, passes are told apart, hooks come off."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+from torch import nn
+
+from retrograde.errors import RecordingError, UnsupportedModelError
+from retrograde.record.assemble import assemble
+from retrograde.record.graph import Roots, listening
+from retrograde.record.layers import Layer, recurrent_layers, why_not
+from retrograde.record.links import Surroundings
+from retrograde.record.passes import Pass
+from retrograde.record.recording import Recording
+from retrograde.record.watch import Watch
+
+
+@contextmanager
+def record(model: nn.Module) -> Iterator[Recording]:
+    """Record forward and backward passes through every recurrent layer of a model.
+
+    The model is used as it is and left as it was: weights, `.grad`, modes, hooks, random state.
+
+    Args:
+        model: any module with recurrent layers inside: nn.LSTM, nn.GRU, nn.RNN (stacked, in both
+            directions, packed, called step by step or not), nn.LSTMCell, nn.GRUCell, nn.RNNCell,
+            or those of `retrograde.nn` (or one of these itself).
+
+    Yields:
+        The `Recording`, filled when the block ends.
+
+    Raises:
+        UnsupportedModelError: if no layer inside can be recorded; the message says why for each.
+        RecordingError: when the block ends without a backward pass through any layer.
+
+    Example:
+        >>> import torch, retrograde
+        >>> model = torch.nn.Sequential(torch.nn.LSTM(2, 3))
+        >>> with retrograde.record(model) as recording:
+        ...     output, (h_n, c_n) = model(torch.ones(4, 1, 2))
+        ...     output[-1].sum().backward()
+        >>> recording["0"].x.shape
+        torch.Size([4, 1, 2])
+    """
+    recording, passes = Recording(), _Passes()
+    with ExitStack() as hooks:
+        watches = []
+        layers = recurrent_layers(model)
+        shared = _shared(layers)
+        for name, module in layers.items():
+            problem = why_not(module) or shared.get(name, "")
+            if problem:
+                recording.refuse(name, UnsupportedModelError(f"{name!r}: {problem}"))
+            else:
+                assert isinstance(module, Layer)
+                watches.append(Watch(name, module, passes.around, passes.current, hooks))
+        if not watches:
+            raise UnsupportedModelError(_nothing_to_record(model, recording))
+        for watch in watches:
+            watch.attach()
+        hooks.enter_context(listening(passes.start))
+        try:
+            yield recording
+        except Exception as error:
+            for note in filter(None, (watch.moved() for watch in watches)):
+                error.add_note(f"retrograde: {note}")
+            raise
+    _fill(recording, watches, passes.ended)
+    if not recording and not any(recording.passes):
+        raise RecordingError("; ".join(recording.refused.values()))
+
+
+class _Passes:
+    """The backward passes in the block."""
+
+    def __init__(self) -> None:
+        self.around = Surroundings()
+        self.ended: list[Pass] = []
+        self._running: Pass | None = None
+        self._depth = 0
+
+    def current(self) -> Pass | None:
+        """The pass that is running, if one is."""
+        return self._running
+
+    def start(self, roots: Roots) -> Callable[[], None]:
+        """A backward pass begins, or one within it (checkpointing); the result ends it."""
+        if self._running is None:
+            self._running = Pass()
+        self._depth += 1
+        looking_on = self.around.watch(roots, self._running)
+
+        def end() -> None:
+            for handle in looking_on:
+                handle.remove()
+            self._depth -= 1
+            if not self._depth and self._running:
+                self.ended.append(self._running)
+                self._running = None
+
+        return end
+
+
+def _fill(recording: Recording, watches: list[Watch], passes: list[Pass]) -> None:
+    """Sort what was seen by pass and layer."""
+    through: dict[str, list[Recording]] = {watch.name: [] for watch in watches}
+    for brought in passes:
+        of_pass = Recording()
+        for watch in watches:
+            name, calls = watch.name, brought.calls(watch.calls)
+            problem = watch.problem or brought.problems.get(name, "")
+            if calls and problem:
+                of_pass.refuse(name, RecordingError(f"{name!r}: {problem}"))
+            elif calls:
+                of_pass.fill(name, partial(assemble, name, calls, brought))
+            if calls:
+                through[name].append(of_pass)
+        if of_pass or of_pass.refused:
+            recording.passes += (of_pass,)
+    for watch in watches:
+        _fill_layer(recording, watch, through[watch.name])
+
+
+def _fill_layer(recording: Recording, watch: Watch, through: list[Recording]) -> None:
+    """One layer of the whole recording: that of the only pass through it, or why there is none."""
+    name = watch.name
+    if len(through) == 1:
+        if name in through[0]:
+            recording.fill(name, partial(through[0].__getitem__, name))
+        else:
+            recording.refuse(name, RecordingError(through[0].refused[name]))
+        return
+    problem = watch.problem or _missing(watch)
+    if through:
+        problem = (
+            f"{len(through)} backward passes went through it; each is in recording.passes, as in "
+            f"recording.passes[0][{name!r}]"
+        )
+    recording.refuse(name, RecordingError(f"{name!r}: {problem}"))
+
+
+def _missing(watch: Watch) -> str:
+    """Why no backward pass went through a layer."""
+    if not watch.calls and not watch.idle:
+        return "it was not called inside the `with` block; run the forward pass there"
+    if not watch.calls:
+        return (
+            "it was called without a gradient to come: under torch.no_grad() or inference_mode, "
+            "or with all weights frozen; run the forward pass with gradients"
+        )
+    if watch.unannounced:
+        return (
+            "a gradient came through it that was not started by loss.backward(): torch.autograd."
+            "grad, or a torch.autograd.backward that was imported by name; call loss.backward()"
+        )
+    return (
+        "no backward pass reached it inside the `with` block: either loss.backward() was not "
+        "called there (torch.autograd.grad does not count), or the loss does not depend on this "
+        "layer"
+    )
+
+
+def _shared(layers: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Layers that have a weight in common, and why that stands in the way."""
+    owners: dict[nn.Parameter, list[tuple[str, str]]] = {}
+    for layer, module in layers.items():
+        for name, parameter in module.named_parameters():
+            owners.setdefault(parameter, []).append((layer, name))
+    return {
+        layer: f"its {name} is also that of {', '.join(repr(o) for o, _ in users if o != layer)}, "
+        "and autograd gives only the sum of both; let each layer have its own for the recorded pass"
+        for users in owners.values()
+        for layer, name in users
+        if len({owner for owner, _ in users}) > 1
+    }
+
+
+def _nothing_to_record(model: nn.Module, recording: Recording) -> str:
+    if recording.refused:
+        return "no recurrent layer of this model can be recorded. " + "; ".join(
+            recording.refused.values()
+        )
+    return (
+        f"{type(model).__name__} holds no recurrent layer: expected an nn.LSTM, nn.GRU or nn.RNN "
+        "(or one of their cells) somewhere inside. Pass the module that owns it; a recurrence "
+        "written by hand is not found, retrograde.cells.from_function takes its step"
+    )

@@ -1,0 +1,244 @@
+"""The hooks on one recurrent layer: every call of it, and the gradients of its weights."""
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from retrograde.record.calls import Call, data, parts_of, results_of
+from retrograde.record.graph import edge_of
+from retrograde.record.layers import ANALYSED, Form, Layer, Weights, form_of, weights_of
+from retrograde.record.links import Surroundings
+from retrograde.record.passes import Pass, add
+
+Store = Callable[[Pass], dict[Any, Tensor]]
+
+CHANGED = (
+    "was changed in place between the forward and the backward pass, so that the gradient belongs "
+    "to neither; let optimiser steps and loading wait until after backward"
+)
+
+
+@dataclass(eq=False)
+class Watch:
+    """One layer while the block runs. Nothing that goes wrong in a hook reaches the user's model.
+
+    Attributes:
+        name, module: the layer.
+        around: the graph around the calls of all layers.
+        current: gives the backward pass that is running.
+        hooks: takes all hooks away at the end.
+        calls: what was called so far, with a gradient to come.
+        idle: the number of calls without one: under no_grad, or with nothing that requires it.
+        problem: why the layer cannot be recorded, once that is clear.
+        unannounced: a gradient came that did not start with a call of torch.autograd.backward.
+    """
+
+    name: str
+    module: Layer
+    around: Surroundings
+    current: Callable[[], Pass | None]
+    hooks: ExitStack
+    calls: list[Call] = field(default_factory=list)
+    idle: int = 0
+    problem: str = ""
+    unannounced: bool = False
+    _form: Form = field(init=False)
+    _training: bool = field(init=False)
+    _signature: inspect.Signature | None = None
+    _weights: dict[str, Tensor] = field(default_factory=dict)
+    _copies: Weights = field(default_factory=lambda: Weights({}, tuple))
+    _kinds: dict[str, tuple[torch.device, torch.dtype]] = field(default_factory=dict)
+    _versions: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _random: Tensor | None = None
+    _without_cudnn: bool = False
+
+    def __post_init__(self) -> None:
+        self._form, self._training = form_of(self.module), self.module.training
+        if self._form.overridden:
+            self._signature = inspect.signature(self.module.forward)
+
+    def attach(self) -> None:
+        """Put the hooks in place."""
+        module = self.module
+        before = module.register_forward_pre_hook(partial(_untraced(), self._before))
+        after = module.register_forward_hook(
+            partial(_untraced(), self._after), with_kwargs=True, always_call=True
+        )
+        self.hooks.callback(before.remove)
+        self.hooks.callback(after.remove)
+        for name in self._form.weights:
+            if parametrize.is_parametrized(module, name):
+                self._watch_parametrization(name)
+            else:
+                self._use(name, getattr(module, name))
+
+    def _watch_parametrization(self, name: str) -> None:
+        """Of a weight that is computed, every tensor may be the one that the layer uses."""
+        computing: nn.Module = self.module.parametrizations[name]  # type: ignore[index, assignment]
+
+        def computed(module: nn.Module, args: Any, weight: Tensor) -> None:
+            with self._guarded():
+                self._use(name, weight)
+
+        hook = partial(_untraced(), computed)
+        self.hooks.callback(computing.register_forward_hook(hook).remove)
+
+    def _use(self, name: str, weight: Tensor) -> None:
+        """The layer runs with this tensor as a weight from now on."""
+        self._weights[name] = weight
+        edge = edge_of(weight)
+        if edge is not None:
+            self.around.weights[edge] = (self.name, name)
+            self._collect(weight, lambda to: to.weights, (self.name, name), self._check_unchanged)
+
+    def _collect(
+        self,
+        tensor: Tensor,
+        store: Store,
+        key: tuple[Any, str],
+        check: Callable[[Pass], None] | None = None,
+    ) -> None:
+        """Keep the gradient of a tensor, of every backward pass."""
+
+        def arrived(gradient: Tensor) -> None:
+            to = self.current()
+            if to is None:
+                self.unannounced = True
+                return
+            with self._guarded():
+                if check is not None:
+                    check(to)
+                add(store(to), key, gradient)
+
+        if tensor.requires_grad:
+            self.hooks.callback(tensor.register_hook(arrived).remove)  # type: ignore[no-untyped-call]
+
+    def moved(self) -> str:
+        """Which weight is not as it was in the forward pass, as far as torch knows; or nothing."""
+        for name, (device, dtype) in self._kinds.items():
+            now = self._weights[name]
+            if (now.device, now.dtype) != (device, dtype):
+                return (
+                    f"{self.name!r}: its {name} was moved from {device}, {dtype} to {now.device}, "
+                    f"{now.dtype} after the forward pass; move the model before"
+                )
+            if now._version != self._versions[name][1]:
+                return f"{self.name!r}: its {name} {CHANGED}"
+        return ""
+
+    def _check_unchanged(self, to: Pass) -> None:
+        """Autograd itself notices changes, but not those made through `.data`.
+
+        A row of each weight is compared, when the first gradient of one arrives: comparing all of
+        them would take longer than the rest of the recording, and later an optimiser may be at
+        work already. What a row does not show, the residual does.
+        """
+        if any(layer == self.name for layer, _ in to.weights) or not to.calls(self.calls):
+            return
+        if self.moved():
+            return
+        for name, copy in self._copies.copies.items():
+            row, then = self._weights[name].detach()[0].to(copy.dtype), copy[0]
+            if not (torch.equal(row, then) or torch.allclose(row, then, 0, 0, equal_nan=True)):
+                to.problems[self.name] = f"its {name} {CHANGED}"
+
+    def _before(self, module: nn.Module, args: Any) -> None:
+        with self._guarded():
+            if self._training is not module.training:
+                self._form, self._training = form_of(self.module), module.training
+            device = next(module.parameters()).device
+            if self._form.dropout:
+                on_gpu = device.type == "cuda"
+                self._random = torch.cuda.get_rng_state(device) if on_gpu else torch.get_rng_state()
+            # In eval mode cuDNN keeps nothing for a backward pass; torch's own kernels do.
+            if device.type == "cuda" and not module.training and torch.backends.cudnn.enabled:
+                torch.backends.cudnn.enabled, self._without_cudnn = False, True
+
+    def _after(self, module: nn.Module, args: Any, kwargs: Any, returned: Any) -> None:
+        if self._without_cudnn:
+            torch.backends.cudnn.enabled, self._without_cudnn = True, False
+        if returned is None:  # the call failed
+            return
+        with self._guarded():
+            if self._signature:  # a subclass may have names of its own
+                args, kwargs = self._signature.bind(*args, **kwargs).args, {}
+            self._record({**dict(zip(("input", "hx"), args, strict=False)), **kwargs}, returned)
+
+    def _record(self, arguments: dict[str, Any], returned: Any) -> None:
+        """Keep a call, and have the gradients of what it returned."""
+        form, weights = self._form, self._copied()
+        results, x = results_of(form, returned), data(arguments["input"])
+        if not x.numel():
+            self.problem = f"its input has shape {tuple(x.shape)}: there is no step or sample"
+        if self.problem or not any(tensor.requires_grad for tensor in results.values()):
+            self.idle += 1
+            return
+        call = Call.of(form, weights, arguments, results, self._random)
+        self.around.add(call, arguments, results, self.calls)
+        for name, tensor in results.items():
+            self._collect(tensor, lambda to: to.arrived, (call, name))
+        given = parts_of(arguments.get("hx"))
+        for letter in call.link.altered if call.link else ():
+            self._collect(given[letter], lambda to: to.given, (call, letter))
+        for activation in _activations(returned):
+            self._collect(activation, lambda to: to.arrived, (call, "activation"))
+        self.calls.append(call)
+
+    def _copied(self) -> Weights:
+        """The weights as they are now, copied again only if they changed."""
+        names, own = self._form.weights, self.module._parameters
+        for name in names:
+            if name not in own and parametrize.is_parametrized(self.module, name):
+                continue
+            weight = own[name] if name in own else getattr(self.module, name)
+            if weight is not None and weight is not self._weights.get(name):
+                self._use(name, weight)
+        versions = {n: (id(self._weights[n]), self._weights[n]._version) for n in names}
+        if versions != self._versions:
+            copies = {name: _copy(self._weights[name]) for name in names}
+            self._copies, self._versions = weights_of(self.module, copies), versions
+            self._kinds = {n: (self._weights[n].device, self._weights[n].dtype) for n in names}
+        return self._copies
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Turn an error of ours into a reason why this layer is not recorded."""
+        try:
+            yield
+        except Exception as error:
+            self.problem = self.problem or f"recording it failed, {type(error).__name__}: {error}"
+
+
+def _call(hook: Callable[..., None], *args: Any) -> None:
+    hook(*args)
+
+
+def _untraced() -> Callable[..., None]:
+    """Calls a hook, which torch.compile is not to trace. Asking torch if it is at work loads it."""
+    return _disabled() if "torch._dynamo" in sys.modules else _call
+
+
+@cache
+def _disabled() -> Callable[..., None]:
+    """Made once, since making it takes longer than all the rest."""
+    return torch.compiler.disable(_call)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _copy(weight: Tensor) -> Tensor:
+    """A copy in the precision of the analysis."""
+    weight = weight.detach().clone()
+    return weight if weight.dtype in ANALYSED else weight.float()
+
+
+def _activations(returned: Any) -> list[Tensor]:
+    """What a layer of ours hands out beside output and state, if it was asked to."""
+    inside = returned[2] if isinstance(returned, tuple) and len(returned) == 3 else ()
+    return [tensor for layer in inside for tensor in layer.values()]
