@@ -6,12 +6,13 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs clean
+.PHONY: help demo test test-integrations lint bench docs clean
 
 help:
 	@echo "make demo   two forecasters of CO2, and how far back their gradients reach"
 	@echo "make test   lint, types and all tests"
 	@echo "make lint   ruff and mypy"
+	@echo "make test-integrations  packages that train recurrent layers, as they are (installs a lot)"
 	@echo "make bench  speed and memory, as ratios measured here"
 	@echo "make docs   the documentation, into site/"
 
@@ -19,7 +20,10 @@ demo: .venv/demo
 	$(BIN)/retrograde demo
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses 2
+
+test-integrations: .venv/integrations
+	$(BIN)/python -m pytest -q tests/integrations
 
 lint: .venv/dev
 	$(BIN)/ruff format --check .
@@ -32,6 +36,7 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/routes_against_lags.py
 	$(BIN)/python benchmarks/training_against_torch.py
 	$(BIN)/python benchmarks/memory_and_length.py
+	$(BIN)/python benchmarks/monitor_cost.py
 
 docs: .venv/dev
 	$(BIN)/mkdocs build --strict --quiet
@@ -58,4 +63,9 @@ clean:
 .venv/dev: .venv/demo
 	@echo "installing what the tests need (once) ..."
 	$(PIP) --editable '.[dev]'
+	@touch $@
+
+.venv/integrations: .venv/dev
+	@echo "installing what the integration tests need (once) ..."
+	$(PIP) --editable '.[integrations]'
 	@touch $@

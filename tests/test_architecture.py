@@ -16,6 +16,8 @@ LEVELS = [  # a module imports only from its own level and the levels above it i
     {"record"},
     {"decompose"},
     {"report"},
+    {"monitor"},
+    {"integrations"},
     {"data"},
     {"tasks"},
     {"demo"},
@@ -45,7 +47,16 @@ def test_a_level_imports_only_from_the_levels_above_it():
 
 def test_the_package_imports_nothing_heavy():
     """Charts, command line and integrations load when they are used."""
-    heavy = {"altair", "vl_convert", "jinja2", "rich", "typer", "lightning", "jsonschema"}
+    heavy = {
+        "altair",
+        "vl_convert",
+        "jinja2",
+        "rich",
+        "typer",
+        "lightning",
+        "pytorch_lightning",
+        "jsonschema",
+    }
     code = "import sys, retrograde; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not heavy & {name.split(".")[0] for name in done.stdout.split()}
@@ -54,6 +65,7 @@ def test_the_package_imports_nothing_heavy():
 def test_the_public_names_are_pinned():
     assert sorted(retrograde.__all__) == [
         "Flow",
+        "Monitor",
         "Recorded",
         "Recording",
         "Report",

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from retrograde import cells, nn
 from retrograde.decompose import Flow, decompose
 from retrograde.errors import RetrogradeError
+from retrograde.monitor import Monitor
 from retrograde.record import Recorded, Recording, record, record_cell
 from retrograde.report import Report, diagnose
 
@@ -19,6 +20,7 @@ __version__ = version("retrograde")
 
 __all__ = [
     "Flow",
+    "Monitor",
     "Recorded",
     "Recording",
     "Report",

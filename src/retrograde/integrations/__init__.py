@@ -1,0 +1,1 @@
+"""Retrograde inside other packages' loops; each module needs the package it is named after."""

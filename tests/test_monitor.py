@@ -1,0 +1,472 @@
+"""The monitor: its numbers are the Flow's, nothing is left behind, and nothing stops training."""
+
+import copy
+import gc
+import math
+import pickle
+import warnings
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+import retrograde
+from retrograde.decompose.glance import _Chunks, growth
+from retrograde.engine import fold
+from retrograde.errors import ArgumentError, RecordingError
+
+
+class Model(nn.Module):
+    def __init__(self, kind=nn.LSTM, sizes=(3, 5)):
+        super().__init__()
+        self.encoder = nn.ModuleDict({"rnn": kind(*sizes, batch_first=True)})
+        self.head = nn.Linear(sizes[1], 1)
+
+    def forward(self, x):
+        return self.head(self.encoder["rnn"](x)[0])
+
+
+def loss_of(model, x):
+    return model(x).square().mean()
+
+
+def block(monitor, model, x):
+    with monitor:
+        loss_of(model, x).backward()
+
+
+KINDS = {
+    "lstm": nn.LSTM,
+    "gru": nn.GRU,
+    "rnn": nn.RNN,
+    "stack": lambda i, h, **o: nn.LSTM(i, h, 2, **o),
+    "no bias": lambda i, h, **o: nn.GRU(i, h, bias=False, **o),
+    "peephole": lambda i, h, **o: retrograde.nn.LSTM(i, h, generation="peephole", **o),
+    "all gates recurrent": lambda i, h, **o: retrograde.nn.LSTM(i, h, generation="fgr", **o),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("steps", [1, 7, 45])  # 45: more than one chunk of steps, and a rest
+def test_the_scalars_are_the_flows_own_numbers(kind, steps):
+    torch.manual_seed(0)
+    model, x = Model(KINDS[kind]).double(), torch.randn(6, steps, 3, dtype=torch.float64)
+    monitor = retrograde.Monitor(model, samples=6, entries=steps)
+    block(monitor, model, x)
+    flow = retrograde.decompose(monitor.recording["encoder.rnn"])
+    by_route = flow.by_route()
+    carousel = set(flow.routes) - set(flow.unrolled.cell.recurrent_routes)
+    shares = by_route.share.sum(1)
+    expected = {
+        "reach": flow.reach,
+        "half_life": flow.half_life,
+        "share_near": float(flow.by_lag(bins=(0, 11) if steps > 11 else (0,)).share[0]),
+        "growth": growth(flow.adjoints),
+        "gradient_norm": gradient_norm(model.encoder),
+        "nonfinite": 0,
+    }
+    if carousel:
+        expected["share_carousel"] = float(
+            sum(s for s, way in zip(shares, by_route.ways, strict=True) if way in carousel)
+        )
+    found = of_layer(monitor, "encoder.rnn")
+    finite = {name: value for name, value in expected.items() if math.isfinite(value)}
+    assert found.keys() == finite.keys()
+    for name, value in finite.items():  # float64: what is left is rounding
+        assert found[name] == pytest.approx(value, rel=1e-9, abs=1e-12), name
+    assert monitor.scalars["retrograde/gradient_norm_rest"] == pytest.approx(
+        gradient_norm(model.head)
+    )
+    assert monitor.scalars["retrograde/unrecorded"] == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_contribution_has_the_size_that_by_time_finds(kind):
+    """The reach is a whole number and would not show a small mistake."""
+    torch.manual_seed(0)
+    model, x = Model(KINDS[kind]).double(), torch.randn(3, 40, 3, dtype=torch.float64)
+    with retrograde.record(model) as recording:
+        loss_of(model, x).backward()
+    flow = retrograde.decompose(recording)
+    seen = _Chunks(flow.unrolled, flow.entries)
+    fold(flow.unrolled, flow.entries, [seen])
+    torch.testing.assert_close(seen.contributions, flow.by_time().log2, rtol=0, atol=1e-7)
+    torch.testing.assert_close(seen.adjoints, flow.adjoints.log2, rtol=0, atol=1e-12)
+
+
+def of_layer(monitor, layer):
+    start = f"retrograde/{layer}/"
+    return {
+        name.removeprefix(start): value
+        for name, value in monitor.scalars.items()
+        if name.startswith(start)
+    }
+
+
+def gradient_norm(module):
+    return float(torch.cat([p.grad.flatten() for p in module.parameters()]).norm())
+
+
+def test_growth_is_the_largest_step_of_the_adjoint():
+    """A linear scalar recurrence multiplies the adjoint by its weight at every step."""
+    model = retrograde.nn.RNN(1, 1, nonlinearity="identity")
+    with torch.no_grad():
+        model.weight_hh_l0.fill_(4.0)
+    monitor = retrograde.Monitor(model)
+    with monitor:
+        model(torch.ones(6, 2, 1))[0][-1].sum().backward()
+    found = of_layer(monitor, "RNN")
+    assert found["growth"] == pytest.approx(2)
+    assert found["half_life"] == pytest.approx(-0.5)
+    assert found["reach"] == 5
+
+
+def test_norms_beyond_the_range_have_shares_and_a_reach():
+    """float32 ends at 2^-149: the far contributions are there all the same."""
+    model = retrograde.nn.RNN(1, 1, nonlinearity="identity")
+    with torch.no_grad():
+        model.weight_hh_l0.fill_(2.0**-5)
+    monitor = retrograde.Monitor(model)
+    with monitor:
+        (model(torch.ones(100, 2, 1))[0][-1].sum() * 2.0**-100).backward()
+    found = of_layer(monitor, "RNN")
+    assert found["growth"] == pytest.approx(-5)
+    assert found["half_life"] == pytest.approx(0.2)
+    assert found["share_near"] == pytest.approx(1)
+
+
+def test_a_part_of_the_pass_is_decomposed_exactly():
+    torch.manual_seed(0)
+    model, x = Model().double(), torch.randn(6, 40, 3, dtype=torch.float64)
+    monitor = retrograde.Monitor(model, samples=2, entries=3)
+    block(monitor, model, x)
+    flow = monitor.flow("encoder.rnn")
+    assert flow.residual < 1e-12
+    assert flow.entries.steps.tolist() == [12, 25, 39]
+    assert flow.unrolled.x.shape == (40, 2, 3)
+    found = of_layer(monitor, "encoder.rnn")
+    assert found["reach"] == flow.reach
+    assert found["share_near"] == pytest.approx(float(flow.by_lag(bins=(0, 11)).share[0]))
+
+    model.zero_grad()  # its gradient is that of the loss of those samples at those steps
+    torch.autograd.backward(
+        model.encoder["rnn"](x[:2])[0][:, [12, 25, 39]],
+        flow.recorded.output_adjoint[[12, 25, 39]].transpose(0, 1),
+    )
+    for name, p in model.encoder["rnn"].named_parameters():
+        torch.testing.assert_close(flow.gradient[name].plain()[0], p.grad)
+
+
+def test_every_hundredth_block_is_recorded_and_the_names_stay():
+    model, x, seen = Model(), torch.ones(2, 4, 3), []
+    monitor = retrograde.Monitor(model, every=3, log=lambda s, step: seen.append((step, list(s))))
+    filled = []
+    for _ in range(7):
+        block(monitor, model, x)
+        filled.append((bool(monitor.scalars), len(monitor.recording)))
+    assert filled == [(True, 1), (False, 0), (False, 0)] * 2 + [(True, 1)]
+    assert [step for step, _ in seen] == [0, 3, 6]
+    layer = "reach half_life share_near share_carousel growth gradient_norm nonfinite".split()
+    assert seen[0][1] == [f"retrograde/encoder.rnn/{name}" for name in layer] + [
+        "retrograde/gradient_norm_rest",
+        "retrograde/unrecorded",
+    ]
+    with pytest.raises(RecordingError, match="there is nothing. Every 3th block is recorded"):
+        block(monitor, model, x)
+        monitor.flow("encoder.rnn")
+
+
+def test_every_name_is_in_the_table_of_the_docstring():
+    model = Model()
+    monitor = retrograde.Monitor(model)
+    block(monitor, model, torch.ones(2, 4, 3))
+    for name in monitor.scalars:
+        short = name.removeprefix("retrograde/encoder.rnn/")
+        assert f"| `{short}` |" in retrograde.Monitor.__doc__
+    assert len(of_layer(monitor, "encoder.rnn")) <= 10
+
+
+def test_gradients_that_accumulate_do_not_mix_in():
+    torch.manual_seed(0)
+    model, x = Model(), torch.randn(2, 6, 3)
+    monitor = retrograde.Monitor(model, every=1)
+    block(monitor, model, x)
+    first = monitor.scalars
+    block(monitor, model, x)
+    assert monitor.scalars == first
+
+
+def test_scalars_read_back_from_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    model, x = Model(), torch.ones(2, 6, 3)
+    monitor, written = retrograde.Monitor(model, every=2), {}
+    with SummaryWriter(tmp_path) as writer:
+        for step in range(5):
+            block(monitor, model, x)
+            for name, value in monitor.scalars.items():
+                writer.add_scalar(name, value, step)
+                written.setdefault(name, []).append((step, value))
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert set(events.Tags()["scalars"]) == set(written)
+    for name, values in written.items():
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        assert found == [(step, pytest.approx(value)) for step, value in values]
+
+
+# --- no trace ---------------------------------------------------------------------------------
+
+
+def trained(how, kind, steps=200):
+    """Weights, optimiser state and random state after training with dropout, watched or not."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"body": Model(kind), "drop": nn.Dropout(0.3)})
+    optimiser = torch.optim.Adam(model.parameters())
+    monitor = retrograde.Monitor(model, every=5)
+    for _ in range(steps):
+        x = torch.randn(4, 6, 3)
+        optimiser.zero_grad()
+
+        def run(x=x):
+            model["body"](model["drop"](x)).square().mean().backward()
+
+        if how == "record":
+            with retrograde.record(model):
+                run()
+        elif how == "monitor":
+            with monitor:
+                run()
+        else:
+            run()
+        optimiser.step()
+    return model.state_dict(), optimiser.state_dict()["state"], torch.get_rng_state()
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("how", ["record", "monitor"])
+def test_200_steps_are_bit_identical(how, kind):
+    weights, state, random = trained("plain", kind)
+    watched_weights, watched_state, watched_random = trained(how, kind)
+    assert random.equal(watched_random)
+    for name, value in weights.items():
+        assert value.equal(watched_weights[name]), name
+    for number, values in state.items():
+        for name, value in values.items():
+            assert value.equal(watched_state[number][name]), (number, name)
+
+
+def trace(model):
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return {
+        "hooks": [len(getattr(module, name)) for module in model.modules() for name in hooks],
+        "with kwargs": [len(module._forward_hooks_with_kwargs) for module in model.modules()],
+        "parameter hooks": [len(p._backward_hooks or {}) for p in model.parameters()],
+        "training": [module.training for module in model.modules()],
+        "requires_grad": [p.requires_grad for p in model.parameters()],
+        "grad": [id(p.grad) for p in model.parameters()],
+        "grad mode": torch.is_grad_enabled(),
+        "dtype": torch.get_default_dtype(),
+        "random": torch.get_rng_state().tolist(),
+        "attributes": [sorted(vars(module)) for module in model.modules()],
+    }
+
+
+def ours_fails(*_):
+    raise ZeroDivisionError("a mistake of ours")
+
+
+@pytest.mark.parametrize("watch", ["record", "monitor"])
+@pytest.mark.parametrize("fails", ["nothing", "model", "loss", "backward", "ours"])
+def test_no_trace(watch, fails, monkeypatch):
+    torch.manual_seed(0)
+    model, x = Model(), torch.randn(2, 7, 3)
+    model.head.weight.requires_grad_(False)
+    model.head.eval()
+    loss_of(model, x).backward()  # .grad is there, and must stay the same object
+    if fails == "ours":
+        monkeypatch.setattr("retrograde.monitor.glance", ours_fails)
+    handle = model.encoder["rnn"].register_forward_hook(lambda *_: None)
+    before = trace(model)
+    watched = retrograde.Monitor(model) if watch == "monitor" else retrograde.record(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with watched:
+                if fails == "model":
+                    model(torch.ones(2, 7, 9))
+                loss = loss_of(model, x)
+                if fails == "loss":
+                    raise KeyError("in the user's loss")
+                if fails == "backward":
+                    loss.register_hook(ours_fails)
+                loss.backward()
+        except (RuntimeError, KeyError, ZeroDivisionError):
+            assert fails in ("model", "loss", "backward")
+        else:
+            assert fails in ("nothing", "ours")
+    assert trace(model) == before
+    handle.remove()
+    pickle.loads(pickle.dumps(model))
+    copy.deepcopy(model)
+
+
+@pytest.mark.parametrize("watch", ["record", "monitor"])
+def test_nothing_is_kept_alive_after_the_recording_is_dropped(watch):
+    model, x = Model(), torch.ones(2, 5, 3)
+    monitor = retrograde.Monitor(model)
+    kept = []
+    model.encoder["rnn"].register_forward_hook(lambda m, a, out: kept.append(weakref.ref(out[0])))
+    if watch == "monitor":
+        block(monitor, model, x)
+        assert len(monitor.recording) == 1
+        kept += [weakref.ref(layer.output_adjoint) for layer in monitor.recording.values()]
+        monitor.flow("encoder.rnn")
+        block(monitor, model, x)  # not recorded; the one before is dropped
+    else:
+        with retrograde.record(model) as recording:
+            loss_of(model, x).backward()
+        kept += [weakref.ref(layer.output_adjoint) for layer in recording.values()]
+        kept.append(weakref.ref(recording))
+        del recording
+    gone = weakref.ref(model)
+    del monitor, model
+    gc.collect()
+    assert gone() is None
+    assert [ref() for ref in kept] == [None] * len(kept)
+
+
+@pytest.mark.parametrize("when", ["before", "after", "inside"])
+def test_a_compiled_model_works_as_before(when):
+    torch.manual_seed(0)
+    model, x = Model(), torch.randn(2, 7, 3)
+    expected = model(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, on tracing recurrent layers
+        compiled = torch.compile(model, backend="aot_eager")
+        if when == "before":
+            compiled(x)
+        watched = compiled if when != "after" else model
+        monitor = retrograde.Monitor(watched)
+        block(monitor, watched, x)
+        torch.testing.assert_close(compiled(x), expected)
+        loss_of(compiled, x).backward()
+    names = set(monitor.scalars) - {"retrograde/gradient_norm_rest", "retrograde/unrecorded"}
+    assert names and all(name.startswith("retrograde/encoder.rnn/") for name in names)
+    assert monitor.scalars["retrograde/unrecorded"] == 0, monitor.problems
+    assert torch.compile(model.encoder["rnn"], backend="eager") is not None
+    torch._dynamo.reset()
+
+
+def test_wrappers_are_no_part_of_the_names():
+    model = nn.Sequential(torch.compile(nn.Identity(), backend="eager"), nn.GRU(3, 4))
+    wrapped = nn.DataParallel(nn.Sequential(model))
+    monitor = retrograde.Monitor(wrapped)
+    with monitor:
+        model(torch.ones(5, 2, 3))[0].sum().backward()
+    assert "retrograde/0.1/reach" in monitor.scalars
+
+
+# --- nothing stops training -------------------------------------------------------------------
+
+
+def no_backward(model, x):
+    model(x)
+
+
+def not_finite(model, x):
+    (loss_of(model, x) * torch.inf).backward()
+
+
+@pytest.mark.parametrize(
+    ("make", "use", "reason"),
+    [
+        (Model, no_backward, "no backward pass reached it"),
+        (Model, not_finite, "dL/dh_l0 of 'encoder.rnn' is"),
+        (lambda: nn.Linear(3, 1), no_backward, "holds no recurrent layer"),
+        (
+            lambda: Model(lambda i, h, **o: nn.GRU(i, h, **o).requires_grad_(False)),
+            lambda model, x: loss_of(model, x).backward(),
+            "has requires_grad=False",
+        ),
+    ],
+    ids=["no backward", "not finite", "no layer", "refused"],
+)
+def test_what_cannot_be_recorded_is_counted_and_said_once(make, use, reason):
+    model, x = make(), torch.ones(2, 7, 3)
+    monitor = retrograde.Monitor(model, every=1)
+    with pytest.warns(UserWarning, match=reason), monitor:
+        use(model, x)
+    assert monitor.scalars["retrograde/unrecorded"] == 1
+    assert all(math.isfinite(value) for value in monitor.scalars.values())
+    assert not any(name.endswith("/reach") for name in monitor.scalars)
+    with monitor:  # and not said again: a warning would be an error here
+        use(model, x)
+    assert monitor.scalars["retrograde/unrecorded"] == 1
+    assert any(reason in why for why in monitor.problems.values())
+
+
+def test_values_that_are_not_finite_are_counted():
+    model, x = Model(), torch.ones(2, 7, 3)
+    x[1, 3:5, 0] = torch.nan
+    monitor = retrograde.Monitor(model)
+    with pytest.warns(UserWarning, match="the input of 'encoder.rnn' is nan"):
+        block(monitor, model, x)
+    # At least the two of the input; every weight's gradient is lost as well.
+    weights = sum(p.numel() for p in model.encoder.parameters())
+    assert monitor.scalars["retrograde/encoder.rnn/nonfinite"] >= 2 + weights
+
+
+def test_a_mistake_of_ours_is_no_error_of_the_users(monkeypatch):
+    model, x = Model(), torch.ones(2, 7, 3)
+    monkeypatch.setattr("retrograde.monitor.glance", ours_fails)
+    monitor = retrograde.Monitor(model)
+    with pytest.warns(UserWarning, match="ZeroDivisionError: a mistake of ours"):
+        block(monitor, model, x)
+    assert "retrograde/encoder.rnn/gradient_norm" in monitor.scalars
+
+
+@pytest.mark.parametrize("where", ["model", "log"])
+def test_errors_of_the_users_pass_through(where):
+    model, x = Model(), torch.ones(2, 7, 3)
+    monitor = retrograde.Monitor(model, every=1, log=ours_fails if where == "log" else None)
+    with pytest.raises(ZeroDivisionError, match="a mistake of ours"), monitor:
+        loss_of(model, x).backward()
+        if where == "model":
+            ours_fails()
+    assert bool(monitor.scalars) == (where == "log")
+    monitor.log = None
+    block(monitor, model, x)
+    assert monitor.scalars["retrograde/unrecorded"] == 0
+
+
+def test_sparse_gradients_have_norms_too():
+    model = nn.ModuleDict({"embed": nn.Embedding(5, 3, sparse=True), "rnn": nn.GRU(3, 4)})
+    monitor = retrograde.Monitor(model)
+    with monitor:
+        model["rnn"](model["embed"](torch.tensor([[1, 1], [2, 4]])))[0].sum().backward()
+    expected = float(model["embed"].weight.grad.to_dense().norm())
+    assert monitor.scalars["retrograde/gradient_norm_rest"] == pytest.approx(expected)
+
+
+def test_a_block_that_never_ended_is_given_up():
+    model, x = Model(), torch.ones(2, 7, 3)
+    before = trace(model)
+    monitor = retrograde.Monitor(model, every=1)
+    monitor.start()
+    model(x)
+    monitor.start()
+    loss_of(model, x).backward()
+    monitor.stop()
+    assert monitor.scalars["retrograde/unrecorded"] == 0
+    monitor.stop()  # nothing is open
+    assert trace(model)["hooks"] == before["hooks"]
+    assert trace(model)["parameter hooks"] == before["parameter hooks"]
+
+
+@pytest.mark.parametrize("name", ["every", "samples", "entries"])
+@pytest.mark.parametrize("value", [0, -1, True])
+def test_numbers_are_positive_integers(name, value):
+    with pytest.raises(ArgumentError, match=f"{name} must be a positive integer"):
+        retrograde.Monitor(Model(), **{name: value})
