@@ -1,5 +1,7 @@
 """Every way torch runs a recurrence: exact in each, and the same where two mean the same."""
 
+import contextlib
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -405,7 +407,30 @@ def test_an_encoder_and_a_decoder():
     encoder, decoder = (retrograde.decompose(recording[n]) for n in ("encoder", "decoder"))
     assert encoder.residual < EXACT and decoder.residual < EXACT
     assert encoder.entries.steps.tolist() == [T - 1]
+    assert "the state passes on to 'decoder'" in encoder.recorded.notes[0]
     assert decoder.entries.steps.tolist() == [0, 1, 2, 3]  # also through what it reads of itself
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_training_a_loop_is_the_same_to_the_last_bit_when_it_is_recorded(kind):
+    """The states of a loop are summed from several gradients; nothing changes their order."""
+    results = []
+    for watched in (False, True):
+        loop, x = Loop(kind, BETWEEN["reset"]).float(), sequence(T, B, INPUTS).float()
+        loop.between = lambda step, part: part * RESETS[step].float()
+        head = nn.Linear(H, 1)
+        with torch.no_grad():
+            head.weight.fill_(0.1)
+            head.bias.zero_()
+        optimiser = torch.optim.Adam([*loop.parameters(), *head.parameters()], lr=0.1)
+        for _ in range(20):
+            optimiser.zero_grad()
+            with retrograde.record(loop) if watched else contextlib.nullcontext():
+                outputs = loop(x)
+                (head(outputs).square().mean() + outputs[2:].abs().mean()).backward()
+            optimiser.step()
+        results.append([p.detach().clone() for p in loop.parameters()])
+    assert all(map(torch.equal, *results))
 
 
 def test_a_stack_of_cells_in_one_loop():

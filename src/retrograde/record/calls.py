@@ -1,7 +1,7 @@
 """What is kept of one call of a recurrent layer: copies of what went in and came out."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -50,6 +50,7 @@ class Call:
     """One call of a layer.
 
     Attributes:
+        layer: the layer's name.
         form: how the layer lays things out.
         weights: its weights, copied.
         x: the input.
@@ -57,9 +58,11 @@ class Call:
         last: the parts of the last state by letter.
         output: the output itself, not copied, and its version then.
         random: the state of the random generator before the call, if masks were drawn in it.
-        link: where its state came from, if from another call.
+        link: where its state came from, if from another call of the layer.
+        passed_to: other layers whose state was computed from this call's results.
     """
 
+    layer: str
     form: Form
     weights: Weights
     x: Tensor | PackedSequence
@@ -69,9 +72,11 @@ class Call:
     version: int
     random: Tensor | None
     link: Link | None = None
+    passed_to: set[str] = field(default_factory=set)
 
     @staticmethod
     def of(
+        layer: str,
         form: Form,
         weights: Weights,
         arguments: Mapping[str, Any],
@@ -82,6 +87,7 @@ class Call:
         x, output = arguments["input"], results["h" if form.stepped else OUTPUT]
         copied = data(x).detach().clone()
         return Call(
+            layer,
             form,
             weights,
             x._replace(data=copied) if isinstance(x, PackedSequence) else copied,

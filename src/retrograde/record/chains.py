@@ -60,6 +60,11 @@ def chains_of(calls: list[Call], brought: Pass) -> tuple[list[list[Span]], list[
                 chain.append(after[chain[-1]])
             chains.append(_spans(chain, brought))
     notes = [note for chain in chains for note in _borders_in_words(chain)]
+    for layer in sorted(set().union(*(call.passed_to for call in calls))):
+        notes.append(
+            f"the state passes on to {layer!r}: what comes back from there counts as given by the "
+            "loss"
+        )
     if outside:
         notes.append(
             "the initial state was carried in from a call outside this backward pass: nothing "

@@ -79,6 +79,9 @@ class Surroundings:
             for found in sources[letter]:
                 on_the_way.setdefault(found, set()).update(passed)
         calls = {self._results[edge][0] for found in sources.values() for edge in found}
+        for other in calls:
+            if other.layer != call.layer:
+                other.passed_to.add(call.layer)
         if len(calls) != 1:
             return None
         before = calls.pop()

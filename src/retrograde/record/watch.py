@@ -181,7 +181,7 @@ class Watch:
         if self.problem or not any(tensor.requires_grad for tensor in results.values()):
             self.idle += 1
             return
-        call = Call.of(form, weights, arguments, results, self._random)
+        call = Call.of(self.name, form, weights, arguments, results, self._random)
         self.around.add(call, arguments, results, self.calls)
         for name, tensor in results.items():
             self._collect(tensor, lambda to: to.arrived, (call, name))
