@@ -278,7 +278,7 @@ class _Pass:
             try:
                 found[name] = of_pass[name]  # of several passes in a block, the last one
                 self.problems.pop(name, None)
-            except RetrogradeError as error:
+            except Exception as error:  # whatever it is, training must not pay for it
                 self._fail(name, error)
         return found
 

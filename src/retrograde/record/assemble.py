@@ -23,20 +23,21 @@ def assemble(name: str, calls: list[Call], brought: Pass) -> Recorded:
         RecordingError: if the calls ran with different weights, if a dropout's masks cannot be
             drawn again, or if the loss used what is not recorded.
     """
-    problem = brought.problems.get(name) or _problem(calls, brought)
+    problem = brought.problems.get(name) or _problem(name, calls, brought)
     if problem:
         raise RecordingError(f"{name!r}: {problem}")
     chains, notes = chains_of(calls, brought)
     try:
-        reading = Reading.side_by_side([read(chain) for chain in chains])
+        masked = any(call.random is not None for call in calls)
+        reading = Reading.side_by_side([read(chain, masked) for chain in chains])
+        if len(chains) > 1:
+            notes.append(f"{len(chains)} separate runs of the layer lie side by side as samples")
+        gradients = {
+            weight: _through_the_layer(weight, calls, brought, notes)
+            for weight in reading.cell.parameters
+        }
     except RecordingError as error:
         raise RecordingError(f"{name!r}: {error}") from None
-    if len(chains) > 1:
-        notes.append(f"{len(chains)} separate runs of the layer lie side by side as samples")
-    gradients = {
-        weight: _through_the_layer(name, weight, brought, notes)
-        for weight in reading.cell.parameters
-    }
     return Recorded(
         name,
         reading.cell,
@@ -51,25 +52,35 @@ def assemble(name: str, calls: list[Call], brought: Pass) -> Recorded:
     )
 
 
-def _through_the_layer(name: str, weight: str, brought: Pass, notes: list[str]) -> Tensor:
+def _through_the_layer(weight: str, calls: list[Call], brought: Pass, notes: list[str]) -> Tensor:
     """Autograd's gradient of a weight, without what came to it by other ways."""
-    gradient = brought.weights[name, weight]
-    beside = brought.beside.get((name, weight))
-    if beside is None:
-        return gradient
-    notes.append(
-        f"a part of the gradient of {weight} does not come through the layer (a penalty on the "
-        "weights?) and is left out"
-    )
-    return gradient - beside
+    used = {call.keys[weight] for call in calls if weight in call.keys}
+    gradients = [brought.weights[key] for key in used if key in brought.weights]
+    if not gradients:
+        raise RecordingError(
+            f"autograd gave no gradient of its {weight} in this pass: it was frozen, the loss does "
+            "not depend on it, or backward(inputs=...) left it out; call backward() without inputs"
+        )
+    beside = [brought.beside[key] for key in used if key in brought.beside]
+    if beside:
+        notes.append(
+            f"a part of the gradient of {weight} does not come through the layer (a penalty on the "
+            "weights?) and is left out"
+        )
+    return torch.stack(gradients).sum(0) - sum(beside)
 
 
-def _problem(calls: list[Call], brought: Pass) -> str:
+def _problem(name: str, calls: list[Call], brought: Pass) -> str:
     """Why these calls cannot be put together; empty if nothing stands in the way."""
     if any((call, "activation") in brought.arrived for call in calls):
         return (
             "the loss uses what return_activations=True handed out, and a gradient that enters "
             "there is not followed; use output and state for the recorded pass"
+        )
+    if name in brought.inside:
+        return (
+            "the loss reaches inside it, past its output and state, as a penalty on gradients "
+            "(create_graph=True) does; leave such terms out of the recorded pass"
         )
     weights = [[w for cell in call.cells for w in cell.parameters.values()] for call in calls]
     for others in weights[1:]:

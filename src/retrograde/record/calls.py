@@ -18,6 +18,10 @@ LETTERS = ("h", "c", "i", "f", "o")
 """The parts of a state, in the order in which layers take and return them."""
 
 
+WeightKey = tuple[str, str, int]
+"""A tensor that a layer uses as a weight: the layer, the weight, and a number of its own."""
+
+
 @dataclass(frozen=True, eq=False)
 class Link:
     """Where the state came from that a call was given.
@@ -53,11 +57,14 @@ class Call:
         layer: the layer's name.
         form: how the layer lays things out.
         weights: its weights, copied.
+        keys: which tensors they were copied from, by the weights' names.
         x: the input.
         given: the parts of the initial state by letter; empty if none was given.
         last: the parts of the last state by letter.
         output: the output itself, not copied, and its version then.
         random: the state of the random generator before the call, if masks were drawn in it.
+        views: of those results whose gradient arrives at the tensor that they are a view of, the
+            shape, strides and offset in it.
         link: where its state came from, if from another call of the layer.
         passed_to: other layers whose state was computed from this call's results.
     """
@@ -65,12 +72,14 @@ class Call:
     layer: str
     form: Form
     weights: Weights
+    keys: Mapping[str, WeightKey]
     x: Tensor | PackedSequence
     given: Mapping[str, Tensor]
     last: Mapping[str, Tensor]
     output: Tensor
     version: int
     random: Tensor | None
+    views: dict[str, tuple[Any, Any, Any]] = field(default_factory=dict)
     link: Link | None = None
     passed_to: set[str] = field(default_factory=set)
 
@@ -79,6 +88,7 @@ class Call:
         layer: str,
         form: Form,
         weights: Weights,
+        keys: Mapping[str, WeightKey],
         arguments: Mapping[str, Any],
         results: Mapping[str, Tensor],
         random: Tensor | None,
@@ -90,6 +100,7 @@ class Call:
             layer,
             form,
             weights,
+            keys,
             x._replace(data=copied) if isinstance(x, PackedSequence) else copied,
             {n: part.detach().clone() for n, part in parts_of(arguments.get("hx")).items()},
             {n: part.detach().clone() for n, part in results.items() if n != OUTPUT},
@@ -125,6 +136,12 @@ class Call:
         if values.ndim == 2:  # torch's unbatched form
             return values.unsqueeze(1), None
         return (values.transpose(0, 1) if self.form.batch_first else values), None
+
+    def as_returned(self, name: str, gradient: Tensor) -> Tensor:
+        """The gradient that arrived for a result, in the layout of the result."""
+        if name not in self.views:
+            return gradient
+        return gradient.contiguous().as_strided(*self.views[name])
 
     def outputs(self, values: Tensor) -> Tensor:
         """What the layer returned for every step, or a gradient of it, as [T, B, *]."""

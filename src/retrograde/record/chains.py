@@ -10,9 +10,9 @@ from retrograde.engine import Border
 from retrograde.record.calls import OUTPUT, Call, Link
 from retrograde.record.passes import Pass
 
-HANDED_ON = 1e-3
-"""A state was handed on as it looks if the gradient that came back agrees so far, relative to its
-size. Rounding is far below (32 eps are allowed in low precision), a state computed anew is not."""
+HANDED_ON = 32
+"""A state was handed on as it looks if the gradient that came back agrees up to so many eps,
+relative to its size. Nothing is lost with one that agrees less: it counts as computed anew."""
 
 
 DETACHED = "the state was detached before {}: nothing comes back from there"
@@ -108,7 +108,7 @@ def _entering(
             stores.append(brought.returned)
         for store in stores:
             if (call, name) in store:
-                gradient = store[call, name]
+                gradient = call.as_returned(name, store[call, name])
                 entering[name] = entering[name] + gradient if name in entering else gradient
     output = entering.pop(OUTPUT, None)
     state = call.state(entering)
@@ -125,7 +125,11 @@ def _handed_on(call: Call, link: Link, brought: Pass) -> bool:
         return True
     before = link.before
     names = frozenset().union(*(link.sources[letter] for letter in link.altered))
-    back = {n: brought.returned[before, n] for n in names if (before, n) in brought.returned}
+    back = {
+        n: before.as_returned(n, brought.returned[before, n])
+        for n in names
+        if (before, n) in brought.returned
+    }
     output = back.pop(OUTPUT, None)
     arrived = before.state(back)
     if output is not None:
@@ -135,7 +139,7 @@ def _handed_on(call: Call, link: Link, brought: Pass) -> bool:
         arrived[:, -top.state_size :][:, top.output] += steps[-1]
     given = {n: brought.given[call, n] for n in link.altered if (call, n) in brought.given}
     expected = call.state(given) * link.carried
-    tolerance = max(HANDED_ON, 32 * torch.finfo(call.output.dtype).eps)
+    tolerance = HANDED_ON * torch.finfo(call.output.dtype).eps
     return bool((arrived - expected).norm() <= tolerance * arrived.norm())
 
 

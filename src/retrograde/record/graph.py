@@ -5,6 +5,7 @@ last bit. Nodes are looked at, and hooks on them look on.
 """
 
 import functools
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,8 @@ Listener = Callable[[Roots], Callable[[], None]]
 """Told of a backward pass before it starts, by its roots; what it returns is called at its end."""
 
 _listeners: list[Listener] = []
+_lock = threading.Lock()
+_announcing: Callable[..., None] | None = None
 
 
 def edge_of(tensor: Any) -> Edge | None:
@@ -37,6 +40,18 @@ def edge_of(tensor: Any) -> Edge | None:
         return None
     edge = torch.autograd.graph.get_gradient_edge(tensor)
     return edge.node, edge.output_nr
+
+
+def origin_of(tensor: Tensor) -> Tensor:
+    """What a tensor is another view of, as a whole; else the tensor itself.
+
+    An operation in place gives the view a new node in place of its own, where nothing arrives any
+    more. The node of what it is a view of stays.
+    """
+    base = tensor._base
+    if base is None or not base.requires_grad or not base.is_contiguous():
+        return tensor
+    return base if base.numel() == tensor.numel() else tensor
 
 
 def nodes_between(start: Edge, ends: Collection[Edge]) -> tuple[set[Edge], set[Node]]:
@@ -109,18 +124,21 @@ def listening(listener: Listener) -> Iterator[None]:
 
     There is no hook for it in torch, so the function is replaced while anyone listens.
     """
-    if not _listeners:
-        _announce()
-    _listeners.append(listener)
+    with _lock:
+        if not _listeners:
+            _announce()
+        _listeners.append(listener)
     try:
         yield
     finally:
-        _listeners.remove(listener)
-        if not _listeners:
-            torch.autograd.backward = torch.autograd.backward.__wrapped__  # type: ignore[attr-defined]
+        with _lock:
+            _listeners.remove(listener)
+            if not _listeners:
+                _fall_silent()
 
 
 def _announce() -> None:
+    global _announcing
     original = torch.autograd.backward
 
     @functools.wraps(original)
@@ -132,14 +150,23 @@ def _announce() -> None:
             for root, gradient in zip(each, given, strict=False)
             if isinstance(root, Tensor)
         ]
-        done = [listener(roots) for listener in tuple(_listeners)]
+        current = tuple(_listeners) if backward is _announcing else ()
+        done = [listener(roots) for listener in current]
         try:
             original(tensors, grad_tensors, *args, **kwargs)
         finally:
             for finish in done:
                 finish()
 
-    torch.autograd.backward = backward
+    torch.autograd.backward = _announcing = backward
+
+
+def _fall_silent() -> None:
+    """Put torch's function back. Where someone has wrapped ours since, it stays and is mute."""
+    global _announcing
+    if torch.autograd.backward is _announcing:
+        torch.autograd.backward = torch.autograd.backward.__wrapped__  # type: ignore[attr-defined]
+    _announcing = None
 
 
 def _tuple(tensors: Any) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from retrograde.record.calls import Call, Link, data, parts_of
+from retrograde.record.calls import OUTPUT, Call, Link, WeightKey, data, parts_of
 from retrograde.record.graph import Edge, Node, Roots, edge_of, nodes_between, on_inputs, users_of
 from retrograde.record.passes import Pass, add
 
@@ -34,12 +34,17 @@ class _Place:
     def into(self) -> list[Edge]:
         return [*self.given.values(), *([self.x] if self.x else [])]
 
+    @property
+    def within(self) -> tuple[list[Node], dict[Node, list[Edge]]]:
+        """Where the nodes of the call itself begin, and where they end."""
+        return [edge[0] for edge in self.results.values()], {edge[0]: [] for edge in self.into}
+
 
 @dataclass(eq=False)
 class Surroundings:
     """The graph around all recorded calls; dropped when the recording ends."""
 
-    weights: dict[Edge, tuple[str, str]] = field(default_factory=dict)
+    weights: dict[Edge, WeightKey] = field(default_factory=dict)
     _places: dict[Call, _Place] = field(default_factory=dict)
     _results: dict[Edge, tuple[Call, str]] = field(default_factory=dict)
     _on_the_way: dict[Edge, set[Node]] = field(default_factory=dict)
@@ -71,7 +76,13 @@ class Surroundings:
 
     def _attached(self, call: Call, place: _Place, earlier: list[Call]) -> Link | None:
         """The link to the call that this one's state was computed from, if it is handed on."""
-        edges = place.given.values()
+        edges = list(place.given.values())
+        crossed = any(
+            self._results.get(edge, (None, letter))[1] not in (letter, OUTPUT)
+            for letter, edge in place.given.items()
+        )
+        if crossed or len(set(edges)) < len(edges):  # a state for h and c, or one for the other
+            return None
         sources: dict[str, set[Edge]] = {}
         on_the_way: dict[Edge, set[Node]] = {}
         for letter, edge in place.given.items():
@@ -115,15 +126,20 @@ class Surroundings:
                 return Link(before, torch.zeros_like(state, dtype=torch.bool), {}, frozenset())
         return None
 
+    def goes_on(self, call: Call) -> bool:
+        """Whether another call carries on the state of this one."""
+        return call in self._continued
+
     def watch(self, roots: Roots, to: Pass) -> list[RemovableHandle]:
         """Hooks that tell a pass by which ways gradients reach states and weights."""
+        places = self._places.copy()  # another thread may be calling layers
         states: dict[Edge, tuple[Call, str]] = {}
         given: dict[Edge, tuple[Call, str]] = {}
-        for call, place in self._places.items():
+        for call, place in places.items():
             if call.form.stepped:  # its results may be used inside the call itself
                 states |= {edge: (call, name) for name, edge in place.results.items()}
             if call.link:
-                results = self._places[call.link.before].results
+                results = places[call.link.before].results
                 states |= {results[n]: (call.link.before, n) for n in call.link.results}
                 given |= {place.given[n]: (call, n) for n in call.link.altered}
 
@@ -143,18 +159,22 @@ class Surroundings:
             if edge in edges and edge is not None:
                 keep(None, edge, gradient)
         inside = {
-            edge[0]: place.into
-            for place in self._places.values()
-            for edge in place.results.values()
+            edge[0]: place.into for place in places.values() for edge in place.results.values()
         }
         starts = [edge[0] for edge in (edge_of(root) for root, _ in roots) if edge]
         users = list(users_of(edges, starts, inside))
-        for call, place in self._places.items():  # other recorded calls that read a state
+        beside = {node for node, used in users if any(edge in self.weights for _, edge in used)}
+        for place in places.values() if beside else ():
+            starts, ends = place.within
+            ends |= {edge[0]: [] for edge in self.weights}
+            for node, used in users_of(self.weights, starts, ends):
+                for _, edge in used if node in beside else ():
+                    to.inside.add(self.weights[edge][0])
+        for call, place in places.items():  # other recorded calls that read a state
             own = set(place.given.values()) if call.link else set()
             read = {edge for edge in place.into if edge not in own} & {*states, *given}
             if read:
-                ends: dict[Node, list[Edge]] = {edge[0]: [] for edge in place.into}
-                users += users_of(read, [edge[0] for edge in place.results.values()], ends)
+                users += users_of(read, *place.within)
         return [on_inputs(node, places, keep) for node, places in users]
 
 

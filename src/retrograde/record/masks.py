@@ -12,9 +12,7 @@ from retrograde.record.calls import Call, data
 
 
 def masks_of(call: Call) -> list[Float[Tensor, "T B W"]]:
-    """What the outputs of each layer but the last were multiplied by; none without a dropout."""
-    if call.random is None:
-        return []
+    """What the outputs of each layer but the last were multiplied by: ones without a dropout."""
     steps = (
         call.sequence(call.x)[0].shape[:2] if isinstance(call.x, Tensor) else data(call.x).shape[:1]
     )
@@ -23,9 +21,9 @@ def masks_of(call: Call) -> list[Float[Tensor, "T B W"]]:
     ones = torch.ones(*steps, width, dtype=call.output.dtype, device=device)
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if on_gpu else []):
-        if on_gpu:
+        if call.random is not None and on_gpu:
             torch.cuda.set_rng_state(call.random, device)
-        else:
+        elif call.random is not None:
             torch.set_rng_state(call.random)
         drawn = [torch.dropout(ones, call.form.dropout, True) for _ in range(call.form.layers - 1)]
     if isinstance(call.x, Tensor):

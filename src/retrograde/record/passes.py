@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from retrograde.record.calls import Call
+from retrograde.record.calls import Call, WeightKey
 
 Key = TypeVar("Key")
 
@@ -22,8 +22,9 @@ class Pass:
         returned: of those that were altered before they were handed on, what came back that way.
         given: the whole gradient of each part of a state that a call was given, if it was altered.
         entered_given: of that what did not come from the call.
-        weights: the gradient of each weight, by layer and name.
+        weights: the gradient of each tensor that a layer used as a weight.
         beside: what of it came by other ways than through the layer, a penalty in the loss.
+        inside: the layers that the loss reaches past their output and state.
         problems: the layers for which the pass cannot be used, and why.
     """
 
@@ -32,8 +33,9 @@ class Pass:
     returned: dict[tuple[Call, str], Tensor] = field(default_factory=dict)
     given: dict[tuple[Call, str], Tensor] = field(default_factory=dict)
     entered_given: dict[tuple[Call, str], Tensor] = field(default_factory=dict)
-    weights: dict[tuple[str, str], Tensor] = field(default_factory=dict)
-    beside: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    weights: dict[WeightKey, Tensor] = field(default_factory=dict)
+    beside: dict[WeightKey, Tensor] = field(default_factory=dict)
+    inside: set[str] = field(default_factory=set)
     problems: dict[str, str] = field(default_factory=dict)
 
     def calls(self, among: Iterable[Call]) -> list[Call]:

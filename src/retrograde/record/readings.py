@@ -87,28 +87,28 @@ class Reading:
         )
 
 
-def read(chain: list[Span]) -> Reading:
-    """The reading of one sequence of calls.
+def read(chain: list[Span], masked: bool) -> Reading:
+    """The reading of one sequence of calls; `masked` if a dropout acted in any call of the layer.
 
     Raises:
         RecordingError: if the masks of a dropout cannot be drawn again.
     """
-    sequence = _Sequence(chain)
+    sequence = _Sequence(chain, masked)
     return _both_ways(sequence) if chain[0].call.form.directions == 2 else _one_way(sequence)
 
 
 class _Sequence:
     """The tensors of calls that follow each other, time first, one call after the other."""
 
-    def __init__(self, chain: list[Span]):
+    def __init__(self, chain: list[Span], masked: bool):
         first = chain[0].call
         self.form, self.cells, self.calls = first.form, first.cells, [span.call for span in chain]
         parts = [call.sequence(call.x) for call in self.calls]
         self.x = torch.cat([x for x, _ in parts])
         self.lengths = parts[0][1]  # calls of samples that end earlier are not carried on
         self.initial = first.state(first.given)
-        masks = zip(*(masks_of(call) for call in self.calls), strict=True)
-        self.masks = [torch.cat(of_layer) for of_layer in masks]
+        drawn = [masks_of(call) for call in self.calls] if masked else []
+        self.masks = [torch.cat(of_layer) for of_layer in zip(*drawn, strict=True)]
         self.doubtful = bool(self.masks) or self.form.overridden
         self.borders: dict[int, Border] = {}
         self.spans: list[tuple[int, int]] = []

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from threading import Lock
 
 from torch import nn
 
@@ -66,7 +67,7 @@ def record(model: nn.Module) -> Iterator[Recording]:
             for note in filter(None, (watch.moved() for watch in watches)):
                 error.add_note(f"retrograde: {note}")
             raise
-    _fill(recording, watches, passes.ended)
+    _fill(recording, watches, passes.all())
     if not recording and not any(recording.passes):
         raise RecordingError("; ".join(recording.refused.values()))
 
@@ -76,28 +77,35 @@ class _Passes:
 
     def __init__(self) -> None:
         self.around = Surroundings()
-        self.ended: list[Pass] = []
+        self._ended: list[Pass] = []
         self._running: Pass | None = None
         self._depth = 0
+        self._lock = Lock()  # passes of other models in other threads are announced as well
 
     def current(self) -> Pass | None:
         """The pass that is running, if one is."""
         return self._running
 
+    def all(self) -> list[Pass]:
+        """All passes; one that still runs does so in another thread, through another model."""
+        with self._lock:
+            return [*self._ended, *([self._running] if self._running else [])]
+
     def start(self, roots: Roots) -> Callable[[], None]:
         """A backward pass begins, or one within it (checkpointing); the result ends it."""
-        if self._running is None:
-            self._running = Pass()
-        self._depth += 1
-        looking_on = self.around.watch(roots, self._running)
+        with self._lock:
+            running = self._running = self._running or Pass()
+            self._depth += 1
+        looking_on = self.around.watch(roots, running)
 
         def end() -> None:
             for handle in looking_on:
                 handle.remove()
-            self._depth -= 1
-            if not self._depth and self._running:
-                self.ended.append(self._running)
-                self._running = None
+            with self._lock:
+                self._depth -= 1
+                if not self._depth:
+                    self._ended.append(running)
+                    self._running = None
 
         return end
 
@@ -165,15 +173,22 @@ def _shared(layers: Mapping[str, nn.Module]) -> dict[str, str]:
     """Layers that have a weight in common, and why that stands in the way."""
     owners: dict[nn.Parameter, list[tuple[str, str]]] = {}
     for layer, module in layers.items():
-        for name, parameter in module.named_parameters():
+        for name, parameter in module.named_parameters(remove_duplicate=False):
             owners.setdefault(parameter, []).append((layer, name))
     return {
-        layer: f"its {name} is also that of {', '.join(repr(o) for o, _ in users if o != layer)}, "
-        "and autograd gives only the sum of both; let each layer have its own for the recorded pass"
+        layer: f"its {name} is also {_in_words(set(users) - {(layer, name)}, layer)}, and autograd "
+        "gives only the sum of both; let each have its own for the recorded pass"
         for users in owners.values()
         for layer, name in users
-        if len({owner for owner, _ in users}) > 1
+        if len(users) > 1
     }
+
+
+def _in_words(users: set[tuple[str, str]], layer: str) -> str:
+    """Other users of a weight: in other layers, or under other names in the same one."""
+    return ", ".join(
+        sorted(f"that of {owner!r}" if owner != layer else f"its {name}" for owner, name in users)
+    )
 
 
 def _nothing_to_record(model: nn.Module, recording: Recording) -> str:

@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
 
-from retrograde.record.calls import Call, data, parts_of, results_of
-from retrograde.record.graph import edge_of
+from retrograde.record.calls import Call, WeightKey, data, parts_of, results_of
+from retrograde.record.graph import Edge, edge_of, origin_of
 from retrograde.record.layers import ANALYSED, Form, Layer, Weights, form_of, weights_of
 from retrograde.record.links import Surroundings
 from retrograde.record.passes import Pass, add
@@ -54,6 +55,7 @@ class Watch:
     _training: bool = field(init=False)
     _signature: inspect.Signature | None = None
     _weights: dict[str, Tensor] = field(default_factory=dict)
+    _keys: Mapping[str, WeightKey] = field(default_factory=dict)
     _copies: Weights = field(default_factory=lambda: Weights({}, tuple))
     _kinds: dict[str, tuple[torch.device, torch.dtype]] = field(default_factory=dict)
     _versions: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -68,9 +70,9 @@ class Watch:
     def attach(self) -> None:
         """Put the hooks in place."""
         module = self.module
-        before = module.register_forward_pre_hook(partial(_untraced(), self._before))
-        after = module.register_forward_hook(
-            partial(_untraced(), self._after), with_kwargs=True, always_call=True
+        before = module.register_forward_pre_hook(_Hook(self._before))
+        after = module.register_forward_hook(  # what other hooks make of the output comes after
+            _Hook(self._after), prepend=True, with_kwargs=True, always_call=True
         )
         self.hooks.callback(before.remove)
         self.hooks.callback(after.remove)
@@ -88,38 +90,74 @@ class Watch:
             with self._guarded():
                 self._use(name, weight)
 
-        hook = partial(_untraced(), computed)
-        self.hooks.callback(computing.register_forward_hook(hook).remove)
+        self.hooks.callback(computing.register_forward_hook(_Hook(computed)).remove)
 
     def _use(self, name: str, weight: Tensor) -> None:
         """The layer runs with this tensor as a weight from now on."""
         self._weights[name] = weight
         edge = edge_of(weight)
-        if edge is not None:
-            self.around.weights[edge] = (self.name, name)
-            self._collect(weight, lambda to: to.weights, (self.name, name), self._check_unchanged)
+        if edge is None:
+            self._keys = {n: key for n, key in self._keys.items() if n != name}
+            return
+        if edge not in self.around.weights:
+            key = self.around.weights[edge] = (self.name, name, len(self.around.weights))
+            self._collect(weight, lambda to: to.weights, key, self._check_unchanged)
+        self._keys = {**self._keys, name: self.around.weights[edge]}
 
     def _collect(
         self,
         tensor: Tensor,
         store: Store,
-        key: tuple[Any, str],
+        key: tuple[Any, ...],
         check: Callable[[Pass], None] | None = None,
     ) -> None:
         """Keep the gradient of a tensor, of every backward pass."""
 
-        def arrived(gradient: Tensor) -> None:
+        def arrived(gradient: Tensor | None) -> None:
             to = self.current()
             if to is None:
                 self.unannounced = True
+            if to is None or gradient is None:  # other outputs of the node have one
                 return
             with self._guarded():
                 if check is not None:
                     check(to)
                 add(store(to), key, gradient)
+                if check is None and _others(handle):
+                    self._look_again(edge, store(to), key, gradient)
 
         if tensor.requires_grad:
-            self.hooks.callback(tensor.register_hook(arrived).remove)  # type: ignore[no-untyped-call]
+            edge = edge_of(tensor)
+            handle = tensor.register_hook(arrived)  # type: ignore[no-untyped-call]
+            self.hooks.callback(handle.remove)
+            if check is not None:  # a weight: what others make of its gradient comes after
+                hooks = handle.hooks_dict_ref()
+                for number in [n for n in hooks if n != handle.id]:
+                    hooks[number] = hooks.pop(number)
+
+    def _look_again(
+        self, edge: Edge | None, store: dict[Any, Tensor], key: tuple[Any, ...], gradient: Tensor
+    ) -> None:
+        """Take the gradient of a result as the user's own hooks on it leave it."""
+        assert edge is not None
+        before, to = gradient.clone(), self.current()
+
+        def left(gradients: tuple[Tensor | None, ...]) -> None:
+            handle.remove()
+            with self._guarded():
+                after = gradients[edge[1]]
+                if after is None or torch.equal(after, before):
+                    return
+                call = key[0]
+                if call.form.stepped or self.around.goes_on(call):
+                    assert to is not None
+                    to.problems[self.name] = (
+                        "a hook on its output or state changes the gradient on its way back "
+                        "through the layer; take the hook off for the recorded pass"
+                    )
+                store[key] = store[key] + (after - before)
+
+        handle = edge[0].register_prehook(left)
 
     def moved(self) -> str:
         """Which weight is not as it was in the forward pass, as far as torch knows; or nothing."""
@@ -130,7 +168,7 @@ class Watch:
                     f"{self.name!r}: its {name} was moved from {device}, {dtype} to {now.device}, "
                     f"{now.dtype} after the forward pass; move the model before"
                 )
-            if now._version != self._versions[name][1]:
+            if self._versions and now._version != self._versions[name][1]:
                 return f"{self.name!r}: its {name} {CHANGED}"
         return ""
 
@@ -141,7 +179,8 @@ class Watch:
         them would take longer than the rest of the recording, and later an optimiser may be at
         work already. What a row does not show, the residual does.
         """
-        if any(layer == self.name for layer, _ in to.weights) or not to.calls(self.calls):
+        self._versions = {}  # what changes a weight from now on may leave its version alone
+        if any(layer == self.name for layer, *_ in to.weights) or not to.calls(self.calls):
             return
         if self.moved():
             return
@@ -155,6 +194,7 @@ class Watch:
             if self._training is not module.training:
                 self._form, self._training = form_of(self.module), module.training
             device = next(module.parameters()).device
+            self._random = None
             if self._form.dropout:
                 on_gpu = device.type == "cuda"
                 self._random = torch.cuda.get_rng_state(device) if on_gpu else torch.get_rng_state()
@@ -181,7 +221,11 @@ class Watch:
         if self.problem or not any(tensor.requires_grad for tensor in results.values()):
             self.idle += 1
             return
-        call = Call.of(self.name, form, weights, arguments, results, self._random)
+        call = Call.of(self.name, form, weights, self._keys, arguments, results, self._random)
+        for name, tensor in results.items() if _keeps_to_itself(self.module) else ():
+            results[name] = origin_of(tensor)
+            if results[name] is not tensor:
+                call.views[name] = (tensor.shape, tensor.stride(), tensor.storage_offset())
         self.around.add(call, arguments, results, self.calls)
         for name, tensor in results.items():
             self._collect(tensor, lambda to: to.arrived, (call, name))
@@ -217,6 +261,29 @@ class Watch:
             self.problem = self.problem or f"recording it failed, {type(error).__name__}: {error}"
 
 
+def _others(handle: RemovableHandle) -> bool:
+    """Whether hooks that are not of this package are on the same tensor."""
+    there = handle.hooks_dict_ref() or {}
+    return any(getattr(hook, "__module__", None) != __name__ for hook in there.values())
+
+
+class _Hook:
+    """A hook on a module, of which nothing goes along where the module is copied or saved."""
+
+    def __init__(self, look: Callable[..., None]):
+        self._look = partial(_untraced(), look)
+
+    def __call__(self, *args: Any) -> None:
+        self._look(*args)
+
+    def __reduce__(self) -> tuple[type["_Hook"], tuple[Callable[..., None]]]:
+        return _Hook, (_nothing,)
+
+
+def _nothing(*_: Any) -> None:
+    """What a hook on a copy does."""
+
+
 def _call(hook: Callable[..., None], *args: Any) -> None:
     hook(*args)
 
@@ -236,6 +303,11 @@ def _copy(weight: Tensor) -> Tensor:
     """A copy in the precision of the analysis."""
     weight = weight.detach().clone()
     return weight if weight.dtype in ANALYSED else weight.float()
+
+
+def _keeps_to_itself(module: Layer) -> bool:
+    """Whether what a result is a view of is not another result as well."""
+    return isinstance(module, nn.RNNBase) and not form_of(module).overridden
 
 
 def _activations(returned: Any) -> list[Tensor]:
