@@ -100,6 +100,29 @@ def test_one_part_of_a_state_is_given_for_another(between):
     exact(cell, loop(cell, between))
 
 
+def test_a_tensor_that_holds_the_states_of_several_cells():
+    """Each goes on from its own part of it, with lags across all steps."""
+    cells = nn.ModuleList([nn.GRUCell(width, H, dtype=D) for width in (INPUTS, H)])
+
+    def run():
+        states, total = sequence(2, B, H), 0.0
+        for step in range(T):
+            h, new = sequence(T, B, INPUTS)[step], []
+            for cell, state in zip(cells, states, strict=True):
+                h = cell(h, state)
+                new.append(h)
+            states = torch.stack(new) * (step != 3)
+            total = total + h.square().sum()
+        return total
+
+    for layer in recorded(cells, run).values():
+        flow = retrograde.decompose(layer)
+        assert flow.residual < EXACT and flow.steps == T
+        assert layer.notes == (
+            "parts of the state were replaced before step 4: nothing comes back to them",
+        )
+
+
 def test_samples_that_weigh_little_and_share_a_state():
     """Sample 1 goes on from the state of sample 0, and nearly nothing comes back from it."""
     cell, x = nn.GRUCell(INPUTS, H, dtype=D), sequence(2, B, INPUTS)

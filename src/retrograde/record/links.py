@@ -90,15 +90,19 @@ class Surroundings:
             for found in sources[letter]:
                 on_the_way.setdefault(found, set()).update(passed)
         calls = {self._results[edge][0] for found in sources.values() for edge in found}
-        for other in calls:
+        own = [other for other in calls if other in earlier]
+        for other in calls if not own else ():
             if other.layer != call.layer:
                 other.passed_to.add(call.layer)
-        if len(calls) != 1:
+        if len(own) != 1:  # a tensor may hold the states of several layers, of this one only one
             return None
-        before = calls.pop()
+        before = own[0]
         alone = before not in self._continued and place.x not in {*on_the_way, *edges}
-        if before not in earlier or not alone or not _fit(before, call):
+        if not alone or not _fit(before, call):
             return None
+        results = set(self._places[before].results.values())
+        sources = {letter: found & results for letter, found in sources.items()}
+        on_the_way = {edge: passed for edge, passed in on_the_way.items() if edge in results}
         equal = call.state(call.given) == before.state(before.last)
         attached = call.state(
             {n: torch.full_like(part, bool(sources.get(n))) for n, part in call.given.items()}

@@ -166,7 +166,7 @@ class _Sequence:
                     f"its dropout={self.form.dropout} between layers drew masks that cannot be "
                     "drawn again (cuDNN keeps them to itself); call model.eval(), or set "
                     "dropout=0, for the recorded pass"
-                    if self.masks
+                    if self.masks and not self.form.overridden
                     else f"{self.form.kind} has a forward of its own, and its output is not what "
                     "the layer computes from the input; let it own a layer instead of being one"
                 )

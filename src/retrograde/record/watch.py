@@ -222,7 +222,9 @@ class Watch:
             self.idle += 1
             return
         call = Call.of(self.name, form, weights, self._keys, arguments, results, self._random)
-        for name, tensor in results.items() if _keeps_to_itself(self.module) else ():
+        # What a result of torch's layers is a view of is not another result as well.
+        torchs = isinstance(self.module, nn.RNNBase) and not form.overridden
+        for name, tensor in results.items() if torchs else ():
             results[name] = origin_of(tensor)
             if results[name] is not tensor:
                 call.views[name] = (tensor.shape, tensor.stride(), tensor.storage_offset())
@@ -303,11 +305,6 @@ def _copy(weight: Tensor) -> Tensor:
     """A copy in the precision of the analysis."""
     weight = weight.detach().clone()
     return weight if weight.dtype in ANALYSED else weight.float()
-
-
-def _keeps_to_itself(module: Layer) -> bool:
-    """Whether what a result is a view of is not another result as well."""
-    return isinstance(module, nn.RNNBase) and not form_of(module).overridden
 
 
 def _activations(returned: Any) -> list[Tensor]:
