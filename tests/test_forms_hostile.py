@@ -254,6 +254,14 @@ def test_a_backward_pass_to_other_tensors_than_the_weights():
     assert monitor.scalars["retrograde/unrecorded"] == 1
 
 
+def test_a_pass_that_starts_at_a_node_of_the_graph():
+    cell = nn.GRUCell(INPUTS, H, dtype=D)
+    with retrograde.record(cell) as recording:
+        loss = loop(cell, lambda state: state)()
+        torch.autograd.backward(torch.autograd.graph.get_gradient_edge(loss))
+    assert retrograde.decompose(recording).residual < EXACT
+
+
 def test_a_model_is_copied_and_saved_inside_the_block():
     """A copy is another model: it can be made, its calls are not recorded, and it keeps no hook."""
     layer, x = nn.GRU(INPUTS, H, dtype=D), sequence(T, B, INPUTS)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 from torch.utils.hooks import RemovableHandle
 
 Node = Any
@@ -23,7 +24,9 @@ Edge = tuple[Node, int]
 SEARCHED = 256
 """So many nodes are looked at between a state that a layer is given and one that another gave."""
 
-Roots = list[tuple[Tensor, Tensor]]
+Root = Tensor | GradientEdge
+
+Roots = list[tuple[Root, Tensor]]
 """The tensors at which a backward pass starts, and the gradients that it starts with."""
 
 Listener = Callable[[Roots], Callable[[], None]]
@@ -36,6 +39,8 @@ _announcing: Callable[..., None] | None = None
 
 def edge_of(tensor: Any) -> Edge | None:
     """Where the gradient of a tensor arrives; None if it gets none."""
+    if isinstance(tensor, GradientEdge):
+        return tensor.node, tensor.output_nr
     if not isinstance(tensor, Tensor) or not tensor.requires_grad:
         return None
     edge = torch.autograd.graph.get_gradient_edge(tensor)
@@ -146,9 +151,8 @@ def _announce() -> None:
         each, given = _tuple(tensors), _tuple(grad_tensors)
         given = given or (None,) * len(each)
         roots = [
-            (root, torch.ones_like(root) if gradient is None else gradient)
+            (root, _ones(root) if gradient is None else gradient)
             for root, gradient in zip(each, given, strict=False)
-            if isinstance(root, Tensor)
         ]
         current = tuple(_listeners) if backward is _announcing else ()
         done = [listener(roots) for listener in current]
@@ -169,7 +173,11 @@ def _fall_silent() -> None:
     _announcing = None
 
 
+def _ones(root: Root) -> Tensor:
+    return torch.ones_like(root) if isinstance(root, Tensor) else torch.ones(())
+
+
 def _tuple(tensors: Any) -> tuple[Any, ...]:
     if tensors is None:
         return ()
-    return (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)
+    return (tensors,) if isinstance(tensors, Root) else tuple(tensors)
