@@ -462,7 +462,10 @@ def test_a_state_that_two_calls_go_on_from():
         return (cell(x[3], one) * other).sum()
 
     flow = exact(cell, run)
-    assert flow.recorded.notes == ("2 separate runs of the layer lie side by side as samples",)
+    assert flow.recorded.notes == (
+        "2 separate runs of the layer lie side by side as samples: no state was handed from one to "
+        "another, and lags do not cross them",
+    )
 
 
 def test_a_cell_that_reads_its_own_state():
@@ -548,20 +551,56 @@ def test_weights_of_low_precision_are_taken_apart_in_float32(dtype):
 
 
 class Subclass(nn.LSTM):
-    """Names its arguments as it likes, and may do something to them first."""
+    """Has arguments of its own, packs and scales its input, and then is the layer."""
 
-    factor = 1.0
+    def forward(self, sequences, state=None, lengths=None):
+        packed = pack_padded_sequence(2 * sequences, lengths, enforce_sorted=False)
+        output, state = super().forward(packed, state)
+        return {"output": pad_packed_sequence(output)[0], "state": state}
 
-    def forward(self, input, hx=None):
-        return super().forward(input * self.factor, hx)
+
+class Zoneout(nn.GRUCell):
+    def forward(self, input, h):
+        return 0.3 * h + 0.7 * super().forward(input, hx=h)
 
 
-def test_a_subclass_is_the_layer_as_long_as_it_computes_the_same():
-    layer, x = Subclass(INPUTS, H, dtype=D), sequence(T, B, INPUTS)
-    exact(layer, lambda: layer(x)[0].square().sum())
-    layer.factor = 2.0
-    with pytest.raises(retrograde.RetrogradeError, match="Subclass has a forward of its own"):
-        exact(layer, lambda: layer(x)[0].square().sum())
+class Handwritten(nn.LSTM):
+    def forward(self, x):
+        return (x @ self.weight_ih_l0.T).tanh(), None
+
+
+def test_a_subclass_is_seen_by_what_it_hands_to_the_layer_it_is():
+    layer, plain, x = Subclass(INPUTS, H, dtype=D), nn.LSTM(INPUTS, H, dtype=D), sequence(T, B, 2)
+    forward = nn.LSTM.forward
+    plain.load_state_dict(layer.state_dict())
+    lengths = [T, 2, 4]
+    flow = exact(layer, lambda: layer(x, lengths=lengths)["output"].square().sum())
+    same = exact(plain, lambda: plain(pack(2 * x, lengths))[0].data.square().sum())
+    for name in flow.parameters:
+        same_map(flow, same, name, name)
+    assert nn.LSTM.forward is forward
+
+
+def pack(x, lengths):
+    return pack_padded_sequence(x, lengths, enforce_sorted=False)
+
+
+def test_a_subclass_that_does_more_with_its_state():
+    cell, x, h = Zoneout(INPUTS, H, dtype=D), sequence(T, B, INPUTS), sequence(B, H, seed=5)
+
+    def run():
+        state = h
+        for x_k in x:
+            state = cell(x_k, state)
+        return state.square().sum()
+
+    exact(cell, run)
+
+
+def test_a_subclass_that_is_no_such_layer_is_refused():
+    layer = Handwritten(INPUTS, H, dtype=D)
+    with pytest.raises(retrograde.RetrogradeError, match="Handwritten has a forward of its own"):
+        exact(layer, lambda: layer(sequence(T, B, INPUTS))[0].sum())
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

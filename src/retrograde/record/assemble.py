@@ -31,7 +31,10 @@ def assemble(name: str, calls: list[Call], brought: Pass) -> Recorded:
         masked = any(call.random is not None for call in calls)
         reading = Reading.side_by_side([read(chain, masked) for chain in chains])
         if len(chains) > 1:
-            notes.append(f"{len(chains)} separate runs of the layer lie side by side as samples")
+            notes.append(
+                f"{len(chains)} separate runs of the layer lie side by side as samples: no state "
+                "was handed from one to another, and lags do not cross them"
+            )
         gradients = {
             weight: _through_the_layer(weight, calls, brought, notes)
             for weight in reading.cell.parameters

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from retrograde.cells import GRU, LSTM, AbstractCell, Elman, ProjectedLSTM
 from retrograde.nn import AbstractRecurrent
+from retrograde.record.inherited import is_own
 
 Layer = nn.RNNBase | nn.RNNCellBase | AbstractRecurrent
 """A recurrent layer of torch, stepped by the model's own loop or not, or one of ours."""
@@ -80,7 +81,7 @@ def _foreign(module: nn.Module) -> str:
             f"it is a TorchScript {kind}, inside which no hook runs; record the module that it was "
             "scripted from"
         )
-    if ".quant" in type(module).__module__:
+    if type(module).__module__.startswith("torch") and ".quant" in type(module).__module__:
         return (
             f"it is a quantised {kind}, which has no gradient; record the floating-point model "
             "before it is quantised"
@@ -98,7 +99,7 @@ class Form:
         batch_first: as given to its constructor.
         directions: 2 if it reads both ways.
         dropout: the probability that acted between its layers, 0 in eval mode.
-        overridden: a subclass has a forward of its own, which may do more than the layer.
+        overridden: it is a subclass with a forward of its own.
         suffixes: of its weights' names, by layer and direction in torch's order.
         weights: the names of its weights.
     """
@@ -119,23 +120,17 @@ class Form:
 
 def form_of(module: Layer) -> Form:
     """The form of a recurrent layer."""
-    kind = class_of(module)
+    kind, overridden = class_of(module), not is_own(type(module).forward)
     if isinstance(module, nn.RNNCellBase):
         names = tuple(n for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if has(module, n))
-        return Form(kind, True, False, 1, 0.0, _overridden(module), ("",), names)
+        return Form(kind, True, False, 1, 0.0, overridden, ("",), names)
     ends = ("", "_reverse") if module.bidirectional else ("",)
     suffixes = tuple(f"_l{layer}{end}" for layer in range(module.num_layers) for end in ends)
     dropout = module.dropout if module.training and module.num_layers > 1 else 0.0
     listed = module._flat_weights_names if isinstance(module, nn.RNNBase) else module.weight_names
     names = tuple(map(str, listed))
     directions, batch_first = 1 + bool(module.bidirectional), bool(module.batch_first)
-    overridden = _overridden(module)
     return Form(kind, False, batch_first, directions, dropout, overridden, suffixes, names)
-
-
-def _overridden(module: nn.Module) -> bool:
-    forward = type(module).forward
-    return not forward.__module__.startswith(("torch.nn.modules", "retrograde.nn"))
 
 
 def class_of(module: nn.Module) -> str:

@@ -21,8 +21,8 @@ from retrograde.record.chains import Span
 from retrograde.record.masks import masks_of
 
 REPLAYED = 1e-2
-"""The pass that ran was found again if the output differs no more, relative to its size. With other
-masks or another input it differs by about 1. In low precision 32 eps are allowed."""
+"""Masks were found again if the output differs no more from the one that ran, relative to its size.
+With other masks it differs by about 1. In low precision 32 eps are allowed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +109,6 @@ class _Sequence:
         self.initial = first.state(first.given)
         drawn = [masks_of(call) for call in self.calls] if masked else []
         self.masks = [torch.cat(of_layer) for of_layer in zip(*drawn, strict=True)]
-        self.doubtful = bool(self.masks) or self.form.overridden
         self.borders: dict[int, Border] = {}
         self.spans: list[tuple[int, int]] = []
         steps, batch = self.x.shape[:2]
@@ -147,13 +146,13 @@ class _Sequence:
         return values.gather(0, order.unsqueeze(-1).expand_as(values))
 
     def check_replayed(self, output: Float[Tensor, "T B M"]) -> None:
-        """Refuse a pass that is not the one that ran, where that can be.
+        """Refuse masks that are not those of the pass that ran.
 
         Raises:
             RecordingError: with what to do.
         """
         for call, (start, stop) in zip(self.calls, self.spans, strict=True):
-            if not self.doubtful or call.output._version != call.version:
+            if not self.masks or call.output._version != call.version:
                 continue
             ran = call.outputs(call.output)
             ours = output[start:stop]
@@ -166,9 +165,6 @@ class _Sequence:
                     f"its dropout={self.form.dropout} between layers drew masks that cannot be "
                     "drawn again (cuDNN keeps them to itself); call model.eval(), or set "
                     "dropout=0, for the recorded pass"
-                    if self.masks and not self.form.overridden
-                    else f"{self.form.kind} has a forward of its own, and its output is not what "
-                    "the layer computes from the input; let it own a layer instead of being one"
                 )
 
 
@@ -177,7 +173,7 @@ def _one_way(sequence: _Sequence) -> Reading:
     cells, masks = sequence.cells, sequence.masks
     cell = cells[0] if sequence.form.stepped else Stacked(cells, masked=bool(masks))
     reads = torch.cat((sequence.x, *masks), -1) if masks else sequence.x
-    if sequence.doubtful:
+    if masks:
         sequence.check_replayed(sequence.unroll(cell, reads).output)
     direct = sequence.given_to_state
     direct[..., cell.output] += sequence.given_to_output

@@ -151,7 +151,11 @@ def _fill_layer(recording: Recording, watch: Watch, through: list[Recording]) ->
 def _missing(watch: Watch) -> str:
     """Why no backward pass went through a layer."""
     if not watch.calls and not watch.idle:
-        return "it was not called inside the `with` block; run the forward pass there"
+        return "it was not called inside the `with` block; run the forward pass there" + (
+            f" ({watch.kind} has a forward of its own: that must call the one of the layer it is)"
+            if watch.kind
+            else ""
+        )
     if not watch.calls:
         return (
             "it was called without a gradient to come: under torch.no_grad() or inference_mode, "

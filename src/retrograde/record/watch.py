@@ -1,6 +1,5 @@
 """The hooks on one recurrent layer: every call of it, and the gradients of its weights."""
 
-import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -15,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from retrograde.record.calls import Call, WeightKey, data, parts_of, results_of
 from retrograde.record.graph import Edge, edge_of, origin_of
+from retrograde.record.inherited import looking_inside
 from retrograde.record.layers import ANALYSED, Form, Layer, Weights, form_of, weights_of
 from retrograde.record.links import Surroundings
 from retrograde.record.passes import Pass, add
@@ -53,7 +53,6 @@ class Watch:
     unannounced: bool = False
     _form: Form = field(init=False)
     _training: bool = field(init=False)
-    _signature: inspect.Signature | None = None
     _weights: dict[str, Tensor] = field(default_factory=dict)
     _keys: Mapping[str, WeightKey] = field(default_factory=dict)
     _copies: Weights = field(default_factory=lambda: Weights({}, tuple))
@@ -64,18 +63,25 @@ class Watch:
 
     def __post_init__(self) -> None:
         self._form, self._training = form_of(self.module), self.module.training
-        if self._form.overridden:
-            self._signature = inspect.signature(self.module.forward)
+
+    @property
+    def kind(self) -> str:
+        """The class of a layer with a forward of its own; empty for all others."""
+        return self._form.kind if self._form.overridden else ""
 
     def attach(self) -> None:
         """Put the hooks in place."""
         module = self.module
-        before = module.register_forward_pre_hook(_Hook(self._before))
-        after = module.register_forward_hook(  # what other hooks make of the output comes after
-            _Hook(self._after), prepend=True, with_kwargs=True, always_call=True
-        )
-        self.hooks.callback(before.remove)
-        self.hooks.callback(after.remove)
+        if self._form.overridden:
+            looking = looking_inside(module, _Hook(self._before), _Hook(self._after))
+            self.hooks.enter_context(looking)
+        else:
+            before = module.register_forward_pre_hook(_Hook(self._before))
+            after = module.register_forward_hook(  # what other hooks make of the output comes after
+                _Hook(self._after), prepend=True, with_kwargs=True, always_call=True
+            )
+            self.hooks.callback(before.remove)
+            self.hooks.callback(after.remove)
         for name in self._form.weights:
             if parametrize.is_parametrized(module, name):
                 self._watch_parametrization(name)
@@ -208,8 +214,6 @@ class Watch:
         if returned is None:  # the call failed
             return
         with self._guarded():
-            if self._signature:  # a subclass may have names of its own
-                args, kwargs = self._signature.bind(*args, **kwargs).args, {}
             self._record({**dict(zip(("input", "hx"), args, strict=False)), **kwargs}, returned)
 
     def _record(self, arguments: dict[str, Any], returned: Any) -> None:
@@ -223,8 +227,7 @@ class Watch:
             return
         call = Call.of(self.name, form, weights, self._keys, arguments, results, self._random)
         # What a result of torch's layers is a view of is not another result as well.
-        torchs = isinstance(self.module, nn.RNNBase) and not form.overridden
-        for name, tensor in results.items() if torchs else ():
+        for name, tensor in results.items() if isinstance(self.module, nn.RNNBase) else ():
             results[name] = origin_of(tensor)
             if results[name] is not tensor:
                 call.views[name] = (tensor.shape, tensor.stride(), tensor.storage_offset())
