@@ -199,7 +199,9 @@ class Monitor:
         """How many values that model and loss gave to the layer are not finite."""
         layer = self.recording.get(name)
         given = () if layer is None else (layer.inputs, layer.direct)
-        return sum(int((~values.isfinite()).sum()) for values in given)
+        # A finite sum needs no second look; an infinite one may still be one of finite numbers.
+        spoilt = (values for values in given if not bool(values.sum().isfinite()))
+        return sum(int((~values.isfinite()).sum()) for values in spoilt)
 
     def _part(self, name: str) -> Recorded:
         """The first samples, and some of the steps at which their loss enters, the last included.

@@ -91,6 +91,8 @@ class AbstractComposite(AbstractCell):
 
     def split(self, state: Float[Tensor, "*L S"]) -> tuple[Tensor, ...]:
         """The cells' own parts of a state."""
+        if len(self.layers) == 1:
+            return (state,)
         return torch.split(state, [layer.state_size for layer in self.layers], -1)
 
     def joined(

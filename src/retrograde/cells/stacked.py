@@ -77,18 +77,19 @@ class Stacked(AbstractComposite):
         return self.layers[0].project(x[..., : self.layers[0].input_size])
 
     def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
-        below, *masks = torch.split(x, self._widths, -1)
+        below, *masks = torch.split(x, self._widths, -1) if self.masked else (x,)
         first, *others = self.split(state)
         steps = [self.layers[0].advance(below, projected, first)]
         for number, part in enumerate(others):
             read = steps[-1].state[..., self.layers[number].output]
             read = read * masks[number] if masks else read
             steps.append(self.layers[number + 1].step(read, part))
-        joined = torch.cat([step.state for step in steps], -1)
+        states = [step.state for step in steps]
+        joined = torch.cat(states, -1) if others else states[0]
         return CellStep(x, state, joined, layers=tuple(steps))
 
     def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
-        masks = torch.split(step.x, self._widths, -1)[1:]
+        masks = torch.split(step.x, self._widths, -1)[1:] if self.masked else ()
         adjoints: list[CellAdjoint] = []
         by_masks: list[Tensor] = []
         for number, part in reversed(list(enumerate(self.split(delta)))):

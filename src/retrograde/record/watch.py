@@ -181,16 +181,17 @@ class Watch:
     def _check_unchanged(self, to: Pass) -> None:
         """Autograd itself notices changes, but not those made through `.data`.
 
-        A row of each weight is compared, when the first gradient of one arrives: comparing all of
-        them would take longer than the rest of the recording, and later an optimiser may be at
-        work already. What a row does not show, the residual does.
+        A row of the recurrent weights is compared, when the first gradient of a weight arrives:
+        comparing everything would take longer than the rest of the recording, and later an
+        optimiser may be at work already. What that does not show, the residual does.
         """
         self._versions = {}  # what changes a weight from now on may leave its version alone
         if any(layer == self.name for layer, *_ in to.weights) or not to.calls(self.calls):
             return
         if self.moved():
             return
-        for name, copy in self._copies.copies.items():
+        for name in (name for name in self._copies.copies if name.startswith("weight_hh")):
+            copy = self._copies.copies[name]
             row, then = self._weights[name].detach()[0].to(copy.dtype), copy[0]
             if not (torch.equal(row, then) or torch.allclose(row, then, 0, 0, equal_nan=True)):
                 to.problems[self.name] = f"its {name} {CHANGED}"
