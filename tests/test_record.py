@@ -235,6 +235,18 @@ def test_models_that_cannot_be_recorded_are_refused_by_name(make, sentence):
             raise AssertionError("the block must not run")
 
 
+def test_an_error_of_ours_at_the_start_of_a_backward_pass_stays_out_of_it(monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("in ours")
+
+    monkeypatch.setattr(sys.modules["retrograde.record.links"], "users_of", broken)
+    model = nn.LSTM(3, 4)
+    with pytest.raises(RecordingError, match="'LSTM': looking at the backward pass failed, Zero"):
+        with retrograde.record(model):
+            model(X)[0].sum().backward()
+    assert model.weight_hh_l0.grad is not None
+
+
 def test_layers_that_share_a_weight_are_refused():
     model = nn.ModuleDict({"a": nn.RNN(3, 4), "b": nn.RNN(3, 4), "c": nn.GRU(3, 4)})
     model["b"].weight_hh_l0 = model["a"].weight_hh_l0

@@ -1,9 +1,10 @@
 """From a user's torch model to what the engine needs: forward and backward passes, looked at.
 
-record.py puts hooks on the recurrent layers (watch.py), which copy what goes in and out (calls.py)
-and find out which call carries on the state of which (links.py, graph.py). When a recorded layer is
-asked for, calls that belong together become one cell with inputs and adjoints (chains.py,
-readings.py, masks.py, assemble.py). All hooks are gone when the `with` block ends.
+record.py finds the recurrent layers (layers.py) and puts hooks on them (watch.py, inherited.py) that
+copy what goes in and out (calls.py), keep what each backward pass brings (passes.py) and find out
+which call carries on the state of which (links.py, graph.py). When a layer of the recording
+(recording.py) is asked for, calls that belong together become one cell with inputs and adjoints
+(assemble.py: chains.py, readings.py, masks.py). All hooks are gone when the `with` block ends.
 """
 
 from retrograde.record.cell import record_cell

@@ -59,12 +59,7 @@ class Surroundings:
     ) -> None:
         """Find the place of a new call, and link it to the one of its layer that it carries on."""
         given = parts_of(arguments.get("hx"))
-        edges = {letter: edge_of(tensor) for letter, tensor in given.items()}
-        place = _Place(
-            {name: edge for name, edge in _edges(results) if edge},
-            {letter: edge for letter, edge in edges.items() if edge},
-            edge_of(data(arguments["input"])),
-        )
+        place = _Place(_edges(results), _edges(given), edge_of(data(arguments["input"])))
         if place.given:
             call.link = self._attached(call, place, earlier)
         elif given:
@@ -130,6 +125,11 @@ class Surroundings:
                 return Link(before, torch.zeros_like(state, dtype=torch.bool), {}, frozenset())
         return None
 
+    @property
+    def layers(self) -> set[str]:
+        """The layers that were called."""
+        return {call.layer for call in self._places}
+
     def goes_on(self, call: Call) -> bool:
         """Whether another call carries on the state of this one."""
         return call in self._continued
@@ -182,8 +182,10 @@ class Surroundings:
         return [on_inputs(node, places, keep) for node, places in users]
 
 
-def _edges(results: Mapping[str, Tensor]) -> list[tuple[str, Edge | None]]:
-    return [(name, edge_of(tensor)) for name, tensor in results.items()]
+def _edges(tensors: Mapping[str, Tensor]) -> dict[str, Edge]:
+    """Where the gradients of some tensors arrive, of those that get one."""
+    edges = ((name, edge_of(tensor)) for name, tensor in tensors.items())
+    return {name: edge for name, edge in edges if edge}
 
 
 def _fit(before: Call, call: Call) -> bool:

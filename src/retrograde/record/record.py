@@ -64,7 +64,7 @@ def record(model: nn.Module) -> Iterator[Recording]:
         try:
             yield recording
         except Exception as error:
-            for note in filter(None, (watch.moved() for watch in watches)):
+            for note in filter(None, (watch.changed() for watch in watches)):
                 error.add_note(f"retrograde: {note}")
             raise
     _fill(recording, watches, passes.all())
@@ -96,7 +96,12 @@ class _Passes:
         with self._lock:
             running = self._running = self._running or Pass()
             self._depth += 1
-        looking_on = self.around.watch(roots, running)
+        try:
+            looking_on = self.around.watch(roots, running)
+        except Exception as error:  # not into the user's backward pass
+            looking_on = []
+            why = f"looking at the backward pass failed, {type(error).__name__}: {error}"
+            running.problems |= dict.fromkeys(self.around.layers, why)
 
         def end() -> None:
             for handle in looking_on:

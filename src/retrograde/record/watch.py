@@ -165,7 +165,7 @@ class Watch:
 
         handle = edge[0].register_prehook(left)
 
-    def moved(self) -> str:
+    def changed(self) -> str:
         """Which weight is not as it was in the forward pass, as far as torch knows; or nothing."""
         for name, (device, dtype) in self._kinds.items():
             now = self._weights[name]
@@ -188,7 +188,7 @@ class Watch:
         self._versions = {}  # what changes a weight from now on may leave its version alone
         if any(layer == self.name for layer, *_ in to.weights) or not to.calls(self.calls):
             return
-        if self.moved():
+        if self.changed():
             return
         for name in (name for name in self._copies.copies if name.startswith("weight_hh")):
             copy = self._copies.copies[name]
