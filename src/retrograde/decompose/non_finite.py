@@ -127,28 +127,36 @@ def _in_state(recorded: Recorded, unrolled: Unrolled) -> NonFinite:
     states = unrolled.states[max(0, step - BEFORE) : step + 1]
     growth = _slope(torch.log2(states.flatten(1).double().norm(dim=1)).tolist())
     name = _slot(recorded.cell, unrolled.states[step + 1])
-    before = max(0, step - 1)  # the last step whose result is finite, if there is one
+    sample = int(torch.nonzero(~unrolled.states[step + 1].isfinite())[0][0])
     with torch.no_grad():
         forward = recorded.cell.step(unrolled.x[step], unrolled.steps(step, step + 1).previous[0])
-        last = recorded.cell.linearise(
-            recorded.cell.step(unrolled.x[before], unrolled.states[before])
-        )
-        rows = torch.eye(recorded.cell.state_size, dtype=states.dtype, device=states.device)
-        rows = rows.unsqueeze(1).expand(-1, states.shape[1], -1)
-        route = _largest(recorded.cell.pull_back(last, rows).by_route())
+        route = _steepest(unrolled, step - 1, sample) if step else None
     gate = _gate_of(forward)
     inside = f", in {gate}" if gate else ""
-    grew = f"; it grew by a factor of 2^{growth:.1f} a step before that" if step else ""
+    grew = (
+        f"; it grew by a factor of 2^{growth:.1f} a step before that, most of it along {route}"
+        if step
+        else ""
+    )
     words = _first(
         unrolled.states[1:],
         f"the state of {recorded.name!r}",
         ("step", "sample", "unit"),
-        f"it is {name}{inside}{grew}, most of it along {route}. The forward pass itself overflows: "
-        "the recurrent weights are too large",
+        f"it is {name}{inside}{grew}. The forward pass itself overflows: the recurrent weights are "
+        "too large",
     )
     return NonFinite(
         recorded.name, "state", step, name, gate, route, growth if step else None, words
     )
+
+
+def _steepest(unrolled: Unrolled, step: int, sample: int) -> str:
+    """The route with the largest part of a sample's Jacobian at a step."""
+    cell, one = unrolled.cell, slice(sample, sample + 1)
+    previous = unrolled.steps(step, step + 1).previous[0, one]
+    linear = cell.linearise(cell.step(unrolled.x[step, one], previous))
+    rows = torch.eye(cell.state_size, dtype=previous.dtype, device=previous.device)
+    return _largest(cell.pull_back(linear, rows.unsqueeze(1)).by_route())
 
 
 def _first(values: Tensor, what: str, axes: tuple[str, ...], advice: str) -> str:
