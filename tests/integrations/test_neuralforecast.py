@@ -1,7 +1,7 @@
 """The recurrent models of neuralforecast, as they are, on a real series in their own trainer.
 
-Apart from `make test` because neuralforecast brings ray, pandas, scipy and more, a few hundred MB
-that nothing else here needs; `make test-integrations` installs them and runs this.
+Apart from `make test` because neuralforecast brings ray, pandas, scipy and more, which nothing else
+here needs; `make test-integrations` installs them and runs this.
 """
 
 import csv

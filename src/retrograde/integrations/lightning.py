@@ -41,8 +41,8 @@ class MonitorCallback(*_callbacks()):  # type: ignore[misc]
 
     Args:
         every: how many batches from one that is recorded to the next; the first one is.
-        images_every: how many recorded batches from one with charts to the next; None for none. A
-            chart takes about as long as a hundred small training steps.
+        images_every: how many recorded batches from one with charts to the next; None for
+            none. A chart takes longer than the scalars.
         samples, entries: how much of a pass is looked at, as in `retrograde.Monitor`.
 
     Attributes:
