@@ -4,25 +4,37 @@ Altair is imported when the first chart is drawn, not with the package.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 WIDTH = 500
-CELLS = 104
-"""The map shows at most so many cells a side; a larger one is pooled by the maximum."""
-
 DEPTH = 40
 """The colours of the map span at most so many powers of two below its largest norm."""
 
 INK, ACCENT, COUNTER = "#31688e", "#b5367a", "#e08214"
 
 
-def entry_by_use(log2: Tensor, entries: Tensor, parameter: str | None) -> Any:
-    """The map of C[t,k]: entry step t upwards, use step k to the right, log2 norm as colour."""
+def entry_by_use(
+    entries: Sequence[int],
+    uses: Sequence[int],
+    log2: Sequence[Sequence[float]],
+    parameter: str | None,
+) -> Any:
+    """The map of C[t,k]: entry step t upwards, use step k to the right, log2 norm as colour.
+
+    `entries` and `uses` say where each row and column begins, and where the last one ends.
+    """
     alt = _altair()
-    rows, wide = _cells(log2.cpu(), entries.cpu())
+    rows = [
+        {"t": t, "k": k, "v": round(size, 2)} | ({"t2": t2} if t2 > t + 1 else {})
+        for (t, t2), row in zip(pairwise(entries), log2, strict=True)
+        for k, size in zip(uses, row, strict=False)
+        if size > -torch.inf
+    ]
+    wide, steps = (uses[1] - uses[0] if len(uses) > 1 else 1), uses[-1]
     sizes = [row["v"] for row in rows] or [0.0]
     top, least = max(sizes), min(sizes)
     scale = alt.Scale(nice=False, zero=False)
@@ -31,7 +43,7 @@ def entry_by_use(log2: Tensor, entries: Tensor, parameter: str | None) -> Any:
         alt.Chart(alt.Data(values=rows), title=_titled("Entry by use", parameter))
         .transform_calculate(
             t2="isValid(datum.t2) ? datum.t2 : datum.t + 1",
-            k2=f"min(datum.k + {wide}, {log2.shape[1]})",
+            k2=f"min(datum.k + {wide}, {steps})",
         )
         .transform_calculate(
             entry=step.format("t", "t2"),
@@ -234,21 +246,6 @@ def in_words(log2: float) -> str:
     if log2 == -torch.inf:
         return "0"
     return f"{2**log2:.3g}" if -1000 < log2 < 1000 else f"2^{log2:.1f}"
-
-
-def _cells(log2: Tensor, entries: Tensor) -> tuple[list[dict[str, int | float]], int]:
-    """One short record a cell, and the width of a cell; a large map is pooled by the maximum."""
-    rows, steps = log2.shape
-    high, wide = max(1, -(-rows // CELLS)), -(-steps // CELLS)
-    ends = [*entries.tolist(), int(entries[-1]) + 1 if rows else 0]
-    cells = []
-    for i in range(0, rows, high):
-        for k in range(0, steps, wide):
-            size = float(log2[i : i + high, k : k + wide].max())
-            if size > -torch.inf:
-                cell = {"t": ends[i], "k": k, "v": round(size, 2)}
-                cells.append(cell | ({"t2": ends[min(i + high, rows)]} if high > 1 else {}))
-    return cells, wide
 
 
 def _rule(alt: Any, where: Mapping[str, int | float], axis: str, text: str, width: int) -> Any:

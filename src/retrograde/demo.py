@@ -14,7 +14,7 @@ def run(seed: int, quick: bool, progress: bool) -> Report:
     """Train a plain RNN and an LSTM briefly, then take one held-out backward pass of each apart."""
     task = forecast.load()
     epochs = QUICK_EPOCHS if quick else EPOCHS
-    layers = []
+    layers, horizon = [], Horizon(forecast.YEAR, "last year's season")
     for name, model in forecast.forecasters(seed).items():
         forecast.train(model, task.train, epochs, seed, progress)
         model.zero_grad()
@@ -22,14 +22,14 @@ def run(seed: int, quick: bool, progress: bool) -> Report:
             output = model(task.test.x)
             forecast.masked_loss(output, task.test.y, task.test.scored).backward()  # type: ignore[no-untyped-call]
         error = f"{task.error(output.detach()):.3f} ppm"
-        layers.append(Layer(name, decompose(recording), {"test error (RMSE)": error}))
+        figures = {"test error (RMSE)": error}
+        layers.append(Layer.of(name, decompose(recording), SEASONS, horizon, figures=figures))
     naive = ", ".join(f"{name}: {error:.3f} ppm" for name, error in task.naive.items())
     return Report(
         "How far back do the gradients of two CO2 forecasters reach?",
         tuple(layers),
-        SEASONS,
-        Horizon(forecast.YEAR, "last year's season"),
-        (
+        horizon=horizon,
+        notes=(
             f"Naive forecasts on the same held-out weeks: {naive}.",
             "Data: weekly CO2 at Mauna Loa, 1958-2001 (Keeling and Whorf 2004, public domain). 59 "
             "of 2284 weeks have no value; they are interpolated where they are fed in, and changes "

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from retrograde.decompose.by_time import mean_by_lag
 from retrograde.engine.adjoint import AdjointStep
 from retrograde.engine.entries import Entries
 
@@ -21,6 +22,11 @@ class Adjoints:
 
     log2: Float[Tensor, "E T"]
     lags: Int[Tensor, "E T"]
+
+    @property
+    def log2_mean_by_lag(self) -> Float[Tensor, "T"]:
+        """log2 of the mean norm of the adjoint at each lag 0 .. T-1; -inf where there is none."""
+        return mean_by_lag(self.log2, self.lags)
 
     @property
     def half_life(self) -> float:

@@ -26,6 +26,9 @@ from retrograde.engine.scaling import Scaled, as_vectors
 FORMED = 2**22
 """Parts are formed so many numbers at a time, 16 MiB in float32."""
 
+POOLED = 104
+"""A map shows at most so many cells a side."""
+
 REACH = 0.01
 """A lag is within reach while its mean contribution is this share of that at lag 0."""
 
@@ -64,9 +67,33 @@ class ByTime:
         """The largest lag, in steps, at which the mean norm is still 1 % of that at lag 0."""
         return reach_of(self.log2_mean_by_lag)
 
+    def pooled(
+        self, most: int = POOLED
+    ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[float, ...], ...]]:
+        """The map in at most so many rows and columns, a larger one pooled by the maximum.
+
+        Returns:
+            The entry step at which each row begins, and where the last one ends; the use step at
+            which each column begins, and where the last one ends; log2 of the norms, row by row, as
+            far as there is anything.
+        """
+        entries, steps = self.log2.shape
+        high, wide = max(1, -(-entries // most)), max(1, -(-steps // most))
+        log2 = self.log2.cpu()
+        rows = []
+        for first in range(0, entries, high):
+            largest = log2[first : first + high].amax(0)
+            row = [max(part).item() for part in largest.split(wide)]
+            while row and row[-1] == -torch.inf:
+                row.pop()
+            rows.append(tuple(row))
+        starts = self.entries[::high].tolist()
+        ends = [int(self.entries[-1]) + 1] if entries else []
+        return (*starts, *ends), (*range(0, steps, wide), steps), tuple(rows)
+
     def chart(self) -> Any:
         """The entry-by-use map as an Altair chart; `.save("map.png")` needs no browser."""
-        return charts.entry_by_use(self.log2, self.entries, self.parameter)
+        return charts.entry_by_use(*self.pooled(), self.parameter)
 
 
 def mean_by_lag(log2: Float[Tensor, "E T"], lags: Int[Tensor, "E T"]) -> Float[Tensor, "T"]:

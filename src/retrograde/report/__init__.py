@@ -1,6 +1,7 @@
 """What a person or a script reads: a report is data, and text, page and JSON are views of it."""
 
 from retrograde.report.diagnose import diagnose
-from retrograde.report.report import Horizon, Layer, Report
+from retrograde.report.layer import Horizon, Layer
+from retrograde.report.report import Report, Settings
 
-__all__ = ["Horizon", "Layer", "Report", "diagnose"]
+__all__ = ["Horizon", "Layer", "Report", "Settings", "diagnose"]

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from retrograde.decompose import decompose
+from retrograde.decompose.glance import NEAR
 from retrograde.errors import ArgumentError, NonFiniteError, RetrogradeError
 from retrograde.record import Recording, record
-from retrograde.report.report import Layer, Report
-
-NEAR = 11
-"""The table's first group of lags is 0-10."""
+from retrograde.report.layer import Layer
+from retrograde.report.report import Report
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
@@ -42,7 +41,7 @@ def diagnose(
         >>> report = retrograde.diagnose(
         ...     torch.nn.GRU(1, 2), torch.ones(5, 1, 1), lambda model, x: model(x)[0].sum()
         ... )
-        >>> report.layers[0].name, report.layers[0].flow.steps
+        >>> report.layers[0].name, report.layers[0].steps
         ('GRU', 5)
     """
     if isinstance(subject, Recording):
@@ -77,23 +76,23 @@ def _run(model: nn.Module, batch: Any, loss_fn: LossFunction) -> tuple[Recording
 
 
 def _report(recording: Recording) -> Report:
-    layers, notes, errors = [], [], []
+    flows, notes, errors = {}, [], []
     for name in recording:
         try:
             flow = decompose(recording[name])
         except RetrogradeError as error:
             errors.append(error)
             continue
-        layers.append(Layer(name, flow))
+        flows[name] = flow
         found = [str(flow.non_finite)] if flow.non_finite else []
         notes += [f"{name}: {note}" for note in (*flow.recorded.notes, *found)]
-    if errors and not layers:
+    if errors and not flows:
         raise errors[0]
-    if not layers:
+    if not flows:
         recording.only()  # says why
-    longest = max(layer.flow.steps for layer in layers)
-    halfway = max(NEAR + 1, longest // 2)
+    longest = max(flow.steps for flow in flows.values())
+    bins = (0, NEAR, max(NEAR + 1, longest // 2))
+    layers = tuple(Layer.of(name, flow, bins) for name, flow in flows.items())
     refused = {*recording.refused.values(), *map(str, errors)}
     notes += [f"Not taken apart: {why}" for why in sorted(refused)]
-    title = "How far back in time do the gradients reach?"
-    return Report(title, tuple(layers), (0, NEAR, halfway), notes=tuple(notes))
+    return Report("How far back in time do the gradients reach?", layers, notes=tuple(notes))

@@ -1,103 +1,141 @@
-"""The report as data: decomposed layers, the table and the sentences that follow from them."""
+"""The report as data: findings, layers, the table and the sentences that follow from them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
-from retrograde.charts import half_life_in_words, lag_in_words
-from retrograde.decompose import ByLag, Flow, Split
-
-CROSSING_NUMBERS = 2**26
-"""The rows of `by_crossing` hold at most so many numbers, 256 MiB in float32."""
+from retrograde.charts import half_life_in_words, in_words, lag_in_words
+from retrograde.diagnosis import Finding, Threshold
+from retrograde.diagnosis.finding import at_least
+from retrograde.report.layer import Horizon, Layer
 
 FAINT = 0.01
 """A part of less than this share of the gradient hardly counts, however far back it comes from."""
 
 
 @dataclass(frozen=True)
-class Horizon:
-    """A lag that matters to the reader, and what lies there: 52 weeks, "last year's season"."""
-
-    lag: int
-    name: str
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """One decomposed layer.
+class Settings:
+    """All that is needed to repeat a report.
 
     Attributes:
-        name: what to call it.
-        flow: its decomposition.
-        figures: further figures for its row of the table, by column title.
+        versions: of retrograde, torch and Python.
+        model: the model, as it prints itself.
+        batch: kind, shape and data type of what it was given.
+        device: where it ran.
+        seed: of everything random in it.
+        needs_lag: the lag that was said to matter.
+        rules: the rules that looked.
+        thresholds: what they compared with.
     """
 
-    name: str
-    flow: Flow
-    figures: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def has_carousel(self) -> bool:
-        """Whether there are routes that cross no recurrent weights, so that routes tell a story."""
-        return set(self.flow.routes) != set(self.flow.unrolled.cell.recurrent_routes)
-
-    def by_crossing(self) -> Split:
-        """The gradient by number of crossings, in fewer rows where the memory would not do."""
-        cell, batch = self.flow.unrolled.cell, self.flow.unrolled.x.shape[1]
-        rows = max(1, CROSSING_NUMBERS // (9 * batch * cell.state_size))
-        flow = self.flow if len(self.flow.entries) <= rows else self.flow.with_rows(rows)
-        return flow.by_crossing(max_crossings=8)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    model: str = ""
+    batch: str = ""
+    device: str = ""
+    seed: int | None = None
+    needs_lag: int | None = None
+    rules: tuple[str, ...] = ()
+    thresholds: tuple[Threshold, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Report:
-    """How far back the gradients of some layers reach.
+    """What one backward pass says about the recurrent layers of a model.
 
     Attributes:
         title: the heading.
         layers: what was decomposed.
-        bins: the first lag of each group of lags in the table.
+        findings: what is wrong, the most important first; empty if nothing is.
         horizon: the lag that the sentences answer to, if there is one.
         notes: what a reader must know about data and setting.
+        settings: all that is needed to repeat it.
     """
 
     title: str
     layers: tuple[Layer, ...]
-    bins: Sequence[int]
+    findings: tuple[Finding, ...] = ()
     horizon: Horizon | None = None
     notes: tuple[str, ...] = ()
+    settings: Settings = Settings()
+
+    # What pydantic reads when the report is written and read: numbers beyond JSON's are strings.
+    __pydantic_config__ = {"ser_json_inf_nan": "strings", "extra": "forbid"}
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found that is more than a remark."""
+        return not any(at_least(finding.severity, "warning") for finding in self.findings)
 
     @property
     def sentences(self) -> tuple[str, ...]:
         """One plain sentence for each layer."""
         return tuple(sentence(layer, self.horizon) for layer in self.layers)
 
-    def by_lag(self, layer: Layer) -> ByLag:
-        """The gradient of a layer in the report's groups of lags."""
-        starts = [start for start in self.bins if start < max(1, layer.flow.steps)]
-        return layer.flow.by_lag(bins=starts)
+    @property
+    def summary(self) -> str:
+        """Three sentences: what is wrong, what probably causes it, and what helped."""
+        if not self.findings:
+            count = len(self.settings.rules)
+            return (
+                f"Nothing found: {count} rules looked at {_count(len(self.layers), 'layer')}. "
+                f"{self._reaches()} "
+                "Whether a lag is reached that matters to you, needs_lag= would tell."
+            )
+        first, *others = self.findings
+        more = f" (and {len(others)} more)" if others else ""
+        cause = first.causes[0] if first.causes else self._reaches()
+        return f"{_ended(first.message, more)} {_ended(cause)} {_ended(_what_helped(first))}"
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Column titles and one row of text for each layer."""
         figures = list(dict.fromkeys(name for layer in self.layers for name in layer.figures))
-        widest = max(self.layers, key=lambda layer: layer.flow.steps)
-        groups = [f"lags {lag_in_words(lag)}" for lag in self.by_lag(widest).lags]
+        widest = max(self.layers, key=lambda layer: layer.steps, default=None)
+        lags = widest.by_lag.lags if widest else ()
+        groups = [f"lags {lag_in_words(range(first, last + 1))}" for first, last in lags]
         rows = []
         for layer in self.layers:
-            share = [percent(value) for value in self.by_lag(layer).share.tolist()]
+            share = [percent(value) for value in layer.by_lag.share]
             rows.append(
                 (
                     layer.name,
                     *(layer.figures.get(name, "") for name in figures),
-                    f"{layer.flow.reach} of {layer.flow.steps - 1}",
-                    half_life_in_words(layer.flow.half_life).removesuffix(" steps"),
+                    f"{layer.reach} of {layer.steps - 1}",
+                    half_life_in_words(layer.half_life).removesuffix(" steps"),
                     *share,
                     *[""] * (len(groups) - len(share)),
-                    str(layer.flow.residual),
+                    residual_in_words(layer.residual, layer.residual_note),
                 )
             )
         return ("layer", *figures, "reach (steps)", "half-life (steps)", *groups, "residual"), rows
+
+    def scalars(self) -> dict[str, float]:
+        """At most ten numbers for each layer, for any logger, named as `Monitor` names them.
+
+        `retrograde/<layer>/<scalar>` with reach and half_life (steps), share_near and
+        share_carousel (shares), growth (powers of two per step), gradient_norm (L2), residual and
+        findings (how many are warnings or errors). What there is not (no carousel) is left out.
+        """
+        found: dict[str, float] = {}
+        for layer in self.layers:
+            serious = [
+                finding
+                for finding in self.findings
+                if finding.layer == layer.name and at_least(finding.severity, "warning")
+            ]
+            values = {
+                "reach": float(layer.reach),
+                "half_life": layer.half_life,
+                "share_near": layer.share_near,
+                "share_carousel": layer.share_carousel,
+                "growth": layer.growth,
+                "gradient_norm": layer.gradient_norm,
+                "residual": layer.residual,
+                "findings": float(len(serious)),
+            }
+            finite = {name: value for name, value in values.items() if abs(value) < float("inf")}
+            found |= {f"retrograde/{layer.name}/{name}": value for name, value in finite.items()}
+        return found
 
     def to_html(self, path: str | PathLike[str]) -> None:
         """Write one self-contained page that opens offline.
@@ -110,7 +148,7 @@ class Report:
         output.write(path, html.render(self))
 
     def to_json(self, path: str | PathLike[str]) -> None:
-        """Write the numbers of the report as JSON.
+        """Write the report as JSON, which `from_json` reads back.
 
         Raises:
             InputError: if the path cannot be written.
@@ -118,6 +156,17 @@ class Report:
         from retrograde.report import json, output
 
         output.write(path, json.render(self))
+
+    @staticmethod
+    def from_json(path: str | PathLike[str]) -> "Report":
+        """Read a report that `to_json` wrote.
+
+        Raises:
+            InputError: if the file cannot be read or is no report of this schema.
+        """
+        from retrograde.report import json
+
+        return json.read(path)
 
     def __str__(self) -> str:
         from retrograde.report import text
@@ -129,29 +178,36 @@ class Report:
 
         return text.renderable(self)
 
+    def _repr_html_(self) -> str:
+        from retrograde.report import html
+
+        return html.excerpt(self)
+
+    def _reaches(self) -> str:
+        return self.sentences[0] if self.layers else "No layer could be taken apart."
+
 
 def sentence(layer: Layer, horizon: Horizon | None) -> str:
     """What the layer's numbers say, in one plain sentence."""
-    flow, name = layer.flow, layer.name
-    if not len(flow.entries):
+    name = layer.name
+    if not layer.entries:
         return f"{name}: the loss gives it no gradient; dL/dh is exactly 0 at every step."
-    if flow.steps == 1:
+    if layer.steps == 1:
         return f"{name}: the sequence has a single step, so there is nothing to look back on."
-    if horizon is None or horizon.lag >= flow.steps:
-        half = half_life_in_words(flow.half_life)
+    if horizon is None or layer.beyond is None:
+        half = half_life_in_words(layer.half_life)
         return (
-            f"{name}: the gradient reaches back {_steps(flow.reach)} of the {flow.steps - 1} there "
-            f"are; the half-life of its adjoint is {half}."
+            f"{name}: the gradient reaches back {_count(layer.reach, 'step')} of the "
+            f"{layer.steps - 1} there are; the half-life of its adjoint is {half}."
         )
-    far = float(flow.by_lag(bins=(0, horizon.lag)).share[1])
-    reach, lag = _steps(flow.reach), f"{horizon.name} ({_steps(horizon.lag)})"
-    if flow.reach < horizon.lag:
+    reach, lag = _count(layer.reach, "step"), f"{horizon.name} ({_count(horizon.lag, 'step')})"
+    if layer.reach < horizon.lag:
         verdict = f"no, its gradient reaches back {reach}, short of {lag}, and"
-    elif abs(far) < FAINT:
+    elif abs(layer.beyond) < FAINT:
         verdict = f"hardly; single contributions reach back {reach}, as far as {lag}, but summed up"
     else:
         verdict = f"yes, its gradient reaches back {reach}, as far as {lag}, and"
-    return f"{name}: {verdict} {percent(far)} of the gradient comes from there and beyond."
+    return f"{name}: {verdict} {percent(layer.beyond)} of the gradient comes from there and beyond."
 
 
 def percent(share: float) -> str:
@@ -161,5 +217,37 @@ def percent(share: float) -> str:
     return f"{round(share, 3) + 0.0:.1%}"
 
 
-def _steps(count: int) -> str:
-    return f"{count} step" if count == 1 else f"{count} steps"
+def residual_in_words(residual: float, note: str) -> str:
+    """The residual, or why there is none."""
+    if residual != residual:
+        return note
+    return f"{residual:.1e}" + (f" ({note})" if note else "")
+
+
+def number(value: float | None) -> str:
+    """A measured number with three digits, "-" if there is none."""
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _what_helped(finding: Finding) -> str:
+    """The best remedy with its numbers, or that none helped, or what to do."""
+    unit = finding.evidence[0].unit if finding.evidence else ""
+    tried = [trial for trial in finding.trials if trial.after is not None]
+    if tried and tried[0].helped:
+        best = tried[0]
+        name = finding.evidence[0].name
+        return (
+            f"What helped most: {best.title}, {name} {number(best.before)} -> "
+            f"{number(best.after)} {unit}"
+        )
+    if tried:
+        return f"Of {_count(len(tried), 'remedy', 'remedies')} that were tried, none helped"
+    return finding.advice[0] if finding.advice else "No remedy was tried"
+
+
+def _ended(sentence: str, more: str = "") -> str:
+    return sentence.rstrip(".") + more + "."
+
+
+def _count(count: int, noun: str, plural: str = "") -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {plural or noun + 's'}"

@@ -1,0 +1,22 @@
+"""What the gates do over time, and how much of them is saturated: a look at the forward pass."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Course:
+    """One gate (or squashed value) along the sequence, over all samples and units.
+
+    Attributes:
+        name: the gate, with its layer in a stack: "forget", "output_l1".
+        steps: the steps shown; long sequences are thinned out.
+        low, median, high: 10th, 50th and 90th percentile of the activation at each of them.
+        saturated: the share of samples and units that are saturated there.
+    """
+
+    name: str
+    steps: tuple[int, ...]
+    low: tuple[float, ...]
+    median: tuple[float, ...]
+    high: tuple[float, ...]
+    saturated: tuple[float, ...]

@@ -1,0 +1,108 @@
+"""Findings as data: what is wrong, how we know, what probably causes it, and what was tried."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["info", "warning", "error"]
+
+SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")
+"""In ascending order."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One measured number, and what it was compared with.
+
+    Attributes:
+        name: what was measured, "reach".
+        value: the number.
+        unit: its unit, "steps".
+        threshold: what it was compared with, None for a number that only explains.
+        healthy: which side of the threshold is the healthy one.
+        setting: the threshold's name in the table, where it is one; `thresholds=` changes it.
+    """
+
+    name: str
+    value: float
+    unit: str
+    threshold: float | None = None
+    healthy: Literal["above", "below"] = "above"
+    setting: str | None = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """Losses of the original and of a remedy, trained side by side from the same seed."""
+
+    optimizer: str
+    original: tuple[float, ...]
+    remedy: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A remedy that was applied to a copy of the model, and the finding's own number after it.
+
+    Attributes:
+        remedy: its name in the table.
+        title: what was done, in a line.
+        code: the lines that do it to the user's model.
+        before, after: the number of the finding's first evidence; None if it could not be measured.
+        helped: whether the number moved to the healthy side, or at least a good way towards it.
+        cured: whether the finding is gone.
+        residual: of the decomposition after.
+        loss_before, loss_after: the loss of that very batch; a remedy that draws fresh weights
+            throws away what was learned.
+        note: why it could not be tried, or what else it did.
+        training: what training did with it, if that was asked for.
+    """
+
+    remedy: str
+    title: str
+    code: str
+    before: float | None = None
+    after: float | None = None
+    helped: bool = False
+    cured: bool = False
+    residual: float | None = None
+    loss_before: float | None = None
+    loss_after: float | None = None
+    note: str = ""
+    training: Training | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that a rule found, with the numbers it stands on.
+
+    Attributes:
+        rule: the rule's name, as `retrograde explain` takes it.
+        severity: "info", "warning" or "error".
+        layer: the recurrent layer, None for the model as a whole.
+        message: what is wrong, in one sentence.
+        evidence: numbers with their units and thresholds; the first is the one that a remedy is
+            judged by.
+        causes: likely causes, the likeliest first.
+        advice: what to do, the first thing first, also what cannot be tried here.
+        gate: the gate concerned.
+        route: the route concerned.
+        steps: first and last step concerned.
+        trials: remedies that were tried, the one with the largest effect first.
+    """
+
+    rule: str
+    severity: Severity
+    layer: str | None
+    message: str
+    evidence: tuple[Evidence, ...] = ()
+    causes: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
+    gate: str | None = None
+    route: str | None = None
+    steps: tuple[int, int] | None = None
+    trials: tuple[Trial, ...] = ()
+
+
+def at_least(severity: Severity, other: Severity) -> bool:
+    """Whether one severity is as high as another."""
+    return SEVERITIES.index(severity) >= SEVERITIES.index(other)

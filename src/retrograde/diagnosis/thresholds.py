@@ -1,0 +1,118 @@
+"""Every threshold of every rule, in one table, each with its reason."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from retrograde.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A number that a rule compares with.
+
+    Attributes:
+        name: what `thresholds={name: value}` calls it.
+        value: its value, the default of the table or the user's.
+        unit: its unit.
+        reason: why this value.
+    """
+
+    name: str
+    value: float
+    unit: str
+    reason: str
+
+
+TABLE = (
+    Threshold(
+        "reach_fraction",
+        0.1,
+        "of the sequence",
+        "Whoever feeds 200 steps expects more than 20 of them to matter; with needs_lag= named, or "
+        "a season found in the input, this one is not used.",
+    ),
+    Threshold(
+        "season_correlation",
+        0.5,
+        "autocorrelation",
+        "At 0.5 the value one season ago explains a quarter of the variance (its square). Only a "
+        "peak counts: that neighbouring values resemble each other asks for no memory.",
+    ),
+    Threshold(
+        "far_share",
+        0.01,
+        "share of the gradient",
+        "A hundredth of the gradient, as in the definition of reach; less than that is not felt "
+        "beside the rest.",
+    ),
+    Threshold(
+        "growth_total",
+        10.0,
+        "powers of two",
+        "Early steps then weigh a thousand times (2^10) what late ones do, and clipping by norm "
+        "leaves nothing of the late ones.",
+    ),
+    Threshold(
+        "saturated_slope",
+        0.04,
+        "of the largest slope",
+        "|tanh| > 0.98, or a sigmoid beyond 0.01 and 0.99: a twenty-fifth of the gradient passes.",
+    ),
+    Threshold(
+        "saturated_share",
+        0.5,
+        "of units and steps",
+        "Gates that are decided for some units at some steps are what gates are for; when most are "
+        "decided at any time, most of the gate's weights learn nothing.",
+    ),
+    Threshold(
+        "dead_share",
+        0.1,
+        "of the units",
+        "A few idle units are harmless; one in ten is capacity that was paid for.",
+    ),
+    Threshold(
+        "double_bias",
+        0.5,
+        "bias",
+        "Both biases of the forget gate the same in every unit, and each at least this: torch adds "
+        "the two, and drawn at random they never agree.",
+    ),
+    Threshold(
+        "output_ratio",
+        30.0,
+        "times",
+        "Clipped by one norm, the recurrent part then gets a thirtieth of the step it would get on "
+        "its own.",
+    ),
+    Threshold(
+        "relative_ratio",
+        1000.0,
+        "times",
+        "Gradient over weight, in L2 norms, of the recurrence against what comes after it: one "
+        "learning rate cannot serve two parts that are three orders apart.",
+    ),
+    Threshold(
+        "conflict",
+        -0.5,
+        "share of the gradient",
+        "The lags that pull against the rest take back half of the whole gradient again.",
+    ),
+)
+
+
+def thresholds(changed: Mapping[str, float] | None = None) -> tuple[Threshold, ...]:
+    """The table, with some values changed.
+
+    Raises:
+        ArgumentError: for a name that the table does not have; the message lists those it has.
+    """
+    changed = changed or {}
+    known = [row.name for row in TABLE]
+    for name in changed:
+        if name not in known:
+            raise ArgumentError(f"there is no threshold {name!r}; there are: {', '.join(known)}")
+    return tuple(
+        Threshold(row.name, float(changed.get(row.name, row.value)), row.unit, row.reason)
+        for row in TABLE
+    )

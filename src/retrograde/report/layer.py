@@ -1,0 +1,240 @@
+"""One layer of a report: the numbers of its decomposition, as plain data that outlives the model."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retrograde import charts
+from retrograde.decompose import Flow, Split
+from retrograde.decompose.by_time import REACH
+from retrograde.decompose.glance import NEAR, growth
+from retrograde.diagnosis import Course
+
+CROSSING_NUMBERS = 2**26
+"""The rows of `by_crossing` hold at most so many numbers, 256 MiB in float32."""
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """A lag that matters to the reader, and what lies there: 52 weeks, "last year's season"."""
+
+    lag: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The gradient by lag: first and last lag of each part, log2 of its norm, its signed share."""
+
+    lags: tuple[tuple[int, int], ...]
+    log2: tuple[float, ...]
+    share: tuple[float, ...]
+
+    def chart(self) -> Any:
+        """Signed share by lag, as an Altair chart."""
+        return charts.shares_by_lag(_ranges(self.lags), _tensor(self.log2), _tensor(self.share))
+
+
+@dataclass(frozen=True)
+class Ways:
+    """The gradient by route or by number of crossings, and by lag: a row for each way."""
+
+    kind: str
+    ways: tuple[str, ...]
+    lags: tuple[tuple[int, int], ...]
+    log2: tuple[tuple[float, ...], ...]
+    share: tuple[tuple[float, ...], ...]
+
+    @staticmethod
+    def of(split: Split) -> "Ways":
+        """The plain numbers of a split."""
+        return Ways(
+            split.kind, split.ways, _pairs(split.lags), _rows(split.log2), _rows(split.share)
+        )
+
+    def chart(self) -> Any:
+        """Sizes as lines, shares stacked, as an Altair chart."""
+        lags = _ranges(self.lags)
+        return charts.ways_by_lag(
+            self.kind, self.ways, lags, _tensor(self.log2), _tensor(self.share)
+        )
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The gradient by parameter and gate: log2 of the norm and share of each block."""
+
+    blocks: tuple[tuple[str, str | None], ...]
+    log2: tuple[float, ...]
+    share: tuple[float, ...]
+
+    def chart(self) -> Any:
+        """Sizes of the blocks, as an Altair chart."""
+        return charts.blocks(self.blocks, _tensor(self.log2), _tensor(self.share))
+
+
+@dataclass(frozen=True)
+class Map:
+    """log2 of the norm of C[t,k], pooled by the maximum where the sequence is long.
+
+    Attributes:
+        entries: the entry step t at which each row begins, and where the last one ends.
+        uses: the use step k at which each column begins, and where the last one ends.
+        log2: a row for each entry, as many columns as there are at or before it.
+    """
+
+    entries: tuple[int, ...]
+    uses: tuple[int, ...]
+    log2: tuple[tuple[float, ...], ...]
+
+    def chart(self) -> Any:
+        """The entry-by-use map, as an Altair chart."""
+        return charts.entry_by_use(self.entries, self.uses, self.log2, None)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a report knows of one decomposed layer.
+
+    Attributes:
+        name: what to call it.
+        steps, batch: T and B of the pass.
+        entries: how many steps the loss enters at.
+        reach, half_life: in steps; a negative half-life is a doubling.
+        residual, residual_note: how far the parts are, in sum, from autograd's own gradient.
+        growth: largest increase of log2 of the adjoint's norm from a step to the step before.
+        share_near, share_carousel: signed shares of lags 0-10 and of what arrives by the carousel.
+        gradient_norm: L2 norm of the layer's gradient.
+        beyond: signed share of the lags from the horizon on, where the report has a horizon.
+        log2_mean_by_lag: log2 of the mean norm of the contributions at each lag.
+        log2_adjoint_by_lag: log2 of the mean norm of the adjoint at each lag.
+        by_time, by_lag, by_parameter, by_route, by_crossing: the gradient taken apart; routes and
+            crossings are None for a cell without a carousel, where they tell nothing.
+        courses: the gates over time.
+        figures: further figures for its row of the table, by column title.
+    """
+
+    name: str
+    steps: int
+    batch: int
+    entries: int
+    reach: int
+    half_life: float
+    residual: float
+    residual_note: str
+    growth: float
+    share_near: float
+    share_carousel: float
+    gradient_norm: float
+    beyond: float | None
+    log2_mean_by_lag: tuple[float, ...]
+    log2_adjoint_by_lag: tuple[float, ...]
+    by_time: Map
+    by_lag: Parts
+    by_parameter: Blocks
+    by_route: Ways | None
+    by_crossing: Ways | None
+    courses: tuple[Course, ...] = ()
+    figures: Mapping[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def of(
+        name: str,
+        flow: Flow,
+        bins: Sequence[int],
+        horizon: Horizon | None = None,
+        courses: Sequence[Course] = (),
+        figures: Mapping[str, str] | None = None,
+    ) -> "Layer":
+        """Put the questions of a report to a flow.
+
+        Args:
+            name: what to call it.
+            flow: the decomposition.
+            bins: the first lag of each group of lags.
+            horizon: the lag that matters, if there is one.
+            courses: its gates over time.
+            figures: further figures for its row of the table.
+        """
+        lags = flow.by_lag(bins=[start for start in bins if start < max(1, flow.steps)])
+        blocks, by_time, whole = flow.by_parameter(), flow.by_time(), flow.by_lag(bins=(0,))
+        near = flow.by_lag(bins=(0, NEAR)) if flow.steps > NEAR else whole
+        far = flow.by_lag(bins=(0, horizon.lag)) if _inside(horizon, flow.steps) else None
+        route = flow.by_route() if has_carousel(flow) else None
+        return Layer(
+            name=name,
+            steps=flow.steps,
+            batch=flow.unrolled.x.shape[1],
+            entries=len(flow.entries),
+            reach=flow.reach,
+            half_life=flow.half_life,
+            residual=float(flow.residual),
+            residual_note=flow.residual.note,
+            growth=growth(flow.adjoints),
+            share_near=float(near.share[0]),
+            share_carousel=share_of_carousel(flow, route) if route else math.nan,
+            gradient_norm=float(whole.norm[0]),
+            beyond=float(far.share[1]) if far else None,
+            log2_mean_by_lag=_row(by_time.log2_mean_by_lag),
+            log2_adjoint_by_lag=_row(flow.adjoints.log2_mean_by_lag),
+            by_time=Map(*by_time.pooled()),
+            by_lag=Parts(_pairs(lags.lags), _row(lags.log2), _row(lags.share)),
+            by_parameter=Blocks(blocks.blocks, _row(blocks.log2), _row(blocks.share)),
+            by_route=Ways.of(route) if route else None,
+            by_crossing=Ways.of(by_crossing(flow)) if route else None,
+            courses=tuple(courses),
+            figures=dict(figures or {}),
+        )
+
+    def chart(self) -> Any:
+        """The mean contribution over lag, with reach and half-life, as an Altair chart."""
+        mean = _tensor(self.log2_mean_by_lag)
+        return charts.lag_curve(mean, self.reach, self.half_life, REACH)
+
+
+def has_carousel(flow: Flow) -> bool:
+    """Whether there are routes that cross no recurrent weights, so that routes tell a story."""
+    return set(flow.routes) != set(flow.unrolled.cell.recurrent_routes)
+
+
+def share_of_carousel(flow: Flow, split: Split) -> float:
+    """Signed share of what arrives along routes that cross no recurrent weights."""
+    recurrent = {"direct", *flow.unrolled.cell.recurrent_routes}
+    kept = [number for number, way in enumerate(split.ways) if way not in recurrent]
+    return float(split.share[kept].sum())
+
+
+def by_crossing(flow: Flow) -> Split:
+    """The gradient by number of crossings, in fewer rows where the memory would not do."""
+    cell, batch = flow.unrolled.cell, flow.unrolled.x.shape[1]
+    rows = max(1, CROSSING_NUMBERS // (9 * batch * cell.state_size))
+    coarser = flow if len(flow.entries) <= rows else flow.with_rows(rows)
+    return coarser.by_crossing(max_crossings=8)
+
+
+def _inside(horizon: Horizon | None, steps: int) -> bool:
+    return horizon is not None and 0 < horizon.lag < steps
+
+
+def _pairs(lags: Sequence[range]) -> tuple[tuple[int, int], ...]:
+    return tuple((lag.start, lag.stop - 1) for lag in lags)
+
+
+def _ranges(lags: Sequence[tuple[int, int]]) -> list[range]:
+    return [range(first, last + 1) for first, last in lags]
+
+
+def _row(values: Tensor) -> tuple[float, ...]:
+    return tuple(values.tolist())
+
+
+def _rows(values: Tensor) -> tuple[tuple[float, ...], ...]:
+    return tuple(map(tuple, values.tolist()))
+
+
+def _tensor(values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
