@@ -59,7 +59,8 @@ def season_of(x: Float[Tensor, "T B I"], least: float) -> tuple[int, float] | No
     steps = len(x)
     if steps < 8 or not bool(x.isfinite().all()):
         return None
-    r = autocorrelation(x)
+    varies = x.double().std(0).amax() > 1e-6 * x.abs().amax()
+    r = autocorrelation(x) if bool(varies) else torch.zeros(0)
     below = torch.nonzero(r < least)
     if not len(below):
         return None

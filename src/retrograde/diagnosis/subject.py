@@ -19,7 +19,7 @@ from retrograde.diagnosis.need import Need, need_of
 from retrograde.diagnosis.run import Balance
 from retrograde.diagnosis.thresholds import Threshold
 from retrograde.engine import Entries, fold
-from retrograde.errors import NonFiniteError, RetrogradeError
+from retrograde.errors import ArgumentError, NonFiniteError, RetrogradeError
 from retrograde.record import Recorded, Recording
 
 ROUTE_ROWS = 8
@@ -141,6 +141,9 @@ def subjects(
     fixed: Need | None = None,
 ) -> tuple[dict[str, Subject], list[RetrogradeError]]:
     """Every recorded layer as a subject, and why some are none."""
+    if layer is not None and layer not in recording and layer not in recording.refused:
+        there = ", ".join(recording) or "none"
+        raise ArgumentError(f"no layer {layer!r}; there are: {there}")
     found: dict[str, Subject] = {}
     errors: list[RetrogradeError] = []
     values = {row.name: row.value for row in limits}

@@ -26,13 +26,13 @@ class _Schema(GenerateJsonSchema):
 
 
 @cache
-def _adapter() -> TypeAdapter[Report]:
+def _adapter() -> Any:
     return TypeAdapter(Report)
 
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of a written report."""
-    found = _adapter().json_schema(schema_generator=_Schema, mode="serialization")
+    found: dict[str, Any] = _adapter().json_schema(schema_generator=_Schema, mode="serialization")
     found["properties"] = {"schema": {"const": SCHEMA}, **found["properties"]}
     found["required"] = ["schema", *found["required"]]
     return found
@@ -59,6 +59,7 @@ def read(path: str | PathLike[str]) -> Report:
     if found != SCHEMA:
         raise InputError(f"{path} is no report: expected schema {SCHEMA!r}, got {found!r}")
     try:
-        return _adapter().validate_python(document)
+        report: Report = _adapter().validate_python(document)
+        return report
     except ValidationError as error:
         raise InputError(f"{path} is no report of schema {SCHEMA!r}: {error}") from None

@@ -49,6 +49,6 @@ def is_healthy(evidence: Evidence) -> bool:
     return evidence.value <= evidence.threshold
 
 
-def steps(count: float) -> str:
+def steps(count: int | float) -> str:
     """A number of steps in words."""
     return "1 step" if count == 1 else f"{count:.3g} steps"

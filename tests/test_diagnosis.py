@@ -1,0 +1,465 @@
+"""The diagnosis against the gallery, and every claimed improvement measured again on its own."""
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import retrograde
+from measured_apart import Measured
+from retrograde.diagnosis import RULES, Evidence, explain, limits
+from retrograde.diagnosis.activity import keeping_for, look
+from retrograde.diagnosis.examine import examine
+from retrograde.diagnosis.finding import at_least
+from retrograde.diagnosis.need import autocorrelation, season_of
+from retrograde.diagnosis.remedies import REMEDIES
+from retrograde.diagnosis.trials import progress
+from retrograde.errors import ArgumentError, UnsupportedModelError
+from retrograde.tasks import gallery
+
+CASES = (*gallery.SICK, *gallery.HEALTHY)
+NUMBERS = {
+    "vanishing": Measured.reach,
+    "exploding": Measured.growth_of_the_adjoint,
+    "saturated": Measured.saturated_share,
+    "forget-gate-too-short": Measured.time_constant,
+    "dead-units": Measured.dead_units,
+    "output-outweighs": Measured.imbalance,
+}
+"""Numbers that measured_apart.py can measure, of single layers of torch read at the last step."""
+
+APART = (
+    "tiny recurrent weights (RNN)",
+    "a season beyond its reach",
+    "huge recurrent weights (RNN)",
+    "large recurrent weights, open forget gate",
+    "input that is not scaled",
+    "forget bias -2",
+    "update gate shut (GRU)",
+    "half of the relu units dead",
+    "output layer times 100",
+)
+
+
+def case_of(name):
+    return next(case for case in CASES if case.name == name)
+
+
+def made(name, dtype=torch.float32):
+    torch.manual_seed(0)
+    model, batch = case_of(name).make()
+    return model.to(dtype), tuple(part.to(dtype) for part in batch)
+
+
+def examined(name, dtype=torch.float32, **options):
+    model, batch = made(name, dtype)
+    options = {**case_of(name).options, **options}
+    return examine(model, batch, gallery.loss_fn, limits(), **options)
+
+
+@pytest.mark.parametrize("case", gallery.SICK, ids=lambda case: case.name)
+def test_the_right_finding_comes_first(case):
+    first = gallery.findings(case)[0]
+    assert first.rule == case.expected
+    assert at_least(first.severity, "warning")
+    assert first.causes and first.advice
+
+
+@pytest.mark.parametrize("case", gallery.HEALTHY, ids=lambda case: case.name)
+def test_a_healthy_model_is_ok(case):
+    serious = [f for f in gallery.findings(case) if at_least(f.severity, "warning")]
+    assert serious == []
+
+
+@pytest.mark.parametrize("name", APART)
+def test_every_claim_of_a_remedy_is_measured_again(name):
+    """The lines of code that the report prints are run on a fresh model; plain torch measures.
+
+    In float64: a pass whose gradient explodes is chaotic, and rounding grows in it.
+    """
+    finding = examined(name, torch.float64).findings[0]
+    number, own = NUMBERS[finding.rule], finding.evidence[0]
+    assert number(Measured(*made(name, torch.float64))) == pytest.approx(own.value, rel=1e-5)
+    claims = 0
+    for trial in finding.trials:
+        if trial.remedy in ("window", "clip"):  # loops and steps of the user's own
+            continue
+        model, (x, y) = made(name, torch.float64)
+        options, clipped = {}, {}
+        torch.manual_seed(0)
+        if trial.remedy == "clip-groups":
+            clipped = {"clipped_to": min(Measured(model, (x, y)).norms())}
+        elif trial.remedy == "truncated-1997":
+            options = {"truncated": True}
+        else:
+            names = {"model": model, "torch": torch, "retrograde": retrograde, "x": x}
+            exec(trial.code, names)
+            x = names["x"]
+            model.double()  # a layer that is put in the place of another comes in float32
+        after = number(Measured(model, (x, y), **options), **clipped)
+        assert after == pytest.approx(trial.after, rel=1e-5, abs=1e-9), trial.remedy
+        up = own.healthy == "above"
+        healthy = after >= own.threshold if up else after <= own.threshold
+        assert trial.helped or not healthy
+        assert healthy or not trial.cured
+        claims += trial.helped
+    assert claims
+
+
+def test_trials_come_in_the_order_of_their_effect():
+    trials = examined("a season beyond its reach").findings[0].trials
+    assert len(trials) >= 3
+    assert [t.cured for t in trials] == sorted((t.cured for t in trials), reverse=True)
+    others = [t.after for t in trials if not t.cured]
+    assert others == sorted(others, reverse=True)
+    assert not trials[-1].cured and trials[0].helped
+
+
+def test_a_remedy_that_did_not_help_is_reported_as_such():
+    trials = {t.remedy: t for t in examined("huge recurrent weights (RNN)").findings[0].trials}
+    clip = trials["clip"]
+    assert not clip.helped and not clip.cured
+    assert clip.after == clip.before
+    assert trials["window"].helped and trials["window"].after < clip.after
+
+
+def test_a_remedy_that_the_model_does_not_stand_is_said():
+    class Strict(gallery.Forecaster):
+        def forward(self, x):
+            assert isinstance(self.recurrent, nn.RNN), "an RNN, please"
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model = Strict(nn.RNN(3, 16))
+    nn.init.zeros_(model.recurrent.weight_hh_l0)
+    batch = torch.randn(30, 4, 3), torch.randn(4, 1)
+    found = examine(model, batch, gallery.loss_fn, limits()).findings[0]
+    lstm = next(trial for trial in found.trials if trial.remedy == "lstm")
+    assert lstm.note == "could not be tried: AssertionError: an RNN, please"
+    assert lstm.after is None and not lstm.helped
+
+
+def test_a_cure_that_brings_another_finding_is_none():
+    """f = 1 on an input with a mean: the state drifts to where it is saturated."""
+    torch.manual_seed(0)
+    model = gallery.Forecaster(nn.LSTM(3, 16))
+    with torch.no_grad():
+        model.recurrent.bias_ih_l0[:32] = 2.0
+        model.recurrent.bias_hh_l0[16:32] = -5.0
+    batch = torch.randn(90, 4, 3) + 3, torch.randn(4, 1)
+    findings = examine(model, batch, gallery.loss_fn, limits()).findings
+    trials = {t.remedy: t for f in findings if f.rule == "vanishing" for t in f.trials}
+    kept = trials["no-forget-gate"]
+    assert kept.helped and not kept.cured
+    assert kept.note == "brings a new finding: saturated"
+
+
+def test_the_users_model_and_random_numbers_are_left_alone():
+    model, batch = made("huge recurrent weights (RNN)")
+    model.eval()
+    model.head.weight.grad = torch.ones_like(model.head.weight)
+    before = copy.deepcopy(model.state_dict())
+    torch.manual_seed(7)
+    drawn = torch.get_rng_state()
+    one = examine(model, batch, gallery.loss_fn, limits())
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert not model.training and not model.recurrent.training
+    assert all(torch.equal(before[n], w) for n, w in model.state_dict().items())
+    assert torch.equal(model.head.weight.grad, torch.ones_like(model.head.weight))
+    assert model.recurrent.weight_hh_l0.grad is None
+    assert not model.recurrent._forward_hooks and not model.recurrent._forward_pre_hooks
+    torch.manual_seed(8)
+    other = examine(model, batch, gallery.loss_fn, limits())
+    assert one.findings == other.findings  # the seed decides, not what was drawn before
+    third = examine(model, batch, gallery.loss_fn, limits(), seed=1)
+    orthogonal = [
+        next(t.after for t in e.findings[0].trials if t.remedy == "orthogonal")
+        for e in (one, third)
+    ]
+    assert orthogonal[0] != orthogonal[1]
+
+
+def test_training_tells_original_and_remedy_apart():
+    model, batch = made("huge recurrent weights (RNN)")
+    done = []
+    findings = examine(
+        model,
+        batch,
+        gallery.loss_fn,
+        limits(),
+        try_training=4,
+        progress=lambda *told: done.append(told),
+    ).findings
+    trained = {t.remedy: t.training for t in findings[0].trials if t.training}
+    best = findings[0].trials[0].remedy
+    assert {best, "clip"} <= set(trained)
+    assert "Adam" in trained[best].optimizer
+    loop = plain_training(model, batch, 4)
+    assert trained[best].original == pytest.approx(loop, rel=1e-5)
+    assert trained["clip"].remedy == pytest.approx(plain_training(model, batch, 4, 1.0), rel=1e-5)
+    assert trained[best].remedy != trained[best].original
+    assert done[0][0] == 0 and all(now <= whole for now, whole, _ in done)
+    assert any("training" in what for *_, what in done)
+
+
+def plain_training(model, batch, steps, clip=math.inf):
+    model = copy.deepcopy(model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = gallery.loss_fn(model, batch)
+        losses.append(float(loss.detach()))
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+    return losses
+
+
+def test_thresholds_are_the_users_to_set():
+    model, batch = made("forget bias -2")
+    table = limits({"reach_fraction": 0.02})
+    assert examine(model, batch, gallery.loss_fn, table, remedies=False).findings == ()
+    assert {row.name: row.value for row in table}["reach_fraction"] == 0.02
+    for row in table:
+        assert row.reason.endswith(".") and row.unit
+    with pytest.raises(ArgumentError, match="no threshold 'reach'; there are: reach_fraction"):
+        limits({"reach": 3})
+
+
+def test_every_threshold_changes_some_finding():
+    """None stands in the table without effect."""
+    moved = {
+        "reach_fraction": (0.001, "forget bias -2"),
+        "season_correlation": (0.99, "a season beyond its reach"),
+        "far_share": (0.0, "a fast unit drowns a slow one"),
+        "growth_total": (1e3, "huge recurrent weights (RNN)"),
+        "saturated_slope": (0.0, "input that is not scaled"),
+        "saturated_share": (1.0, "input that is not scaled"),
+        "dead_share": (1.0, "half of the relu units dead"),
+        "double_bias": (5.0, "forget bias 1 in both biases"),
+        "imbalance": (9.0, "output layer times 100"),
+        "usual_imbalance": (-2.7, "output layer times 100"),
+        "conflict": (-100.0, "near and far errors opposed"),
+    }
+    assert set(moved) == {row.name for row in limits()}
+    for threshold, (value, name) in moved.items():
+        model, batch = made(name)
+        options = {**case_of(name).options, "remedies": False}
+        changed = limits({threshold: value})
+        now = examine(model, batch, gallery.loss_fn, changed, **options).findings
+        before = examine(model, batch, gallery.loss_fn, limits(), **options).findings
+        assert now != before, threshold
+
+
+def test_the_route_behind_an_explosion_is_that_without_which_it_grows_least():
+    examination = examined("large recurrent weights, open forget gate", remedies=False)
+    finding = examination.findings[0]
+    flow = examination.subjects["recurrent"].flow
+    growth = {}
+    for route in flow.routes:
+        mean = flow.without(route).adjoints.log2_mean_by_lag
+        mean = mean[mean.isfinite()]
+        growth[route] = float((mean - mean[0]).max())
+    assert finding.route == min(growth, key=growth.get)
+    alone = next(e for e in finding.evidence if e.name.startswith("growth without"))
+    assert alone.value == pytest.approx(growth[finding.route], abs=1e-6)
+    assert finding.gate == finding.route.split(".")[1]
+
+
+def test_the_predicted_overflow_is_where_float32_ends():
+    """A recurrence that triples: its adjoint is 3^lag, and 3^80 < float32's largest < 3^81."""
+    torch.manual_seed(0)
+    model = gallery.Forecaster(nn.RNN(3, 1, nonlinearity="relu"), 1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.fill_({"recurrent.weight_hh_l0": 3.0, "head.weight": 1.0}.get(name, 0.0))
+        model.recurrent.bias_ih_l0.fill_(1e-30)
+    batch = torch.zeros(20, 1, 3), torch.full((1, 1), -0.5)  # dL/dh of the last step is 1
+    finding = examine(model, batch, gallery.loss_fn, limits(), remedies=False).findings[0]
+    numbers = {e.name: e.value for e in finding.evidence}
+    assert finding.rule == "exploding" and finding.severity == "warning"
+    assert numbers["growth per step"] == pytest.approx(math.log2(3))
+    assert numbers["steps until float32 overflows"] == 80
+    longer = torch.zeros(85, 1, 3), batch[1]
+    worst = examine(model, longer, gallery.loss_fn, limits(), remedies=False).findings
+    assert worst[0].rule == "non-finite" and worst[0].severity == "error"
+    assert worst[1].rule == "exploding" and worst[1].severity == "error"
+
+
+def test_the_nan_is_found_in_its_gate():
+    finding = gallery.findings(case_of("NaN in one gate"))[0]
+    assert finding.gate == "cell" and "weight_hh_l0" in finding.message
+    finding = gallery.findings(case_of("infinity in the input"))[0]
+    assert finding.steps == (11, 11) and "sample 2" in finding.message
+
+
+def test_a_loss_that_is_not_finite_although_all_else_is():
+    model, batch = made("LSTM, forget bias 3")
+
+    def infinite(model, batch):
+        return gallery.loss_fn(model, batch) + torch.inf
+
+    report = retrograde.diagnose(model, batch, infinite, remedies=False)
+    assert not report.ok
+    assert report.findings[0].rule == "non-finite" and report.findings[0].layer is None
+    assert report.findings[0].message.startswith("The loss is inf, although")
+
+
+@given(st.integers(4, 30), st.integers(0, 10**6))
+def test_a_season_is_found_and_a_trend_is_none(period, seed):
+    generator = torch.Generator().manual_seed(seed)
+    time = torch.arange(4.0 * period).view(-1, 1, 1)
+    phase = 7 * torch.rand(1, 3, 2, generator=generator)
+    noise = torch.randn(4 * period, 3, 2, generator=generator)
+    season = torch.sin(2 * torch.pi * time / period + phase)
+    lag, height = season_of(season + 0.01 * noise, 0.5)
+    assert lag % period == 0 and height > 0.9
+    assert season_of(0.3 * time + 0.01 * noise, 0.5) is None
+    assert season_of(torch.ones(4 * period, 3, 2), 0.5) is None
+
+
+def test_the_autocorrelation_is_the_sum_it_says():
+    torch.manual_seed(0)
+    x = torch.randn(21, 2, 3, dtype=torch.float64)
+    time = torch.arange(21.0, dtype=torch.float64)
+    columns = torch.stack((torch.ones(21), time), 1).double()
+    r = torch.zeros(11, dtype=torch.float64)
+    for series in x.flatten(1).T:
+        z = series - columns @ torch.linalg.lstsq(columns, series.unsqueeze(1)).solution.squeeze(1)
+        for lag in range(11):
+            r[lag] += (z[lag:] * z[: 21 - lag]).sum() / (21 - lag) / (z.square().mean() * 6)
+    torch.testing.assert_close(autocorrelation(x), r)
+
+
+def test_gates_over_time_leave_padding_out():
+    torch.manual_seed(0)
+    lstm = nn.LSTM(2, 3).double()
+    x, lengths = torch.randn(7, 3, 2).double(), torch.tensor([7, 2, 5])
+    packed = nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+    with retrograde.record(lstm) as recording:
+        output, _ = nn.utils.rnn.pad_packed_sequence(lstm(packed)[0])
+        output.square().sum().backward()
+    recorded = recording["LSTM"]
+    flow = retrograde.decompose(recorded)
+    seen = {a.name: a for a in look(recorded, flow.unrolled, 0.04)[0]}["forget"]
+    forget = []
+    h = c = torch.zeros(3, 3).double()
+    for x_k in x:
+        i, f, g, o = (
+            x_k @ lstm.weight_ih_l0.T + lstm.bias_ih_l0 + h @ lstm.weight_hh_l0.T + lstm.bias_hh_l0
+        ).chunk(4, -1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        forget.append(f.sigmoid())
+    order = [int((x[0] == recorded.x[0, b]).all(-1).nonzero()) for b in range(3)]
+    inside = [f[[b for b in order if k < lengths[b]]] for k, f in enumerate(forget)]
+    torch.testing.assert_close(seen.mean, torch.cat(inside).mean(0).detach())
+    assert seen.course.steps == tuple(range(7))
+    for k, values in enumerate(inside):
+        ordered = values.flatten().sort().values
+        assert seen.course.median[k] == pytest.approx(float(ordered[round((len(ordered) - 1) / 2)]))
+
+
+def test_a_gate_that_holds_is_not_called_saturated():
+    """Forget gate open and input gate shut is what chrono asks for over a thousand steps."""
+    torch.manual_seed(0)
+    model = gallery.Forecaster(nn.LSTM(3, 16))
+    with torch.no_grad():
+        model.recurrent.bias_ih_l0[:16], model.recurrent.bias_ih_l0[16:32] = -9.0, 9.0
+    batch = torch.randn(30, 4, 3), torch.randn(4, 1)
+    held = examine(model, batch, gallery.loss_fn, limits(), remedies=False)
+    assert "saturated" not in {finding.rule for finding in held.findings}
+    with torch.no_grad():
+        model.recurrent.bias_ih_l0[:32] = -9.0
+    shut = examine(model, batch, gallery.loss_fn, limits(), remedies=False)
+    assert "saturated" in {finding.rule for finding in shut.findings}
+
+
+@given(st.integers(1, 500))
+def test_a_gate_value_for_a_lag_keeps_one_percent(lag):
+    assert keeping_for(lag) ** lag == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("value", "threshold", "after", "way"),
+    [
+        (5.0, 20.0, 20.0, 1.0),
+        (5.0, 20.0, 5.0, 0.0),
+        (30.0, 6.0, 12.0, 0.75),
+        (math.inf, 0.0, 0.0, math.inf),
+    ],
+)
+def test_how_far_a_remedy_got(value, threshold, after, way):
+    healthy = "above" if value < threshold else "below"
+    assert progress(Evidence("n", value, "u", threshold, healthy), after) == way
+
+
+def test_a_recording_alone_is_diagnosed_without_remedies():
+    model, batch = made("huge recurrent weights (RNN)")
+    with retrograde.record(model) as recording:
+        gallery.loss_fn(model, batch).backward()
+    report = retrograde.diagnose(recording)
+    assert report.findings[0].rule == "exploding" and report.findings[0].trials == ()
+    assert "Remedies were not tried: that takes diagnose(model, batch, loss_fn)." in report.notes
+
+
+def test_one_layer_of_several():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.LSTM(3, 4), nn.LSTM(4, 5)
+
+        def forward(self, x):
+            return self.second(self.first(x)[0])[0]
+
+    torch.manual_seed(0)
+    model, x = Two(), torch.randn(30, 2, 3)
+
+    def loss_fn(model, x):
+        return model(x)[-1].square().sum()
+
+    report = retrograde.diagnose(model, x, loss_fn, layer="second", needs_lag=25)
+    assert [layer.name for layer in report.layers] == ["second"]
+    assert {finding.layer for finding in report.findings} == {"second"}
+    both = retrograde.diagnose(model, x, loss_fn, needs_lag=25, remedies=False)
+    assert {finding.layer for finding in both.findings} == {"first", "second"}
+    with pytest.raises(ArgumentError, match="no layer 'third'; there are: first, second"):
+        retrograde.diagnose(model, x, loss_fn, layer="third")
+
+
+@pytest.mark.parametrize("lag", [0, -3, True])
+def test_a_lag_that_is_none(lag):
+    model, batch = made("LSTM, forget bias 3")
+    with pytest.raises(ArgumentError, match="needs_lag must be a positive number of steps"):
+        retrograde.diagnose(model, batch, gallery.loss_fn, needs_lag=lag)
+
+
+def test_a_model_without_recurrent_layers_is_refused():
+    with pytest.raises(UnsupportedModelError, match="holds no recurrent layer"):
+        retrograde.diagnose(nn.Linear(2, 3), torch.ones(1, 2), lambda m, x: m(x).sum())
+
+
+def test_rules_are_explained_from_the_table_they_run_on():
+    used = {name for rule in RULES.values() for name in rule.thresholds}
+    assert used == {row.name for row in limits()}
+    tried = {name for rule in RULES.values() for name in rule.remedies}
+    assert tried == set(REMEDIES)
+    for name, rule in RULES.items():
+        page = explain(name)
+        assert page.startswith(f"# {rule.title}\n")
+        for word in (*rule.thresholds, *rule.remedies, *rule.sources):
+            assert word in page
+    with pytest.raises(ArgumentError, match="no rule 'vanish'; there are: non-finite, exploding"):
+        explain("vanish")
+
+
+def test_findings_are_values():
+    finding = gallery.findings(case_of("forget bias -2"))[0]
+    assert replace(finding) == finding
+    assert finding.evidence[0].threshold == pytest.approx(1 / (1 - 0.01 ** (1 / 6)))
