@@ -205,8 +205,8 @@ def ways_by_lag(
         y=alt.Y("share:Q", title="signed share", axis=alt.Axis(format="%")), order="order:Q"
     )
     return alt.vconcat(
-        (sizes.mark_line() + points).properties(width=WIDTH - 70, height=200, title=title),
-        stacked.properties(width=WIDTH - 70, height=150),
+        (sizes.mark_line() + points).properties(width=WIDTH - 90, height=200, title=title),
+        stacked.properties(width=WIDTH - 90, height=150),
     )
 
 
@@ -329,8 +329,8 @@ def before_after(
     rows = [
         (f"{number}. {title}", when, value)
         for number, (title, *values) in enumerate(zip(titles, before, after, strict=True), 1)
-        if all(value is not None and math.isfinite(value) for value in values)
         for when, value in zip(("before", "after"), values, strict=True)
+        if value is not None and math.isfinite(value)
     ]
     data = _table(alt, {"remedy": "string", "when": "string", "value": "number"}, rows)
     scale, when = _scale(alt, [value for *_, value in rows]), ["before", "after"]
@@ -381,20 +381,19 @@ def training_curves(original: Sequence[float], remedy: Sequence[float]) -> Any:
     data = _table(alt, {"model": "string", "step": "number", "loss": "number"}, rows)
     scale = _scale(alt, [loss for *_, loss in rows])
     tooltip = [alt.Tooltip("model:N"), alt.Tooltip("step:Q"), alt.Tooltip("loss:Q")]
-    chart = alt.Chart(data, title="Loss while training").encode(
+    chart = alt.Chart(data).encode(
         x=alt.X("step:Q", title="training step", axis=alt.Axis(tickMinStep=1)),
         y=alt.Y("loss:Q", title="loss", scale=scale),
-        color=alt.Color("model:N", title=None, scale=alt.Scale(domain=names, range=[COUNTER, INK])),
+        detail="model:N",
         tooltip=tooltip,
     )
+    dashes = alt.Scale(domain=names, range=[[4, 3], [1, 0]])
     lines = chart.mark_line().encode(
-        strokeDash=alt.StrokeDash(
-            "model:N", title=None, scale=alt.Scale(domain=names, range=[[4, 3], [1, 0]])
-        )
+        color=alt.Color("model:N", title=None, scale=alt.Scale(domain=names, range=[COUNTER, INK])),
+        strokeDash=alt.StrokeDash("model:N", title=None, scale=dashes),
     )
-    return (lines + chart.mark_point(size=12, filled=True)).properties(
-        width=WIDTH - 110, height=220
-    )
+    hover = chart.mark_point(size=60, filled=True, opacity=0)
+    return (lines + hover).properties(width=WIDTH - 110, height=220, title="Loss while training")
 
 
 def lag_in_words(lag: range) -> str:
@@ -482,7 +481,7 @@ def _scale(alt: Any, values: Sequence[float]) -> Any:
 
 
 def _table(alt: Any, columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> Any:
-    """Rows as comma-separated text: a third of the bytes, and nothing for Altair to walk through."""
+    """Rows as comma-separated text: a third of the bytes, and quick to hand over."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

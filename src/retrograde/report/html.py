@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from typing import Any
 
@@ -138,7 +138,7 @@ class _Gallery:
         for kind in LIGHT_FIRST:
             fits = True
             for place, layer in layers:
-                fits = fits and self._add(f"{place}-{kind}", lambda: KINDS[kind].chart(layer))
+                fits = fits and self._add(f"{place}-{kind}", partial(KINDS[kind].chart, layer))
                 if not fits:
                     self.left_out.setdefault(kind, []).append(layer.name)
 
