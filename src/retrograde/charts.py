@@ -73,9 +73,9 @@ def entry_by_use(
         .mark_rect()
         .encode(
             x=alt.X("k:Q", title="use step k", scale=scale),
-            x2="k2:Q",
+            x2=alt.X2("k2:Q"),
             y=alt.Y("t:Q", title="entry step t", scale=scale),
-            y2="t2:Q",
+            y2=alt.Y2("t2:Q"),
             color=alt.Color(
                 "log2:Q",
                 title="log2 norm",
@@ -103,8 +103,8 @@ def lag_curve(log2_mean: Tensor, reach: int, half_life: float, floor: float) -> 
         start, least = rows[0][1], min(log2 for _, log2 in rows)
         layers += [
             _slope(alt, start, least, len(log2_mean) - 1, half_life),
-            _rule(alt, {"lag": reach}, "x", f"reach: {reach} steps", WIDTH),
-            _rule(alt, {"log2": start + math.log2(floor)}, "y", f"{floor:.0%} of lag 0", WIDTH),
+            *_rule(alt, {"lag": reach}, "x", f"reach: {reach} steps", WIDTH),
+            *_rule(alt, {"log2": start + math.log2(floor)}, "y", f"{floor:.0%} of lag 0", WIDTH),
         ]
     return alt.layer(*layers).properties(
         width=WIDTH,
@@ -202,7 +202,8 @@ def ways_by_lag(
         shape=alt.Shape("way:N", title=kind, scale=shapes)
     )
     stacked = chart.mark_bar().encode(
-        y=alt.Y("share:Q", title="signed share", axis=alt.Axis(format="%")), order="order:Q"
+        y=alt.Y("share:Q", title="signed share", axis=alt.Axis(format="%")),
+        order=alt.Order("order:Q"),
     )
     return alt.vconcat(
         (sizes.mark_line() + points).properties(width=WIDTH - 90, height=200, title=title),
@@ -243,7 +244,7 @@ def blocks(names: Sequence[tuple[str, str | None]], log2: Tensor, share: Tensor)
     dots = chart.mark_point(filled=True, size=70, opacity=1, color=INK).encode(
         shape=alt.Shape("parameter:N", legend=None, scale=shapes)
     )
-    labels = chart.mark_text(align="left", dx=8).encode(text="text:N")
+    labels = chart.mark_text(align="left", dx=8).encode(text=alt.Text("text:N"))
     return (dots + labels).properties(
         width=WIDTH - 110,
         height={"step": 20},
@@ -280,7 +281,7 @@ def gates_over_time(
     ]
     base = alt.Chart().encode(x=_step(alt), tooltip=tooltip)
     band = base.mark_area(color=INK, opacity=0.35).encode(
-        y=alt.Y("low:Q", title=None, scale=scale), y2="high:Q"
+        y=alt.Y("low:Q", title=None, scale=scale), y2=alt.Y2("high:Q")
     )
     line = base.mark_line(color=INK).encode(y=alt.Y("median:Q", title=None, scale=scale))
     hover = base.mark_rule(strokeWidth=4, opacity=0)
@@ -350,12 +351,12 @@ def before_after(
         ),
         color=alt.Color("when:N", title=None, scale=alt.Scale(domain=when, range=[GREY, INK])),
     )
-    layers = [chart.mark_line(color=GREY).encode(detail="remedy:N"), points]
+    layers = [chart.mark_line(color=GREY).encode(detail=alt.Detail("remedy:N")), points]
     if threshold is not None and math.isfinite(threshold):
         line = alt.Chart(_table(alt, {"value": "number"}, [(threshold,)]))
         layers.append(
             line.mark_rule(strokeDash=[4, 4], color=ACCENT).encode(
-                x="value:Q", tooltip=alt.Tooltip("value:Q", title="threshold")
+                x=alt.X("value:Q"), tooltip=alt.Tooltip("value:Q", title="threshold")
             )
         )
     return alt.layer(*layers).properties(
@@ -384,7 +385,7 @@ def training_curves(original: Sequence[float], remedy: Sequence[float]) -> Any:
     chart = alt.Chart(data).encode(
         x=alt.X("step:Q", title="training step", axis=alt.Axis(tickMinStep=1)),
         y=alt.Y("loss:Q", title="loss", scale=scale),
-        detail="model:N",
+        detail=alt.Detail("model:N"),
         tooltip=tooltip,
     )
     dashes = alt.Scale(domain=names, range=[[4, 3], [1, 0]])
@@ -438,16 +439,22 @@ def _over_lag(alt: Any, log2: Sequence[float], what: str) -> tuple[list[tuple[in
     return rows, curve
 
 
-def _rule(alt: Any, where: Mapping[str, int | float], axis: str, text: str, width: int) -> Any:
+def _rule(
+    alt: Any, where: Mapping[str, int | float], axis: str, text: str, width: int
+) -> list[Any]:
     """A dashed line with a label, vertical at a lag or horizontal at a size."""
     name, at = next(iter(where.items()))
     data = _table(alt, {name: "number", "text": "string"}, [(at, text)])
-    line = alt.Chart(data).mark_rule(strokeDash=[4, 4], color=ACCENT).encode(**{axis: f"{name}:Q"})
+    line = (
+        alt.Chart(data)
+        .mark_rule(strokeDash=[4, 4], color=ACCENT)
+        .encode({"x": alt.X, "y": alt.Y}[axis](f"{name}:Q"))
+    )
     if axis == "x":
         label = alt.Chart(data).mark_text(align="left", dx=5, dy=6, baseline="top")
-        return line + label.encode(x=f"{name}:Q", y=alt.value(0), text="text:N")
+        return [line, label.encode(x=alt.X(f"{name}:Q"), y=alt.YValue(0), text=alt.Text("text:N"))]
     label = alt.Chart(data).mark_text(align="right", dy=-6)
-    return line + label.encode(y=f"{name}:Q", x=alt.value(width), text="text:N")
+    return [line, label.encode(y=alt.Y(f"{name}:Q"), x=alt.XValue(width), text=alt.Text("text:N"))]
 
 
 def _slope(alt: Any, start: float, least: float, lags: int, half_life: float) -> Any:
@@ -457,7 +464,7 @@ def _slope(alt: Any, start: float, least: float, lags: int, half_life: float) ->
         alt, {"lag": "number", "log2": "number"}, [(0, start), (end, start - end / half_life)]
     )
     line = alt.Chart(data).mark_line(color=COUNTER, strokeDash=[2, 3])
-    return line.encode(x="lag:Q", y="log2:Q")
+    return line.encode(x=alt.X("lag:Q"), y=alt.Y("log2:Q"))
 
 
 def _panels(alt: Any, data: Any, layers: Sequence[Any], names: Sequence[str], columns: int) -> Any:
