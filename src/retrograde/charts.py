@@ -147,11 +147,16 @@ def shares_by_lag(lags: Sequence[range], log2: Tensor, share: Tensor) -> Any:
     data = _table(alt, {"lags": "string", "share": "number", "norm": "string"}, rows)
     return (
         alt.Chart(data, title="Share of the gradient by lag")
+        .transform_calculate(against="datum.share < 0")
         .mark_bar()
         .encode(
             x=alt.X("lags:N", sort=order, title="lag (steps)", axis=alt.Axis(labelAngle=0)),
             y=alt.Y("share:Q", title="signed share", axis=alt.Axis(format="%")),
-            color=alt.condition("datum.share < 0", alt.value(COUNTER), alt.value(INK)),
+            color=alt.Color(
+                "against:N",
+                legend=None,
+                scale=alt.Scale(domain=[False, True], range=[INK, COUNTER]),
+            ),
             tooltip=[
                 alt.Tooltip("lags:N", title="lags (steps)"),
                 alt.Tooltip("share:Q", title="share", format=".2%"),
@@ -493,7 +498,7 @@ def _table(alt: Any, columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) 
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(rows)
-    return alt.InlineData(values=text.getvalue(), format={"type": "csv", "parse": dict(columns)})
+    return alt.Data(values=text.getvalue(), format={"type": "csv", "parse": dict(columns)})
 
 
 def _thinned(count: int) -> range:

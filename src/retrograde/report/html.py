@@ -135,8 +135,8 @@ class _Gallery:
         concerned = {finding.layer for finding in self.report.findings}
         layers = list(enumerate(self.report.layers))
         layers.sort(key=lambda numbered: numbered[1].name not in concerned)
+        fits = True
         for kind in LIGHT_FIRST:
-            fits = True
             for place, layer in layers:
                 fits = fits and self._add(f"{place}-{kind}", partial(KINDS[kind].chart, layer))
                 if not fits:
