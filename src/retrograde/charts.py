@@ -24,6 +24,8 @@ INK, ACCENT, COUNTER, GREY = "#3a7cab", "#c4478a", "#c96f0a", "#7f7f7f"
 SERIES = (
     *("#3b7bbf", "#c96f0a", "#2f9158", "#d5494c", "#9467bd"),
     *("#9c6b4e", "#d1579b", "#8a8a1f", "#1c93a0", "#7f7f7f"),
+    *("#b08030", "#5f82e0", "#0f8a78", "#e0605f", "#a85fd6"),
+    *("#b4633c", "#c04a9e", "#5f8f2f", "#6b7f99", "#9a7d8f"),
 )
 RAMP = ("#3b7bbf", "#8a5fd0", "#c04a9e", "#d9573f", "#c98000")
 """Colours that stand out (3 to 1 and more) from white paper and from a dark page alike."""
@@ -211,8 +213,8 @@ def ways_by_lag(
         order=alt.Order("order:Q"),
     )
     return alt.vconcat(
-        (sizes.mark_line() + points).properties(width=WIDTH - 90, height=200, title=title),
-        stacked.properties(width=WIDTH - 90, height=150),
+        (sizes.mark_line() + points).properties(width=WIDTH - 120, height=200, title=title),
+        stacked.properties(width=WIDTH - 120, height=150),
     )
 
 
@@ -477,7 +479,9 @@ def _panels(alt: Any, data: Any, layers: Sequence[Any], names: Sequence[str], co
     columns = max(1, min(columns, len(names)))
     width = (WIDTH - 15 * (columns - 1)) // columns
     facet = alt.Facet("gate:N", sort=list(names), title=None, header=alt.Header(labelLimit=width))
-    small = alt.layer(*layers, data=data).properties(width=width, height=160 if columns < 2 else 80)
+    small = alt.layer(*layers, data=data).properties(
+        width=width, height=160 if len(names) < 2 else 80
+    )
     return small.facet(facet, columns=columns)
 
 
