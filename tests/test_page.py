@@ -13,7 +13,7 @@ from torch import nn
 
 import retrograde
 from retrograde import charts
-from retrograde.diagnosis import Course, Evidence, Finding, Training, Trial, thresholds
+from retrograde.diagnosis import Course, Evidence, Finding, Threshold, Training, Trial
 from retrograde.report import Report, Settings, html
 
 BROWSER = next(
@@ -137,7 +137,7 @@ SETTINGS = Settings(
     seed=7,
     needs_lag=52,
     rules=RULES,
-    thresholds=thresholds(),
+    thresholds=(Threshold("reach_fraction", 0.1, "of the sequence", "Because I say so."),),
 )
 
 

@@ -108,7 +108,8 @@ def lag_curve(log2_mean: Tensor, reach: int, half_life: float, floor: float) -> 
             *_rule(alt, {"lag": reach}, "x", f"reach: {reach} steps", WIDTH),
             *_rule(alt, {"log2": start + math.log2(floor)}, "y", f"{floor:.0%} of lag 0", WIDTH),
         ]
-    return alt.layer(*layers).properties(
+    return alt.layer(
+        *layers,
         width=WIDTH,
         height=260,
         title={
@@ -130,7 +131,8 @@ def adjoint_curve(log2_mean: Sequence[float], half_life: float) -> Any:
     text = f"half-life (dotted): {half_life_in_words(half_life)}"
     if missing:
         text += f"; at {missing} of {len(log2_mean)} lags it is 0 or not finite"
-    return alt.layer(*layers).properties(
+    return alt.layer(
+        *layers,
         width=WIDTH,
         height=260,
         title={"text": "How the adjoint grows or shrinks on its way back", "subtitle": text},
@@ -213,7 +215,7 @@ def ways_by_lag(
         order=alt.Order("order:Q"),
     )
     return alt.vconcat(
-        (sizes.mark_line() + points).properties(width=WIDTH - 120, height=200, title=title),
+        alt.layer(sizes.mark_line(), points, width=WIDTH - 120, height=200, title=title),
         stacked.properties(width=WIDTH - 120, height=150),
     )
 
@@ -252,7 +254,9 @@ def blocks(names: Sequence[tuple[str, str | None]], log2: Tensor, share: Tensor)
         shape=alt.Shape("parameter:N", legend=None, scale=shapes)
     )
     labels = chart.mark_text(align="left", dx=8).encode(text=alt.Text("text:N"))
-    return (dots + labels).properties(
+    return alt.layer(
+        dots,
+        labels,
         width=WIDTH - 110,
         height={"step": 20},
         title={"text": "Blocks of the gradient", "subtitle": "labels: share of the whole"},
@@ -366,7 +370,8 @@ def before_after(
                 x=alt.X("value:Q"), tooltip=alt.Tooltip("value:Q", title="threshold")
             )
         )
-    return alt.layer(*layers).properties(
+    return alt.layer(
+        *layers,
         width=WIDTH - 220,
         height={"step": 26},
         title={
@@ -401,7 +406,7 @@ def training_curves(original: Sequence[float], remedy: Sequence[float]) -> Any:
         strokeDash=alt.StrokeDash("model:N", title=None, scale=dashes),
     )
     hover = chart.mark_point(size=60, filled=True, opacity=0)
-    return (lines + hover).properties(width=WIDTH - 110, height=220, title="Loss while training")
+    return alt.layer(lines, hover, width=WIDTH - 110, height=220, title="Loss while training")
 
 
 def lag_in_words(lag: range) -> str:
@@ -479,9 +484,8 @@ def _panels(alt: Any, data: Any, layers: Sequence[Any], names: Sequence[str], co
     columns = max(1, min(columns, len(names)))
     width = (WIDTH - 15 * (columns - 1)) // columns
     facet = alt.Facet("gate:N", sort=list(names), title=None, header=alt.Header(labelLimit=width))
-    small = alt.layer(*layers, data=data).properties(
-        width=width, height=160 if len(names) < 2 else 80
-    )
+    height = 160 if len(names) < 2 else 80
+    small = alt.layer(*layers, data=data, width=width, height=height)
     return small.facet(facet, columns=columns)
 
 

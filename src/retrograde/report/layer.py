@@ -248,15 +248,6 @@ def by_crossing(flow: Flow) -> Split:
     return coarser.by_crossing(max_crossings=8)
 
 
-def _gate(course: Course) -> str:
-    return re.sub(r"_l\d+$", "", course.name)
-
-
-def _gates(courses: Sequence[Course]) -> int:
-    """How many different gates there are; a stack has each of them in every layer."""
-    return len(set(map(_gate, courses)))
-
-
 def _inside(horizon: Horizon | None, steps: int) -> bool:
     return horizon is not None and 0 < horizon.lag < steps
 
@@ -279,3 +270,12 @@ def _rows(values: Tensor) -> tuple[tuple[float, ...], ...]:
 
 def _tensor(values: Any) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
+
+
+def _gate(course: Course) -> str:
+    return re.sub(r"_l\d+$", "", course.name)
+
+
+def _gates(courses: Sequence[Course]) -> int:
+    """How many different gates there are; a stack has each of them in every layer."""
+    return len(set(map(_gate, courses)))
