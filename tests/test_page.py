@@ -434,3 +434,29 @@ def test_the_largest_map_leaves_room_for_twenty_on_a_page():
     spec = charts.entry_by_use(starts, starts, log2, None).to_dict()
     assert len(spec["data"]["values"].splitlines()) == 1 + 100 * 101 // 2
     assert len(json.dumps(spec)) < 130_000
+
+
+@in_a_browser
+@pytest.mark.parametrize("case", ["one step", "no gradient", "nothing finite"])
+def test_pages_with_little_to_draw(page, show, layer, case):
+    steps = 1 if case == "one step" else 5
+    factor = 0.0 if case == "no gradient" else 1.0
+    report = retrograde.diagnose(
+        nn.LSTM(2, 3), torch.ones(steps, 1, 2), lambda model, x: factor * model(x)[0].sum()
+    )
+    (layer,) = report.layers
+    if case == "nothing finite":
+        none = (math.nan, math.inf, -math.inf, math.nan, math.nan)
+        course = Course("forget", (0, 1), *((math.nan, math.nan),) * 4)
+        blocks = layer.by_parameter
+        empty = replace(blocks, log2=(math.nan,) * len(blocks.blocks))
+        map_ = replace(layer.by_time, log2=tuple(none[: len(row)] for row in layer.by_time.log2))
+        layer = replace(
+            *(layer,),
+            **{"log2_mean_by_lag": none, "log2_adjoint_by_lag": none, "half_life": math.nan},
+            **{"by_time": map_, "by_parameter": empty, "courses": (course,)},
+        )
+    findings = tuple(finding(rule, layer.name) for rule in RULES)
+    show(Report("Title", (layer,), findings, settings=SETTINGS))
+    drawn = page.locator("section").inner_text()
+    assert ("nothing to draw" in drawn) == (case != "one step")

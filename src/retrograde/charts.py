@@ -55,6 +55,8 @@ def entry_by_use(
         for k, size in zip(uses, row, strict=False)
         if math.isfinite(size)
     ]
+    if not rows:
+        return _nothing(alt, "Entry by use")
     wide, steps = (uses[1] - uses[0] if len(uses) > 1 else 1), uses[-1]
     sizes = [size for *_, size in rows] or [0.0]
     top, least = max(sizes), min(sizes)
@@ -100,6 +102,8 @@ def lag_curve(log2_mean: Tensor, reach: int, half_life: float, floor: float) -> 
     """Mean norm of the contributions over lag, with reach and half-life marked."""
     alt = _altair()
     rows, curve = _over_lag(alt, log2_mean.tolist(), "mean contribution")
+    if not rows:
+        return _nothing(alt, "How far back the gradient reaches")
     layers = [curve]
     if len(rows) > 1 and half_life == half_life:
         start, least = rows[0][1], min(log2 for _, log2 in rows)
@@ -123,6 +127,8 @@ def adjoint_curve(log2_mean: Sequence[float], half_life: float) -> Any:
     """Mean norm of the adjoint over lag: how it grows or shrinks on its way back."""
     alt = _altair()
     rows, curve = _over_lag(alt, log2_mean, "mean adjoint")
+    if not rows:
+        return _nothing(alt, "How the adjoint grows or shrinks on its way back")
     layers = [curve]
     if len(rows) > 1 and half_life == half_life:
         least = min(log2 for _, log2 in rows)
@@ -148,6 +154,8 @@ def shares_by_lag(lags: Sequence[range], log2: Tensor, share: Tensor) -> Any:
         for name, value, size in zip(order, share.tolist(), log2.tolist(), strict=True)
         if value == value  # a gradient of zero has no shares
     ]
+    if not rows:
+        return _nothing(alt, "Share of the gradient by lag")
     data = _table(alt, {"lags": "string", "share": "number", "norm": "string"}, rows)
     return (
         alt.Chart(data, title="Share of the gradient by lag")
@@ -190,6 +198,8 @@ def ways_by_lag(
         for name, size, part in zip(names, sizes, parts, strict=True)
         if math.isfinite(size)
     ]
+    if not rows:
+        return _nothing(alt, title)
     kinds = {"lags": "string", "way": "string", "log2": "number", "share": "number"}
     x = alt.X("lags:O", sort=names, title="lag (steps)", axis=alt.Axis(labelAngle=0))
     domain = list(ways)
@@ -228,6 +238,8 @@ def blocks(names: Sequence[tuple[str, str | None]], log2: Tensor, share: Tensor)
         for name, size, part in zip(names, log2.tolist(), share.tolist(), strict=True)
         if math.isfinite(size)
     ]
+    if not rows:
+        return _nothing(alt, "Blocks of the gradient")
     kinds = {"block": "string", "parameter": "string", "log2": "number", "share": "number"}
     order = [_block(name) for name in names]
     chart = (
@@ -279,6 +291,8 @@ def gates_over_time(
         for step, *values in zip(along, *sizes, strict=True)
         if all(map(math.isfinite, values))
     ]
+    if not rows:
+        return _nothing(alt, "Gates over time")
     kinds = {"gate": "string"} | dict.fromkeys(("step", "low", "median", "high"), "number")
     scale = alt.Scale(
         domain=[min(0.0, *(row[2] for row in rows)), max(1.0, *(row[4] for row in rows))]
@@ -315,6 +329,8 @@ def saturation_over_time(
         for step, value in zip(along, values, strict=True)
         if math.isfinite(value)
     ]
+    if not rows:
+        return _nothing(alt, "Saturated over time")
     data = _table(alt, {"gate": "string", "step": "number", "share": "number"}, rows)
     scale, axis = alt.Scale(domain=[0, 1]), alt.Axis(format="%", tickCount=3)
     tooltip = [alt.Tooltip("gate:N"), alt.Tooltip("step:Q"), alt.Tooltip("share:Q", format=".1%")]
@@ -344,6 +360,8 @@ def before_after(
         for when, value in zip(("before", "after"), values, strict=True)
         if value is not None and math.isfinite(value)
     ]
+    if not rows:
+        return _nothing(alt, f"What the remedies do to: {name}")
     data = _table(alt, {"remedy": "string", "when": "string", "value": "number"}, rows)
     scale, when = _scale(alt, [value for *_, value in rows]), ["before", "after"]
     chart = alt.Chart(data).encode(
@@ -391,6 +409,8 @@ def training_curves(original: Sequence[float], remedy: Sequence[float]) -> Any:
         for step in _thinned(len(losses))
         if math.isfinite(losses[step])
     ]
+    if not rows:
+        return _nothing(alt, "Loss while training")
     data = _table(alt, {"model": "string", "step": "number", "loss": "number"}, rows)
     scale = _scale(alt, [loss for *_, loss in rows])
     tooltip = [alt.Tooltip("model:N"), alt.Tooltip("step:Q"), alt.Tooltip("loss:Q")]
@@ -449,6 +469,14 @@ def _over_lag(alt: Any, log2: Sequence[float], what: str) -> tuple[list[tuple[in
         )
     )
     return rows, curve
+
+
+def _nothing(alt: Any, title: str) -> Any:
+    """In place of a chart that has no number to show."""
+    text = "nothing to draw: every number is 0 or not finite"
+    data = _table(alt, {"text": "string"}, [(text,)])
+    chart = alt.Chart(data, title=title, width=WIDTH, height=60)
+    return chart.mark_text().encode(text=alt.Text("text:N"))
 
 
 def _rule(
