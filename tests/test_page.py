@@ -230,7 +230,7 @@ def test_text_and_charts_are_readable_in_light_and_dark(page, show, report, sche
         *("h1", ".lead", "summary", "[data-severity=error]", "[data-severity=warning]", "td"),
         *("th", "pre code", "figcaption", ".notes p", "footer p", "dt", "a"),
         *(".role-axis-label text", ".role-axis-title text", ".role-title-text text"),
-        *(".role-legend-label text", ".role-title-subtitle text", ".mark-text text"),
+        *(".role-legend-label text", ".role-title-subtitle text", ".mark-text.role-mark text"),
     ):
         found = page.locator(selector).first
         assert found.evaluate(CONTRAST) >= 4.5, selector
@@ -343,6 +343,7 @@ def test_findings_beyond_the_first_forty_keep_their_message(layer):
     text = html.render(Report("Title", (layer,), findings, settings=SETTINGS))
     assert text.count("<details class") == html.MOST_FINDINGS
     assert "Message 44." in text
+    assert '"trials-39":' in text and '"trials-40":' not in text
 
 
 def test_a_huge_model_is_cut(layer):
