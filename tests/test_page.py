@@ -169,6 +169,9 @@ def test_the_page(page, show, report):
     assert places == sorted(places)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
+    page.set_viewport_size({"width": 420, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
     first = page.locator("details.finding").first
     assert "■ error exploding · encoder.lstm: It explodes." in " ".join(
         first.locator("summary").first.inner_text().split()
