@@ -1,5 +1,7 @@
 """The report as data, text, JSON and charts; the page in a browser is test_page.py's."""
 
+import csv
+import io
 import json
 import math
 import xml.etree.ElementTree as ElementTree
@@ -135,8 +137,20 @@ def test_a_report_of_one_step_is_json_too(tmp_path):
     report.to_html(tmp_path / "one.html")
 
 
-def test_charts_save_without_a_browser(report, tmp_path):
-    flow = report.layers[1].flow
+def rows_of(spec):
+    """What a chart shows: its data are comma-separated text."""
+    columns = spec["data"]["format"]["parse"]
+    return [
+        {
+            name: float(row[name]) if kind == "number" else row[name]
+            for name, kind in columns.items()
+        }
+        for row in csv.DictReader(io.StringIO(spec["data"]["values"]))
+    ]
+
+
+def test_charts_save_without_a_browser(tmp_path):
+    flow = flow_of(nn.LSTM(2, 4))
     drawn = {
         "map": flow.by_time("weight_hh_l0"),
         "curve": flow,
@@ -152,13 +166,13 @@ def test_charts_save_without_a_browser(report, tmp_path):
         assert marks, f"nothing is drawn in {name}"
 
 
-def test_the_map_holds_every_pair(report):
-    flow = report.layers[0].flow
-    rows = flow.by_time("weight_ih_l0").chart().to_dict()["data"]["values"]
+def test_the_map_holds_every_pair():
+    flow = flow_of(nn.RNN(2, 4))
+    rows = rows_of(flow.by_time("weight_ih_l0").chart().to_dict())
     assert len(rows) == 12 * 13 // 2
     log2 = flow.by_time("weight_ih_l0").log2
     for row in rows:
-        assert row["v"] == pytest.approx(float(log2[row["t"], row["k"]]), abs=0.006)
+        assert row["log2"] == pytest.approx(float(log2[int(row["t"]), int(row["k"])]), abs=0.006)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 12])
@@ -178,11 +192,15 @@ def test_the_chart_of_routes_shows_every_part_with_a_colour_of_its_own():
     split = flow.by_route()
     assert len(split.ways) == 16
     spec = split.chart().to_dict()
-    values = spec["data"]["values"]
-    assert len(values) == int((split.log2 > -torch.inf).sum())
-    assert sum(row["share"] for row in values) == pytest.approx(1, abs=1e-4)
-    scheme = spec["vconcat"][0]["encoding"]["color"]["scale"]
-    assert scheme["scheme"] == "tableau20" and scheme["domain"] == list(split.ways)
+    rows = rows_of(spec)
+    assert len(rows) == int((split.log2 > -torch.inf).sum())
+    assert sum(row["share"] for row in rows) == pytest.approx(1, abs=1e-4)
+    line, points = spec["vconcat"][0]["layer"]
+    scale = line["encoding"]["color"]["scale"]
+    assert scale["domain"] == list(split.ways)
+    assert len(set(scale["range"])) == 16
+    shapes = points["encoding"]["shape"]["scale"]["range"]
+    assert len(shapes) == 16 and len(set(shapes)) == len(charts.SHAPES)
 
 
 def test_crossings_of_a_large_pass_take_fewer_rows(monkeypatch):
@@ -195,14 +213,45 @@ def test_crossings_of_a_large_pass_take_fewer_rows(monkeypatch):
 
 
 def test_a_large_map_is_pooled_by_the_maximum():
-    steps = 3 * charts.CELLS
-    log2 = torch.randn(steps, steps, dtype=torch.float64)
-    log2[~torch.ones(steps, steps).tril().bool()] = -torch.inf
-    values = charts.entry_by_use(log2, torch.arange(steps), None).to_dict()["data"]["values"]
-    assert len(values) == charts.CELLS * (charts.CELLS + 1) // 2
-    cell = next(row for row in values if (row["t"], row["k"]) == (6, 3))
+    by_time = flow_of(nn.RNN(2, 4)).by_time()
+    entries, uses, log2 = by_time.pooled(most=4)
+    assert entries == uses == (0, 3, 6, 9, 12)
+    rows = rows_of(charts.entry_by_use(entries, uses, log2, None).to_dict())
+    assert len(rows) == 4 * 5 // 2
+    cell = next(row for row in rows if (row["t"], row["k"]) == (6, 3))
     assert cell["t2"] == 9
-    assert cell["v"] == pytest.approx(float(log2[6:9, 3:6].max()), abs=0.006)
+    assert cell["log2"] == pytest.approx(float(by_time.log2[6:9, 3:6].max()), abs=0.006)
+
+
+def test_long_curves_are_thinned_and_what_is_not_finite_is_left_out():
+    log2 = [math.inf, math.nan, -math.inf, *(-0.5 * lag for lag in range(3, 2500))]
+    spec = charts.adjoint_curve(log2, 2.0).to_dict()
+    assert "at 3 of 2500 lags it is 0 or not finite" in spec["title"]["subtitle"]
+    rows = rows_of(spec["layer"][0])
+    assert [row["lag"] for row in rows] == list(range(3, 2500, 3))
+    assert all(row["log2"] == -0.5 * row["lag"] for row in rows)
+
+
+@pytest.mark.parametrize("losses", [(), (math.nan,), (5.0, 1.0, 0.01)])
+def test_training_curves_of_any_losses(losses):
+    spec = charts.training_curves(losses, (1.0,)).to_dict()
+    assert len(rows_of(spec)) == 1 + sum(map(math.isfinite, losses))
+    scale = spec["layer"][0]["encoding"]["y"]["scale"]
+    assert (scale.get("type") == "log") == (len(losses) == 3)
+
+
+def test_remedies_without_a_number_keep_their_place_in_the_numbering():
+    after = (None, 3.0, math.inf)
+    spec = charts.before_after("abc", (1.0, None, 2.0), after, "reach", "", math.nan).to_dict()
+    found = [(row["remedy"], row["when"], row["value"]) for row in rows_of(spec)]
+    assert found == [("1. a", "before", 1), ("2. b", "after", 3), ("3. c", "before", 2)]
+    assert len(spec["layer"]) == 2, "no threshold, no line"
+
+
+def test_gates_beyond_one_are_not_cut_off():
+    steps, low, high = [(0, 1)], [(-3.0, -1.0)], [(0.5, 7.0)]
+    spec = charts.gates_over_time(["relu"], steps, low, low, high, 1).to_dict()
+    assert spec["spec"]["layer"][0]["encoding"]["y"]["scale"]["domain"] == [-3.0, 7.0]
 
 
 @pytest.mark.parametrize(

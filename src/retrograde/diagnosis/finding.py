@@ -1,7 +1,9 @@
 """Findings as data: what is wrong, how we know, what probably causes it, and what was tried."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from retrograde import charts
 
 Severity = Literal["info", "warning", "error"]
 
@@ -37,6 +39,10 @@ class Training:
     optimizer: str
     original: tuple[float, ...]
     remedy: tuple[float, ...]
+
+    def chart(self) -> Any:
+        """Both losses over the training steps, as an Altair chart."""
+        return charts.training_curves(self.original, self.remedy)
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,21 @@ class Finding:
     route: str | None = None
     steps: tuple[int, int] | None = None
     trials: tuple[Trial, ...] = ()
+
+    def chart(self) -> Any:
+        """The first evidence before and after each trial, as an Altair chart; None without any."""
+        measured = [trial for trial in self.trials if None not in (trial.before, trial.after)]
+        if not measured or not self.evidence:
+            return None
+        first = self.evidence[0]
+        return charts.before_after(
+            [trial.title for trial in self.trials],
+            [trial.before for trial in self.trials],
+            [trial.after for trial in self.trials],
+            first.name,
+            first.unit,
+            first.threshold,
+        )
 
 
 def at_least(severity: Severity, other: Severity) -> bool:

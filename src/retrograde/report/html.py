@@ -1,18 +1,190 @@
 """A report as one page that opens offline: the charts' own JavaScript is part of the file."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
 from importlib.metadata import version
 from typing import Any
 
 import altair
-import torch
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2.utils import htmlsafe_json_dumps
+from markupsafe import Markup
 
-from retrograde.report.report import Layer, Report
+from retrograde.diagnosis import Finding
+from retrograde.report.layer import Layer
+from retrograde.report.report import Report, number
+
+MOST_BYTES = 1_950_000
+"""Charts that would make a page larger than this are left out, and the page says which."""
+
+MOST_FINDINGS = 40
+"""So many findings are shown with all they stand on; the rest with their message."""
+
+MOST_MODEL = 20_000
+"""So many characters of a model's description are shown."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of chart that a layer has: what it shows, in words, and how to get it, if at all."""
+
+    label: str
+    chart: Callable[[Layer], Any]
+
+
+KINDS = {
+    "lags": Kind("The mean contribution over lag", lambda layer: layer.chart()),
+    "map": Kind(
+        "How much of what enters at t comes from the weights' use at k",
+        lambda layer: layer.by_time.chart(),
+    ),
+    "shares": Kind("Which lags make up the gradient", lambda layer: layer.by_lag.chart()),
+    "blocks": Kind("Which weights make up the gradient", lambda layer: layer.by_parameter.chart()),
+    "routes": Kind(
+        "By which routes the gradient arrives",
+        lambda layer: layer.by_route and layer.by_route.chart(),
+    ),
+    "crossings": Kind(
+        "How often it crossed recurrent weights",
+        lambda layer: layer.by_crossing and layer.by_crossing.chart(),
+    ),
+    "gates": Kind("What the gates do over time", lambda layer: layer.gates_chart()),
+}
+"""In the order in which a layer shows them."""
+
+LIGHT_FIRST = ("lags", "shares", "blocks", "crossings", "routes", "gates", "map")
+
+EVIDENCE: dict[str, Callable[[Layer, Finding], tuple[str, Any]]] = {
+    "vanishing": lambda layer, finding: ("lags", layer.chart),
+    "near-lags-dominate": lambda layer, finding: ("lags", layer.chart),
+    "exploding": lambda layer, finding: ("adjoint", layer.adjoint_chart),
+    "non-finite": lambda layer, finding: ("adjoint", layer.adjoint_chart),
+    "saturated": lambda layer, finding: (
+        f"saturation {finding.gate or ''}",
+        lambda: layer.saturation_chart(finding.gate),
+    ),
+    "forget-gate-too-short": lambda layer, finding: (
+        f"gates {finding.gate or ''}",
+        lambda: layer.gates_chart(finding.gate),
+    ),
+    "conflicting-lags": lambda layer, finding: ("shares", layer.by_lag.chart),
+    "dead-units": lambda layer, finding: ("blocks", layer.by_parameter.chart),
+    "double-bias": lambda layer, finding: ("blocks", layer.by_parameter.chart),
+    "output-outweighs": lambda layer, finding: ("blocks", layer.by_parameter.chart),
+}
+"""By rule: the chart of the layer that shows what the rule saw, with a key among its charts."""
 
 
 def render(report: Report) -> str:
     """The page as text."""
+    page = _environment().get_template("page.html.jinja")
+    javascript = _javascript()
+
+    def written(gallery: _Gallery) -> str:
+        return page.render(
+            report=report,
+            gallery=gallery,
+            kinds=KINDS,
+            javascript=Markup(javascript),
+            most_findings=MOST_FINDINGS,
+            most_model=MOST_MODEL,
+            version=version("retrograde"),
+            **_table(report),
+        )
+
+    bare = written(_Gallery(report, 0))
+    gallery = _Gallery(report, MOST_BYTES - len(bare.encode()))
+    gallery.fill()
+    return written(gallery)
+
+
+def excerpt(report: Report) -> str:
+    """What a notebook shows: no script, no style that reaches beyond it, no charts."""
+    return (
+        _environment()
+        .get_template("excerpt.html.jinja")
+        .render(report=report, most_findings=MOST_FINDINGS, **_table(report))
+    )
+
+
+class _Gallery:
+    """The charts of a page, each kept once wherever it is shown, until there is no more room.
+
+    Attributes:
+        specs: what is drawn, by key, as text that may stand in a script.
+        left_out: the layers without it, by kind.
+    """
+
+    def __init__(self, report: Report, room: int):
+        self.report = report
+        self.room = room
+        self.specs: dict[str, Markup] = {}
+        self.left_out: dict[str, list[str]] = {}
+
+    def fill(self) -> None:
+        """First what findings stand on, then kind by kind, from the light ones to the heavy."""
+        for place, finding in enumerate(self.report.findings[:MOST_FINDINGS]):
+            if found := self._evidence(finding):
+                self._add(*found)
+            self._add(f"trials-{place}", finding.chart)
+            for row, trial in enumerate(finding.trials):
+                if trial.training:
+                    self._add(f"training-{place}-{row}", trial.training.chart)
+        concerned = {finding.layer for finding in self.report.findings}
+        layers = list(enumerate(self.report.layers))
+        layers.sort(key=lambda numbered: numbered[1].name not in concerned)
+        fits = True
+        for kind in LIGHT_FIRST:
+            for place, layer in layers:
+                fits = fits and self._add(f"{place}-{kind}", partial(KINDS[kind].chart, layer))
+                if not fits:
+                    self.left_out.setdefault(kind, []).append(layer.name)
+
+    def evidence(self, finding: Finding) -> str | None:
+        """The key of the chart that shows what a finding stands on, if it is here."""
+        found = self._evidence(finding)
+        return found[0] if found and found[0] in self.specs else None
+
+    def of(self, place: int) -> dict[str, str]:
+        """The charts of a layer that are here: label by key."""
+        keys = {f"{place}-{kind}": shown.label for kind, shown in KINDS.items()}
+        return {key: label for key, label in keys.items() if key in self.specs}
+
+    @property
+    def javascript(self) -> Markup:
+        """All specifications as one JavaScript object."""
+        rows = (htmlsafe_json_dumps(key) + Markup(":") + spec for key, spec in self.specs.items())
+        return Markup("{") + Markup(",\n").join(rows) + Markup("}")
+
+    def _evidence(self, finding: Finding) -> tuple[str, Callable[[], Any]] | None:
+        for place, layer in enumerate(self.report.layers):
+            if layer.name == finding.layer and finding.rule in EVIDENCE:
+                kind, make = EVIDENCE[finding.rule](layer, finding)
+                return f"{place}-{kind}", make
+        return None
+
+    def _add(self, key: str, make: Callable[[], Any]) -> bool:
+        """Keep a chart if there is one and room for it; False if only the room was missing."""
+        if key in self.specs:
+            return True
+        with altair.utils.schemapi.debug_mode(False):
+            chart = make()
+            if chart is None:
+                return True
+            spec = chart.to_dict(validate=False)
+        del spec["config"], spec["$schema"]
+        text = htmlsafe_json_dumps(spec, separators=(",", ":"))
+        size = len(text.encode()) + 500
+        if size > self.room:
+            return False
+        self.room -= size
+        self.specs[key] = text
+        return True
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("retrograde", "report"),
         autoescape=True,
@@ -20,37 +192,19 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["number"] = number
+    return environment
+
+
+def _table(report: Report) -> dict[str, Any]:
     titles, rows = report.table()
-    return environment.get_template("page.html.jinja").render(
-        report=report,
-        titles=titles,
-        rows=rows,
-        layers=[
-            {"name": layer.name, "sentence": sentence, "charts": _charts(report, layer)}
-            for layer, sentence in zip(report.layers, report.sentences, strict=True)
-        ],
-        javascript=vl_convert.javascript_bundle(  # None: the libraries alone
-            None,  # type: ignore[arg-type]
-            vl_version=_vega_lite_version(),
-        ),
-        versions=f"retrograde {version('retrograde')}, torch {torch.__version__}",
+    return {"titles": titles, "rows": rows}
+
+
+@cache
+def _javascript() -> str:
+    """Vega, Vega-Lite and Vega-Embed; bundling them takes a second, once."""
+    return vl_convert.javascript_bundle(  # None: the libraries alone
+        None,  # type: ignore[arg-type]
+        vl_version=".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2]),
     )
-
-
-def _vega_lite_version() -> str:
-    """Major and minor version of the Vega-Lite that Altair's specifications are written for."""
-    return ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-
-
-def _charts(report: Report, layer: Layer) -> list[dict[str, Any]]:
-    """The specifications of a layer's charts, the same objects that the Python API returns."""
-    charts: dict[str, Any] = {
-        "How much of what enters at t comes from the weights' use at k": layer.flow.by_time(),
-        "The mean contribution over lag": layer.flow,
-        "Which lags make up the gradient": report.by_lag(layer),
-        "Which weights make up the gradient": layer.flow.by_parameter(),
-    }
-    if layer.has_carousel:
-        charts["By which routes the gradient arrives"] = layer.flow.by_route()
-        charts["How often it crossed recurrent weights"] = layer.by_crossing()
-    return [{"label": label, "spec": part.chart().to_dict()} for label, part in charts.items()]

@@ -1,6 +1,7 @@
 """One layer of a report: the numbers of its decomposition as data that outlives the model."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -196,6 +197,37 @@ class Layer:
         mean = _tensor(self.log2_mean_by_lag)
         return charts.lag_curve(mean, self.reach, self.half_life, REACH)
 
+    def adjoint_chart(self) -> Any:
+        """The mean norm of the adjoint over lag, as an Altair chart."""
+        return charts.adjoint_curve(self.log2_adjoint_by_lag, self.half_life)
+
+    def gates_chart(self, gate: str | None = None) -> Any:
+        """The gates over time, all or one of them, as an Altair chart; None if there are none."""
+        courses = self._courses(gate)
+        return courses and charts.gates_over_time(
+            [course.name for course in courses],
+            [course.steps for course in courses],
+            [course.low for course in courses],
+            [course.median for course in courses],
+            [course.high for course in courses],
+            _gates(courses),
+        )
+
+    def saturation_chart(self, gate: str | None = None) -> Any:
+        """The saturated share of the gates over time; None if there are none."""
+        courses = self._courses(gate)
+        return courses and charts.saturation_over_time(
+            [course.name for course in courses],
+            [course.steps for course in courses],
+            [course.saturated for course in courses],
+            _gates(courses),
+        )
+
+    def _courses(self, gate: str | None) -> tuple[Course, ...] | None:
+        """Those of a gate, in every layer of a stack; all where there are none of it."""
+        one = tuple(course for course in self.courses if gate in (course.name, _gate(course)))
+        return one or self.courses or None
+
 
 def has_carousel(flow: Flow) -> bool:
     """Whether there are routes that cross no recurrent weights, so that routes tell a story."""
@@ -235,3 +267,12 @@ def _rows(values: Tensor) -> tuple[tuple[float, ...], ...]:
 
 def _tensor(values: Any) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
+
+
+def _gate(course: Course) -> str:
+    return re.sub(r"_l\d+$", "", course.name)
+
+
+def _gates(courses: Sequence[Course]) -> int:
+    """How many different gates there are; a stack has each of them in every layer."""
+    return len(set(map(_gate, courses)))
