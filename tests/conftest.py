@@ -5,6 +5,7 @@ import os
 
 import hypothesis
 import jaxtyping
+import pytest
 import torch
 
 torch.set_num_threads(1)  # for sizes this small a second thread only waits for the first
@@ -23,3 +24,10 @@ def unchecked():
         yield
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(name="unchecked")
+def _unchecked():
+    """The same for a whole test that runs very many passes."""
+    with unchecked():
+        yield
