@@ -36,7 +36,7 @@ Seed = Annotated[
 
 
 class FailOn(StrEnum):
-    """From which severity on findings make the exit code 1."""
+    """From which severity on findings make the exit code 1; in the order of `SEVERITIES`."""
 
     INFO = "info"
     WARNING = "warning"
@@ -107,8 +107,8 @@ def diagnose(
     """Say what is wrong with the gradients of your own model, and what helps.
 
     FUNCTION takes nothing and returns (model, batch, loss_fn); loss_fn(model, batch) returns the
-    scalar loss. Your model is copied, the copy is run. Exit codes: 0 healthy, 1 findings at or above
-    --fail-on, 2 unusable input.
+    scalar loss. Your model is copied, and the copy is run. Exit codes: 0 healthy, 1 findings at or
+    above --fail-on, 2 unusable input.
     """
     _check_outputs(html, json)
     changed = _thresholds(threshold or ())
@@ -116,7 +116,7 @@ def diagnose(
     from retrograde import report as reporting
     from retrograde.cli import device as devices
     from retrograde.cli import subject as subjects
-    from retrograde.diagnosis.finding import at_least
+    from retrograde.diagnosis.finding import SEVERITIES
 
     place = None if device is None else devices.find(device)
     with _hushed(quiet), progress(f"loading {target}", quiet) as tell:
@@ -143,9 +143,8 @@ def diagnose(
     if not quiet:
         console().print(report)
         _say_written(html, json)
-    if fail_on is not FailOn.NEVER and any(
-        at_least(finding.severity, fail_on.value) for finding in report.findings
-    ):
+    counting = SEVERITIES[list(FailOn).index(fail_on) :]
+    if any(finding.severity in counting for finding in report.findings):
         raise typer.Exit(FINDINGS)
 
 
@@ -160,8 +159,8 @@ def compare(
     from retrograde.report import Report
     from retrograde.report import compare as compare_reports
 
-    reports = [Report.from_json(path) for path in (before, after)]
-    comparison = compare_reports(*reports, names=(str(before), str(after)))
+    names = (str(before), str(after))
+    comparison = compare_reports(Report.from_json(before), Report.from_json(after), names)
     console().print(comparison)
     if html is not None:
         comparison.to_html(html)

@@ -32,9 +32,9 @@ def find(name: str) -> torch.device:
 def move(subject: Subject, device: torch.device) -> Subject:
     """Model, batch and a loss that is a module, moved to a device.
 
-    What a batch holds is found by torch's own tree utilities, in tuples, lists, dicts and
-    namedtuples, nested; whatever has a `to` is moved by it (tensors, packed sequences, modules), and
-    the rest stays as it is.
+    What a batch holds is found by torch's own tree utilities, in nested tuples, lists, dicts and
+    namedtuples; whatever has a `to` is moved by it (tensors, packed sequences, modules), and the
+    rest stays as it is.
 
     Raises:
         InputError: if something cannot be moved.

@@ -18,7 +18,7 @@ ROUNDING = 1e-3
 """Numbers nearer to each other than this share of the larger one show the same three digits."""
 
 RESIDUAL = 10.0
-"""Residuals are rounding errors, which a run of its own draws anew; an order of magnitude counts."""
+"""Residuals are rounding errors, different in every run; less than an order of magnitude is noise."""
 
 RULES = {"reach": ("vanishing", "above"), "growth": ("exploding", "below")}
 """The rule that judges a number of a layer, and which way is then the healthy one."""
@@ -99,7 +99,10 @@ class LayerChange:
     @property
     def same(self) -> bool:
         """Whether nothing of it changed."""
-        return all(part.verdict == "same" for part in (*self.numbers, *self.findings))
+        numbers, findings = self.numbers, self.findings
+        return all(part.verdict == "same" for part in numbers) and all(
+            found.verdict == "same" for found in findings
+        )
 
 
 @dataclass(frozen=True)
@@ -124,9 +127,10 @@ class Comparison:
     @property
     def same(self) -> bool:
         """Whether nothing changed: no finding, no number, no layer. Settings may differ."""
-        return not (self.only_before or self.only_after) and all(
-            part.same if isinstance(part, LayerChange) else part.verdict == "same"
-            for part in (*self.findings, *self.layers)
+        return (
+            not (self.only_before or self.only_after)
+            and all(found.verdict == "same" for found in self.findings)
+            and all(layer.same for layer in self.layers)
         )
 
     @property
@@ -144,7 +148,7 @@ class Comparison:
                 ("worse", "worse"),
                 ("changed", "changed in a way that nothing judges"),
             )
-            if any(part.verdict == verdict for part in (*changes, *numbers))
+            if verdict in {*(part.verdict for part in changes), *(part.verdict for part in numbers)}
         ]
         alone = len(self.only_before) + len(self.only_after)
         if alone:
@@ -175,15 +179,15 @@ class Comparison:
 def compare(a: Report, b: Report, names: tuple[str, str] = ("before", "after")) -> Comparison:
     """Compare two reports, of a model before and after a change for example.
 
-    Findings are paired by rule and layer, and by gate and route where a rule found several. One that
-    is gone or less severe is better, unless its rule did not look the second time or a threshold it
-    stands on was changed.
+    Findings are paired by rule and layer, and by gate and route where a rule found several. One
+    that is gone or less severe is better, unless its rule did not look the second time or a
+    threshold it stands on was changed.
 
     More is not better by itself: a reach of 60 steps is no gain for a task that needs 10. So a
     number of a layer is called better or worse only where something says which way is healthy:
 
-    - reach, where both reports were given the same needs_lag= (or answer to the same horizon) and at
-      least one falls short of it: longer is better;
+    - reach, where both reports were given the same needs_lag= (or answer to the same horizon) and
+      at least one falls short of it: longer is better;
     - a number that a finding of this layer, in either report, stands on as evidence with a
       threshold; and reach where there is a vanishing finding, growth where there is an exploding
       one: towards the healthy side is better.
@@ -305,9 +309,11 @@ def _evidence(before: Sequence[Evidence], after: Sequence[Evidence]) -> Iterator
     new = {evidence.name: evidence for evidence in after}
     for name in dict.fromkeys((*old, *new)):
         shown = new.get(name) or old[name]
-        values = [side[name].value if name in side else None for side in (old, new)]
+        before_value, after_value = (
+            side[name].value if name in side else None for side in (old, new)
+        )
         healthy = shown.healthy if shown.threshold is not None else None
-        yield _number(name, shown.unit, *values, healthy)
+        yield _number(name, shown.unit, before_value, after_value, healthy)
 
 
 def _numbers(
@@ -442,7 +448,9 @@ def _moved_thresholds(a: Report, b: Report) -> list[tuple[str, float | None, flo
 
 def _differ(name: str, before: Any, after: Any) -> Iterator[Difference]:
     if before != after:
-        words = ("none" if value is None or value == "" else str(value) for value in (before, after))
+        words = (
+            "none" if value is None or value == "" else str(value) for value in (before, after)
+        )
         yield Difference(name, *words)
 
 

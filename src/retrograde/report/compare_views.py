@@ -85,7 +85,9 @@ def _layer(layer: LayerChange) -> list[RenderableType]:
     if table.row_count:
         parts.append(Padding(table, (0, 0, 0, 2), expand=False))
     if same:
-        parts.append(Padding(Text(plain("the same: " + ", ".join(same)), style="dim"), (0, 0, 0, 2)))
+        parts.append(
+            Padding(Text(plain("the same: " + ", ".join(same)), style="dim"), (0, 0, 0, 2))
+        )
     return parts
 
 
