@@ -14,7 +14,7 @@ from typing import Annotated
 import torch
 import typer
 
-from retrograde.cli.terminal import complain, console, progress
+from retrograde.cli.terminal import complain, forgive_encodings, progress, show
 from retrograde.errors import InputError, MissingExtraError, RetrogradeError
 from retrograde.report.text import plain
 
@@ -64,9 +64,8 @@ def demo(
             f"the demo trains with Lightning, and {error.name} is not installed; install it with "
             "pip install 'retrograde[demo]'"
         ) from error
-    terminal = console()
-    report = main_job.run(seed, quick, progress=terminal.is_terminal)
-    terminal.print(report)
+    report = main_job.run(seed, quick, progress=sys.stdout.isatty())
+    show(report)
     report.to_html(html)
     report.to_json(json)
     _say_written(html, json)
@@ -141,7 +140,7 @@ def diagnose(
         if json is not None:
             report.to_json(json)
     if not quiet:
-        console().print(report)
+        show(report)
         _say_written(html, json)
     counting = SEVERITIES[list(FailOn).index(fail_on) :]
     if any(finding.severity in counting for finding in report.findings):
@@ -161,7 +160,7 @@ def compare(
 
     names = (str(before), str(after))
     comparison = compare_reports(Report.from_json(before), Report.from_json(after), names)
-    console().print(comparison)
+    show(comparison)
     if html is not None:
         comparison.to_html(html)
     _say_written(html)
@@ -178,17 +177,18 @@ def explain(
     from retrograde import diagnosis
 
     if rule is not None:
-        console().print(Markdown(diagnosis.explain(rule)))
+        show(Markdown(diagnosis.explain(rule)))
         return
     listing = Table("rule", "what it finds", box=None, pad_edge=False)
     for name, found in diagnosis.RULES.items():
         listing.add_row(name, found.title)
-    console().print(listing)
-    console().print("retrograde explain RULE says more.")
+    show(listing)
+    show("retrograde explain RULE says more.")
 
 
 def main() -> None:
     """Run the command line; errors that a user can act on are a message and exit code 2."""
+    forgive_encodings()
     try:
         app()
     except RetrogradeError as error:

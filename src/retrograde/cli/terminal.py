@@ -3,17 +3,31 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from retrograde.report.text import plain
+from retrograde.report.text import WIDTH, plain
 
 
-def console() -> Console:
-    """The terminal, or 120 columns where there is none."""
-    found = Console(highlight=False)
-    return found if found.is_terminal else Console(width=120, highlight=False)
+def show(drawn: RenderableType) -> None:
+    """Draw on the terminal, or as plain text 120 columns wide where there is none."""
+    terminal = Console(highlight=False)
+    if terminal.is_terminal:
+        terminal.print(drawn)
+        return
+    page = Console(width=WIDTH, highlight=False)
+    with page.capture() as captured:
+        page.print(drawn)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def forgive_encodings() -> None:
+    """What a stream cannot encode is written out as \\u1234 instead of ending the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def complain(message: str) -> None:

@@ -18,7 +18,7 @@ ROUNDING = 1e-3
 """Numbers nearer to each other than this share of the larger one show the same three digits."""
 
 RESIDUAL = 10.0
-"""Residuals are rounding errors, different in every run; less than an order of magnitude is noise."""
+"""Residuals are rounding errors: less than an order of magnitude is noise."""
 
 RULES = {"reach": ("vanishing", "above"), "growth": ("exploding", "below")}
 """The rule that judges a number of a layer, and which way is then the healthy one."""
@@ -140,16 +140,21 @@ class Comparison:
             return "Nothing changed."
         changes = [*self.findings, *(found for layer in self.layers for found in layer.findings)]
         numbers = [part for layer in self.layers for part in layer.numbers]
-        parts = [
-            f"{_tally(changes, verdict, 'finding')} and {_tally(numbers, verdict, 'number')} "
-            f"{words}"
-            for verdict, words in (
-                ("better", "better"),
-                ("worse", "worse"),
-                ("changed", "changed in a way that nothing judges"),
-            )
-            if verdict in {*(part.verdict for part in changes), *(part.verdict for part in numbers)}
-        ]
+        parts = []
+        for verdict, words in (
+            ("better", "better"),
+            ("worse", "worse"),
+            ("changed", "changed in a way that nothing judges"),
+        ):
+            found = sum(part.verdict == verdict for part in changes)
+            values = sum(part.verdict == verdict for part in numbers)
+            counted = [
+                _count(many, noun)
+                for many, noun in ((found, "finding"), (values, "number"))
+                if many
+            ]
+            if counted:
+                parts.append(f"{' and '.join(counted)} {words}")
         alone = len(self.only_before) + len(self.only_after)
         if alone:
             parts.append(f"{_count(alone, 'layer')} in one report only")
@@ -463,10 +468,6 @@ def _models(before: str, after: str) -> Iterator[Difference]:
 
 def _horizon(horizon: Horizon | None) -> str:
     return f"{horizon.name} ({_count(horizon.lag, 'step')})" if horizon else ""
-
-
-def _tally(parts: Sequence[FindingChange] | Sequence[Number], verdict: str, noun: str) -> str:
-    return _count(sum(part.verdict == verdict for part in parts), noun)
 
 
 def _count(many: int, noun: str) -> str:
