@@ -6,7 +6,6 @@ that JSON has no word for is one of the strings "NaN", "Infinity" and "-Infinity
 
 import json
 import math
-from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ SCHEMA = "retrograde-report/2"
 SHOWN = 3
 """So many of the complaints about a file are shown."""
 
+ADAPTER = TypeAdapter(Report)
+
 
 class _Schema(GenerateJsonSchema):
     def float_schema(self, schema: Any) -> dict[str, Any]:
@@ -29,14 +30,9 @@ class _Schema(GenerateJsonSchema):
         return {"anyOf": [super().float_schema(schema), {"enum": ["NaN", "Infinity", "-Infinity"]}]}
 
 
-@cache
-def _adapter() -> TypeAdapter[Report]:
-    return TypeAdapter(Report)
-
-
 def schema() -> dict[str, Any]:
     """The JSON Schema of a written report, as it stands in docs/report.schema.json."""
-    found = _adapter().json_schema(schema_generator=_Schema, mode="serialization")
+    found = ADAPTER.json_schema(schema_generator=_Schema, mode="serialization")
     found["properties"] = {"schema": {"const": SCHEMA}, **found["properties"]}
     found["required"] = ["schema", *found["required"]]
     return {"$schema": GenerateJsonSchema.schema_dialect, **found}
@@ -47,7 +43,7 @@ def render(report: Report) -> str:
 
     Half a surrogate pair, which is no text and which a file name may hold, is written as "?".
     """
-    document = {"schema": SCHEMA, **_adapter().dump_python(report)}
+    document = {"schema": SCHEMA, **ADAPTER.dump_python(report)}
     return json.dumps(_strict(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -71,7 +67,7 @@ def read(path: str | PathLike[str]) -> Report:
             + (f" ({advice})" if advice else "")
         )
     try:
-        return _adapter().validate_python(document)
+        return ADAPTER.validate_python(document)
     except ValidationError as error:
         raise InputError(
             f"{path} is no report of schema {SCHEMA!r}: {_complaints(error)}"
