@@ -31,7 +31,10 @@ TYPES = (
 
 def arbitrary(kind):
     """Any value of a dataclass: every field drawn from its type, NaN and hostile text included."""
-    return st.builds(kind, **{field.name: ... for field in fields(kind)})
+    drawn = {field.name: ... for field in fields(kind)}
+    words = st.dictionaries(st.text(), st.text(), max_size=3)
+    drawn |= {name: words for name in ("versions", "figures") if name in drawn}
+    return st.builds(kind, **drawn)
 
 
 for each in TYPES:
