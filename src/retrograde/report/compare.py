@@ -336,7 +336,7 @@ def _numbers(
     elif need is not None:
         healthy.pop("reach", None)
     rows: list[tuple[str, str, float | None, float | None]] = [
-        ("reach", "steps", before.reach, after.reach),
+        ("reach", "steps", float(before.reach), float(after.reach)),
         ("half-life", "steps", before.half_life, after.half_life),
         ("share near", "of the gradient", before.share_near, after.share_near),
         ("share carousel", "of the gradient", before.share_carousel, after.share_carousel),
