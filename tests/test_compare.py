@@ -117,6 +117,15 @@ def test_a_finding_that_other_settings_make_go_away_is_not_better(layer, setting
     assert doubt in str(comparison)
 
 
+def test_a_severity_that_another_need_changes_is_not_worse(layer):
+    needs = replace(SETTINGS, needs_lag=5)
+    first = report(layer, findings=[finding()])
+    second = report(layer, findings=[finding(severity="error")], settings=needs)
+    change = only(compare(first, second).layers[0].findings)
+    assert (change.verdict, change.words) == ("changed", "warning -> error")
+    assert change.doubt == "another needs_lag"
+
+
 def test_more_is_not_better_by_itself(layer):
     comparison = compare(report(replace(layer, reach=3)), report(replace(layer, reach=7)))
     assert number(comparison, "reach").verdict == "changed"
