@@ -12,7 +12,8 @@ from rich.console import Console
 from torch import nn
 
 import retrograde
-from retrograde.diagnosis import Evidence, Finding, thresholds
+from retrograde.diagnosis import Evidence, Finding
+from retrograde.diagnosis.thresholds import thresholds
 from retrograde.report import Horizon, Layer, Report, Settings, compare
 from retrograde.report.compare import Difference
 

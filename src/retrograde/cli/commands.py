@@ -221,7 +221,7 @@ def _thresholds(options: Sequence[str]) -> dict[str, float]:
                 f"{option!r}"
             )
         changed[name.strip()] = value
-    from retrograde.diagnosis import thresholds
+    from retrograde.diagnosis.thresholds import thresholds
 
     thresholds(changed)
     return changed
