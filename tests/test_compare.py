@@ -12,8 +12,8 @@ from rich.console import Console
 from torch import nn
 
 import retrograde
-from retrograde.diagnosis import Evidence, Finding
-from retrograde.diagnosis.thresholds import thresholds
+from retrograde.diagnosis import Evidence, Finding, limits
+
 from retrograde.report import Horizon, Layer, Report, Settings, compare
 from retrograde.report.compare import Difference
 
@@ -104,14 +104,14 @@ def test_findings_of_one_rule_are_paired_by_gate_and_route(layer):
         (replace(SETTINGS, rules=("exploding",)), "the second report did not look for it"),
         (replace(SETTINGS, needs_lag=5), "another needs_lag"),
         (
-            replace(SETTINGS, thresholds=thresholds({"reach_fraction": 0.01})),
+            replace(SETTINGS, thresholds=limits({"reach_fraction": 0.01})),
             "another threshold: reach_fraction",
         ),
     ],
 )
 def test_a_finding_that_other_settings_make_go_away_is_not_better(layer, settings, doubt):
-    first = report(layer, findings=[finding()], settings=replace(SETTINGS, thresholds=thresholds()))
-    settings = replace(settings, thresholds=settings.thresholds or thresholds())
+    first = report(layer, findings=[finding()], settings=replace(SETTINGS, thresholds=limits()))
+    settings = replace(settings, thresholds=settings.thresholds or limits())
     comparison = compare(first, report(layer, settings=settings))
     change = only(comparison.layers[0].findings)
     assert (change.verdict, change.words, change.doubt) == ("changed", "gone", doubt)
@@ -235,10 +235,10 @@ def test_settings_that_differ_are_said_first(layer):
         7,
         5,
         ("vanishing",),
-        thresholds({"conflict": -0.1}),
+        limits({"conflict": -0.1}),
     )
     model = "Net(\n  (a): LSTM(2, 4)\n  (b): Linear(4, 1)\n)"
-    first = report(layer, settings=replace(SETTINGS, model=model, thresholds=thresholds()))
+    first = report(layer, settings=replace(SETTINGS, model=model, thresholds=limits()))
     second = report(replace(layer, steps=12), settings=other, horizon=Horizon(5, "the week"))
     comparison = compare(first, second)
     assert set(comparison.settings) == {

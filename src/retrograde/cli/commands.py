@@ -221,9 +221,9 @@ def _thresholds(options: Sequence[str]) -> dict[str, float]:
                 f"{option!r}"
             )
         changed[name.strip()] = value
-    from retrograde.diagnosis.thresholds import thresholds
+    from retrograde.diagnosis import limits
 
-    thresholds(changed)
+    limits(changed)
     return changed
 
 
