@@ -83,7 +83,7 @@ class ByTime:
         rows = []
         for first in range(0, entries, high):
             largest = log2[first : first + high].amax(0)
-            row = [max(part).item() for part in largest.split(wide)]
+            row = [max(part).item() for part in torch.split(largest, wide)]
             while row and row[-1] == -torch.inf:
                 row.pop()
             rows.append(tuple(row))

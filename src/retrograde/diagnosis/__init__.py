@@ -1,16 +1,27 @@
-"""What is wrong, how we know, and what helped: rules over a decomposed pass, remedies tried."""
+"""What is wrong, how we know, and what helped: rules over a decomposed pass, remedies tried.
+
+A pass is run (run.py) and each of its layers becomes a subject (subject.py: the decomposition, the
+gates in activity.py, the lag that matters in need.py). Rules (rules/) measure one number each and
+compare it with the table (thresholds.py); what crosses becomes a finding (finding.py). Remedies
+(remedies.py) are applied to copies and measured again (trials.py), or trained (training.py).
+"""
 
 from retrograde.diagnosis.courses import Course
+from retrograde.diagnosis.explain import explain
 from retrograde.diagnosis.finding import Evidence, Finding, Severity, Training, Trial
-from retrograde.diagnosis.thresholds import Threshold, thresholds
+from retrograde.diagnosis.rules import RULES, Rule
+from retrograde.diagnosis.thresholds import Threshold, limits
 
 __all__ = [
+    "RULES",
     "Course",
     "Evidence",
     "Finding",
+    "Rule",
     "Severity",
     "Threshold",
     "Training",
     "Trial",
-    "thresholds",
+    "explain",
+    "limits",
 ]

@@ -1,4 +1,4 @@
-"""One layer of a report: the numbers of its decomposition, as plain data that outlives the model."""
+"""One layer of a report: the numbers of its decomposition as data that outlives the model."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -163,7 +163,8 @@ class Layer:
         lags = flow.by_lag(bins=[start for start in bins if start < max(1, flow.steps)])
         blocks, by_time, whole = flow.by_parameter(), flow.by_time(), flow.by_lag(bins=(0,))
         near = flow.by_lag(bins=(0, NEAR)) if flow.steps > NEAR else whole
-        far = flow.by_lag(bins=(0, horizon.lag)) if _inside(horizon, flow.steps) else None
+        inside = horizon is not None and 0 < horizon.lag < flow.steps
+        far = flow.by_lag(bins=(0, horizon.lag)) if horizon and inside else None
         route = flow.by_route() if has_carousel(flow) else None
         return Layer(
             name=name,
@@ -214,10 +215,6 @@ def by_crossing(flow: Flow) -> Split:
     rows = max(1, CROSSING_NUMBERS // (9 * batch * cell.state_size))
     coarser = flow if len(flow.entries) <= rows else flow.with_rows(rows)
     return coarser.by_crossing(max_crossings=8)
-
-
-def _inside(horizon: Horizon | None, steps: int) -> bool:
-    return horizon is not None and 0 < horizon.lag < steps
 
 
 def _pairs(lags: Sequence[range]) -> tuple[tuple[int, int], ...]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
-from retrograde.charts import half_life_in_words, in_words, lag_in_words
+from retrograde.charts import half_life_in_words, lag_in_words
 from retrograde.diagnosis import Finding, Threshold
 from retrograde.diagnosis.finding import at_least
 from retrograde.report.layer import Horizon, Layer
@@ -244,7 +244,7 @@ def _what_helped(finding: Finding) -> str:
             f"{number(best.after)} {unit}"
         )
     if tried:
-        return f"Of {_count(len(tried), 'remedy', 'remedies')} that were tried, none helped"
+        return f"{_count(len(tried), 'remedy was', 'remedies were')} tried, and none helped"
     return finding.advice[0] if finding.advice else "No remedy was tried"
 
 

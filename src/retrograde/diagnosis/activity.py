@@ -1,0 +1,223 @@
+"""What the gates do in the forward pass: how far open, how saturated, and for how long they keep.
+
+Of every gate and squashed value of every layer, over all samples, padding left out.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from retrograde.cells import AbstractCell, Cut
+from retrograde.cells.base import CellStep
+from retrograde.cells.composite import AbstractComposite
+from retrograde.cells.squashing import SQUASHING
+from retrograde.diagnosis.courses import Course
+from retrograde.engine import Unrolled
+from retrograde.record import Recorded
+
+SHOWN = 200
+"""A course shows at most so many steps."""
+
+SIGMOIDS = ("input", "forget", "output", "reset", "update")
+KEEPING = ("forget", "update")
+"""The gate that keeps the state: at 1 nothing is lost."""
+
+
+@dataclass(frozen=True, eq=False)
+class Activity:
+    """One gate, or squashed value, of one layer over a whole pass.
+
+    Attributes:
+        name: "forget", or "forget_l1" in a stack.
+        gate: the same without the layer.
+        course: its percentiles and its saturated share over time.
+        saturated: the share of all samples, units and steps that are saturated.
+        mean: mean activation of each unit, shape [H].
+    """
+
+    name: str
+    gate: str
+    course: Course
+    saturated: float
+    mean: Float[Tensor, "H"]
+
+    @property
+    def since(self) -> int:
+        """The first step from which on the share of saturated units stays above a half."""
+        steps, saturated = self.course.steps, self.course.saturated
+        calm = [step for step, share in zip(steps, saturated, strict=True) if share <= 0.5]
+        return next((step for step in steps if not calm or step > calm[-1]), steps[-1])
+
+    @property
+    def time_constants(self) -> Float[Tensor, "H"]:
+        """1 / (1 - f) of each unit, in steps, for a gate that keeps the state."""
+        return 1 / (1 - self.mean)
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """The outputs h of one layer: how far each unit moved in the whole pass, shape [H]."""
+
+    name: str
+    moved: Float[Tensor, "H"]
+    squashing: str | None
+
+    @property
+    def dead(self) -> Bool[Tensor, "H"]:
+        """Units whose output is the same number at every step of every sample."""
+        return self.moved <= 1e-6
+
+
+def look(
+    recorded: Recorded, unrolled: Unrolled, slope: float
+) -> tuple[list[Activity], list[Units]]:
+    """Look at every gate of a pass.
+
+    Args:
+        recorded, unrolled: the pass.
+        slope: an activation is saturated where the slope of its squashing function is below this
+            share of the largest.
+    """
+    gates: dict[str, _Gate] = {}
+    outputs: dict[str, _Outputs] = {}
+    length = len(unrolled)
+    shown = (
+        {round(i * (length - 1) / (SHOWN - 1)) for i in range(SHOWN)} if length > SHOWN else None
+    )
+    for start, chunk in unrolled.chunks():
+        count = len(chunk.x)
+        k = torch.arange(start, start + count, device=chunk.x.device)
+        lengths = recorded.lengths
+        valid = None if lengths is None else k.unsqueeze(1) < lengths
+        for cell, step, end in _leaves(unrolled.cell, chunk):
+            kinds = _squashing(cell, step)
+            holding = _holding(step)
+            for gate, squashing in kinds.items():
+                flat = _flat(squashing, step.activations[gate]) < slope
+                if holding is not None and gate in (*KEEPING, "input"):
+                    flat &= ~holding
+                row = gates.setdefault(gate + end, _Gate(gate + end, gate))
+                row.add(start, step.activations[gate], flat, valid, shown)
+            if "h" in cell.slots:
+                hidden = kinds.get("hidden")
+                units = outputs.setdefault(end, _Outputs("h" + end, hidden))
+                units.add(step.state[..., cell.slots["h"]], valid)
+    return [g.result() for g in gates.values()], [u.result() for u in outputs.values()]
+
+
+def keeping_for(lag: int, share: float = 0.01) -> float:
+    """The gate value f that still keeps this share after so many steps: f^lag = share."""
+    return math.exp(math.log(share) / max(1, lag))
+
+
+def _leaves(
+    cell: AbstractCell, step: CellStep, end: str = ""
+) -> Iterator[tuple[AbstractCell, CellStep, str]]:
+    """The plain cells of a composite, each with its own step and the end of its names."""
+    if isinstance(cell, Cut):
+        yield from _leaves(cell.cell, step, end)
+    elif isinstance(cell, AbstractComposite):
+        for own, part, suffix in zip(cell.layers, step.layers, cell.route_suffixes, strict=True):
+            yield from _leaves(own, part, end + suffix)
+    else:
+        yield cell, step, end
+
+
+def _squashing(cell: AbstractCell, step: CellStep) -> dict[str, str]:
+    """The squashing function of each activation that has weights to learn, by name."""
+    kind = getattr(cell, "kind", None)
+    others = {
+        "cell": kind.cell_squashing if kind else "tanh",
+        "squashed": kind.state_squashing if kind else "tanh",
+        "candidate": "tanh",
+        "hidden": getattr(cell, "activation", "tanh"),
+    }
+    gates = getattr(cell, "gates", ())
+    coupled = ("forget",) if kind and kind.coupled else ()
+    return {
+        name: "sigmoid" if name in SIGMOIDS else others[name]
+        for name in step.activations
+        if (name in SIGMOIDS and name in (*gates, *coupled)) or name in others
+    }
+
+
+def _holding(step: CellStep) -> Tensor | None:
+    """Where a unit holds what it has: the gate that keeps it is open, and that is no defect."""
+    for gate in KEEPING:
+        if gate in step.activations:
+            return step.activations[gate] > 0.99
+    return None
+
+
+def _flat(squashing: str, value: Tensor) -> Tensor:
+    """The slope at an activation as a share of the largest; 1 where nothing saturates."""
+    phi, prime = SQUASHING[squashing]
+    if squashing in ("relu", "identity"):
+        return torch.ones_like(value)
+    return prime(value) / prime(phi(torch.zeros_like(value)))
+
+
+class _Gate:
+    """Gathers one gate, chunk by chunk."""
+
+    def __init__(self, name: str, gate: str):
+        self.name, self.gate = name, gate
+        self._steps: dict[int, tuple[float, float, float, float]] = {}
+        self._sum: Tensor | float = 0.0
+        self._count = self._flat = self._width = 0
+
+    def add(
+        self,
+        start: int,
+        value: Float[Tensor, "K B H"],
+        flat: Bool[Tensor, "K B H"],
+        valid: Bool[Tensor, "K B"] | None,
+        shown: set[int] | None,
+    ) -> None:
+        if valid is None:
+            valid = torch.ones(value.shape[:2], dtype=torch.bool, device=value.device)
+        flats = (flat & valid.unsqueeze(-1)).flatten(1).sum(1).tolist()
+        counts = valid.sum(1).tolist()
+        self._sum = self._sum + (value * valid.unsqueeze(-1)).sum((0, 1))
+        self._count += sum(counts)
+        self._flat += sum(flats)
+        self._width = value.shape[-1]
+        for k, (saturated, count) in enumerate(zip(flats, counts, strict=True)):
+            if count and (shown is None or start + k in shown):
+                ordered = value[k][valid[k]].flatten().sort().values
+                at = [round(q * (len(ordered) - 1)) for q in (0.1, 0.5, 0.9)]
+                low, median, high = ordered[at].tolist()
+                self._steps[start + k] = (low, median, high, saturated / len(ordered))
+
+    def result(self) -> Activity:
+        steps = sorted(self._steps)
+        columns = tuple(zip(*(self._steps[step] for step in steps), strict=True))
+        assert isinstance(self._sum, Tensor)
+        course = Course(self.name, tuple(steps), *columns)
+        saturated = self._flat / (self._count * self._width)
+        return Activity(self.name, self.gate, course, saturated, self._sum / self._count)
+
+
+class _Outputs:
+    """Gathers the smallest and the largest output of every unit."""
+
+    def __init__(self, name: str, squashing: str | None):
+        self._name, self._squashing = name, squashing
+        self._low: Tensor | None = None
+        self._high: Tensor | None = None
+
+    def add(self, h: Float[Tensor, "K B H"], valid: Bool[Tensor, "K B"] | None) -> None:
+        h = h.flatten(0, 1) if valid is None else h[valid]
+        if not len(h):
+            return
+        low, high = h.amin(0), h.amax(0)
+        self._low = low if self._low is None else torch.minimum(self._low, low)
+        self._high = high if self._high is None else torch.maximum(self._high, high)
+
+    def result(self) -> Units:
+        assert self._low is not None and self._high is not None
+        return Units(self._name, self._high - self._low, self._squashing)

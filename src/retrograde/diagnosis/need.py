@@ -1,0 +1,88 @@
+"""How far back a layer has to see: as the user says, as its input shows, or a part of the whole."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from retrograde.record import Recorded
+
+
+@dataclass(frozen=True)
+class Need:
+    """A lag that matters.
+
+    Attributes:
+        lag: in steps.
+        why: where it comes from: "named", "season" or "length".
+        words: the same in words.
+        setting: the threshold in the table that it stands on, if it does.
+    """
+
+    lag: int
+    why: str
+    words: str
+    setting: str | None
+
+
+def need_of(recorded: Recorded, named: int | None, season: float, fraction: float) -> Need:
+    """The lag that a layer needs.
+
+    Args:
+        recorded: the pass.
+        named: the lag that the user named.
+        season: from what autocorrelation on a peak counts as a season.
+        fraction: the part of the sequence that is expected otherwise.
+    """
+    if named is not None:
+        return Need(named, "named", f"needs_lag={named}", None)
+    found = season_of(recorded.x, season)
+    if found is not None:
+        lag, height = found
+        words = f"the input resembles itself {lag} steps ago (autocorrelation {height:.2f})"
+        return Need(lag, "season", words, "season_correlation")
+    lag = math.ceil(fraction * (len(recorded.x) - 1))
+    return Need(lag, "length", f"{fraction:.0%} of the sequence", "reach_fraction")
+
+
+def season_of(x: Float[Tensor, "T B I"], least: float) -> tuple[int, float] | None:
+    """The lag of the highest peak of the input's autocorrelation, and its height, or None.
+
+        r(l) = sum_t z_t z_{t-l} / (T - l)  over  sum_t z_t^2 / T,   z without mean and trend
+
+    Over all samples and features together, each in units of its own spread, up to half of the
+    sequence. A peak lies behind a lag at which r is below `least`: that neighbours resemble each
+    other is no season.
+    """
+    steps = len(x)
+    if steps < 8 or not bool(x.isfinite().all()):
+        return None
+    r = autocorrelation(x)
+    below = torch.nonzero(r < least)
+    if not len(below):
+        return None
+    first = int(below[0])
+    if first >= len(r) - 1:
+        return None
+    lag = first + int(r[first:].argmax())
+    inside = lag + 1 < len(r)  # at the very end it may still be rising
+    return (lag, float(r[lag])) if inside and float(r[lag]) >= least else None
+
+
+def autocorrelation(x: Float[Tensor, "T B I"]) -> Float[Tensor, "L"]:
+    """r(l) for lags 0 .. T/2, of what is left without mean and linear trend."""
+    steps = len(x)
+    z = x.double().flatten(1)
+    time = torch.linspace(-1, 1, steps, dtype=z.dtype, device=z.device).unsqueeze(1)
+    z = z - z.mean(0)
+    z = z - time * (time * z).sum(0) / time.square().sum()
+    power = z.square().sum(0)
+    z = z[:, power > 1e-12 * power.max().clamp(min=torch.finfo(z.dtype).tiny)]
+    z = z / z.square().sum(0).sqrt()
+    spectrum = torch.fft.rfft(z, 2 * steps, dim=0)
+    r = torch.fft.irfft(spectrum.abs().square().sum(1), 2 * steps)[: steps // 2 + 1]
+    r = r * steps / torch.arange(steps, steps - len(r), -1, device=r.device)
+    mean: Tensor = r / max(1, z.shape[1])
+    return mean

@@ -1,0 +1,397 @@
+"""What can be done to a layer, and the lines of code that do it to the user's own model.
+
+Every remedy is a function: it changes a copied model, or raises `Unfit` where it has no place.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from retrograde.cells.generations import generation
+from retrograde.diagnosis.activity import keeping_for
+from retrograde.errors import ArgumentError
+from retrograde.nn import GRU, LSTM, RNN, initialise
+
+Afterwards = Callable[[nn.Module], None]
+
+
+class Unfit(Exception):
+    """A remedy that has no place in this layer."""
+
+
+@dataclass(eq=False)
+class Patient:
+    """A copied model with one layer that is to be treated.
+
+    Attributes:
+        model: the copy; a remedy may put another in its place.
+        name: the layer's name in a recording.
+        path: its place in the model, "" for the model itself.
+        lag: the lag that it needs, in steps.
+        after: what runs after the recurrent layers and has weights, by place.
+    """
+
+    model: nn.Module
+    name: str
+    path: str
+    lag: int
+    after: tuple[str, ...]
+
+    @property
+    def layer(self) -> nn.Module:
+        return self.model.get_submodule(self.path)
+
+    @property
+    def here(self) -> str:
+        """The layer as an expression in the user's code."""
+        return expression(self.path)
+
+    def replace(self, layer: nn.Module, inner: str = "") -> None:
+        """Put another module in the layer's place; its recurrent layer may lie inside it."""
+        layer.train(self.layer.training)
+        if self.path:
+            self.model.set_submodule(self.path, layer)
+        else:
+            self.model, self.name = layer, type(layer).__name__
+        if inner:
+            self.name = f"{self.path}.{inner}" if self.path else inner
+
+
+def expression(path: str) -> str:
+    """A place in a model as Python: "model.encoder.lstm", or get_submodule where that is none."""
+    if not path:
+        return "model"
+    if all(part.isidentifier() for part in path.split(".")):
+        return f"model.{path}"
+    return f"model.get_submodule({path!r})"
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What was done: in a line, in code, and what is left to do after the backward pass."""
+
+    title: str
+    code: str
+    afterwards: Afterwards | None = None
+
+
+def _initialise(patient: Patient, name: str, title: str, **options: Any) -> Applied:
+    try:
+        initialise(patient.layer, name, **options)  # type: ignore[arg-type]
+    except ArgumentError as error:
+        raise Unfit from error
+    given = "".join(f", {key}={value!r}" for key, value in options.items())
+    return Applied(title, f'retrograde.nn.initialise({patient.here}, "{name}"{given})')
+
+
+def forget_bias(patient: Patient) -> Applied:
+    """A bias at which 1 % of the state is left after the lag that matters."""
+    f = keeping_for(patient.lag)
+    value = round(max(1.0, math.log(f / (1 - f))), 2)
+    title = f"forget bias {value:g} (keeps 1 % over {patient.lag} steps)"
+    return _initialise(patient, "forget-bias", title, value=value)
+
+
+def chrono(patient: Patient) -> Applied:
+    """Time constants spread up to the lag that matters."""
+    horizon = max(3, patient.lag)
+    title = f"chrono initialisation for {horizon} steps"
+    return _initialise(patient, "chrono", title, horizon=horizon)
+
+
+def orthogonal(patient: Patient) -> Applied:
+    """Recurrent weights that keep every length."""
+    return _initialise(patient, "orthogonal", "orthogonal recurrent weights")
+
+
+def identity(patient: Patient) -> Applied:
+    """The relu RNN that starts as an identity."""
+    return _initialise(patient, "identity", "identity recurrent weights (relu RNN)")
+
+
+def fresh(patient: Patient) -> Applied:
+    """All weights as torch draws them."""
+    return _initialise(patient, "torch", "fresh weights, torch's default")
+
+
+def spectral_radius(patient: Patient) -> Applied:
+    """Recurrent weights whose largest eigenvalue has size 1."""
+    return _scaled(patient, "spectral radius", "torch.linalg.eigvals(gate).abs().max()")
+
+
+def spectral_norm(patient: Patient) -> Applied:
+    """Recurrent weights that stretch nothing: largest singular value 1."""
+    return _scaled(patient, "largest singular value", "torch.linalg.matrix_norm(gate, 2)")
+
+
+def _scaled(patient: Patient, what: str, size: str) -> Applied:
+    sizes: dict[str, Callable[[Tensor], Tensor]] = {
+        "spectral radius": lambda gate: torch.linalg.eigvals(gate).abs().max(),
+        "largest singular value": lambda gate: torch.linalg.matrix_norm(gate, 2),
+    }
+    named = [w for n, w in patient.layer.named_parameters() if n.startswith("weight_hh")]
+    if not named or any(len(w) % w.shape[1] or not bool(w.isfinite().all()) for w in named):
+        raise Unfit
+    with torch.no_grad():
+        for weight in named:
+            for gate in torch.split(weight, weight.shape[1]):
+                gate /= sizes[what](gate)
+    return Applied(
+        f"recurrent weights scaled to {what} 1",
+        "with torch.no_grad():\n"
+        f"    for name, weight in {patient.here}.named_parameters():\n"
+        '        if name.startswith("weight_hh"):\n'
+        "            for gate in weight.split(weight.shape[1]):\n"
+        f"                gate /= {size}",
+    )
+
+
+def _sizes(layer: nn.Module, *more: str) -> dict[str, Any]:
+    """The constructor arguments of a recurrent layer, those that are not torch's defaults."""
+    defaults = {
+        "num_layers": 1,
+        "bias": True,
+        "batch_first": False,
+        "dropout": 0.0,
+        "bidirectional": False,
+    }
+    given = {name: getattr(layer, name) for name in defaults}
+    return {name: value for name, value in given.items() if value != defaults[name]}
+
+
+def _call(kind: str, layer: Any, **options: Any) -> str:
+    named = {**_sizes(layer), **options}
+    words = [str(layer.input_size), str(layer.hidden_size)]
+    words += [f"{name}={value!r}" for name, value in named.items()]
+    return f"{kind}({', '.join(words)})"
+
+
+def _made(kind: Callable[..., nn.Module], layer: Any, **options: Any) -> nn.Module:
+    """A layer of another kind with the same sizes, on the same device."""
+    weight = next(layer.parameters())
+    made = kind(layer.input_size, layer.hidden_size, **_sizes(layer), **options)
+    return made.to(device=weight.device, dtype=weight.dtype)
+
+
+def _projects(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.RNNBase) and layer.proj_size > 0
+
+
+def no_forget_gate(patient: Patient) -> Applied:
+    """An LSTM whose carousel keeps everything."""
+    layer = patient.layer
+    if not isinstance(layer, nn.LSTM | LSTM) or _projects(layer):
+        raise Unfit
+    if isinstance(layer, LSTM) and layer.generation == "nfg":
+        raise Unfit
+    code = f"{patient.here} = {_call('retrograde.nn.LSTM', layer, generation='nfg')}"
+    patient.replace(_made(LSTM, layer, generation="nfg"))
+    return Applied("another generation: no forget gate (f = 1), fresh weights", code)
+
+
+def forget_gate(patient: Patient) -> Applied:
+    """The LSTM of 2000 in the place of one that cannot forget."""
+    layer = patient.layer
+    if not isinstance(layer, LSTM) or "forget" in generation(layer.generation).gates:
+        raise Unfit
+    made = _made(nn.LSTM, layer)
+    code = f"{patient.here} = {_call('torch.nn.LSTM', layer)}"
+    patient.replace(made)
+    return Applied("another generation: with a forget gate (2000), fresh weights", code)
+
+
+def lstm(patient: Patient) -> Applied:
+    """An LSTM in the place of a plain RNN or a GRU."""
+    layer = patient.layer
+    if not isinstance(layer, nn.RNN | RNN | nn.GRU | GRU):
+        raise Unfit
+    f = keeping_for(patient.lag)
+    value = round(max(1.0, math.log(f / (1 - f))), 2)
+    made = _made(nn.LSTM, layer)
+    initialise(made, "forget-bias", value=value)  # type: ignore[arg-type]
+    code = (
+        f"{patient.here} = {_call('torch.nn.LSTM', layer)}\n"
+        f'retrograde.nn.initialise({patient.here}, "forget-bias", value={value})'
+    )
+    patient.replace(made)
+    return Applied(f"another generation: an LSTM with forget bias {value:g}, fresh weights", code)
+
+
+def truncated(patient: Patient) -> Applied:
+    """The backward pass of 1997: the carousel alone."""
+    layer = patient.layer
+    if not isinstance(layer, nn.LSTM | nn.GRU) or _projects(layer):
+        raise Unfit
+    kind = LSTM if isinstance(layer, nn.LSTM) else GRU
+    made = LSTM.from_torch(layer) if isinstance(layer, nn.LSTM) else GRU.from_torch(layer)
+    made.truncated = True
+    code = (
+        f"{patient.here} = retrograde.nn.{kind.__name__}.from_torch({patient.here})\n"
+        f"{patient.here}.truncated = True"
+    )
+    patient.replace(made)
+    return Applied("the truncated backward pass of 1997: nothing comes back through h", code)
+
+
+class Windows(nn.Module):
+    """A recurrent layer that runs in windows of so many steps and detaches its state in between."""
+
+    def __init__(self, layer: nn.Module, steps: int):
+        super().__init__()
+        self.layer, self.steps = layer, steps
+
+    def forward(self, x: Tensor, state: Any = None) -> Any:
+        """As the layer's own."""
+        outputs: list[Tensor] = []
+        time = 1 if self.layer.batch_first and x.ndim == 3 else 0
+        for part in torch.split(x, self.steps, time):
+            if outputs:
+                state = _detached(state)
+            output, state = self.layer(part, state)
+            outputs.append(output)
+        return torch.cat(outputs, time), state
+
+
+def _detached(state: Any) -> Any:
+    return state.detach() if isinstance(state, Tensor) else tuple(map(_detached, state))
+
+
+def window(patient: Patient) -> Applied:
+    """Truncated back-propagation through time."""
+    layer, steps = patient.layer, patient.lag + 1
+    if not isinstance(layer, nn.RNNBase | LSTM | GRU | RNN) or layer.bidirectional:
+        raise Unfit
+    time = 1 if layer.batch_first else 0
+    code = (
+        "state, outputs = None, []\n"
+        f"for part in x.split({steps}, {time}):\n"
+        f"    output, state = {patient.here}(part, state)\n"
+        + (
+            "    state = tuple(part.detach() for part in state)\n"
+            if isinstance(layer, nn.LSTM | LSTM)
+            else "    state = state.detach()\n"
+        )
+        + "    outputs.append(output)\n"
+        f"output = torch.cat(outputs, {time})"
+    )
+    patient.replace(Windows(layer, steps), "layer")
+    return Applied(f"truncated back-propagation: the state detached every {steps} steps", code)
+
+
+def standardise_input(patient: Patient) -> Applied:
+    """Input with mean 0 and standard deviation 1 in every feature."""
+
+    def scale(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x, *others = args
+        if not isinstance(x, Tensor):
+            raise ArgumentError("the layer reads a packed sequence; scale the data before packing")
+        every = tuple(range(x.ndim - 1))
+        mean, spread = x.mean(every, keepdim=True), x.std(every, keepdim=True)
+        return ((x - mean) / torch.where(spread > 0, spread, 1), *others)
+
+    patient.layer.register_forward_pre_hook(scale)
+    return Applied(
+        "input scaled to mean 0 and standard deviation 1",
+        f"# what {patient.here} reads; better with mean and std of the whole training set\n"
+        "x = (x - x.mean((0, 1))) / x.std((0, 1))",
+    )
+
+
+def one_bias(patient: Patient) -> Applied:
+    """The forget bias in b_ih alone."""
+    layer = patient.layer
+    if not isinstance(layer, nn.LSTM | nn.LSTMCell):
+        raise Unfit
+    hidden = layer.hidden_size
+    with torch.no_grad():
+        for name, bias in layer.named_parameters():
+            if name.startswith("bias_hh"):
+                bias[hidden : 2 * hidden] = 0
+    return Applied(
+        "the forget bias in bias_ih alone",
+        "with torch.no_grad():\n"
+        f"    for name, bias in {patient.here}.named_parameters():\n"
+        '        if name.startswith("bias_hh"):\n'
+        f"            bias[{hidden}:{2 * hidden}] = 0",
+    )
+
+
+def fresh_output(patient: Patient) -> Applied:
+    """What comes after the recurrence as it draws itself."""
+    drawn = []
+    for path in patient.after:
+        module = patient.model.get_submodule(path)
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
+            drawn.append(f"{expression(path)}.reset_parameters()")
+    if not drawn:
+        raise Unfit
+    return Applied("fresh weights in the output layer", "\n".join(drawn))
+
+
+CLIP = 1.0
+"""The norm that everybody clips to."""
+
+
+def clip(patient: Patient) -> Applied:
+    """The line that everybody pastes."""
+
+    def afterwards(model: nn.Module) -> None:
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+
+    code = f"torch.nn.utils.clip_grad_norm_(model.parameters(), {CLIP})  # after loss.backward()"
+    return Applied(f"clipping by norm at {CLIP:g}, at the end", code, afterwards)
+
+
+def clip_groups(patient: Patient) -> Applied:
+    """Recurrence and output layer each clipped to the smaller norm of the two."""
+    if not patient.after:
+        raise Unfit
+    groups = [[patient.path], list(patient.after)]
+
+    def afterwards(model: nn.Module) -> None:
+        parts = [
+            [p for path in group for p in model.get_submodule(path).parameters()]
+            for group in groups
+        ]
+        sizes = [
+            float(nn.utils.get_total_norm([p.grad for p in part if p.grad is not None]))
+            for part in parts
+        ]
+        for part in parts:
+            nn.utils.clip_grad_norm_(part, min(sizes))
+
+    lines = [
+        f"torch.nn.utils.clip_grad_norm_({expression(path)}.parameters(), max_norm)"
+        for group in groups
+        for path in group
+    ]
+    title = "recurrence and output layer clipped apart, to the smaller norm of the two"
+    return Applied(title, "\n".join(lines), afterwards)
+
+
+REMEDIES: Mapping[str, Callable[[Patient], Applied]] = {
+    "forget-bias": forget_bias,
+    "chrono": chrono,
+    "orthogonal": orthogonal,
+    "identity": identity,
+    "spectral-radius": spectral_radius,
+    "spectral-norm": spectral_norm,
+    "no-forget-gate": no_forget_gate,
+    "forget-gate": forget_gate,
+    "lstm": lstm,
+    "truncated-1997": truncated,
+    "window": window,
+    "clip": clip,
+    "clip-groups": clip_groups,
+    "standardise-input": standardise_input,
+    "one-bias": one_bias,
+    "fresh": fresh,
+    "fresh-output": fresh_output,
+}
+"""All that can be tried, by name."""

@@ -1,0 +1,27 @@
+"""The rules, in the order in which they are told: causes before their consequences."""
+
+from collections.abc import Mapping
+
+from retrograde.diagnosis.rules.balance import CONFLICT, OUTWEIGHS
+from retrograde.diagnosis.rules.gates import DEAD, DOUBLE, SATURATED, SHORT
+from retrograde.diagnosis.rules.growth import EXPLODING, NON_FINITE
+from retrograde.diagnosis.rules.reach import NEAR, VANISHING
+from retrograde.diagnosis.rules.rule import Rule, is_healthy
+
+RULES: Mapping[str, Rule] = {
+    rule.name: rule
+    for rule in (
+        NON_FINITE,
+        EXPLODING,
+        SATURATED,
+        DEAD,
+        DOUBLE,
+        SHORT,
+        VANISHING,
+        NEAR,
+        OUTWEIGHS,
+        CONFLICT,
+    )
+}
+
+__all__ = ["RULES", "Rule", "is_healthy"]

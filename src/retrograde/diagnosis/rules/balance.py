@@ -1,0 +1,140 @@
+"""Parts that work against each other: output layer and recurrence, near and far lags."""
+
+import math
+
+from retrograde.diagnosis.finding import Evidence, Finding
+from retrograde.diagnosis.rules.reach import PASCANU
+from retrograde.diagnosis.rules.rule import Rule
+from retrograde.diagnosis.subject import Subject
+
+
+def _decades(subject: Subject) -> float:
+    """log10 of the relative gradient of what comes after over that of the layer."""
+    b = subject.balance
+    sizes = () if b is None else (b.layer, b.layer_weight, b.after, b.after_weight)
+    if not sizes or not all(0 < size < math.inf for size in sizes):
+        return math.nan
+    assert b is not None
+    return math.log10((b.after / b.after_weight) / (b.layer / b.layer_weight))
+
+
+def _imbalance(subject: Subject) -> Evidence | None:
+    if subject.balance is None or subject.live is None:
+        return None
+    value = abs(_decades(subject) - subject.limits["usual_imbalance"])
+    limit = subject.limits["imbalance"]
+    return Evidence("imbalance", value, "powers of ten", limit, "below", "imbalance")
+
+
+def _outweighs(subject: Subject, evidence: Evidence) -> Finding:
+    b, decades = subject.balance, _decades(subject)
+    assert b is not None
+    loud = decades < 0
+    message = (
+        f"The output layer outweighs the recurrence: its weights are so large that, measured by "
+        f"their own size, the recurrent weights get a gradient 10^{-decades:.1f} times that of the "
+        "output layer"
+        if loud
+        else f"The output layer outweighs the recurrence: measured by their own size, its weights "
+        f"get a gradient 10^{decades:.1f} times that of the recurrent weights"
+    )
+    return Finding(
+        "output-outweighs",
+        "warning",
+        subject.name,
+        message,
+        (
+            evidence,
+            Evidence("gradient of the recurrent layer", b.layer, "L2 norm"),
+            Evidence("gradient of what comes after", b.after, "L2 norm"),
+            Evidence("weights of the recurrent layer", b.layer_weight, "L2 norm"),
+            Evidence("weights of what comes after", b.after_weight, "L2 norm"),
+        ),
+        (
+            "The output layer's weights are too large: they multiply what comes back"
+            if loud
+            else "The output layer's weights are too small: hardly anything passes them on its way "
+            "back",
+            "The targets are not scaled, and the output layer has to make up for it",
+        ),
+        (
+            "Scale the targets, and start the output layer from its default",
+            "Clip the groups apart: one norm over both lets the larger one decide for the other",
+        ),
+    )
+
+
+def _against(subject: Subject) -> Evidence | None:
+    flow = subject.live
+    if flow is None:
+        return None
+    share = flow.by_lag().share
+    against = float(share[share < 0].sum())
+    limit = subject.limits["conflict"]
+    return Evidence(
+        "shares against the rest", against, "of the gradient", limit, "above", "conflict"
+    )
+
+
+def _conflict(subject: Subject, evidence: Evidence) -> Finding:
+    flow = subject.live
+    assert flow is not None
+    by_lag = flow.by_lag()
+    share = by_lag.share.tolist()
+    low = min(range(len(share)), key=share.__getitem__)
+    high = max(range(len(share)), key=share.__getitem__)
+
+    def words(number: int) -> str:
+        lag = by_lag.lags[number]
+        return f"{lag.start}" if len(lag) == 1 else f"{lag.start}-{lag.stop - 1}"
+
+    return Finding(
+        "conflicting-lags",
+        "warning",
+        subject.name,
+        f"Lags pull in opposite directions: lags {words(low)} ({share[low]:.0%} of the gradient) "
+        f"against lags {words(high)} ({share[high]:+.0%}); together they leave the sum of 100 %",
+        (
+            evidence,
+            Evidence(f"share of lags {words(low)}", share[low], "of the gradient"),
+            Evidence(f"share of lags {words(high)}", share[high], "of the gradient"),
+        ),
+        (
+            "The task asks the same weights for opposite things at different lags",
+            "The optimum is near: what is left of the gradient is a difference of large parts",
+        ),
+        (
+            "Look at the loss apart by horizon; a second layer or a separate head can take one of "
+            "the two lags",
+            "Mind element-wise clipping: it acts on such differences in an uneven way",
+        ),
+        steps=(0, flow.steps - 1),
+    )
+
+
+OUTWEIGHS = Rule(
+    "output-outweighs",
+    "The output layer outweighs the recurrence",
+    "L2 norm of the gradient over that of the weights, of everything with weights that runs after "
+    "the recurrent layers against that of the layer. Three powers of ten from what is "
+    "usual, no one learning rate and no one clipping norm serves both.",
+    _imbalance,
+    _outweighs,
+    ("imbalance", "usual_imbalance"),
+    ("fresh-output", "clip-groups"),
+    (
+        PASCANU,
+        "https://github.com/google-research/flood-forecasting/issues/298",
+    ),
+)
+CONFLICT = Rule(
+    "conflicting-lags",
+    "Near and far lags conflict",
+    "Shares by lag are signed: a negative one points against the whole gradient. Where they add up "
+    "to much, what the optimiser sees is a small difference of large parts.",
+    _against,
+    _conflict,
+    ("conflict",),
+    (),
+    (PASCANU,),
+)

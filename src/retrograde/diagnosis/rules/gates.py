@@ -1,0 +1,250 @@
+"""Gates and units that cannot do their work: saturated, too short, dead, or biased twice."""
+
+import torch
+from torch import Tensor
+
+from retrograde.cells import LSTM
+from retrograde.diagnosis.activity import Activity
+from retrograde.diagnosis.finding import Evidence, Finding
+from retrograde.diagnosis.rules.reach import TALLEC, keeping_too_short, severity_of
+from retrograde.diagnosis.rules.rule import Rule, steps
+from retrograde.diagnosis.subject import Subject
+
+GERS = (
+    'Felix A. Gers, Jürgen Schmidhuber, Fred Cummins, "Learning to Forget: Continual Prediction '
+    'with LSTM", Neural Computation 12(10) (2000)'
+)
+JOZEFOWICZ = (
+    'Rafal Jozefowicz, Wojciech Zaremba, Ilya Sutskever, "An Empirical Exploration of Recurrent '
+    'Network Architectures", ICML (2015)'
+)
+
+
+def _worst(subject: Subject) -> Activity | None:
+    return max(subject.activities, key=lambda each: each.saturated, default=None)
+
+
+def _saturated(subject: Subject) -> Evidence | None:
+    worst = _worst(subject) if subject.live else None
+    if worst is None:
+        return None
+    limit = subject.limits["saturated_share"]
+    return Evidence(
+        "saturated share", worst.saturated, "of units and steps", limit, "below", "saturated_share"
+    )
+
+
+def _decided(subject: Subject, evidence: Evidence) -> Finding:
+    worst = _worst(subject)
+    assert worst is not None
+    of_state = worst.gate == "squashed"
+    words = {"squashed": "squashed cell state", "cell": "cell input", "hidden": "hidden state"}
+    what = words.get(worst.gate, f"{worst.gate} gate")
+    spread = float(subject.recorded.x.double().std()) if subject.recorded.x.numel() > 1 else 0.0
+    mean = float(subject.recorded.x.double().mean())
+    others = sorted(subject.activities, key=lambda each: -each.saturated)[1:4]
+    causes = [
+        "The cell state has drifted: it adds up what comes in, and nothing takes it away again"
+        if of_state
+        else "The recurrent weights or the biases are large"
+    ]
+    loud = f"The layer's input is not scaled: mean {mean:.3g}, standard deviation {spread:.3g}"
+    if max(abs(mean), spread) > 3:
+        causes.insert(0, loud)
+    return Finding(
+        "saturated",
+        "warning",
+        subject.name,
+        f"{worst.saturated:.0%} of the {what} ({worst.name}) is saturated, for good since step "
+        f"{worst.since}: its weights get next to no gradient",
+        (
+            evidence,
+            *(
+                Evidence(f"saturated share of {each.name}", each.saturated, "of units and steps")
+                for each in others
+            ),
+            Evidence("mean of the input", mean, "units of the input"),
+            Evidence("standard deviation of the input", spread, "units of the input"),
+        ),
+        tuple(causes),
+        (
+            "Scale the input to mean 0 and standard deviation 1",
+            "Start from smaller weights",
+        ),
+        gate=worst.gate,
+        steps=(worst.since, len(subject.recorded.x) - 1),
+    )
+
+
+def _constant(subject: Subject) -> Evidence | None:
+    short = keeping_too_short(subject) if subject.live and subject.need.lag > 1 else None
+    if short is None:
+        return None
+    _, longest, needed = short
+    setting = subject.need.setting
+    return Evidence("time constant", longest, "steps", needed, "above", setting)
+
+
+def _short(subject: Subject, evidence: Evidence) -> Finding:
+    found, need = keeping_too_short(subject), subject.need
+    assert found is not None
+    gate, longest, needed = found
+    mean = next(each for each in subject.activities if each.name == gate).mean
+    return Finding(
+        "forget-gate-too-short",
+        severity_of(need),
+        subject.name,
+        f"The {gate} gate forgets too fast: even its longest-lived tenth of units has a time "
+        f"constant of {steps(longest)}; to keep 1 % over {need.lag} steps ({need.words}) takes "
+        f"{steps(needed)}",
+        (
+            evidence,
+            Evidence(f"mean of the {gate} gate", float(mean.mean()), "activation"),
+        ),
+        (
+            "The gate's bias is too low: torch draws it around 0, which leaves half at every step",
+            "It was trained on shorter dependencies than those you need",
+        ),
+        (
+            "Set the gate's bias for the lag you need, or spread the units' time constants up to "
+            "it (chrono)",
+        ),
+        gate=gate.split("_l")[0],
+    )
+
+
+def _dead(subject: Subject) -> Evidence | None:
+    varied = bool((subject.recorded.x != subject.recorded.x[:1, :1]).any())
+    if subject.live is None or not subject.units or not varied:
+        return None
+    dead, count = _count(subject)
+    limit = subject.limits["dead_share"]
+    return Evidence("dead units", dead / count, "of the units", limit, "below", "dead_share")
+
+
+def _count(subject: Subject) -> tuple[int, int]:
+    dead = sum(int(units.dead.sum()) for units in subject.units)
+    return dead, sum(len(units.moved) for units in subject.units)
+
+
+def _idle(subject: Subject, evidence: Evidence) -> Finding:
+    dead, count = _count(subject)
+    relu = any(units.squashing == "relu" for units in subject.units)
+    return Finding(
+        "dead-units",
+        "error" if evidence.value > 0.5 else "warning",
+        subject.name,
+        f"{dead} of {count} units are dead: their output is the same number at every step of every "
+        "sample, and no gradient passes them",
+        (evidence, Evidence("dead", float(dead), f"units of {count}")),
+        (
+            "Their pre-activations are negative throughout, and a relu passes nothing there"
+            if relu
+            else "Their gates are shut, or they stand at the end of their squashing function",
+            "A step of the optimiser that was too large has pushed them there",
+        ),
+        (
+            "Start them anew, with biases at 0 and a smaller learning rate",
+            "For a relu RNN, the identity initialisation keeps units alive",
+        ),
+    )
+
+
+def _biased(subject: Subject) -> list[tuple[str, Tensor, Tensor]]:
+    """The forget slices of both biases of every LSTM layer that has two."""
+    found = []
+    for cell, end in subject.plain_cells:
+        if isinstance(cell, LSTM) and "forget" in cell.gates:
+            if cell.bias_ih is not None and cell.bias_hh is not None:
+                number, count = cell.gates.index("forget"), len(cell.gates)
+                pair = (cell.bias_ih.chunk(count)[number], cell.bias_hh.chunk(count)[number])
+                found.append((f"bias_ih{end}", *pair))
+    return found
+
+
+def _twice(subject: Subject) -> Evidence | None:
+    limit = subject.limits["double_bias"]
+    sizes = [
+        float(b.abs().min()) if torch.allclose(a, b, rtol=1e-5, atol=1e-7) else 0.0
+        for _, a, b in _biased(subject)
+    ]
+    if not sizes:
+        return None
+    name, unit = "forget bias set in both biases", "bias"
+    return Evidence(name, max(sizes), unit, limit, "below", "double_bias")
+
+
+def _doubled(subject: Subject, evidence: Evidence) -> Finding:
+    name, a, b = max(_biased(subject), key=lambda row: float(row[1].abs().min()))
+    total = float((a + b).mean())
+    horizon = 1 / (1 - float((a + b).sigmoid().mean()))
+    return Finding(
+        "double-bias",
+        "warning",
+        subject.name,
+        f"The forget bias is set twice: {name} and {name.replace('_ih', '_hh')} both hold "
+        f"{float(a.mean()):.3g}, and torch adds the two to {total:.3g}",
+        (
+            evidence,
+            Evidence("forget bias in effect", total, "bias"),
+            Evidence("time constant that it implies", horizon, "steps"),
+        ),
+        ("A loop filled every parameter whose name holds 'bias', and torch has two of them",),
+        ("Set the bias in bias_ih and leave 0 in bias_hh",),
+        gate="forget",
+    )
+
+
+SATURATED = Rule(
+    "saturated",
+    "Gates or states are saturated",
+    "The share of activations, over samples, units and steps, at which the slope of the squashing "
+    "function is next to 0. A unit that holds its state (its forget or update gate open, its input "
+    "gate shut) is not counted: that is what gates are for.",
+    _saturated,
+    _decided,
+    ("saturated_slope", "saturated_share"),
+    ("standardise-input", "spectral-norm", "orthogonal", "fresh", "forget-gate"),
+    (
+        'Sepp Hochreiter, Jürgen Schmidhuber, "Long Short-Term Memory", Neural Computation 9(8) '
+        "(1997): state drift",
+    ),
+)
+SHORT = Rule(
+    "forget-gate-too-short",
+    "The forget gate is too short",
+    "A gate that stands at f on average keeps f^lag of the state: its time constant is 1/(1 - f). "
+    "Compared is that of the longest-lived tenth of the units with the one that would keep 1 % "
+    "over the lag that matters. A GRU's update gate keeps the state likewise.",
+    _constant,
+    _short,
+    ("reach_fraction", "season_correlation"),
+    ("forget-bias", "chrono"),
+    (GERS, JOZEFOWICZ, TALLEC),
+)
+DEAD = Rule(
+    "dead-units",
+    "Units are dead",
+    "A unit is dead if its output is the same number at every step of every sample: it carries "
+    "nothing forwards, and nothing comes back through it.",
+    _dead,
+    _idle,
+    ("dead_share",),
+    ("identity", "fresh", "standardise-input"),
+    (
+        'Quoc V. Le, Navdeep Jaitly, Geoffrey E. Hinton, "A Simple Way to Initialize Recurrent '
+        'Networks of Rectified Linear Units" (2015), arXiv 1504.00941',
+    ),
+)
+DOUBLE = Rule(
+    "double-bias",
+    "The forget bias is set twice",
+    "torch.nn.LSTM has two biases that it adds. A loop that sets the forget gate's slice of every "
+    "bias to 1 makes it 2: the two slices are then the same number in every unit, which two drawn "
+    "at random never are, and training, which moves both alike, keeps them so.",
+    _twice,
+    _doubled,
+    ("double_bias",),
+    ("one-bias",),
+    (JOZEFOWICZ, "https://github.com/pytorch/pytorch/issues/750"),
+)

@@ -1,0 +1,171 @@
+"""Gradients that grow on their way back, and passes that are not finite any more."""
+
+import math
+
+import torch
+
+from retrograde.diagnosis.finding import Evidence, Finding
+from retrograde.diagnosis.rules.reach import PASCANU
+from retrograde.diagnosis.rules.rule import Rule, steps
+from retrograde.diagnosis.subject import Subject
+
+ARPIT = (
+    "Devansh Arpit, Bhargav Kanuparthi, Giancarlo Kerg, Nan Rosemary Ke, Ioannis Mitliagkas, "
+    'Yoshua Bengio, "h-detach: Modifying the LSTM Gradient Towards Better Optimization", '
+    "ICLR (2019), arXiv 1810.03023"
+)
+
+CHAOS = 1e-3
+"""A residual above this is no rounding of one pass, it has grown along the sequence."""
+
+
+def _growth(subject: Subject) -> Evidence | None:
+    if subject.live is None:
+        return None
+    total, _ = subject.growth
+    limit = subject.limits["growth_total"]
+    return Evidence("growth of the adjoint", total, "powers of two", limit, "below", "growth_total")
+
+
+def _exploding(subject: Subject, evidence: Evidence) -> Finding:
+    flow = subject.live
+    assert flow is not None
+    total, lag = subject.growth
+    per_step = total / lag
+    dtype, steps_left = _until_overflow(subject, per_step)
+    route, without = min(
+        subject.growth_without.items(),
+        key=lambda pair: -math.inf if pair[1] != pair[1] else pair[1],
+    )
+    alone = math.nan if without != without else without
+    within = steps_left < flow.steps
+    return Finding(
+        "exploding",
+        "error" if within or not _finite(subject) else "warning",
+        subject.name,
+        f"The gradient explodes: over {steps(lag)} its adjoint grows by 2^{total:.1f}, a factor of "
+        f"{2**per_step:.3g} a step, most of it along {route}",
+        (
+            evidence,
+            Evidence("growth per step", per_step, "powers of two per step"),
+            Evidence(f"growth without {route}", alone, "powers of two"),
+            Evidence(f"steps until {dtype} overflows", steps_left, "steps"),
+            Evidence("residual", float(flow.residual), "of the gradient"),
+        ),
+        _causes(subject, route),
+        (
+            *_chaos(float(flow.residual)),
+            "Make the recurrent weights smaller, or orthogonal: that is where it grows",
+            "Clipping by norm at the end keeps the step finite and leaves the growth: what is left "
+            "is the direction of the earliest steps",
+            "Cut the sequence (truncated back-propagation) if the far past does not matter",
+        ),
+        gate=route.rpartition(".")[2] if "." in route else None,
+        route=route,
+        steps=(flow.steps - 1 - lag, flow.steps - 1),
+    )
+
+
+def _causes(subject: Subject, route: str) -> tuple[str, ...]:
+    radius = subject.spectral_radius
+    if radius is not None:
+        first = (
+            f"The recurrent weights stretch what passes them: spectral radius {radius:.3g}"
+            if radius > 1
+            else f"The recurrent weights stretch some directions, although their spectral radius "
+            f"is {radius:.3g}: they are far from normal"
+        )
+        return (first, "An activation whose slope does not fall off (relu) does not hold it back")
+    return (
+        f"The recurrent weights behind {route} are large: each step multiplies by them",
+        "Open forget gates keep what the recurrent paths have blown up",
+        "A learning rate that was too large has made the weights grow",
+    )
+
+
+def _chaos(residual: float) -> tuple[str, ...]:
+    if residual <= CHAOS:
+        return ()
+    return (
+        f"Take the numbers as sizes (residual {residual:.1g}): the forward pass is chaotic, and "
+        "rounding differences grow in it as the gradient does. In float64 they are exact",
+    )
+
+
+def _until_overflow(subject: Subject, per_step: float) -> tuple[str, float]:
+    """The data type of the gradient, and in how many steps of such growth it ends."""
+    assert subject.flow is not None
+    gradients = subject.recorded.gradients.values()
+    dtype = next((g.dtype for g in gradients), subject.recorded.x.dtype)
+    mean = subject.flow.adjoints.log2_mean_by_lag
+    start = float(mean[mean.isfinite()][0])
+    left = (math.log2(torch.finfo(dtype).max) - start) / per_step
+    return str(dtype).removeprefix("torch."), float(math.floor(left))
+
+
+def _finite(subject: Subject) -> bool:
+    return all(bool(g.isfinite().all()) for g in subject.recorded.gradients.values())
+
+
+def _non_finite(subject: Subject) -> Evidence | None:
+    values = [subject.recorded.inputs, subject.recorded.direct]
+    values += subject.recorded.weights.values()
+    values += subject.recorded.gradients.values()
+    count = sum(int((~value.isfinite()).sum()) for value in values)
+    found = max(count, 1) if subject.place else count
+    return Evidence("NaN and infinite values", float(found), "values", 0.0, "below")
+
+
+def _first_place(subject: Subject, evidence: Evidence) -> Finding:
+    place = subject.place
+    named = [] if place is None or place.growth is None else [place.growth]
+    causes = {
+        "weight": "A step of the optimiser was infinite or NaN, and the weights have kept it",
+        "input": "The data holds it, or a layer before makes it",
+        "initial state": "The state is made outside of the layer, or kept from a pass that failed",
+        "state": "The recurrent weights are too large for the forward pass",
+        "loss": "The loss, or a layer after this one, divides by 0 or takes the log of 0",
+        "adjoint": "The gradient explodes on its way back",
+    }
+    return Finding(
+        "non-finite",
+        "error",
+        subject.name,
+        _sentence(str(place) if place else "the gradient is not finite"),
+        (evidence, *(Evidence("growth before", g, "powers of two per step") for g in named)),
+        (causes[place.what],) if place else (),
+        ("Mend the first place: everything after it is its consequence",),
+        gate=place.gate if place else None,
+        route=place.route if place else None,
+        steps=(place.step, place.step) if place and place.step is not None else None,
+    )
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
+EXPLODING = Rule(
+    "exploding",
+    "The gradient explodes",
+    "How far the mean adjoint of the state rises above that at lag 0 on its way back, when its "
+    "data type will overflow at that rate, and the route without which it would grow the least: "
+    "each is cut everywhere in turn.",
+    _growth,
+    _exploding,
+    ("growth_total",),
+    ("spectral-norm", "orthogonal", "truncated-1997", "window", "clip"),
+    (PASCANU, ARPIT),
+)
+NON_FINITE = Rule(
+    "non-finite",
+    "A NaN or an infinity",
+    "The first place at which weights, inputs, states, loss or adjoints are not finite: forwards "
+    "the first step, backwards the latest. The backward pass is followed in scaled form, which "
+    "goes on where autograd's numbers end.",
+    _non_finite,
+    _first_place,
+    (),
+    ("fresh", "spectral-norm"),
+    ("https://github.com/pytorch/pytorch/issues/46849",),
+)

@@ -1,0 +1,177 @@
+"""How far back the gradient sees: vanishing, and near lags that drown the far ones."""
+
+from retrograde.diagnosis.activity import KEEPING, keeping_for
+from retrograde.diagnosis.finding import Evidence, Finding, Severity
+from retrograde.diagnosis.need import Need
+from retrograde.diagnosis.rules.rule import Rule, steps
+from retrograde.diagnosis.subject import Subject, share_beyond
+
+BENGIO = (
+    'Yoshua Bengio, Patrice Simard, Paolo Frasconi, "Learning Long-Term Dependencies with Gradient '
+    'Descent is Difficult", IEEE Transactions on Neural Networks 5(2) (1994)'
+)
+PASCANU = (
+    'Razvan Pascanu, Tomas Mikolov, Yoshua Bengio, "On the difficulty of training recurrent neural '
+    'networks", ICML (2013), arXiv 1211.5063'
+)
+TALLEC = (
+    'Corentin Tallec, Yann Ollivier, "Can recurrent neural networks warp time?", ICLR (2018), '
+    "arXiv 1804.11188"
+)
+
+
+def severity_of(need: Need) -> Severity:
+    """A lag that the user named is missed in earnest."""
+    return "error" if need.why == "named" else "warning"
+
+
+def keeping_too_short(subject: Subject) -> tuple[str, float, float] | None:
+    """The keeping gate with the shortest time constant, that time constant, and the one needed."""
+    needed = 1 / (1 - keeping_for(subject.need.lag))
+    worst = None
+    for activity in subject.activities:
+        if activity.gate in KEEPING:
+            longest = float(activity.time_constants.double().quantile(0.9))
+            if worst is None or longest < worst[1]:
+                worst = (activity.name, longest, needed)
+    return worst
+
+
+def _reach(subject: Subject) -> Evidence | None:
+    flow = subject.live
+    if flow is None or subject.need.lag < 1:
+        return None
+    need = subject.need
+    return Evidence("reach", float(flow.reach), "steps", float(need.lag), "above", need.setting)
+
+
+def _vanishing(subject: Subject, evidence: Evidence) -> Finding:
+    flow, need = subject.live, subject.need
+    assert flow is not None
+    causes = _causes(subject)
+    return Finding(
+        "vanishing",
+        severity_of(need),
+        subject.name,
+        f"The gradient reaches back {steps(flow.reach)} of {flow.steps - 1}, short of the "
+        f"{need.lag} that it should ({need.words})",
+        (
+            evidence,
+            Evidence("half-life of the adjoint", flow.half_life, "steps"),
+            Evidence("residual", float(flow.residual), "of the gradient"),
+        ),
+        tuple(causes),
+        (
+            "Give the units a longer time constant: a forget bias or chrono initialisation for the "
+            "lag you need (LSTM, GRU), orthogonal recurrent weights (plain RNN)",
+            "Let the loss ask for the far lag: a loss at every step is dominated by near ones",
+            "If the lag cannot be reached, feed it in: lagged inputs, or coarser steps",
+        ),
+        steps=(0, max(0, flow.steps - 1 - int(flow.reach))),
+    )
+
+
+def _causes(subject: Subject) -> list[str]:
+    """Why the reach is short, the likeliest first."""
+    found, need = [], subject.need
+    if subject.longest_lag < need.lag:
+        found.append(_too_short_a_pass(subject))
+    short = keeping_too_short(subject)
+    if short and short[1] < short[2]:
+        gate, longest, needed = short
+        found.append(
+            f"The {gate} gate lets go: the longest-lived tenth of its units has a time constant of "
+            f"{steps(longest)}, and {steps(needed)} would keep 1 % over {need.lag} steps"
+        )
+    worst = max(subject.activities, key=lambda each: each.saturated, default=None)
+    if worst and worst.saturated > subject.limits["saturated_share"]:
+        found.append(f"{worst.saturated:.0%} of {worst.name} is saturated and lets little through")
+    radius = subject.spectral_radius
+    if radius is not None and radius < 1:
+        found.append(
+            f"The recurrent weights shrink what passes them: spectral radius {radius:.2g}, and the "
+            "slope of the activation shrinks it further"
+        )
+    elif radius is not None:
+        found.append("The slopes of the activation shrink what comes back, whatever the weights do")
+    if not found:
+        found.append("What comes back is multiplied by gates below 1 at every step")
+    return found
+
+
+def _too_short_a_pass(subject: Subject) -> str:
+    """Why this pass cannot show the lag, whatever the weights."""
+    seen = f"No lag beyond {subject.longest_lag} can be seen in this pass at all"
+    if subject.recorded.borders:
+        return f"{seen}: the state is detached or reset on the way"
+    if subject.longest_lag == len(subject.recorded.x) - 1:
+        return f"{seen}: what ran before its first step is not connected to it (a detached state?)"
+    return f"{seen}: the loss enters too early"
+
+
+def _far(subject: Subject) -> Evidence | None:
+    flow = subject.live
+    if flow is None or not 1 <= subject.need.lag < flow.steps or flow.reach < subject.need.lag:
+        return None
+    need = subject.need
+    share = abs(float(share_beyond(flow, need.lag)))
+    limit = subject.limits["far_share"]
+    return Evidence("share of the far lags", share, "of the gradient", limit, "above", "far_share")
+
+
+def _near(subject: Subject, evidence: Evidence) -> Finding:
+    flow, need = subject.live, subject.need
+    assert flow is not None
+    return Finding(
+        "near-lags-dominate",
+        "info" if need.why == "length" else "warning",
+        subject.name,
+        f"The gradient as a whole does not vanish, its distant part does: lags of {need.lag} and "
+        f"more ({need.words}) make up {evidence.value:.2%} of it, although single contributions "
+        f"reach back {steps(flow.reach)}",
+        (evidence, Evidence("reach", float(flow.reach), "steps")),
+        (
+            "The gradient is a sum over lags, and the many near ones outweigh the far ones",
+            "Far contributions of different samples and steps point in different directions and "
+            "cancel in the sum",
+        ),
+        (
+            "Ask for the far lag in the loss: score the steps that need it, or weigh them more",
+            "Initialise for that horizon, so that the far part starts out larger",
+        ),
+        steps=(0, max(0, flow.steps - 1 - need.lag)),
+    )
+
+
+VANISHING = Rule(
+    "vanishing",
+    "The gradient vanishes",
+    "Reach, the largest lag at which the mean contribution is still 1 % of that at lag 0, against "
+    "the lag that matters: the one named by needs_lag=, else a season in the layer's own input, "
+    "else a part of the sequence. What lies beyond the reach, the weights cannot learn to use.",
+    _reach,
+    _vanishing,
+    ("reach_fraction", "season_correlation"),
+    (
+        "forget-bias",
+        "chrono",
+        "orthogonal",
+        "spectral-radius",
+        "identity",
+        "no-forget-gate",
+        "lstm",
+    ),
+    (BENGIO, PASCANU, TALLEC),
+)
+NEAR = Rule(
+    "near-lags-dominate",
+    "Near lags dominate",
+    "The gradient of a recurrent weight is a sum over lags. It hardly ever vanishes as a whole: "
+    "its distant part does, while the near part keeps its norm looking healthy. Looked at where "
+    "the reach is long enough and the far lags are drowned all the same.",
+    _far,
+    _near,
+    ("far_share",),
+    ("forget-bias", "chrono", "orthogonal", "no-forget-gate"),
+    (PASCANU,),
+)

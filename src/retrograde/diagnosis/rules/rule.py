@@ -1,0 +1,54 @@
+"""What a rule is: one number measured on a layer, a threshold, and what it means to cross it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from retrograde.diagnosis.finding import Evidence, Finding
+from retrograde.diagnosis.subject import Subject
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule of the diagnosis.
+
+    Attributes:
+        name: its name, in findings and on the command line.
+        title: the same in words.
+        meaning: what it looks at and why that matters.
+        measure: the number it stands on and the threshold beside it; None where it has nothing to
+            look at. Remedies are judged by this number.
+        describe: the finding, once the number has crossed the threshold.
+        thresholds: the rows of the table that it uses.
+        remedies: the remedies that are tried, by name.
+        sources: papers and threads behind it.
+    """
+
+    name: str
+    title: str
+    meaning: str
+    measure: Callable[[Subject], Evidence | None]
+    describe: Callable[[Subject, Evidence], Finding]
+    thresholds: tuple[str, ...] = ()
+    remedies: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+
+    def check(self, subject: Subject) -> Finding | None:
+        """The finding about a layer, or None."""
+        evidence = self.measure(subject)
+        if evidence is None or is_healthy(evidence):
+            return None
+        return self.describe(subject, evidence)
+
+
+def is_healthy(evidence: Evidence) -> bool:
+    """Whether a number lies on the healthy side; one that is not a number has no side."""
+    if evidence.threshold is None or evidence.value != evidence.value:
+        return True
+    if evidence.healthy == "above":
+        return evidence.value >= evidence.threshold
+    return evidence.value <= evidence.threshold
+
+
+def steps(count: float) -> str:
+    """A number of steps in words."""
+    return "1 step" if count == 1 else f"{count:.3g} steps"

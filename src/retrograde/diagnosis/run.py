@@ -1,0 +1,134 @@
+"""One forward and one backward pass of a model that may be changed, looked at from all sides."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from retrograde.errors import ArgumentError
+from retrograde.record import Recording, record, recurrent_layers
+
+LossFunction = Callable[[nn.Module, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Balance:
+    """L2 norms of gradients and weights: of a recurrent layer, and of what comes after it."""
+
+    layer: float
+    layer_weight: float
+    after: float
+    after_weight: float
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A recorded pass.
+
+    Attributes:
+        recording: its recurrent layers.
+        loss: the loss.
+        balance: gradients and weights by layer; empty where nothing with weights comes after.
+        after: what ran after the recurrent layers and has weights, by its place in the model.
+    """
+
+    recording: Recording
+    loss: float
+    balance: dict[str, Balance]
+    after: tuple[str, ...]
+
+
+def run(
+    model: nn.Module,
+    batch: Any,
+    loss_fn: LossFunction,
+    seed: int,
+    afterwards: Callable[[nn.Module], None] | None = None,
+) -> Run:
+    """Run a copied model once, forwards and backwards. Random numbers outside are left alone.
+
+    Args:
+        model: the copy; its gradients are overwritten.
+        batch: what `loss_fn` takes beside the model.
+        loss_fn: maps (model, batch) to the scalar loss.
+        seed: of what is random in the pass.
+        afterwards: what is done to the gradients after the backward pass (clipping).
+
+    Raises:
+        ArgumentError: if the loss is not a scalar tensor with a gradient.
+        RetrogradeError: whatever `record` refuses.
+    """
+    model.zero_grad()
+    order: list[nn.Module] = []
+    layers = recurrent_layers(model)
+    hooks = [
+        module.register_forward_hook(lambda module, *_: order.append(module))
+        for module in model.modules()
+        if not isinstance(module, torch.jit.ScriptModule)
+        and (module in layers.values() or _own_parameters(module))
+    ]
+    try:
+        with torch.random.fork_rng(), torch.enable_grad():
+            torch.manual_seed(seed)
+            with record(model) as recording:
+                loss = scalar(loss_fn(model, batch))
+                loss.backward()  # type: ignore[no-untyped-call]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if afterwards is not None:
+        for parameter in model.parameters():  # the recording holds the gradients as they came
+            parameter.grad = None if parameter.grad is None else parameter.grad.clone()
+        afterwards(model)
+    after = modules_after(order, list(layers.values()))
+    balance = {
+        name: Balance(*_norms([layer]), *_norms(after)) for name, layer in layers.items() if after
+    }
+    places = {module: path for path, module in model.named_modules()}
+    return Run(recording, float(loss.detach()), balance, tuple(places[m] for m in after))
+
+
+def scalar(loss: object) -> Tensor:
+    """The loss, if it is one.
+
+    Raises:
+        ArgumentError: if it is not a scalar tensor with a gradient.
+    """
+    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
+        return loss
+    arrived = (
+        f"a tensor of shape {tuple(loss.shape)}, requires_grad={loss.requires_grad}"
+        if isinstance(loss, Tensor)
+        else f"{type(loss).__name__}"
+    )
+    raise ArgumentError(
+        "loss_fn(model, batch) must return the scalar loss as a tensor that depends on the "
+        f"model's parameters; got {arrived}"
+    )
+
+
+def modules_after(order: list[nn.Module], layers: list[nn.Module]) -> list[nn.Module]:
+    """Modules with weights of their own that ran only after the last recurrent layer did."""
+    last = max((place for place, module in enumerate(order) if module in layers), default=-1)
+    before = set(order[: last + 1])
+    inside = {part for layer in layers for part in layer.modules()}
+    later = dict.fromkeys(module for module in order[last + 1 :] if module not in before | inside)
+    return [module for module in later if _own_parameters(module)] if last >= 0 else []
+
+
+def _own_parameters(module: nn.Module) -> list[nn.Parameter]:
+    return [p for p in module.parameters(recurse=False) if p.requires_grad]
+
+
+def _norms(modules: list[nn.Module]) -> tuple[float, float]:
+    """L2 norms of the gradients and of the weights of some modules."""
+    parameters = [p for module in modules for p in module.parameters()]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return _norm(gradients), _norm([p.detach() for p in parameters])
+
+
+def _norm(tensors: list[Tensor]) -> float:
+    squares = [t.double().square().sum() for t in tensors]
+    return float(torch.stack(squares).sum().sqrt()) if squares else 0.0

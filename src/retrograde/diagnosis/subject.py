@@ -1,0 +1,182 @@
+"""What the rules look at: one layer of a recorded pass, and everything about it that they ask."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from retrograde.cells import AbstractCell, Cut
+from retrograde.cells.composite import AbstractComposite
+from retrograde.decompose import Flow, decompose
+from retrograde.decompose.adjoints import AdjointNorms, Adjoints
+from retrograde.decompose.non_finite import NonFinite
+from retrograde.diagnosis.activity import Activity, Units, look
+from retrograde.diagnosis.need import Need, need_of
+from retrograde.diagnosis.run import Balance
+from retrograde.diagnosis.thresholds import Threshold
+from retrograde.engine import Entries, fold
+from retrograde.errors import NonFiniteError, RetrogradeError
+from retrograde.record import Recorded, Recording
+
+ROUTE_ROWS = 8
+"""Routes are tried with the entry steps in so many rows: the growth is asked for, not each lag."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One layer of a recorded pass.
+
+    Attributes:
+        name: the layer.
+        recorded: its pass.
+        flow: the pass decomposed, None where it is not finite.
+        place: where it is not finite, if it is not.
+        limits: the thresholds by name.
+        needs_lag: the lag that the user named.
+        balance: gradients beside its own, where the whole model was run.
+        fixed: the lag that it needs, where that is known from another pass.
+    """
+
+    name: str
+    recorded: Recorded
+    flow: Flow | None
+    place: NonFinite | None
+    limits: Mapping[str, float]
+    needs_lag: int | None = None
+    balance: Balance | None = None
+    fixed: Need | None = None
+
+    @property
+    def live(self) -> Flow | None:
+        """The flow, if a gradient arrives at all and there is something to look back on."""
+        flow = self.flow
+        return flow if flow is not None and len(flow.entries) and flow.steps > 1 else None
+
+    @cached_property
+    def need(self) -> Need:
+        """The lag that it needs."""
+        if self.fixed is not None:
+            return self.fixed
+        limits = self.limits
+        return need_of(
+            self.recorded, self.needs_lag, limits["season_correlation"], limits["reach_fraction"]
+        )
+
+    @cached_property
+    def longest_lag(self) -> int:
+        """The longest lag that this pass can show: detached states and early losses shorten it."""
+        assert self.flow is not None
+        lags = self.flow.adjoints.lags[self.flow.adjoints.log2.isfinite()]
+        return int(lags.max()) if lags.numel() else 0
+
+    @cached_property
+    def _look(self) -> tuple[list[Activity], list[Units]]:
+        if self.flow is None:
+            return [], []
+        return look(self.recorded, self.flow.unrolled, self.limits["saturated_slope"])
+
+    @property
+    def activities(self) -> list[Activity]:
+        """Every gate of every layer."""
+        return self._look[0]
+
+    @property
+    def units(self) -> list[Units]:
+        """The outputs of every layer."""
+        return self._look[1]
+
+    @cached_property
+    def growth(self) -> tuple[float, int]:
+        """How far the mean adjoint rises above that at lag 0, in powers of two, and at what lag."""
+        assert self.flow is not None
+        return peak(self.flow.adjoints)
+
+    @cached_property
+    def growth_without(self) -> dict[str, float]:
+        """The same growth without each route, by route; NaN where nothing comes back then."""
+        assert self.flow is not None
+        entries = self.flow.with_rows(ROUTE_ROWS).entries
+        return {
+            route: peak(_adjoints(self.flow.without(route), entries))[0]
+            for route in self.flow.routes
+        }
+
+    @cached_property
+    def spectral_radius(self) -> float | None:
+        """The largest spectral radius of a plain recurrence's weights; None for gated cells."""
+        radii = [
+            float(torch.linalg.eigvals(w.double()).abs().max())
+            for name, w in self.recorded.weights.items()
+            if name.startswith("weight_hh") and w.ndim == 2 and w.shape[0] == w.shape[1]
+        ]
+        return max(radii, default=None)
+
+    @cached_property
+    def plain_cells(self) -> list[tuple[AbstractCell, str]]:
+        """The cells inside, each with the end of its weights' names."""
+        return list(_plain(self.recorded.cell, ""))
+
+
+def peak(adjoints: Adjoints) -> tuple[float, int]:
+    """How far the mean adjoint rises above that at lag 0, in powers of two, and at what lag."""
+    mean = adjoints.log2_mean_by_lag
+    known = torch.nonzero(mean.isfinite()).squeeze(1)
+    if len(known) < 2:
+        return math.nan, 0
+    rise = mean[known] - mean[known[0]]
+    highest = int(rise[1:].argmax()) + 1
+    return float(rise[highest]), int(known[highest] - known[0])
+
+
+def subjects(
+    recording: Recording,
+    limits: Sequence[Threshold],
+    needs_lag: int | None,
+    layer: str | None,
+    balance: Mapping[str, Balance] | None = None,
+    fixed: Need | None = None,
+) -> tuple[dict[str, Subject], list[RetrogradeError]]:
+    """Every recorded layer as a subject, and why some are none."""
+    found: dict[str, Subject] = {}
+    errors: list[RetrogradeError] = []
+    values = {row.name: row.value for row in limits}
+    for name in recording if layer is None else (layer,):
+        try:
+            recorded = recording[name]
+            subject = Subject(name, recorded, None, None, values, needs_lag)
+            subject = replace(subject, balance=(balance or {}).get(name), fixed=fixed)
+            try:
+                flow = decompose(recorded)
+                found[name] = replace(subject, flow=flow, place=flow.non_finite)
+            except NonFiniteError as error:
+                if not isinstance(error.place, NonFinite):
+                    raise
+                found[name] = replace(subject, place=error.place)
+        except RetrogradeError as error:
+            errors.append(error)
+    return found, errors
+
+
+def _adjoints(flow: Flow, entries: Entries) -> Adjoints:
+    """The adjoint norms alone, which cost less than a whole decomposition."""
+    norms = AdjointNorms(entries, flow.steps)
+    fold(flow.unrolled, entries, [norms])
+    return norms.result()
+
+
+def _plain(cell: AbstractCell, end: str) -> "list[tuple[AbstractCell, str]]":
+    if isinstance(cell, Cut):
+        return _plain(cell.cell, end)
+    if isinstance(cell, AbstractComposite):
+        parts = zip(cell.layers, cell.suffixes, strict=True)
+        return [pair for own, suffix in parts for pair in _plain(own, end + suffix)]
+    return [(cell, end)]
+
+
+def share_beyond(flow: Flow, lag: int) -> Float[Tensor, ""]:
+    """Signed share of all lags from this one on."""
+    return flow.by_lag(bins=(0, lag)).share[1]

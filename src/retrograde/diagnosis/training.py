@@ -1,0 +1,147 @@
+"""Original and remedy trained side by side, for what only training can tell. Lightning trains."""
+
+import copy
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from retrograde.diagnosis.finding import Finding, Training, Trial
+from retrograde.diagnosis.remedies import CLIP
+from retrograde.diagnosis.run import LossFunction, scalar
+from retrograde.diagnosis.trials import Clinic, Treated
+from retrograde.errors import MissingExtraError
+
+MOST = 4
+"""So many remedies are trained."""
+
+LEARNING_RATE = 1e-3
+OPTIMIZER = f"Adam, learning rate {LEARNING_RATE:g}, the same batch at every step"
+
+
+def train(
+    model: nn.Module,
+    batch: Any,
+    loss_fn: LossFunction,
+    steps: int,
+    seed: int,
+    clip: float | None = None,
+) -> tuple[float, ...]:
+    """The loss at each of so many steps of training; the model itself is left alone.
+
+    Args:
+        model: is copied.
+        batch: the one batch.
+        loss_fn: as in `diagnose`.
+        steps: how many.
+        seed: of what is random.
+        clip: the norm to clip at, if any.
+
+    Raises:
+        MissingExtraError: if Lightning is not installed.
+    """
+    try:
+        import lightning
+        from torch.utils.data import DataLoader
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "training a remedy needs Lightning, which is not installed; install it with "
+            "pip install 'retrograde[lightning]'"
+        ) from error
+
+    losses: list[float] = []
+
+    class Fit(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = copy.deepcopy(model)
+
+        def training_step(self, data: Any) -> Tensor:
+            loss = scalar(loss_fn(self.model, data))
+            losses.append(float(loss.detach()))
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adam(self.parameters(), lr=LEARNING_RATE)
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    device = next(model.parameters()).device
+    with warnings.catch_warnings(), torch.random.fork_rng(), torch.enable_grad():
+        warnings.simplefilter("ignore")  # Lightning's advice about workers, devices and loggers
+        torch.manual_seed(seed)
+        trainer = lightning.Trainer(
+            accelerator="gpu" if device.type == "cuda" else "cpu",
+            devices=1,
+            max_steps=steps,
+            gradient_clip_val=clip,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+        )
+        fit = Fit()
+        modes = {module: module.training for module in fit.model.modules()}
+        data: Any = DataLoader([batch] * steps, batch_size=None)  # type: ignore[arg-type]
+        fit.train()
+        for module, mode in modes.items():
+            module.training = mode
+        trainer.fit(fit, data)
+    return tuple(losses)
+
+
+def plan(findings: Sequence[Finding], most: int = MOST) -> list[tuple[str, str]]:
+    """The (layer, remedy) pairs worth training: the best of each finding, and plain clipping."""
+    pairs: dict[tuple[str, str], None] = {}
+    for finding in findings:
+        helped = [trial.remedy for trial in finding.trials if trial.helped][:1]
+        clips = [trial.remedy for trial in finding.trials if trial.remedy == "clip"]
+        if finding.layer is not None:
+            pairs |= dict.fromkeys((finding.layer, remedy) for remedy in helped + clips)
+    return list(pairs)[:most]
+
+
+def train_remedies(
+    clinic: Clinic,
+    findings: Sequence[Finding],
+    treated: Mapping[tuple[str, str], Treated],
+    steps: int,
+    tell: Callable[[str], object],
+) -> list[Finding]:
+    """The findings with the curves of their best remedies beside that of the original.
+
+    Args:
+        clinic: the model.
+        findings: with their trials.
+        treated: the models after each remedy.
+        steps: how many steps to train.
+        tell: called with what is trained next, before each training.
+    """
+
+    def curve(model: nn.Module, clip: float | None = None) -> tuple[float, ...]:
+        return train(model, clinic.batch, clinic.loss_fn, steps, clinic.seed, clip)
+
+    pairs = plan(findings)
+    if not pairs:
+        return list(findings)
+    tell("training the original")
+    original = curve(clinic.model)
+    curves = {}
+    for layer, remedy in pairs:
+        tell(f"training {remedy} on {layer}")
+        clip = CLIP if remedy == "clip" else None
+        curves[layer, remedy] = curve(treated[layer, remedy].model, clip)
+
+    def with_curve(layer: str | None, trial: Trial) -> Trial:
+        if layer is None or (layer, trial.remedy) not in curves:
+            return trial
+        training = Training(OPTIMIZER, original, curves[layer, trial.remedy])
+        return replace(trial, training=training)
+
+    return [
+        replace(finding, trials=tuple(with_curve(finding.layer, trial) for trial in finding.trials))
+        for finding in findings
+    ]

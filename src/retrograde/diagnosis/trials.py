@@ -1,0 +1,209 @@
+"""Remedies tried: on a copy of the model, in the same pass, judged by the finding's own number."""
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from retrograde.diagnosis.finding import Evidence, Finding, Trial, at_least
+from retrograde.diagnosis.remedies import REMEDIES, Afterwards, Applied, Patient, Unfit
+from retrograde.diagnosis.rules import RULES, is_healthy
+from retrograde.diagnosis.run import LossFunction, Run, run
+from retrograde.diagnosis.subject import Subject, subjects
+from retrograde.diagnosis.thresholds import Threshold
+from retrograde.errors import RetrogradeError
+from retrograde.record import recurrent_layers
+
+MOST = 24
+"""So many passes are run for remedies; the findings of further layers are left untried."""
+
+GOOD_WAY = 0.25
+"""A remedy helped if it covered this part of the way to the threshold, or crossed it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Treated:
+    """A copied model after a remedy.
+
+    Attributes:
+        applied: what was done.
+        model: the copy.
+        subject: the treated layer in its new pass, None if that failed.
+        loss: of the new pass.
+        problem: why it failed.
+    """
+
+    applied: Applied
+    model: nn.Module
+    subject: Subject | None
+    loss: float
+    problem: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Clinic:
+    """A model, its batch and its loss: where remedies are tried.
+
+    Attributes:
+        model: the user's model, which is copied each time.
+        batch, loss_fn, seed: as in `diagnose`.
+        limits: the thresholds.
+        before: the pass without any remedy.
+    """
+
+    model: nn.Module
+    batch: Any
+    loss_fn: LossFunction
+    seed: int
+    limits: Sequence[Threshold]
+    before: Run
+
+    def treat(self, subject: Subject, remedy: str) -> Treated | None:
+        """Apply a remedy to a copy and run the pass again; None where it has no place."""
+        model = copy.deepcopy(self.model)
+        layers = recurrent_layers(model)
+        paths = {id(module): path for path, module in model.named_modules()}
+        path = paths[id(layers[subject.name])]
+        patient = Patient(model, subject.name, path, max(1, subject.need.lag), self.before.after)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            try:
+                applied = REMEDIES[remedy](patient)
+            except Unfit:
+                return None
+        try:
+            now = run(patient.model, self.batch, self.loss_fn, self.seed, applied.afterwards)
+            found, errors = subjects(
+                now.recording, self.limits, None, patient.name, now.balance, subject.need
+            )
+            if errors:
+                raise errors[0]
+        except Exception as error:  # the model may not stand another layer; that is an answer too
+            return Treated(applied, patient.model, None, math.nan, _in_words(error))
+        return Treated(applied, patient.model, found[patient.name], now.loss)
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, RetrogradeError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def plan(findings: Sequence[Finding], most: int = MOST) -> list[tuple[str, str]]:
+    """The (layer, remedy) pairs to be tried, those of the first findings first."""
+    pairs = dict.fromkeys(
+        (finding.layer, remedy)
+        for finding in findings
+        if finding.layer is not None and at_least(finding.severity, "warning")
+        for remedy in RULES[finding.rule].remedies
+    )
+    return list(pairs)[:most]
+
+
+def judge(
+    finding: Finding, treated: Treated, remedy: str, clinic: Clinic, known: set[str]
+) -> Trial:
+    """The finding's own number before and after.
+
+    Args:
+        finding: what the remedy is for.
+        treated: the model after it.
+        remedy: its name.
+        clinic: where it was tried.
+        known: the rules that found something in this layer before.
+    """
+    applied, before = treated.applied, finding.evidence[0]
+    trial = Trial(remedy, applied.title, applied.code, before=before.value)
+    if treated.subject is None:
+        return replace(trial, note=f"could not be tried: {treated.problem}")
+    subject = treated.subject
+    measured = RULES[finding.rule].measure(subject)
+    if measured is None or math.isnan(measured.value):
+        return replace(trial, note="the number cannot be measured after it")
+    after, gone = measured.value, is_healthy(measured)
+    way = progress(before, after)
+    brought = [
+        name for name, rule in RULES.items() if name not in known and _serious(rule.check(subject))
+    ]
+    notes = [f"brings a new finding: {', '.join(brought)}"] if brought else []
+    if remedy == "clip":
+        notes.append("clipping at the end scales the sum and leaves what happens in time as it is")
+    return replace(
+        trial,
+        after=after,
+        helped=gone or way >= GOOD_WAY,
+        cured=gone and not brought,
+        residual=float(subject.flow.residual) if subject.flow else None,
+        loss_before=clinic.before.loss,
+        loss_after=treated.loss,
+        note="; ".join(notes),
+    )
+
+
+def _serious(finding: Finding | None) -> bool:
+    return finding is not None and at_least(finding.severity, "warning")
+
+
+def progress(before: Evidence, after: float) -> float:
+    """Which part of the way from the number to its threshold was covered; 1 is all of it."""
+    if before.threshold is None or after != after:
+        return 0.0
+    distance = before.threshold - before.value
+    if not math.isfinite(distance) or distance == 0:
+        return math.inf if is_healthy(replace(before, value=after)) else 0.0
+    return (after - before.value) / distance
+
+
+def ordered(finding: Finding, trials: Sequence[Trial]) -> tuple[Trial, ...]:
+    """Trials by their measured effect, cures first."""
+
+    def effect(trial: Trial) -> tuple[bool, bool, float]:
+        after = math.nan if trial.after is None else trial.after
+        return trial.cured, trial.helped, progress(finding.evidence[0], after)
+
+    return tuple(sorted(trials, key=effect, reverse=True))
+
+
+def try_remedies(
+    clinic: Clinic,
+    patients: Mapping[str, Subject],
+    findings: Sequence[Finding],
+    tell: Callable[[str], object],
+) -> tuple[list[Finding], dict[tuple[str, str], Treated]]:
+    """Try the remedies of all findings.
+
+    Args:
+        clinic: the model and its pass.
+        patients: the layers by name.
+        findings: what was found in them.
+        tell: called with what is done next, before each of the passes of `plan`.
+
+    Returns:
+        The findings with their trials, and the treated models.
+    """
+    treated: dict[tuple[str, str], Treated] = {}
+    for layer, remedy in plan(findings):
+        tell(f"trying {remedy} on {layer}")
+        result = clinic.treat(patients[layer], remedy)
+        if result is not None:
+            treated[layer, remedy] = result
+    known = {
+        name: {finding.rule for finding in findings if finding.layer == name} for name in patients
+    }
+    told = []
+    for finding in findings:
+        trials = [
+            judge(finding, treated[finding.layer, remedy], remedy, clinic, known[finding.layer])
+            for remedy in RULES[finding.rule].remedies
+            if finding.layer is not None and (finding.layer, remedy) in treated
+        ]
+        serious = at_least(finding.severity, "warning")
+        told.append(replace(finding, trials=ordered(finding, trials)) if serious else finding)
+    return told, treated
+
+
+__all__ = ["Afterwards", "Clinic", "Treated", "plan", "try_remedies"]
