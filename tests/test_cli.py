@@ -1,15 +1,38 @@
 """The command line as a user meets it: exit codes, messages, no traceback of ours."""
 
+import collections
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
+import torch
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
-from retrograde.cli import main
+import retrograde
+from retrograde.cli import device, main
+from retrograde.cli.subject import Subject
+from retrograde.diagnosis import Finding
+from retrograde.errors import InputError
+from retrograde.report import Report
 
 USER = """
+import random
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy
 import torch
 from torch import nn
+
+@dataclass
+class Size:  # dataclasses look their own module up
+    hidden: "int" = 3
 
 def good():
     torch.manual_seed(0)
@@ -41,15 +64,38 @@ def nan_weight():
         model.weight_ih_l0[1, 0] = torch.nan
     return model, torch.ones(4, 1, 2), lambda model, x: model(x)[0].sum()
 
+def leaves():
+    sys.exit(0)
+
+def forgets():
+    model = nn.RNN(2, 3)
+    with torch.no_grad():
+        model.weight_hh_l0.mul_(0.01)
+    return model, torch.randn(80, 2, 2), lambda model, x: model(x)[0][-1].sum()
+
+def draws():
+    torch.manual_seed(torch.initial_seed())
+    print("drew", torch.rand(1).item(), numpy.random.rand(), random.random())
+    return good()
+
+def sleeps():
+    open("started", "w").close()
+    time.sleep(60)
+
 number = 3
 """
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
+def folder(tmp_path, monkeypatch):
     (tmp_path / "user.py").write_text(USER)
     (tmp_path / "broken.py").write_text("import does_not_exist_anywhere\n")
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(folder, monkeypatch, capsys):
     monkeypatch.setattr(sys, "path", list(sys.path))
 
     def call(*arguments):
@@ -62,12 +108,39 @@ def run(tmp_path, monkeypatch, capsys):
         out, err = capsys.readouterr()
         return code, out, err
 
-    return call
+    yield call
+    for name in ("user", "broken", "retrograde_user_user"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def diagnosed(monkeypatch):
+    """What `diagnose` was called with, and the severities that it is to find."""
+    seen = {"severities": ()}
+
+    def instead(*subject, **settings):
+        seen.update(settings, subject=subject)
+        findings = (Finding("a-rule", severity, None, "Found.") for severity in seen["severities"])
+        return Report("Title", (), tuple(findings))
+
+    monkeypatch.setattr("retrograde.report.diagnose", instead)
+    return seen
+
+
+def arguments(*command):
+    """The command in a process of its own, as the console script calls it."""
+    return [sys.executable, "-c", "from retrograde.cli import main; main()", *command]
+
+
+def environment(**more):
+    source = str(Path(retrograde.__file__).parent.parent)
+    return {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", **more}
 
 
 def test_diagnose_prints_and_writes(run, tmp_path):
-    code, out, _ = run("diagnose", "user.py:good", "--html", "a.html", "--json", "a.json")
-    assert code == 0
+    files = ("--html", "a.html", "--json", "a.json")
+    code, out, err = run("diagnose", "user.py:good", "--fail-on", "never", *files)
+    assert (code, err) == (0, "")
     assert "LSTM: the gradient reaches back" in out
     assert "wrote a.html" in out and "wrote a.json" in out
     assert json.loads((tmp_path / "a.json").read_text())["layers"][0]["steps"] == 6
@@ -84,7 +157,7 @@ def test_diagnose_prints_and_writes(run, tmp_path):
         ("user.py:no_tuple", "must return a tuple (model, batch, loss_fn)"),
         ("user.py:no_model", "it returned (int, int, int)"),
         ("user.py:no_layer", "Linear holds no recurrent layer"),
-        ("user.py:nan_weight", "the weight weight_ih_l0 of 'LSTM' is nan first at row 1, column 0"),
+        ("user.py:leaves", "your code ended the program (sys.exit, code 0)"),
     ],
 )
 def test_unusable_input_is_a_message_and_exit_code_2(run, target, sentence):
@@ -111,21 +184,310 @@ def test_the_users_own_traceback_and_nothing_of_ours(run, target, line):
     assert "retrograde/" not in err and "importlib" not in err
 
 
-@pytest.mark.parametrize("option", ["--html", "--json"])
-def test_an_unwritable_path_is_found_before_the_work(run, option):
-    code, _, err = run("diagnose", "user.py:raises", option, "no/such/folder.x")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("diagnose", "user.py:raises", "--html"),
+        ("diagnose", "user.py:raises", "--json"),
+        ("demo", "--html"),
+        ("demo", "--json"),
+        ("compare", "missing.json", "missing.json", "--html"),
+    ],
+)
+def test_an_unwritable_path_is_found_before_the_work(run, command):
+    code, _, err = run(*command, "no/such/folder.x")
     assert code == 2
-    assert "there is no folder no/such" in err
-    assert "your code" not in err  # the user's function was not even called
+    assert err == (
+        "error: cannot write no/such/folder.x: there is no folder no/such; create it first\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("diagnose", "user.py:raises", "--html", "same", "--json", "./same"),
+        ("compare", "a.json", "b.json", "--html", "b.json"),
+    ],
+)
+def test_no_file_is_written_over_another(run, command):
+    code, _, err = run(*command)
+    assert code == 2
+    assert "is named twice; give every file a name of its own" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--threshold", "reach_fraction"), "--threshold takes NAME=VALUE with a number, as in"),
+        (("--threshold", "reach_fraction=x"), "got 'reach_fraction=x'"),
+        (("--threshold", "reach_fraction=nan"), "got 'reach_fraction=nan'"),
+        (("--threshold", "no=1"), "there is no threshold 'no'; there are: reach_fraction, "),
+        (("--device", "no"), "cannot use the device 'no': Expected one of cpu, cuda"),
+        (("--device", "meta"), "cannot use the device 'meta': tensors on it hold no numbers"),
+    ],
+)
+def test_options_are_checked_before_the_work(run, options, sentence):
+    code, _, err = run("diagnose", "user.py:raises", *options)
+    assert code == 2
+    assert sentence in err and "your code" not in err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there(run):
+    code, _, err = run("diagnose", "user.py:good", "--device", "cuda:1")
+    assert code == 2
+    assert "cannot use the device 'cuda:1'" in err and "here there is: cpu" in err
+
+
+def test_an_unknown_layer_is_a_message_with_those_there_are(run):
+    code, _, err = run("diagnose", "user.py:good", "--layer", "no")
+    assert code == 2
+    assert "'no'" in err and "LSTM" in err
+
+
+def test_options_reach_diagnose(run, diagnosed):
+    options = "--needs-lag 7 --layer LSTM --no-remedies --try-training 3 --seed 5"
+    thresholds = ("--threshold", "conflict=-0.2", "--threshold", "far_share=2e-3")
+    code, _, err = run("diagnose", "user.py:good", *options.split(), *thresholds)
+    assert (code, err) == (0, "")
+    model, batch, loss_fn = diagnosed.pop("subject")
+    assert isinstance(model, torch.nn.LSTM) and loss_fn(model, batch).ndim == 0
+    diagnosed.pop("progress")(1, 2, "a step")
+    assert diagnosed == {
+        "severities": (),
+        "needs_lag": 7,
+        "layer": "LSTM",
+        "thresholds": {"conflict": -0.2, "far_share": 2e-3},
+        "remedies": False,
+        "try_training": 3,
+        "seed": 5,
+    }
+
+
+@pytest.mark.parametrize("fail_on", ["info", "warning", "error", "never", None])
+@pytest.mark.parametrize(
+    "severities", [(), ("info",), ("warning", "info"), ("error",), ("info", "error")]
+)
+def test_findings_decide_the_exit_code(run, diagnosed, severities, fail_on):
+    diagnosed["severities"] = severities
+    code, out, _ = run(
+        "diagnose", "user.py:good", *(("--fail-on", fail_on) if fail_on else ()), "--json", "a.json"
+    )
+    order = ("info", "warning", "error", "never")
+    bound = order.index(fail_on or "warning")
+    assert code == int(any(order.index(severity) >= bound for severity in severities))
+    assert out.count("a-rule") == len(severities)
+    assert len(Report.from_json("a.json").findings) == len(severities)
+
+
+def test_a_model_that_forgets_is_a_finding(run):
+    code, out, _ = run("diagnose", "user.py:forgets", "--needs-lag", "40", "--no-remedies")
+    assert code == 1
+    assert "vanishing" in out
+
+
+def test_a_weight_that_is_nan_is_a_finding(run):
+    code, out, err = run("diagnose", "user.py:nan_weight")
+    assert (code, err) == (1, "")
+    assert "non-finite" in out
+
+
+def test_quiet_prints_nothing_and_writes(run, diagnosed, folder):
+    diagnosed["severities"] = ("error",)
+    assert run("diagnose", "user.py:draws", "--quiet", "--json", "a.json") == (1, "", "")
+    assert (folder / "a.json").exists()
+    code, out, err = run("diagnose", "user.py:raises", "--quiet")
+    assert (code, out) == (2, "") and "KeyError" in err
+
+
+def test_the_seed_is_set_before_the_function_is_called(run, diagnosed):
+    first, second, other = (
+        run("diagnose", "user.py:draws", "--seed", seed)[1].splitlines()[0]
+        for seed in ("3", "3", "4")
+    )
+    assert first == second != other
+    torch.manual_seed(3)
+    assert first.split()[1] == str(torch.rand(1).item())
+
+
+Pair = collections.namedtuple("Pair", "x y")
+
+
+def test_a_batch_is_moved_whatever_it_is_made_of():
+    packed = pack_sequence([torch.ones(3, 2), torch.ones(2, 2)])
+    batch = {"pair": Pair(torch.ones(1), [torch.ones(1), "words"]), "packed": (packed, None, 3)}
+    subject = Subject(torch.nn.Linear(2, 1), batch, torch.nn.CrossEntropyLoss(torch.ones(1)))
+    moved = device.move(subject, torch.device("meta"))
+    assert moved.model.weight.is_meta and moved.loss_fn is subject.loss_fn
+    assert isinstance(moved.batch["pair"], Pair) and moved.batch["pair"].x.is_meta
+    assert moved.batch["pair"].y[0].is_meta and moved.batch["pair"].y[1] == "words"
+    found, *rest = moved.batch["packed"]
+    assert isinstance(found, PackedSequence) and found.data.is_meta and rest == [None, 3]
+    assert not found.batch_sizes.is_meta
+    assert not batch["pair"].x.is_meta
+
+
+def test_what_cannot_be_moved_is_said():
+    class Stuck:
+        def to(self, device):
+            raise RuntimeError("stuck here")
+
+    subject = Subject(torch.nn.Linear(2, 1), [Stuck()], print)
+    with pytest.raises(InputError, match="cannot move model and batch to cpu: stuck here"):
+        device.move(subject, torch.device("cpu"))
+
+
+def test_the_device_cpu_is_there(run, diagnosed):
+    assert run("diagnose", "user.py:good", "--device", "cpu")[0] == 0
+
+
+def test_compare(run, folder):
+    for number, target in enumerate(("good", "forgets")):
+        run("diagnose", f"user.py:{target}", "--no-remedies", "--json", f"{number}.json")
+    code, out, err = run("compare", "0.json", "1.json", "--html", "page.html")
+    assert (code, err) == (0, "")
+    assert "From 0.json to 1.json" in out and "Only in 0.json: LSTM" in out
+    assert "wrote page.html" in out
+    assert "Only in 1.json: RNN" in (folder / "page.html").read_text()
+    code, out, _ = run("compare", "0.json", "0.json")
+    assert code == 0 and "Nothing changed." in out
+
+
+def test_compare_takes_reports_only(run, folder):
+    (folder / "old.json").write_text('{"schema": "retrograde-report/1"}')
+    for name, sentence in (
+        ("user.py", "cannot read user.py"),
+        ("missing.json", "cannot read missing.json"),
+        ("old.json", "another version of retrograde wrote it"),
+    ):
+        code, out, err = run("compare", name, name)
+        assert (code, out) == (2, "")
+        assert sentence in err and "Traceback" not in err
+
+
+def test_explain(run):
+    code, out, _ = run("explain")
+    assert code == 0
+    assert "vanishing" in out and "exploding" in out
+    code, out, _ = run("explain", "vanishing")
+    assert code == 0 and "vanishing" in out.lower()
+    code, out, err = run("explain", "no-rule")
+    assert (code, out) == (2, "")
+    assert "'no-rule'" in err and "vanishing" in err
+
+
+def test_a_fault_of_ours_is_no_finding(run, monkeypatch):
+    def instead(*subject, **settings):
+        raise AssertionError("our own mistake")
+
+    monkeypatch.setattr("retrograde.report.diagnose", instead)
+    code, _, err = run("diagnose", "user.py:good")
+    assert code == 70
+    assert "our own mistake" in err and "a fault of retrograde; please report it" in err
+
+
+def test_out_of_memory_is_said_plainly(run, monkeypatch):
+    def instead(*subject, **settings):
+        raise MemoryError
+
+    monkeypatch.setattr("retrograde.report.diagnose", instead)
+    code, _, err = run("diagnose", "user.py:good")
+    assert code == 2
+    assert "out of memory; a smaller batch" in err and "Traceback" not in err
 
 
 def test_help_names_the_commands(run):
     code, out, _ = run("--help")
     assert code == 0
-    assert "demo" in out and "diagnose" in out
+    for command in ("demo", "diagnose", "compare", "explain"):
+        assert command in out
 
 
-def test_a_wrong_option_is_usage(run):
-    code, _, err = run("demo", "--seed", "-1")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("demo", "--seed", "-1"),
+        ("diagnose", "user.py:good", "--needs-lag", "0"),
+        ("diagnose", "user.py:good", "--fail-on", "everything"),
+        ("diagnose",),
+        ("compare", "a.json"),
+    ],
+)
+def test_a_wrong_option_is_usage(run, command):
+    code, _, err = run(*command)
     assert code == 2
-    assert "Traceback" not in err
+    assert "Usage" in err and "Traceback" not in err
+
+
+def wait_for(path):
+    for _ in range(600):
+        if path.exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"there is still no {path}")
+
+
+def interrupt(process, started):
+    """Wait until it has started, then press Ctrl-C."""
+    wait_for(started)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    return process.returncode, out + err
+
+
+SLOW_TO_WRITE = """
+import pathlib, time
+
+def replace(self, target):
+    assert self.stat().st_size > 0
+    open("started", "w").close()
+    time.sleep(60)
+
+pathlib.Path.replace = replace
+"""
+
+
+@pytest.mark.parametrize("while_writing", [False, True])
+def test_ctrl_c_leaves_nothing_behind(folder, while_writing):
+    (folder / "a.json").write_text("what was there")
+    command = arguments(
+        "diagnose",
+        "slow.py:good" if while_writing else "user.py:sleeps",
+        *("--no-remedies", "--json", "a.json", "--html", "a.html"),
+    )
+    (folder / "slow.py").write_text(USER + SLOW_TO_WRITE)
+    before = {path.name for path in folder.iterdir()} | {"__pycache__", "started"}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, env=environment(), stdout=pipe, stderr=pipe, text=True)
+    code, said = interrupt(process, folder / "started")
+    assert code == 130
+    assert said == "interrupted; no file was left half-written\n"
+    assert {path.name for path in folder.iterdir()} <= before
+    assert (folder / "a.json").read_text() == "what was there"
+
+
+@pytest.mark.parametrize(("options", "shown"), [((), True), (("--quiet",), False)])
+def test_on_a_terminal_a_bar_moves_from_the_first_second(folder, options, shown):
+    import pty
+
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        arguments("diagnose", "user.py:sleeps", *options),
+        env=environment(TERM="xterm"),
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+    )
+    os.close(theirs)
+    wait_for(folder / "started")
+    time.sleep(1)
+    os.set_blocking(ours, False)
+    try:
+        seen = os.read(ours, 100_000).decode()
+    except BlockingIOError:
+        seen = ""
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    os.close(ours)
+    assert process.returncode == 130
+    assert ("loading user.py:sleeps" in seen and "0:00:0" in seen) == shown

@@ -4,16 +4,26 @@ import csv
 import io
 import json
 import math
+import os
+import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 import retrograde
 from retrograde import charts
+from retrograde.decompose.by_time import POOLED, ByTime
+from retrograde.diagnosis import Evidence, Finding, Training, Trial
 from retrograde.errors import ArgumentError, InputError, NonFiniteError
-from retrograde.report import Horizon, Layer, Report
+from retrograde.report import Horizon, Layer, Report, Settings
+from retrograde.report.layer import by_crossing
+from retrograde.report.output import write
 
 
 def flow_of(model, steps=12, loss=lambda out: out[0].square().sum()):
@@ -25,17 +35,28 @@ def flow_of(model, steps=12, loss=lambda out: out[0].square().sum()):
 
 
 @pytest.fixture(scope="module")
-def report():
+def models():
     torch.manual_seed(1)
-    layers = tuple(Layer(kind.__name__, flow_of(kind(2, 4))) for kind in (nn.RNN, nn.LSTM))
-    return Report("A title", layers, (0, 3, 8), Horizon(8, "the season"), ("A note.",))
+    return {"RNN": nn.RNN(2, 4), "LSTM": nn.LSTM(2, 4)}
 
 
-def test_the_table_says_what_the_flows_say(report):
+@pytest.fixture(scope="module")
+def flows(models):
+    return {name: flow_of(model) for name, model in models.items()}
+
+
+@pytest.fixture(scope="module")
+def report(flows):
+    season = Horizon(8, "the season")
+    layers = (Layer.of(name, flow, (0, 3, 8), season) for name, flow in flows.items())
+    return Report("A title", tuple(layers), horizon=season, notes=("A note.",))
+
+
+def test_the_table_says_what_the_flows_say(report, flows):
     titles, rows = report.table()
     assert titles[-4:] == ("lags 0-2", "lags 3-7", "lags 8-11", "residual")
     for layer, row in zip(report.layers, rows, strict=True):
-        flow = layer.flow
+        flow = flows[layer.name]
         assert row[0] == layer.name
         assert row[1] == f"{flow.reach} of 11"
         assert float(row[2]) == pytest.approx(flow.half_life, rel=1e-2)
@@ -45,13 +66,13 @@ def test_the_table_says_what_the_flows_say(report):
         assert float(row[6]) < 1e-12
 
 
-def linear_layer(w, steps):
+def linear_flow(w, steps):
     """h_k = w h_{k-1} + x_k on ones, the loss on the last step: parts by lag fall as w^lag."""
     one = torch.ones(1, 1, dtype=torch.float64)
     cell = retrograde.cells.Elman(one, w * one, activation="identity")
     x = torch.ones(steps, 1, 1, dtype=torch.float64)
     recorded = retrograde.record_cell(cell, x, lambda h, s: h[-1].sum())
-    return Layer("cell", retrograde.decompose(recorded))
+    return retrograde.decompose(recorded)
 
 
 @pytest.mark.parametrize(
@@ -69,9 +90,12 @@ def linear_layer(w, steps):
     ],
 )
 def test_one_plain_sentence(w, start):
-    report = Report("Title", (linear_layer(w, 60),), (0, 10), Horizon(52, "the season"))
+    season = Horizon(52, "the season")
+    flow = linear_flow(w, 60)
+    layer = Layer.of("cell", flow, (0, 10), season)
+    report = Report("Title", (layer,), horizon=season)
     assert report.sentences[0].startswith(start)
-    share = float(report.layers[0].flow.by_lag(bins=(0, 52)).share[1])
+    share = float(flow.by_lag(bins=(0, 52)).share[1])
     assert f"{share:.1%} of the gradient comes from there and beyond" in report.sentences[0]
 
 
@@ -93,47 +117,153 @@ def test_a_gradient_of_exactly_zero_is_said_plainly(tmp_path):
 
 
 def test_text_holds_sentences_table_and_notes(report):
-    text = str(report)
-    for part in ("A title", *report.sentences[0].split()[:3], "A note.", "lags 8-11"):
+    lines = str(report).splitlines()
+    assert lines[0] == "A title"
+    text = " ".join(str(report).split())
+    for part in (*report.sentences, "A note.", "lags 8-11"):
         assert part in text
+    assert "Nothing found" not in text, "no rule looked"
+    assert max(map(len, lines)) <= 120
+    assert all(line == line.rstrip() for line in lines)
 
 
-def test_json_is_strict_and_holds_the_numbers(report, tmp_path):
-    path = tmp_path / "report.json"
-    report.to_json(path)
+def test_figures_of_a_layer_stand_in_the_table(report):
+    figures = {"test error": "0.3 ppm"}
+    layers = (report.layers[0], replace(report.layers[1], figures=figures))
+    titles, rows = Report("Title", layers).table()
+    assert titles[:2] == ("layer", "test error")
+    assert [row[1] for row in rows] == ["", "0.3 ppm"]
 
-    def refuse(constant):
-        raise AssertionError(f"{constant} is not JSON")
 
-    document = json.loads(path.read_text(), parse_constant=refuse)
-    assert document["schema"] == "retrograde-report/1"
-    for layer, data in zip(report.layers, document["layers"], strict=True):
-        assert data["reach"] == layer.flow.reach
-        assert data["half_life"] == layer.flow.half_life
-        assert data["residual"] == float(layer.flow.residual)
-        assert [part["first"] for part in data["by_lag"]] == [0, 3, 8]
-        assert sum(part["share"] for part in data["by_lag"]) == pytest.approx(1)
-        assert sum(block["share"] for block in data["by_parameter"]) == pytest.approx(1)
-        assert len(data["log2_mean_by_lag"]) == 12
+def a_finding(**more):
+    reach = Evidence("reach", 7.0, "steps", 20.0, "above", "reach_fraction")
+    growth = Evidence("growth", 1234.0, "times", 1000.0, "below")
+    training = Training("Adam", (0.7, 0.5, 0.4), (0.7, 0.2, 0.1))
+    helped = Trial("chrono", "chrono initialisation", "first line\nsecond line", 7.0, 61.0, True)
+    trials = (
+        replace(
+            helped,
+            cured=True,
+            residual=2e-7,
+            loss_before=0.7,
+            loss_after=0.75,
+            training=training,
+        ),
+        Trial("scale", "a larger radius", "other", 7.0, 9.0, True, residual=3e-16),
+        Trial("clip", "clipping at 1", "clip", 7.0, 7.0, residual=2e-7),
+        Trial("cell", "another generation", "cell", note="the layer is no LSTM"),
+    )
+    found = Finding(
+        *("vanishing", "warning", "LSTM", "The gradient reaches back 7 steps."),
+        evidence=(reach, growth, Evidence("depth", 3.0, "layers")),
+        causes=("The forget gates are shut.", "Small weights."),
+        advice=("Open the forget gates.",),
+        gate="forget",
+        route="carousel",
+        steps=(3, 7),
+        trials=trials,
+    )
+    return replace(found, **more)
+
+
+def test_a_finding_in_words(report):
+    text = str(replace(report, findings=(a_finding(),)))
+    assert text.index("What helped most: chrono") < text.index("warning  vanishing"), (
+        "summary first"
+    )
+    assert text.index("warning  vanishing") < text.index("half-life (steps)"), "then the table"
+    assert (
+        """
+warning  vanishing  LSTM, gate forget, route carousel, steps 3-7
+  The gradient reaches back 7 steps.
+  reach 7 steps, at least 20 expected (reach_fraction)
+  growth 1234 times, at most 1000 expected
+  depth 3 layers
+  likely causes, the likeliest first:
+    - The forget gates are shut.
+    - Small weights.
+  tried on a copy of the model:
+    - helped: chrono initialisation, reach 7 -> 61 steps, residual 2e-7, loss 0.7 -> 0.75
+      after 3 steps of Adam: loss 0.7 -> 0.1, without the remedy 0.7 -> 0.4
+    - helped: a larger radius, reach 7 -> 9 steps, not yet enough, residual 3e-16
+    - did not help: clipping at 1, reach 7 -> 7 steps, residual 2e-7
+    - could not be tried: another generation: the layer is no LSTM
+  the lines that do it:
+      first line
+      second line
+  what to do:
+    - Open the forget gates.
+"""
+        in text
+    )
+
+
+def test_a_finding_of_little_is_said_in_little(report):
+    bare = Finding("rule", "error", None, "Something is wrong.")
+    text = str(replace(report, findings=(bare,)))
+    assert "error  rule  the whole model\n  Something is wrong.\n\n" in text
+
+
+def test_code_of_a_remedy_that_did_not_help_is_not_shown(report):
+    trials = a_finding().trials
+    text = str(replace(report, findings=(a_finding(trials=trials[2:]),)))
+    assert "the lines that do it" not in text and "none helped" in text
+    text = str(replace(report, findings=(a_finding(trials=trials[1:]),)))
+    assert "      other\n" in text
+
+
+def test_nothing_found_is_said_only_if_a_rule_looked(report):
+    looked = replace(report, settings=Settings(rules=("vanishing", "exploding")))
+    assert "Nothing found: 2 rules looked at 2 layers." in str(looked)
+
+
+def test_colour_says_nothing_and_names_steer_no_terminal(report):
+    hostile = "[bold]x[/] :smile: \x1b[31m長い名前\r" + "very-long" * 30
+    found = a_finding(message=hostile, layer=hostile)
+    whole = replace(report, title=hostile, findings=(found,), notes=(hostile,))
+    console = Console(file=StringIO(), width=120, force_terminal=True, color_system="truecolor")
+    console.print(whole)
+    coloured = console.file.getvalue()
+    assert "\x1b[31m長" not in coloured and "\r" not in coloured
+    assert "[bold]x[/] :smile: \\x1b[31m長い名前\\r" in " ".join(str(whole).split())
+    bare = re.sub(r"\x1b\[[0-9;]*m", "", coloured)
+    assert [line.rstrip() for line in bare.rstrip().splitlines()] == str(whole).splitlines()
+
+
+def test_a_layer_holds_the_numbers_of_its_flow(report, flows, models):
+    for layer in report.layers:
+        flow = flows[layer.name]
+        assert (layer.steps, layer.batch, layer.entries) == (12, 3, 12)
+        assert (layer.reach, layer.half_life) == (flow.reach, flow.half_life)
+        assert layer.residual == float(flow.residual)
+        gradients = [parameter.grad.flatten() for parameter in models[layer.name].parameters()]
+        assert layer.gradient_norm == pytest.approx(float(torch.cat(gradients).norm()))
+        assert layer.share_near == pytest.approx(1 - float(flow.by_lag(bins=(0, 11)).share[1]))
+        assert layer.beyond == pytest.approx(float(flow.by_lag(bins=(0, 8)).share[1]))
+        assert layer.by_lag.lags == ((0, 2), (3, 7), (8, 11))
+        assert sum(layer.by_lag.share) == pytest.approx(1)
+        assert sum(layer.by_parameter.share) == pytest.approx(1)
+        assert layer.log2_mean_by_lag == tuple(flow.by_time().log2_mean_by_lag.tolist())
         if layer.name == "RNN":  # one route and as many crossings as lags: nothing to tell apart
-            assert data["by_route"] is data["by_crossing"] is None
+            assert layer.by_route is layer.by_crossing is None
+            assert math.isnan(layer.share_carousel)
             continue
-        for key, split in (
-            ("by_route", layer.flow.by_route()),
-            ("by_crossing", layer.by_crossing()),
-        ):
-            assert tuple(data[key]["parts"]) == split.ways
-            assert [first for first, _ in data[key]["lags"]] == [lag.start for lag in split.lags]
-            share = torch.tensor(data[key]["share"], dtype=torch.float64)
+        crossings = flow.by_crossing(max_crossings=8)
+        for part, split in ((layer.by_route, flow.by_route()), (layer.by_crossing, crossings)):
+            assert part.ways == split.ways
+            assert part.lags == tuple((lag.start, lag.stop - 1) for lag in split.lags)
+            share = torch.tensor(part.share, dtype=torch.float64)
             torch.testing.assert_close(share, split.share)
             assert float(share.sum()) == pytest.approx(1)
+        arrived = flow.by_route().share[flow.by_route().ways.index("carousel")].sum()
+        assert layer.share_carousel == pytest.approx(float(arrived))
 
 
 def test_a_report_of_one_step_is_json_too(tmp_path):
     model = nn.RNN(2, 3)
     report = retrograde.diagnose(model, torch.ones(1, 1, 2), lambda m, x: m(x)[0].sum())
     report.to_json(tmp_path / "one.json")
-    assert json.loads((tmp_path / "one.json").read_text())["layers"][0]["half_life"] is None
+    assert json.loads((tmp_path / "one.json").read_text())["layers"][0]["half_life"] == "NaN"
     report.to_html(tmp_path / "one.html")
 
 
@@ -149,13 +279,19 @@ def rows_of(spec):
     ]
 
 
-def test_charts_save_without_a_browser(tmp_path):
-    flow = flow_of(nn.LSTM(2, 4))
+def test_charts_save_without_a_browser(report, flows, tmp_path):
+    flow, layer = flows["LSTM"], report.layers[1]
     drawn = {
         "map": flow.by_time("weight_hh_l0"),
         "curve": flow,
         "lags": flow.by_lag("weight_hh_l0"),
         "blocks": flow.by_parameter(),
+        "layer": layer,
+        "layer-map": layer.by_time,
+        "layer-lags": layer.by_lag,
+        "layer-blocks": layer.by_parameter,
+        "layer-routes": layer.by_route,
+        "layer-crossings": layer.by_crossing,
     }
     for name, part in drawn.items():
         part.chart().save(str(tmp_path / f"{name}.png"))
@@ -166,11 +302,15 @@ def test_charts_save_without_a_browser(tmp_path):
         assert marks, f"nothing is drawn in {name}"
 
 
-def test_the_map_holds_every_pair():
-    flow = flow_of(nn.RNN(2, 4))
+def test_the_map_holds_every_pair(report, flows):
+    flow = flows["RNN"]
     rows = rows_of(flow.by_time("weight_ih_l0").chart().to_dict())
     assert len(rows) == 12 * 13 // 2
     log2 = flow.by_time("weight_ih_l0").log2
+    whole = report.layers[0].by_time
+    assert whole.entries == whole.uses == tuple(range(13))
+    for t, row in enumerate(whole.log2):
+        assert row == tuple(flow.by_time().log2[t, : t + 1].tolist())
     for row in rows:
         assert row["log2"] == pytest.approx(float(log2[int(row["t"]), int(row["k"])]), abs=0.006)
 
@@ -179,12 +319,13 @@ def test_the_map_holds_every_pair():
 @pytest.mark.parametrize("factor", [0.0, 1.0])
 def test_routes_of_short_sequences_and_of_no_gradient(steps, factor, tmp_path):
     flow = flow_of(nn.LSTM(2, 3, 2), steps, loss=lambda out: factor * out[0].sum())
-    layer = Layer("deep", flow)
-    for split in (flow.by_route(), layer.by_crossing()):
+    layer = Layer.of("deep", flow, (0,))
+    for split in (layer.by_route, layer.by_crossing):
         assert split.chart().to_dict()
-        assert bool(split.share.isnan().all()) == (factor == 0)
-    Report("Title", (layer,), (0,)).to_html(tmp_path / "page.html")
-    Report("Title", (layer,), (0,)).to_json(tmp_path / "page.json")
+        assert all(math.isnan(share) for row in split.share for share in row) == (factor == 0)
+    Report("Title", (layer,)).to_html(tmp_path / "page.html")
+    Report("Title", (layer,)).to_json(tmp_path / "page.json")
+    assert repr(Report.from_json(tmp_path / "page.json").layers) == repr((layer,))
 
 
 def test_the_chart_of_routes_shows_every_part_with_a_colour_of_its_own():
@@ -204,23 +345,29 @@ def test_the_chart_of_routes_shows_every_part_with_a_colour_of_its_own():
 
 
 def test_crossings_of_a_large_pass_take_fewer_rows(monkeypatch):
-    layer = Layer("layer", flow_of(nn.LSTM(2, 4)))
-    exact = layer.by_crossing()
-    monkeypatch.setattr("retrograde.report.report.CROSSING_NUMBERS", 3 * 9 * 3 * 8)
-    coarse = layer.by_crossing()
+    flow = flow_of(nn.LSTM(2, 4))
+    exact = by_crossing(flow)
+    monkeypatch.setattr("retrograde.report.layer.CROSSING_NUMBERS", 3 * 9 * 3 * 8)
+    coarse = by_crossing(flow)
     torch.testing.assert_close(coarse.parts().sum((0, 1)), exact.parts().sum((0, 1)))
     assert not torch.allclose(coarse.parts(), exact.parts()), "lags in blocks are coarser"
 
 
 def test_a_large_map_is_pooled_by_the_maximum():
-    by_time = flow_of(nn.RNN(2, 4)).by_time()
-    entries, uses, log2 = by_time.pooled(most=4)
-    assert entries == uses == (0, 3, 6, 9, 12)
-    rows = rows_of(charts.entry_by_use(entries, uses, log2, None).to_dict())
-    assert len(rows) == 4 * 5 // 2
-    cell = next(row for row in rows if (row["t"], row["k"]) == (6, 3))
+    steps = 3 * POOLED
+    log2 = torch.randn(steps, steps, dtype=torch.float64)
+    log2[~torch.ones(steps, steps).tril().bool()] = -torch.inf
+    entries = torch.arange(steps)
+    by_time = ByTime(None, log2, torch.zeros_like(log2), entries, entries[:, None] - entries)
+    starts, columns, rows = by_time.pooled()
+    assert starts == columns == (*range(0, steps, 3), steps)
+    assert [len(row) for row in rows] == list(range(1, POOLED + 1))
+    assert rows[2][1] == float(log2[6:9, 3:6].max())
+    values = rows_of(by_time.chart().to_dict())
+    assert len(values) == POOLED * (POOLED + 1) // 2
+    cell = next(row for row in values if (row["t"], row["k"]) == (6, 3))
     assert cell["t2"] == 9
-    assert cell["log2"] == pytest.approx(float(by_time.log2[6:9, 3:6].max()), abs=0.006)
+    assert cell["log2"] == pytest.approx(rows[2][1], abs=0.006)
 
 
 def test_long_curves_are_thinned_and_what_is_not_finite_is_left_out():
@@ -309,3 +456,39 @@ def test_paths_that_cannot_be_written(report, tmp_path):
         with pytest.raises(InputError, match=sentence):
             report.to_json(path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_replaced_whole_and_keeps_its_mode(tmp_path):
+    path, link = tmp_path / "a.json", tmp_path / "link.json"
+    write(path, "new")
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+    path.chmod(0o640)
+    link.symlink_to(path)
+    write(link, "newer")
+    assert link.is_symlink() and path.read_text() == "newer"
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert sorted(tmp_path.iterdir()) == [path, link]
+
+
+def umask():
+    old = os.umask(0)
+    os.umask(old)
+    return old
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path):
+    write(os.devnull, "text")
+    assert not Path(os.devnull).is_file()
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write(path, "old")
+
+    def fail(self, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(InputError, match="a.json: No space left on device"):
+        write(path, "new")
+    assert list(tmp_path.iterdir()) == [path] and path.read_text() == "old"

@@ -1,7 +1,8 @@
 """What a person or a script reads: a report is data, and text, page and JSON are views of it."""
 
+from retrograde.report.compare import Comparison, compare
 from retrograde.report.diagnose import diagnose
 from retrograde.report.layer import Horizon, Layer
 from retrograde.report.report import Report, Settings
 
-__all__ = ["Horizon", "Layer", "Report", "Settings", "diagnose"]
+__all__ = ["Comparison", "Horizon", "Layer", "Report", "Settings", "compare", "diagnose"]

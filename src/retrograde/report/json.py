@@ -5,7 +5,7 @@ that JSON has no word for is one of the strings "NaN", "Infinity" and "-Infinity
 """
 
 import json
-from functools import cache
+import math
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,11 @@ from retrograde.report.report import Report
 
 SCHEMA = "retrograde-report/2"
 
+SHOWN = 3
+"""So many of the complaints about a file are shown."""
+
+ADAPTER = TypeAdapter(Report)
+
 
 class _Schema(GenerateJsonSchema):
     def float_schema(self, schema: Any) -> dict[str, Any]:
@@ -25,23 +30,21 @@ class _Schema(GenerateJsonSchema):
         return {"anyOf": [super().float_schema(schema), {"enum": ["NaN", "Infinity", "-Infinity"]}]}
 
 
-@cache
-def _adapter() -> Any:
-    return TypeAdapter(Report)
-
-
 def schema() -> dict[str, Any]:
-    """The JSON Schema of a written report."""
-    found: dict[str, Any] = _adapter().json_schema(schema_generator=_Schema, mode="serialization")
+    """The JSON Schema of a written report, as it stands in docs/report.schema.json."""
+    found = ADAPTER.json_schema(schema_generator=_Schema, mode="serialization")
     found["properties"] = {"schema": {"const": SCHEMA}, **found["properties"]}
     found["required"] = ["schema", *found["required"]]
-    return found
+    return {"$schema": GenerateJsonSchema.schema_dialect, **found}
 
 
 def render(report: Report) -> str:
-    """The report as a JSON text."""
-    document = _adapter().dump_python(report, mode="json")
-    return json.dumps({"schema": SCHEMA, **document}, indent=1, ensure_ascii=False) + "\n"
+    """The report as a JSON text.
+
+    Half a surrogate pair, which is no text and which a file name may hold, is written as "?".
+    """
+    document = {"schema": SCHEMA, **ADAPTER.dump_python(report)}
+    return json.dumps(_strict(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read(path: str | PathLike[str]) -> Report:
@@ -52,14 +55,48 @@ def read(path: str | PathLike[str]) -> Report:
     """
     path = Path(path)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read {path}: {error}; give a file that to_json wrote") from None
     found = document.pop("schema", None) if isinstance(document, dict) else None
     if found != SCHEMA:
-        raise InputError(f"{path} is no report: expected schema {SCHEMA!r}, got {found!r}")
+        other = isinstance(found, str) and found.startswith(SCHEMA.rpartition("/")[0])
+        advice = "another version of retrograde wrote it; diagnose once more" if other else ""
+        raise InputError(
+            f"{path} is no report: expected schema {SCHEMA!r}, got {found!r}"
+            + (f" ({advice})" if advice else "")
+        )
     try:
-        report: Report = _adapter().validate_python(document)
-        return report
+        return ADAPTER.validate_python(document)
     except ValidationError as error:
-        raise InputError(f"{path} is no report of schema {SCHEMA!r}: {error}") from None
+        raise InputError(
+            f"{path} is no report of schema {SCHEMA!r}: {_complaints(error)}"
+        ) from None
+
+
+def _strict(value: Any) -> Any:
+    """The same in values that JSON has a word for."""
+    match value:
+        case dict():
+            return {_strict(name): _strict(part) for name, part in value.items()}
+        case list() | tuple():
+            return [_strict(part) for part in value]
+        case float() if not math.isfinite(value):
+            return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+        case str():
+            return value.encode("utf-8", "replace").decode("utf-8")
+    return value
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _complaints(error: ValidationError) -> str:
+    """The first few things that are wrong, each with its place."""
+    found = [
+        f"{'.'.join(map(str, each['loc']))}: {each['msg']}"
+        for each in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return "; ".join(found[:SHOWN]) + more

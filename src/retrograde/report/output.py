@@ -1,7 +1,8 @@
 """Files are written whole or not at all, and a path that cannot be written is found out first."""
 
 import os
-import tempfile
+import secrets
+import shutil
 from os import PathLike
 from pathlib import Path
 
@@ -19,29 +20,43 @@ def check_writable(path: str | PathLike[str]) -> None:
         raise InputError(f"cannot write {path}: it is a folder; give a file name")
     if not path.parent.is_dir():
         raise InputError(f"cannot write {path}: there is no folder {path.parent}; create it first")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    needed = [path] if path.exists() else []
+    if not _is_stream(path):
+        needed.append(path.resolve().parent)
+    if not all(os.access(each, os.W_OK) for each in needed):
         raise InputError(f"cannot write {path}: no permission; choose another place")
 
 
 def write(path: str | PathLike[str], text: str) -> None:
-    """Write a text file by way of a temporary one beside it.
+    """Write a text file by way of a temporary one beside it; what it replaces lends its mode.
+
+    A link is followed, and what is no file (/dev/stdout, a pipe) is written straight away.
 
     Raises:
         InputError: if the path cannot be written.
     """
     check_writable(path)
     path = Path(path)
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            file.write(text)
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        if _is_stream(path):
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
+        else:
+            _replace(path.resolve(), text)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".retrograde-{secrets.token_hex(8)}")
+    try:
+        with temporary.open("x", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+        if path.exists():
+            shutil.copymode(path, temporary)
+        temporary.replace(path)
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+def _is_stream(path: Path) -> bool:
+    return path.exists() and not path.is_file()

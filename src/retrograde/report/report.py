@@ -225,8 +225,11 @@ def residual_in_words(residual: float, note: str) -> str:
 
 
 def number(value: float | None) -> str:
-    """A measured number with three digits, "-" if there is none."""
-    return "-" if value is None else f"{value:.3g}"
+    """A measured number with three digits, a whole one with all; "-" if there is none."""
+    if value is None:
+        return "-"
+    whole = abs(value) < 1e6 and value == int(value)
+    return str(int(value)) if whole else f"{value:.3g}"
 
 
 def _what_helped(finding: Finding) -> str:

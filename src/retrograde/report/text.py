@@ -1,31 +1,158 @@
-"""A report for a terminal, drawn by rich: the sentences first, then the table."""
+"""A report for a terminal, drawn by rich: summary, findings, table, sentences, notes.
 
+Styles only colour what the words say already, so that the text reads the same without them.
+"""
+
+import re
+from collections.abc import Iterable
 from io import StringIO
+from typing import Literal
 
-from rich.console import Console, Group
-from rich.markup import escape
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from retrograde.report.report import Report
+from retrograde.diagnosis import Evidence, Finding, Trial
+from retrograde.report.report import Report, number
+
+WIDTH = 120
+STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def renderable(report: Report) -> Group:
     """The report as something that a rich console can print."""
-    titles, rows = report.table()
-    table = Table(title=escape(report.title), title_justify="left", pad_edge=False)
-    for number, title in enumerate(titles):
-        table.add_column(escape(title), justify="right" if number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*map(escape, row))
-    sentences = [Text(sentence) for sentence in report.sentences]
-    notes = [Text(note, style="dim") for note in report.notes]
-    return Group(table, *sentences, *notes)
+    parts: list[RenderableType] = [Text(plain(report.title), style="bold")]
+    if report.findings or report.settings.rules:
+        parts.append(Text(plain(report.summary)))
+    for found in report.findings:
+        parts += ["", _finding(found)]
+    parts += ["", _table(report)]
+    parts += [Text(plain(sentence)) for sentence in report.sentences]
+    parts += [Text(plain(note), style="dim") for note in report.notes]
+    return Group(*parts)
 
 
 def render(report: Report) -> str:
     """The report as plain text, 120 columns wide."""
-    console = Console(file=StringIO(), width=120, color_system=None)
-    console.print(renderable(report))
-    text: str = console.file.getvalue()  # type: ignore[attr-defined]
-    return text.rstrip()
+    return as_text(renderable(report))
+
+
+def as_text(drawn: RenderableType) -> str:
+    """What rich would draw, as plain text 120 columns wide, wherever this runs."""
+    file = StringIO()
+    console = Console(
+        file=file, width=WIDTH, color_system=None, force_terminal=False, force_jupyter=False
+    )
+    console.print(drawn)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()).strip("\n")
+
+
+def plain(text: str) -> str:
+    """The text with control characters written out: a name must not steer the terminal."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def place(found: Finding) -> str:
+    """Where it was found: layer, gate, route and steps, as far as it has them."""
+    parts = [found.layer or "the whole model"]
+    if found.gate is not None:
+        parts.append(f"gate {found.gate}")
+    if found.route is not None:
+        parts.append(f"route {found.route}")
+    if found.steps is not None:
+        first, last = found.steps
+        parts.append(f"step {first}" if first == last else f"steps {first}-{last}")
+    return ", ".join(parts)
+
+
+def evidence_in_words(evidence: Evidence) -> str:
+    """A number and what it was compared with: "reach 7 steps, at least 20 expected"."""
+    words = f"{evidence.name} {number(evidence.value)} {evidence.unit}".rstrip()
+    if evidence.threshold is None:
+        return words
+    bound = "at least" if evidence.healthy == "above" else "at most"
+    setting = f" ({evidence.setting})" if evidence.setting else ""
+    return f"{words}, {bound} {number(evidence.threshold)} expected{setting}"
+
+
+def trial_in_words(trial: Trial, evidence: Evidence | None) -> str:
+    """What became of a remedy, in a line that begins with the verdict.
+
+    Args:
+        trial: the trial.
+        evidence: the number that it was judged by.
+    """
+    title = trial.title.rstrip(".")
+    if trial.after is None and trial.training is not None:
+        return f"judged by training alone: {title}" + (f"; {trial.note}" if trial.note else "")
+    if trial.after is None:
+        return f"could not be tried: {title}" + (f": {trial.note}" if trial.note else "")
+    name, unit = (evidence.name, evidence.unit) if evidence else ("", "")
+    moved = f"{name} {number(trial.before)} -> {number(trial.after)} {unit}".strip()
+    parts = [f"{'helped' if trial.helped else 'did not help'}: {title}", moved]
+    if trial.helped and not trial.cured:
+        parts.append("not yet enough")
+    if trial.residual is not None:
+        parts.append(f"residual {trial.residual:.0e}".replace("e-0", "e-"))
+    if trial.loss_before is not None and trial.loss_after is not None:
+        parts.append(f"loss {number(trial.loss_before)} -> {number(trial.loss_after)}")
+    return ", ".join(parts) + (f"; {trial.note}" if trial.note else "")
+
+
+def training_in_words(trial: Trial) -> str:
+    """What training did with the original and with the remedy, "" if it was not asked for."""
+    training = trial.training
+    if training is None or not training.original or not training.remedy:
+        return ""
+    original, remedy = training.original, training.remedy
+    return (
+        f"after {len(remedy)} steps of {training.optimizer}: loss {number(remedy[0])} -> "
+        f"{number(remedy[-1])}, without the remedy {number(original[0])} -> {number(original[-1])}"
+    )
+
+
+def _finding(found: Finding) -> RenderableType:
+    heading = Text(found.severity, style=STYLES[found.severity])
+    heading.append(f"  {plain(found.rule)}  ", style="bold")
+    heading.append(plain(place(found)))
+    first = found.evidence[0] if found.evidence else None
+    inside: list[RenderableType] = [Text(plain(found.message))]
+    inside += [Text(plain(evidence_in_words(evidence))) for evidence in found.evidence]
+    inside += _listed("likely causes, the likeliest first:", found.causes)
+    if found.trials:
+        inside.append(Text("tried on a copy of the model:"))
+    for trial in found.trials:
+        words = Text("- " + plain(trial_in_words(trial, first)))
+        if trial.helped:
+            words.stylize("green")
+        inside.append(_indented(words))
+        if more := training_in_words(trial):
+            inside.append(_indented(Text(plain(more)), by=4))
+    best = next((trial for trial in found.trials if trial.helped and trial.code), None)
+    if best is not None:
+        inside.append(Text("the lines that do it:"))
+        inside.append(_indented(Text(plain(best.code.strip("\n")), overflow="fold"), by=4))
+    inside += _listed("what to do:", found.advice)
+    return Group(heading, _indented(Group(*inside)))
+
+
+def _listed(heading: str, lines: Iterable[str]) -> list[RenderableType]:
+    drawn: list[RenderableType] = [_indented(Text("- " + plain(line))) for line in lines]
+    return [Text(heading), *drawn] if drawn else []
+
+
+def _indented(drawn: RenderableType, by: int = 2) -> Padding:
+    return Padding(drawn, (0, 0, 0, by), expand=False)
+
+
+def _table(report: Report) -> Table:
+    titles, rows = report.table()
+    table = Table(pad_edge=False)
+    for column, title in enumerate(titles):
+        justify: Literal["left", "right"] = "right" if column else "left"
+        table.add_column(Text(plain(title)), justify=justify, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(plain(cell)) for cell in row))
+    return table

@@ -1,0 +1,257 @@
+"""The commands, and what becomes of their errors."""
+
+import contextlib
+import io
+import math
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from retrograde.cli.terminal import complain, forgive_encodings, progress, show
+from retrograde.errors import InputError, MissingExtraError, RetrogradeError
+from retrograde.report.text import plain
+
+FINDINGS, UNUSABLE, BUG, INTERRUPTED = 1, 2, 70, 130
+"""Exit codes; 70 is what sysexits.h calls an internal software error."""
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="See how gradients travel back through time in recurrent networks.",
+)
+
+Html = Annotated[Path | None, typer.Option("--html", help="Write a page that opens offline.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the numbers.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same numbers.")
+]
+
+
+class FailOn(StrEnum):
+    """From which severity on findings make the exit code 1; in the order of `SEVERITIES`."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+    NEVER = "never"
+
+
+@app.command()
+def demo(
+    seed: Seed = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Train for two epochs only.")] = False,
+    html: Annotated[Path, typer.Option(help="Where to write the page.")] = Path(
+        "retrograde-demo.html"
+    ),
+    json: Annotated[Path, typer.Option(help="Where to write the numbers.")] = Path(
+        "retrograde-demo.json"
+    ),
+) -> None:
+    """Train two small forecasters of CO2 and show how far back their gradients reach."""
+    _check_outputs(html, json)
+    try:
+        from retrograde import demo as main_job
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"the demo trains with Lightning, and {error.name} is not installed; install it with "
+            "pip install 'retrograde[demo]'"
+        ) from error
+    report = main_job.run(seed, quick, progress=sys.stdout.isatty())
+    show(report)
+    report.to_html(html)
+    report.to_json(json)
+    _say_written(html, json)
+
+
+@app.command()
+def diagnose(
+    target: Annotated[str, typer.Argument(metavar="FILE.py:FUNCTION")],
+    fail_on: Annotated[
+        FailOn, typer.Option(help="Exit with 1 if there is a finding at least this severe.")
+    ] = FailOn.WARNING,
+    needs_lag: Annotated[
+        int | None, typer.Option(min=1, help="The lag that matters to you, in steps.")
+    ] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="Look at this layer only, named as in the report.")
+    ] = None,
+    html: Html = None,
+    json: Json = None,
+    seed: Seed = 0,
+    device: Annotated[
+        str | None, typer.Option(help="Move model and batch there first: cpu, cuda, cuda:1, mps.")
+    ] = None,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Change a threshold of a rule; may be repeated."),
+    ] = None,
+    remedies: Annotated[
+        bool, typer.Option("--remedies/--no-remedies", help="Try remedies on a copy of the model.")
+    ] = True,
+    try_training: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Train original and remedy for N steps each.")
+    ] = 0,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Print nothing but errors; files are still written.")
+    ] = False,
+) -> None:
+    """Say what is wrong with the gradients of your own model, and what helps.
+
+    FUNCTION takes nothing and returns (model, batch, loss_fn); loss_fn(model, batch) returns the
+    scalar loss. Your model is copied, and the copy is run. Exit codes: 0 healthy, 1 findings at or
+    above --fail-on, 2 unusable input.
+    """
+    _check_outputs(html, json)
+    changed = _thresholds(threshold or ())
+
+    from retrograde import report as reporting
+    from retrograde.cli import device as devices
+    from retrograde.cli import subject as subjects
+    from retrograde.diagnosis.finding import SEVERITIES
+
+    place = None if device is None else devices.find(device)
+    with _hushed(quiet), progress(f"loading {target}", quiet) as tell:
+        subject = subjects.load(target, seed)
+        if place is not None:
+            subject = devices.move(subject, place)
+        report = reporting.diagnose(
+            subject.model,
+            subject.batch,
+            subjects.users(subject.loss_fn),
+            needs_lag=needs_lag,
+            layer=layer,
+            thresholds=changed,
+            remedies=remedies,
+            try_training=try_training,
+            seed=seed,
+            progress=tell,
+        )
+        tell(1, 1, "writing")
+        if html is not None:
+            report.to_html(html)
+        if json is not None:
+            report.to_json(json)
+    if not quiet:
+        show(report)
+        _say_written(html, json)
+    counting = SEVERITIES[list(FailOn).index(fail_on) :]
+    if any(finding.severity in counting for finding in report.findings):
+        raise typer.Exit(FINDINGS)
+
+
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(metavar="A.json", help="What diagnose --json wrote.")],
+    after: Annotated[Path, typer.Argument(metavar="B.json", help="The same, later.")],
+    html: Html = None,
+) -> None:
+    """Say what got better from one report to another, what got worse, and what is the same."""
+    _check_outputs(html, reads=(before, after))
+    from retrograde.report import Report
+    from retrograde.report import compare as compare_reports
+
+    names = (str(before), str(after))
+    comparison = compare_reports(Report.from_json(before), Report.from_json(after), names)
+    show(comparison)
+    if html is not None:
+        comparison.to_html(html)
+    _say_written(html)
+
+
+@app.command()
+def explain(
+    rule: Annotated[str | None, typer.Argument(help="A rule; without it, all are listed.")] = None,
+) -> None:
+    """Explain a rule: what it looks for, its thresholds and where they come from."""
+    from rich.markdown import Markdown
+    from rich.table import Table
+
+    from retrograde import diagnosis
+
+    if rule is not None:
+        show(Markdown(diagnosis.explain(rule)))
+        return
+    listing = Table("rule", "what it finds", box=None, pad_edge=False)
+    for name, found in diagnosis.RULES.items():
+        listing.add_row(name, found.title)
+    show(listing)
+    show("retrograde explain RULE says more.")
+
+
+def main() -> None:
+    """Run the command line; errors that a user can act on are a message and exit code 2."""
+    forgive_encodings()
+    try:
+        app()
+    except RetrogradeError as error:
+        complain(f"error: {error}")
+        sys.exit(UNUSABLE)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        complain(f"error: out of memory; a smaller batch or a shorter sequence needs less. {error}")
+        sys.exit(UNUSABLE)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            complain("interrupted; no file was left half-written")
+        raise
+    except Exception:
+        complain(f"{traceback.format_exc()}error: this is a fault of retrograde; please report it")
+        sys.exit(BUG)
+
+
+def _thresholds(options: Sequence[str]) -> dict[str, float]:
+    """NAME=VALUE, many of them, checked before any work is done."""
+    changed = {}
+    for option in options:
+        name, _, text = option.partition("=")
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if math.isnan(value):
+            raise InputError(
+                f"--threshold takes NAME=VALUE with a number, as in reach_fraction=0.2; got "
+                f"{option!r}"
+            )
+        changed[name.strip()] = value
+    from retrograde.diagnosis import limits
+
+    limits(changed)
+    return changed
+
+
+def _check_outputs(*paths: Path | None, reads: Sequence[Path] = ()) -> None:
+    """Refuse what cannot be written, and what would overwrite a file that is used as well."""
+    from retrograde.report.output import check_writable
+
+    seen = {path.resolve() for path in reads}
+    for path in paths:
+        if path is None:
+            continue
+        check_writable(path)
+        if path.resolve() in seen:
+            raise InputError(f"{path} is named twice; give every file a name of its own")
+        seen.add(path.resolve())
+
+
+def _say_written(*paths: Path | None) -> None:
+    for path in filter(None, paths):
+        print(plain(f"wrote {path}"))
+
+
+@contextlib.contextmanager
+def _hushed(quiet: bool) -> Iterator[None]:
+    """Without what the user's code prints and warns of, if it is to be quiet."""
+    if not quiet:
+        yield
+        return
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,474 @@
+"""Two reports side by side: what got better, what worse, and what is the same."""
+
+import difflib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, Literal
+
+from retrograde.diagnosis import Evidence, Finding
+from retrograde.diagnosis.finding import SEVERITIES
+from retrograde.report.layer import Horizon, Layer
+from retrograde.report.report import Report, number
+
+Verdict = Literal["better", "worse", "changed", "same"]
+
+ROUNDING = 1e-3
+"""Numbers nearer to each other than this share of the larger one show the same three digits."""
+
+RESIDUAL = 10.0
+"""Residuals are rounding errors: less than an order of magnitude is noise."""
+
+RULES = {"reach": ("vanishing", "above"), "growth": ("exploding", "below")}
+"""The rule that judges a number of a layer, and which way is then the healthy one."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A setting that the two reports do not share, in words."""
+
+    name: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Number:
+    """One number before and after.
+
+    Attributes:
+        name, unit: what it is.
+        before, after: its values; None where a report does not have it.
+        verdict: "better" or "worse" where a need or a rule says which way is healthy, "changed"
+            where nothing does, "same" where they differ by rounding only.
+    """
+
+    name: str
+    unit: str
+    before: float | None
+    after: float | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class FindingChange:
+    """A finding before and after; None where there was none.
+
+    Attributes:
+        verdict: "better" if it is gone or less severe, "worse" if it is new or more severe; for a
+            finding of the same severity, which way its first evidence moved that moved at all.
+        evidence: its numbers before and after.
+        doubt: why it cannot be judged, "" if it can: the rule or the layer was not looked at in one
+            of the two, or a threshold that it stands on was changed.
+    """
+
+    before: Finding | None
+    after: Finding | None
+    verdict: Verdict
+    evidence: tuple[Number, ...] = ()
+    doubt: str = ""
+
+    @property
+    def finding(self) -> Finding:
+        """The later one, or the earlier one where it is gone."""
+        found = self.after or self.before
+        assert found is not None
+        return found
+
+    @property
+    def words(self) -> str:
+        """What happened to it."""
+        if self.after is None:
+            return "gone"
+        if self.before is None:
+            return "new"
+        if self.before.severity != self.after.severity:
+            return f"{self.before.severity} -> {self.after.severity}"
+        return "as before" if self.verdict == "same" else "other numbers"
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """A layer of both reports, number by number; what neither report has is left out."""
+
+    name: str
+    numbers: tuple[Number, ...]
+    findings: tuple[FindingChange, ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing of it changed."""
+        numbers, findings = self.numbers, self.findings
+        return all(part.verdict == "same" for part in numbers) and all(
+            found.verdict == "same" for found in findings
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What changed from one report to another.
+
+    Attributes:
+        names: what to call the two.
+        settings: what was set or run differently; a change below may come from there.
+        findings: findings of the model as a whole, and of layers that one report alone has.
+        layers: the layers that both have, with their findings.
+        only_before, only_after: layers that one report alone has.
+    """
+
+    names: tuple[str, str]
+    settings: tuple[Difference, ...]
+    findings: tuple[FindingChange, ...]
+    layers: tuple[LayerChange, ...]
+    only_before: tuple[str, ...]
+    only_after: tuple[str, ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing changed: no finding, no number, no layer. Settings may differ."""
+        return (
+            not (self.only_before or self.only_after)
+            and all(found.verdict == "same" for found in self.findings)
+            and all(layer.same for layer in self.layers)
+        )
+
+    @property
+    def summary(self) -> str:
+        """How much got better and worse, in a sentence."""
+        if self.same:
+            return "Nothing changed."
+        changes = [*self.findings, *(found for layer in self.layers for found in layer.findings)]
+        numbers = [part for layer in self.layers for part in layer.numbers]
+        parts = []
+        for verdict, words in (
+            ("better", "better"),
+            ("worse", "worse"),
+            ("changed", "changed in a way that nothing judges"),
+        ):
+            found = sum(part.verdict == verdict for part in changes)
+            values = sum(part.verdict == verdict for part in numbers)
+            counted = [
+                _count(many, noun)
+                for many, noun in ((found, "finding"), (values, "number"))
+                if many
+            ]
+            if counted:
+                parts.append(f"{' and '.join(counted)} {words}")
+        alone = len(self.only_before) + len(self.only_after)
+        if alone:
+            parts.append(f"{_count(alone, 'layer')} in one report only")
+        return "; ".join(parts).capitalize() + "."
+
+    def to_html(self, path: str | PathLike[str]) -> None:
+        """Write one self-contained page that opens offline.
+
+        Raises:
+            InputError: if the path cannot be written.
+        """
+        from retrograde.report import compare_views, output
+
+        output.write(path, compare_views.page(self))
+
+    def __str__(self) -> str:
+        from retrograde.report import compare_views
+
+        return compare_views.text(self)
+
+    def __rich__(self) -> Any:
+        from retrograde.report import compare_views
+
+        return compare_views.renderable(self)
+
+
+def compare(a: Report, b: Report, names: tuple[str, str] = ("before", "after")) -> Comparison:
+    """Compare two reports, of a model before and after a change for example.
+
+    Findings are paired by rule and layer, and by gate and route where a rule found several. One
+    that is gone or less severe is better, unless its rule did not look the second time or a
+    threshold it stands on was changed.
+
+    More is not better by itself: a reach of 60 steps is no gain for a task that needs 10. So a
+    number of a layer is called better or worse only where something says which way is healthy:
+
+    - reach, where both reports were given the same needs_lag= (or answer to the same horizon) and
+      at least one falls short of it: longer is better;
+    - a number that a finding of this layer, in either report, stands on as evidence with a
+      threshold; and reach where there is a vanishing finding, growth where there is an exploding
+      one: towards the healthy side is better.
+
+    Everything else is "changed". Numbers that agree in three digits are the same, and so are
+    residuals within an order of magnitude, as these are rounding errors.
+
+    Args:
+        a: the report before.
+        b: the report after.
+        names: what to call the two.
+
+    Example:
+        >>> import torch, retrograde
+        >>> from retrograde.report import compare
+        >>> report = retrograde.diagnose(
+        ...     torch.nn.GRU(1, 2), torch.ones(5, 1, 1), lambda model, x: model(x)[0].sum()
+        ... )
+        >>> compare(report, report).summary
+        'Nothing changed.'
+    """
+    before = {layer.name: layer for layer in a.layers}
+    after = {layer.name: layer for layer in b.layers}
+    settings = tuple(_settings(a, b))
+    doubts = _Doubts(a, b)
+    need = _need(a, b)
+    layers = []
+    for name in (name for name in before if name in after):
+        findings = _paired(_of(a, name), _of(b, name), doubts)
+        numbers = _numbers(before[name], after[name], findings, need, a.horizon == b.horizon)
+        layers.append(LayerChange(name, numbers, findings))
+    both = set(before) & set(after)
+    return Comparison(
+        names,
+        settings,
+        _paired(_elsewhere(a, both), _elsewhere(b, both), doubts),
+        tuple(layers),
+        tuple(name for name in before if name not in after),
+        tuple(name for name in after if name not in before),
+    )
+
+
+class _Doubts:
+    """Why a finding that one report alone has says nothing about the model."""
+
+    def __init__(self, a: Report, b: Report):
+        self._rules = (set(a.settings.rules), set(b.settings.rules))
+        self._layers = tuple({layer.name for layer in report.layers} for report in (a, b))
+        self._moved = {name for name, *_ in _moved_thresholds(a, b)}
+        self._need = a.settings.needs_lag != b.settings.needs_lag
+
+    def about(self, found: Finding, other: int) -> str:
+        """The doubt about a finding that report number `other` lacks, "" if there is none."""
+        which = ("first", "second")[other]
+        if self._rules[other] and found.rule not in self._rules[other]:
+            return f"the {which} report did not look for it"
+        known = found.layer is None or found.layer in self._layers[other]
+        if not known and found.layer in self._layers[1 - other]:
+            return f"the {which} report does not have this layer"
+        return self.threshold(found)
+
+    def threshold(self, found: Finding) -> str:
+        """Whether what it was compared with was moved."""
+        moved = sorted({e.setting for e in found.evidence if e.setting} & self._moved)
+        if moved:
+            return f"another threshold: {', '.join(moved)}"
+        in_steps = [e for e in found.evidence if e.threshold is not None and e.unit == "steps"]
+        if self._need and in_steps:
+            return "another needs_lag"
+        return ""
+
+
+def _paired(
+    before: Sequence[Finding], after: Sequence[Finding], doubts: _Doubts
+) -> tuple[FindingChange, ...]:
+    """Findings of one layer: the same rule, gate and route first, then the same rule in order."""
+    left, partner = list(after), dict[int, Finding]()
+    for alike in (_key, _rule):
+        for position, found in enumerate(before):
+            if position in partner:
+                continue
+            match = next((other for other in left if alike(other) == alike(found)), None)
+            if match is not None:
+                partner[position] = match
+                left = [other for other in left if other is not match]
+    changes = [
+        _both(found, partner[position], doubts) if position in partner else _gone(found, doubts)
+        for position, found in enumerate(before)
+    ]
+    return (*changes, *(_new(found, doubts) for found in left))
+
+
+def _gone(found: Finding, doubts: _Doubts) -> FindingChange:
+    doubt = doubts.about(found, 1)
+    return FindingChange(found, None, "changed" if doubt else "better", doubt=doubt)
+
+
+def _new(found: Finding, doubts: _Doubts) -> FindingChange:
+    doubt = doubts.about(found, 0)
+    return FindingChange(None, found, "changed" if doubt else "worse", doubt=doubt)
+
+
+def _both(before: Finding, after: Finding, doubts: _Doubts) -> FindingChange:
+    evidence = tuple(_evidence(before.evidence, after.evidence))
+    rank = SEVERITIES.index(after.severity) - SEVERITIES.index(before.severity)
+    moved: tuple[Verdict, ...] = tuple(e.verdict for e in evidence if e.verdict != "same")
+    verdict: Verdict = "better" if rank < 0 else "worse" if rank > 0 else (*moved, "same")[0]
+    doubt = doubts.threshold(after) or doubts.threshold(before)
+    if rank and doubt:
+        verdict = "changed"
+    elsewhere = (before.gate, before.route) != (after.gate, after.route)
+    if verdict == "same" and elsewhere:
+        verdict = "changed"
+    return FindingChange(before, after, verdict, evidence, doubt if verdict != "same" else "")
+
+
+def _evidence(before: Sequence[Evidence], after: Sequence[Evidence]) -> Iterator[Number]:
+    old = {evidence.name: evidence for evidence in before}
+    new = {evidence.name: evidence for evidence in after}
+    for name in dict.fromkeys((*old, *new)):
+        shown = new.get(name) or old[name]
+        before_value, after_value = (
+            side[name].value if name in side else None for side in (old, new)
+        )
+        healthy = shown.healthy if shown.threshold is not None else None
+        yield _number(name, shown.unit, before_value, after_value, healthy)
+
+
+def _numbers(
+    before: Layer,
+    after: Layer,
+    findings: Sequence[FindingChange],
+    need: int | None,
+    same_horizon: bool,
+) -> tuple[Number, ...]:
+    """The numbers of a layer that at least one report has."""
+    healthy = _healthy(findings)
+    short = need is not None and min(before.reach, after.reach) < need
+    if short:
+        healthy["reach"] = "above"
+    elif need is not None:
+        healthy.pop("reach", None)
+    rows: list[tuple[str, str, float | None, float | None]] = [
+        ("reach", "steps", float(before.reach), float(after.reach)),
+        ("half-life", "steps", before.half_life, after.half_life),
+        ("share near", "of the gradient", before.share_near, after.share_near),
+        ("share carousel", "of the gradient", before.share_carousel, after.share_carousel),
+        ("growth", "powers of two per step", before.growth, after.growth),
+        ("gradient norm", "", before.gradient_norm, after.gradient_norm),
+        ("residual", "", before.residual, after.residual),
+    ]
+    if same_horizon:
+        rows.append(("share beyond the horizon", "of the gradient", before.beyond, after.beyond))
+    return tuple(
+        _number(name, unit, old, new, healthy.get(name))
+        for name, unit, old, new in rows
+        if not (_none(old) and _none(new))
+    )
+
+
+def _healthy(findings: Sequence[FindingChange]) -> dict[str, str]:
+    """Which way is the healthy one, for numbers that a finding stands on."""
+    found = [each for change in findings for each in (change.before, change.after) if each]
+    rules = {each.rule for each in found}
+    judged = {name: way for name, (rule, way) in RULES.items() if rule in rules}
+    for each in found:
+        for evidence in each.evidence:
+            if evidence.threshold is not None:
+                judged[evidence.name] = evidence.healthy
+    return judged
+
+
+def _number(
+    name: str, unit: str, before: float | None, after: float | None, healthy: str | None
+) -> Number:
+    if _alike(name, before, after):
+        return Number(name, unit, before, after, "same")
+    if before is None or after is None or _none(before) or _none(after) or healthy is None:
+        return Number(name, unit, before, after, "changed")
+    better = (after > before) == (healthy == "above")
+    return Number(name, unit, before, after, "better" if better else "worse")
+
+
+def _alike(name: str, before: float | None, after: float | None) -> bool:
+    if _none(before) or _none(after):
+        return _none(before) and _none(after)
+    assert before is not None and after is not None
+    if before == after:
+        return True
+    if name == "residual" and 0 < min(before, after):
+        return max(before, after) / min(before, after) < RESIDUAL
+    return math.isclose(before, after, rel_tol=ROUNDING)
+
+
+def _none(value: float | None) -> bool:
+    return value is None or math.isnan(value)
+
+
+def _need(a: Report, b: Report) -> int | None:
+    """The lag that both reports say matters."""
+    lags = [_lag(report) for report in (a, b)]
+    return lags[0] if lags[0] == lags[1] else None
+
+
+def _lag(report: Report) -> int | None:
+    named = report.settings.needs_lag
+    return named if named is not None else report.horizon.lag if report.horizon else None
+
+
+def _of(report: Report, layer: str) -> list[Finding]:
+    return [found for found in report.findings if found.layer == layer]
+
+
+def _elsewhere(report: Report, layers: set[str]) -> list[Finding]:
+    """Findings of the model as a whole, and of layers that one report alone has."""
+    return [found for found in report.findings if found.layer not in layers]
+
+
+def _rule(found: Finding) -> tuple[str | None, ...]:
+    return found.layer, found.rule
+
+
+def _key(found: Finding) -> tuple[str | None, ...]:
+    return found.layer, found.rule, found.gate, found.route
+
+
+def _settings(a: Report, b: Report) -> Iterator[Difference]:
+    """What was set or run differently."""
+    old, new = a.settings, b.settings
+    for name in dict.fromkeys((*old.versions, *new.versions)):
+        yield from _differ(f"version of {name}", old.versions.get(name), new.versions.get(name))
+    yield from _models(old.model, new.model)
+    for name in ("batch", "device", "seed", "needs_lag"):
+        yield from _differ(name, getattr(old, name), getattr(new, name))
+    yield from _differ("horizon", _horizon(a.horizon), _horizon(b.horizon))
+    yield from _differ("rules", ", ".join(old.rules), ", ".join(new.rules))
+    for name, before, after in _moved_thresholds(a, b):
+        yield from _differ(f"threshold {name}", number(before), number(after))
+    after_layers = {layer.name: layer for layer in b.layers}
+    for layer in a.layers:
+        if layer.name in after_layers:
+            other = after_layers[layer.name]
+            for name in ("steps", "batch", "entries"):
+                yield from _differ(
+                    f"{name} of {layer.name}", getattr(layer, name), getattr(other, name)
+                )
+
+
+def _moved_thresholds(a: Report, b: Report) -> list[tuple[str, float | None, float | None]]:
+    old = {row.name: row.value for row in a.settings.thresholds}
+    new = {row.name: row.value for row in b.settings.thresholds}
+    return [
+        (name, old.get(name), new.get(name))
+        for name in dict.fromkeys((*old, *new))
+        if old.get(name) != new.get(name)
+    ]
+
+
+def _differ(name: str, before: Any, after: Any) -> Iterator[Difference]:
+    if before != after:
+        words = (
+            "none" if value is None or value == "" else str(value) for value in (before, after)
+        )
+        yield Difference(name, *words)
+
+
+def _models(before: str, after: str) -> Iterator[Difference]:
+    """The lines in which the models print themselves differently."""
+    lines = list(difflib.ndiff(before.splitlines(), after.splitlines()))
+    old, new = ([line[2:].strip() for line in lines if line.startswith(mark)] for mark in "-+")
+    yield from _differ("model", "\n".join(old), "\n".join(new))
+
+
+def _horizon(horizon: Horizon | None) -> str:
+    return f"{horizon.name} ({_count(horizon.lag, 'step')})" if horizon else ""
+
+
+def _count(many: int, noun: str) -> str:
+    return f"{many} {noun}" if many == 1 else f"{many} {noun}s"
