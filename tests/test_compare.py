@@ -13,7 +13,6 @@ from torch import nn
 
 import retrograde
 from retrograde.diagnosis import Evidence, Finding, limits
-
 from retrograde.report import Horizon, Layer, Report, Settings, compare
 from retrograde.report.compare import Difference
 
