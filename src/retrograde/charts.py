@@ -78,7 +78,7 @@ def entry_by_use(
         .encode(
             x=alt.X("k:Q", title="use step k", scale=scale),
             x2=alt.X2("k2:Q"),
-            y=alt.Y("t:Q", title="entry step t", scale=scale),
+            y=alt.Y("t:Q", title="entry step t", scale=scale, axis=alt.Axis(tickMinStep=1)),
             y2=alt.Y2("t2:Q"),
             color=alt.Color(
                 "log2:Q",

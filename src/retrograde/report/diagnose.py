@@ -134,7 +134,8 @@ def _report(examination: Examination, settings: Settings) -> Report:
     flows = {name: subject.flow for name, subject in found.items() if subject.flow is not None}
     longest = max((flow.steps for flow in flows.values()), default=1)
     lag = settings.needs_lag
-    bins = (0, NEAR, max(NEAR + 1, longest // 2)) if lag is None else (0, lag)
+    far = lag or max(NEAR + 1, longest // 2)
+    bins = (0, NEAR, far) if far > NEAR else (0, far)
     horizon = None if lag is None else Horizon(lag, "the lag that it needs")
     layers = tuple(
         Layer.of(name, flow, bins, horizon, [each.course for each in found[name].activities])

@@ -40,7 +40,7 @@ KINDS = {
         "How much of what enters at t comes from the weights' use at k",
         lambda layer: layer.by_time.chart(),
     ),
-    "shares": Kind("Which lags make up the gradient", lambda layer: layer.by_lag.chart()),
+    "shares": Kind("Which lags make up the gradient", lambda layer: layer.by_octave.chart()),
     "blocks": Kind("Which weights make up the gradient", lambda layer: layer.by_parameter.chart()),
     "routes": Kind(
         "By which routes the gradient arrives",
@@ -69,7 +69,7 @@ EVIDENCE: dict[str, Callable[[Layer, Finding], tuple[str, Any]]] = {
         f"gates {finding.gate or ''}",
         lambda: layer.gates_chart(finding.gate),
     ),
-    "conflicting-lags": lambda layer, finding: ("shares", layer.by_lag.chart),
+    "conflicting-lags": lambda layer, finding: ("shares", layer.by_octave.chart),
     "dead-units": lambda layer, finding: ("blocks", layer.by_parameter.chart),
     "double-bias": lambda layer, finding: ("blocks", layer.by_parameter.chart),
     "output-outweighs": lambda layer, finding: ("blocks", layer.by_parameter.chart),

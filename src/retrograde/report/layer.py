@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from retrograde import charts
-from retrograde.decompose import Flow, Split
+from retrograde.decompose import ByLag, Flow, Split
 from retrograde.decompose.by_time import REACH
 from retrograde.decompose.glance import NEAR, growth
 from retrograde.diagnosis import Course
@@ -34,6 +34,11 @@ class Parts:
     lags: tuple[tuple[int, int], ...]
     log2: tuple[float, ...]
     share: tuple[float, ...]
+
+    @staticmethod
+    def of(by_lag: ByLag) -> "Parts":
+        """The plain numbers of a decomposition by lag."""
+        return Parts(_pairs(by_lag.lags), _row(by_lag.log2), _row(by_lag.share))
 
     def chart(self) -> Any:
         """Signed share by lag, as an Altair chart."""
@@ -113,8 +118,9 @@ class Layer:
         beyond: signed share of the lags from the horizon on, where the report has a horizon.
         log2_mean_by_lag: log2 of the mean norm of the contributions at each lag.
         log2_adjoint_by_lag: log2 of the mean norm of the adjoint at each lag.
-        by_time, by_lag, by_parameter, by_route, by_crossing: the gradient taken apart; routes and
-            crossings are None for a cell without a carousel, where they tell nothing.
+        by_time, by_lag, by_octave, by_parameter, by_route, by_crossing: the gradient taken apart,
+            by lag in the groups of the table and in octaves; routes and crossings are None for a
+            cell without a carousel, where they tell nothing.
         courses: the gates over time.
         figures: further figures for its row of the table, by column title.
     """
@@ -136,6 +142,7 @@ class Layer:
     log2_adjoint_by_lag: tuple[float, ...]
     by_time: Map
     by_lag: Parts
+    by_octave: Parts
     by_parameter: Blocks
     by_route: Ways | None
     by_crossing: Ways | None
@@ -184,7 +191,8 @@ class Layer:
             log2_mean_by_lag=_row(by_time.log2_mean_by_lag),
             log2_adjoint_by_lag=_row(flow.adjoints.log2_mean_by_lag),
             by_time=Map(*by_time.pooled()),
-            by_lag=Parts(_pairs(lags.lags), _row(lags.log2), _row(lags.share)),
+            by_lag=Parts.of(lags),
+            by_octave=Parts.of(flow.by_lag()),
             by_parameter=Blocks(blocks.blocks, _row(blocks.log2), _row(blocks.share)),
             by_route=Ways.of(route) if route else None,
             by_crossing=Ways.of(by_crossing(flow)) if route else None,
