@@ -20,7 +20,7 @@ import retrograde
 from retrograde import charts
 from retrograde.decompose.by_time import POOLED, ByTime
 from retrograde.diagnosis import Evidence, Finding, Training, Trial
-from retrograde.errors import ArgumentError, InputError, NonFiniteError
+from retrograde.errors import ArgumentError, InputError
 from retrograde.report import Horizon, Layer, Report, Settings
 from retrograde.report.layer import by_crossing
 from retrograde.report.output import write

@@ -1,6 +1,7 @@
 """What a person or a script reads: a report is data, and text, page and JSON are views of it."""
 
-from retrograde.report.compare import Comparison, compare
+from retrograde.report.compare import compare
+from retrograde.report.comparison import Comparison
 from retrograde.report.diagnose import diagnose
 from retrograde.report.layer import Horizon, Layer
 from retrograde.report.report import Report, Settings

@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from retrograde.report.compare import Comparison, FindingChange, LayerChange, Number
+from retrograde.report.comparison import Comparison, FindingChange, LayerChange, Number
 from retrograde.report.report import number
 from retrograde.report.text import as_text, place, plain
 

@@ -78,7 +78,7 @@ class Report:
         if not self.findings:
             count = len(self.settings.rules)
             return (
-                f"Nothing found: {count} rules looked at {_count(len(self.layers), 'layer')}. "
+                f"Nothing found: {count} rules looked at {counted(len(self.layers), 'layer')}. "
                 f"{self._reaches()} "
                 "Whether a lag is reached that matters to you, needs_lag= would tell."
             )
@@ -197,10 +197,10 @@ def sentence(layer: Layer, horizon: Horizon | None) -> str:
     if horizon is None or layer.beyond is None:
         half = half_life_in_words(layer.half_life)
         return (
-            f"{name}: the gradient reaches back {_count(layer.reach, 'step')} of the "
+            f"{name}: the gradient reaches back {counted(layer.reach, 'step')} of the "
             f"{layer.steps - 1} there are; the half-life of its adjoint is {half}."
         )
-    reach, lag = _count(layer.reach, "step"), f"{horizon.name} ({_count(horizon.lag, 'step')})"
+    reach, lag = counted(layer.reach, "step"), f"{horizon.name} ({counted(horizon.lag, 'step')})"
     if layer.reach < horizon.lag:
         verdict = f"no, its gradient reaches back {reach}, short of {lag}, and"
     elif abs(layer.beyond) < FAINT:
@@ -244,7 +244,7 @@ def _what_helped(finding: Finding) -> str:
             f"{number(best.after)} {unit}"
         )
     if tried:
-        return f"{_count(len(tried), 'remedy was', 'remedies were')} tried, and none helped"
+        return f"{counted(len(tried), 'remedy was', 'remedies were')} tried, and none helped"
     return finding.advice[0] if finding.advice else "No remedy was tried"
 
 
@@ -252,5 +252,6 @@ def _ended(sentence: str, more: str = "") -> str:
     return sentence.rstrip(".") + more + "."
 
 
-def _count(count: int, noun: str, plural: str = "") -> str:
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """A number of things in words: "1 step", "2 steps"."""
     return f"{count} {noun}" if count == 1 else f"{count} {plural or noun + 's'}"
