@@ -427,6 +427,11 @@ def wait_for(path):
     raise AssertionError(f"there is still no {path}")
 
 
+def hear_ctrl_c():
+    """As in a terminal: a job in the background, which the tests may be, is deaf to it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def interrupt(process, started):
     """Wait until it has started, then press Ctrl-C."""
     wait_for(started)
@@ -458,7 +463,14 @@ def test_ctrl_c_leaves_nothing_behind(folder, while_writing):
     (folder / "slow.py").write_text(USER + SLOW_TO_WRITE)
     before = {path.name for path in folder.iterdir()} | {"__pycache__", "started"}
     pipe = subprocess.PIPE
-    process = subprocess.Popen(command, env=environment(), stdout=pipe, stderr=pipe, text=True)
+    process = subprocess.Popen(
+        command,
+        env=environment(),
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        preexec_fn=hear_ctrl_c,
+    )
     code, said = interrupt(process, folder / "started")
     assert code == 130
     assert said == "interrupted; no file was left half-written\n"
@@ -477,6 +489,7 @@ def test_on_a_terminal_a_bar_moves_from_the_first_second(folder, options, shown)
         stdout=subprocess.PIPE,
         stderr=theirs,
         text=True,
+        preexec_fn=hear_ctrl_c,
     )
     os.close(theirs)
     wait_for(folder / "started")

@@ -9,6 +9,7 @@ from importlib.resources import files
 import pytest
 
 from retrograde.data import mauna_loa_co2
+from retrograde.report import Report
 from retrograde.tasks import forecast
 
 
@@ -88,15 +89,17 @@ def test_the_demo_says_what_it_found_and_nothing_else(demo):
         "retrograde-demo.html",
         "retrograde-demo.json",
     ]
-    document = json.loads((folder / "retrograde-demo.json").read_text())
+    report = Report.from_json(folder / "retrograde-demo.json")
     text = " ".join(done.stdout.split())
     naive = forecast.load().naive["no change"]
-    for layer, name in zip(document["layers"], ("RNN", "LSTM"), strict=True):
-        assert layer["name"] == name
-        assert layer["sentence"] in text
-        assert layer["residual"] < 1e-5
-        assert float(layer["figures"]["test error (RMSE)"].split()[0]) < naive
-        assert [part["first"] for part in layer["by_lag"]] == [0, 13, 52]
+    assert [layer.name for layer in report.layers] == ["RNN", "LSTM"]
+    for layer, sentence in zip(report.layers, report.sentences, strict=True):
+        assert sentence in text
+        assert layer.residual < 1e-5
+        assert float(layer.figures["test error (RMSE)"].split()[0]) < naive
+        assert [first for first, _ in layer.by_lag.lags] == [0, 13, 52]
+    for finding in report.findings:
+        assert finding.rule in text and finding.layer in ("RNN", "LSTM")
     assert (folder / "retrograde-demo.html").stat().st_size < 2_000_000
 
 

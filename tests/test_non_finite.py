@@ -106,4 +106,6 @@ def test_a_report_goes_on_with_the_layers_that_are_finite():
         (model["a"](x)[0].sum() + model["b"](x)[0].sum()).backward()
     report = retrograde.diagnose(recording)
     assert [layer.name for layer in report.layers] == ["a"]
-    assert any("weight_hh_l0 of 'b' is inf first at row 7" in note for note in report.notes)
+    (finding,) = [finding for finding in report.findings if finding.layer == "b"]
+    assert finding.rule == "non-finite" and not report.ok
+    assert "weight_hh_l0 of 'b' is inf first at row 7" in finding.message

@@ -1,8 +1,12 @@
 """The main job on real input: two forecasters of Mauna Loa's CO2, and how far each looks back."""
 
-from retrograde.decompose import decompose
-from retrograde.record import record
-from retrograde.report import Horizon, Layer, Report
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from retrograde.diagnosis import RULES, Finding, limits
+from retrograde.diagnosis.examine import by_severity, examine
+from retrograde.report import Horizon, Layer, Report, Settings
 from retrograde.tasks import forecast
 
 EPOCHS, QUICK_EPOCHS = 10, 2
@@ -11,23 +15,30 @@ SEASONS = (0, 13, 52)
 
 
 def run(seed: int, quick: bool, progress: bool) -> Report:
-    """Train a plain RNN and an LSTM briefly, then take one held-out backward pass of each apart."""
+    """Train a plain RNN and an LSTM briefly, then diagnose a held-out backward pass of each."""
     task = forecast.load()
     epochs = QUICK_EPOCHS if quick else EPOCHS
-    layers, horizon = [], Horizon(forecast.YEAR, "last year's season")
+    horizon = Horizon(forecast.YEAR, "last year's season")
+    layers: list[Layer] = []
+    findings: list[Finding] = []
+
+    def loss_fn(model: nn.Module, windows: forecast.Windows) -> Tensor:
+        return forecast.masked_loss(model(windows.x), windows.y, windows.scored)
+
     for name, model in forecast.forecasters(seed).items():
         forecast.train(model, task.train, epochs, seed, progress)
-        model.zero_grad()
-        with record(model) as recording:
-            output = model(task.test.x)
-            forecast.masked_loss(output, task.test.y, task.test.scored).backward()  # type: ignore[no-untyped-call]
-        error = f"{task.error(output.detach()):.3f} ppm"
-        figures = {"test error (RMSE)": error}
-        layers.append(Layer.of(name, decompose(recording), SEASONS, horizon, figures=figures))
+        found = examine(model, task.test, loss_fn, limits(), needs_lag=horizon.lag, seed=seed)
+        subject = found.subjects["recurrent"]
+        assert subject.flow is not None
+        figures = {"test error (RMSE)": f"{task.error(model(task.test.x).detach()):.3f} ppm"}
+        courses = [each.course for each in subject.activities]
+        layers.append(Layer.of(name, subject.flow, SEASONS, horizon, courses, figures))
+        findings += [replace(finding, layer=name) for finding in found.findings]
     naive = ", ".join(f"{name}: {error:.3f} ppm" for name, error in task.naive.items())
     return Report(
         "How far back do the gradients of two CO2 forecasters reach?",
         tuple(layers),
+        by_severity(findings),
         horizon=horizon,
         notes=(
             f"Naive forecasts on the same held-out weeks: {naive}.",
@@ -39,5 +50,8 @@ def run(seed: int, quick: bool, progress: bool) -> Report:
             f"{forecast.FIRST_TEST_YEAR} for {epochs} epochs, {forecast.HIDDEN} hidden units, seed "
             f"{seed}; the backward pass is that of the mean squared error on the "
             f"{len(task.test.x)} windows since then.",
+        ),
+        settings=Settings(
+            seed=seed, needs_lag=horizon.lag, rules=tuple(RULES), thresholds=limits()
         ),
     )

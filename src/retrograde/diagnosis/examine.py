@@ -1,7 +1,7 @@
 """A whole examination: the pass, what rules find in it, remedies, and training with them."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,7 @@ def examine_recording(
     """Look at a pass that was recorded elsewhere; there is no model on which to try anything."""
     found, errors = subjects(recording, limits, needs_lag, layer)
     note = "Remedies were not tried: that takes diagnose(model, batch, loss_fn)."
-    return Examination(recording, found, tuple(_findings(found)), tuple(errors), (note,))
+    return Examination(recording, found, by_severity(_findings(found)), tuple(errors), (note,))
 
 
 def examine(
@@ -72,7 +72,8 @@ def examine(
     before = run(copy.deepcopy(model), batch, loss_fn, seed)
     tell("taking it apart")
     found, errors = subjects(before.recording, limits, needs_lag, layer, before.balance)
-    findings, notes = _of_the_loss(before, found) + _findings(found), []
+    notes: list[str] = []
+    findings = list(by_severity(_of_the_loss(before, found) + _findings(found)))
     if remedies:
         clinic = Clinic(model, batch, loss_fn, seed, limits, before)
         planned = len(plan(findings))
@@ -104,15 +105,19 @@ class Teller:
         self._total += passes
 
 
+def by_severity(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The severest first, else in the order given."""
+    return tuple(sorted(findings, key=lambda finding: -SEVERITIES.index(finding.severity)))
+
+
 def _findings(found: Mapping[str, Subject]) -> list[Finding]:
-    """What the rules find in all layers: the severest first, then as the rules are ordered."""
-    findings = [
+    """What the rules find in all layers, in the order of the rules."""
+    return [
         finding
         for rule in RULES.values()
         for subject in found.values()
         if (finding := rule.check(subject)) is not None
     ]
-    return sorted(findings, key=lambda finding: -SEVERITIES.index(finding.severity))
 
 
 def _of_the_loss(before: Run, found: Mapping[str, Subject]) -> list[Finding]:

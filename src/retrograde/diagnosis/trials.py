@@ -119,7 +119,7 @@ def judge(
     applied, before = treated.applied, finding.evidence[0]
     trial = Trial(remedy, applied.title, applied.code, before=before.value)
     if treated.subject is None:
-        return replace(trial, note=f"could not be tried: {treated.problem}")
+        return replace(trial, note=treated.problem)
     subject = treated.subject
     measured = RULES[finding.rule].measure(subject)
     if measured is None or math.isnan(measured.value):

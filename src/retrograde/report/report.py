@@ -75,13 +75,21 @@ class Report:
     @property
     def summary(self) -> str:
         """Three sentences: what is wrong, what probably causes it, and what helped."""
-        if not self.findings:
-            count = len(self.settings.rules)
-            return (
-                f"Nothing found: {count} rules looked at {counted(len(self.layers), 'layer')}. "
-                f"{self._reaches()} "
-                "Whether a lag is reached that matters to you, needs_lag= would tell."
+        if self.ok:
+            looked = (
+                f"{counted(len(self.settings.rules), 'rule')} looked at "
+                f"{counted(len(self.layers), 'layer')}."
             )
+            if self.findings:
+                remark = _ended(self.findings[0].message)
+                return f"Nothing found that needs mending: {looked} {self._reaches()} {remark}"
+            named = self.settings.needs_lag
+            need = (
+                "Whether a lag is reached that matters to you, needs_lag= would tell."
+                if named is None
+                else f"The lag that matters to you, {counted(named, 'step')}, is within reach."
+            )
+            return f"Nothing found: {looked} {self._reaches()} {need}"
         first, *others = self.findings
         more = f" (and {len(others)} more)" if others else ""
         cause = first.causes[0] if first.causes else self._reaches()

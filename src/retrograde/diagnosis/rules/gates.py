@@ -6,7 +6,7 @@ from torch import Tensor
 from retrograde.cells import LSTM
 from retrograde.diagnosis.activity import Activity
 from retrograde.diagnosis.finding import Evidence, Finding
-from retrograde.diagnosis.rules.reach import TALLEC, keeping_too_short, severity_of
+from retrograde.diagnosis.rules.reach import TALLEC, keeping_too_short, reaches, severity_of
 from retrograde.diagnosis.rules.rule import Rule, steps
 from retrograde.diagnosis.subject import Subject
 
@@ -90,13 +90,14 @@ def _short(subject: Subject, evidence: Evidence) -> Finding:
     assert found is not None
     gate, longest, needed = found
     mean = next(each for each in subject.activities if each.name == gate).mean
+    other_ways = ", but the gradient gets there by other routes" if reaches(subject) else ""
     return Finding(
         "forget-gate-too-short",
-        severity_of(need),
+        "info" if other_ways else severity_of(need),
         subject.name,
         f"The {gate} gate forgets too fast: even its longest-lived tenth of units has a time "
         f"constant of {steps(longest)}; to keep 1 % over {need.lag} steps ({need.words}) takes "
-        f"{steps(needed)}",
+        f"{steps(needed)}{other_ways}",
         (
             evidence,
             Evidence(f"mean of the {gate} gate", float(mean.mean()), "activation"),
@@ -215,7 +216,8 @@ SHORT = Rule(
     "The forget gate is too short",
     "A gate that stands at f on average keeps f^lag of the state: its time constant is 1/(1 - f). "
     "Compared is that of the longest-lived tenth of the units with the one that would keep 1 % "
-    "over the lag that matters. A GRU's update gate keeps the state likewise.",
+    "over the lag that matters. A GRU's update gate keeps the state likewise. Where the gradient "
+    "reaches that lag all the same, by the recurrent weights, this is a remark.",
     _constant,
     _short,
     ("reach_fraction", "season_correlation"),

@@ -111,12 +111,17 @@ def _too_short_a_pass(subject: Subject) -> str:
 
 def _far(subject: Subject) -> Evidence | None:
     flow = subject.live
-    if flow is None or not 1 <= subject.need.lag < flow.steps or flow.reach < subject.need.lag:
+    if flow is None or not 1 <= subject.need.lag < flow.steps:
         return None
     need = subject.need
     share = abs(float(share_beyond(flow, need.lag)))
     limit = subject.limits["far_share"]
     return Evidence("share of the far lags", share, "of the gradient", limit, "above", "far_share")
+
+
+def reaches(subject: Subject) -> bool:
+    """Whether the gradient reaches the lag that matters."""
+    return subject.live is not None and subject.live.reach >= subject.need.lag
 
 
 def _near(subject: Subject, evidence: Evidence) -> Finding:
@@ -174,4 +179,5 @@ NEAR = Rule(
     ("far_share",),
     ("forget-bias", "chrono", "orthogonal", "no-forget-gate"),
     (PASCANU,),
+    when=reaches,
 )

@@ -21,6 +21,7 @@ class Rule:
         thresholds: the rows of the table that it uses.
         remedies: the remedies that are tried, by name.
         sources: papers and threads behind it.
+        when: whether it has a say at all; another rule may be the one to speak.
     """
 
     name: str
@@ -31,11 +32,12 @@ class Rule:
     thresholds: tuple[str, ...] = ()
     remedies: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
+    when: Callable[[Subject], bool] = lambda subject: True
 
     def check(self, subject: Subject) -> Finding | None:
         """The finding about a layer, or None."""
         evidence = self.measure(subject)
-        if evidence is None or is_healthy(evidence):
+        if evidence is None or is_healthy(evidence) or not self.when(subject):
             return None
         return self.describe(subject, evidence)
 
