@@ -37,6 +37,7 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/training_against_torch.py
 	$(BIN)/python benchmarks/memory_and_length.py
 	$(BIN)/python benchmarks/monitor_cost.py
+	$(BIN)/python benchmarks/diagnosis_cost.py
 
 docs: .venv/dev
 	$(BIN)/mkdocs build --strict --quiet
