@@ -89,8 +89,9 @@ def _initialise(patient: Patient, name: str, title: str, **options: Any) -> Appl
 
 
 def forget_bias(patient: Patient) -> Applied:
-    """The forget gate's bias (a GRU's update gate) is set so high that 1 % of the state is left after
-    the lag that matters, and to 1 at least; torch draws it around 0, where half is lost at a step.
+    """The forget gate's bias (a GRU's update gate) is set so high that 1 % of the state is left
+    after the lag that matters, and to 1 at least; torch draws it around 0, where half is lost at a
+    step.
     """
     f = keeping_for(patient.lag)
     value = round(max(1.0, math.log(f / (1 - f))), 2)
@@ -99,8 +100,9 @@ def forget_bias(patient: Patient) -> Applied:
 
 
 def chrono(patient: Patient) -> Applied:
-    """Forget and input biases are drawn so that the units' time constants spread evenly up to the lag
-    that matters: some units keep for long, others react at once (Tallec and Ollivier, 2018).
+    """The biases of forget (update) and input gates are drawn so that time constants spread evenly
+    up to the lag that matters: some units keep for long, others forget at once (Tallec and
+    Ollivier, 2018).
     """
     horizon = max(3, patient.lag)
     title = f"chrono initialisation for {horizon} steps"
@@ -108,8 +110,8 @@ def chrono(patient: Patient) -> Applied:
 
 
 def orthogonal(patient: Patient) -> Applied:
-    """Each gate's recurrent weights become a random orthogonal matrix, which changes no length: what
-    still shrinks or grows is the work of slopes and gates.
+    """Each gate's recurrent weights become a random orthogonal matrix, which changes no length:
+    what still shrinks or grows is the work of slopes and gates.
     """
     return _initialise(patient, "orthogonal", "orthogonal recurrent weights")
 
@@ -123,23 +125,23 @@ def identity(patient: Patient) -> Applied:
 
 
 def fresh(patient: Patient) -> Applied:
-    """All weights of the layer are drawn anew as torch draws them, from U(-1/sqrt(H), 1/sqrt(H)): it
-    tells whether the fault lies in the weights or in what goes in.
+    """All weights of the layer are drawn anew as torch draws them, from U(-1/sqrt(H), 1/sqrt(H)):
+    it tells whether the fault lies in the weights or in what goes in.
     """
     return _initialise(patient, "torch", "fresh weights, torch's default")
 
 
 def spectral_radius(patient: Patient) -> Applied:
-    """Each gate's recurrent weights are divided by their spectral radius: below 1 a linear recurrence
-    vanishes, above 1 it can explode (Pascanu, Mikolov and Bengio, 2013).
+    """Each gate's recurrent weights are divided by their spectral radius: below 1 a linear
+    recurrence vanishes, above 1 it can explode (Pascanu, Mikolov and Bengio, 2013).
     """
     return _scaled(patient, "spectral radius", "torch.linalg.eigvals(gate).abs().max()")
 
 
 def spectral_norm(patient: Patient) -> Applied:
-    """Each gate's recurrent weights are divided by their largest singular value, so that they stretch
-    nothing: a plain RNN explodes only where that value is above 1 (Pascanu, Mikolov and Bengio,
-    2013).
+    """Each gate's recurrent weights are divided by their largest singular value, so that they
+    stretch nothing: a plain RNN explodes only where that value is above 1 (Pascanu, Mikolov and
+    Bengio, 2013).
     """
     return _scaled(patient, "largest singular value", "torch.linalg.matrix_norm(gate, 2)")
 
@@ -212,8 +214,8 @@ def no_forget_gate(patient: Patient) -> Applied:
 
 
 def forget_gate(patient: Patient) -> Applied:
-    """An LSTM that cannot forget is replaced by one that can (Gers, Schmidhuber and Cummins, 2000): a
-    cell state that only adds up drifts into saturation.
+    """An LSTM that cannot forget is replaced by one that can (Gers, Schmidhuber and Cummins, 2000):
+    a cell state that only adds up drifts into saturation.
     """
     layer = patient.layer
     if not isinstance(layer, LSTM) or "forget" in generation(layer.generation).gates:
@@ -225,8 +227,8 @@ def forget_gate(patient: Patient) -> Applied:
 
 
 def lstm(patient: Patient) -> Applied:
-    """A plain RNN or a GRU is replaced by an LSTM of the same size, whose forget bias keeps 1 % of the
-    state over the lag that matters: its carousel crosses no recurrent weights.
+    """A plain RNN or a GRU is replaced by an LSTM of the same size, whose forget bias keeps 1 % of
+    the state over the lag that matters: its carousel crosses no recurrent weights.
     """
     layer = patient.layer
     if not isinstance(layer, nn.RNN | RNN | nn.GRU | GRU):
@@ -309,8 +311,8 @@ def window(patient: Patient) -> Applied:
 
 
 def standardise_input(patient: Patient) -> Applied:
-    """What the layer reads is shifted and scaled to mean 0 and standard deviation 1 in every feature:
-    large inputs push gates to the flat ends of their squashing functions.
+    """What the layer reads is shifted and scaled to mean 0 and standard deviation 1 in every
+    feature: large inputs push gates to the flat ends of their squashing functions.
     """
 
     def scale(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -371,8 +373,8 @@ CLIP = 1.0
 
 
 def clip(patient: Patient) -> Applied:
-    """`torch.nn.utils.clip_grad_norm_` at 1.0 after the backward pass, the line that everybody pastes:
-    it scales the sum over lags and changes no part of it against another.
+    """`torch.nn.utils.clip_grad_norm_` at 1.0 after the backward pass, the line that everybody
+    pastes: it scales the sum over lags and changes no part of it against another.
     """
 
     def afterwards(model: nn.Module) -> None:
