@@ -14,8 +14,9 @@ CONTINUED = re.compile(r"(?<!\n)\n *(?=[^\s#-])")
 
 INDEX = """# The rules
 
-What the diagnosis looks for, in the order in which it tells it: causes before their consequences. Each page is what
-`retrograde explain RULE` prints, written by `scripts/rule_pages.py` from the table that the diagnosis runs on.
+What the diagnosis looks for, in the order in which it tells it: causes before their consequences.
+Each page is what `retrograde explain RULE` prints, written by `scripts/rule_pages.py` from the
+table that the diagnosis runs on.
 
 | rule | what it finds |
 |---|---|
