@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def named(page):
+    return str(page.relative_to(ROOT))
 
 
 RUN = """
@@ -22,7 +27,7 @@ print(run(page.read_text(), page.name, folder), end="")
 """
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_the_page_runs_and_prints_what_it_shows(page, tmp_path):
     """In a process of its own, as a reader would run it: without the tests' type checks."""
     command = [sys.executable, "-W", "error", "-c", RUN, str(page), str(tmp_path)]
@@ -37,7 +42,7 @@ def test_the_page_runs_and_prints_what_it_shows(page, tmp_path):
         assert (tmp_path / image).exists(), f"{page.name} shows {image} and does not draw it"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_links_inside_the_project_lead_somewhere(page):
     prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     for target in re.findall(r"\]\(([^)#:]+)\)", prose):
@@ -52,3 +57,16 @@ def test_every_public_name_is_documented():
         assert name in text and getattr(retrograde, name).__doc__
     for name in retrograde.__all__:
         assert getattr(retrograde, name).__doc__, f"{name} has no docstring"
+
+
+def test_the_pages_of_the_rules_are_fresh():
+    """None is missing and none is left over."""
+    rule_pages = runpy.run_path(str(ROOT / "scripts" / "rule_pages.py"))
+    there = {path.name: path.read_text() for path in rule_pages["FOLDER"].iterdir()}
+    assert there == rule_pages["render"](), "run python scripts/rule_pages.py"
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert f" {page.relative_to(ROOT / 'docs')}\n" in navigation

@@ -89,7 +89,10 @@ def _initialise(patient: Patient, name: str, title: str, **options: Any) -> Appl
 
 
 def forget_bias(patient: Patient) -> Applied:
-    """A bias at which 1 % of the state is left after the lag that matters."""
+    """The forget gate's bias (a GRU's update gate) is set so high that 1 % of the state is left
+    after the lag that matters, and to 1 at least; torch draws it around 0, where half is lost at a
+    step.
+    """
     f = keeping_for(patient.lag)
     value = round(max(1.0, math.log(f / (1 - f))), 2)
     title = f"forget bias {value:g} (keeps 1 % over {patient.lag} steps)"
@@ -97,34 +100,49 @@ def forget_bias(patient: Patient) -> Applied:
 
 
 def chrono(patient: Patient) -> Applied:
-    """Time constants spread up to the lag that matters."""
+    """The biases of forget (update) and input gates are drawn so that time constants spread evenly
+    up to the lag that matters: some units keep for long, others forget at once (Tallec and
+    Ollivier, 2018).
+    """
     horizon = max(3, patient.lag)
     title = f"chrono initialisation for {horizon} steps"
     return _initialise(patient, "chrono", title, horizon=horizon)
 
 
 def orthogonal(patient: Patient) -> Applied:
-    """Recurrent weights that keep every length."""
+    """Each gate's recurrent weights become a random orthogonal matrix, which changes no length:
+    what still shrinks or grows is the work of slopes and gates.
+    """
     return _initialise(patient, "orthogonal", "orthogonal recurrent weights")
 
 
 def identity(patient: Patient) -> Applied:
-    """The relu RNN that starts as an identity."""
+    """The recurrent weights of a relu RNN become the identity, its biases 0 and its input weights
+    small: an active unit hands its state and its gradient on as they are (Le, Jaitly and Hinton,
+    2015).
+    """
     return _initialise(patient, "identity", "identity recurrent weights (relu RNN)")
 
 
 def fresh(patient: Patient) -> Applied:
-    """All weights as torch draws them."""
+    """All weights of the layer are drawn anew as torch draws them, from U(-1/sqrt(H), 1/sqrt(H)):
+    it tells whether the fault lies in the weights or in what goes in.
+    """
     return _initialise(patient, "torch", "fresh weights, torch's default")
 
 
 def spectral_radius(patient: Patient) -> Applied:
-    """Recurrent weights whose largest eigenvalue has size 1."""
+    """Each gate's recurrent weights are divided by their spectral radius: below 1 a linear
+    recurrence vanishes, above 1 it can explode (Pascanu, Mikolov and Bengio, 2013).
+    """
     return _scaled(patient, "spectral radius", "torch.linalg.eigvals(gate).abs().max()")
 
 
 def spectral_norm(patient: Patient) -> Applied:
-    """Recurrent weights that stretch nothing: largest singular value 1."""
+    """Each gate's recurrent weights are divided by their largest singular value, so that they
+    stretch nothing: a plain RNN explodes only where that value is above 1 (Pascanu, Mikolov and
+    Bengio, 2013).
+    """
     return _scaled(patient, "largest singular value", "torch.linalg.matrix_norm(gate, 2)")
 
 
@@ -182,7 +200,9 @@ def _projects(layer: nn.Module) -> bool:
 
 
 def no_forget_gate(patient: Patient) -> Applied:
-    """An LSTM whose carousel keeps everything."""
+    """The LSTM is replaced by one without a forget gate, as it was in 1997: its carousel keeps
+    everything (f = 1), and its cell state can drift.
+    """
     layer = patient.layer
     if not isinstance(layer, nn.LSTM | LSTM) or _projects(layer):
         raise Unfit
@@ -194,7 +214,9 @@ def no_forget_gate(patient: Patient) -> Applied:
 
 
 def forget_gate(patient: Patient) -> Applied:
-    """The LSTM of 2000 in the place of one that cannot forget."""
+    """An LSTM that cannot forget is replaced by one that can (Gers, Schmidhuber and Cummins, 2000):
+    a cell state that only adds up drifts into saturation.
+    """
     layer = patient.layer
     if not isinstance(layer, LSTM) or "forget" in generation(layer.generation).gates:
         raise Unfit
@@ -205,7 +227,9 @@ def forget_gate(patient: Patient) -> Applied:
 
 
 def lstm(patient: Patient) -> Applied:
-    """An LSTM in the place of a plain RNN or a GRU."""
+    """A plain RNN or a GRU is replaced by an LSTM of the same size, whose forget bias keeps 1 % of
+    the state over the lag that matters: its carousel crosses no recurrent weights.
+    """
     layer = patient.layer
     if not isinstance(layer, nn.RNN | RNN | nn.GRU | GRU):
         raise Unfit
@@ -222,7 +246,9 @@ def lstm(patient: Patient) -> Applied:
 
 
 def truncated(patient: Patient) -> Applied:
-    """The backward pass of 1997: the carousel alone."""
+    """Nothing comes back through h, as in the backward pass of 1997: the carousel alone carries the
+    gradient, and it cannot grow; the forward pass stays as it is.
+    """
     layer = patient.layer
     if not isinstance(layer, nn.LSTM | nn.GRU) or _projects(layer):
         raise Unfit
@@ -261,7 +287,9 @@ def _detached(state: Any) -> Any:
 
 
 def window(patient: Patient) -> Applied:
-    """Truncated back-propagation through time."""
+    """Truncated back-propagation through time: the state is detached each time the lag that matters
+    has passed, so that growth ends there, and so does everything that could be learned beyond.
+    """
     layer, steps = patient.layer, patient.lag + 1
     if not isinstance(layer, nn.RNNBase | LSTM | GRU | RNN) or layer.bidirectional:
         raise Unfit
@@ -283,7 +311,9 @@ def window(patient: Patient) -> Applied:
 
 
 def standardise_input(patient: Patient) -> Applied:
-    """Input with mean 0 and standard deviation 1 in every feature."""
+    """What the layer reads is shifted and scaled to mean 0 and standard deviation 1 in every
+    feature: large inputs push gates to the flat ends of their squashing functions.
+    """
 
     def scale(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x, *others = args
@@ -302,7 +332,9 @@ def standardise_input(patient: Patient) -> Applied:
 
 
 def one_bias(patient: Patient) -> Applied:
-    """The forget bias in b_ih alone."""
+    """The forget gate's slice of `bias_hh` is set to 0: torch adds it to that of `bias_ih`, and the
+    bias that was meant is the one that is left.
+    """
     layer = patient.layer
     if not isinstance(layer, nn.LSTM | nn.LSTMCell):
         raise Unfit
@@ -321,7 +353,9 @@ def one_bias(patient: Patient) -> Applied:
 
 
 def fresh_output(patient: Patient) -> Applied:
-    """What comes after the recurrence as it draws itself."""
+    """Whatever runs after the recurrent layers draws its weights anew by its own
+    `reset_parameters`.
+    """
     drawn = []
     for path in patient.after:
         module = patient.model.get_submodule(path)
@@ -339,7 +373,9 @@ CLIP = 1.0
 
 
 def clip(patient: Patient) -> Applied:
-    """The line that everybody pastes."""
+    """`torch.nn.utils.clip_grad_norm_` at 1.0 after the backward pass, the line that everybody
+    pastes: it scales the sum over lags and changes no part of it against another.
+    """
 
     def afterwards(model: nn.Module) -> None:
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
@@ -349,7 +385,9 @@ def clip(patient: Patient) -> Applied:
 
 
 def clip_groups(patient: Patient) -> Applied:
-    """Recurrence and output layer each clipped to the smaller norm of the two."""
+    """Recurrent layer and output layer are clipped apart, each to the smaller norm of the two: with
+    one norm over both, the larger gradient decides how much is left of the other.
+    """
     if not patient.after:
         raise Unfit
     groups = [[patient.path], list(patient.after)]

@@ -1,0 +1,38 @@
+"""Writes docs/rules/: a page for each rule of the diagnosis, from the table that it runs on.
+
+python scripts/rule_pages.py
+"""
+
+import re
+from pathlib import Path
+
+from retrograde.diagnosis import RULES, explain
+
+FOLDER = Path(__file__).parent.parent / "docs" / "rules"
+CONTINUED = re.compile(r"(?<!\n)\n *(?=[^\s#-])")
+"""A line of a docstring that goes on: how far it is indented depends on the version of Python."""
+
+INDEX = """# The rules
+
+What the diagnosis looks for, in the order in which it tells it: causes before their consequences.
+Each page is what `retrograde explain RULE` prints, written by `scripts/rule_pages.py` from the
+table that the diagnosis runs on.
+
+| rule | what it finds |
+|---|---|
+"""
+
+
+def render() -> dict[str, str]:
+    """The pages by file name."""
+    rows = "".join(f"| [{name}]({name}.md) | {rule.title} |\n" for name, rule in RULES.items())
+    pages = {f"{name}.md": CONTINUED.sub(" ", explain(name)) for name in RULES}
+    return {"index.md": INDEX + rows, **pages}
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for left in {path.name for path in FOLDER.iterdir()} - set(render()):
+        (FOLDER / left).unlink()
+    for name, text in render().items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
