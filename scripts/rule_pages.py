@@ -3,14 +3,11 @@
 python scripts/rule_pages.py
 """
 
-import re
 from pathlib import Path
 
 from retrograde.diagnosis import RULES, explain
 
 FOLDER = Path(__file__).parent.parent / "docs" / "rules"
-CONTINUED = re.compile(r"(?<!\n)\n *(?=[^\s#-])")
-"""A line of a docstring that goes on: how far it is indented depends on the version of Python."""
 
 INDEX = """# The rules
 
@@ -26,7 +23,7 @@ table that the diagnosis runs on.
 def render() -> dict[str, str]:
     """The pages by file name."""
     rows = "".join(f"| [{name}]({name}.md) | {rule.title} |\n" for name, rule in RULES.items())
-    pages = {f"{name}.md": CONTINUED.sub(" ", explain(name)) for name in RULES}
+    pages = {f"{name}.md": explain(name) for name in RULES}
     return {"index.md": INDEX + rows, **pages}
 
 

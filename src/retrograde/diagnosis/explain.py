@@ -26,7 +26,7 @@ def explain(name: str) -> str:
         lines = [f"- `{row.name}` = {row.value:g} {row.unit}. {row.reason}" for row in rows]
         parts += ["## Thresholds", "\n".join(lines)]
     if rule.remedies:
-        said = {name: str(REMEDIES[name].__doc__).strip() for name in rule.remedies}
+        said = {name: _in_a_line(REMEDIES[name].__doc__) for name in rule.remedies}
         lines = [f"- `{name}`: {words}" for name, words in said.items()]
         parts += [
             "## Remedies that are tried",
@@ -36,3 +36,7 @@ def explain(name: str) -> str:
     if rule.sources:
         parts += ["## Sources", "\n".join(f"- {source}" for source in rule.sources)]
     return "\n\n".join(parts) + "\n"
+
+
+def _in_a_line(docstring: str | None) -> str:
+    return " ".join((docstring or "").split())

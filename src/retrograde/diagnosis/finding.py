@@ -31,6 +31,13 @@ class Evidence:
     healthy: Literal["above", "below"] = "above"
     setting: str | None = None
 
+    def is_healthy(self, value: float | None = None) -> bool:
+        """Whether its value, or another one, lies on the healthy side; a NaN has no side."""
+        value = self.value if value is None else value
+        if self.threshold is None or value != value:
+            return True
+        return value >= self.threshold if self.healthy == "above" else value <= self.threshold
+
 
 @dataclass(frozen=True)
 class Training:

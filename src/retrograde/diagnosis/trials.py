@@ -11,7 +11,7 @@ from torch import nn
 
 from retrograde.diagnosis.finding import Evidence, Finding, Trial, at_least
 from retrograde.diagnosis.remedies import REMEDIES, Afterwards, Applied, Patient, Unfit
-from retrograde.diagnosis.rules import RULES, is_healthy
+from retrograde.diagnosis.rules import RULES
 from retrograde.diagnosis.run import LossFunction, Run, run
 from retrograde.diagnosis.subject import Subject, subjects
 from retrograde.diagnosis.thresholds import Threshold
@@ -124,7 +124,7 @@ def judge(
     measured = RULES[finding.rule].measure(subject)
     if measured is None or math.isnan(measured.value):
         return replace(trial, note="the number cannot be measured after it")
-    after, gone = measured.value, is_healthy(measured)
+    after, gone = measured.value, measured.is_healthy()
     way = progress(before, after)
     brought = [
         name for name, rule in RULES.items() if name not in known and _serious(rule.check(subject))
@@ -154,7 +154,7 @@ def progress(before: Evidence, after: float) -> float:
         return 0.0
     distance = before.threshold - before.value
     if not math.isfinite(distance) or distance == 0:
-        return math.inf if is_healthy(replace(before, value=after)) else 0.0
+        return math.inf if before.is_healthy(after) else 0.0
     return (after - before.value) / distance
 
 

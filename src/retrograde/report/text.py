@@ -92,7 +92,7 @@ def trial_in_words(trial: Trial, evidence: Evidence | None) -> str:
     name, unit = (evidence.name, evidence.unit) if evidence else ("", "")
     moved = f"{name} {number(trial.before)} -> {number(trial.after)} {unit}".strip()
     parts = [f"{'helped' if trial.helped else 'did not help'}: {title}", moved]
-    if trial.helped and not trial.cured:
+    if trial.helped and evidence is not None and not evidence.is_healthy(trial.after):
         parts.append("not yet enough")
     if trial.residual is not None:
         parts.append(f"residual {trial.residual:.0e}".replace("e-0", "e-"))
@@ -124,10 +124,7 @@ def _finding(found: Finding) -> RenderableType:
     if found.trials:
         inside.append(Text("tried on a copy of the model:"))
     for trial in found.trials:
-        words = Text("- " + plain(trial_in_words(trial, first)))
-        if trial.helped:
-            words.stylize("green")
-        inside.append(_indented(words))
+        inside.append(_item(trial_in_words(trial, first), "green" if trial.helped else ""))
         if more := training_in_words(trial):
             inside.append(_indented(Text(plain(more)), by=4))
     best = next((trial for trial in found.trials if trial.helped and trial.code), None)
@@ -139,8 +136,15 @@ def _finding(found: Finding) -> RenderableType:
 
 
 def _listed(heading: str, lines: Iterable[str]) -> list[RenderableType]:
-    drawn: list[RenderableType] = [_indented(Text("- " + plain(line))) for line in lines]
+    drawn: list[RenderableType] = [_item(line) for line in lines]
     return [Text(heading), *drawn] if drawn else []
+
+
+def _item(words: str, style: str = "") -> Padding:
+    """An item of a list, further lines under the first."""
+    row = Table.grid(padding=(0, 1))
+    row.add_row("-", Text(plain(words), style=style))
+    return _indented(row)
 
 
 def _indented(drawn: RenderableType, by: int = 2) -> Padding:

@@ -6,7 +6,7 @@ from retrograde.diagnosis.rules.balance import CONFLICT, OUTWEIGHS
 from retrograde.diagnosis.rules.gates import DEAD, DOUBLE, SATURATED, SHORT
 from retrograde.diagnosis.rules.growth import EXPLODING, NON_FINITE
 from retrograde.diagnosis.rules.reach import NEAR, VANISHING
-from retrograde.diagnosis.rules.rule import Rule, is_healthy
+from retrograde.diagnosis.rules.rule import Rule
 
 RULES: Mapping[str, Rule] = {
     rule.name: rule
@@ -24,4 +24,4 @@ RULES: Mapping[str, Rule] = {
     )
 }
 
-__all__ = ["RULES", "Rule", "is_healthy"]
+__all__ = ["RULES", "Rule"]

@@ -37,18 +37,9 @@ class Rule:
     def check(self, subject: Subject) -> Finding | None:
         """The finding about a layer, or None."""
         evidence = self.measure(subject)
-        if evidence is None or is_healthy(evidence) or not self.when(subject):
+        if evidence is None or evidence.is_healthy() or not self.when(subject):
             return None
         return self.describe(subject, evidence)
-
-
-def is_healthy(evidence: Evidence) -> bool:
-    """Whether a number lies on the healthy side; one that is not a number has no side."""
-    if evidence.threshold is None or evidence.value != evidence.value:
-        return True
-    if evidence.healthy == "above":
-        return evidence.value >= evidence.threshold
-    return evidence.value <= evidence.threshold
 
 
 def steps(count: int | float) -> str:
