@@ -114,6 +114,30 @@ def test_every_claim_of_a_remedy_is_measured_again(name):
     assert claims
 
 
+@pytest.mark.parametrize("name", ["NaN in one gate", "states beyond float32"])
+def test_a_pass_that_is_said_to_be_mended_is_finite(name):
+    trials = examined(name).findings[0].trials
+    assert any(trial.cured for trial in trials)
+    for trial in trials:
+        model, batch = made(name)
+        torch.manual_seed(0)
+        exec(trial.code, {"model": model, "torch": torch, "retrograde": retrograde})
+        gallery.loss_fn(model, batch).backward()
+        spoilt = sum(int((~p.grad.isfinite()).sum()) for p in model.recurrent.parameters())
+        assert trial.helped == (spoilt == 0)
+
+
+def test_the_forget_bias_is_said_to_stand_in_one_of_two():
+    finding = examined("forget bias 1 in both biases").findings[0]
+    model, _ = made("forget bias 1 in both biases")
+    exec(finding.trials[0].code, {"model": model, "torch": torch})
+    layer = model.recurrent
+    assert finding.trials[0].cured and finding.trials[0].after == 0
+    assert torch.equal(layer.bias_ih_l0[16:32], torch.ones(16))
+    assert torch.equal(layer.bias_hh_l0[16:32], torch.zeros(16))
+    assert bool(layer.bias_hh_l0[:16].all() and layer.bias_hh_l0[32:].all()), "no other gate"
+
+
 def test_trials_come_in_the_order_of_their_effect():
     trials = examined("a season beyond its reach").findings[0].trials
     assert len(trials) >= 3
