@@ -1,15 +1,15 @@
 """A whole examination: the pass, what rules find in it, remedies, and training with them."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from retrograde.diagnosis.finding import SEVERITIES, Finding
 from retrograde.diagnosis.rules import RULES
-from retrograde.diagnosis.run import LossFunction, Run, run
+from retrograde.diagnosis.run import LossFunction, Run, copied_model, run, untouched
 from retrograde.diagnosis.subject import Subject, subjects
 from retrograde.diagnosis.thresholds import Threshold
 from retrograde.diagnosis.training import MOST as MOST_TRAINED
@@ -53,6 +53,7 @@ def examine_recording(
     return Examination(recording, found, tuple(_findings(found)), tuple(errors), (note,))
 
 
+@torch.inference_mode(False)
 def examine(
     model: nn.Module,
     batch: Any,
@@ -69,7 +70,8 @@ def examine(
     """Run a copy of the model, look at the pass and try remedies; arguments as in `diagnose`."""
     tell = Teller(progress)
     tell("the backward pass")
-    before = run(copy.deepcopy(model), batch, loss_fn, seed)
+    with untouched(model):
+        before = run(copied_model(model), batch, loss_fn, seed)
     tell("taking it apart")
     found, errors = subjects(before.recording, limits, needs_lag, layer, before.balance)
     findings, notes = _of_the_loss(before, found) + _findings(found), []

@@ -1,6 +1,10 @@
 """One forward and one backward pass of a model that may be changed, looked at from all sides."""
 
-from collections.abc import Callable
+import copy
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +55,7 @@ def run(
 
     Args:
         model: the copy; its gradients are overwritten.
-        batch: what `loss_fn` takes beside the model.
+        batch: what `loss_fn` takes beside the model; it gets a copy, where that can be made.
         loss_fn: maps (model, batch) to the scalar loss.
         seed: of what is random in the pass.
         afterwards: what is done to the gradients after the backward pass (clipping).
@@ -60,7 +64,9 @@ def run(
         ArgumentError: if the loss is not a scalar tensor with a gradient.
         RetrogradeError: whatever `record` refuses.
     """
-    model.zero_grad()
+    batch = _copied(batch)
+    for parameter in model.parameters():
+        parameter.grad = None
     order: list[nn.Module] = []
     layers = recurrent_layers(model)
     hooks = [
@@ -70,10 +76,14 @@ def run(
         and (module in layers.values() or _own_parameters(module))
     ]
     try:
-        with torch.random.fork_rng(), torch.enable_grad():
-            torch.manual_seed(seed)
+        with seeded(seed), torch.enable_grad():
             with record(model) as recording:
                 loss = scalar(loss_fn(model, batch))
+                if any(parameter.grad is not None for parameter in model.parameters()):
+                    raise ArgumentError(
+                        "loss_fn(model, batch) must leave backward() to retrograde: return the "
+                        "loss and call neither backward() nor an optimiser in it"
+                    )
                 loss.backward()  # type: ignore[no-untyped-call]
     finally:
         for hook in hooks:
@@ -88,6 +98,80 @@ def run(
     }
     places = {module: path for path, module in model.named_modules()}
     return Run(recording, float(loss.detach()), balance, tuple(places[m] for m in after))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random numbers of torch, Python and NumPy start at a seed, and go on afterwards as before."""
+    numpy = sys.modules.get("numpy")
+    python, arrays = random.getstate(), numpy.random.get_state() if numpy else None
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            random.seed(seed)
+            if numpy:
+                numpy.random.seed(seed % 2**32)
+            yield
+    finally:
+        random.setstate(python)
+        if numpy:
+            numpy.random.set_state(arrays)
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """The user's own model stays as it is, even if the loss function runs it in spite of all.
+
+    Raises:
+        ArgumentError: if a gradient came to it, and not to the copy alone.
+    """
+    parameters = [(parameter, parameter.grad) for parameter in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    used = False
+    try:
+        for parameter, _ in parameters:
+            parameter.grad = None
+        yield
+    finally:
+        used = any(parameter.grad is not None for parameter, _ in parameters)
+        for parameter, grad in parameters:
+            parameter.grad = grad
+        for module, mode in modes:
+            module.training = mode
+        with torch.no_grad():
+            for buffer, value in buffers:
+                if buffer.shape == value.shape and not torch.equal(buffer, value):
+                    buffer.copy_(value)
+        if used:
+            raise ArgumentError(
+                "loss_fn(model, batch) must use the model that it is given, a copy; gradients came "
+                "to the original"
+            )
+
+
+def copied_model(model: nn.Module) -> nn.Module:
+    """A copy of the user's model.
+
+    Raises:
+        ArgumentError: if it cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise ArgumentError(
+            f"the model cannot be copied ({type(error).__name__}: {error}), and retrograde runs "
+            "nothing but copies. Tensors of an earlier pass that it keeps (a carried state) must "
+            "be detached; or record a pass yourself, and diagnose(recording)"
+        ) from error
+
+
+def _copied(batch: Any) -> Any:
+    """The batch for one pass, which may change it; one that cannot be copied is used as it is."""
+    try:
+        return copy.deepcopy(batch)
+    except Exception:
+        return batch
 
 
 def scalar(loss: object) -> Tensor:
