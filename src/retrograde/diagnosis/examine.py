@@ -1,10 +1,10 @@
 """A whole examination: the pass, what rules find in it, remedies, and training with them."""
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from retrograde.diagnosis.finding import SEVERITIES, Finding
@@ -15,6 +15,7 @@ from retrograde.diagnosis.thresholds import Threshold
 from retrograde.diagnosis.training import MOST as MOST_TRAINED
 from retrograde.diagnosis.training import train_remedies
 from retrograde.diagnosis.trials import Clinic, plan, try_remedies
+from retrograde.diagnosis.unharmed import copied_model, untouched
 from retrograde.errors import RetrogradeError
 from retrograde.record import Recording
 
@@ -53,6 +54,7 @@ def examine_recording(
     return Examination(recording, found, by_severity(_findings(found)), tuple(errors), (note,))
 
 
+@torch.inference_mode(False)
 def examine(
     model: nn.Module,
     batch: Any,
@@ -69,7 +71,8 @@ def examine(
     """Run a copy of the model, look at the pass and try remedies; arguments as in `diagnose`."""
     tell = Teller(progress)
     tell("the backward pass")
-    before = run(copy.deepcopy(model), batch, loss_fn, seed)
+    with untouched(model):
+        before = run(copied_model(model), batch, loss_fn, seed)
     tell("taking it apart")
     found, errors = subjects(before.recording, limits, needs_lag, layer, before.balance)
     notes: list[str] = []

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from retrograde.record import Recorded
 
+NEARLY = 0.9
+"""A peak of this part of the highest one is as high as it, but for the noise."""
+
 
 @dataclass(frozen=True)
 class Need:
@@ -43,18 +46,19 @@ def need_of(recorded: Recorded, named: int | None, season: float, fraction: floa
         lag, height = found
         words = f"the input resembles itself {lag} steps ago (autocorrelation {height:.2f})"
         return Need(lag, "season", words, "season_correlation")
-    lag = math.ceil(fraction * (len(recorded.x) - 1))
+    lag = math.ceil(min(max(fraction, 0.0), 1.0) * (len(recorded.x) - 1))
     return Need(lag, "length", f"{fraction:.0%} of the sequence", "reach_fraction")
 
 
 def season_of(x: Float[Tensor, "T B I"], least: float) -> tuple[int, float] | None:
-    """The lag of the highest peak of the input's autocorrelation, and its height, or None.
+    """The lag of the first high peak of the input's autocorrelation, and its height, or None.
 
         r(l) = sum_t z_t z_{t-l} / (T - l)  over  sum_t z_t^2 / T,   z without mean and trend
 
     Over all samples and features together, each in units of its own spread, up to half of the
     sequence. A peak lies behind a lag at which r is below `least`: that neighbours resemble each
-    other is no season.
+    other is no season. Twice a season is as high a peak, but for the noise: the first one counts
+    that is nearly as high as the highest.
     """
     steps = len(x)
     if steps < 8 or not bool(x.isfinite().all()):
@@ -67,9 +71,13 @@ def season_of(x: Float[Tensor, "T B I"], least: float) -> tuple[int, float] | No
     first = int(below[0])
     if first >= len(r) - 1:
         return None
-    lag = first + int(r[first:].argmax())
-    inside = lag + 1 < len(r)  # at the very end it may still be rising
-    return (lag, float(r[lag])) if inside and float(r[lag]) >= least else None
+    inside = r[first:-1]  # at the very end it may still be rising
+    peaks = (inside >= r[first - 1 : -2]) & (inside >= r[first + 1 :]) & (inside >= least)
+    if not bool(peaks.any()):
+        return None
+    high = peaks & (inside >= NEARLY * inside[peaks].max())
+    lag = first + int(torch.nonzero(high)[0])
+    return lag, float(r[lag])
 
 
 def autocorrelation(x: Float[Tensor, "T B I"]) -> Float[Tensor, "L"]:

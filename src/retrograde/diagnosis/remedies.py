@@ -3,6 +3,7 @@
 Every remedy is a function: it changes a copied model, or raises `Unfit` where it has no place.
 """
 
+import keyword
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from retrograde.cells.generations import generation
 from retrograde.diagnosis.activity import keeping_for
@@ -65,9 +67,17 @@ def expression(path: str) -> str:
     """A place in a model as Python: "model.encoder.lstm", or get_submodule where that is none."""
     if not path:
         return "model"
-    if all(part.isidentifier() for part in path.split(".")):
+    if all(part.isidentifier() and not keyword.iskeyword(part) for part in path.split(".")):
         return f"model.{path}"
     return f"model.get_submodule({path!r})"
+
+
+def assignment(path: str, value: str) -> str:
+    """The line that puts another module in a place: what is no expression cannot be assigned to."""
+    here = expression(path)
+    if here.startswith("model.get_submodule("):
+        return f"model.set_submodule({path!r}, {value})"
+    return f"{here} = {value}"
 
 
 @dataclass(frozen=True)
@@ -151,20 +161,21 @@ def _scaled(patient: Patient, what: str, size: str) -> Applied:
         "spectral radius": lambda gate: torch.linalg.eigvals(gate).abs().max(),
         "largest singular value": lambda gate: torch.linalg.matrix_norm(gate, 2),
     }
+    half = next(patient.layer.parameters()).dtype in (torch.float16, torch.bfloat16)
     named = [w for n, w in patient.layer.named_parameters() if n.startswith("weight_hh")]
     if not named or any(len(w) % w.shape[1] or not bool(w.isfinite().all()) for w in named):
         raise Unfit
     with torch.no_grad():
         for weight in named:
             for gate in torch.split(weight, weight.shape[1]):
-                gate /= sizes[what](gate)
+                gate /= sizes[what](gate.float() if half else gate)
     return Applied(
         f"recurrent weights scaled to {what} 1",
         "with torch.no_grad():\n"
         f"    for name, weight in {patient.here}.named_parameters():\n"
         '        if name.startswith("weight_hh"):\n'
         "            for gate in weight.split(weight.shape[1]):\n"
-        f"                gate /= {size}",
+        f"                gate /= {size.replace('(gate', '(gate.float()') if half else size}",
     )
 
 
@@ -183,16 +194,21 @@ def _sizes(layer: nn.Module, *more: str) -> dict[str, Any]:
 
 def _call(kind: str, layer: Any, **options: Any) -> str:
     named = {**_sizes(layer), **options}
+    weight = next(layer.parameters())
+    if weight.device.type != "cpu":
+        named["device"] = str(weight.device)
     words = [str(layer.input_size), str(layer.hidden_size)]
     words += [f"{name}={value!r}" for name, value in named.items()]
+    if weight.dtype != torch.get_default_dtype():
+        words.append(f"dtype={weight.dtype}")
     return f"{kind}({', '.join(words)})"
 
 
 def _made(kind: Callable[..., nn.Module], layer: Any, **options: Any) -> nn.Module:
-    """A layer of another kind with the same sizes, on the same device."""
+    """A layer of another kind with the same sizes, on the same device, drawn in the same type."""
     weight = next(layer.parameters())
-    made = kind(layer.input_size, layer.hidden_size, **_sizes(layer), **options)
-    return made.to(device=weight.device, dtype=weight.dtype)
+    options |= {"device": weight.device, "dtype": weight.dtype}
+    return kind(layer.input_size, layer.hidden_size, **_sizes(layer), **options)
 
 
 def _projects(layer: nn.Module) -> bool:
@@ -208,7 +224,7 @@ def no_forget_gate(patient: Patient) -> Applied:
         raise Unfit
     if isinstance(layer, LSTM) and layer.generation == "nfg":
         raise Unfit
-    code = f"{patient.here} = {_call('retrograde.nn.LSTM', layer, generation='nfg')}"
+    code = assignment(patient.path, _call("retrograde.nn.LSTM", layer, generation="nfg"))
     patient.replace(_made(LSTM, layer, generation="nfg"))
     return Applied("another generation: no forget gate (f = 1), fresh weights", code)
 
@@ -221,7 +237,7 @@ def forget_gate(patient: Patient) -> Applied:
     if not isinstance(layer, LSTM) or "forget" in generation(layer.generation).gates:
         raise Unfit
     made = _made(nn.LSTM, layer)
-    code = f"{patient.here} = {_call('torch.nn.LSTM', layer)}"
+    code = assignment(patient.path, _call("torch.nn.LSTM", layer))
     patient.replace(made)
     return Applied("another generation: with a forget gate (2000), fresh weights", code)
 
@@ -238,7 +254,7 @@ def lstm(patient: Patient) -> Applied:
     made = _made(nn.LSTM, layer)
     initialise(made, "forget-bias", value=value)  # type: ignore[arg-type]
     code = (
-        f"{patient.here} = {_call('torch.nn.LSTM', layer)}\n"
+        assignment(patient.path, _call("torch.nn.LSTM", layer)) + "\n"
         f'retrograde.nn.initialise({patient.here}, "forget-bias", value={value})'
     )
     patient.replace(made)
@@ -250,14 +266,14 @@ def truncated(patient: Patient) -> Applied:
     gradient, and it cannot grow; the forward pass stays as it is.
     """
     layer = patient.layer
-    if not isinstance(layer, nn.LSTM | nn.GRU) or _projects(layer):
+    if not isinstance(layer, nn.LSTM | nn.GRU) or _projects(layer) or is_parametrized(layer):
         raise Unfit
     kind = LSTM if isinstance(layer, nn.LSTM) else GRU
     made = LSTM.from_torch(layer) if isinstance(layer, nn.LSTM) else GRU.from_torch(layer)
     made.truncated = True
     code = (
-        f"{patient.here} = retrograde.nn.{kind.__name__}.from_torch({patient.here})\n"
-        f"{patient.here}.truncated = True"
+        assignment(patient.path, f"retrograde.nn.{kind.__name__}.from_torch({patient.here})")
+        + f"\n{patient.here}.truncated = True"
     )
     patient.replace(made)
     return Applied("the truncated backward pass of 1997: nothing comes back through h", code)
@@ -327,7 +343,8 @@ def standardise_input(patient: Patient) -> Applied:
     return Applied(
         "input scaled to mean 0 and standard deviation 1",
         f"# what {patient.here} reads; better with mean and std of the whole training set\n"
-        "x = (x - x.mean((0, 1))) / x.std((0, 1))",
+        "spread = x.std((0, 1))\n"
+        "x = (x - x.mean((0, 1))) / spread.where(spread > 0, 1)  # a constant feature stays 0",
     )
 
 

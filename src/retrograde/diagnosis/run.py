@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from retrograde.diagnosis.unharmed import copied, seeded
 from retrograde.errors import ArgumentError
 from retrograde.record import Recording, record, recurrent_layers
 
@@ -51,7 +52,7 @@ def run(
 
     Args:
         model: the copy; its gradients are overwritten.
-        batch: what `loss_fn` takes beside the model.
+        batch: what `loss_fn` takes beside the model; it gets a copy, where that can be made.
         loss_fn: maps (model, batch) to the scalar loss.
         seed: of what is random in the pass.
         afterwards: what is done to the gradients after the backward pass (clipping).
@@ -60,7 +61,9 @@ def run(
         ArgumentError: if the loss is not a scalar tensor with a gradient.
         RetrogradeError: whatever `record` refuses.
     """
-    model.zero_grad()
+    batch = copied(batch)
+    for parameter in model.parameters():
+        parameter.grad = None
     order: list[nn.Module] = []
     layers = recurrent_layers(model)
     hooks = [
@@ -70,10 +73,14 @@ def run(
         and (module in layers.values() or _own_parameters(module))
     ]
     try:
-        with torch.random.fork_rng(), torch.enable_grad():
-            torch.manual_seed(seed)
+        with seeded(seed), torch.enable_grad():
             with record(model) as recording:
                 loss = scalar(loss_fn(model, batch))
+                if any(parameter.grad is not None for parameter in model.parameters()):
+                    raise ArgumentError(
+                        "loss_fn(model, batch) must leave backward() to retrograde: return the "
+                        "loss and call neither backward() nor an optimiser in it"
+                    )
                 loss.backward()  # type: ignore[no-untyped-call]
     finally:
         for hook in hooks:

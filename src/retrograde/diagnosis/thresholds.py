@@ -1,5 +1,6 @@
 """Every threshold of every rule, in one table, each with its reason."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -105,13 +106,21 @@ def limits(changed: Mapping[str, float] | None = None) -> tuple[Threshold, ...]:
     """The table, with some values changed.
 
     Raises:
-        ArgumentError: for a name that the table does not have; the message lists those it has.
+        ArgumentError: for a name that the table does not have (the message lists those it has), or
+            a value that is no number.
     """
     changed = changed or {}
     known = [row.name for row in TABLE]
     for name in changed:
         if name not in known:
             raise ArgumentError(f"there is no threshold {name!r}; there are: {', '.join(known)}")
+        value = changed[name]
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if math.isnan(number):
+            raise ArgumentError(f"the threshold {name!r} must be a number; got {value!r}")
     return tuple(
         Threshold(row.name, float(changed.get(row.name, row.value)), row.unit, row.reason)
         for row in TABLE

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from retrograde.diagnosis.finding import Finding, Training, Trial
-from retrograde.diagnosis.remedies import CLIP
+from retrograde.diagnosis.remedies import Afterwards
 from retrograde.diagnosis.run import LossFunction, scalar
-from retrograde.diagnosis.trials import Clinic, Treated
+from retrograde.diagnosis.trials import Clinic, Treated, in_words
+from retrograde.diagnosis.unharmed import seeded
 from retrograde.errors import MissingExtraError
 
 MOST = 4
@@ -29,7 +30,7 @@ def train(
     loss_fn: LossFunction,
     steps: int,
     seed: int,
-    clip: float | None = None,
+    afterwards: Afterwards | None = None,
 ) -> tuple[float, ...]:
     """The loss at each of so many steps of training; the model itself is left alone.
 
@@ -39,7 +40,7 @@ def train(
         loss_fn: as in `diagnose`.
         steps: how many.
         seed: of what is random.
-        clip: the norm to clip at, if any.
+        afterwards: what is done to the gradients before each step (clipping).
 
     Raises:
         MissingExtraError: if Lightning is not installed.
@@ -65,19 +66,21 @@ def train(
             losses.append(float(loss.detach()))
             return loss
 
+        def on_before_optimizer_step(self, _: object) -> None:
+            if afterwards is not None:
+                afterwards(self.model)
+
         def configure_optimizers(self) -> Any:
             return torch.optim.Adam(self.parameters(), lr=LEARNING_RATE)
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     device = next(model.parameters()).device
-    with warnings.catch_warnings(), torch.random.fork_rng(), torch.enable_grad():
+    with warnings.catch_warnings(), seeded(seed), torch.enable_grad():
         warnings.simplefilter("ignore")  # Lightning's advice about workers, devices and loggers
-        torch.manual_seed(seed)
         trainer = lightning.Trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
             devices=1,
             max_steps=steps,
-            gradient_clip_val=clip,
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
@@ -121,21 +124,35 @@ def train_remedies(
         tell: called with what is trained next, before each training.
     """
 
-    def curve(model: nn.Module, clip: float | None = None) -> tuple[float, ...]:
-        return train(model, clinic.batch, clinic.loss_fn, steps, clinic.seed, clip)
+    problems: dict[tuple[str, str], str] = {}
+
+    def curve(model: nn.Module, afterwards: Afterwards | None = None) -> tuple[float, ...]:
+        return train(model, clinic.batch, clinic.loss_fn, steps, clinic.seed, afterwards)
 
     pairs = plan(findings)
     if not pairs:
         return list(findings)
     tell("training the original")
-    original = curve(clinic.model)
-    curves = {}
+    curves: dict[tuple[str, str], tuple[float, ...]] = {}
+    try:
+        original = curve(clinic.model)
+    except MissingExtraError:
+        raise
+    except Exception as error:  # the model may not stand training; that is an answer too
+        problems = dict.fromkeys(pairs, in_words(error))
+        pairs = []
     for layer, remedy in pairs:
         tell(f"training {remedy} on {layer}")
-        clip = CLIP if remedy == "clip" else None
-        curves[layer, remedy] = curve(treated[layer, remedy].model, clip)
+        one = treated[layer, remedy]
+        try:
+            curves[layer, remedy] = curve(one.model, one.applied.afterwards)
+        except Exception as error:
+            problems[layer, remedy] = in_words(error)
 
     def with_curve(layer: str | None, trial: Trial) -> Trial:
+        if layer is not None and (layer, trial.remedy) in problems:
+            said = f"could not be trained: {problems[layer, trial.remedy]}"
+            return replace(trial, note="; ".join(filter(None, (trial.note, said))))
         if layer is None or (layer, trial.remedy) not in curves:
             return trial
         training = Training(OPTIMIZER, original, curves[layer, trial.remedy])

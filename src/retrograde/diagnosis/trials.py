@@ -1,12 +1,10 @@
 """Remedies tried: on a copy of the model, in the same pass, judged by the finding's own number."""
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from retrograde.diagnosis.finding import Evidence, Finding, Trial, at_least
@@ -15,6 +13,7 @@ from retrograde.diagnosis.rules import RULES
 from retrograde.diagnosis.run import LossFunction, Run, run
 from retrograde.diagnosis.subject import Subject, subjects
 from retrograde.diagnosis.thresholds import Threshold
+from retrograde.diagnosis.unharmed import copied_model, seeded
 from retrograde.errors import RetrogradeError
 from retrograde.record import recurrent_layers
 
@@ -64,17 +63,19 @@ class Clinic:
 
     def treat(self, subject: Subject, remedy: str) -> Treated | None:
         """Apply a remedy to a copy and run the pass again; None where it has no place."""
-        model = copy.deepcopy(self.model)
+        model = copied_model(self.model)
         layers = recurrent_layers(model)
         paths = {id(module): path for path, module in model.named_modules()}
         path = paths[id(layers[subject.name])]
         patient = Patient(model, subject.name, path, max(1, subject.need.lag), self.before.after)
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
+        with seeded(self.seed):
             try:
                 applied = REMEDIES[remedy](patient)
             except Unfit:
                 return None
+            except Exception as error:  # weights of a form that it cannot be done to
+                nothing = Applied(str(REMEDIES[remedy].__doc__).strip().rstrip("."), "")
+                return Treated(nothing, model, None, math.nan, in_words(error))
         try:
             now = run(patient.model, self.batch, self.loss_fn, self.seed, applied.afterwards)
             found, errors = subjects(
@@ -83,11 +84,12 @@ class Clinic:
             if errors:
                 raise errors[0]
         except Exception as error:  # the model may not stand another layer; that is an answer too
-            return Treated(applied, patient.model, None, math.nan, _in_words(error))
+            return Treated(applied, patient.model, None, math.nan, in_words(error))
         return Treated(applied, patient.model, found[patient.name], now.loss)
 
 
-def _in_words(error: Exception) -> str:
+def in_words(error: Exception) -> str:
+    """What went wrong with a copy."""
     if isinstance(error, RetrogradeError):
         return str(error)
     return f"{type(error).__name__}: {error}"

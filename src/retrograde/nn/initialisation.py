@@ -161,7 +161,8 @@ def _uniform_gate(target: _Target, options: _Options) -> None:
 def _orthogonal(target: _Target, options: _Options) -> None:
     for gates in target.every("weight_hh"):
         for block in gates.values():
-            nn.init.orthogonal_(block, options.gain, generator=options.generator)
+            full = block.float() if block.dtype in (torch.float16, torch.bfloat16) else block
+            block.copy_(nn.init.orthogonal_(full, options.gain, generator=options.generator))
 
 
 def _identity(target: _Target, options: _Options) -> None:

@@ -4,6 +4,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
+from operator import index
 from typing import Any, overload
 
 import torch
@@ -89,8 +90,10 @@ def diagnose(
         >>> report.ok, report.findings[0].rule, report.findings[0].trials[0].helped
         (False, 'forget-gate-too-short', True)
     """
-    if needs_lag is not None and (isinstance(needs_lag, bool) or needs_lag < 1):
-        raise ArgumentError(f"needs_lag must be a positive number of steps; got {needs_lag!r}")
+    if needs_lag is not None:
+        needs_lag = _whole(needs_lag, 1, "needs_lag must be a positive number of steps")
+    try_training = _whole(try_training, 0, "try_training must be a number of steps")
+    seed = _whole(seed, -(2**63), "seed must be a whole number")
     table = limits(thresholds)
     settings = Settings(
         versions={
@@ -104,7 +107,7 @@ def diagnose(
     )
     if isinstance(subject, Recording):
         return _report(examine_recording(subject, table, needs_lag, layer), settings)
-    if loss_fn is None:
+    if loss_fn is None or not isinstance(subject, nn.Module):
         raise ArgumentError("diagnose takes a recording, or a model, a batch and a loss function")
     examination = examine(
         subject,
@@ -146,6 +149,21 @@ def _report(examination: Examination, settings: Settings) -> Report:
     notes += [f"Not taken apart: {why}" for why in sorted(refused)]
     notes += examination.notes
     return Report(TITLE, layers, examination.findings, horizon, tuple(notes), settings)
+
+
+def _whole(number: Any, least: int, words: str) -> int:
+    """A whole number of any kind as an int.
+
+    Raises:
+        ArgumentError: if it is none, or below the least.
+    """
+    try:
+        whole = index(number)
+    except TypeError:
+        raise ArgumentError(f"{words}; got {number!r}") from None
+    if isinstance(number, bool) or whole < least:
+        raise ArgumentError(f"{words}; got {number!r}")
+    return whole
 
 
 def _described(batch: Any) -> str:
