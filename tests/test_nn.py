@@ -456,3 +456,20 @@ def test_no_warning_without_need():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         LSTM(2, 3, 2, dropout=0.1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "gates", "keeping"), [(nn.LSTMCell, 4, 1), (nn.GRUCell, 3, 1), (nn.RNNCell, 1, None)]
+)
+def test_cells_of_torch_are_initialised_as_their_layers_are(kind, gates, keeping):
+    cell = kind(3, 5)
+    retrograde.nn.initialise(cell, "orthogonal")
+    for block in cell.weight_hh.chunk(gates):
+        torch.testing.assert_close(block @ block.T, torch.eye(5))
+    if keeping is None:
+        with pytest.raises(ArgumentError, match="a gate that RNNCell"):
+            retrograde.nn.initialise(cell, "forget-bias")
+        return
+    retrograde.nn.initialise(cell, "forget-bias", value=2.0)
+    total = (cell.bias_ih + cell.bias_hh)[5 * keeping : 5 * (keeping + 1)]
+    assert torch.equal(total, torch.full((5,), 2.0))

@@ -126,7 +126,7 @@ def lag_curve(log2_mean: Tensor, reach: int, half_life: float, floor: float) -> 
 def adjoint_curve(log2_mean: Sequence[float], half_life: float) -> Any:
     """Mean norm of the adjoint over lag: how it grows or shrinks on its way back."""
     alt = _altair()
-    rows, curve = _over_lag(alt, log2_mean, "mean adjoint")
+    rows, curve = _over_lag(alt, log2_mean, "mean adjoint, over that at lag 0")
     if not rows:
         return _nothing(alt, "How the adjoint grows or shrinks on its way back")
     layers = [curve]

@@ -29,6 +29,16 @@ class Adjoints:
         return mean_by_lag(self.log2, self.lags)
 
     @property
+    def log2_growth_by_lag(self) -> Float[Tensor, "T"]:
+        """log2 of the mean norm at each lag over that of the same entries at lag 0.
+
+        Few entries are seen at long lags; if those are the large ones, the plain mean rises there
+        although nothing has grown.
+        """
+        start = torch.where(self.lags == 0, self.log2, -torch.inf).amax(1, keepdim=True)
+        return self.log2_mean_by_lag - mean_by_lag(start.expand_as(self.log2), self.lags)
+
+    @property
     def half_life(self) -> float:
         """Steps in which the adjoint halves; negative steps in which it doubles, if it grows.
 

@@ -16,7 +16,7 @@ from retrograde.diagnosis.training import MOST as MOST_TRAINED
 from retrograde.diagnosis.training import train_remedies
 from retrograde.diagnosis.trials import Clinic, plan, try_remedies
 from retrograde.diagnosis.unharmed import copied_model, untouched
-from retrograde.errors import RetrogradeError
+from retrograde.errors import RecordingError, RetrogradeError
 from retrograde.record import Recording
 
 Progress = Callable[[int, int, str], object]
@@ -72,7 +72,13 @@ def examine(
     tell = Teller(progress)
     tell("the backward pass")
     with untouched(model):
-        before = run(copied_model(model), batch, loss_fn, seed)
+        try:
+            before = run(copied_model(model), batch, loss_fn, seed)
+        except RecordingError as error:
+            raise RecordingError(
+                "loss_fn(model, batch) led no gradient through a recurrent layer of the model it "
+                f"was given. {error}"
+            ) from None
     tell("taking it apart")
     found, errors = subjects(before.recording, limits, needs_lag, layer, before.balance)
     notes: list[str] = []

@@ -12,6 +12,9 @@ from retrograde.record import Recorded
 NEARLY = 0.9
 """A peak of this part of the highest one is as high as it, but for the noise."""
 
+CHANCE = 3.0
+"""The autocorrelation of n pairs of noise has a standard deviation of 1/sqrt(n); so many count."""
+
 
 @dataclass(frozen=True)
 class Need:
@@ -57,8 +60,9 @@ def season_of(x: Float[Tensor, "T B I"], least: float) -> tuple[int, float] | No
 
     Over all samples and features together, each in units of its own spread, up to half of the
     sequence. A peak lies behind a lag at which r is below `least`: that neighbours resemble each
-    other is no season. Twice a season is as high a peak, but for the noise: the first one counts
-    that is nearly as high as the highest.
+    other is no season, nor is a height that noise reaches where there are few pairs. Twice a
+    season is as high a peak, but for the noise: the first one counts that is nearly as high as
+    the highest.
     """
     steps = len(x)
     if steps < 8 or not bool(x.isfinite().all()):
@@ -72,7 +76,9 @@ def season_of(x: Float[Tensor, "T B I"], least: float) -> tuple[int, float] | No
     if first >= len(r) - 1:
         return None
     inside = r[first:-1]  # at the very end it may still be rising
-    peaks = (inside >= r[first - 1 : -2]) & (inside >= r[first + 1 :]) & (inside >= least)
+    pairs = x[0].numel() * torch.arange(steps - first, steps - len(r) + 1, -1, device=r.device)
+    floor = (CHANCE / pairs.sqrt()).clamp(min=least)
+    peaks = (inside >= r[first - 1 : -2]) & (inside >= r[first + 1 :]) & (inside >= floor)
     if not bool(peaks.any()):
         return None
     high = peaks & (inside >= NEARLY * inside[peaks].max())

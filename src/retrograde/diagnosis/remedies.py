@@ -254,7 +254,8 @@ def lstm(patient: Patient) -> Applied:
     made = _made(nn.LSTM, layer)
     initialise(made, "forget-bias", value=value)  # type: ignore[arg-type]
     code = (
-        assignment(patient.path, _call("torch.nn.LSTM", layer)) + "\n"
+        assignment(patient.path, _call("torch.nn.LSTM", layer))
+        + "  # its state is a pair: output, (h_n, c_n)\n"
         f'retrograde.nn.initialise({patient.here}, "forget-bias", value={value})'
     )
     patient.replace(made)

@@ -123,13 +123,12 @@ class Subject:
 
 def peak(adjoints: Adjoints) -> tuple[float, int]:
     """How far the mean adjoint rises above that at lag 0, in powers of two, and at what lag."""
-    mean = adjoints.log2_mean_by_lag
-    known = torch.nonzero(mean.isfinite()).squeeze(1)
-    if len(known) < 2:
+    rise = adjoints.log2_growth_by_lag
+    known = torch.nonzero(rise[1:].isfinite()).squeeze(1) + 1
+    if not len(known):
         return math.nan, 0
-    rise = mean[known] - mean[known[0]]
-    highest = int(rise[1:].argmax()) + 1
-    return float(rise[highest]), int(known[highest] - known[0])
+    lag = int(known[rise[known].argmax()])
+    return float(rise[lag]), lag
 
 
 def subjects(

@@ -67,6 +67,13 @@ TABLE = (
         "decided at any time, most of the gate's weights learn nothing.",
     ),
     Threshold(
+        "saturated_state_share",
+        0.8,
+        "of units and steps",
+        "Units that count or hold drive their cell state where its squashing function is flat: in "
+        "trained LSTMs that work this was up to 62 %. Beyond 80 % hardly any state is read.",
+    ),
+    Threshold(
         "dead_share",
         0.1,
         "of the units",
@@ -95,9 +102,9 @@ TABLE = (
     ),
     Threshold(
         "conflict",
-        -0.5,
+        -1.0,
         "share of the gradient",
-        "The lags that pull against the rest take back half of the whole gradient again.",
+        "The lags that pull against the rest take back as much as the whole gradient is.",
     ),
 )
 

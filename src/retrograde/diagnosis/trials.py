@@ -161,11 +161,15 @@ def progress(before: Evidence, after: float) -> float:
 
 
 def ordered(finding: Finding, trials: Sequence[Trial]) -> tuple[Trial, ...]:
-    """Trials by their measured effect, cures first."""
+    """Trials by their measured effect, cures first; among equals as the rule lists them.
+
+    An effect counts up to the threshold: of two remedies that reach it, the one that goes far
+    beyond is not the better one.
+    """
 
     def effect(trial: Trial) -> tuple[bool, bool, float]:
         after = math.nan if trial.after is None else trial.after
-        return trial.cured, trial.helped, progress(finding.evidence[0], after)
+        return trial.cured, trial.helped, min(1.0, progress(finding.evidence[0], after))
 
     return tuple(sorted(trials, key=effect, reverse=True))
 

@@ -15,7 +15,7 @@ from retrograde.cells.generations import generation
 from retrograde.errors import ArgumentError
 from retrograde.nn.modules import GRU, LSTM, RNN
 
-Module = nn.LSTM | nn.GRU | nn.RNN | LSTM | GRU | RNN
+Module = nn.LSTM | nn.GRU | nn.RNN | nn.LSTMCell | nn.GRUCell | nn.RNNCell | LSTM | GRU | RNN
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def initialise(
     A GRU's update gate keeps the state as a forget gate does, and gets the forget gate's bias.
 
     Args:
-        module: an LSTM, GRU or RNN of this package or of torch.nn.
+        module: an LSTM, GRU or RNN of this package or of torch.nn, or one of its cells.
         name: a name from the table above, `retrograde.nn.initialisations`.
         value: the bias of "forget-bias".
         horizon: the number of steps that "chrono" spreads the units' time constants up to.
@@ -97,14 +97,14 @@ class _Target:
     def gates(self) -> tuple[str, ...]:
         if isinstance(self.module, LSTM):
             return generation(self.module.generation).gates
-        if isinstance(self.module, nn.LSTM):
+        if isinstance(self.module, nn.LSTM | nn.LSTMCell):
             return LSTM_GATES
-        return GRU_GATES if isinstance(self.module, nn.GRU | GRU) else ("hidden",)
+        return GRU_GATES if isinstance(self.module, nn.GRU | nn.GRUCell | GRU) else ("hidden",)
 
     def every(self, kind: str) -> Iterator[dict[str, Tensor]]:
         """The blocks of every weight of that kind (layer by layer), by gate."""
         for name, weight in self.module.named_parameters(recurse=False):
-            if name.startswith(kind + "_l"):
+            if name == kind or name.startswith(kind + "_l"):
                 yield dict(zip(self.gates, weight.chunk(len(self.gates)), strict=True))
 
     def set_bias(self, gate: str, draw: Callable[[Tensor], Tensor]) -> list[Tensor]:
@@ -167,7 +167,7 @@ def _orthogonal(target: _Target, options: _Options) -> None:
 
 def _identity(target: _Target, options: _Options) -> None:
     module = target.module
-    if not isinstance(module, nn.RNN | RNN) or module.nonlinearity != "relu":
+    if not isinstance(module, nn.RNN | nn.RNNCell | RNN) or module.nonlinearity != "relu":
         raise ArgumentError(f"initialisation 'identity' is that of a relu RNN; got {module!r}")
     for name, weight in module.named_parameters(recurse=False):
         if name.startswith("weight_hh"):

@@ -117,7 +117,8 @@ class Layer:
         gradient_norm: L2 norm of the layer's gradient.
         beyond: signed share of the lags from the horizon on, where the report has a horizon.
         log2_mean_by_lag: log2 of the mean norm of the contributions at each lag.
-        log2_adjoint_by_lag: log2 of the mean norm of the adjoint at each lag.
+        log2_adjoint_by_lag: log2 of the mean norm of the adjoint at each lag, over that of the same
+            entries at lag 0.
         by_time, by_lag, by_octave, by_parameter, by_route, by_crossing: the gradient taken apart,
             by lag in the groups of the table and in octaves; routes and crossings are None for a
             cell without a carousel, where they tell nothing.
@@ -189,7 +190,7 @@ class Layer:
             gradient_norm=float(whole.norm[0]),
             beyond=float(far.share[1]) if far else None,
             log2_mean_by_lag=_row(by_time.log2_mean_by_lag),
-            log2_adjoint_by_lag=_row(flow.adjoints.log2_mean_by_lag),
+            log2_adjoint_by_lag=_row(flow.adjoints.log2_growth_by_lag),
             by_time=Map(*by_time.pooled()),
             by_lag=Parts.of(lags),
             by_octave=Parts.of(flow.by_lag()),

@@ -276,6 +276,7 @@ SICK: Sequence[Case] = (
         _changed(nn.RNN, _orthogonal(4.0), steps=120, nonlinearity="relu"),
         "non-finite",
     ),
+    Case("output layer of zeros", _output_layer(0.0), "no-gradient"),
     Case("output layer times 100", _output_layer(100.0), "output-outweighs"),
     Case("output layer times 0.001", _output_layer(0.001), "output-outweighs"),
     Case("a fast unit drowns a slow one", _near_lags, "near-lags-dominate", {"needs_lag": 40}),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from retrograde.diagnosis.rules.balance import CONFLICT, OUTWEIGHS
 from retrograde.diagnosis.rules.gates import DEAD, DOUBLE, SATURATED, SHORT
-from retrograde.diagnosis.rules.growth import EXPLODING, NON_FINITE
+from retrograde.diagnosis.rules.growth import EXPLODING, NO_GRADIENT, NON_FINITE
 from retrograde.diagnosis.rules.reach import NEAR, VANISHING
 from retrograde.diagnosis.rules.rule import Rule
 
@@ -12,6 +12,7 @@ RULES: Mapping[str, Rule] = {
     rule.name: rule
     for rule in (
         NON_FINITE,
+        NO_GRADIENT,
         EXPLODING,
         SATURATED,
         DEAD,

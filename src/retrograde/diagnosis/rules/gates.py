@@ -20,18 +20,27 @@ JOZEFOWICZ = (
 )
 
 
+def _limit(activity: Activity) -> str:
+    """The threshold of a gate, or of a squashed cell state."""
+    return "saturated_state_share" if activity.gate == "squashed" else "saturated_share"
+
+
 def _worst(subject: Subject) -> Activity | None:
-    return max(subject.activities, key=lambda each: each.saturated, default=None)
+    """The gate or state furthest beyond its threshold, or nearest to it."""
+    return max(
+        subject.activities,
+        key=lambda each: each.saturated - subject.limits[_limit(each)],
+        default=None,
+    )
 
 
 def _saturated(subject: Subject) -> Evidence | None:
     worst = _worst(subject) if subject.live else None
     if worst is None:
         return None
-    limit = subject.limits["saturated_share"]
-    return Evidence(
-        "saturated share", worst.saturated, "of units and steps", limit, "below", "saturated_share"
-    )
+    name = _limit(worst)
+    unit, limit = "of units and steps", subject.limits[name]
+    return Evidence("saturated share", worst.saturated, unit, limit, "below", name)
 
 
 def _decided(subject: Subject, evidence: Evidence) -> Finding:
@@ -204,7 +213,7 @@ SATURATED = Rule(
     "gate shut) is not counted: that is what gates are for.",
     _saturated,
     _decided,
-    ("saturated_slope", "saturated_share"),
+    ("saturated_slope", "saturated_share", "saturated_state_share"),
     ("standardise-input", "spectral-norm", "orthogonal", "fresh", "forget-gate"),
     (
         'Sepp Hochreiter, Jürgen Schmidhuber, "Long Short-Term Memory", Neural Computation 9(8) '

@@ -145,6 +145,39 @@ def _sentence(words: str) -> str:
     return words[:1].upper() + words[1:]
 
 
+def _entries(subject: Subject) -> Evidence | None:
+    if subject.flow is None:
+        return None
+    count = float(len(subject.flow.entries))
+    return Evidence("steps at which the loss enters", count, "steps", 1.0, "above")
+
+
+def _no_gradient(subject: Subject, evidence: Evidence) -> Finding:
+    return Finding(
+        "no-gradient",
+        "error",
+        subject.name,
+        "The loss gives the layer no gradient: dL/dh is exactly 0 at every step",
+        (evidence,),
+        (
+            "What comes after the layer passes nothing back: weights of 0, a dead relu, a product "
+            "with 0, or a mask that leaves no step",
+            "The loss is at its optimum",
+        ),
+        ("Look at the weights and activations between this layer and the loss",),
+    )
+
+
+NO_GRADIENT = Rule(
+    "no-gradient",
+    "No gradient arrives",
+    "Whether the loss enters the layer at any step at all. Where dL/dh is exactly 0 everywhere, no "
+    "weight of the layer learns, and there is nothing to take apart.",
+    _entries,
+    _no_gradient,
+    (),
+    ("fresh-output",),
+)
 EXPLODING = Rule(
     "exploding",
     "The gradient explodes",

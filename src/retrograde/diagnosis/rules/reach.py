@@ -129,7 +129,7 @@ def _near(subject: Subject, evidence: Evidence) -> Finding:
     assert flow is not None
     return Finding(
         "near-lags-dominate",
-        "info" if need.why == "length" else "warning",
+        "warning" if need.why == "named" else "info",
         subject.name,
         f"The gradient as a whole does not vanish, its distant part does: lags of {need.lag} and "
         f"more ({need.words}) make up {evidence.value:.2%} of it, although single contributions "
