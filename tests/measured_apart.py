@@ -94,7 +94,7 @@ class Measured:
 
     def dead_units(self):
         moved = self.h.amax((0, 1)) - self.h.amin((0, 1))
-        return float((moved <= 1e-6).float().mean())
+        return float((moved <= 1e-6 * self.h.abs().max()).float().mean())
 
     def imbalance(self, clipped_to=math.inf):
         sizes = []

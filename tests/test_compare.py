@@ -250,7 +250,7 @@ def test_settings_that_differ_are_said_first(layer):
         Difference("needs_lag", "none", "5"),
         Difference("horizon", "none", "the week (5 steps)"),
         Difference("rules", "vanishing, exploding", "vanishing"),
-        Difference("threshold conflict", "-0.5", "-0.1"),
+        Difference("threshold conflict", "-1", "-0.1"),
         Difference("steps of LSTM", "9", "12"),
     }
     text = str(comparison)

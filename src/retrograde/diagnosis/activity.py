@@ -60,16 +60,24 @@ class Activity:
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """The outputs h of one layer: how far each unit moved in the whole pass, shape [H]."""
+    """The outputs h of one layer.
+
+    Attributes:
+        name: "h", with its layer in a stack.
+        moved: how far each unit moved in the whole pass, shape [H].
+        largest: the largest output of any unit.
+        squashing: the function that squashes it, where it is that of a plain RNN.
+    """
 
     name: str
     moved: Float[Tensor, "H"]
+    largest: float
     squashing: str | None
 
     @property
     def dead(self) -> Bool[Tensor, "H"]:
         """Units whose output is the same number at every step of every sample."""
-        return self.moved <= 1e-6
+        return self.moved <= 1e-6 * self.largest
 
 
 def look(
@@ -220,4 +228,5 @@ class _Outputs:
 
     def result(self) -> Units:
         assert self._low is not None and self._high is not None
-        return Units(self._name, self._high - self._low, self._squashing)
+        largest = float(torch.maximum(self._high.abs(), self._low.abs()).max())
+        return Units(self._name, self._high - self._low, largest, self._squashing)
