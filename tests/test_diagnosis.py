@@ -22,6 +22,9 @@ from retrograde.diagnosis.trials import progress
 from retrograde.errors import ArgumentError, UnsupportedModelError
 from retrograde.tasks import gallery
 
+# Very many passes; those of the command line and the reports are checked for shapes as well.
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 CASES = (*gallery.SICK, *gallery.HEALTHY)
 NUMBERS = {
     "vanishing": Measured.reach,
@@ -62,7 +65,6 @@ def examined(name, dtype=torch.float32, **options):
     return examine(model, batch, gallery.loss_fn, limits(), **options)
 
 
-@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("case", gallery.SICK, ids=lambda case: case.name)
 def test_the_right_finding_comes_first(case):
     first = gallery.findings(case)[0]
@@ -71,14 +73,12 @@ def test_the_right_finding_comes_first(case):
     assert first.causes and first.advice
 
 
-@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("case", gallery.HEALTHY, ids=lambda case: case.name)
 def test_a_healthy_model_is_ok(case):
     serious = [f for f in gallery.findings(case) if at_least(f.severity, "warning")]
     assert serious == []
 
 
-@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("name", APART)
 def test_every_claim_of_a_remedy_is_measured_again(name):
     """The lines of code that the report prints are run on a fresh model; plain torch measures.
@@ -181,7 +181,6 @@ def test_a_cure_that_brings_another_finding_is_none():
     assert trials["spectral-norm"].cured and not trials["spectral-norm"].note
 
 
-@pytest.mark.usefixtures("unchecked")
 def test_the_users_model_and_random_numbers_are_left_alone():
     model, batch = made("huge recurrent weights (RNN)")
     model.eval()
@@ -207,7 +206,6 @@ def test_the_users_model_and_random_numbers_are_left_alone():
     assert orthogonal[0] != orthogonal[1]
 
 
-@pytest.mark.usefixtures("unchecked")
 def test_training_tells_original_and_remedy_apart():
     model, batch = made("huge recurrent weights (RNN)")
     done = []
@@ -257,7 +255,6 @@ def test_thresholds_are_the_users_to_set():
         limits({"reach": 3.0})
 
 
-@pytest.mark.usefixtures("unchecked")
 def test_every_threshold_changes_some_finding():
     """None stands in the table without effect."""
     moved = {
