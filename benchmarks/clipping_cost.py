@@ -41,6 +41,7 @@ def seconds_of(size: int) -> dict[str, list[float]]:
         "clip_grad_norm_, model.parameters()": lambda: nn.utils.clip_grad_norm_(
             model.parameters(), 1.0
         ),
+        "clip_grad_value_, a list": lambda: nn.utils.clip_grad_value_(parameters, 1e-3),
         "GlobalNorm": Clipper(model, limit),
         "ByGroup of three": Clipper(
             model, ByGroup({"recurrent": limit, "input": limit, "output": limit})

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import retrograde
 from retrograde.clipping import (
@@ -608,6 +609,41 @@ def test_training_is_that_with_torchs_own():
     for name, value in expected.state_dict().items():
         assert value.equal(model.state_dict()[name])
     assert 0 < clipper.statistics().groups["all"].bit <= 1
+
+
+class Reads(TorchDispatchMode):
+    """Counts what would wait for a device: numbers read from it, and numbers sent there."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.sent = 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.read += function is torch.ops.aten._local_scalar_dense.default
+        self.sent += function is torch.ops.aten.lift_fresh.default  # torch.tensor(...)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [GlobalNorm(1.0), Value(0.1), AGC(), AutoClip(30.0), ZClip(warmup=2)]
+    + [ByGroup({"recurrent": GlobalNorm(1.0), "output": chain(Value(0.1), AutoClip())})],
+    ids=lambda policy: type(policy).__name__,
+)
+def test_a_step_reads_one_number_from_the_device(policy):
+    """As clip_grad_norm_ with error_if_nonfinite does, and the first step lays out the groups."""
+    model = Model()
+    clipper = Clipper(model, policy)
+    for seed in range(5):
+        backward(model, seed=seed)
+        with Reads() as reads:
+            clipper()
+        if seed:
+            assert (reads.read, reads.sent) == (1, 0)
+    backward(model)
+    with Reads() as reads:
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=True)
+    assert reads.read >= 1
 
 
 def test_no_trace_is_left():

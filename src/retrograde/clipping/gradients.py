@@ -85,7 +85,8 @@ class Gradients:
         self._plain: dict[str, Tensor] = {}  # norms by group, without the factors
         self._factors: dict[str, Tensor] = {}  # what is still to be multiplied in
         self._bit: dict[str, Tensor] = {}
-        self._originals: dict[str, list[Tensor]] = {}  # of groups that were edited
+        self._edited: set[str] = set()
+        self._originals: dict[str, Tensor] = {}  # of edited groups, as one vector
         self._before = [self._plain_norm(group) for group in layout.places] if measured else []
 
     @property
@@ -95,7 +96,7 @@ class Gradients:
 
     def norm_of(self, groups: tuple[str, ...]) -> Tensor:
         """L2 norm of some groups as they are now."""
-        untouched = not self._factors and not self._originals
+        untouched = not self._factors and not self._edited
         if untouched and len(groups) == len(self._layout.places):
             return self.norm
         norms = torch.stack([self._norm(group) for group in groups])
@@ -115,9 +116,9 @@ class Gradients:
         if not groups:
             return
         for group in groups:
-            if group not in self._originals:
-                own = self._own(group)
-                self._originals[group] = [g.clone() for g in own] if self._measured else own
+            if self._measured and group not in self._originals:
+                self._originals[group] = flat(self._own(group))
+        self._edited |= set(groups)
         self._multiply(groups)
         places = self._layout.places
         act([self._layout.parameters[i] for group in groups for i in places[group]])
@@ -158,7 +159,7 @@ class Gradients:
         before, after, cosine, bit = self._before, [], [], []
         no, one = torch.zeros_like(self.norm, dtype=torch.bool), torch.ones_like(self.norm)
         for group, norm in zip(self._layout.places, before, strict=True):
-            edited = group in self._originals
+            edited = group in self._edited
             after.append(self._norm(group))
             cosine.append(self._cosine(group, norm) if edited else one)
             passed = self._bit.get(group, no)
@@ -171,12 +172,9 @@ class Gradients:
         Both are divided by their norms first, so that no product leaves the range.
         """
         after = self._plain_norm(group)
-        dots = [
-            ((old / before.to(old.device)) * (new / after.to(new.device))).sum().to(before)
-            for old, new in zip(self._originals[group], self._own(group), strict=True)
-        ]
+        old, new = self._originals[group].to(before.dtype), flat(self._own(group)).to(before.dtype)
         there = (before > 0) & (after > 0)
-        return torch.where(there, torch.stack(dots).sum(), torch.ones_like(before))
+        return torch.where(there, ((old / before) * (new / after)).sum(), torch.ones_like(before))
 
 
 @dataclass(frozen=True)
@@ -226,6 +224,11 @@ def norms_of(grads: list[Tensor]) -> Tensor:
         found = torch._foreach_norm([grads[i] for i in where], 2, dtype=wide)
         norms |= zip(where, found, strict=True)
     return torch.stack([norms[i].to(grads[0].device) for i in range(len(grads))])
+
+
+def flat(grads: list[Tensor]) -> Tensor:
+    """All elements as one new vector, on the device of the first."""
+    return torch.cat([grad.reshape(-1).to(grads[0].device) for grad in grads])
 
 
 def multiply(grads: list[Tensor], factor: Tensor) -> None:
