@@ -441,7 +441,25 @@ def test_tied_and_frozen_parameters():
     model = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
     model["b"].weight = model["a"].weight
     model["b"].bias.requires_grad_(False)
-    assert Clipper(model, GlobalNorm(1.0)).groups == {"output": ("a.weight", "a.bias")}
+    clipper = Clipper(model, GlobalNorm(1.0))
+    assert clipper.groups == {"output": ("a.weight", "a.bias", "b.bias")}
+    for thawed in (False, True):
+        model["b"].bias.requires_grad_(thawed)
+        model["b"](100 * model["a"](torch.ones(2, 3))).sum().backward()
+        assert (model["b"].bias.grad is not None) == thawed
+        clipper()
+        assert norm(model) == pytest.approx(1, rel=1e-5)
+
+
+def test_gradients_that_carry_a_graph_are_clipped_outside_of_it():
+    model = Model()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of what create_graph keeps
+        loss_of(model).backward(create_graph=True)
+    clipper = Clipper(model, chain(AutoClip(), Value(0.1)))
+    assert not clipper().requires_grad
+    assert not clipper.state_dict()["memory"]["0"]["norms"].requires_grad
+    assert not clipper.state_dict()["history"].requires_grad
 
 
 def test_groups_without_a_gradient_in_some_steps():

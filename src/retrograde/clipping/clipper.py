@@ -56,10 +56,11 @@ def clip(
     parameters = _Parameters(model, groups)
     check_groups(policy, parameters.groups)
     check_nonfinite(nonfinite)
-    gradients = Gradients(*parameters.current(), measured=False)
-    if parameters.finite(gradients, nonfinite):
-        policy.apply(gradients.whole, None)
-        gradients.finish()
+    with torch.no_grad():
+        gradients = Gradients(*parameters.current(), measured=False)
+        if parameters.finite(gradients, nonfinite):
+            policy.apply(gradients.whole, None)
+            gradients.finish()
     return gradients.norm
 
 
@@ -165,15 +166,16 @@ class Clipper:
         _check_unscaled(self._scaler, self._optimizer)
         layout, grads = self._parameters.current()
         self._seen.check(grads)
-        gradients = Gradients(layout, grads, measured=True)
-        if self._parameters.finite(gradients, self.nonfinite):
-            self._memory = self.policy.apply(gradients.whole, self._memory)
-            effect = gradients.finish()
-            assert effect is not None
-            self._history.add(effect)
-            self._seen.note(grads)
-        else:
-            self.skipped += 1
+        with torch.no_grad():
+            gradients = Gradients(layout, grads, measured=True)
+            if self._parameters.finite(gradients, self.nonfinite):
+                self._memory = self.policy.apply(gradients.whole, self._memory)
+                effect = gradients.finish()
+                assert effect is not None
+                self._history.add(effect)
+                self._seen.note(grads)
+            else:
+                self.skipped += 1
         return gradients.norm
 
     @property
@@ -276,7 +278,7 @@ class Clipper:
 
 
 class _Parameters:
-    """The parameters of a model that can have a gradient, and those that have one now.
+    """The parameters of a model, frozen ones included, and those that have a gradient now.
 
     Attributes:
         parameters: in the model's order.
@@ -286,12 +288,8 @@ class _Parameters:
     def __init__(self, model: nn.Module, own: Mapping[str, Patterns] | None):
         while isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
             model = model.module
-        named = {
-            _plain_name(name): parameter
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad
-        }
-        if not named:
+        named = {_plain_name(name): parameter for name, parameter in model.named_parameters()}
+        if not any(parameter.requires_grad for parameter in named.values()):
             raise ArgumentError(
                 f"no parameter of {type(model).__name__} has requires_grad=True, so there will be "
                 "no gradient to clip"
@@ -373,7 +371,7 @@ class _Seen:
 
     def __init__(self, parameters: tuple[nn.Parameter, ...]):
         self._clipped: list[tuple[weakref.ref[Tensor], int]] = []
-        self._weight = parameters[-1]
+        self._weight = [parameter for parameter in parameters if parameter.requires_grad][-1]
         self._at = at = list[int]()
 
         def note(weight: Tensor) -> None:

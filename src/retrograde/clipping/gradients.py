@@ -152,7 +152,6 @@ class Gradients:
             multiply(self._grads, next(iter(factors.values())))
             return
         for group, factor in factors.items():
-            self._plain[group] = self._plain_norm(group) * factor
             multiply(self._own(group), factor)
 
     def _effect(self) -> Effect:

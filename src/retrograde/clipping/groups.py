@@ -53,8 +53,8 @@ def grouped(names: Iterable[str], own: Mapping[str, Patterns] | None) -> dict[st
             matched = [name for name in names if fnmatchcase(name, pattern)]
             if not matched:
                 raise ArgumentError(
-                    f"the pattern {pattern!r} of group {group!r} matches no parameter that has a "
-                    f"gradient; there are {', '.join(names)}"
+                    f"the pattern {pattern!r} of group {group!r} matches no parameter; "
+                    f"there are {', '.join(names)}"
                 )
             for name in matched:
                 if taken.setdefault(name, group) != group:

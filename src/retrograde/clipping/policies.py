@@ -354,7 +354,7 @@ def check_groups(policy: AbstractPolicy, groups: Mapping[str, tuple[str, ...]]) 
             if group != ALL and group not in groups:
                 there = "; ".join(f"{name!r}: {', '.join(held)}" for name, held in groups.items())
                 raise ArgumentError(
-                    f"the group {group!r} matches no parameter that has a gradient; there are "
+                    f"the group {group!r} matches no parameter; there are "
                     f"{there}. Groups of one's own are given as groups={{name: patterns}}"
                 )
             check_groups(part, groups if group == ALL else {group: groups[group]})
