@@ -86,7 +86,7 @@ class Gradients:
         self._factors: dict[str, Tensor] = {}  # what is still to be multiplied in
         self._bit: dict[str, Tensor] = {}
         self._edited: set[str] = set()
-        self._originals: dict[str, Tensor] = {}  # of edited groups, as one vector
+        self._originals: dict[str, list[Tensor]] = {}  # of edited groups
         self._before = [self._plain_norm(group) for group in layout.places] if measured else []
 
     @property
@@ -117,7 +117,7 @@ class Gradients:
             return
         for group in groups:
             if self._measured and group not in self._originals:
-                self._originals[group] = flat(self._own(group))
+                self._originals[group] = [grad.clone() for grad in self._own(group)]
         self._edited |= set(groups)
         self._multiply(groups)
         places = self._layout.places
@@ -171,9 +171,12 @@ class Gradients:
         Both are divided by their norms first, so that no product leaves the range.
         """
         after = self._plain_norm(group)
-        old, new = self._originals[group].to(before.dtype), flat(self._own(group)).to(before.dtype)
+        dots = [
+            torch.dot((old.to(before) / before).reshape(-1), (new.to(before) / after).reshape(-1))
+            for old, new in zip(self._originals[group], self._own(group), strict=True)
+        ]
         there = (before > 0) & (after > 0)
-        return torch.where(there, ((old / before) * (new / after)).sum(), torch.ones_like(before))
+        return torch.where(there, torch.stack(dots).sum().clamp(-1, 1), torch.ones_like(before))
 
 
 @dataclass(frozen=True)
@@ -223,11 +226,6 @@ def norms_of(grads: list[Tensor]) -> Tensor:
         found = torch._foreach_norm([grads[i] for i in where], 2, dtype=wide)
         norms |= zip(where, found, strict=True)
     return torch.stack([norms[i].to(grads[0].device) for i in range(len(grads))])
-
-
-def flat(grads: list[Tensor]) -> Tensor:
-    """All elements as one new vector, on the device of the first."""
-    return torch.cat([grad.reshape(-1).to(grads[0].device) for grad in grads])
 
 
 def multiply(grads: list[Tensor], factor: Tensor) -> None:
