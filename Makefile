@@ -38,6 +38,7 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/memory_and_length.py
 	$(BIN)/python benchmarks/monitor_cost.py
 	$(BIN)/python benchmarks/diagnosis_cost.py
+	$(BIN)/python benchmarks/clipping_cost.py
 
 docs: .venv/dev
 	$(BIN)/mkdocs build --strict --quiet

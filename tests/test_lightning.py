@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from retrograde.clipping import AutoClip, ByGroup, GlobalNorm, chain
 from retrograde.errors import ArgumentError
-from retrograde.integrations.lightning import MonitorCallback
+from retrograde.integrations.lightning import ClippingCallback, MonitorCallback
 
 PACKAGES = ["lightning.pytorch", "pytorch_lightning"]
 
@@ -194,6 +195,94 @@ def test_loggers_with_log_image_get_the_picture(tmp_path):
 def test_numbers_are_positive_integers(name):
     with pytest.raises(ArgumentError, match=f"{name} must be a positive integer"):
         MonitorCallback(**{name: 0})
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2}], ids=["", "accumulated"])
+def test_clipping_is_that_of_the_trainer(package, options, tmp_path):
+    pl, results = import_module(package), []
+    for callbacks, more in (
+        ([], {"gradient_clip_val": 1e-3}),
+        ([ClippingCallback(GlobalNorm(1e-3))], {}),
+        ([], {}),
+    ):
+        module = module_of(pl)
+        fit(pl, tmp_path, module, callbacks, **options, **more)
+        results.append(module.state_dict())
+    for name, value in results[0].items():
+        assert value.equal(results[1][name])
+    assert not results[1]["rnn.weight_hh_l0"].equal(results[2]["rnn.weight_hh_l0"])
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_scalars_of_clipping_reach_the_loggers(package, tmp_path):
+    pl = import_module(package)
+    logger = import_module(f"{package}.loggers").CSVLogger(tmp_path)
+    norms, module = [], module_of(pl)
+
+    class Norms(pl.Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            norms.append(float(nn.utils.get_total_norm([p.grad for p in pl_module.parameters()])))
+
+    callback = ClippingCallback(ByGroup({"all": GlobalNorm(1e-3)}), every=3)
+    fit(pl, tmp_path, module, [Norms(), callback], [logger])
+    with open(f"{logger.log_dir}/metrics.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["retrograde/clipping/all/norm"]]
+    assert [int(row["step"]) for row in rows] == [2, 5]
+    for row, part in zip(rows, (norms[:3], norms[3:]), strict=True):
+        assert float(row["retrograde/clipping/all/norm"]) == pytest.approx(sorted(part)[1])
+        assert float(row["retrograde/clipping/recurrent/bit"]) == 1
+        assert float(row["retrograde/clipping/output/cosine"]) == pytest.approx(1)
+        shares = [float(row[f"retrograde/clipping/{g}/share"]) for g in callback.clipper.groups]
+        assert len(shares) == 3 and sum(shares) == pytest.approx(1)
+        assert float(row["retrograde/clipping/skipped"]) == 0
+    assert callback.clipper.norms()["all"].tolist() == pytest.approx(norms, rel=1e-6)
+
+
+def test_a_checkpoint_holds_what_clipping_remembers(tmp_path):
+    pl = import_module("lightning.pytorch")
+    policy = chain(AutoClip(50.0), GlobalNorm(1.0))
+    first, whole = ClippingCallback(policy), ClippingCallback(policy)
+    trainer = fit(pl, tmp_path, module_of(pl), [first], batches=6, limit_train_batches=3)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    state = torch.load(tmp_path / "half.ckpt", weights_only=False)["callbacks"]["ClippingCallback"]
+    resumed = ClippingCallback(policy)
+    resumed.load_state_dict(state)
+    fit(pl, tmp_path, module_of(pl), [resumed], batches=6)
+    fit(pl, tmp_path, module_of(pl), [whole], batches=6)
+    norms = resumed.clipper.norms()["all"]
+    assert len(norms) == 9 and norms[:3].equal(first.clipper.norms()["all"])
+    assert len(resumed.state_dict()["memory"]["0"]["norms"]) == 9
+    assert len(whole.clipper.norms()["all"]) == 6
+
+
+def test_batches_without_a_loss_and_with_a_broken_one(tmp_path):
+    def gives(module, batch, batch_idx):
+        factor = {2: None, 4: float("nan")}.get(batch_idx, 1.0)
+        return None if factor is None else factor * module.loss(batch[0])
+
+    pl = import_module("lightning.pytorch")
+    callback = ClippingCallback(GlobalNorm(1.0), nonfinite="skip")
+    module = module_of(pl, gives)
+    with pytest.warns(UserWarning, match="`training_step` returned `None`"):
+        fit(pl, tmp_path, module, [callback])
+    assert (callback.clipper.statistics().steps, callback.clipper.skipped) == (4, 1)
+    assert all(p.isfinite().all() for p in module.parameters())
+
+
+def test_what_clips_twice_or_for_several_optimisers_is_refused(tmp_path):
+    pl = import_module("lightning.pytorch")
+    with pytest.raises(ArgumentError, match="the trainer clips, too.*gradient_clip_val=1.0"):
+        callbacks = [ClippingCallback(GlobalNorm(1.0))]
+        fit(pl, tmp_path, module_of(pl), callbacks, gradient_clip_val=1.0)
+    module = module_of(pl, manual, manual=True)
+    module.configure_optimizers = lambda: [
+        torch.optim.SGD(part.parameters(), 0.1) for part in (module.rnn, module.head)
+    ]
+    with pytest.raises(ArgumentError, match="for one optimiser; this model has 2"):
+        fit(pl, tmp_path, module, [ClippingCallback(GlobalNorm(1.0))])
+    with pytest.raises(ArgumentError, match="every must be a positive integer"):
+        ClippingCallback(GlobalNorm(1.0), every=0)
 
 
 def test_without_lightning_it_says_how_to_install_it():

@@ -9,7 +9,7 @@ flow.reach, flow.half_life, flow.residual
 
 from importlib.metadata import version
 
-from retrograde import cells, nn
+from retrograde import cells, clipping, nn
 from retrograde.decompose import Flow, decompose
 from retrograde.errors import RetrogradeError
 from retrograde.monitor import Monitor
@@ -26,6 +26,7 @@ __all__ = [
     "Report",
     "RetrogradeError",
     "cells",
+    "clipping",
     "decompose",
     "diagnose",
     "nn",

@@ -32,6 +32,10 @@ class NonFiniteError(RetrogradeError):
         self.place = place
 
 
+class ClippingError(RetrogradeError, RuntimeError):
+    """Clipping was asked for at a moment when it has no effect, or another one than is meant."""
+
+
 class SecondDerivativeError(RetrogradeError, RuntimeError):
     """A derivative written out by hand was to be differentiated once more."""
 

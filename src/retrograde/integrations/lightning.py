@@ -1,12 +1,14 @@
-"""The monitor as a Lightning callback, for whatever loggers the trainer has."""
+"""The monitor and clipping as Lightning callbacks, for whatever loggers the trainer has."""
 
 import warnings
+from collections.abc import Mapping
 from functools import partial
 from importlib import import_module
 from io import BytesIO
 from typing import Any
 
-from retrograde.errors import MissingExtraError
+from retrograde.clipping import AbstractPolicy, Clipper
+from retrograde.errors import ArgumentError, MissingExtraError
 from retrograde.monitor import Monitor, check_positive
 
 
@@ -124,6 +126,90 @@ class MonitorCallback(*_callbacks()):  # type: ignore[misc]
                 self._warned = True
                 warnings.warn(f"no chart of {layer!r} was logged: {error}", stacklevel=2)
             return None
+
+
+class ClippingCallback(*_callbacks()):  # type: ignore[misc]
+    """Clip by a policy before every step of the optimiser, and log what that did.
+
+    It takes the place of the trainer's `gradient_clip_val`, which has to be None: both would clip.
+    With 16-bit precision Lightning unscales the gradients first; take `nonfinite="skip"` there.
+    Every `every` steps all loggers get `retrograde/clipping/<group>/norm` (median before clipping),
+    `.../bit`, `.../cosine` and `.../share` for every group and for "all", over the last `every`
+    steps that were not skipped, and `retrograde/clipping/skipped`, the count so far. The state of
+    policy and statistics is part of Lightning's checkpoints. A step without a new gradient, after a
+    batch that the model gave no loss for, is left alone. Works with `lightning` and with
+    `pytorch_lightning`, and with one optimiser.
+
+    Args:
+        policy, groups, nonfinite, keep: as for `retrograde.clipping.Clipper`.
+        every: how many steps of the optimiser from one log to the next.
+
+    Attributes:
+        clipper: the `Clipper` of the latest training, None before the first.
+
+    Raises:
+        MissingExtraError: on import, without Lightning.
+        ArgumentError: for an `every` that is not a positive integer; when training starts, for a
+            policy or groups that do not fit the model, a trainer that clips, and several
+            optimisers.
+
+    Example:
+        >>> from retrograde.clipping import GlobalNorm
+        >>> from retrograde.integrations.lightning import ClippingCallback
+        >>> callback = ClippingCallback(GlobalNorm(1.0))  # lightning.Trainer(callbacks=[callback])
+    """
+
+    def __init__(
+        self,
+        policy: AbstractPolicy,
+        *,
+        groups: Mapping[str, Any] | None = None,
+        nonfinite: Any = "raise",
+        keep: int | None = None,
+        every: int = 50,
+    ):
+        super().__init__()
+        check_positive(every=every)
+        self.every = every
+        self.clipper: Clipper | None = None
+        self._resumed: dict[str, Any] | None = None
+        self._steps = 0
+        self._new = partial(Clipper, policy=policy, groups=groups, nonfinite=nonfinite, keep=keep)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.gradient_clip_val is not None:
+            raise ArgumentError(
+                f"the trainer clips, too (gradient_clip_val={trainer.gradient_clip_val}); take "
+                "that away, or the ClippingCallback"
+            )
+        if len(trainer.optimizers) > 1:
+            raise ArgumentError(
+                f"ClippingCallback clips for one optimiser; this model has "
+                f"{len(trainer.optimizers)}. Use a retrograde.clipping.Clipper for each module"
+            )
+        self.clipper, self._steps = self._new(pl_module), 0
+        if self._resumed is not None:
+            self.clipper.load_state_dict(self._resumed)
+            self._resumed = None
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        assert self.clipper is not None
+        if not self.clipper.fresh:
+            return
+        self.clipper()
+        self._steps += 1
+        if self._steps % self.every == 0:
+            scalars = self.clipper.scalars(last=self.every)
+            for logger in trainer.loggers:
+                logger.log_metrics(scalars, step=trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {} if self.clipper is None else self.clipper.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what a checkpoint kept; it is put to use when training starts."""
+        self._resumed = state_dict or None
 
 
 def _image_taker(logger: Any) -> Any:

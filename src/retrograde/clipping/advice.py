@@ -1,0 +1,158 @@
+"""A threshold from recorded norms, with what it would have meant."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, Context
+
+import torch
+from torch import Tensor
+
+from retrograde.clipping.groups import ALL
+from retrograde.clipping.policies import GlobalNorm, is_number
+from retrograde.errors import ArgumentError
+
+Norms = Sequence[float] | Tensor
+
+LEAST = 100
+"""Fewer norms than these tell little about three in a hundred."""
+
+
+@dataclass(frozen=True)
+class GroupAdvice:
+    """What the norms of one group say.
+
+    Attributes:
+        threshold: the one for this group alone, found in the same way.
+        bit: share of the steps in which the threshold for all would have bitten, applied to this
+            group alone.
+        median, mean, largest: of its norms.
+    """
+
+    threshold: float
+    bit: float
+    median: float
+    mean: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A threshold with its consequences; `print` says them.
+
+    Attributes:
+        threshold: for the norm of all gradients together, or of the only group there is.
+        bit: share of the steps in which it would have bitten.
+        groups: by group, as they were given.
+        steps: how many norms it stands on.
+        unused: how many more were not finite.
+    """
+
+    threshold: float
+    bit: float
+    groups: Mapping[str, GroupAdvice]
+    steps: int
+    unused: int
+
+    @property
+    def policy(self) -> GlobalNorm:
+        """The policy that it comes to."""
+        return GlobalNorm(self.threshold)
+
+    def __str__(self) -> str:
+        whole = self.groups[_whole(self.groups)]
+        lines = [
+            f"Clip the norm at {self.threshold:g}: it would have bitten {_often(self.bit)} "
+            f"({self.steps} steps{f', {self.unused} more not finite' if self.unused else ''}).",
+            f"The largest norm was {whole.largest:.3g}, {whole.largest / whole.median:.3g} times "
+            f"the median; the threshold is {self.threshold / whole.mean:.2g} times the mean.",
+        ]
+        for name, group in self.groups.items():
+            if group is not whole:
+                lines.append(
+                    f"Applied to the {name} group alone it would have bitten {_often(group.bit)}; "
+                    f"{group.threshold:g} would be the threshold there "
+                    f"(median {group.median:.3g}, largest {group.largest:.3g})."
+                )
+        if self.steps < LEAST:
+            lines.append(f"These are few norms; {LEAST} and more would say more.")
+        return "\n".join(lines)
+
+
+def suggest(history: Mapping[str, Norms] | Norms, bit: float = 0.03) -> Suggestion:
+    """Propose a threshold for `GlobalNorm` from norms that were recorded without clipping.
+
+    It is the norm that is passed in at most a given share of the steps, rounded up to three digits:
+    above what training does all the time, and below its spikes.
+
+    Args:
+        history: L2 norms before clipping, one a step: by group, as `Clipper.norms()` gives them,
+            with "all" for the whole; or of one group alone.
+        bit: the share of the steps in which it may bite.
+
+    Raises:
+        ArgumentError: for a share outside (0, 1), groups of different lengths, several groups
+            without "all", negative norms, and no norm that is finite and above zero.
+
+    Example:
+        >>> print(suggest([1.0] * 97 + [8.0, 9.0, 30.0]))
+        Clip the norm at 1: it would have bitten in 3 % of the steps (100 steps).
+        The largest norm was 30, 30 times the median; the threshold is 0.69 times the mean.
+    """
+    if not is_number(bit) or not 0 < bit < 1:
+        raise ArgumentError(f"bit is a share of the steps, between 0 and 1; got {bit!r}")
+    norms = {
+        name: torch.as_tensor(values, dtype=torch.float64, device="cpu").detach()
+        for name, values in (history if isinstance(history, Mapping) else {ALL: history}).items()
+    }
+    lengths = {name: list(values.shape) for name, values in norms.items()}
+    if (
+        any(len(shape) != 1 for shape in lengths.values())
+        or len(set(map(str, lengths.values()))) != 1
+    ):
+        raise ArgumentError(
+            f"a group's norms are one number a step, as many in each; got {lengths}"
+        )
+    if len(norms) > 1 and ALL not in norms:
+        raise ArgumentError(
+            f"the norms of the whole are missing: name them {ALL!r}; got {', '.join(norms)}"
+        )
+    table = torch.stack(list(norms.values()))
+    if (table < 0).any():
+        raise ArgumentError("norms are not negative; these are, in part")
+    finite = table.isfinite().all(0)
+    table = table[:, finite]
+    whole = table[list(norms).index(_whole(norms))]
+    if not (whole > 0).any():
+        raise ArgumentError("there is no finite norm above zero to go by")
+    threshold = _passed(whole, bit)
+    groups = {
+        name: GroupAdvice(
+            _passed(values, bit),
+            float((values > threshold).double().mean()),
+            float(values.median()),
+            float(values.mean()),
+            float(values.max()),
+        )
+        for name, values in zip(norms, table, strict=True)
+    }
+    share = float((whole > threshold).double().mean())
+    return Suggestion(threshold, share, groups, len(whole), int((~finite).sum()))
+
+
+def _whole(groups: Mapping[str, object]) -> str:
+    return ALL if ALL in groups else next(iter(groups))
+
+
+def _passed(norms: Tensor, share: float) -> float:
+    """The norm that is passed in at most this share of the steps, rounded up to three digits."""
+    value = float(norms.sort(descending=True).values[int(share * len(norms) + 1e-9)])
+    return float(Context(prec=3, rounding=ROUND_CEILING).create_decimal(repr(value)))
+
+
+def _often(share: float) -> str:
+    if share == 0:
+        return "never"
+    percent = 100 * share
+    return (
+        f"in {percent:.0f} % of the steps" if percent >= 1 else f"in {percent:.1g} % of the steps"
+    )
