@@ -475,6 +475,9 @@ def test_one_layer_of_several():
     assert {finding.layer for finding in report.findings} == {"second"}
     both = retrograde.diagnose(model, x, loss_fn, needs_lag=25, remedies=False)
     assert {finding.layer for finding in both.findings} == {"first", "second"}
+    assert both.summary.startswith(f"{both.findings[0].layer}: {both.findings[0].message}")
+    assert report.summary.startswith(report.findings[0].message)  # there is no other layer
+    assert report.findings[0].trials[0].title in report.summary
     with pytest.raises(ArgumentError, match="no layer 'third'; there are: first, second"):
         retrograde.diagnose(model, x, loss_fn, layer="third")
 

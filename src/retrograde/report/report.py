@@ -93,7 +93,9 @@ class Report:
         first, *others = self.findings
         more = f" (and {len(others)} more)" if others else ""
         cause = first.causes[0] if first.causes else self._reaches()
-        return f"{_ended(first.message, more)} {_ended(cause)} {_ended(_what_helped(first))}"
+        where = f"{first.layer}: " if first.layer and len(self.layers) > 1 else ""
+        found = _ended(where + first.message, more)
+        return f"{found} {_ended(cause)} {_ended(_what_helped(first))}"
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Column titles and one row of text for each layer."""
