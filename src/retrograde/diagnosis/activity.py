@@ -46,11 +46,11 @@ class Activity:
     mean: Float[Tensor, "H"]
 
     @property
-    def since(self) -> int:
-        """The first step from which on the share of saturated units stays above a half."""
+    def since(self) -> int | None:
+        """The first step from which on more than half is saturated at every step shown, if any."""
         steps, saturated = self.course.steps, self.course.saturated
         calm = [step for step, share in zip(steps, saturated, strict=True) if share <= 0.5]
-        return next((step for step in steps if not calm or step > calm[-1]), steps[-1])
+        return next((step for step in steps if not calm or step > calm[-1]), None)
 
     @property
     def time_constants(self) -> Float[Tensor, "H"]:
@@ -101,7 +101,8 @@ def look(
         k = torch.arange(start, start + count, device=chunk.x.device)
         lengths = recorded.lengths
         valid = None if lengths is None else k.unsqueeze(1) < lengths
-        for cell, step, end in _leaves(unrolled.cell, chunk):
+        for cell, step, end, _ in leaves(unrolled.cell, chunk):
+            assert step is not None
             kinds = _squashing(cell, step)
             holding = _holding(step)
             for gate, squashing in kinds.items():
@@ -122,17 +123,25 @@ def keeping_for(lag: int, share: float = 0.01) -> float:
     return math.exp(math.log(share) / max(1, lag))
 
 
-def _leaves(
-    cell: AbstractCell, step: CellStep, end: str = ""
-) -> Iterator[tuple[AbstractCell, CellStep, str]]:
-    """The plain cells of a composite, each with its own step and the end of its names."""
+def leaves(
+    cell: AbstractCell, step: CellStep | None = None, route_end: str = "", weight_end: str = ""
+) -> Iterator[tuple[AbstractCell, CellStep | None, str, str]]:
+    """The plain cells of a composite: each with its own step, and the ends of its names.
+
+    Args:
+        cell: any cell.
+        step: a step of it, if those of the plain cells are wanted.
+        route_end, weight_end: what the names of its routes and of its weights end with.
+    """
     if isinstance(cell, Cut):
-        yield from _leaves(cell.cell, step, end)
+        yield from leaves(cell.cell, step, route_end, weight_end)
     elif isinstance(cell, AbstractComposite):
-        for own, part, suffix in zip(cell.layers, step.layers, cell.route_suffixes, strict=True):
-            yield from _leaves(own, part, end + suffix)
+        steps = step.layers if step else (None,) * len(cell.layers)
+        ends = zip(cell.route_suffixes, cell.suffixes, strict=True)
+        for own, part, (route, weight) in zip(cell.layers, steps, ends, strict=True):
+            yield from leaves(own, part, route_end + route, weight_end + weight)
     else:
-        yield cell, step, end
+        yield cell, step, route_end, weight_end
 
 
 def _squashing(cell: AbstractCell, step: CellStep) -> dict[str, str]:

@@ -82,11 +82,21 @@ def assignment(path: str, value: str) -> str:
 
 @dataclass(frozen=True)
 class Applied:
-    """What was done: in a line, in code, and what is left to do after the backward pass."""
+    """What was done to a layer.
+
+    Attributes:
+        title: in a line.
+        code: the lines that do it to the user's model.
+        afterwards: what is left to do after the backward pass.
+        note: what a reader must know about it.
+        by_training: whether training tells more of it than one pass does.
+    """
 
     title: str
     code: str
     afterwards: Afterwards | None = None
+    note: str = ""
+    by_training: bool = False
 
 
 def _initialise(patient: Patient, name: str, title: str, **options: Any) -> Applied:
@@ -98,13 +108,18 @@ def _initialise(patient: Patient, name: str, title: str, **options: Any) -> Appl
     return Applied(title, f'retrograde.nn.initialise({patient.here}, "{name}"{given})')
 
 
+def bias_for(lag: int) -> float:
+    """The forget bias b at which sigma(b)^lag is 1 %, but 1 at least, with two digits."""
+    f = keeping_for(lag)
+    return round(max(1.0, math.log(f / (1 - f))), 2)
+
+
 def forget_bias(patient: Patient) -> Applied:
     """The forget gate's bias (a GRU's update gate) is set so high that 1 % of the state is left
     after the lag that matters, and to 1 at least; torch draws it around 0, where half is lost at a
     step.
     """
-    f = keeping_for(patient.lag)
-    value = round(max(1.0, math.log(f / (1 - f))), 2)
+    value = bias_for(patient.lag)
     title = f"forget bias {value:g} (keeps 1 % over {patient.lag} steps)"
     return _initialise(patient, "forget-bias", title, value=value)
 
@@ -179,7 +194,7 @@ def _scaled(patient: Patient, what: str, size: str) -> Applied:
     )
 
 
-def _sizes(layer: nn.Module, *more: str) -> dict[str, Any]:
+def _sizes(layer: nn.Module) -> dict[str, Any]:
     """The constructor arguments of a recurrent layer, those that are not torch's defaults."""
     defaults = {
         "num_layers": 1,
@@ -249,8 +264,7 @@ def lstm(patient: Patient) -> Applied:
     layer = patient.layer
     if not isinstance(layer, nn.RNN | RNN | nn.GRU | GRU):
         raise Unfit
-    f = keeping_for(patient.lag)
-    value = round(max(1.0, math.log(f / (1 - f))), 2)
+    value = bias_for(patient.lag)
     made = _made(nn.LSTM, layer)
     initialise(made, "forget-bias", value=value)  # type: ignore[arg-type]
     code = (
@@ -399,7 +413,13 @@ def clip(patient: Patient) -> Applied:
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
 
     code = f"torch.nn.utils.clip_grad_norm_(model.parameters(), {CLIP})  # after loss.backward()"
-    return Applied(f"clipping by norm at {CLIP:g}, at the end", code, afterwards)
+    return Applied(
+        f"clipping by norm at {CLIP:g}, at the end",
+        code,
+        afterwards,
+        note="clipping at the end scales the sum and leaves what happens in time as it is",
+        by_training=True,
+    )
 
 
 def clip_groups(patient: Patient) -> Applied:

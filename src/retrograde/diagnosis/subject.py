@@ -9,8 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retrograde.cells import AbstractCell, Cut
-from retrograde.cells.composite import AbstractComposite
 from retrograde.decompose import Flow, decompose
 from retrograde.decompose.adjoints import AdjointNorms, Adjoints
 from retrograde.decompose.non_finite import NonFinite
@@ -18,12 +16,9 @@ from retrograde.diagnosis.activity import Activity, Units, look
 from retrograde.diagnosis.need import Need, need_of
 from retrograde.diagnosis.run import Balance
 from retrograde.diagnosis.thresholds import Threshold
-from retrograde.engine import Entries, fold
+from retrograde.engine import fold
 from retrograde.errors import ArgumentError, NonFiniteError, RetrogradeError
 from retrograde.record import Recorded, Recording
-
-ROUTE_ROWS = 8
-"""Routes are tried with the entry steps in so many rows: the growth is asked for, not each lag."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,11 +94,7 @@ class Subject:
     def growth_without(self) -> dict[str, float]:
         """The same growth without each route, by route; NaN where nothing comes back then."""
         assert self.flow is not None
-        entries = self.flow.with_rows(ROUTE_ROWS).entries
-        return {
-            route: peak(_adjoints(self.flow.without(route), entries))[0]
-            for route in self.flow.routes
-        }
+        return {route: peak(_adjoints(self.flow.without(route)))[0] for route in self.flow.routes}
 
     @cached_property
     def spectral_radius(self) -> float | None:
@@ -114,11 +105,6 @@ class Subject:
             if name.startswith("weight_hh") and w.ndim == 2 and w.shape[0] == w.shape[1]
         ]
         return max(radii, default=None)
-
-    @cached_property
-    def plain_cells(self) -> list[tuple[AbstractCell, str]]:
-        """The cells inside, each with the end of its weights' names."""
-        return list(_plain(self.recorded.cell, ""))
 
 
 def peak(adjoints: Adjoints) -> tuple[float, int]:
@@ -163,20 +149,11 @@ def subjects(
     return found, errors
 
 
-def _adjoints(flow: Flow, entries: Entries) -> Adjoints:
+def _adjoints(flow: Flow) -> Adjoints:
     """The adjoint norms alone, which cost less than a whole decomposition."""
-    norms = AdjointNorms(entries, flow.steps)
-    fold(flow.unrolled, entries, [norms])
+    norms = AdjointNorms(flow.entries, flow.steps)
+    fold(flow.unrolled, flow.entries, [norms])
     return norms.result()
-
-
-def _plain(cell: AbstractCell, end: str) -> "list[tuple[AbstractCell, str]]":
-    if isinstance(cell, Cut):
-        return _plain(cell.cell, end)
-    if isinstance(cell, AbstractComposite):
-        parts = zip(cell.layers, cell.suffixes, strict=True)
-        return [pair for own, suffix in parts for pair in _plain(own, end + suffix)]
-    return [(cell, end)]
 
 
 def share_beyond(flow: Flow, lag: int) -> Float[Tensor, ""]:

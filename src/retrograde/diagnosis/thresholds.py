@@ -70,8 +70,9 @@ TABLE = (
         "saturated_state_share",
         0.8,
         "of units and steps",
-        "Units that count or hold drive their cell state where its squashing function is flat: in "
-        "trained LSTMs that work this was up to 62 %. Beyond 80 % hardly any state is read.",
+        "Units that count or hold drive their cell state where its squashing function is flat, and "
+        "a trained LSTM that works may do so with more than half of them. Beyond four in five "
+        "hardly any state is read.",
     ),
     Threshold(
         "dead_share",
@@ -97,8 +98,8 @@ TABLE = (
         "usual_imbalance",
         1.0,
         "powers of ten",
-        "What that ratio is where nothing is wrong: an output layer is small, and every step of "
-        "the loss reaches it undiminished. In the healthy models of the gallery: -0.2 to 2.2.",
+        "What that ratio is where nothing is wrong, give or take a power of ten: an output layer "
+        "is small, and every step of the loss reaches it undiminished.",
     ),
     Threshold(
         "conflict",

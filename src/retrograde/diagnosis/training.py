@@ -3,7 +3,8 @@
 import copy
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from retrograde.diagnosis.finding import Finding, Training, Trial
 from retrograde.diagnosis.remedies import Afterwards
 from retrograde.diagnosis.run import LossFunction, scalar
 from retrograde.diagnosis.trials import Clinic, Treated, in_words
-from retrograde.diagnosis.unharmed import seeded
+from retrograde.diagnosis.unharmed import copied, seeded
 from retrograde.errors import MissingExtraError
 
 MOST = 4
@@ -62,7 +63,7 @@ def train(
             self.model = copy.deepcopy(model)
 
         def training_step(self, _: int) -> Tensor:
-            loss = scalar(loss_fn(self.model, batch))  # as it is, whatever kind of thing it is
+            loss = scalar(loss_fn(self.model, copied(batch)))
             losses.append(float(loss.detach()))
             return loss
 
@@ -73,9 +74,8 @@ def train(
         def configure_optimizers(self) -> Any:
             return torch.optim.Adam(self.parameters(), lr=LEARNING_RATE)
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     device = next(model.parameters()).device
-    with warnings.catch_warnings(), seeded(seed), torch.enable_grad():
+    with warnings.catch_warnings(), _hushed(), seeded(seed), torch.enable_grad():
         warnings.simplefilter("ignore")  # Lightning's advice about workers, devices and loggers
         trainer = lightning.Trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -96,14 +96,33 @@ def train(
     return tuple(losses)
 
 
-def plan(findings: Sequence[Finding], most: int = MOST) -> list[tuple[str, str]]:
-    """The (layer, remedy) pairs worth training: the best of each finding, and plain clipping."""
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Without what Lightning says about devices, and with its logger as it was afterwards."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def plan(
+    findings: Sequence[Finding], treated: Mapping[tuple[str, str], Treated], most: int = MOST
+) -> list[tuple[str, str]]:
+    """The (layer, remedy) pairs worth training.
+
+    The best of each finding, and those of which training tells more than one pass does.
+    """
     pairs: dict[tuple[str, str], None] = {}
     for finding in findings:
-        helped = [trial.remedy for trial in finding.trials if trial.helped][:1]
-        clips = [trial.remedy for trial in finding.trials if trial.remedy == "clip"]
-        if finding.layer is not None:
-            pairs |= dict.fromkeys((finding.layer, remedy) for remedy in helped + clips)
+        if finding.layer is None:
+            continue
+        tried = [((finding.layer, trial.remedy), trial.helped) for trial in finding.trials]
+        best = [pair for pair, helped in tried if helped][:1]
+        others = [pair for pair, _ in tried if treated[pair].applied.by_training]
+        pairs |= dict.fromkeys(best + others)
     return list(pairs)[:most]
 
 
@@ -129,7 +148,7 @@ def train_remedies(
     def curve(model: nn.Module, afterwards: Afterwards | None = None) -> tuple[float, ...]:
         return train(model, clinic.batch, clinic.loss_fn, steps, clinic.seed, afterwards)
 
-    pairs = plan(findings)
+    pairs = plan(findings, treated)
     if not pairs:
         return list(findings)
     tell("training the original")

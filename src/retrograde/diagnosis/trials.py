@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from retrograde.diagnosis.finding import Evidence, Finding, Trial, at_least
-from retrograde.diagnosis.remedies import REMEDIES, Afterwards, Applied, Patient, Unfit
+from retrograde.diagnosis.remedies import REMEDIES, Applied, Patient, Unfit
 from retrograde.diagnosis.rules import RULES
 from retrograde.diagnosis.run import LossFunction, Run, run
 from retrograde.diagnosis.subject import Subject, subjects
@@ -132,8 +132,7 @@ def judge(
         name for name, rule in RULES.items() if name not in known and _serious(rule.check(subject))
     ]
     notes = [f"brings a new finding: {', '.join(brought)}"] if brought else []
-    if remedy == "clip":
-        notes.append("clipping at the end scales the sum and leaves what happens in time as it is")
+    notes += [applied.note] if applied.note else []
     return replace(
         trial,
         after=after,
@@ -210,6 +209,3 @@ def try_remedies(
         serious = at_least(finding.severity, "warning")
         told.append(replace(finding, trials=ordered(finding, trials)) if serious else finding)
     return told, treated
-
-
-__all__ = ["Afterwards", "Clinic", "Treated", "plan", "try_remedies"]

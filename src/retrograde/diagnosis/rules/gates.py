@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from retrograde.cells import LSTM
-from retrograde.diagnosis.activity import Activity
+from retrograde.diagnosis.activity import Activity, leaves
 from retrograde.diagnosis.finding import Evidence, Finding
 from retrograde.diagnosis.rules.reach import TALLEC, keeping_too_short, reaches, severity_of
 from retrograde.diagnosis.rules.rule import Rule, steps
@@ -51,6 +51,8 @@ def _decided(subject: Subject, evidence: Evidence) -> Finding:
     what = words.get(worst.gate, f"{worst.gate} gate")
     spread = float(subject.recorded.x.double().std()) if subject.recorded.x.numel() > 1 else 0.0
     mean = float(subject.recorded.x.double().mean())
+    since, last = worst.since, len(subject.recorded.x) - 1
+    when = "" if since is None else f", more than half of it at every step from {since} on"
     others = sorted(subject.activities, key=lambda each: -each.saturated)[1:4]
     causes = [
         "The cell state has drifted: it adds up what comes in, and nothing takes it away again"
@@ -64,8 +66,8 @@ def _decided(subject: Subject, evidence: Evidence) -> Finding:
         "saturated",
         "warning",
         subject.name,
-        f"{worst.saturated:.0%} of the {what} ({worst.name}) is saturated, for good since step "
-        f"{worst.since}: its weights get next to no gradient",
+        f"{worst.saturated:.0%} of the {what} ({worst.name}) is saturated{when}: "
+        + ("next to nothing passes it back" if of_state else "its weights get next to no gradient"),
         (
             evidence,
             *(
@@ -77,11 +79,12 @@ def _decided(subject: Subject, evidence: Evidence) -> Finding:
         ),
         tuple(causes),
         (
+            *(("Give it a gate that can let go, or a negative input bias",) if of_state else ()),
             "Scale the input to mean 0 and standard deviation 1",
             "Start from smaller weights",
         ),
         gate=worst.gate,
-        steps=(worst.since, len(subject.recorded.x) - 1),
+        steps=None if since is None else (since, last),
     )
 
 
@@ -160,40 +163,36 @@ def _idle(subject: Subject, evidence: Evidence) -> Finding:
     )
 
 
-def _biased(subject: Subject) -> list[tuple[str, Tensor, Tensor]]:
-    """The forget slices of both biases of every LSTM layer that has two."""
+def _set_twice(subject: Subject) -> list[tuple[str, Tensor]]:
+    """The forget slices that are the same in both biases, of every LSTM layer that has two."""
     found = []
-    for cell, end in subject.plain_cells:
+    for cell, _, _, end in leaves(subject.recorded.cell):
         if isinstance(cell, LSTM) and "forget" in cell.gates:
             if cell.bias_ih is not None and cell.bias_hh is not None:
                 number, count = cell.gates.index("forget"), len(cell.gates)
-                pair = (cell.bias_ih.chunk(count)[number], cell.bias_hh.chunk(count)[number])
-                found.append((f"bias_ih{end}", *pair))
+                one, other = (b.chunk(count)[number] for b in (cell.bias_ih, cell.bias_hh))
+                if torch.allclose(one, other, rtol=1e-5, atol=1e-7):
+                    found.append((f"bias_ih{end}", one))
     return found
 
 
-def _twice(subject: Subject) -> Evidence | None:
+def _twice(subject: Subject) -> Evidence:
     limit = subject.limits["double_bias"]
-    sizes = [
-        float(b.abs().min()) if torch.allclose(a, b, rtol=1e-5, atol=1e-7) else 0.0
-        for _, a, b in _biased(subject)
-    ]
-    if not sizes:
-        return None
+    largest = max((float(bias.abs().min()) for _, bias in _set_twice(subject)), default=0.0)
     name, unit = "forget bias set in both biases", "bias"
-    return Evidence(name, max(sizes), unit, limit, "below", "double_bias")
+    return Evidence(name, largest, unit, limit, "below", "double_bias")
 
 
 def _doubled(subject: Subject, evidence: Evidence) -> Finding:
-    name, a, b = max(_biased(subject), key=lambda row: float(row[1].abs().min()))
-    total = float((a + b).mean())
-    horizon = 1 / (1 - float((a + b).sigmoid().mean()))
+    name, bias = max(_set_twice(subject), key=lambda row: float(row[1].abs().min()))
+    total = float(2 * bias.mean())
+    horizon = 1 / (1 - float((2 * bias).sigmoid().mean()))
     return Finding(
         "double-bias",
         "warning",
         subject.name,
         f"The forget bias is set twice: {name} and {name.replace('_ih', '_hh')} both hold "
-        f"{float(a.mean()):.3g}, and torch adds the two to {total:.3g}",
+        f"{float(bias.mean()):.3g}, and torch adds the two to {total:.3g}",
         (
             evidence,
             Evidence("forget bias in effect", total, "bias"),
@@ -214,7 +213,7 @@ SATURATED = Rule(
     _saturated,
     _decided,
     ("saturated_slope", "saturated_share", "saturated_state_share"),
-    ("standardise-input", "spectral-norm", "orthogonal", "fresh", "forget-gate"),
+    ("forget-gate", "standardise-input", "spectral-norm", "orthogonal", "fresh"),
     (
         'Sepp Hochreiter, Jürgen Schmidhuber, "Long Short-Term Memory", Neural Computation 9(8) '
         "(1997): state drift",

@@ -88,7 +88,7 @@ def _chaos(residual: float) -> tuple[str, ...]:
         return ()
     return (
         f"Take the numbers as sizes (residual {residual:.1g}): the forward pass is chaotic, and "
-        "rounding differences grow in it as the gradient does. In float64 they are exact",
+        "rounding differences grow in it as the gradient does. A model in float64 gives exact ones",
     )
 
 
