@@ -340,7 +340,9 @@ def test_refusals():
     with pytest.raises(ArgumentError, match=r"a probability from 0 to 1; got 1.5"):
         RNN(2, 3, 2, dropout=1.5)
     lstm = LSTM(2, 3, batch_first=True, generation="peephole")
-    with pytest.raises(ArgumentError, match=r"shape \[B, T, 2\] or \[T, 2\]; got \[4, 5, 3\]"):
+    with pytest.raises(
+        ArgumentError, match=r"shape \[B, T, 2\] or \[T, 2\], or be packed; got \[4, 5, 3\]"
+    ):
         lstm(torch.zeros(4, 5, 3))
     with pytest.raises(ArgumentError, match="has no step or no sample"):
         lstm(torch.zeros(4, 0, 2))

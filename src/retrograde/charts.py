@@ -230,6 +230,55 @@ def ways_by_lag(
     )
 
 
+def clipping(
+    lags: Sequence[range],
+    by_lag: tuple[Tensor, Tensor],
+    ways: Sequence[str],
+    by_way: tuple[Tensor, Tensor],
+    cosine: float,
+    kept: float,
+) -> Any:
+    """Signed shares of the gradient before and after clipping: by lag above, by route below."""
+    alt = _altair()
+    when = ("true gradient", "clipped")
+    title = {
+        "text": "What clipping makes of the gradient",
+        "subtitle": f"cosine to the true gradient {cosine:.3f}, norm {kept:.1%} of it",
+    }
+    panels = []
+    for names, shares, axis in (
+        ([lag_in_words(lag) for lag in lags], by_lag, "lag (steps)"),
+        (list(ways), by_way, "route of the last hop"),
+    ):
+        rows = [
+            (name, label, round(share, 6))
+            for label, of_pass in zip(when, shares, strict=True)
+            for name, share in zip(names, of_pass.tolist(), strict=True)
+            if math.isfinite(share)
+        ]
+        if not rows:
+            return _nothing(alt, title["text"])
+        data = _table(alt, {"part": "string", "gradient": "string", "share": "number"}, rows)
+        scale = alt.Scale(domain=when, range=[GREY, ACCENT])
+        angle = 0 if axis.startswith("lag") else -35
+        panels.append(
+            alt.Chart(data, width=WIDTH - 120, height=150)
+            .mark_bar()
+            .encode(
+                x=alt.X("part:N", sort=names, title=axis, axis=alt.Axis(labelAngle=angle)),
+                xOffset=alt.XOffset("gradient:N", sort=when),
+                y=alt.Y("share:Q", title="signed share", axis=alt.Axis(format="%")),
+                color=alt.Color("gradient:N", title=None, sort=when, scale=scale),
+                tooltip=[
+                    alt.Tooltip("part:N", title=axis),
+                    alt.Tooltip("gradient:N"),
+                    alt.Tooltip("share:Q", format=".2%"),
+                ],
+            )
+        )
+    return alt.vconcat(*panels, title=title)
+
+
 def blocks(names: Sequence[tuple[str, str | None]], log2: Tensor, share: Tensor) -> Any:
     """Size of each block of the gradient: weights down, gates side by side."""
     alt = _altair()

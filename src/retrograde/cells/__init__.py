@@ -1,6 +1,7 @@
 """The recurrences: one file each, forward and derivative side by side."""
 
 from retrograde.cells.base import AbstractCell, AbstractLayer, CellAdjoint, CellStep
+from retrograde.cells.clipped import Clipped, clipped, unclipped
 from retrograde.cells.cut import Cut, truncated
 from retrograde.cells.elman import Elman
 from retrograde.cells.from_function import from_function
@@ -19,13 +20,16 @@ __all__ = [
     "AbstractLayer",
     "CellAdjoint",
     "CellStep",
+    "Clipped",
     "Cut",
     "Elman",
     "Generation",
     "ProjectedLSTM",
     "SideBySide",
     "Stacked",
+    "clipped",
     "from_function",
     "generations",
     "truncated",
+    "unclipped",
 ]

@@ -23,12 +23,32 @@ FEW_ROWS = 64
 
 
 @dataclass(frozen=True)
+class Factors:
+    """What a clipping policy multiplies the adjoints of one step by, or of many along a first axis.
+
+    `here` holds the factor of the adjoint of each pre-activation by gate ([*L, H]), that of the
+    whole state as "state" and that of all that goes back through recurrent weights as "recurrent"
+    ([*L, 1]), as far as the policy acts there; `layers` those of a stack's layers.
+    """
+
+    here: Mapping[str, Float[Tensor, "*L _"]] = field(default_factory=dict)
+    layers: "tuple[Factors, ...]" = ()
+
+    @staticmethod
+    def stack(steps: "Sequence[Factors]") -> "Factors":
+        """Those of many steps as one with a leading axis."""
+        here = {name: torch.stack([step.here[name] for step in steps]) for name in steps[0].here}
+        layers = zip(*(step.layers for step in steps), strict=True)
+        return Factors(here, tuple(map(Factors.stack, layers)))
+
+
+@dataclass(frozen=True)
 class CellStep:
     """One step of a cell (or, with a leading axis, many): what the pull-back needs to know.
 
     `activations` holds the gates and squashed values by name; `derivatives` the pointwise factors
     that `linearise` derives from them ([*L, H], or [*L, G, H] for several gates); `layers` the
-    steps of a stack's layers, none for a plain cell.
+    steps of a stack's layers, none for a plain cell; `factors` those of a clipping policy.
     """
 
     x: Float[Tensor, "*L I"]
@@ -37,6 +57,7 @@ class CellStep:
     activations: Mapping[str, Float[Tensor, "*L H"]] = field(default_factory=dict)
     derivatives: Mapping[str, Float[Tensor, "..."]] = field(default_factory=dict)
     layers: "tuple[CellStep, ...]" = ()
+    factors: Mapping[str, Float[Tensor, "*L _"]] = field(default_factory=dict)
 
     def unbind(self) -> "list[CellStep]":
         """The single steps along the leading axis."""
@@ -56,9 +77,21 @@ class CellStep:
                 by_name(self.activations) if self.activations else [{}] * count,
                 by_name(self.derivatives) if self.derivatives else [{}] * count,
                 layers if self.layers else [()] * count,
+                by_name(self.factors) if self.factors else [{}] * count,
                 strict=True,
             )
         ]
+
+    def clipped(self, factors: Factors) -> "CellStep":
+        """The step with the factors of a clipping policy; to be linearised after."""
+        pairs = zip(self.layers, factors.layers, strict=True)
+        layers = tuple(layer.clipped(own) for layer, own in pairs)
+        return replace(self, factors=factors.here, layers=layers)
+
+    def slope(self, gate: str, by_a: Float[Tensor, "*L H"]) -> Float[Tensor, "*L H"]:
+        """The slope of a gate's squashing function, times the factor of its adjoint if clipped."""
+        factor = self.factors.get(gate)
+        return by_a if factor is None else by_a * factor
 
     @staticmethod
     def stack(
@@ -93,6 +126,7 @@ class CellStep:
             merge(self.activations),
             merge(self.derivatives),
             tuple(layer.merged() for layer in self.layers),
+            merge(self.factors),
         )
 
 
@@ -134,6 +168,11 @@ class GateAdjoint:
             last = first + factor.shape[-2]
             torch.mul(source.unsqueeze(-2), factor, out=gates[..., first:last, :])
             first = last
+
+    def times(self, each: Float[Tensor, "B 1"]) -> "GateAdjoint":
+        """All of it multiplied by a factor for each sample."""
+        parts = ((source, factor * each.unsqueeze(-1)) for source, factor in self.parts)
+        return GateAdjoint(tuple(parts))
 
     def gate(self, number: int) -> "GateAdjoint":
         """The adjoint of one gate alone."""
@@ -264,6 +303,20 @@ def edges_along(edges: Iterable[Edge], wanted: Callable[[str], bool]) -> tuple[E
     return tuple(found)
 
 
+def damped(edge: Edge, factor: Float[Tensor, "B 1"]) -> Edge:
+    """The same edge with all that passes along it multiplied by a factor for each sample."""
+    if isinstance(edge, Product):
+        return replace(edge, adjoint=edge.adjoint.times(factor))
+    if isinstance(edge, Elementwise):
+        factors = tuple(each * factor for each in edge.factors)
+        return replace(edge, factor=edge.factor * factor, factors=factors)
+
+    def times(pull: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        return lambda: pull() * factor
+
+    return replace(edge, pull=times(edge.pull), pulls=tuple(map(times, edge.pulls)))
+
+
 @dataclass(frozen=True)
 class Use:
     """One use of a parameter in a step: its gradient is `sum_b adjoint_b (x) operand_b`.
@@ -321,6 +374,7 @@ class CellAdjoint:
     rows each, from the top); `formed` gives those of parameters for which no such rule is known.
     `like` is the adjoint that was pulled back; that of s_{k-1} has its shape. `carried` marks the
     entries that were handed on from s_{k-1}, where not all were: nothing comes back for the others.
+    `factors` are those of a clipping policy, where one acts.
     """
 
     edges: tuple[Edge, ...]
@@ -329,6 +383,7 @@ class CellAdjoint:
     like: Float[Tensor, "N B S"]
     formed: tuple[FormedGradients, ...] = ()
     carried: Bool[Tensor, "B S"] | None = None
+    factors: Factors | None = None
 
     @cached_property
     def uses(self) -> Mapping[str, tuple[Use, ...]]:
@@ -475,6 +530,19 @@ class AbstractLayer(AbstractCell):
     @abstractmethod
     def gates(self) -> tuple[str, ...]:
         """The gates in the order of the weight rows; empty for a cell without gates."""
+
+    @property
+    def pre_activations(self) -> tuple[str, ...]:
+        """The names of the blocks of a_k, in the order of the weight rows."""
+        return self.gates or ("hidden",)
+
+    @property
+    def adjoint_order(self) -> tuple[tuple[str, ...], ...]:
+        """The same names in the order in which a pull-back finds their adjoints.
+
+        Those of one group do not depend on each other; those of a later one may on earlier ones.
+        """
+        return (self.pre_activations,)
 
     @abstractmethod
     def shapes(self, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:

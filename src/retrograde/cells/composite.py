@@ -9,7 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep, Edge, shifted
+from retrograde.cells.base import (
+    AbstractCell,
+    CellAdjoint,
+    CellStep,
+    Edge,
+    Factors,
+    shifted,
+)
 
 
 class AbstractComposite(AbstractCell):
@@ -119,4 +126,12 @@ class AbstractComposite(AbstractCell):
                 for suffix, adjoint in zip(self.suffixes, adjoints, strict=True)
                 for gradients in adjoint.formed
             ),
+            factors=_joined([adjoint.factors for adjoint in adjoints]),
         )
+
+
+def _joined(factors: Sequence[Factors | None]) -> Factors | None:
+    """Those of several cells; None where no policy acts."""
+    if not any(factors):
+        return None
+    return Factors(layers=tuple(one or Factors() for one in factors))

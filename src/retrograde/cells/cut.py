@@ -4,19 +4,18 @@ Cutting every route through recurrent weights gives the truncated backward pass 
 Schmidhuber trained their LSTM with (1997, appendix A.1): what the carousel alone brings back.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from jaxtyping import Float
 from torch import Tensor
 
-from retrograde._types import Input, Projected, State
 from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep, edges_along
+from retrograde.cells.wrapped import AbstractWrapped
 from retrograde.errors import ArgumentError
 
 
 @dataclass(frozen=True, eq=False)
-class Cut(AbstractCell):
+class Cut(AbstractWrapped):
     """A cell without the gradient along some routes.
 
     Args:
@@ -34,7 +33,6 @@ class Cut(AbstractCell):
         ('carousel',)
     """
 
-    cell: AbstractCell
     cut: frozenset[str]
 
     def __post_init__(self) -> None:
@@ -44,22 +42,6 @@ class Cut(AbstractCell):
             raise ArgumentError(
                 f"no route {', '.join(map(repr, unknown))} in this cell; it has {', '.join(known)}"
             )
-
-    @property
-    def parameters(self) -> Mapping[str, Tensor]:
-        return self.cell.parameters
-
-    @property
-    def input_size(self) -> int:
-        return self.cell.input_size
-
-    @property
-    def slots(self) -> Mapping[str, slice]:
-        return self.cell.slots
-
-    @property
-    def output(self) -> slice | list[int]:
-        return self.cell.output
 
     @property
     def routes(self) -> tuple[str, ...]:
@@ -72,18 +54,6 @@ class Cut(AbstractCell):
     @property
     def inner_routes(self) -> tuple[str, ...]:
         return tuple(route for route in self.cell.inner_routes if route not in self.cut)
-
-    def with_parameters(self, parameters: Mapping[str, Tensor]) -> "Cut":
-        return replace(self, cell=self.cell.with_parameters(parameters))
-
-    def gates_of(self, parameter: str) -> tuple[str, ...]:
-        return self.cell.gates_of(parameter)
-
-    def project(self, x: Input) -> Projected:
-        return self.cell.project(x)
-
-    def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
-        return self.cell.advance(x, projected, state)
 
     def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
         return self.cell.linearise(step, self.cut | cut)

@@ -94,7 +94,7 @@ class Elman(AbstractLayer):
 
     def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
         _, phi_prime = SQUASHING[self.activation]
-        h_by_a = phi_prime(step.activations["hidden"])
+        h_by_a = step.slope("hidden", phi_prime(step.activations["hidden"]))
         return replace(step, derivatives={"h by a": h_by_a.unsqueeze(-2)})
 
     def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:

@@ -55,6 +55,10 @@ class AbstractGRU(AbstractLayer):
     def inner_routes(self) -> tuple[str, ...]:
         return ()
 
+    @property
+    def adjoint_order(self) -> tuple[tuple[str, ...], ...]:
+        return ("update", "candidate"), ("reset",)
+
     def gates_of(self, parameter: str) -> tuple[str, ...]:
         return GRU_GATES
 
@@ -104,9 +108,9 @@ class GRU(AbstractGRU):
 
     def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
         r, z, n, q = step.activations.values()
-        h_by_a_n = (1 - z) * (1 - n * n)
-        h_by_a_z = (step.previous - n) * z * (1 - z)
-        a_n_by_a_r = q * r * (1 - r)
+        h_by_a_n = (1 - z) * step.slope("candidate", 1 - n * n)
+        h_by_a_z = (step.previous - n) * step.slope("update", z * (1 - z))
+        a_n_by_a_r = q * step.slope("reset", r * (1 - r))
         return replace(
             step,
             derivatives={
@@ -178,9 +182,9 @@ class GRU2014(AbstractGRU):
 
     def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
         r, z, n, _ = step.activations.values()
-        h_by_a_n = (1 - z) * (1 - n * n)
-        h_by_a_z = (step.previous - n) * z * (1 - z)
-        q_by_a_r = step.previous * r * (1 - r)
+        h_by_a_n = (1 - z) * step.slope("candidate", 1 - n * n)
+        h_by_a_z = (step.previous - n) * step.slope("update", z * (1 - z))
+        q_by_a_r = step.previous * step.slope("reset", r * (1 - r))
         return replace(
             step,
             derivatives={

@@ -117,6 +117,12 @@ class LSTM(AbstractLayer):
         sees_new_c = "output" in self.kind.peephole_gates
         return ("readout", "peephole.output") if sees_new_c else ("readout",)
 
+    @property
+    def adjoint_order(self) -> tuple[tuple[str, ...], ...]:
+        if "output" not in self.kind.peephole_gates:
+            return (self.gates,)
+        return ("output",), tuple(gate for gate in self.gates if gate != "output")
+
     def gates_of(self, parameter: str) -> tuple[str, ...]:
         others = {"weight_ch": self.kind.peephole_gates, "weight_gg": SIGMOID_GATES}
         return others.get(parameter, self.gates)
@@ -154,8 +160,10 @@ class LSTM(AbstractLayer):
         kind, p = self.kind, self._peepholes
         i, f, g, o, y = step.activations.values()
         c_previous, c = step.previous[..., self.slots["c"]], step.state[..., self.slots["c"]]
-        i_by_a, f_by_a, o_by_a = i * (1 - i), f * (1 - f), o * (1 - o)
-        g_by_a, y_by_c = SQUASHING[kind.cell_squashing][1](g), SQUASHING[kind.state_squashing][1](y)
+        i_by_a, f_by_a = step.slope("input", i * (1 - i)), step.slope("forget", f * (1 - f))
+        g_by_a = step.slope("cell", SQUASHING[kind.cell_squashing][1](g))
+        o_by_a = step.slope("output", o * (1 - o))
+        y_by_c = SQUASHING[kind.state_squashing][1](y)
         c_by_i = g - c_previous if kind.coupled else g
 
         # The adjoint of each a is that of its source times a factor. The gates lie inside the step,

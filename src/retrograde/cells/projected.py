@@ -115,13 +115,14 @@ class ProjectedLSTM(AbstractLayer):
     def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
         i, f, g, o, squashed = step.activations.values()
         c_previous = step.previous[..., self.slots["c"]]
-        by_c = (g * i * (1 - i), c_previous * f * (1 - f), i * (1 - g * g))
+        i_by_a, f_by_a = step.slope("input", i * (1 - i)), step.slope("forget", f * (1 - f))
+        g_by_a, o_by_a = step.slope("cell", 1 - g * g), step.slope("output", o * (1 - o))
         readout = o * (1 - squashed * squashed)
         return replace(
             step,
             derivatives={
-                "a by c": torch.stack(by_c, -2),
-                "a by y": (squashed * o * (1 - o)).unsqueeze(-2),
+                "a by c": torch.stack((g * i_by_a, c_previous * f_by_a, i * g_by_a), -2),
+                "a by y": (squashed * o_by_a).unsqueeze(-2),
                 "y by c": torch.zeros_like(readout) if "readout" in cut else readout,
                 "carousel": f,
                 "y": o * squashed,

@@ -1,9 +1,16 @@
-"""Clipping at the end of the backward pass: where, how much, and what it did."""
+"""Clipping, at the end of the backward pass or inside it: where, how much, and what it did."""
 
 from retrograde.clipping.advice import GroupAdvice, Suggestion, suggest
 from retrograde.clipping.clipper import Clipper, clip
 from retrograde.clipping.gradients import Part
 from retrograde.clipping.groups import scope_of
+from retrograde.clipping.inside import (
+    AbstractInside,
+    ChainInside,
+    HDetach,
+    PreActivationValue,
+    StateNorm,
+)
 from retrograde.clipping.policies import (
     AGC,
     AbstractPolicy,
@@ -19,15 +26,20 @@ from retrograde.clipping.statistics import GroupStatistics, Statistics
 
 __all__ = [
     "AGC",
+    "AbstractInside",
     "AbstractPolicy",
     "AutoClip",
     "ByGroup",
     "Chain",
+    "ChainInside",
     "Clipper",
     "GlobalNorm",
     "GroupAdvice",
     "GroupStatistics",
+    "HDetach",
     "Part",
+    "PreActivationValue",
+    "StateNorm",
     "Statistics",
     "Suggestion",
     "Value",

@@ -7,8 +7,9 @@ from decimal import ROUND_CEILING, Context
 import torch
 from torch import Tensor
 
+from retrograde.clipping.checks import is_number
 from retrograde.clipping.groups import ALL
-from retrograde.clipping.policies import GlobalNorm, is_number
+from retrograde.clipping.policies import GlobalNorm
 from retrograde.errors import ArgumentError
 
 Norms = Sequence[float] | Tensor

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler, OptState
 
+from retrograde.clipping.checks import whole
 from retrograde.clipping.gradients import Gradients, Layout
 from retrograde.clipping.groups import ALL, Patterns, grouped
-from retrograde.clipping.policies import AbstractPolicy, check_groups, inside, is_policy, whole
+from retrograde.clipping.policies import AbstractPolicy, check_groups, inside, is_policy
 from retrograde.clipping.statistics import BEFORE, History, Statistics, summarise, with_whole
 from retrograde.errors import ArgumentError, ClippingError, NonFiniteError
 

@@ -2,21 +2,23 @@
 
 A policy is asked with a part of the gradients, and with what it remembers from the steps before;
 it acts on the part and returns what it will remember. Nothing else is kept: the policy itself never
-changes, so that one value can serve many models. All of them act at the end of the backward pass,
-on the finished gradients. None reads a number from the device.
+changes, so that one value can serve many models. Those here act at the end of the backward pass, on
+the finished gradients; those of inside.py within it. None reads a number from the device.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor, nn
 
+from retrograde.clipping.checks import is_number, positive, whole
 from retrograde.clipping.gradients import Part
 from retrograde.clipping.groups import ALL
+from retrograde.clipping.inside import AbstractInside, ChainInside
 from retrograde.errors import ArgumentError
 
 Memory = dict[str, Any] | None
@@ -314,20 +316,37 @@ class Chain(AbstractPolicy):
         return remembered
 
 
-def chain(*policies: AbstractPolicy) -> Chain:
+@overload
+def chain(*policies: AbstractPolicy) -> Chain: ...
+
+
+@overload
+def chain(*policies: AbstractInside) -> ChainInside: ...
+
+
+def chain(*policies: Any) -> Chain | ChainInside:
     """Policies that act one after the other, each on what the one before left.
 
+    They act either all at the end of the backward pass or all inside it.
+
     Raises:
-        ArgumentError: for none at all, or for what is no policy.
+        ArgumentError: for none at all, for what is no policy, and for policies of both places.
 
     Example:
-        >>> policy = chain(Value(5.0), GlobalNorm(1.0))
+        >>> chain(Value(5.0), GlobalNorm(1.0)).policies
+        (Value(max_value=5.0), GlobalNorm(max_norm=1.0))
     """
     if not policies:
         raise ArgumentError("chain needs at least one policy; GlobalNorm(math.inf) only measures")
+    within = [isinstance(policy, AbstractInside) for policy in policies]
+    if any(within) and any(isinstance(policy, AbstractPolicy) for policy in policies):
+        raise ArgumentError(
+            f"{', '.join(map(repr, policies))} act at two places: give those inside back-propa"
+            "gation to retrograde.nn.clip_inside(model, policy), the others to a Clipper"
+        )
     for policy in policies:
-        is_policy(policy)
-    return Chain(policies)
+        (is_inside if any(within) else is_policy)(policy)
+    return ChainInside(policies) if all(within) else Chain(policies)
 
 
 def inside(policy: AbstractPolicy) -> list[AbstractPolicy]:
@@ -381,29 +400,28 @@ def is_policy(policy: object) -> None:
     Raises:
         ArgumentError: with what it is.
     """
+    if isinstance(policy, AbstractInside):
+        raise ArgumentError(
+            f"{policy!r} acts inside back-propagation: give it to retrograde.nn.clip_inside(model, "
+            "policy), before training"
+        )
     if not isinstance(policy, AbstractPolicy):
         raise ArgumentError(f"a clipping policy is needed, such as GlobalNorm(1.0); got {policy!r}")
 
 
-def is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def positive(name: str, value: object) -> None:
-    """Refuse what is not a positive number.
+def is_inside(policy: object) -> None:
+    """Refuse what does not act inside back-propagation.
 
     Raises:
         ArgumentError: with what it is.
     """
-    if not is_number(value) or not value > 0:  # type: ignore[operator]
-        raise ArgumentError(f"{name} must be a positive number; got {value!r}")
-
-
-def whole(name: str, value: object) -> None:
-    """Refuse what is not a positive integer.
-
-    Raises:
-        ArgumentError: with what it is.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ArgumentError(f"{name} must be a positive integer; got {value!r}")
+    if isinstance(policy, AbstractPolicy):
+        raise ArgumentError(
+            f"{policy!r} acts at the end of the backward pass: give it to a Clipper. Inside act "
+            "PreActivationValue, StateNorm and HDetach"
+        )
+    if not isinstance(policy, AbstractInside):
+        raise ArgumentError(
+            f"a policy inside back-propagation is needed, such as PreActivationValue(1.0); got "
+            f"{policy!r}"
+        )

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retrograde import charts
-from retrograde.cells import AbstractCell, Cut
+from retrograde.cells import AbstractCell, Cut, clipped, unclipped
+from retrograde.clipping import AbstractInside, AbstractPolicy, chain
 from retrograde.decompose import by_time
 from retrograde.decompose.adjoints import AdjointNorms, Adjoints
 from retrograde.decompose.bins import Bins, lag_bins
@@ -19,12 +20,13 @@ from retrograde.decompose.by_lag import ByLag, LagSums
 from retrograde.decompose.by_parameter import ByParameter, by_parameter
 from retrograde.decompose.by_route import RouteSums
 from retrograde.decompose.by_time import ByTime, ContributionNorms, ContributionShares
+from retrograde.decompose.clipped import ClippedFlow, factors_at_the_end
 from retrograde.decompose.non_finite import NonFinite, first_overflow
 from retrograde.decompose.parts import joined
 from retrograde.decompose.replay import replay
 from retrograde.decompose.residual import Residual, residual
 from retrograde.decompose.split import Split
-from retrograde.engine import Entries, Scaled, Unrolled, fold
+from retrograde.engine import Entries, Scaled, Unrolled, fold, with_factors
 from retrograde.errors import ArgumentError
 from retrograde.record import Recorded, Recording
 
@@ -223,6 +225,62 @@ class Flow:
         """
         cell = Cut(self._cell, frozenset(routes))
         return Flow(self.recorded, replace(self.unrolled, cell=cell), self.entries)
+
+    @property
+    def unclipped(self) -> "Flow":
+        """The true gradient, where the pass was recorded with a policy inside back-propagation."""
+        cell = unclipped(self._cell)
+        if cell is self._cell:
+            return self
+        return Flow(self.recorded, replace(self.unrolled, cell=cell, factors=()), self.entries)
+
+    def clipped(self, *policies: AbstractInside | AbstractPolicy) -> ClippedFlow:
+        """What clipping makes of the gradient: its parts, before and after.
+
+        Policies inside back-propagation act first, then those at the end, which see this layer
+        alone: the norm of its gradient, not that of a whole model. In a stack that reads both ways,
+        what a layer hands down to the one below was recorded unclipped. `HDetach` draws from
+        torch's generator.
+
+        Args:
+            policies: of `retrograde.clipping`, in the order in which they act; none at all for the
+                policy that the pass was recorded with.
+
+        Raises:
+            ArgumentError: for what is no policy, one that looks back at earlier steps, or none at
+                all where nothing was clipped.
+            NonFiniteError: if the adjoint leaves the range in spite of the policy.
+
+        Example:
+            >>> import torch, retrograde
+            >>> from retrograde.clipping import PreActivationValue
+            >>> rnn = torch.nn.RNN(1, 1, bias=False)
+            >>> _ = torch.nn.init.zeros_(rnn.weight_hh_l0)
+            >>> with retrograde.record(rnn) as recording:
+            ...     loss = rnn(torch.ones(3, 1, 1))[0].flatten() @ torch.tensor([10, -9.5, -0.4])
+            ...     loss.backward()
+            >>> clipped = retrograde.decompose(recording).clipped(PreActivationValue(0.1))
+            >>> clipped.cosine("weight_ih_l0")  # the clipped gradient leads uphill
+            -1.0
+        """
+        before = self.unclipped
+        inside = [policy for policy in policies if isinstance(policy, AbstractInside)]
+        at_the_end = [policy for policy in policies if not isinstance(policy, AbstractInside)]
+        if not policies and before is self:
+            raise ArgumentError(
+                "this pass was recorded without a policy inside back-propagation: name one, as in "
+                "flow.clipped(retrograde.clipping.PreActivationValue(1.0))"
+            )
+        after = before if policies else self
+        if inside:
+            cell = clipped(before._cell, chain(*inside))
+            unrolled = with_factors(replace(before.unrolled, cell=cell), self.recorded.direct)
+            after = Flow(self.recorded, unrolled, self.entries)
+        factors: dict[str, Tensor] = {}
+        if at_the_end:
+            weights = self._cell.parameters
+            factors = factors_at_the_end(chain(*at_the_end), weights, after.gradient)
+        return ClippedFlow(before, after, factors)
 
     def with_rows(self, max_rows: int) -> "Flow":
         """The same pass with its entry steps in at most so many rows: coarser lags, less memory.

@@ -1,7 +1,7 @@
 """The forward pass of a recording once more, in the precision and the parts of the analysis."""
 
 from retrograde.decompose.non_finite import first_non_finite
-from retrograde.engine import Unrolled, unroll
+from retrograde.engine import Unrolled, unroll, with_factors
 from retrograde.errors import NonFiniteError
 from retrograde.record import Recorded
 
@@ -22,4 +22,4 @@ def replay(recorded: Recorded) -> Unrolled:
     place = first_non_finite(recorded, unrolled)
     if place:
         raise NonFiniteError(f"{place}. A decomposition needs a finite pass", place)
-    return unrolled
+    return with_factors(unrolled, recorded.direct)

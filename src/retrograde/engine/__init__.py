@@ -1,6 +1,7 @@
 """Time: the forward unrolling, and the one backward recursion that every analysis folds over."""
 
 from retrograde.engine.adjoint import AdjointStep, Fold, backpropagate, fold, input_adjoints
+from retrograde.engine.clipping import with_factors
 from retrograde.engine.crossings import CrossingStep, backpropagate_by_crossing
 from retrograde.engine.entries import Entries
 from retrograde.engine.gradients import ParameterSums
@@ -21,4 +22,5 @@ __all__ = [
     "fold",
     "input_adjoints",
     "unroll",
+    "with_factors",
 ]

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep
+from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep, Factors
 from retrograde.errors import ArgumentError
 
 CHUNK = 32
@@ -32,7 +32,8 @@ class Unrolled:
 
     `borders` are the steps that were not entered with the state before. `kept` are the steps
     themselves, for those who have the memory; without them each is computed again from the state
-    that enters it.
+    that enters it. `factors` are those by which a clipped cell multiplies its adjoints, step by
+    step; without them each pull-back chooses its own.
     """
 
     cell: AbstractCell
@@ -40,6 +41,7 @@ class Unrolled:
     states: Float[Tensor, "T1 B S"]
     kept: tuple[CellStep, ...] = ()
     borders: Mapping[int, Border] = field(default_factory=dict)
+    factors: tuple[Factors, ...] = ()
 
     def __len__(self) -> int:
         return self.x.shape[0]
@@ -57,10 +59,14 @@ class Unrolled:
             previous = previous.clone()
         for k, border in here.items():
             previous[k - start] = _entering(previous[k - start], border)
-        if not self.kept:
-            return self.cell.linearise(self.cell.step(x, previous))
-        states = self.states[start + 1 : stop + 1]
-        return self.cell.linearise(CellStep.stack(self.kept[start:stop], x, previous, states))
+        if self.kept:
+            states = self.states[start + 1 : stop + 1]
+            steps = CellStep.stack(self.kept[start:stop], x, previous, states)
+        else:
+            steps = self.cell.step(x, previous)
+        if self.factors:
+            steps = steps.clipped(Factors.stack(self.factors[start:stop]))
+        return self.cell.linearise(steps)
 
     def pull_back(self, k: int, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
         """Pull rows of dL/ds_k back through step k and the border before it, if there is one."""

@@ -1,7 +1,17 @@
 """Every recurrence of the package as a trainable module, used as torch.nn's are."""
 
+from retrograde.nn.clip_inside import ClippedInside, clip_inside
 from retrograde.nn.initialisation import initialisations, initialise
 from retrograde.nn.modules import GRU, LSTM, RNN
 from retrograde.nn.recurrent import AbstractRecurrent
 
-__all__ = ["GRU", "LSTM", "RNN", "AbstractRecurrent", "initialisations", "initialise"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "AbstractRecurrent",
+    "ClippedInside",
+    "clip_inside",
+    "initialisations",
+    "initialise",
+]

@@ -1,53 +1,72 @@
 """One autograd function for all cells: forward is `unroll`, backward the cell's own pull-back."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retrograde.cells.base import AbstractCell
+from retrograde.cells.base import AbstractCell, Factors
 from retrograde.engine import ParameterSums, Unrolled, unroll
 from retrograde.errors import SecondDerivativeError
 
+Note = Callable[[Factors], None]
+"""Is told by which factors a clipping policy multiplied the adjoints of some steps."""
+
 
 def run(
-    cell: AbstractCell, x: Float[Tensor, "T B I"], initial: Float[Tensor, "B S"]
+    cell: AbstractCell,
+    x: Float[Tensor, "T B I"],
+    initial: Float[Tensor, "B S"],
+    note: Note | None = None,
 ) -> Float[Tensor, "T B S"]:
     """All states of a sequence, differentiable by the derivative that the cell writes out.
 
         dL/ds_k = direct + J_{k+1}^T dL/ds_{k+1}        dL/dW = sum over k of da_k (x) u_k
 
-    Differentiable once, with respect to x, the initial state and the parameters.
+    Differentiable once, with respect to x, the initial state and the parameters. In the backward
+    pass of a clipped cell its policy acts, and `note` is told what it did.
     """
-    states: Tensor = _Recurrence.apply(cell, x, initial, *cell.parameters.values())  # type: ignore[no-untyped-call]
+    states: Tensor = _Recurrence.apply(cell, note, x, initial, *cell.parameters.values())  # type: ignore[no-untyped-call]
     return states
 
 
 class _Recurrence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, cell: AbstractCell, x: Tensor, initial: Tensor, *weights: Tensor) -> Any:
+    def forward(
+        ctx: Any,
+        cell: AbstractCell,
+        note: Note | None,
+        x: Tensor,
+        initial: Tensor,
+        *weights: Tensor,
+    ) -> Any:
         unrolled = unroll(cell, x, initial, keep=True)
-        ctx.cell, ctx.kept = cell, unrolled.kept
+        ctx.cell, ctx.note, ctx.kept = cell, note, unrolled.kept
         ctx.save_for_backward(x, unrolled.states, *weights)
         return unrolled.states[1:]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         x, states, *weights = ctx.saved_tensors
-        needs = ctx.needs_input_grad[1:]
+        needs = ctx.needs_input_grad[2:]
         with torch.no_grad():
             cell = ctx.cell.with_parameters(dict(zip(ctx.cell.parameters, weights, strict=True)))
-            found = _pull_back(Unrolled(cell, x, states, ctx.kept), grads[0], needs)
+            unrolled = Unrolled(cell, x, states, ctx.kept)
+            found = _pull_back(unrolled, grads[0], needs, ctx.note)
         wanted = [grad for grad, needed in zip(found, needs, strict=True) if needed]
         if torch.is_grad_enabled():  # create_graph=True: someone may differentiate again
             wanted = list(_Once.apply(len(wanted), *wanted, grads[0], x, *weights))  # type: ignore[no-untyped-call]
         given = iter(wanted)
-        return None, *(next(given) if needed else None for needed in needs)
+        return None, None, *(next(given) if needed else None for needed in needs)
 
 
 def _pull_back(
-    unrolled: Unrolled, direct: Float[Tensor, "T B S"], needs: tuple[bool, ...]
+    unrolled: Unrolled,
+    direct: Float[Tensor, "T B S"],
+    needs: tuple[bool, ...],
+    note: Note | None,
 ) -> list[Tensor | None]:
     """The gradients of x, of the initial state and of the weights."""
     cell, x, states = unrolled.cell, unrolled.x, unrolled.states
@@ -56,13 +75,21 @@ def _pull_back(
     exponent = torch.zeros(1, dtype=torch.int64, device=x.device)
     adjoint = torch.zeros_like(states[:1])
     for start, chunk in unrolled.chunks():
-        steps = slice(start, start + len(chunk.x))
+        steps, factors = slice(start, start + len(chunk.x)), list[Factors]()
         deltas = torch.empty_like(states[steps])
         for delta, given, step in reversed(
             list(zip(deltas, direct[steps], chunk.unbind(), strict=True))
         ):
             torch.add(adjoint[0], given, out=delta)
-            adjoint = cell.pull_back(step, delta.unsqueeze(0)).previous()
+            pulled = cell.pull_back(step, delta.unsqueeze(0))
+            adjoint = pulled.previous()
+            if pulled.factors is not None:
+                factors.insert(0, pulled.factors)
+        if factors:
+            chosen = Factors.stack(factors)
+            chunk = cell.linearise(chunk.clipped(chosen))
+            if note is not None:
+                note(chosen)
         # What the recursion does not need is pulled back for all steps of the chunk at once.
         pulled = cell.pull_back(chunk.merged(), deltas.flatten(0, 1).unsqueeze(0))
         if any(needs[2:]):

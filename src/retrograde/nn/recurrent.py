@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
-from retrograde.cells import AbstractCell, AbstractLayer, truncated
+from retrograde.cells import AbstractCell, AbstractLayer, clipped, truncated
 from retrograde.errors import ArgumentError
-from retrograde.nn.function import run
+from retrograde.nn.sequence import Sequences, State, sizes_of, suffixes, through
+from retrograde.nn.tally import Clipping
 
-State = Tensor | tuple[Tensor, ...]
-Activations = tuple[Mapping[str, Tensor], ...]
+Activations = tuple[Mapping[str, Tensor | PackedSequence], ...]
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -23,6 +24,9 @@ class AbstractRecurrent(nn.Module):
     Weights are named as in torch.nn (`weight_ih_l0`, `bias_hh_l1_reverse`, ...), and drawn as
     there: all of them from U(-1/sqrt(H), 1/sqrt(H)). `initialise` has others.
     """
+
+    clipping: Clipping | None = None
+    """What `clip_inside` put into its back-propagation."""
 
     def __init__(
         self,
@@ -83,12 +87,16 @@ class AbstractRecurrent(nn.Module):
             nn.init.uniform_(weight, -bound, bound)
 
     def forward(
-        self, input: Tensor, hx: State | None = None, *, return_activations: bool = False
-    ) -> tuple[Tensor, State] | tuple[Tensor, State, Activations]:
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None = None,
+        *,
+        return_activations: bool = False,
+    ) -> tuple[Tensor | PackedSequence, State] | tuple[Tensor | PackedSequence, State, Activations]:
         """Run over a sequence.
 
         Args:
-            input: shape [T, B, I]; [B, T, I] with `batch_first`; [T, I] without a batch.
+            input: shape [T, B, I]; [B, T, I] with `batch_first`; [T, I] without a batch; or packed.
             hx: the initial state, one tensor [layers * directions, B, H] for each part of the state
                 ((h_0, c_0) for an LSTM, h_0 alone for the others); zeros if None.
             return_activations: hand out what happened inside as well. The package's own recurrence
@@ -105,58 +113,34 @@ class AbstractRecurrent(nn.Module):
         """
         weights = {name: getattr(self, name) for name in self.weight_names}  # parametrized or not
         cells = self.cells(weights)
-        x, initial = self._checked(input, hx, tuple(cells[0].slots))
-        kernel = None if return_activations or self.truncated else self._kernel()
+        sequences = Sequences.of(input, self.input_size, self.batch_first)
+        initial = sequences.initial(hx, len(cells), sizes_of(cells[0]))
+        plain = not (return_activations or self.truncated or self.clipping)
+        kernel = self._kernel() if plain and sequences.lengths is None else None
+        inside: list[dict[str, Tensor]] = []
         if kernel is not None:
             given = initial if len(initial) > 1 else initial[0]
             options = (self.bias, self.num_layers, self.dropout, self.training)
             output, *last = kernel(
-                x, given, list(weights.values()), *options, self.bidirectional, False
+                sequences.x, given, list(weights.values()), *options, self.bidirectional, False
             )
-            inside: list[dict[str, Tensor]] = []
         else:
-            output, last, inside = self._run(cells, x, initial, return_activations)
-        if input.ndim == 2:
-            last = [tensor.squeeze(1) for tensor in last]
-        state = tuple(last) if len(last) > 1 else last[0]
+            output, last, inside = through(
+                cells,
+                sequences,
+                initial,
+                directions=1 + self.bidirectional,
+                dropout=self.dropout if self.training else 0.0,
+                inside=return_activations,
+                note=self.clipping.note if self.clipping else None,
+            )
+        result = sequences.as_given(output), sequences.state(last)
         if not return_activations:
-            return self._as_given(output, input), state
+            return result
         laid_out = (
-            {name: self._as_given(value, input) for name, value in layer.items()}
-            for layer in inside
+            {name: sequences.as_given(value) for name, value in layer.items()} for layer in inside
         )
-        return self._as_given(output, input), state, tuple(laid_out)
-
-    def _run(
-        self, each: tuple[AbstractCell, ...], x: Tensor, initial: list[Tensor], inside: bool
-    ) -> tuple[Tensor, list[Tensor], list[dict[str, Tensor]]]:
-        """Layer by layer: outputs, last states and, if wanted, activations."""
-        last: list[list[Tensor]] = [[] for _ in initial]
-        activations: list[dict[str, Tensor]] = []
-        cells = iter(each)
-        for layer in range(self.num_layers):
-            outputs = []
-            for direction in range(1 + self.bidirectional):
-                cell = next(cells)
-                number = layer * (1 + self.bidirectional) + direction
-                first = torch.cat([part[number] for part in initial], -1)
-                along = x.flip(0) if direction else x
-                states = run(cell, along, first)
-                for part, slot in zip(last, cell.slots.values(), strict=True):
-                    part.append(states[-1, :, slot])
-                named = {"h": states[..., cell.output]}
-                if inside:
-                    before = torch.cat((first.unsqueeze(0), states[:-1]))
-                    named |= {name: states[..., slot] for name, slot in cell.slots.items()}
-                    named |= cell.step(along, before).activations
-                if direction:
-                    named = {name: value.flip(0) for name, value in named.items()}
-                outputs.append(named["h"])
-                activations.append(named)
-            x = torch.cat(outputs, -1)
-            if self.dropout and layer + 1 < self.num_layers:
-                x = nn.functional.dropout(x, self.dropout, self.training)
-        return x, [torch.stack(part) for part in last], activations
+        return *result, tuple(laid_out)
 
     def cells(self, weights: Mapping[str, Tensor] | None = None) -> tuple[AbstractCell, ...]:
         """The cell of every layer and direction, in torch's order.
@@ -170,9 +154,10 @@ class AbstractRecurrent(nn.Module):
         def cell(suffix: str) -> AbstractCell:
             names = (name for name in self._shapes(1, 1) if name + suffix in weights)
             layer = self._layer({name: weights[name + suffix] for name in names})
-            return truncated(layer) if self.truncated else layer
+            cell = clipped(layer, self.clipping.policy) if self.clipping else layer
+            return truncated(cell) if self.truncated else cell
 
-        return tuple(cell(suffix) for suffix in self._suffixes())
+        return tuple(cell(suffix) for suffix in suffixes(self.num_layers, self.bidirectional))
 
     def to_torch(self) -> nn.RNNBase:
         """The same layer as a module of torch.nn, weights copied.
@@ -181,10 +166,11 @@ class AbstractRecurrent(nn.Module):
             ArgumentError: if torch.nn does not have it.
         """
         kind = self._torch()
-        if kind is None or self.truncated:
+        if kind is None or self.truncated or self.clipping:
             raise ArgumentError(
                 f"torch.nn has nothing that computes {self!r}; it has nn.LSTM (generation "
-                "'lstm-2000'), nn.GRU ('gru-torch') and nn.RNN (tanh, relu), not truncated"
+                "'lstm-2000'), nn.GRU ('gru-torch') and nn.RNN (tanh, relu), neither truncated nor "
+                "clipped inside"
             )
         weight = next(self.parameters())
         module = kind(**self._options(), device="meta", dtype=weight.dtype)
@@ -199,16 +185,14 @@ class AbstractRecurrent(nn.Module):
         different = {
             name: getattr(self, name) for name in plain if getattr(self, name) != plain[name]
         }
+        if self.clipping:
+            different["clipping"] = self.clipping.policy
         return ", ".join([sizes, *(f"{name}={value!r}" for name, value in different.items())])
 
     def _options(self) -> dict[str, Any]:
         """The arguments that torch.nn's constructors take too."""
         names = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout")
         return {name: getattr(self, name) for name in (*names, "bidirectional")}
-
-    def _suffixes(self) -> list[str]:
-        ends = ("", "_reverse") if self.bidirectional else ("",)
-        return [f"_l{layer}{end}" for layer in range(self.num_layers) for end in ends]
 
     @property
     def weight_names(self) -> tuple[str, ...]:
@@ -218,48 +202,13 @@ class AbstractRecurrent(nn.Module):
     def _named_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every weight of the module."""
         named = {}
-        for suffix in self._suffixes():
+        for suffix in suffixes(self.num_layers, self.bidirectional):
             first = suffix.startswith("_l0")
             inputs = self.input_size if first else self.hidden_size * (1 + self.bidirectional)
             for name, shape in self._shapes(inputs, self.hidden_size).items():
                 if self.bias or not name.startswith("bias"):
                     named[name + suffix] = shape
         return named
-
-    def _checked(
-        self, input: Tensor, hx: State | None, names: tuple[str, ...]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The input with time first and a batch, and the parts of the initial state, by name."""
-        layout = "[B, T, {}]" if self.batch_first else "[T, B, {}]"
-        if input.ndim not in (2, 3) or input.shape[-1] != self.input_size:
-            raise ArgumentError(
-                f"input must have shape {layout.format(self.input_size)} or [T, {self.input_size}];"
-                f" got {list(input.shape)}"
-            )
-        x = input.unsqueeze(1) if input.ndim == 2 else input
-        if self.batch_first and input.ndim == 3:
-            x = x.transpose(0, 1)
-        if not x.numel():
-            raise ArgumentError(
-                f"input of shape {list(input.shape)} has no step or no sample to run over"
-            )
-        shape = [self.num_layers * (1 + self.bidirectional), x.shape[1], self.hidden_size]
-        if hx is None:
-            return x, [x.new_zeros(shape) for _ in names]
-        given = (hx,) if isinstance(hx, Tensor) else tuple(hx)
-        if input.ndim == 2:
-            given = tuple(part.unsqueeze(1) if part.ndim == 2 else part for part in given)
-        if len(given) != len(names) or any(list(part.shape) != shape for part in given):
-            expected = ", ".join(f"{name}_0" for name in names)
-            arrived = ", ".join(str(list(part.shape)) for part in given)
-            raise ArgumentError(f"hx must be ({expected}), each of shape {shape}; got {arrived}")
-        return x, list(given)
-
-    def _as_given(self, value: Tensor, input: Tensor) -> Tensor:
-        """[T, B, H] laid out as the input is."""
-        if input.ndim == 2:
-            return value.squeeze(1)
-        return value.transpose(0, 1) if self.batch_first else value
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False

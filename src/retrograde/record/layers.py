@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from retrograde.cells import GRU, LSTM, AbstractCell, Elman, ProjectedLSTM
+from retrograde.cells import AbstractCell, clipped
 from retrograde.nn import AbstractRecurrent
+from retrograde.nn.sequence import suffixes
+from retrograde.nn.torch_layers import CELLS, torch_cells
 from retrograde.record.inherited import is_own
 
 Layer = nn.RNNBase | nn.RNNCellBase | AbstractRecurrent
@@ -17,14 +19,6 @@ Layer = nn.RNNBase | nn.RNNCellBase | AbstractRecurrent
 
 ANALYSED = (torch.float32, torch.float64)
 """Lower precisions are taken apart in float32."""
-
-_CELLS: Mapping[str, Callable[..., AbstractCell]] = {
-    "LSTM": LSTM,
-    "GRU": GRU,
-    "RNN_TANH": partial(Elman, activation="tanh"),
-    "RNN_RELU": partial(Elman, activation="relu"),
-}
-"""The cells of torch's layers, by their mode."""
 
 COMPILED = "_orig_mod"
 """Where torch.compile keeps the module that it wraps."""
@@ -55,7 +49,7 @@ def why_not(module: nn.Module) -> str:
         return foreign
     assert isinstance(module, Layer)
     reasons = []
-    if isinstance(module, nn.RNNBase) and module.mode not in _CELLS:
+    if isinstance(module, nn.RNNBase) and module.mode not in CELLS:
         reasons.append(f"its mode {module.mode!r} is unknown; use nn.LSTM, nn.GRU or nn.RNN")
     parameters = dict(module.named_parameters())
     wrong = {p.dtype for p in parameters.values() if not p.dtype.is_floating_point}
@@ -67,6 +61,12 @@ def why_not(module: nn.Module) -> str:
         reasons.append(
             f"{', '.join(frozen)} has requires_grad=False, so autograd gives no gradient to take "
             "apart; set requires_grad_(True) for the recorded pass"
+        )
+    clipping = getattr(module, "clipping", None)
+    if clipping and clipping.policy.random:
+        reasons.append(
+            f"{clipping.policy!r} draws at random inside its back-propagation, and what it drew is "
+            "not kept; record the pass without it, and ask flow.clipped(policy)"
         )
     return "; ".join(reasons)
 
@@ -124,13 +124,12 @@ def form_of(module: Layer) -> Form:
     if isinstance(module, nn.RNNCellBase):
         names = tuple(n for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if has(module, n))
         return Form(kind, True, False, 1, 0.0, overridden, ("",), names)
-    ends = ("", "_reverse") if module.bidirectional else ("",)
-    suffixes = tuple(f"_l{layer}{end}" for layer in range(module.num_layers) for end in ends)
+    ends = suffixes(module.num_layers, bool(module.bidirectional))
     dropout = module.dropout if module.training and module.num_layers > 1 else 0.0
     listed = module._flat_weights_names if isinstance(module, nn.RNNBase) else module.weight_names
     names = tuple(map(str, listed))
     directions, batch_first = 1 + bool(module.bidirectional), bool(module.batch_first)
-    return Form(kind, False, batch_first, directions, dropout, overridden, suffixes, names)
+    return Form(kind, False, batch_first, directions, dropout, overridden, ends, names)
 
 
 def class_of(module: nn.Module) -> str:
@@ -172,24 +171,10 @@ def weights_of(module: Layer, copies: Mapping[str, Tensor]) -> Weights:
         kinds = {nn.LSTMCell: "LSTM", nn.GRUCell: "GRU"}
         plain = f"RNN_{getattr(module, 'nonlinearity', '')}".upper()
         mode = next((mode for kind, mode in kinds.items() if isinstance(module, kind)), plain)
-    return Weights(copies, partial(_torch_cells, mode, form_of(module).suffixes, copies))
+    clipping, ends = getattr(module, "clipping", None), form_of(module).suffixes
 
+    def make() -> tuple[AbstractCell, ...]:
+        cells = torch_cells(mode, ends, copies)
+        return tuple(clipped(cell, clipping.policy) for cell in cells) if clipping else cells
 
-def _torch_cells(
-    mode: str, suffixes: tuple[str, ...], weights: Mapping[str, Tensor]
-) -> tuple[AbstractCell, ...]:
-    def cell(suffix: str) -> AbstractCell:
-        own = {
-            name.removesuffix(suffix): weight
-            for name, weight in weights.items()
-            if _layer_of(name) == suffix
-        }
-        return ProjectedLSTM(**own) if "weight_hr" in own else _CELLS[mode](**own)
-
-    return tuple(cell(suffix) for suffix in suffixes)
-
-
-def _layer_of(name: str) -> str:
-    """The suffix of a weight's name: weight_ih_l1_reverse belongs to _l1_reverse."""
-    start = name.find("_l")
-    return name[start:] if start >= 0 else ""
+    return Weights(copies, make)

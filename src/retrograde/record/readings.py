@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from retrograde.cells import AbstractCell, SideBySide, Stacked
-from retrograde.engine import Border, Entries, Unrolled, input_adjoints, unroll
+from retrograde.engine import Border, Entries, Unrolled, input_adjoints, unroll, with_factors
 from retrograde.errors import RecordingError
 from retrograde.record.chains import Span
 from retrograde.record.masks import masks_of
@@ -203,6 +203,7 @@ def _both_ways(sequence: _Sequence) -> Reading:
         of_pair = direct[..., part]
         of_pair[..., pair.output] += _as_output(sequence, pair, given)
         if number:
+            unrolled = with_factors(unrolled, of_pair)
             by_reads = input_adjoints(unrolled, Entries.of(of_pair, max_rows=1))
             forward, reverse = by_reads.chunk(2, -1)
             given = forward + sequence.turned(reverse)

@@ -1,0 +1,131 @@
+"""A cell with a policy of `retrograde.clipping` inside its back-propagation.
+
+It runs as before. The pull-back of the whole adjoint chooses the factors by which the policy clips
+it, and hands them out; pulled back with these factors, every part of the adjoint is clipped as the
+whole was, and the parts still sum to it.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from jaxtyping import Float
+from torch import Tensor
+
+from retrograde.cells.base import (
+    AbstractCell,
+    AbstractLayer,
+    CellAdjoint,
+    CellStep,
+    Edge,
+    Factors,
+    damped,
+)
+from retrograde.cells.composite import AbstractComposite
+from retrograde.cells.wrapped import AbstractWrapped
+from retrograde.clipping.inside import AbstractInside
+from retrograde.errors import ArgumentError
+
+
+@dataclass(frozen=True, eq=False)
+class Clipped(AbstractWrapped):
+    """A layer whose adjoints are clipped at every step.
+
+    Args:
+        cell: the layer that runs.
+        policy: what clips.
+
+    Raises:
+        ArgumentError: for a policy on pre-activations and a cell of which they are not known.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.cells import Clipped, Elman
+        >>> from retrograde.clipping import PreActivationValue
+        >>> plain = Elman(torch.ones(1, 1), torch.full((1, 1), 2.0), activation="identity")
+        >>> cell = Clipped(plain, PreActivationValue(1.0))
+        >>> step = cell.linearise(cell.step(torch.ones(1, 1), torch.zeros(1, 1)))
+        >>> cell.pull_back(step, torch.full((1, 1, 1), 3.0)).previous()  # not 6
+        tensor([[[2.]]])
+    """
+
+    policy: AbstractInside
+
+    def __post_init__(self) -> None:
+        some = next(iter(self.parameters.values())).new_zeros(1, 1)
+        on_gates = self.policy.on_pre_activation(some) is not None
+        if on_gates and not isinstance(self.cell, AbstractLayer):
+            raise ArgumentError(
+                f"{self.policy!r} acts on pre-activations, and those of {type(self.cell).__name__} "
+                "are not known; StateNorm acts on any cell's state"
+            )
+
+    def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
+        """Pull rows of adjoints back; where the step has no factors yet, choose them.
+
+        They are chosen from the sum of the rows, which then has to be the whole adjoint.
+        """
+        if not step.factors:
+            step = self._chosen(step, delta.sum(0, keepdim=True))
+        factors = step.factors
+        if "state" in factors:
+            delta = delta * factors["state"]
+        pulled = self.cell.pull_back(step, delta)
+        if "recurrent" in factors:
+            edges = (part for edge in pulled.edges for part in self._told_apart(edge))
+            pulled = replace(pulled, edges=tuple(self._damped(e, factors) for e in edges))
+        return replace(pulled, factors=Factors(factors))
+
+    def _told_apart(self, edge: Edge) -> Iterable[Edge]:
+        """The edge itself, or its routes where only some of them cross recurrent weights."""
+        crossing = [route in self.recurrent_routes for route in edge.routes]
+        return edge.split().values() if any(crossing) and not all(crossing) else (edge,)
+
+    def _damped(self, edge: Edge, factors: Mapping[str, Tensor]) -> Edge:
+        crosses = edge.routes[0] in self.recurrent_routes
+        return damped(edge, factors["recurrent"]) if crosses else edge
+
+    def _chosen(self, step: CellStep, whole: Float[Tensor, "1 B S"]) -> CellStep:
+        """The step with the factors by which the policy clips an adjoint."""
+        factors: dict[str, Tensor] = {}
+        state, recurrent = self.policy.on_state(whole[0]), self.policy.on_recurrent(whole[0])
+        if state is not None:
+            factors["state"], whole = state, whole * state
+        if recurrent is not None:
+            factors["recurrent"] = recurrent
+        layer = self.cell
+        for group in _order(layer):
+            linear = layer.linearise(replace(step, factors=factors))
+            (use,) = layer.pull_back(linear, whole).uses["weight_ih"]
+            for gate, number in group:
+                factor = self.policy.on_pre_activation(use.adjoint.gate(number).dense[0])
+                factors |= {} if factor is None else {gate: factor}
+        return layer.linearise(replace(step, factors=factors))
+
+
+def _order(cell: AbstractCell) -> list[list[tuple[str, int]]]:
+    """The pre-activations and their numbers, in the order in which their adjoints are found."""
+    if not isinstance(cell, AbstractLayer):
+        return []
+    number = {gate: number for number, gate in enumerate(cell.pre_activations)}
+    return [[(gate, number[gate]) for gate in group] for group in cell.adjoint_order]
+
+
+def clipped(cell: AbstractCell, policy: AbstractInside) -> AbstractCell:
+    """The cell with a policy in the back-propagation of each of its layers."""
+    if isinstance(cell, AbstractComposite):
+        return replace(cell, layers=tuple(clipped(layer, policy) for layer in cell.layers))  # type: ignore[type-var]
+    return Clipped(cell, policy)
+
+
+def unclipped(cell: AbstractCell) -> AbstractCell:
+    """The cell without any policy in its back-propagation; the very cell if there is none."""
+    if isinstance(cell, Clipped):
+        return cell.cell
+    if isinstance(cell, AbstractWrapped):
+        inner = unclipped(cell.cell)
+        return cell if inner is cell.cell else replace(cell, cell=inner)
+    if isinstance(cell, AbstractComposite):
+        layers = tuple(map(unclipped, cell.layers))
+        same = all(a is b for a, b in zip(layers, cell.layers, strict=True))
+        return cell if same else replace(cell, layers=layers)  # type: ignore[type-var]
+    return cell

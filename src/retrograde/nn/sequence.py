@@ -1,0 +1,174 @@
+"""Cells through sequences in all of torch's layouts: what a layer of torch.nn does around them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+from retrograde.cells import AbstractCell
+from retrograde.errors import ArgumentError
+from retrograde.nn.function import Note, run
+
+State = Tensor | tuple[Tensor, ...]
+Named = dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Sequences:
+    """The input of a layer, time first, and how it came.
+
+    Attributes:
+        x: [T, B, I].
+        lengths: the steps of each sample, None if all run to the end.
+        given: the input as it was given.
+        batch_first: whether its first axis is the batch, if it has one.
+    """
+
+    x: Float[Tensor, "T B I"]
+    lengths: Int[Tensor, "B"] | None
+    given: Tensor | PackedSequence
+    batch_first: bool
+
+    @staticmethod
+    def of(given: Tensor | PackedSequence, size: int, batch_first: bool) -> "Sequences":
+        """Read an input [T, B, I], [B, T, I] if `batch_first`, [T, I], or packed.
+
+        Raises:
+            ArgumentError: for another shape, and for an input without a step or a sample.
+        """
+        if isinstance(given, PackedSequence):
+            x, lengths = pad_packed_sequence(given)
+            shape, dims = list(given.data.shape), 3
+        else:
+            x, lengths, shape, dims = given, None, list(given.shape), given.ndim
+        if dims not in (2, 3) or shape[-1] != size:
+            layout = f"[B, T, {size}]" if batch_first else f"[T, B, {size}]"
+            raise ArgumentError(
+                f"input must have shape {layout} or [T, {size}], or be packed; got {shape}"
+            )
+        if not x.numel():
+            raise ArgumentError(f"input of shape {shape} has no step or no sample to run over")
+        if lengths is None and dims == 2:
+            x = x.unsqueeze(1)
+        elif lengths is None and batch_first:
+            x = x.transpose(0, 1)
+        return Sequences(x, None if lengths is None else lengths.to(x.device), given, batch_first)
+
+    @property
+    def unbatched(self) -> bool:
+        return isinstance(self.given, Tensor) and self.given.ndim == 2
+
+    def initial(self, hx: State | None, layers: int, slots: dict[str, int]) -> list[Tensor]:
+        """The parts of the initial state, [layers, B, size] each; zeros if none is given.
+
+        Raises:
+            ArgumentError: for other parts or shapes than these.
+        """
+        shapes = [[layers, self.x.shape[1], size] for size in slots.values()]
+        if hx is None:
+            return [self.x.new_zeros(shape) for shape in shapes]
+        given = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+        if self.unbatched:
+            given = tuple(part.unsqueeze(1) if part.ndim == 2 else part for part in given)
+        if [list(part.shape) for part in given] != shapes:
+            expected = ", ".join(f"{n}_0 {s}" for n, s in zip(slots, shapes, strict=True))
+            arrived = ", ".join(str(list(part.shape)) for part in given)
+            raise ArgumentError(f"hx must be {expected}; got {arrived}")
+        return list(given)
+
+    def turned(self, values: Float[Tensor, "T B M"]) -> Float[Tensor, "T B M"]:
+        """Each sample from its end to its start, the time of a reverse direction, or back."""
+        if self.lengths is None:
+            return values.flip(0)
+        steps = torch.arange(len(values), device=values.device).unsqueeze(1)
+        order = torch.where(steps < self.lengths, self.lengths - 1 - steps, steps)
+        return values.gather(0, order.unsqueeze(-1).expand_as(values))
+
+    def last(self, states: Float[Tensor, "T B M"]) -> Float[Tensor, "B M"]:
+        """The state after the last step of each sample."""
+        if self.lengths is None:
+            return states[-1]
+        return states[self.lengths - 1, torch.arange(states.shape[1], device=states.device)]
+
+    def as_given(self, values: Float[Tensor, "T B M"]) -> Tensor | PackedSequence:
+        """Values of every step, laid out as the input is."""
+        if isinstance(self.given, PackedSequence):
+            assert self.lengths is not None
+            order, lengths = self.given.sorted_indices, self.lengths
+            if order is not None:
+                values, lengths = values.index_select(1, order), lengths[order]
+            packed = nn.utils.rnn.pack_padded_sequence(values, lengths.cpu())
+            return self.given._replace(data=packed.data)
+        if self.unbatched:
+            return values.squeeze(1)
+        return values.transpose(0, 1) if self.batch_first else values
+
+    def state(self, parts: Sequence[Tensor]) -> State:
+        """The parts of the last state, [layers, B, size] each, as torch.nn returns them."""
+        if self.unbatched:
+            parts = [part.squeeze(1) for part in parts]
+        return tuple(parts) if len(parts) > 1 else parts[0]
+
+
+def suffixes(layers: int, bidirectional: bool) -> tuple[str, ...]:
+    """The ends of the weights' names, by layer and direction in torch's order."""
+    ends = ("", "_reverse") if bidirectional else ("",)
+    return tuple(f"_l{layer}{end}" for layer in range(layers) for end in ends)
+
+
+def sizes_of(cell: AbstractCell) -> dict[str, int]:
+    """The parts of a cell's state and their sizes."""
+    return {name: slot.stop - slot.start for name, slot in cell.slots.items()}
+
+
+def through(
+    cells: Sequence[AbstractCell],
+    sequences: Sequences,
+    initial: Sequence[Tensor],
+    *,
+    directions: int,
+    dropout: float,
+    inside: bool = False,
+    note: Note | None = None,
+) -> tuple[Tensor, list[Tensor], list[Named]]:
+    """Run layers one after the other.
+
+    Args:
+        cells: of every layer and direction, in torch's order.
+        sequences: the input.
+        initial: the parts of the initial state.
+        directions: 2 if each layer reads both ways.
+        dropout: the probability that acts between layers, 0 in eval mode.
+        inside: whether activations are wanted.
+        note: told what a clipping policy did in the backward pass.
+
+    Returns:
+        Outputs [T, B, directions * H], the parts of the last state, and activations by layer and
+        direction.
+    """
+    x, last, activations = sequences.x, [list[Tensor]() for _ in initial], list[Named]()
+    for start in range(0, len(cells), directions):
+        outputs = []
+        for number, cell in enumerate(cells[start : start + directions], start):
+            back = number > start
+            first = torch.cat([part[number] for part in initial], -1)
+            along = sequences.turned(x) if back else x
+            states = run(cell, along, first, note)
+            for part, slot in zip(last, cell.slots.values(), strict=True):
+                part.append(sequences.last(states)[:, slot])
+            named = {"h": states[..., cell.output]}
+            if inside:
+                before = torch.cat((first.unsqueeze(0), states[:-1]))
+                named |= {name: states[..., slot] for name, slot in cell.slots.items()}
+                named |= cell.step(along, before).activations
+            if back:
+                named = {name: sequences.turned(value) for name, value in named.items()}
+            outputs.append(named["h"])
+            activations.append(named)
+        x = torch.cat(outputs, -1)
+        if dropout and start + directions < len(cells):
+            x = nn.functional.dropout(x, dropout)
+    return x, [torch.stack(part) for part in last], activations
