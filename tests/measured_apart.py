@@ -8,8 +8,10 @@ import math
 import torch
 
 
-def plain_loop(layer, x, truncated=False):
+def plain_loop(layer, x, truncated=False, held=math.inf):
     """Run a single torch layer step by step, with a copy of its weights for each step.
+
+    `held` is the largest norm that the adjoint of a sample's state may go on with at a step.
 
     Returns h [T, B, H], the states of every step, the activations [T, B, H] by name, the copies.
     """
@@ -39,6 +41,11 @@ def plain_loop(layer, x, truncated=False):
         else:
             h = getattr(a + b, layer.nonlinearity)()
             now, state = {"hidden": h}, (h,)
+        if held < math.inf:
+            whole = torch.cat(state, -1)
+            whole.register_hook(lambda g: g * (held / g.norm(dim=-1, keepdim=True)).clamp(max=1))
+            state = whole.split(layer.hidden_size, -1)
+            h, c = state[0], state[-1]
         for part in state:
             part.retain_grad()
         outputs.append(h)
@@ -51,11 +58,11 @@ def plain_loop(layer, x, truncated=False):
 class Measured:
     """The numbers of a model whose loss enters at the last step alone."""
 
-    def __init__(self, model, batch, truncated=False):
+    def __init__(self, model, batch, **backward):
         x, y = batch
         self.weights = [p.detach() for p in model.recurrent.parameters()]
         self.head_weights = [p.detach() for p in model.head.parameters()]
-        h, states, self.gates, copies = plain_loop(model.recurrent, x, truncated)
+        h, states, self.gates, copies = plain_loop(model.recurrent, x, **backward)
         self.h = h.detach()
         model.head.zero_grad()
         (model.head(h[-1]) - y).square().mean().backward()

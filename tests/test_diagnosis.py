@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+import re
 
 import pytest
 import torch
@@ -104,6 +105,8 @@ def test_every_claim_of_a_remedy_is_measured_again(name):
             exec(trial.code, names)
             x = names["x"]
             model.double()  # a layer that is put in the place of another comes in float32
+            if trial.remedy == "clip-inside":
+                options = {"held": model.recurrent.clipping.policy.max_norm}
         after = number(Measured(model, (x, y), **options), **clipped)
         assert after == pytest.approx(trial.after, rel=1e-5, abs=1e-9), trial.remedy
         up = own.healthy == "above"
@@ -550,3 +553,21 @@ def test_rules_are_explained_from_the_table_they_run_on():
 def test_the_time_constant_is_compared_with_the_one_that_keeps_one_percent():
     finding = gallery.findings(case_of("forget bias -2"))[0]
     assert finding.evidence[0].threshold == pytest.approx(1 / (1 - 0.01 ** (1 / 6)))
+
+
+def test_clipping_is_advised_on_by_the_norms_of_training():
+    """As a plain loop of Adam over the same batch gives them."""
+    model, batch = made("huge recurrent weights (RNN)")
+    report = retrograde.diagnose(model, batch, gallery.loss_fn, try_training=6)
+    trials = {trial.remedy: trial for trial in report.findings[0].trials}
+    optimizer, norms = torch.optim.Adam(model.parameters(), lr=1e-3), []
+    for _ in range(6):
+        optimizer.zero_grad()
+        gallery.loss_fn(model, batch).backward()
+        norms.append(torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]))
+        optimizer.step()
+    threshold = retrograde.clipping.suggest(torch.stack(norms)).threshold
+    said = re.search(r"Clip the norm at ([\d.e+]+): it would have bitten", trials["clip"].note)
+    assert float(said[1]) == pytest.approx(threshold, rel=0.02)
+    assert "Applied to the output group alone" in trials["clip"].note
+    assert "Clip the norm" not in trials["clip-inside"].note

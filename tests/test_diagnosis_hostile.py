@@ -67,12 +67,13 @@ def test_remedies_in_low_precision(dtype, factor):
         (nn.LSTM, "no-forget-gate"),
         (nn.LSTM, "truncated-1997"),
         (nn.GRU, "chrono"),
+        (nn.LSTM, "clip-inside"),
     ],
 )
 def test_the_printed_lines_run_wherever_the_layer_is(place, kind, remedy):
     """In float64: a layer put in the place of another must be as wide."""
     model, (x, _) = made(kind, torch.float64, place=place)
-    patient = Patient(copy.deepcopy(model), f"layers.{place}", f"layers.{place}", 20, ())
+    patient = Patient(copy.deepcopy(model), f"layers.{place}", f"layers.{place}", 20, (), 1.0)
     applied = REMEDIES[remedy](patient)
     exec(applied.code, {"model": model, "torch": torch, "retrograde": retrograde})
     assert type(model.layers[place]) is type(patient.layer)
@@ -201,10 +202,10 @@ def test_the_clipping_of_the_parts_is_trained_with():
     torch.manual_seed(0)
     case = next(case for case in gallery.SICK if case.name == "output layer times 100")
     model, batch = case.make()
-    patient = Patient(copy.deepcopy(model), "recurrent", "recurrent", 1, ("head",))
+    patient = Patient(copy.deepcopy(model), "recurrent", "recurrent", 1, ("head",), 1.0)
     applied = REMEDIES["clip-groups"](patient)
-    plain = train(model, batch, gallery.loss_fn, 4, 0)
-    clipped = train(model, batch, gallery.loss_fn, 4, 0, applied.afterwards)
+    plain = train(model, batch, gallery.loss_fn, 4, 0).losses
+    clipped = train(model, batch, gallery.loss_fn, 4, 0, applied.afterwards).losses
     optimizer, losses = torch.optim.Adam(model.parameters(), lr=1e-3), []
     for _ in range(4):
         optimizer.zero_grad()

@@ -346,7 +346,7 @@ def test_refusals():
         lstm(torch.zeros(4, 5, 3))
     with pytest.raises(ArgumentError, match="has no step or no sample"):
         lstm(torch.zeros(4, 0, 2))
-    with pytest.raises(ArgumentError, match=r"\(h_0, c_0\), each of shape \[1, 4, 3\]; got \[1, 4"):
+    with pytest.raises(ArgumentError, match=r"h_0 \[1, 4, 3\], c_0 \[1, 4, 3\]; got \[1, 4"):
         lstm(torch.zeros(4, 5, 2), torch.zeros(1, 4, 3))
     with pytest.raises(ArgumentError, match=r"torch.nn has nothing that computes LSTM\(2, 3"):
         lstm.to_torch()

@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from retrograde.cells import AbstractCell, Cut
+from retrograde.cells import AbstractCell
 from retrograde.cells.base import CellStep
 from retrograde.cells.composite import AbstractComposite
 from retrograde.cells.squashing import SQUASHING
+from retrograde.cells.wrapped import AbstractWrapped
 from retrograde.diagnosis.courses import Course
 from retrograde.engine import Unrolled
 from retrograde.record import Recorded
@@ -133,7 +134,7 @@ def leaves(
         step: a step of it, if those of the plain cells are wanted.
         route_end, weight_end: what the names of its routes and of its weights end with.
     """
-    if isinstance(cell, Cut):
+    if isinstance(cell, AbstractWrapped):
         yield from leaves(cell.cell, step, route_end, weight_end)
     elif isinstance(cell, AbstractComposite):
         steps = step.layers if step else (None,) * len(cell.layers)

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from retrograde.cells.generations import generation
+from retrograde.clipping import StateNorm
 from retrograde.diagnosis.activity import keeping_for
 from retrograde.errors import ArgumentError
 from retrograde.nn import GRU, LSTM, RNN, initialise
+from retrograde.nn import clip_inside as hold
 
 Afterwards = Callable[[nn.Module], None]
 
@@ -35,6 +37,7 @@ class Patient:
         path: its place in the model, "" for the model itself.
         lag: the lag that it needs, in steps.
         after: what runs after the recurrent layers and has weights, by place.
+        entering: the largest norm with which the loss enters a sample's state at any step.
     """
 
     model: nn.Module
@@ -42,6 +45,7 @@ class Patient:
     path: str
     lag: int
     after: tuple[str, ...]
+    entering: float
 
     @property
     def layer(self) -> nn.Module:
@@ -422,6 +426,26 @@ def clip(patient: Patient) -> Applied:
     )
 
 
+def clip_inside(patient: Patient) -> Applied:
+    """The norm of the state's adjoint is held inside back-propagation, at every step, to the
+    largest with which the loss itself enters: growth on the way back ends there.
+    """
+    if not isinstance(patient.layer, nn.RNNBase | LSTM | GRU | RNN):
+        raise Unfit
+    limit = float(f"{patient.entering:.2g}")
+    if not 0 < limit < math.inf:
+        raise Unfit
+    try:
+        hold(patient.layer, StateNorm(limit))
+    except ArgumentError as error:
+        raise Unfit from error
+    code = (
+        f"policy = retrograde.clipping.StateNorm({limit!r})\n"
+        f"retrograde.nn.clip_inside({patient.here}, policy)"
+    )
+    return Applied(f"the adjoint of the state held to norm {limit:g} at every step", code)
+
+
 def clip_groups(patient: Patient) -> Applied:
     """Recurrent layer and output layer are clipped apart, each to the smaller norm of the two: with
     one norm over both, the larger gradient decides how much is left of the other.
@@ -463,6 +487,7 @@ REMEDIES: Mapping[str, Callable[[Patient], Applied]] = {
     "lstm": lstm,
     "truncated-1997": truncated,
     "window": window,
+    "clip-inside": clip_inside,
     "clip": clip,
     "clip-groups": clip_groups,
     "standardise-input": standardise_input,

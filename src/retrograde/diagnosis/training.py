@@ -2,27 +2,44 @@
 
 import copy
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from retrograde.clipping import Clipper, GlobalNorm, suggest
+from retrograde.clipping.groups import ALL
 from retrograde.diagnosis.finding import Finding, Training, Trial
 from retrograde.diagnosis.remedies import Afterwards
 from retrograde.diagnosis.run import LossFunction, scalar
 from retrograde.diagnosis.trials import Clinic, Treated, in_words
 from retrograde.diagnosis.unharmed import copied, seeded
-from retrograde.errors import MissingExtraError
+from retrograde.errors import ClippingError, MissingExtraError, NonFiniteError
 
 MOST = 4
 """So many remedies are trained."""
 
 LEARNING_RATE = 1e-3
 OPTIMIZER = f"Adam, learning rate {LEARNING_RATE:g}, the same batch at every step"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a training went.
+
+    Attributes:
+        losses: at each step.
+        norms: those of the gradient before anything was done to it, at each step at which it was
+            finite, by group.
+    """
+
+    losses: tuple[float, ...]
+    norms: Mapping[str, Tensor]
 
 
 def train(
@@ -32,8 +49,8 @@ def train(
     steps: int,
     seed: int,
     afterwards: Afterwards | None = None,
-) -> tuple[float, ...]:
-    """The loss at each of so many steps of training; the model itself is left alone.
+) -> Trained:
+    """So many steps of training; the model itself is left alone.
 
     Args:
         model: is copied.
@@ -61,6 +78,7 @@ def train(
         def __init__(self) -> None:
             super().__init__()
             self.model = copy.deepcopy(model)
+            self.norms = Clipper(self.model, GlobalNorm(math.inf))  # it only measures
 
         def training_step(self, _: int) -> Tensor:
             loss = scalar(loss_fn(self.model, copied(batch)))
@@ -68,6 +86,8 @@ def train(
             return loss
 
         def on_before_optimizer_step(self, _: object) -> None:
+            with suppress(NonFiniteError, ClippingError):
+                self.norms()
             if afterwards is not None:
                 afterwards(self.model)
 
@@ -93,7 +113,9 @@ def train(
         for module, mode in modes.items():
             module.training = mode
         trainer.fit(fit, numbers)
-    return tuple(losses)
+    with suppress(ClippingError):
+        return Trained(tuple(losses), fit.norms.norms())
+    return Trained(tuple(losses), {})
 
 
 @contextmanager
@@ -145,14 +167,15 @@ def train_remedies(
 
     problems: dict[tuple[str, str], str] = {}
 
-    def curve(model: nn.Module, afterwards: Afterwards | None = None) -> tuple[float, ...]:
+    def curve(model: nn.Module, afterwards: Afterwards | None = None) -> Trained:
         return train(model, clinic.batch, clinic.loss_fn, steps, clinic.seed, afterwards)
 
     pairs = plan(findings, treated)
     if not pairs:
         return list(findings)
     tell("training the original")
-    curves: dict[tuple[str, str], tuple[float, ...]] = {}
+    curves: dict[tuple[str, str], Trained] = {}
+    original = Trained((), {})
     try:
         original = curve(clinic.model)
     except MissingExtraError:
@@ -174,10 +197,18 @@ def train_remedies(
             return replace(trial, note="; ".join(filter(None, (trial.note, said))))
         if layer is None or (layer, trial.remedy) not in curves:
             return trial
-        training = Training(OPTIMIZER, original, curves[layer, trial.remedy])
-        return replace(trial, training=training)
+        training = Training(OPTIMIZER, original.losses, curves[layer, trial.remedy].losses)
+        note = "; ".join(filter(None, (trial.note, _threshold(trial.remedy, original.norms))))
+        return replace(trial, training=training, note=note)
 
     return [
         replace(finding, trials=tuple(with_curve(finding.layer, trial) for trial in finding.trials))
         for finding in findings
     ]
+
+
+def _threshold(remedy: str, norms: Mapping[str, Tensor]) -> str:
+    """What the norms of the original's training say of a threshold, for clipping by norm."""
+    if remedy != "clip" or not norms or not bool((norms[ALL] > 0).any()):
+        return ""
+    return "from the norms while the original trained: " + str(suggest(norms)).replace("\n", " ")

@@ -67,7 +67,9 @@ class Clinic:
         layers = recurrent_layers(model)
         paths = {id(module): path for path, module in model.named_modules()}
         path = paths[id(layers[subject.name])]
-        patient = Patient(model, subject.name, path, max(1, subject.need.lag), self.before.after)
+        lag, direct = max(1, subject.need.lag), subject.recorded.direct
+        entering = float(direct.norm(dim=-1).max())
+        patient = Patient(model, subject.name, path, lag, self.before.after, entering)
         with seeded(self.seed):
             try:
                 applied = REMEDIES[remedy](patient)

@@ -187,7 +187,7 @@ EXPLODING = Rule(
     _growth,
     _exploding,
     ("growth_total",),
-    ("spectral-norm", "orthogonal", "truncated-1997", "window", "clip"),
+    ("spectral-norm", "orthogonal", "truncated-1997", "window", "clip-inside", "clip"),
     (PASCANU, ARPIT),
 )
 NON_FINITE = Rule(
