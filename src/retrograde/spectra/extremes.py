@@ -45,20 +45,21 @@ def largest_singular_value(matrix: Float[Tensor, "N M"]) -> float:
 def _outermost(apply: Callable[[Tensor], Tensor], matrix: Tensor) -> float:
     """The largest modulus of a Ritz value after STEPS steps of Arnoldi, from a fixed start."""
     size = matrix.shape[1]
-    basis = matrix.new_zeros(size, STEPS + 1)
+    basis = matrix.new_zeros(STEPS + 1, size)  # vectors in rows, side by side in memory
     hessenberg = matrix.new_zeros(STEPS + 1, STEPS)
     start = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    basis[:, 0] = start / torch.linalg.vector_norm(start)
+    basis[0] = start / torch.linalg.vector_norm(start)
     for step in range(STEPS):
-        v = apply(basis[:, step])
+        so_far = basis[: step + 1]
+        v = apply(basis[step])
         length = torch.linalg.vector_norm(v)
         for _ in range(2):  # once more, as the first pass leaves what rounding gave it
-            along = basis[:, : step + 1].T @ v
-            v = v - basis[:, : step + 1] @ along
+            along = so_far @ v
+            v = v - along @ so_far
             hessenberg[: step + 1, step] += along
         rest = torch.linalg.vector_norm(v)
         if rest <= TINY * length:
             return float(torch.linalg.eigvals(hessenberg[: step + 1, : step + 1]).abs().max())
         hessenberg[step + 1, step] = rest
-        basis[:, step + 1] = v / rest
+        basis[step + 1] = v / rest
     return float(torch.linalg.eigvals(hessenberg[:STEPS]).abs().max())

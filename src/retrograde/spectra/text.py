@@ -165,8 +165,8 @@ def _caveats(layers: Sequence[LayerWeights]) -> Iterator[str]:
         yield f"~ estimates: beyond {EXACT} units only the outermost values are looked for."
     if any(layer.likenesses for layer in layers):
         yield (
-            "What weights look like is judged by bounds and distributions (chance of refusing the "
-            "true one: 1 in 10000); weights trained a little still look like their initialisation."
+            "What weights look like is judged by bounds and distributions, and few values refuse "
+            "little. Weights trained a little still look like their initialisation."
         )
 
 
