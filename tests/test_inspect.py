@@ -383,13 +383,13 @@ def test_the_horizon_of_chrono_is_estimated_without_bias():
 
 
 def test_a_bound_that_rounding_moves_is_still_a_bound():
-    hidden = 48
+    hidden = 50
     module = nn.RNN(hidden, hidden, dtype=torch.bfloat16)
     bound = hidden**-0.5
     with torch.no_grad():
         for weight in (module.weight_ih_l0, module.weight_hh_l0):
             weight.copy_(torch.linspace(-bound, bound, hidden**2).view(hidden, hidden))
-    assert bool(module.weight_hh_l0.max() > bound)
+    assert float(module.weight_hh_l0.detach().max()) > bound
     assert looks(module)["recurrent weights"] == "torch"
 
 
