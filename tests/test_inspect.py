@@ -533,7 +533,9 @@ def test_a_bias_beyond_range_has_an_infinite_horizon():
     assert inspection.to_dict()["layers"][0]["horizon"]["steps"][2] == "Infinity"
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.complex64, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.int64, torch.complex64, torch.bool, torch.float8_e4m3fn]
+)
 def test_weights_that_are_no_floats_are_refused_by_name(dtype):
     weights = {"a.weight_hh": torch.zeros(3, 3, dtype=dtype)}
     with pytest.raises(UnsupportedModelError, match=rf"a\.weight_hh is {dtype}"):
@@ -560,6 +562,23 @@ def test_weights_that_do_not_fit_together_are_refused():
     projected = nn.LSTM(2, 3, proj_size=2).state_dict()
     with pytest.raises(UnsupportedModelError, match="no layer that is known here"):
         inspect_weights({**projected, "weight_hr_l0": torch.zeros(1, 3)})
+
+
+def test_sparse_weights_empty_ones_and_those_without_numbers_are_refused():
+    with pytest.raises(UnsupportedModelError, match="weight_hh is sparse: call to_dense"):
+        inspect_weights({"weight_hh": torch.eye(3).to_sparse()})
+    with pytest.raises(UnsupportedModelError, match=r"weight_ih \[12, 0\]"):
+        inspect_weights({"weight_hh": torch.ones(12, 4), "weight_ih": torch.ones(12, 0)})
+    with pytest.raises(UnsupportedModelError, match="holds no numbers"):
+        inspect_weights(nn.LSTM(2, 3, device="meta"))
+
+
+def test_a_scripted_layer_is_read_by_its_names():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted_model = torch.jit.script(LSTM)
+    found = inspect_weights(scripted_model)
+    assert found.layers[0].gates == only(LSTM).gates and found.notes == ()
 
 
 def test_without_recurrent_weights_the_first_names_are_listed():

@@ -34,6 +34,9 @@ GAMMAS: Mapping[str, float] = {
 }
 """The largest slope of a nonlinearity."""
 
+READ = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""The kinds of weights that are inspected, all of them in float64."""
+
 LISTED = 5
 """So many names are listed of a state dict that holds no recurrent weights."""
 
@@ -231,16 +234,20 @@ def _groups(source: nn.Module | Mapping[str, Any], notes: list[str]) -> Iterator
             yield from _grouped(weights, place if len(found) > 1 else "")
         return
     known: set[int] = set()
+    foreign: dict[str, str] = {}
     for name, module in recurrent_layers(source).items():
         if isinstance(module, Layer):
             known |= {id(parameter) for parameter in module.parameters()}
             yield from _of_module(name, module)
         else:
-            notes.append(f"{name}: {why_not(module)}")
+            foreign[name] = why_not(module)
     every = source.state_dict(keep_vars=True).items()
     rest = {name: weight for name, weight in every if isinstance(weight, Tensor)}
     rest = {name: weight for name, weight in rest.items() if id(weight) not in known}
-    yield from _grouped(unwrapped(rest), "")
+    for group in _grouped(unwrapped(rest), ""):
+        foreign.pop(group.path, None)  # TorchScript: its weights are there, if under torch's names
+        yield group
+    notes += [f"{name}: {why}" for name, why in foreign.items()]
 
 
 def _of_module(name: str, module: Layer) -> Iterator[_Group]:
@@ -290,10 +297,12 @@ def _layer(group: _Group) -> LayerWeights | str:
     """What its weights say, or why they say nothing."""
     weights, where = group.weights, group.named("weight_hh")
     for name, weight in weights.items():
-        if weight.is_quantized or not weight.dtype.is_floating_point:
+        if weight.layout != torch.strided:
+            return f"{group.named(name)} is sparse: call to_dense() on it first"
+        if weight.dtype not in READ:
             return (
-                f"{group.named(name)} is {weight.dtype}: only floating-point weights are "
-                "inspected; give those from before the model was quantised"
+                f"{group.named(name)} is {weight.dtype}: only floats of 16, 32 or 64 bits are "
+                "inspected; give the weights from before the model was quantised"
             )
         if weight.is_meta:
             return f"{group.named(name)} holds no numbers (it is on the meta device)"
@@ -340,6 +349,7 @@ def _fit(shapes: Mapping[str, tuple[int, ...]], gates: int) -> bool:
         and rows % gates == 0
         and all(shapes.get(name, (rows,)) == (rows,) for name in ("bias_ih", "bias_hh"))
         and ("weight_ih" not in shapes or shapes["weight_ih"][:-1] == (rows,))
+        and 0 not in shapes.get("weight_ih", ())
     )
 
 
