@@ -727,7 +727,7 @@ BAD = {
     "pickle": (
         "pickle.pt",
         lambda n: write(n, pickle.dumps(Runs())),
-        "holds Python objects, which could run any code",
+        "holds Python objects; loading those could run any code",
     ),
     "module": ("module.pt", lambda n: torch.save(nn.LSTM(2, 3), n), "the first: torch.nn.modules"),
     "list": ("list.pt", lambda n: torch.save([1], n), "no state dict but one object of type list"),

@@ -169,13 +169,13 @@ def compare(
 
 @app.command()
 def inspect(
-    weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="Or FILE.py:FUNCTION.")],
+    weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="A file, or FILE.py:FUNCTION.")],
     json: Json = None,
 ) -> None:
     """Say what recurrent weights tell on their own: norms, bounds, horizons, initialisation.
 
-    WEIGHTS is a state dict or a checkpoint, as .safetensors, .pt or .pth; nothing in it is run. Of
-    FILE.py:FUNCTION, which returns (model, batch, loss_fn) as for diagnose, the model is looked at.
+    WEIGHTS is a state dict or a checkpoint, as .safetensors, .pt or .pth; nothing in it is run. Or
+    give FILE.py:FUNCTION as for diagnose: its model is looked at.
     """
     path = Path(weights)
     file, _, function = weights.rpartition(":")

@@ -71,8 +71,8 @@ def _torchs(path: Path, first: bytes) -> Any:
         if isinstance(error, pickle.UnpicklingError) and (code or first[:1] == b"\x80"):
             named = f" (the first: {code[1]})" if code else ""
             raise InputError(
-                f"{path} holds Python objects{named}, which could run any code when they are "
-                f"loaded, so it is not; {ADVICE}"
+                f"{path} holds Python objects{named}; loading those could run any code, and so "
+                f"they were not loaded; {ADVICE}"
             ) from None
         raise InputError(
             f"{path} is no checkpoint of torch.save or safetensors, or was cut off; {ADVICE}"
