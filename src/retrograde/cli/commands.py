@@ -8,6 +8,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -164,6 +165,35 @@ def compare(
     if html is not None:
         comparison.to_html(html)
     _say_written(html)
+
+
+@app.command()
+def inspect(
+    weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="A file, or FILE.py:FUNCTION.")],
+    json: Json = None,
+) -> None:
+    """Say what recurrent weights tell on their own: norms, bounds, horizons, initialisation.
+
+    WEIGHTS is a state dict or a checkpoint, as .safetensors, .pt or .pth; nothing in it is run. Or
+    give FILE.py:FUNCTION as for diagnose: its model is looked at.
+    """
+    path = Path(weights)
+    file, _, function = weights.rpartition(":")
+    called = bool(function) and file.endswith(".py") and not path.exists()
+    _check_outputs(json, reads=(Path(file) if called else path,))
+    from retrograde.cli import subject as subjects
+    from retrograde.cli import weights_file
+    from retrograde.report import output
+    from retrograde.spectra import inspect_weights
+
+    with progress(f"reading {weights}", quiet=False):
+        source = subjects.load(weights, seed=0).model if called else weights_file.read(path)
+        found = inspect_weights(source)
+    show(found)
+    if json is not None:
+        text = dumps(found.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+        output.write(json, text + "\n")
+    _say_written(json)
 
 
 @app.command()

@@ -1,0 +1,83 @@
+"""Weights from a file, read without executing anything that is in it."""
+
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from retrograde.errors import InputError
+
+ADVICE = "save model.state_dict() with torch.save or safetensors, and give that file"
+
+
+def read(path: Path) -> Mapping[Any, Any]:
+    """The state dict or checkpoint in a file of torch.save or safetensors.
+
+    Nothing in it is executed: torch reads tensors and plain containers only (`weights_only`), and
+    safetensors holds nothing else. What the file is, is told by its first bytes.
+
+    Raises:
+        InputError: if there is no such file, or no weights are in it that can be had that way.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the file inside that holds the weights")
+    if not path.is_file():
+        raise InputError(
+            f"there is no file {path}; give a .safetensors, .pt or .pth file, or FILE.py:FUNCTION"
+        )
+    if path.suffix == ".py":
+        raise InputError(f"{path} is a Python file; name its function as well: {path}:FUNCTION")
+    try:
+        with path.open("rb") as file:
+            first = file.read(9)
+        if path.suffix == ".safetensors" or first[8:] == b"{":
+            return _safetensors(path)
+        found = _torchs(path, first)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    if not isinstance(found, Mapping):
+        kind = type(found).__name__
+        raise InputError(f"{path} holds no state dict but one object of type {kind}; {ADVICE}")
+    return found
+
+
+def _safetensors(path: Path) -> Mapping[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise InputError(
+            f"{path} is no safetensors file, or was cut off: {_first_line(error)}"
+        ) from None
+
+
+def _torchs(path: Path, first: bytes) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # what is no checkpoint ends the reader in many ways
+        if "TorchScript" in str(error):
+            raise InputError(f"{path} is a TorchScript archive, which is code; {ADVICE}") from None
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and (code or first[:1] == b"\x80"):
+            named = f" (the first: {code[1]})" if code else ""
+            raise InputError(
+                f"{path} holds Python objects{named}; loading those could run any code, and so "
+                f"they were not loaded; {ADVICE}"
+            ) from None
+        raise InputError(
+            f"{path} is no checkpoint of torch.save or safetensors, or was cut off; {ADVICE}"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no reason given"])[0]

@@ -1,0 +1,205 @@
+"""An inspection for a terminal, drawn by rich."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from io import StringIO
+from itertools import groupby
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from retrograde.spectra.extremes import EXACT
+from retrograde.spectra.weights import Bound, Inspection, LayerWeights
+
+WIDTH = 120
+
+
+def render(inspection: Inspection) -> str:
+    """The inspection as plain text, 120 columns wide."""
+    file = StringIO()
+    console = Console(
+        file=file, width=WIDTH, color_system=None, force_terminal=False, force_jupyter=False
+    )
+    console.print(renderable(inspection))
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()).strip("\n")
+
+
+def renderable(inspection: Inspection) -> Group:
+    """The inspection as something that a rich console can print."""
+    parts: list[RenderableType] = []
+    for _, group in groupby(inspection.layers, lambda layer: layer.name):
+        parts += [*_module(list(group)), ""]
+    parts += [Text(_printable(f"not read: {note}")) for note in inspection.notes]
+    parts += [Text(sentence, style="dim") for sentence in _caveats(inspection.layers)]
+    return Group(*parts)
+
+
+def _module(layers: Sequence[LayerWeights]) -> Iterator[RenderableType]:
+    """What is said of one recurrent module: its layers and directions together."""
+    yield Text(_printable(_title(layers)), style="bold")
+    for layer in layers:
+        yield from (_line(words) for words in layer.non_finite)
+    yield _indented(
+        _table(
+            ("layer", "gate", "spectral radius", "largest singular value", "Frobenius norm"),
+            [
+                (
+                    _where(layer),
+                    gate.gate,
+                    *(
+                        ("" if exact else "~") + _number(value)
+                        for value, exact in (
+                            (gate.spectral_radius, gate.exact),
+                            (gate.largest_singular_value, gate.exact),
+                            (gate.frobenius_norm, True),
+                        )
+                    ),
+                )
+                for layer in layers
+                for gate in layer.gates
+            ],
+        )
+    )
+    for layer in layers:
+        known = layer.kind.nonlinearity is not None
+        yield from (_line(f"{_where(layer)}: {_bound(each, known)}") for each in layer.bounds)
+    yield from _horizons(layers)
+    rows = [
+        (_where(layer), each.part, _looks(each.initialisation, each.value), each.reason)
+        for layer in layers
+        for each in layer.likenesses
+    ]
+    if rows:
+        yield _indented(_table(("layer", "weights", "look like", "because"), rows, right=False))
+
+
+def _title(layers: Sequence[LayerWeights]) -> str:
+    first = layers[0]
+    kind = first.kind
+    sure = f" {' or '.join(kind.generations)}" if kind.generations else ""
+    other = f" (or an LSTM of generation {' or '.join(kind.others)})" if kind.others else ""
+    name = kind.name + (f" with {kind.nonlinearity}" if kind.nonlinearity else "")
+    stacked = len({layer.suffix.removesuffix("_reverse") for layer in layers})
+    parts = [f"{first.name}: {name}{sure}{other}"]
+    if stacked > 1:
+        parts.append(f"{stacked} layers")
+    if any(layer.suffix.endswith("_reverse") for layer in layers):
+        parts.append("both directions")
+    if first.input_size is not None:
+        parts.append(f"{first.input_size} input{'s' * (first.input_size != 1)}")
+    parts.append(f"{first.hidden_size} unit{'s' * (first.hidden_size != 1)}")
+    if first.projection is not None:
+        parts.append(f"projected to {first.projection}")
+    parts.append(("" if first.bias else "no biases, ") + first.dtype)
+    return ", ".join(parts)
+
+
+def _horizons(layers: Sequence[LayerWeights]) -> Iterator[RenderableType]:
+    rows = [
+        (_where(layer), layer.horizon.gate, *map(_number, layer.horizon.bias + layer.horizon.steps))
+        for layer in layers
+        if layer.horizon is not None
+    ]
+    if rows:
+        yield _line(
+            "the horizon that the biases of the gate that keeps the state stand for, "
+            "1/(1 - f) steps, over the units:"
+        )
+        titles = ("layer", "gate", "least bias", "median", "largest")
+        yield _indented(_table((*titles, "least horizon", "median", "largest"), rows))
+    elif layers[0].kind.name != "RNN":
+        yield _line(f"no horizon: {_why_no_horizon(layers[0])}")
+
+
+def _why_no_horizon(layer: LayerWeights) -> str:
+    if layer.kind.name == "LSTM" and not layer.kind.gates[0][0].isdigit():
+        if layer.kind.keeping is None:
+            return "without a forget gate f = 1, and the carousel keeps its state for ever"
+    elif layer.kind.keeping is None:
+        return "shapes do not tell which gates these are; give the model itself"
+    return "its biases are not finite" if layer.bias else "there are no biases"
+
+
+def _bound(bound: Bound, known: bool) -> str:
+    phi = "tanh or relu" if bound.nonlinearity == "tanh" and not known else bound.nonlinearity
+    limit = f"1/gamma = {bound.limit:g} ({phi})"
+    if bound.vanishes:
+        return f"||R||_2 < {limit}: gradients vanish for certain, and cannot explode"
+    if bound.may_explode:
+        return f"||R||_2 > {limit}: gradients may explode, and may as well vanish"
+    return f"||R||_2 = {limit}: gradients cannot explode"
+
+
+def _looks(initialisation: str | None, value: float | None) -> str:
+    if initialisation is None:
+        return "none of these: trained?"
+    match initialisation:
+        case "chrono":
+            return f"chrono, horizon about {value:.0f}"
+        case "orthogonal" | "identity" if value is not None:
+            return f"{initialisation}, times {value:.4g}"
+        case "forget-bias":
+            return f"forget-bias, {value:.4g}"
+    return initialisation
+
+
+def _caveats(layers: Sequence[LayerWeights]) -> Iterator[str]:
+    """What the numbers do not say, of those that are shown."""
+    if any(layer.bounds for layer in layers):
+        if any(layer.kind.name == "RNN" and not layer.kind.nonlinearity for layer in layers):
+            yield "Weights do not tell the nonlinearity of an RNN: hence a bound for each."
+        yield (
+            "Bounds: Pascanu et al. (2013), sufficient for vanishing, necessary for exploding. A "
+            "spectral radius below 1 proves neither for a nonlinear RNN: [[8, 8], [-8, -8]] has 0, "
+            "and tanh RNNs with it can explode."
+        )
+    if any(layer.horizon is not None for layer in layers):
+        yield (
+            "Horizons hold where inputs and states are 0; they move the gate. torch adds two "
+            "biases, f = sigma(b_ih + b_hh)."
+        )
+    if any(layer.projection is not None for layer in layers):
+        yield "With a projection M the recurrent matrix is R M."
+    if not all(gate.exact for layer in layers for gate in layer.gates):
+        yield f"~ estimates: beyond {EXACT} units only the outermost values are looked for."
+    if any(layer.likenesses for layer in layers):
+        yield (
+            "What weights look like is judged by bounds and distributions, and few values refuse "
+            "little. Weights trained a little still look like their initialisation."
+        )
+
+
+def _where(layer: LayerWeights) -> str:
+    return _printable(layer.suffix.removeprefix("_")) or "cell"
+
+
+def _table(
+    titles: Sequence[str], rows: Iterable[Sequence[str]], right: bool = True
+) -> RenderableType:
+    table = Table(box=None, pad_edge=False)
+    for column, title in enumerate(titles):
+        number = right and column > 1
+        table.add_column(title, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_printable(cell)) for cell in row))
+    return table
+
+
+def _line(words: str) -> RenderableType:
+    return _indented(Text(_printable(words)))
+
+
+def _indented(drawn: RenderableType) -> RenderableType:
+    return Padding(drawn, (0, 0, 0, 2), expand=False)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if 0.01 <= abs(value) < 100 else f"{value:.3g}"
+
+
+def _printable(text: str) -> str:
+    """Control characters written out: a name must not steer the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

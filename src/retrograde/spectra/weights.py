@@ -1,0 +1,442 @@
+"""What recurrent weights say on their own, before a step is taken: sizes, bounds, horizons.
+
+References: Razvan Pascanu, Tomas Mikolov and Yoshua Bengio, "On the difficulty of training
+recurrent neural networks", ICML (2013), arXiv 1211.5063, for the bounds; Corentin Tallec and Yann
+Ollivier, "Can recurrent neural networks warp time?", ICLR (2018), arXiv 1804.11188, for the horizon
+that a gate's bias stands for.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from retrograde.cells.generations import generation
+from retrograde.errors import UnsupportedModelError
+from retrograde.nn import GRU, LSTM, RNN
+from retrograde.record.layers import Layer, form_of, recurrent_layers, why_not
+from retrograde.spectra.extremes import is_exact, largest_singular_value, spectral_radius
+from retrograde.spectra.initialisations import Likeness, likenesses
+from retrograde.spectra.kinds import Kind, kind_of, names_in, split_name, state_dicts, unwrapped
+
+SCHEMA = "retrograde-inspection/1"
+
+GAMMAS: Mapping[str, float] = {
+    "tanh": 1.0,
+    "relu": 1.0,
+    "sigmoid": 0.25,
+    "identity": 1.0,
+    "4*sigmoid-2": 1.0,
+    "2*sigmoid-1": 0.5,
+}
+"""The largest slope of a nonlinearity."""
+
+READ = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""The kinds of weights that are inspected, all of them in float64."""
+
+LISTED = 5
+"""So many names are listed of a state dict that holds no recurrent weights."""
+
+
+@dataclass(frozen=True)
+class GateWeights:
+    """The recurrent matrix of one gate, R_g, shape [H, H]; times the projection, R_g M, if any.
+
+    Attributes:
+        gate: its name; "between gates" is weight_gg, shape [3H, 3H].
+        spectral_radius: max |lambda|; None if a weight is not finite.
+        largest_singular_value: ||R_g||_2; None if a weight is not finite.
+        frobenius_norm: ||R_g||_F; None if a weight is not finite.
+        exact: False if the first two are estimates, which they are beyond 1024 units.
+    """
+
+    gate: str
+    spectral_radius: float | None
+    largest_singular_value: float | None
+    frobenius_norm: float | None
+    exact: bool = True
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What the largest singular value of a plain RNN says of its gradients.
+
+    The Jacobian of a step is R diag(phi'), and |phi'| is gamma at most: below 1/gamma every step
+    shortens the adjoint, so that it vanishes (sufficient); it can only explode above 1/gamma
+    (necessary, far from sufficient). Pascanu et al. (2013), section 2.1.
+
+    Attributes:
+        nonlinearity: phi; shapes do not tell it, so that weights alone have a bound for each.
+        gamma: the largest slope of phi.
+        limit: 1/gamma.
+        vanishes: ||R||_2 < 1/gamma, gradients vanish for certain.
+        may_explode: ||R||_2 > 1/gamma, they may.
+    """
+
+    nonlinearity: str
+    gamma: float
+    limit: float
+    vanishes: bool
+    may_explode: bool
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """How long the state is kept where inputs and state are 0, as the biases of its gate have it.
+
+    The gate stands at f = sigma(b_ih + b_hh) then (torch has two biases, and adds them up), and
+    forgets within 1/(1 - f) = 1 + exp(b_ih + b_hh) steps. Inputs and states move the gate away from
+    this, and the weights decide how far.
+
+    Attributes:
+        gate: "forget" for an LSTM, "update" for a GRU; "input" where f = 1 - i.
+        bias: smallest, median and largest sum of its biases over the units.
+        steps: the same of the horizon, in steps.
+    """
+
+    gate: str
+    bias: tuple[float, float, float]
+    steps: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer and direction of a recurrent module.
+
+    Attributes:
+        name: of the module, as in the model; its kind where that is the model itself.
+        suffix: of the weights' names, such as "_l1_reverse"; empty for a cell.
+        kind: what it is, as far as that is known.
+        input_size: I, the number of input features; None if weight_ih is missing.
+        hidden_size: H, the number of units.
+        projection: P, the size of what a projected LSTM hands on; None for others.
+        bias: whether there are biases.
+        dtype: of the weights.
+        gates: the recurrent matrix, gate by gate.
+        bounds: of a plain RNN, for each nonlinearity that it may have.
+        horizon: None where no bias says it.
+        likenesses: which initialisations its parts look like; none if a weight is not finite.
+        non_finite: the weights that hold a NaN or an infinity, and where the first one is.
+    """
+
+    name: str
+    suffix: str
+    kind: Kind
+    input_size: int | None
+    hidden_size: int
+    projection: int | None
+    bias: bool
+    dtype: str
+    gates: tuple[GateWeights, ...]
+    bounds: tuple[Bound, ...]
+    horizon: Horizon | None
+    likenesses: tuple[Likeness, ...]
+    non_finite: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect_weights` found; `print` shows it.
+
+    Attributes:
+        layers: every layer and direction of every recurrent module, in the order of the model.
+        notes: what looks like a recurrent layer and could not be read, and why.
+    """
+
+    layers: tuple[LayerWeights, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, lists and texts; an infinity is the text "Infinity", as in reports."""
+        found = _strict({"schema": SCHEMA, **asdict(self)})
+        assert isinstance(found, dict)
+        return found
+
+    def __str__(self) -> str:
+        from retrograde.spectra import text
+
+        return text.render(self)
+
+    def __rich__(self) -> Any:
+        from retrograde.spectra import text
+
+        return text.renderable(self)
+
+
+def inspect_weights(source: nn.Module | Mapping[str, Any]) -> Inspection:
+    """Look at the recurrent weights of a model before it is run.
+
+    For every gate of every layer the spectral radius, the largest singular value and the Frobenius
+    norm of its recurrent matrix; for a plain RNN the bounds of Pascanu et al. (2013); for an LSTM
+    or a GRU the horizon that the biases of its gate stand for; and which initialisation it looks
+    like, by the tests of `retrograde.spectra.initialisations`. All in float64.
+
+    Args:
+        source: a model; or its state dict, or a checkpoint that holds one (Lightning's, with
+            "state_dict" inside). In a state dict layers are told by the names and shapes of torch
+            and of retrograde.nn (weight_ih_l0, weight_hh_l0, ..., weight_ch_l0), where some kinds
+            look alike; a model itself says which they are. "module." of DistributedDataParallel
+            and "_orig_mod." of torch.compile have no part in the names.
+
+    Returns:
+        An `Inspection`. Nothing of it comes from training data: it tells what the weights allow,
+        not what happens.
+
+    Raises:
+        UnsupportedModelError: if there are no recurrent weights.
+
+    Example:
+        >>> import torch, retrograde
+        >>> lstm = torch.nn.LSTM(3, 16)
+        >>> retrograde.nn.initialise(lstm, "forget-bias", value=3.0)
+        >>> layer = inspect_weights(lstm.state_dict()).layers[0]
+        >>> layer.kind.name, [round(steps, 1) for steps in layer.horizon.steps]
+        ('LSTM', [21.1, 21.1, 21.1])
+        >>> [likeness.initialisation for likeness in layer.likenesses]
+        ['torch', 'torch', 'forget-bias', 'torch']
+
+    References: Pascanu, Mikolov and Bengio (2013), arXiv 1211.5063; Tallec and Ollivier (2018),
+    arXiv 1804.11188.
+    """
+    layers: list[LayerWeights] = []
+    notes: list[str] = []
+    for group in _groups(source, notes):
+        found = _layer(group)
+        if isinstance(found, str):
+            notes.append(found)
+        else:
+            layers.append(found)
+    if not layers:
+        raise UnsupportedModelError(_nothing(source, notes))
+    return Inspection(tuple(layers), tuple(notes))
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The weights of one layer and direction, by name without suffix."""
+
+    path: str
+    suffix: str
+    weights: Mapping[str, Tensor]
+    kind: Kind | None = None
+
+    def named(self, name: str) -> str:
+        return f"{self.path}.{name}{self.suffix}" if self.path else name + self.suffix
+
+
+def _groups(source: nn.Module | Mapping[str, Any], notes: list[str]) -> Iterator[_Group]:
+    if not isinstance(source, nn.Module):
+        found = list(state_dicts(source))
+        for place, weights in found:
+            yield from _grouped(weights, place if len(found) > 1 else "")
+        return
+    known: set[int] = set()
+    foreign: dict[str, str] = {}
+    for name, module in recurrent_layers(source).items():
+        if isinstance(module, Layer):
+            known |= {id(parameter) for parameter in module.parameters()}
+            yield from _of_module(name, module)
+        else:
+            foreign[name] = why_not(module)
+    every = source.state_dict(keep_vars=True).items()
+    rest = {name: weight for name, weight in every if isinstance(weight, Tensor)}
+    rest = {name: weight for name, weight in rest.items() if id(weight) not in known}
+    for group in _grouped(unwrapped(rest), ""):
+        foreign.pop(group.path, None)  # TorchScript: its weights are there, if under torch's names
+        yield group
+    notes += [f"{name}: {why}" for name, why in foreign.items()]
+
+
+def _of_module(name: str, module: Layer) -> Iterator[_Group]:
+    """A module knows what it is; its weights are read as it computes them, parametrized or not."""
+    form = form_of(module)
+    with torch.no_grad():
+        weights = {each: getattr(module, each) for each in form.weights}
+    for group in _grouped(weights, name):
+        shapes = {each: tuple(weight.shape) for each, weight in group.weights.items()}
+        yield _Group(name, group.suffix, group.weights, _kind_of_module(module, shapes))
+
+
+def _kind_of_module(module: Layer, shapes: Mapping[str, tuple[int, ...]]) -> Kind | None:
+    """The readings of the shapes, reduced to the one that this module is."""
+    match module:
+        case LSTM():
+            row = generation(module.generation)
+            return Kind("LSTM", (row.name,), row.gates)
+        case GRU():
+            generations: tuple[str, ...] = (module.generation,)
+        case nn.GRU() | nn.GRUCell():
+            generations = ("gru-torch",)
+        case nn.LSTM() | nn.LSTMCell():
+            generations = ("lstm-2000",)
+        case nn.RNN() | nn.RNNCell() | RNN():
+            return Kind("RNN", (), ("hidden",), nonlinearity=str(module.nonlinearity))
+        case _:
+            return kind_of(shapes)
+    found = kind_of(shapes)
+    return found and Kind(found.name, generations, found.gates)
+
+
+def _grouped(weights: Mapping[str, Tensor], place: str) -> Iterator[_Group]:
+    """The weights by layer and direction, for those that have recurrent ones."""
+    groups: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for name, weight in weights.items():
+        if (parts := split_name(name)) is not None:
+            path, kind, suffix = parts
+            path = ".".join(filter(None, (place, path)))
+            groups.setdefault((path, suffix), {})[kind] = weight.detach()
+    for (path, suffix), named in groups.items():
+        if "weight_hh" in named:
+            yield _Group(path, suffix, named)
+
+
+def _layer(group: _Group) -> LayerWeights | str:
+    """What its weights say, or why they say nothing."""
+    weights, where = group.weights, group.named("weight_hh")
+    for name, weight in weights.items():
+        if weight.layout != torch.strided:
+            return f"{group.named(name)} is sparse: call to_dense() on it first"
+        if weight.dtype not in READ:
+            return (
+                f"{group.named(name)} is {weight.dtype}: only floats of 16, 32 or 64 bits are "
+                "inspected; give the weights from before the model was quantised"
+            )
+        if weight.is_meta:
+            return f"{group.named(name)} holds no numbers (it is on the meta device)"
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    if any(len(shapes[name]) != 2 for name in ("weight_hh", "weight_hr") if name in shapes):
+        return (
+            f"{where} of shape {list(shapes['weight_hh'])} belongs to no layer that is known here"
+        )
+    kind = group.kind or kind_of(shapes)
+    if kind is None or not _fit(shapes, len(kind.gates)):
+        listed = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+        return f"{where}: no layer that is known here has weights of these shapes: {listed}"
+    projection = shapes.get("weight_hr")
+    hidden = shapes["weight_hh"][0] // len(kind.gates)
+    weights = {name: weight.cpu() for name, weight in weights.items()}
+    non_finite = tuple(
+        words
+        for name, weight in weights.items()
+        if (words := _non_finite(group.named(name), weight))
+    )
+    gates = tuple(_gates(weights, kind))
+    return LayerWeights(
+        group.path or kind.name,
+        group.suffix,
+        kind,
+        shapes["weight_ih"][1] if "weight_ih" in shapes else None,
+        hidden,
+        None if projection is None else projection[0],
+        "bias_ih" in weights or "bias_hh" in weights,
+        str(weights["weight_hh"].dtype).removeprefix("torch."),
+        gates,
+        _bounds(kind, gates[0]) if kind.name == "RNN" else (),
+        _horizon(weights, kind, hidden),
+        () if non_finite else likenesses(weights, kind, hidden),
+        non_finite,
+    )
+
+
+def _fit(shapes: Mapping[str, tuple[int, ...]], gates: int) -> bool:
+    """Whether matrices and biases have as many rows as weight_hh."""
+    rows = shapes["weight_hh"][0]
+    return (
+        rows > 0
+        and rows % gates == 0
+        and all(shapes.get(name, (rows,)) == (rows,) for name in ("bias_ih", "bias_hh"))
+        and ("weight_ih" not in shapes or shapes["weight_ih"][:-1] == (rows,))
+        and 0 not in shapes.get("weight_ih", ())
+    )
+
+
+def _gates(weights: Mapping[str, Tensor], kind: Kind) -> Iterator[GateWeights]:
+    blocks = weights["weight_hh"].double().chunk(len(kind.gates))
+    if "weight_hr" in weights:
+        projection = weights["weight_hr"].double()
+        blocks = tuple(block @ projection for block in blocks)
+    named = list(zip(kind.gates, blocks, strict=True))
+    if "weight_gg" in weights:
+        named.append(("between gates", weights["weight_gg"].double()))
+    for gate, block in named:
+        if bool(block.isfinite().all()):
+            yield GateWeights(
+                gate,
+                spectral_radius(block),
+                largest_singular_value(block),
+                float(torch.linalg.matrix_norm(block)),
+                is_exact(block),
+            )
+        else:
+            yield GateWeights(gate, None, None, None)
+
+
+def _bounds(kind: Kind, recurrent: GateWeights) -> tuple[Bound, ...]:
+    size = recurrent.largest_singular_value
+    if size is None:
+        return ()
+    possible = ("tanh", "sigmoid") if kind.nonlinearity is None else (kind.nonlinearity,)
+    return tuple(
+        Bound(
+            name, GAMMAS[name], 1 / GAMMAS[name], size * GAMMAS[name] < 1, size * GAMMAS[name] > 1
+        )
+        for name in possible
+    )
+
+
+def _horizon(weights: Mapping[str, Tensor], kind: Kind, hidden: int) -> Horizon | None:
+    biases = [weights[name].double() for name in ("bias_ih", "bias_hh") if name in weights]
+    if kind.keeping is None or not biases:
+        return None
+    number = kind.gates.index(kind.keeping)
+    bias = torch.stack(biases).sum(0)[number * hidden : (number + 1) * hidden]
+    if not bool(bias.isfinite().all()):
+        return None
+    steps = 1 + (-bias if kind.coupled else bias).exp()
+    return Horizon(kind.keeping, _spread(bias), _spread(steps))
+
+
+def _spread(values: Tensor) -> tuple[float, float, float]:
+    """Smallest, median and largest."""
+    ranked = values.sort().values.tolist()
+    count = len(ranked)
+    return ranked[0], (ranked[(count - 1) // 2] + ranked[count // 2]) / 2, ranked[-1]
+
+
+def _non_finite(name: str, weight: Tensor) -> str:
+    wrong = (~weight.isfinite()).nonzero()
+    if not len(wrong):
+        return ""
+    first = wrong[0].tolist()
+    value = float(weight[tuple(first)])
+    count = f"{len(wrong)} of {weight.numel()} values"
+    return f"{name}: not finite in {count}, the first, {value}, at {first}"
+
+
+def _nothing(source: nn.Module | Mapping[str, Any], notes: list[str]) -> str:
+    if notes:
+        return "no recurrent weights could be read: " + "; ".join(notes)
+    names = names_in(source.state_dict() if isinstance(source, nn.Module) else source)
+    listed = ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
+    advice = ""
+    if any("weight_hh" in name for name in names):
+        advice = "; parametrized weights are computed by the model: give that instead"
+    return (
+        "expected recurrent weights, named as torch.nn names them (weight_hh_l0, or weight_hh of a "
+        f"cell); there are {len(names)} names{': ' if names else ''}{listed}{advice}"
+    )
+
+
+def _strict(value: Any) -> Any:
+    """The same in values that JSON has a word for."""
+    match value:
+        case dict():
+            return {name: _strict(part) for name, part in value.items()}
+        case list() | tuple():
+            return [_strict(part) for part in value]
+        case float() if not math.isfinite(value):
+            return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
