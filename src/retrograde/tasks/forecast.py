@@ -102,7 +102,7 @@ class Forecaster(nn.Module):
         self.recurrent = recurrent
         self.readout = nn.Linear(recurrent.hidden_size, 1)
 
-    def forward(self, x: Float[Tensor, "N T 1"]) -> Float[Tensor, "N T 1"]:
+    def forward(self, x: Float[Tensor, "N T I"]) -> Float[Tensor, "N T 1"]:
         forecast: Tensor = self.readout(self.recurrent(x)[0])
         return forecast
 
