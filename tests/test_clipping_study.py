@@ -17,6 +17,8 @@ from retrograde.tasks.clipping_study import (
     train,
 )
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 STORED = {(run.task, run.layer, run.way, run.seed): run for run in results()}
 
 

@@ -137,7 +137,11 @@ def _adding(steps: int) -> Task:
         error: Tensor = model(batch[0])[:, -1] - batch[1]
         return error.square().mean()
 
-    return Task(steps, batches, loss, lambda model: float(loss(model, (x, y))), 1 / 6, BATCH)
+    @torch.no_grad()
+    def error(model: nn.Module) -> float:
+        return float(loss(model, (x, y)))
+
+    return Task(steps, batches, loss, error, 1 / 6, BATCH)
 
 
 def _co2(steps: int) -> Task:
@@ -153,6 +157,7 @@ def _co2(steps: int) -> Task:
         x, y, scored = batch
         return forecast.masked_loss(model(x), y, scored)
 
+    @torch.no_grad()
     def error(model: nn.Module) -> float:
         return task.error(model(task.test.x))
 
@@ -259,8 +264,7 @@ def _run(
     inside: ClippedInside | None,
     finite: bool,
 ) -> Run:
-    with torch.no_grad():
-        error = task.error(fit.model) if finite else math.nan
+    error = task.error(fit.model) if finite else math.nan
     assert clipping.clipper is not None
     groups = clipping.clipper.statistics().groups
     bit = {name: groups[name].bit for name in GROUPS}
