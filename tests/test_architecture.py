@@ -15,6 +15,7 @@ LEVELS = [  # a module imports only from its own level and the levels above it i
     {"nn"},
     {"record"},
     {"decompose"},
+    {"spectra"},
     {"diagnosis"},
     {"report"},
     {"monitor"},
@@ -72,6 +73,7 @@ def test_the_public_names_are_pinned():
         "Recording",
         "Report",
         "RetrogradeError",
+        "Spectrum",
         "cells",
         "clipping",
         "decompose",
@@ -79,4 +81,5 @@ def test_the_public_names_are_pinned():
         "nn",
         "record",
         "record_cell",
+        "spectrum",
     ]
