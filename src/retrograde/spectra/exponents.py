@@ -90,11 +90,15 @@ def factors(
     """(k, Q_{k-1}, R_k) with J_k^T Q_k = Q_{k-1} R_k, the last step first.
 
     It starts from random directions, always the same: unit vectors could lie in a part of the state
-    that no other part feeds, such as the top layer of a stack, and never leave it.
+    that nothing leaves, such as the lowest layer of a stack. The first n are the same for every n.
     """
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(chain.size, n, generator=generator, dtype=torch.float64)
-    q = torch.linalg.qr(start).Q.to(chain.unrolled.x.device).expand(chain.batch, -1, -1)
+    start = [torch.randn(chain.size, generator=generator, dtype=torch.float64) for _ in range(n)]
+    q = (
+        torch.linalg.qr(torch.stack(start, 1))
+        .Q.to(chain.unrolled.x.device)
+        .expand(chain.batch, -1, -1)
+    )
     for k, pull in chain.backwards():
         rows = pull(q.permute(2, 0, 1).contiguous())
         q, r = torch.linalg.qr(rows.permute(1, 2, 0))

@@ -98,7 +98,7 @@ class GradedProduct:
 
     def log2_singular_values(self) -> Float[Tensor, "B R"]:
         """Descending; -inf for a direction that is lost."""
-        rows, exponent = self.rows, self.exponent
+        rows, exponent = self.rows.clone(), self.exponent.clone()
         rounds = [torch.tensor(pairs, device=rows.device) for pairs in _rounds(rows.shape[1])]
         for _ in range(SWEEPS):
             turned = [_rotate(rows, exponent, *pairs.T) for pairs in rounds]
@@ -160,5 +160,6 @@ def _rounds(count: int) -> Iterator[list[tuple[int, int]]]:
     for _ in range(len(ring) - 1):
         half = len(ring) // 2
         pairs = zip(ring[:half], reversed(ring[half:]), strict=True)
-        yield [(min(p), max(p)) for p in pairs if max(p) < count]
+        if count > 1:
+            yield [(min(p), max(p)) for p in pairs if max(p) < count]
         ring = [ring[0], ring[-1], *ring[1:-1]]
