@@ -24,11 +24,11 @@ from retrograde.spectra.leaves import Leaf, leaves
 Growth = Literal["vanishes", "explodes", "keeps"]
 
 STEEPEST: Mapping[str, float] = {
-    "tanh": 1,
-    "relu": 1,
+    "tanh": 1.0,
+    "relu": 1.0,
     "sigmoid": 1 / 4,
-    "identity": 1,
-    "4*sigmoid-2": 1,
+    "identity": 1.0,
+    "4*sigmoid-2": 1.0,
     "2*sigmoid-1": 1 / 2,
 }
 """gamma, the largest slope of each squashing function."""
@@ -54,6 +54,14 @@ class Bound:
             all steps and samples.
         proven: the rule is a theorem here: the singular value, in a plain recurrent network. In a
             gated cell a matrix is one of several, and its own threshold proves nothing.
+
+    Example:
+        >>> import torch, retrograde
+        >>> rnn = torch.nn.RNN(1, 2)
+        >>> _ = torch.nn.init.constant_(rnn.weight_hh_l0, 0.4)
+        >>> found = retrograde.spectrum(rnn, torch.ones(40, 1, 1)).bounds
+        >>> [(bound.rule, bound.says, bound.holds) for bound in found]  # both are 0.8
+        [('largest singular value', 'vanishes', True), ('spectral radius', 'vanishes', True)]
     """
 
     route: str
@@ -77,6 +85,13 @@ def recurrent_matrices(cell: AbstractCell) -> dict[str, Float[Tensor, "H H"]]:
 
     An LSTM with a projection M has R_g M in its place. A cell made from a function of the user's
     own has none: which of its weights are recurrent it does not tell.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.cells import GRU
+        >>> from retrograde.spectra import recurrent_matrices
+        >>> list(recurrent_matrices(GRU(torch.zeros(6, 3), torch.zeros(6, 2))))
+        ['recurrent.reset', 'recurrent.update', 'recurrent.candidate']
     """
     return {route: matrix for leaf in leaves(cell) for route, matrix in _matrices(leaf).items()}
 

@@ -40,6 +40,15 @@ class Exponents:
         participation: the part of the leading directions that lies in each slot of the state (h, c,
             of each layer), by name of the slot, shape [B, n]; over the slots it sums to 1.
 
+    Example:
+        >>> import torch, retrograde
+        >>> from retrograde.cells import Elman
+        >>> weight = torch.diag(torch.tensor([2.0, 0.5]))
+        >>> cell = Elman(torch.ones(2, 1), weight, activation="identity")
+        >>> pass_ = retrograde.record_cell(cell, torch.ones(60, 1, 1), lambda h, s: s.sum())
+        >>> retrograde.spectrum(pass_).exponents.mean  # ln 2 and ln 1/2
+        tensor([ 0.6931, -0.6931], dtype=torch.float64)
+
     A direction counts as lost where its factor in one step is below what float64 resolves beside
     the largest one, n times the machine's epsilon: the Jacobian has no such rank numerically.
     """

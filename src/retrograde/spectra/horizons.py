@@ -37,6 +37,17 @@ class Horizons:
         reach: `Flow.reach` of the recorded loss; None if there was none.
 
     Both curves are seen from the last step of the stretch.
+
+    Example:
+        >>> import torch, retrograde
+        >>> lstm = torch.nn.LSTM(1, 1)
+        >>> for parameter in lstm.parameters():
+        ...     _ = torch.nn.init.zeros_(parameter)
+        >>> memory = retrograde.spectrum(lstm, torch.ones(20, 1, 1)).horizons
+        >>> memory.time_constants["c_l0"]  # -1 / ln(1/2)
+        tensor([1.4427], dtype=torch.float64)
+        >>> memory.by_gates["c_l0"], memory.state
+        (tensor([6.6439], dtype=torch.float64), 6)
     """
 
     time_constants: Mapping[str, Float[Tensor, "H"]]

@@ -32,7 +32,8 @@ TRANSIENT = 10
 class Spectrum:
     """The Jacobians of one recurrent layer (or stack) along a trajectory, and what they do.
 
-    Made by `spectrum`. Each answer is computed when it is first asked for, in float64.
+    Made by `spectrum`, whose docstring has an example. Each answer is computed when it is first
+    asked for, in float64.
 
     Attributes:
         recorded: the pass whose trajectory it is.
@@ -65,7 +66,7 @@ class Spectrum:
                 f"the sequence is short for it, or a transient of {self.transient} steps at each "
                 "end too few. Look at the convergence curve, .exponents.chart(), and take a longer "
                 "sequence or transient",
-                stacklevel=2,
+                stacklevel=3,  # 2 is the cache of this property
             )
         return found
 
@@ -279,6 +280,7 @@ def _recorded(subject: Recording | Recorded | nn.Module, x: Tensor | None) -> Re
     if x is None:
         raise ArgumentError("a layer needs an input to run over: spectrum(layer, x)")
     layer = copy.deepcopy(subject).requires_grad_(True)
-    with torch.enable_grad(), torch.random.fork_rng(), record(layer) as recording:
+    drawn_on = [x.device] if x.is_cuda else []
+    with torch.enable_grad(), torch.random.fork_rng(drawn_on), record(layer) as recording:
         layer(x.detach())[0].sum().backward()
     return recording.only()
