@@ -7,7 +7,7 @@ from dataclasses import replace
 import mpmath
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -119,6 +119,7 @@ def test_exponents_and_singular_values(problem):
     torch.testing.assert_close(total[~lost], logs[~lost], atol=1e-9, rtol=0)
     smallest = torch.linalg.svdvals(exact)[..., -1].amin(0)
     assert (smallest[lost] < 1e-13).all()  # where a step has lost rank, and nowhere else
+    assert torch.equal(found.curve[-1], found.each) and found.steps.tolist() == [1, 2, 3, 4, 5]
     assert not found.curve.isnan().any()
     sums = torch.stack([*found.participation.values()]).sum(0)
     torch.testing.assert_close(sums, torch.ones_like(sums))
@@ -334,6 +335,32 @@ def test_400_steps_of_an_lstm_in_1000_digits():
     )
 
 
+@settings(max_examples=20)
+@given(st.integers(1, 4), st.integers(1, 25), st.floats(0, 14), st.integers(0, 10**6))
+def test_products_of_any_graded_matrices(size, steps, octaves, seed):
+    """Rows and columns of very different sizes, in no order, some exactly triangular."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def orders():
+        return 2 ** (octaves * torch.rand(steps, size, generator=generator, dtype=torch.float64))
+
+    jacobians = torch.randn(steps, size, size, generator=generator, dtype=torch.float64)
+    jacobians = orders().unsqueeze(2) * jacobians / orders().unsqueeze(1)
+    if seed % 3 == 0:
+        jacobians = jacobians.tril()  # as in a stack of layers
+    sizes = torch.linalg.svdvals(jacobians)
+    condition = float((sizes[:, 0] / sizes[:, -1]).max())
+    assume(condition < 1e9)
+    with mpmath.workdps(400):
+        product = mpmath.eye(size)
+        for jacobian in jacobians:
+            product = as_mp(jacobian) * product
+        expected = [float(mpmath.log(s, 2)) for s in mpmath.svd(product, compute_uv=False)]
+    ours = singular_values(linear_chain(jacobians), [steps])[0, 0].tolist()
+    # Each step of QR is right to eps beside its largest factor; 20 for sizes and the logarithm.
+    assert ours == pytest.approx(expected, abs=20 * steps * 2**-52 * condition + 1e-11)
+
+
 # --- what was published, and what perturbations do ----------------------------------------------
 
 
@@ -454,6 +481,7 @@ def test_the_sufficient_condition_is_never_broken(hidden, activation, gain, seed
     assert largest.threshold == 1 / STEEPEST[activation] and largest.proven
     assert (largest.says == "vanishes") == (largest.value < largest.threshold)
     assert largest.holds in (True, None)
+    assert radius.proven == (activation == "identity")
     assert largest.largest_step <= largest.value / largest.threshold * (1 + 1e-9)
     assert largest.measured == ("vanishes" if largest.exponent < 0 else "explodes")
 

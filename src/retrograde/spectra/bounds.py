@@ -1,9 +1,10 @@
 """What is said of recurrent matrices in general, beside what the recurrence does here.
 
 Reference: Razvan Pascanu, Tomas Mikolov and Yoshua Bengio, "On the difficulty of training recurrent
-neural networks", ICML (2013), section 2.1, with gamma the largest slope of the squashing function:
-a largest singular value below 1/gamma is sufficient for gradients to vanish, and so one above it is
-necessary for them to explode. Neither is said of the spectral radius, as folklore has it.
+neural networks", ICML (2013), with gamma the largest slope of the squashing function: a largest
+singular value below 1/gamma is sufficient for gradients to vanish, and so one above it is necessary
+for them to explode. Of the spectral radius that holds in a linear network alone; folklore has it of
+all ("greater than one explodes, with sigmoid greater than four").
 """
 
 from collections.abc import Mapping
@@ -52,8 +53,9 @@ class Bound:
         exponent: that exponent, in nats per step, mean over the batch.
         largest_step: the most that one step multiplies a gradient by: the largest ||J_k||_2 over
             all steps and samples.
-        proven: the rule is a theorem here: the singular value, in a plain recurrent network. In a
-            gated cell a matrix is one of several, and its own threshold proves nothing.
+        proven: the rule is a theorem here: the singular value in a plain recurrent network, the
+            radius in a linear one, after many steps. In a gated cell a matrix is one of several,
+            and its own threshold proves nothing.
 
     Example:
         >>> import torch, retrograde
@@ -118,6 +120,7 @@ def bounds(chain: Chain, transient: int) -> tuple[Bound, ...]:
         measured = (leading, float(own.step_norms().max()))
         steepest = _steepest(leaf.cell)
         plain = isinstance(leaf.cell, Elman)
+        linear = isinstance(leaf.cell, Elman) and leaf.cell.activation == "identity"
         for (route, matrix), gamma in zip(matrices.items(), steepest, strict=True):
             singular = float(torch.linalg.matrix_norm(matrix, ord=2))
             radius = float(torch.linalg.eigvals(matrix).abs().max())
@@ -129,7 +132,7 @@ def bounds(chain: Chain, transient: int) -> tuple[Bound, ...]:
                 ),
                 Bound(
                     *(route, "spectral radius", radius, 1 / gamma, _growth(radius * gamma - 1)),
-                    *(_growth(leading), *measured, False),
+                    *(_growth(leading), *measured, linear),
                 ),
             ]
     return tuple(found)

@@ -53,7 +53,8 @@ class Chain:
         """The chain of steps start .. stop-1 of a forward pass.
 
         The states stay those that were computed in the precision of the pass; only what is derived
-        from them is computed in float64. A trajectory that is chaotic would be another one.
+        from them is computed in float64. A trajectory that is chaotic would be another one. All
+        samples must run through all of its steps: in the padding of a shorter one there is no step.
 
         Raises:
             ArgumentError: for an empty stretch, or one across a step before which a state was
@@ -141,10 +142,10 @@ class Chain:
     def pulled(self) -> Iterator[tuple[int, Scaled, CellAdjoint]]:
         """(k, ds_end/ds_k, its pull-back through step k), the last step first.
 
-        The matrix is that of each sample, [B, S, S], with an exponent for each; the adjoint is that
-        of its values, row by row.
+        Of the whole state, whatever `part` is. The matrix is that of each sample, [B, S, S], with
+        an exponent for each; the adjoint is that of its values, row by row.
         """
-        product = Scaled.of(self.identity().transpose(0, 1))
+        product = Scaled.of(replace(self, part=None).identity().transpose(0, 1))
         for k, step in self.unrolled.backwards():
             adjoint = self.cell.pull_back(step, product.values.transpose(0, 1).contiguous())
             yield k, product, adjoint
