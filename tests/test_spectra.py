@@ -50,14 +50,15 @@ def chain_of(cell, steps=T, batch=B, seed=2, scale=1.0, initial=None):
 
 
 def linear_chain(jacobians):
-    """A chain of these Jacobians: its input says which step it is."""
+    """A chain of these Jacobians: each is read as the input of its step."""
+    size = jacobians.shape[1]
 
     def step(w, x, s):
-        return torch.einsum("bt,tij,bj->bi", x, w["J"], s)
+        return torch.einsum("bij,bj->bi", w["one"] * x.unflatten(1, (size, size)), s)
 
-    steps, size = jacobians.shape[:2]
-    cell = from_function(step, {"J": jacobians}, input_size=steps, state=size)
-    return Chain.of(unroll(cell, torch.eye(steps, dtype=torch.float64).unsqueeze(1)))
+    one = {"one": torch.ones((), dtype=torch.float64)}
+    cell = from_function(step, one, input_size=size * size, state=size)
+    return Chain.of(unroll(cell, jacobians.flatten(1).unsqueeze(1)))
 
 
 def by_autograd(chain):
@@ -724,6 +725,66 @@ def test_a_product_across_a_step_that_loses_rank_loses_it_for_good():
     assert torch.isfinite(log2[:, 0]).sum(1).tolist() == [4, 3, 2]
     torch.testing.assert_close(log2[2, 0].exp2(), direct, rtol=1e-9, atol=1e-12)
     assert (exponents(chain, 4, 0).each.isfinite().sum(1) == 2).all()
+
+    # One step loses what the other one keeps; the direction that replaced it is arbitrary.
+    keeps = torch.tensor([[1, 1, 1, 1], [0, 3, 5, 7], [2, 4, 0, 8]], dtype=torch.float64)
+    chain = linear_chain(keeps.diag_embed())
+    log2 = singular_values(chain, [1, 2, 3])[:, 0]
+    direct = torch.tensor([[8, 4, 2, 0], [56, 12, 0, 0], [56, 12, 0, 0]], dtype=torch.float64)
+    torch.testing.assert_close(log2, direct.log2(), **EXACT)
+    assert (exponents(chain, 4, 0).each.isfinite().sum(1) == 2).all()
+
+
+def blocks_that_lose_rank(steps):
+    """Two systems side by side; the first loses one of its three dimensions now and then."""
+    first, second = draw(steps, 3, 3, seed=3), 0.7 * draw(steps, 3, 3, seed=4)
+    off = torch.randint(0, 15, (steps,), generator=torch.Generator().manual_seed(5))
+    for k, unit in enumerate(off.tolist()):
+        if unit < 3 and k < steps - 10:
+            first[k, unit] = 0
+    both = [torch.block_diag(*pair) for pair in zip(first, second, strict=True)]
+    return first, second, torch.stack(both)
+
+
+def test_rank_that_one_of_two_systems_loses_is_not_taken_from_the_other():
+    """After some steps every direction lies in one of the two, those that are lost in between."""
+    first, second, both = blocks_that_lose_rank(80)
+    log2 = singular_values(linear_chain(both), [2, 80])[:, 0]
+    assert log2[0].isfinite().all() and log2[1].isfinite().sum() == 5
+    with mpmath.workdps(300):
+        expected = []
+        for jacobians in (first, second):
+            product = mpmath.eye(3)
+            for jacobian in jacobians:
+                product = as_mp(jacobian) * product
+            values = mpmath.svd(product, compute_uv=False)
+            expected += [float(mpmath.log(s, 2)) for s in values if s > mpmath.mpf(10) ** -200]
+    assert log2[1, :5].tolist() == pytest.approx(sorted(expected, reverse=True), abs=1e-9)
+
+    first, second, both = blocks_that_lose_rank(600)
+    alone = [exponents(linear_chain(part), 3, 0).each for part in (first, second)]
+    together = exponents(linear_chain(both), 6, 0).each
+    # The same in the long run: what the random start and each loss leave is of the order of 1/T.
+    expected = torch.cat(alone, 1).sort(1, descending=True).values
+    assert torch.equal(together == -math.inf, expected == -math.inf)
+    torch.testing.assert_close(together[:, :5], expected[:, :5], atol=10 / 600, rtol=0)
+
+
+def test_a_leading_direction_can_be_the_one_that_is_lost():
+    """By then the directions are the axes, in the order of their growth."""
+    growth = torch.tensor([1.5, 0.5, 1.2, 0.9], dtype=torch.float64)
+    diagonals = growth.repeat(120, 1)
+    diagonals[20, 0] = diagonals[10, 3] = 0
+    chain = linear_chain(diagonals.diag_embed())
+    log2 = singular_values(chain, [95, 105, 120])[:, 0]
+    sizes = diagonals.log2()
+    for row, length, tolerance in zip(log2, (95, 105, 120), (1e-12, 1, 1), strict=True):
+        expected = sizes[120 - length :].sum(0).sort(descending=True).values
+        # What the random start had of the others went with the direction that is lost: one bit.
+        torch.testing.assert_close(row, expected, atol=tolerance, rtol=0)
+    found = exponents(chain, 4, 0).each[0]
+    assert found.isfinite().tolist() == [True, True, False, False]
+    torch.testing.assert_close(found[:2].sum(), (growth[1] * growth[2]).log(), atol=0.1, rtol=0)
 
 
 # --- refusals and charts ------------------------------------------------------------------------

@@ -9,7 +9,7 @@ use here. This goes backwards with J^T, as a gradient does, in nats, and the Jac
 holds its cell state, which their released code leaves out.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from retrograde.spectra import charts
+from retrograde.spectra.factors import factors
 from retrograde.spectra.jacobians import Chain
 
 POINTS = 200
@@ -49,8 +50,8 @@ class Exponents:
         >>> retrograde.spectrum(pass_).exponents.mean  # ln 2 and ln 1/2
         tensor([ 0.6931, -0.6931], dtype=torch.float64)
 
-    A direction counts as lost where its factor in one step is below what float64 resolves beside
-    the largest one, n times the machine's epsilon: the Jacobian has no such rank numerically.
+    A direction counts as lost where J_k^T Q_k has no such rank: a singular value below n eps of its
+    largest, all that float64 resolves.
     """
 
     each: Float[Tensor, "B n"]
@@ -93,27 +94,6 @@ class Exponents:
         return charts.convergence(self.steps, self.curve.mean(1))
 
 
-def factors(
-    chain: Chain, n: int
-) -> Iterator[tuple[int, Float[Tensor, "B R n"], Float[Tensor, "B n n"]]]:
-    """(k, Q_{k-1}, R_k) with J_k^T Q_k = Q_{k-1} R_k, the last step first.
-
-    It starts from random directions, always the same: unit vectors could lie in a part of the state
-    that nothing leaves, such as the lowest layer of a stack. The first n are the same for every n.
-    """
-    generator = torch.Generator().manual_seed(0)
-    start = [torch.randn(chain.size, generator=generator, dtype=torch.float64) for _ in range(n)]
-    q = (
-        torch.linalg.qr(torch.stack(start, 1))
-        .Q.to(chain.unrolled.x.device)
-        .expand(chain.batch, -1, -1)
-    )
-    for k, pull in chain.backwards():
-        rows = pull(q.permute(2, 0, 1).contiguous())
-        q, r = torch.linalg.qr(rows.permute(1, 2, 0))
-        yield k, q, r
-
-
 @torch.no_grad()
 def exponents(chain: Chain, n: int, transient: int) -> Exponents:
     """The n leading exponents; `transient` steps at each end of the chain are left out.
@@ -121,36 +101,38 @@ def exponents(chain: Chain, n: int, transient: int) -> Exponents:
     Backwards, the last steps only turn the directions into line; in the first ones the state itself
     has not settled.
     """
-    slots = _slots(chain)
-    counted = len(chain) - 2 * transient
+    slots, start = _slots(chain), None
+    for factor in factors(chain.between(len(chain) - transient, len(chain)), n):
+        start = factor.q
+    middle = chain.between(transient, len(chain) - transient)
+    counted = len(middle)
     wanted = torch.linspace(1, counted, min(POINTS, counted)).round().long()
     points = {int(step): number for number, step in enumerate(wanted)}
     total = chain.unrolled.x.new_zeros(chain.batch, n)
     curve = total.new_zeros(len(points), chain.batch, n)
     parts = {name: torch.zeros_like(total) for name in slots}
-    for k, q, r in factors(chain, n):
-        if not transient <= k < len(chain) - transient:
-            continue
-        total += _logarithms(r)
+    for factor in factors(middle, n, start):
+        if factor.moved is not None:
+            total, curve = _moved(total, factor.moved), _moved(curve, factor.moved)
+            parts = {name: _moved(part, factor.moved) for name, part in parts.items()}
+        total = total + factor.logs
         for name, slot in slots.items():
-            parts[name] += q[:, slot].square().sum(1)
-        done = len(chain) - transient - k
+            parts[name] += factor.q[:, slot].square().sum(1)
+        done = counted - factor.k
         if done in points:
             curve[points[done]] = total / done
     each, order = (total / counted).sort(1, descending=True)
     return Exponents(
         each,
         wanted,
-        curve.gather(2, order.expand_as(curve)),
-        {name: (part / counted).gather(1, order) for name, part in parts.items()},
+        _moved(curve, order),
+        {name: _moved(part / counted, order) for name, part in parts.items()},
     )
 
 
-def _logarithms(r: Float[Tensor, "B n n"]) -> Float[Tensor, "B n"]:
-    """ln |R_ii|, -inf where nothing is left but rounding."""
-    sizes = r.diagonal(dim1=1, dim2=2).abs()
-    resolved = r.shape[-1] * torch.finfo(r.dtype).eps * sizes.amax(1, keepdim=True)
-    return torch.where(sizes > resolved, sizes, 0).log()
+def _moved(values: Float[Tensor, "*K B n"], order: Int[Tensor, "B n"]) -> Float[Tensor, "*K B n"]:
+    """The values of the directions in another order."""
+    return values.gather(-1, order.expand_as(values))
 
 
 def _slots(chain: Chain) -> dict[str, slice]:

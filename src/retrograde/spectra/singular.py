@@ -23,7 +23,7 @@ from torch import Tensor
 
 from retrograde.engine.scaling import NOTHING, power_of_two
 from retrograde.spectra import charts
-from retrograde.spectra.exponents import factors
+from retrograde.spectra.factors import factors
 from retrograde.spectra.jacobians import Chain
 
 SWEEPS = 60
@@ -45,7 +45,9 @@ class SingularValues:
             [W, B]; inf where rank is lost.
 
     The relative error of each is about T eps kappa, with eps = 2^-52 and kappa the condition of one
-    step, not of the product: a step whose own Jacobian is nearly singular beyond 1/eps loses rank.
+    step, not of the product. A step whose kappa is beyond 1/eps loses rank; if what it loses is a
+    direction that had grown larger than others, these are known to about a bit only, as rounding in
+    that one step would have let through more than all that is left.
 
     Example:
         >>> import torch, retrograde
@@ -82,8 +84,8 @@ def singular_values(chain: Chain, lengths: Sequence[int]) -> Float[Tensor, "W B 
     """log2 of all singular values of the products over the last steps of a chain, descending."""
     product, found = GradedProduct.identity(chain), {}
     longest = chain.between(len(chain) - max(lengths), len(chain))
-    for number, (_, _, r) in enumerate(factors(longest, chain.size), 1):
-        product.multiply(r)
+    for number, factor in enumerate(factors(longest, chain.size), 1):
+        product.multiply(factor.r)
         if number in lengths:
             found[number] = product.log2_singular_values()
     return torch.stack([found[length] for length in lengths])
@@ -102,18 +104,10 @@ class GradedProduct:
         return GradedProduct(rows, rows.new_zeros(rows.shape[:2], dtype=torch.int64))
 
     def multiply(self, r: Float[Tensor, "B R R"]) -> None:
-        """r times the product so far: row i becomes sum_l r_il row_l.
-
-        A row that is rounding beside the largest one stands for a direction that is lost, and
-        becomes 0: its direction in Q was arbitrary, and so is all that it would collect later.
-        """
-        r = r * (self.exponent > NOTHING).unsqueeze(1)
-        sizes = r.norm(dim=2, keepdim=True)
-        resolved = r.shape[-1] * torch.finfo(r.dtype).eps * sizes.amax(1, keepdim=True)
-        r = torch.where(sizes > resolved, r, 0)
-        present = torch.where(r != 0, self.exponent.unsqueeze(1), NOTHING)
-        top = present.amax(2)
-        scaled = r * power_of_two((self.exponent.unsqueeze(1) - top.unsqueeze(2)).clamp(max=0), r)
+        """r times the product so far: row i becomes sum_l r_il row_l."""
+        exponent = self.exponent.unsqueeze(1)
+        top = torch.where(r != 0, exponent, NOTHING).amax(2)
+        scaled = r * power_of_two((exponent - top.unsqueeze(2)).clamp(max=0), r)
         self.rows, self.exponent = _normalised(scaled @ self.rows, top)
 
     def log2_singular_values(self) -> Float[Tensor, "B R"]:
