@@ -735,6 +735,26 @@ def test_a_product_across_a_step_that_loses_rank_loses_it_for_good():
     assert (exponents(chain, 4, 0).each.isfinite().sum(1) == 2).all()
 
 
+@pytest.mark.parametrize("seed", [0, 3, 4])
+def test_relu_networks_that_lose_rank_as_they_run(seed):
+    """Units that switch off and on: how many directions are left, and how large they are."""
+    weight = 1.3 * draw(6, 6, seed=seed + 50) / 6**0.5
+    cell = Elman(draw(6, 2, seed=seed), weight, 0.5 * draw(6, seed=seed + 9), None, "relu")
+    chain = chain_of(cell, steps=80, batch=1, seed=seed + 3)
+    jacobians = by_autograd(chain)[:, 0]
+    found = singular_values(chain, [5, 80])[:, 0]
+    for length, ours in zip((5, 80), found.tolist(), strict=True):
+        with mpmath.workdps(400):
+            product = mpmath.eye(6)
+            for jacobian in jacobians[-length:]:
+                product = as_mp(jacobian) * product
+            values = mpmath.svd(product, compute_uv=False)
+            left = [s for s in values if s > values[0] * mpmath.mpf(10) ** -300]
+            expected = [float(mpmath.log(s, 2)) for s in left]
+        assert 0 < len(left) < 6
+        assert ours == pytest.approx(expected + [-math.inf] * (6 - len(left)), abs=1e-11)
+
+
 def blocks_that_lose_rank(steps):
     """Two systems side by side; the first loses one of its three dimensions now and then."""
     first, second = draw(steps, 3, 3, seed=3), 0.7 * draw(steps, 3, 3, seed=4)
