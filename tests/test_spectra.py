@@ -120,6 +120,7 @@ def test_exponents_and_singular_values(problem):
     torch.testing.assert_close(total[~lost], logs[~lost], atol=1e-9, rtol=0)
     smallest = torch.linalg.svdvals(exact)[..., -1].amin(0)
     assert (smallest[lost] < 1e-13).all()  # where a step has lost rank, and nowhere else
+    torch.testing.assert_close(total, chain.log_abs_det().mean(0), atol=1e-9, rtol=0)
     assert torch.equal(found.curve[-1], found.each) and found.steps.tolist() == [1, 2, 3, 4, 5]
     assert not found.curve.isnan().any()
     sums = torch.stack([*found.participation.values()]).sum(0)

@@ -32,8 +32,8 @@ class Factor:
     Attributes:
         k: the step.
         q: Q_{k-1}, shape [B, R, n].
-        r: R_k, shape [B, n, n], its columns those of Q_k and its rows those of Q_{k-1}; rows of
-            directions that are lost, and columns of those that were, are 0.
+        r: R_k, shape [B, n, n], its columns those of Q_k and its rows those of Q_{k-1}; the rows of
+            lost directions are 0.
         logs: ln of the growth of each direction of Q_{k-1}, -inf for a lost one.
         moved: which direction of Q_k has become each of Q_{k-1}, None if none changed its place.
     """
@@ -56,12 +56,11 @@ def factors(chain: Chain, n: int, start: Float[Tensor, "B R n"] | None = None) -
     for k, pull in chain.backwards():
         columns = pull(q.permute(2, 0, 1).contiguous()).permute(1, 2, 0)
         q, r = torch.linalg.qr(columns)
-        before, moved = live, None
-        missing = _missing(r, live)
+        moved, missing = None, _missing(r, live)
         if missing is not None:
             q, r, live, moved = _lost_last(columns, r, live, missing)
             r = r.gather(2, moved.argsort(1).unsqueeze(1).expand_as(r))
-        r = r * (live.unsqueeze(2) & before.unsqueeze(1))
+        r = r * live.unsqueeze(2)
         diagonal = r.diagonal(dim1=1, dim2=2)
         if moved is not None:
             diagonal = r.gather(2, moved.unsqueeze(2)).squeeze(2)

@@ -167,11 +167,18 @@ class Chain:
 
     @torch.no_grad()
     def log_abs_det(self) -> Float[Tensor, "T B"]:
-        """ln |det J_k| of every step and sample; -inf where a step loses rank."""
+        """ln |det J_k| of every step and sample; -inf where a step loses rank.
+
+        That is where a singular value is below R eps of the largest: a determinant that should be 0
+        comes out as rounding.
+        """
         found = self.unrolled.x.new_empty(len(self), self.batch)
         identity = self.identity()
         for k, pull in self.backwards():
-            found[k] = torch.linalg.slogdet(pull(identity).transpose(0, 1)).logabsdet
+            jacobian = pull(identity).transpose(0, 1)
+            values = torch.linalg.svdvals(jacobian)
+            full = values[:, -1] > self.size * torch.finfo(values.dtype).eps * values[:, 0]
+            found[k] = torch.where(full, torch.linalg.slogdet(jacobian).logabsdet, -torch.inf)
         return found
 
     @torch.no_grad()
