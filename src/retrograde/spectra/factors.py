@@ -77,7 +77,7 @@ def _random(chain: Chain, n: int) -> Float[Tensor, "B R n"]:
 
 def _missing(r: Float[Tensor, "B n n"], live: Bool[Tensor, "B n"]) -> Int[Tensor, "B"] | None:
     """How many of the live directions a step has lost; None if it has lost none."""
-    if not bool((_small(r, SUSPECT) & live).any()):
+    if not bool(_small(r, live, SUSPECT).any()):
         return None
     values = torch.linalg.svdvals(r * live.unsqueeze(1))
     resolved = r.shape[-1] * torch.finfo(r.dtype).eps * values[:, :1]
@@ -85,10 +85,13 @@ def _missing(r: Float[Tensor, "B n n"], live: Bool[Tensor, "B n"]) -> Int[Tensor
     return missing if bool(missing.any()) else None
 
 
-def _small(r: Float[Tensor, "B n n"], share: float) -> Bool[Tensor, "B n"]:
-    """Diagonal entries that are at most such a share of the largest column."""
-    small: Tensor = r.diagonal(dim1=1, dim2=2).abs() <= share * r.norm(dim=1).amax(1, keepdim=True)
-    return small
+def _small(
+    r: Float[Tensor, "B n n"], live: Bool[Tensor, "B n"], share: float
+) -> Bool[Tensor, "B n"]:
+    """Live directions whose factor is at most such a share of the largest live column."""
+    largest = (r * live.unsqueeze(1)).norm(dim=1).amax(1, keepdim=True)
+    small: Tensor = r.diagonal(dim1=1, dim2=2).abs() <= share * largest
+    return live & small
 
 
 def _lost_last(
@@ -103,10 +106,10 @@ def _lost_last(
     stands in the place of the first. So one is moved at a time, unless just as many are small.
     """
     order = torch.arange(live.shape[1], device=live.device).expand_as(live)
-    q = columns
+    q = columns  # at least one is missing, or this would not have been asked for
     while bool(missing.any()):
         diagonal = torch.where(live, r.diagonal(dim1=1, dim2=2).abs(), torch.inf)
-        small = _small(r, LOST) & live | (diagonal == diagonal.amin(1, keepdim=True))
+        small = _small(r, live, LOST) | (diagonal == diagonal.amin(1, keepdim=True))
         just_these = (small.sum(1) == missing).unsqueeze(1)
         lost = torch.where(just_these, small, small & (small.cumsum(1) == 1))
         lost &= (missing > 0).unsqueeze(1) & live

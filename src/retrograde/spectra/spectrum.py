@@ -76,7 +76,8 @@ class Spectrum:
 
             sum_i lambda_i = mean over k of ln |det J_k|
 
-        The largest difference over the batch. Where rank is lost both sides are -inf, which agrees.
+        The largest difference over the batch. Where rank is lost both sides are -inf, which agrees;
+        inf if only one of them is, at a step whose condition is at the very edge of float64.
 
         Raises:
             ArgumentError: if not all exponents were asked for.
