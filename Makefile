@@ -39,6 +39,7 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/monitor_cost.py
 	$(BIN)/python benchmarks/diagnosis_cost.py
 	$(BIN)/python benchmarks/clipping_cost.py
+	$(BIN)/python benchmarks/spectra_cost.py
 
 docs: .venv/dev
 	$(BIN)/mkdocs build --strict --quiet

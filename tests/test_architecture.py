@@ -74,6 +74,7 @@ def test_the_public_names_are_pinned():
         "Recording",
         "Report",
         "RetrogradeError",
+        "Spectrum",
         "cells",
         "clipping",
         "decompose",
@@ -81,4 +82,5 @@ def test_the_public_names_are_pinned():
         "nn",
         "record",
         "record_cell",
+        "spectrum",
     ]

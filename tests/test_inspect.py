@@ -21,7 +21,7 @@ from retrograde.cells.generations import TABLE
 from retrograde.cli import main
 from retrograde.errors import UnsupportedModelError
 from retrograde.spectra import inspect_weights
-from retrograde.spectra.extremes import largest_singular_value, spectral_radius
+from retrograde.spectra.weights.extremes import largest_singular_value, spectral_radius
 
 NILPOTENT = [[8.0, 8.0], [-8.0, -8.0]]
 
@@ -116,7 +116,7 @@ def test_a_projected_lstm_recurs_through_r_times_m():
 
 def test_estimates_of_large_matrices_come_close(monkeypatch):
     """A matrix with known eigenvalues and one far from normal, both beyond the exact size."""
-    monkeypatch.setattr("retrograde.spectra.extremes.EXACT", 100)
+    monkeypatch.setattr("retrograde.spectra.weights.extremes.EXACT", 100)
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn(600, 600, generator=generator, dtype=torch.float64) / 600**0.5
     known = float(torch.linalg.eigvals(matrix).abs().max())

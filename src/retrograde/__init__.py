@@ -15,6 +15,7 @@ from retrograde.errors import RetrogradeError
 from retrograde.monitor import Monitor
 from retrograde.record import Recorded, Recording, record, record_cell
 from retrograde.report import Report, diagnose
+from retrograde.spectra import Spectrum, spectrum
 
 __version__ = version("retrograde")
 
@@ -25,6 +26,7 @@ __all__ = [
     "Recording",
     "Report",
     "RetrogradeError",
+    "Spectrum",
     "cells",
     "clipping",
     "decompose",
@@ -32,4 +34,5 @@ __all__ = [
     "nn",
     "record",
     "record_cell",
+    "spectrum",
 ]

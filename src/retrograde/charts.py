@@ -20,6 +20,9 @@ DEPTH = 40
 POINTS = 1000
 """A curve is drawn with at most so many points; of a longer one every n-th is shown."""
 
+DIRECTIONS = 12
+"""Of more directions so many are drawn, evenly from the first to the last."""
+
 INK, ACCENT, COUNTER, GREY = "#3a7cab", "#c4478a", "#c96f0a", "#7f7f7f"
 SERIES = (
     *("#3b7bbf", "#c96f0a", "#2f9158", "#d5494c", "#9467bd"),
@@ -478,6 +481,18 @@ def training_curves(original: Sequence[float], remedy: Sequence[float]) -> Any:
     return alt.layer(lines, hover, width=WIDTH - 110, height=220, title="Loss while training")
 
 
+def singular_values(lengths: Sequence[int], log2: Tensor) -> Any:
+    """log2 of the singular values over the length of the window, one line a direction."""
+    title = "Singular values of the Jacobians' product"
+    return _lines(title, "length of the window (steps)", "log2 singular value", lengths, log2)
+
+
+def exponents(steps: Tensor, each: Tensor) -> Any:
+    """Lyapunov exponents as they are known after so many steps, one line a direction."""
+    title = "How the Lyapunov exponents settle"
+    return _lines(title, "steps", "exponent so far (nats per step)", steps.tolist(), each)
+
+
 def lag_in_words(lag: range) -> str:
     """`range(3, 5)` is "3-4", `range(3, 4)` is "3"."""
     return str(lag.start) if len(lag) == 1 else f"{lag.start}-{lag.stop - 1}"
@@ -498,6 +513,45 @@ def in_words(log2: float) -> str:
     if log2 == -torch.inf:
         return "0"
     return f"{2**log2:.3g}" if -1000 < log2 < 1000 else f"2^{log2:.1f}"
+
+
+def _lines(title: str, along: str, what: str, at: Sequence[int], values: Tensor) -> Any:
+    alt = _altair()
+    last = values.shape[1] - 1
+    shown = sorted({round(i * last / max(1, DIRECTIONS - 1)) for i in range(DIRECTIONS)})
+    shown = list(range(last + 1)) if last < DIRECTIONS else shown
+    rows = [
+        (place, direction + 1, round(value, 4))
+        for direction in shown
+        for place, value in zip(at, values[:, direction].tolist(), strict=True)
+        if math.isfinite(value)
+    ]
+    if not rows:
+        return _nothing(alt, title)
+    kinds = {"at": "number", "direction": "number", "value": "number"}
+    names = [direction + 1 for direction in shown]
+    chart = alt.Chart(_table(alt, kinds, rows)).encode(
+        x=alt.X("at:Q", title=along, axis=alt.Axis(tickMinStep=1)),
+        y=alt.Y("value:Q", title=what, scale=alt.Scale(zero=False)),
+        color=alt.Color(
+            "direction:O", scale=alt.Scale(domain=names, range=_ramp(len(names))), title="direction"
+        ),
+        tooltip=[
+            alt.Tooltip("direction:O"),
+            alt.Tooltip("at:Q", title=along),
+            alt.Tooltip("value:Q", title=what),
+        ],
+    )
+    lost = sum(not math.isfinite(value) for value in values[-1].tolist())
+    text = f"{len(shown)} of {last + 1} directions"
+    text += f"; {lost} of them are lost entirely (rank)" if lost else ""
+    return alt.layer(
+        chart.mark_line(),
+        chart.mark_point(size=12, filled=True, opacity=1),
+        width=WIDTH - 90,
+        height=260,
+        title={"text": title, "subtitle": text},
+    )
 
 
 def _over_lag(alt: Any, log2: Sequence[float], what: str) -> tuple[list[tuple[int, float]], Any]:

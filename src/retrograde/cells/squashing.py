@@ -18,3 +18,13 @@ SQUASHING: Mapping[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Ten
     "4*sigmoid-2": (lambda a: 4 * torch.sigmoid(a) - 2, lambda y: 1 - y * y / 4),
     "2*sigmoid-1": (lambda a: 2 * torch.sigmoid(a) - 1, lambda y: (1 - y * y) / 2),
 }
+
+STEEPEST: Mapping[str, float] = {
+    "tanh": 1.0,
+    "relu": 1.0,
+    "sigmoid": 1 / 4,
+    "identity": 1.0,
+    "4*sigmoid-2": 1.0,
+    "2*sigmoid-1": 1 / 2,
+}
+"""gamma, the largest slope of each."""

@@ -4,7 +4,6 @@ Of every gate and squashed value of every layer, over all samples, padding left 
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +12,8 @@ from torch import Tensor
 
 from retrograde.cells import AbstractCell
 from retrograde.cells.base import CellStep
-from retrograde.cells.composite import AbstractComposite
+from retrograde.cells.leaves import leaves
 from retrograde.cells.squashing import SQUASHING
-from retrograde.cells.wrapped import AbstractWrapped
 from retrograde.diagnosis.courses import Course
 from retrograde.engine import Unrolled
 from retrograde.record import Recorded
@@ -102,8 +100,8 @@ def look(
         k = torch.arange(start, start + count, device=chunk.x.device)
         lengths = recorded.lengths
         valid = None if lengths is None else k.unsqueeze(1) < lengths
-        for cell, step, end, _ in leaves(unrolled.cell, chunk):
-            assert step is not None
+        for leaf in leaves(unrolled.cell):
+            cell, end, step = leaf.cell, leaf.route_suffix, leaf.of(chunk)
             kinds = _squashing(cell, step)
             holding = _holding(step)
             for gate, squashing in kinds.items():
@@ -122,27 +120,6 @@ def look(
 def keeping_for(lag: int, share: float = 0.01) -> float:
     """The gate value f that still keeps this share after so many steps: f^lag = share."""
     return math.exp(math.log(share) / max(1, lag))
-
-
-def leaves(
-    cell: AbstractCell, step: CellStep | None = None, route_end: str = "", weight_end: str = ""
-) -> Iterator[tuple[AbstractCell, CellStep | None, str, str]]:
-    """The plain cells of a composite: each with its own step, and the ends of its names.
-
-    Args:
-        cell: any cell.
-        step: a step of it, if those of the plain cells are wanted.
-        route_end, weight_end: what the names of its routes and of its weights end with.
-    """
-    if isinstance(cell, AbstractWrapped):
-        yield from leaves(cell.cell, step, route_end, weight_end)
-    elif isinstance(cell, AbstractComposite):
-        steps = step.layers if step else (None,) * len(cell.layers)
-        ends = zip(cell.route_suffixes, cell.suffixes, strict=True)
-        for own, part, (route, weight) in zip(cell.layers, steps, ends, strict=True):
-            yield from leaves(own, part, route_end + route, weight_end + weight)
-    else:
-        yield cell, step, route_end, weight_end
 
 
 def _squashing(cell: AbstractCell, step: CellStep) -> dict[str, str]:

@@ -1,23 +1,21 @@
-"""What the recurrent weights of a model say before it has seen a batch."""
+"""What the recurrence would do with any gradient: Jacobians, their spectra, bounds and horizons."""
 
-from retrograde.spectra.initialisations import Likeness
-from retrograde.spectra.kinds import Kind
-from retrograde.spectra.weights import (
-    Bound,
-    GateWeights,
-    Horizon,
-    Inspection,
-    LayerWeights,
-    inspect_weights,
-)
+from retrograde.spectra.bounds import Bound, recurrent_matrices
+from retrograde.spectra.exponents import Exponents
+from retrograde.spectra.horizons import Horizons
+from retrograde.spectra.jacobians import Chain
+from retrograde.spectra.singular import SingularValues
+from retrograde.spectra.spectrum import Spectrum, spectrum
+from retrograde.spectra.weights import inspect_weights
 
 __all__ = [
     "Bound",
-    "GateWeights",
-    "Horizon",
-    "Inspection",
-    "Kind",
-    "LayerWeights",
-    "Likeness",
+    "Chain",
+    "Exponents",
+    "Horizons",
+    "SingularValues",
+    "Spectrum",
     "inspect_weights",
+    "recurrent_matrices",
+    "spectrum",
 ]

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from retrograde.cells import LSTM
-from retrograde.diagnosis.activity import Activity, leaves
+from retrograde.cells.leaves import leaves
+from retrograde.diagnosis.activity import Activity
 from retrograde.diagnosis.finding import Evidence, Finding
 from retrograde.diagnosis.rules.reach import TALLEC, keeping_too_short, reaches, severity_of
 from retrograde.diagnosis.rules.rule import Rule, steps
@@ -166,13 +167,14 @@ def _idle(subject: Subject, evidence: Evidence) -> Finding:
 def _set_twice(subject: Subject) -> list[tuple[str, Tensor]]:
     """The forget slices that are the same in both biases, of every LSTM layer that has two."""
     found = []
-    for cell, _, _, end in leaves(subject.recorded.cell):
+    for leaf in leaves(subject.recorded.cell):
+        cell = leaf.cell
         if isinstance(cell, LSTM) and "forget" in cell.gates:
             if cell.bias_ih is not None and cell.bias_hh is not None:
                 number, count = cell.gates.index("forget"), len(cell.gates)
                 one, other = (b.chunk(count)[number] for b in (cell.bias_ih, cell.bias_hh))
                 if torch.allclose(one, other, rtol=1e-5, atol=1e-7):
-                    found.append((f"bias_ih{end}", one))
+                    found.append((f"bias_ih{leaf.suffix}", one))
     return found
 
 

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retrograde.spectra.kinds import Kind
+from retrograde.spectra.weights.kinds import Kind
 
 ALPHA = 1e-4
 FEWEST = 7

@@ -9,8 +9,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from retrograde.spectra.extremes import EXACT
-from retrograde.spectra.weights import Bound, Inspection, LayerWeights
+from retrograde.spectra.weights.extremes import EXACT
+from retrograde.spectra.weights.inspection import Bound, Inspection, LayerWeights
 
 WIDTH = 120
 

@@ -15,24 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from retrograde.cells.generations import generation
+from retrograde.cells.squashing import STEEPEST
 from retrograde.errors import UnsupportedModelError
 from retrograde.nn import GRU, LSTM, RNN
 from retrograde.record.layers import Layer, form_of, recurrent_layers, why_not
-from retrograde.spectra.extremes import is_exact, largest_singular_value, spectral_radius
-from retrograde.spectra.initialisations import Likeness, likenesses
-from retrograde.spectra.kinds import Kind, kind_of, names_in, split_name, state_dicts, unwrapped
+from retrograde.spectra.weights.extremes import is_exact, largest_singular_value, spectral_radius
+from retrograde.spectra.weights.initialisations import Likeness, likenesses
+from retrograde.spectra.weights.kinds import (
+    Kind,
+    kind_of,
+    names_in,
+    split_name,
+    state_dicts,
+    unwrapped,
+)
 
 SCHEMA = "retrograde-inspection/1"
-
-GAMMAS: Mapping[str, float] = {
-    "tanh": 1.0,
-    "relu": 1.0,
-    "sigmoid": 0.25,
-    "identity": 1.0,
-    "4*sigmoid-2": 1.0,
-    "2*sigmoid-1": 0.5,
-}
-"""The largest slope of a nonlinearity."""
 
 READ = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """The kinds of weights that are inspected, all of them in float64."""
@@ -156,12 +154,12 @@ class Inspection:
         return found
 
     def __str__(self) -> str:
-        from retrograde.spectra import text
+        from retrograde.spectra.weights import text
 
         return text.render(self)
 
     def __rich__(self) -> Any:
-        from retrograde.spectra import text
+        from retrograde.spectra.weights import text
 
         return text.renderable(self)
 
@@ -172,7 +170,7 @@ def inspect_weights(source: nn.Module | Mapping[str, Any]) -> Inspection:
     For every gate of every layer the spectral radius, the largest singular value and the Frobenius
     norm of its recurrent matrix; for a plain RNN the bounds of Pascanu et al. (2013); for an LSTM
     or a GRU the horizon that the biases of its gate stand for; and which initialisation it looks
-    like, by the tests of `retrograde.spectra.initialisations`. All in float64.
+    like, by the tests of `retrograde.spectra.weights.initialisations`. All in float64.
 
     Args:
         source: a model; or its state dict, or a checkpoint that holds one (Lightning's, with
@@ -379,11 +377,10 @@ def _bounds(kind: Kind, recurrent: GateWeights) -> tuple[Bound, ...]:
     if size is None:
         return ()
     possible = ("tanh", "sigmoid") if kind.nonlinearity is None else (kind.nonlinearity,)
+    limits = {name: 1 / STEEPEST[name] for name in possible}
     return tuple(
-        Bound(
-            name, GAMMAS[name], 1 / GAMMAS[name], size * GAMMAS[name] < 1, size * GAMMAS[name] > 1
-        )
-        for name in possible
+        Bound(name, STEEPEST[name], limit, size < limit, size > limit)
+        for name, limit in limits.items()
     )
 
 

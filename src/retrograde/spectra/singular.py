@@ -1,0 +1,180 @@
+"""All singular values of a product of very many matrices, each to full relative precision.
+
+Multiplied out, a product keeps only the singular values within 2^52 of its largest, and after a few
+hundred steps that is one of them. Here the product stays in a form that keeps all,
+
+    P^T Q_0 = Q (R_1 R_2 ...) = Q diag(2^e) W,      W upper triangular, its rows of size 1,
+
+and its singular values are found by rotating pairs of rows that carry their exponents until all are
+orthogonal; their sizes are then the singular values.
+
+References: Hestenes, "Inversion of Matrices by Biorthogonalization and Related Results", J. SIAM 6
+(1958), for the rotations; Demmel and Veselić, "Jacobi's Method is More Accurate than QR", SIAM J.
+Matrix Analysis and Applications 13 (1992), for why rows of different sizes keep their precision.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from retrograde import charts
+from retrograde.engine.scaling import NOTHING, power_of_two
+from retrograde.spectra.factors import factors
+from retrograde.spectra.jacobians import Chain
+
+SWEEPS = 60
+"""At most so many times over all pairs of rows; about ten do."""
+
+ORTHOGONAL = 4
+"""Rows are left alone where their cosine is within so many times R eps of 0."""
+
+
+@dataclass(frozen=True, eq=False)
+class SingularValues:
+    """Singular values of products of Jacobians over windows that end at one step.
+
+    Attributes:
+        lengths: the windows, in steps.
+        stop: the windows hold the steps stop - length .. stop - 1.
+        log2: shape [W, B, n], descending; -inf for a direction that is lost.
+        condition: log2 of the largest over the smallest of all (not only of the leading n), shape
+            [W, B]; inf where rank is lost.
+
+    The relative error of each is about T eps kappa, with eps = 2^-52 and kappa the condition of one
+    step, not of the product. A step whose kappa is beyond 1/eps loses rank; if what it loses is a
+    direction that had grown larger than others, these are known to about a bit only, as rounding in
+    that one step would have let through more than all that is left.
+
+    Example:
+        >>> import torch, retrograde
+        >>> from retrograde.cells import Elman
+        >>> weight = torch.diag(torch.tensor([2.0, 0.5]))
+        >>> cell = Elman(torch.ones(2, 1), weight, activation="identity")
+        >>> pass_ = retrograde.record_cell(cell, torch.ones(99, 1, 1), lambda h, s: s.sum())
+        >>> found = retrograde.spectrum(pass_).singular_values([1, 99])
+        >>> found.log2[:, 0]
+        tensor([[  1.0000,  -1.0000],
+                [ 99.0000, -99.0000]], dtype=torch.float64)
+        >>> found.condition
+        tensor([[  2.0000],
+                [198.0000]], dtype=torch.float64)
+    """
+
+    lengths: tuple[int, ...]
+    stop: int
+    log2: Float[Tensor, "W B n"]
+    condition: Float[Tensor, "W B"]
+
+    @property
+    def plain(self) -> Float[Tensor, "W B n"]:
+        """As plain numbers, which may read 0 or inf where the range ends."""
+        return torch.exp2(self.log2)
+
+    def chart(self) -> Any:
+        """log2 of the singular values over the length of the window, as an Altair chart."""
+        return charts.singular_values(self.lengths, self.log2.mean(1))
+
+
+@torch.no_grad()
+def singular_values(chain: Chain, lengths: Sequence[int]) -> Float[Tensor, "W B R"]:
+    """log2 of all singular values of the products over the last steps of a chain, descending."""
+    product, found = GradedProduct.identity(chain), {}
+    longest = chain.between(len(chain) - max(lengths), len(chain))
+    for number, factor in enumerate(factors(longest, chain.size), 1):
+        product.multiply(factor.r)
+        if number in lengths:
+            found[number] = product.log2_singular_values()
+    return torch.stack([found[length] for length in lengths])
+
+
+@dataclass
+class GradedProduct:
+    """A product of upper triangular matrices, row i kept as 2^exponent[i] times a row of size 1."""
+
+    rows: Float[Tensor, "B R R"]
+    exponent: Int[Tensor, "B R"]
+
+    @staticmethod
+    def identity(chain: Chain) -> "GradedProduct":
+        rows = chain.identity().transpose(0, 1).contiguous()
+        return GradedProduct(rows, rows.new_zeros(rows.shape[:2], dtype=torch.int64))
+
+    def multiply(self, r: Float[Tensor, "B R R"]) -> None:
+        """r times the product so far: row i becomes sum_l r_il row_l."""
+        exponent = self.exponent.unsqueeze(1)
+        top = torch.where(r != 0, exponent, NOTHING).amax(2)
+        scaled = r * power_of_two((exponent - top.unsqueeze(2)).clamp(max=0), r)
+        self.rows, self.exponent = _normalised(scaled @ self.rows, top)
+
+    def log2_singular_values(self) -> Float[Tensor, "B R"]:
+        """Descending; -inf for a direction that is lost."""
+        rows, exponent = self.rows.clone(), self.exponent.clone()
+        rounds = [torch.tensor(pairs, device=rows.device) for pairs in _rounds(rows.shape[1])]
+        for _ in range(SWEEPS):
+            turned = [_rotate(rows, exponent, *pairs.T) for pairs in rounds]
+            rows, exponent = _normalised(rows, exponent)
+            if not any(turned):
+                break
+        log2 = torch.log2(rows.norm(dim=2)) + exponent
+        return torch.where(exponent > NOTHING, log2, -torch.inf).sort(1, descending=True).values
+
+
+def _rotate(
+    rows: Float[Tensor, "B R R"],
+    exponent: Int[Tensor, "B R"],
+    first: Int[Tensor, "M"],
+    second: Int[Tensor, "M"],
+) -> bool:
+    """Turn M disjoint pairs of rows, in place, until each pair is orthogonal; whether any was not.
+
+    With x the larger row, y the other and r = 2^(e_y - e_x), the rotation by t = r tau is
+
+        x' = c (x + r t y)      y' = c (y - tau x)      c = 1 / sqrt(1 + t^2)
+        tau = sign(z) / (|z| + sqrt(r^2 + z^2))         z = (x.x - r^2 y.y) / (2 x.y)
+
+    of which nothing leaves the range where r does: y' is then what is left of y beside x.
+    """
+    x, y, e_x, e_y = rows[:, first], rows[:, second], exponent[:, first], exponent[:, second]
+    log2_x, log2_y = (torch.log2(v.norm(dim=2)) + e for v, e in ((x, e_x), (y, e_y)))
+    swap = log2_y > log2_x
+    e_x, e_y = torch.where(swap, e_y, e_x), torch.where(swap, e_x, e_y)
+    swap = swap.unsqueeze(2)
+    x, y = torch.where(swap, y, x), torch.where(swap, x, y)
+
+    r = power_of_two(e_y - e_x, rows)
+    xx, yy, xy = (x * x).sum(2), (y * y).sum(2), (x * y).sum(2)
+    least = ORTHOGONAL * rows.shape[2] * torch.finfo(rows.dtype).eps
+    alike = xy.abs() > least * (xx * yy).sqrt()
+    z = (xx - r * r * yy) / (2 * torch.where(alike, xy, 1))
+    tau = torch.where(z < 0, -1, 1) / (z.abs() + torch.hypot(r, z))
+    tau = torch.where(alike, tau, 0).unsqueeze(2)
+    r = r.unsqueeze(2)
+    c = (1 + (r * tau).square()).rsqrt()
+    rows[:, first], rows[:, second] = c * (x + r * r * tau * y), c * (y - tau * x)
+    exponent[:, first], exponent[:, second] = e_x, e_y
+    return bool(alike.any())
+
+
+def _normalised(
+    rows: Float[Tensor, "B R R"], exponent: Int[Tensor, "B R"]
+) -> tuple[Float[Tensor, "B R R"], Int[Tensor, "B R"]]:
+    """The same numbers, every row of a size from 1/2 to 1; a zero row has the exponent NOTHING."""
+    sizes = rows.norm(dim=2)
+    shift = torch.frexp(sizes).exponent.long()
+    rows = rows * power_of_two(-shift, rows).unsqueeze(2)
+    return rows, torch.where(sizes > 0, exponent + shift, NOTHING)
+
+
+def _rounds(count: int) -> Iterator[list[tuple[int, int]]]:
+    """All pairs of so many rows, in rounds of disjoint pairs (the circle method of tournaments)."""
+    ring = list(range(count + count % 2))
+    for _ in range(len(ring) - 1):
+        half = len(ring) // 2
+        pairs = zip(ring[:half], reversed(ring[half:]), strict=True)
+        if count > 1:
+            yield [(min(p), max(p)) for p in pairs if max(p) < count]
+        ring = [ring[0], ring[-1], *ring[1:-1]]

@@ -1,0 +1,23 @@
+"""What the recurrent weights of a model say before it has seen a batch."""
+
+from retrograde.spectra.weights.initialisations import Likeness
+from retrograde.spectra.weights.inspection import (
+    Bound,
+    GateWeights,
+    Horizon,
+    Inspection,
+    LayerWeights,
+    inspect_weights,
+)
+from retrograde.spectra.weights.kinds import Kind
+
+__all__ = [
+    "Bound",
+    "GateWeights",
+    "Horizon",
+    "Inspection",
+    "Kind",
+    "LayerWeights",
+    "Likeness",
+    "inspect_weights",
+]
