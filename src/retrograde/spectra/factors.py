@@ -107,7 +107,7 @@ def _lost_last(
     """
     order = torch.arange(live.shape[1], device=live.device).expand_as(live)
     q = columns  # at least one is missing, or this would not have been asked for
-    while bool(missing.any()):
+    while bool((missing > 0).any()):
         diagonal = torch.where(live, r.diagonal(dim1=1, dim2=2).abs(), torch.inf)
         small = _small(r, live, LOST) | (diagonal == diagonal.amin(1, keepdim=True))
         just_these = (small.sum(1) == missing).unsqueeze(1)
