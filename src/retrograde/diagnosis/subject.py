@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from retrograde.cells import Elman
+from retrograde.cells.leaves import leaves
 from retrograde.decompose import Flow, decompose
 from retrograde.decompose.adjoints import AdjointNorms, Adjoints
 from retrograde.decompose.non_finite import NonFinite
@@ -19,6 +21,10 @@ from retrograde.diagnosis.thresholds import Threshold
 from retrograde.engine import fold
 from retrograde.errors import ArgumentError, NonFiniteError, RetrogradeError
 from retrograde.record import Recorded, Recording
+from retrograde.spectra import Radius, spectrum
+
+SAMPLES = 8
+"""The exponents of a rule are those of so many samples."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +101,21 @@ class Subject:
         """The same growth without each route, by route; NaN where nothing comes back then."""
         assert self.flow is not None
         return {route: peak(_adjoints(self.flow.without(route)))[0] for route in self.flow.routes}
+
+    @cached_property
+    def radii(self) -> tuple[Radius, ...]:
+        """Spectral radius and leading exponent of each layer of a plain recurrence.
+
+        From a few samples. None for gated cells, whose several matrices have no such rule, and
+        where a state was detached or a sample ends before the others.
+        """
+        plain = all(isinstance(leaf.cell, Elman) for leaf in leaves(self.recorded.cell))
+        if self.live is None or not plain:
+            return ()
+        try:
+            return spectrum(self.recorded.part(SAMPLES), n=1).radii
+        except ArgumentError:
+            return ()
 
     @cached_property
     def spectral_radius(self) -> float | None:

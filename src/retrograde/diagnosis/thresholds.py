@@ -107,6 +107,12 @@ TABLE = (
         "share of the gradient",
         "The lags that pull against the rest take back as much as the whole gradient is.",
     ),
+    Threshold(
+        "radius_margin",
+        0.05,
+        "nats per step",
+        "So near to neither growing nor shrinking (5 % a step) a rule of thumb is not held to it.",
+    ),
 )
 
 

@@ -73,6 +73,7 @@ EVIDENCE: dict[str, Callable[[Layer, Finding], tuple[str, Any]]] = {
     "dead-units": lambda layer, finding: ("blocks", layer.by_parameter.chart),
     "double-bias": lambda layer, finding: ("blocks", layer.by_parameter.chart),
     "output-outweighs": lambda layer, finding: ("blocks", layer.by_parameter.chart),
+    "misleading-radius": lambda layer, finding: ("adjoint", layer.adjoint_chart),
 }
 """By rule: the chart of the layer that shows what the rule saw, with a key among its charts."""
 

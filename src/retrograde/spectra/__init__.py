@@ -1,6 +1,6 @@
 """What the recurrence would do with any gradient: Jacobians, their spectra, bounds and horizons."""
 
-from retrograde.spectra.bounds import Bound, recurrent_matrices
+from retrograde.spectra.bounds import Bound, Radius, recurrent_matrices
 from retrograde.spectra.exponents import Exponents
 from retrograde.spectra.horizons import Horizons
 from retrograde.spectra.jacobians import Chain
@@ -13,6 +13,7 @@ __all__ = [
     "Chain",
     "Exponents",
     "Horizons",
+    "Radius",
     "SingularValues",
     "Spectrum",
     "inspect_weights",

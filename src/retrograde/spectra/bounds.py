@@ -7,6 +7,8 @@ for them to explode. Of the spectral radius that holds in a linear network alone
 all ("greater than one explodes, with sigmoid greater than four").
 """
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -97,33 +99,80 @@ def eigenvalues(cell: AbstractCell) -> dict[str, Complex[Tensor, "H"]]:
     return found
 
 
+@dataclass(frozen=True)
+class Radius:
+    """The spectral radius of one recurrent matrix, and the exponent of its layer.
+
+    Attributes:
+        route: the route that crosses the matrix.
+        value: the radius.
+        threshold: 1/gamma: 1 behind a tanh, 4 behind a sigmoid.
+        exponent: the leading Lyapunov exponent of the layer, in nats per step.
+    """
+
+    route: str
+    value: float
+    threshold: float
+    exponent: float
+
+    @property
+    def says(self) -> float:
+        """What it is taken to say of the exponent: ln(radius / threshold)."""
+        return math.log(self.value / self.threshold) if self.value else -math.inf
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer: its own chain, its leading exponent, its matrices with their 1/gamma."""
+
+    leaf: Leaf
+    chain: Chain
+    leading: float
+    matrices: tuple[tuple[str, Tensor, float], ...]
+
+
+def _layers(chain: Chain, transient: int) -> Iterator[_Layer]:
+    for leaf in leaves(chain.cell):
+        matrices = _matrices(leaf)
+        if matrices:
+            own = Chain(chain.unrolled, leaf.part)
+            limits = [1 / gamma for gamma in _steepest(leaf.cell)]
+            named = tuple(
+                (*pair, limit) for pair, limit in zip(matrices.items(), limits, strict=True)
+            )
+            yield _Layer(leaf, own, exponents(own, 1, transient).leading, named)
+
+
+def _radius(matrix: Tensor) -> float:
+    return float(torch.linalg.eigvals(matrix).abs().max())
+
+
+@torch.no_grad()
+def radii(chain: Chain, transient: int) -> tuple[Radius, ...]:
+    """The radius of every recurrent matrix, beside what its own layer does."""
+    return tuple(
+        Radius(route, _radius(matrix), limit, layer.leading)
+        for layer in _layers(chain, transient)
+        for route, matrix, limit in layer.matrices
+    )
+
+
 @torch.no_grad()
 def bounds(chain: Chain, transient: int) -> tuple[Bound, ...]:
     """Every rule about every recurrent matrix, beside what its own layer does."""
     found: list[Bound] = []
-    for leaf in leaves(chain.cell):
-        matrices = _matrices(leaf)
-        if not matrices:
-            continue
-        own = Chain(chain.unrolled, leaf.part)
-        leading = exponents(own, 1, transient).leading
-        measured = (leading, float(own.step_norms().max()))
-        steepest = _steepest(leaf.cell)
-        plain = isinstance(leaf.cell, Elman)
-        linear = isinstance(leaf.cell, Elman) and leaf.cell.activation == "identity"
-        for (route, matrix), gamma in zip(matrices.items(), steepest, strict=True):
-            singular = float(torch.linalg.matrix_norm(matrix, ord=2))
-            radius = float(torch.linalg.eigvals(matrix).abs().max())
-            says: Growth | None = "vanishes" if singular < 1 / gamma else None
+    for layer in _layers(chain, transient):
+        does = (_growth(layer.leading), layer.leading, float(layer.chain.step_norms().max()))
+        cell = layer.leaf.cell
+        plain = isinstance(cell, Elman)
+        linear = isinstance(cell, Elman) and cell.activation == "identity"
+        for route, matrix, limit in layer.matrices:
+            singular, radius = float(torch.linalg.matrix_norm(matrix, ord=2)), _radius(matrix)
+            says: Growth | None = "vanishes" if singular < limit else None
+            taken = _growth(radius / limit - 1)
             found += [
-                Bound(
-                    *(route, "largest singular value", singular, 1 / gamma, says),
-                    *(_growth(leading), *measured, plain),
-                ),
-                Bound(
-                    *(route, "spectral radius", radius, 1 / gamma, _growth(radius * gamma - 1)),
-                    *(_growth(leading), *measured, linear),
-                ),
+                Bound(route, "largest singular value", singular, limit, says, *does, plain),
+                Bound(route, "spectral radius", radius, limit, taken, *does, linear),
             ]
     return tuple(found)
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
-from retrograde.cells import Cut
+from retrograde.cells import Cut, unclipped
 from retrograde.decompose import decompose
 from retrograde.decompose.replay import replay
 from retrograde.errors import ArgumentError, UnsupportedModelError
@@ -18,7 +18,7 @@ from retrograde.nn import AbstractRecurrent
 from retrograde.record import Recorded, Recording, record
 from retrograde.spectra import bounds as rules
 from retrograde.spectra import horizons as memory
-from retrograde.spectra.bounds import Bound
+from retrograde.spectra.bounds import Bound, Radius
 from retrograde.spectra.exponents import Exponents, exponents
 from retrograde.spectra.horizons import Horizons
 from retrograde.spectra.jacobians import Chain
@@ -171,6 +171,13 @@ class Spectrum:
         return rules.bounds(self.chain, self.transient)
 
     @cached_property
+    def radii(self) -> tuple[Radius, ...]:
+        """The spectral radius of each recurrent matrix beside its layer's exponent, the quick part
+        of `bounds`.
+        """
+        return rules.radii(self.chain, self.transient)
+
+    @cached_property
     def horizons(self) -> Horizons:
         """How long the recurrence remembers, by its gates and by its Jacobians, in steps.
 
@@ -194,7 +201,8 @@ def spectrum(
         ds_end/ds_start = J_end ... J_{start+1}      J_k = ds_k/ds_{k-1}, of h and c of all layers
 
     A flow shows what happened to the gradient of one loss; this shows what happens to every
-    direction of the state, along the same trajectory.
+    direction of the state, along the same trajectory. A policy that clips inside back-propagation
+    has no part in it.
 
     Args:
         subject: what `record` recorded, if it holds one layer, or one of its values; or a recurrent
@@ -235,6 +243,7 @@ def spectrum(
     """
     recorded = _recorded(subject, x)
     unrolled = replay(recorded)
+    unrolled = replace(unrolled, cell=unclipped(unrolled.cell), factors=())
     stop = len(unrolled) if stop is None else stop
     if recorded.lengths is not None and stop > int(recorded.lengths.min()):
         least, most = recorded.lengths.aminmax()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from retrograde.diagnosis.rules.balance import CONFLICT, OUTWEIGHS
+from retrograde.diagnosis.rules.folklore import MISLEADS
 from retrograde.diagnosis.rules.gates import DEAD, DOUBLE, SATURATED, SHORT
 from retrograde.diagnosis.rules.growth import EXPLODING, NO_GRADIENT, NON_FINITE
 from retrograde.diagnosis.rules.reach import NEAR, VANISHING
@@ -22,6 +23,7 @@ RULES: Mapping[str, Rule] = {
         NEAR,
         OUTWEIGHS,
         CONFLICT,
+        MISLEADS,
     )
 }
 
