@@ -571,3 +571,71 @@ def test_clipping_is_advised_on_by_the_norms_of_training():
     assert float(said[1]) == pytest.approx(threshold, rel=0.02)
     assert "Applied to the output group alone" in trials["clip"].note
     assert "Clip the norm" not in trials["clip-inside"].note
+
+
+def plain_rnn(matrix, bias, start, inputs, steps=60):
+    """A tanh RNN with these recurrent weights, run over noise, and its recording."""
+    torch.manual_seed(0)
+    rnn = nn.RNN(1, len(matrix), dtype=torch.float64)
+    with torch.no_grad():
+        rnn.weight_hh_l0.copy_(matrix)
+        rnn.bias_ih_l0.copy_(bias)
+        rnn.bias_hh_l0.zero_()
+    x = inputs * torch.randn(steps, 3, 1, dtype=torch.float64)
+    with retrograde.record(rnn) as recording:
+        rnn(x, start.expand(1, 3, -1).contiguous())[0][-1].sum().backward()
+    return rnn, recording
+
+
+def misled(recording):
+    report = retrograde.diagnose(recording)
+    (found,) = [f for f in report.findings if f.rule == "misleading-radius"]
+    assert found.severity == "info"
+    return found
+
+
+def largest_growth(rnn, recording):
+    """ln of the norm of the product of all Jacobians a step, from slopes and weights alone."""
+    h = [recording.only().initial, *rnn(recording.only().x, recording.only().initial[None])[0]]
+    grown = []
+    for sample in range(3):
+        product = torch.eye(rnn.hidden_size, dtype=torch.float64)
+        for state in h[1:]:
+            product = torch.diag(1 - state[sample].detach() ** 2) @ rnn.weight_hh_l0 @ product
+        grown.append(math.log(float(torch.linalg.matrix_norm(product.detach(), 2))) / (len(h) - 1))
+    return sum(grown) / 3
+
+
+def test_where_the_radius_says_vanish_and_gradients_grow():
+    """The published counter-example: nilpotent, and the adjoint doubles at every step."""
+    matrix = torch.tensor([[8, 8], [-8, -8]], dtype=torch.float64)
+    at = torch.tensor([0, 0.5], dtype=torch.float64)  # where the state stays, for a while
+    rnn, recording = plain_rnn(matrix, torch.atanh(at) - matrix @ at, at, inputs=0.0, steps=24)
+    found = misled(recording)
+    assert "vanish" in found.message and "they grow" in found.message
+    assert found.evidence[0].value == pytest.approx(2, rel=1e-3)
+    assert largest_growth(rnn, recording) == pytest.approx(math.log(2), abs=0.1)
+    assert found.evidence[1].value == pytest.approx(0, abs=1e-6)  # of eigenvalues, to rounding
+
+
+def test_where_the_radius_says_explode_and_gradients_shrink():
+    matrix = torch.tensor([[0, 1.5], [-1.5, 0]], dtype=torch.float64)
+    zero = torch.zeros(2, dtype=torch.float64)
+    rnn, recording = plain_rnn(matrix, zero, zero, inputs=4.0, steps=200)
+    found = misled(recording)
+    assert "explode" in found.message and "they shrink" in found.message
+    grown = largest_growth(rnn, recording)
+    assert math.log(found.evidence[0].value) == pytest.approx(grown, rel=0.05)
+    assert found.evidence[1].value == pytest.approx(1.5)
+
+
+def test_where_the_radius_is_right_or_has_no_say():
+    zero = torch.zeros(2, dtype=torch.float64)
+    for scale, inputs in ((0.5, 1.0), (1.5, 1e-9), (1.02, 4.0)):
+        matrix = scale * torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+        findings = retrograde.diagnose(plain_rnn(matrix, zero, zero, inputs)[1]).findings
+        assert "misleading-radius" not in [finding.rule for finding in findings]
+    model, batch = made("forget bias 1 in both biases")  # an LSTM
+    assert retrograde.diagnose(model, batch, gallery.loss_fn, remedies=False)
+    subject_free = examined("forget bias 1 in both biases").findings
+    assert "misleading-radius" not in [finding.rule for finding in subject_free]

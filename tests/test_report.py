@@ -484,3 +484,47 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     with pytest.raises(InputError, match="a.json: No space left on device"):
         write(path, "new")
     assert list(tmp_path.iterdir()) == [path] and path.read_text() == "old"
+
+
+def test_the_spectrum_is_added_when_asked_for(tmp_path):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"rnn": nn.RNN(2, 3), "lstm": nn.LSTM(3, 8)})
+    x = torch.randn(30, 10, 2)
+    with retrograde.record(model) as recording:
+        model["lstm"](model["rnn"](x)[0])[0][-1].square().sum().backward()
+    plain = retrograde.diagnose(recording)
+    assert all(layer.directions is None for layer in plain.layers)
+    report = retrograde.diagnose(recording, spectrum=True)
+    for layer in report.layers:
+        few = retrograde.spectrum(recording[layer.name].part(8))
+        shown = list(layer.directions.shown)
+        mean = few.exponents.mean[shown]
+        assert layer.directions.exponents == pytest.approx(mean.tolist())
+        assert layer.directions.curve[-1] == pytest.approx(mean.tolist())
+        values = few.singular_values().log2.mean(1)[:, shown]
+        assert layer.directions.log2 == tuple(map(pytest.approx, values.tolist()))
+        assert layer.directions.residual < 1e-9
+        assert any(f"exponent {mean[0]:.3g} nats" in note for note in report.notes)
+    sizes = {layer.name: layer.directions for layer in report.layers}
+    assert sizes["rnn"].size == 3 and sizes["rnn"].shown == (0, 1, 2)
+    assert sizes["lstm"].size == 16 and len(sizes["lstm"].shown) == 12
+    report.to_json(tmp_path / "r.json")
+    again = retrograde.Report.from_json(tmp_path / "r.json")
+    assert [layer.directions for layer in again.layers] == [
+        layer.directions for layer in report.layers
+    ]
+    page = report.to_html(tmp_path / "r.html") or (tmp_path / "r.html").read_text()
+    assert "How the Lyapunov exponents settle" in page
+    assert "Singular values of the Jacobians" in page
+
+
+def test_a_layer_without_a_spectrum_is_named():
+    torch.manual_seed(0)
+    rnn, x = nn.RNN(2, 3), torch.randn(12, 2, 2)
+    with retrograde.record(rnn) as recording:
+        first, state = rnn(x[:6])
+        second, _ = rnn(x[6:], state.detach())
+        (first.sum() + second.sum()).backward()
+    report = retrograde.diagnose(recording, spectrum=True)
+    assert report.layers[0].directions is None
+    assert any("no spectrum" in note and "detached" in note for note in report.notes)

@@ -886,3 +886,31 @@ def test_charts_show_the_numbers():
     assert "9 of them are lost" in str(lost)
     nothing = spectrum.without(*spectrum.chain.cell.routes).singular_values([3])
     assert "nothing to draw" in str(nothing.chart().to_dict())
+
+
+def test_a_policy_inside_back_propagation_has_no_part_in_it():
+    torch.manual_seed(0)
+    lstm, x = nn.LSTM(2, 3, dtype=torch.float64), torch.randn(12, 2, 2, dtype=torch.float64)
+    free = retrograde.spectrum(lstm, x)
+    retrograde.nn.clip_inside(lstm, retrograde.clipping.StateNorm(1e-3))
+    held = retrograde.spectrum(lstm, x)
+    torch.testing.assert_close(held.exponents.mean, free.exponents.mean)
+    with retrograde.record(lstm) as recording:
+        lstm(x)[0].sum().backward()
+    recorded = retrograde.spectrum(recording)
+    torch.testing.assert_close(recorded.exponents.mean, free.exponents.mean)
+
+
+def test_memories_side_by_side():
+    torch.manual_seed(0)
+    x, lstm = torch.randn(30, 2, 1), nn.LSTM(1, 4)
+    before = retrograde.spectrum(lstm, x).horizons
+    retrograde.nn.initialise(lstm, "forget-bias", value=3.0)
+    after = retrograde.spectrum(lstm, x).horizons
+    chart = retrograde.spectra.compare({"before": before, "after": after}).to_dict()
+    rows = [row.split(",") for row in chart["layer"][0]["data"]["values"].splitlines()[1:]]
+    shown = {(name, int(lag)): float(log2) for name, lag, log2 in rows}
+    assert shown["after", 20] == pytest.approx(float(after.log2_state[20]), abs=1e-3)
+    assert shown["before", 5] == pytest.approx(float(before.log2_state[5]), abs=1e-3)
+    one = before.chart().to_dict()["layer"][0]["data"]["values"]
+    assert f"one input,3,{round(float(before.log2_input[3]), 3)}" in one

@@ -481,16 +481,74 @@ def training_curves(original: Sequence[float], remedy: Sequence[float]) -> Any:
     return alt.layer(lines, hover, width=WIDTH - 110, height=220, title="Loss while training")
 
 
-def singular_values(lengths: Sequence[int], log2: Tensor) -> Any:
-    """log2 of the singular values over the length of the window, one line a direction."""
+def memory(curves: Mapping[str, Sequence[float]], floor: float, what: str) -> Any:
+    """How much is left of a perturbation over lag, a line for each name, and where it is forgotten.
+
+    Args:
+        curves: log2 of what is left at each lag, by name.
+        floor: the share at which it counts as forgotten.
+        what: what was perturbed, for the title.
+    """
+    alt = _altair()
+    title = f"What is left of a perturbation of {what}"
+    rows = [
+        (name, lag, round(curve[lag], 3))
+        for name, curve in curves.items()
+        for lag in _thinned(len(curve))
+        if math.isfinite(curve[lag]) and curve[lag] > -DEPTH
+    ]
+    if not rows:
+        return _nothing(alt, title)
+    names = list(curves)
+    data = _table(alt, {"name": "string", "lag": "number", "log2": "number"}, rows)
+    colours = alt.Scale(domain=names, range=_repeated(SERIES, len(names)))
+    lines = (
+        alt.Chart(data)
+        .transform_calculate(norm=NORM)
+        .mark_line()
+        .encode(
+            x=alt.X("lag:Q", title="lag (steps)", axis=alt.Axis(tickMinStep=1)),
+            y=alt.Y("log2:Q", title="log2 of what is left", scale=alt.Scale(zero=False)),
+            color=alt.Color("name:N", title=None, scale=colours, sort=names),
+            tooltip=[
+                alt.Tooltip("name:N", title="of"),
+                alt.Tooltip("lag:Q", title="lag (steps)"),
+                alt.Tooltip("norm:N", title="left"),
+            ],
+        )
+    )
+    width = WIDTH - 110
+    forgotten = _rule(alt, {"log2": math.log2(floor)}, "y", f"{floor:.0%}", width)
+    return alt.layer(lines, *forgotten, width=width, height=230, title=title)
+
+
+def directions(size: int) -> list[int]:
+    """The directions that are drawn of so many: all, or `DIRECTIONS` of them at even distances."""
+    if size <= DIRECTIONS:
+        return list(range(size))
+    return [round(i * (size - 1) / (DIRECTIONS - 1)) for i in range(DIRECTIONS)]
+
+
+def singular_values(
+    lengths: Sequence[int], shown: Sequence[int], size: int, log2: Sequence[Sequence[float]]
+) -> Any:
+    """log2 of the singular values over the length of the window, a column for each direction shown
+    of so many.
+    """
     title = "Singular values of the Jacobians' product"
-    return _lines(title, "length of the window (steps)", "log2 singular value", lengths, log2)
+    along, what = "length of the window (steps)", "log2 singular value"
+    return _lines(title, along, what, lengths, shown, size, log2)
 
 
-def exponents(steps: Tensor, each: Tensor) -> Any:
-    """Lyapunov exponents as they are known after so many steps, one line a direction."""
+def exponents(
+    steps: Sequence[int], shown: Sequence[int], size: int, each: Sequence[Sequence[float]]
+) -> Any:
+    """Lyapunov exponents as they are known after so many steps, a column for each direction shown
+    of so many.
+    """
     title = "How the Lyapunov exponents settle"
-    return _lines(title, "steps", "exponent so far (nats per step)", steps.tolist(), each)
+    along, what = "steps", "exponent so far (nats per step)"
+    return _lines(title, along, what, steps, shown, size, each)
 
 
 def lag_in_words(lag: range) -> str:
@@ -515,15 +573,20 @@ def in_words(log2: float) -> str:
     return f"{2**log2:.3g}" if -1000 < log2 < 1000 else f"2^{log2:.1f}"
 
 
-def _lines(title: str, along: str, what: str, at: Sequence[int], values: Tensor) -> Any:
+def _lines(
+    title: str,
+    along: str,
+    what: str,
+    at: Sequence[int],
+    shown: Sequence[int],
+    size: int,
+    values: Sequence[Sequence[float]],
+) -> Any:
     alt = _altair()
-    last = values.shape[1] - 1
-    shown = sorted({round(i * last / max(1, DIRECTIONS - 1)) for i in range(DIRECTIONS)})
-    shown = list(range(last + 1)) if last < DIRECTIONS else shown
     rows = [
         (place, direction + 1, round(value, 4))
-        for direction in shown
-        for place, value in zip(at, values[:, direction].tolist(), strict=True)
+        for place, row in zip(at, values, strict=True)
+        for direction, value in zip(shown, row, strict=True)
         if math.isfinite(value)
     ]
     if not rows:
@@ -542,8 +605,8 @@ def _lines(title: str, along: str, what: str, at: Sequence[int], values: Tensor)
             alt.Tooltip("value:Q", title=what),
         ],
     )
-    lost = sum(not math.isfinite(value) for value in values[-1].tolist())
-    text = f"{len(shown)} of {last + 1} directions"
+    lost = sum(not math.isfinite(value) for value in values[-1])
+    text = f"{len(shown)} of {size} directions"
     text += f"; {lost} of them are lost entirely (rank)" if lost else ""
     return alt.layer(
         chart.mark_line(),

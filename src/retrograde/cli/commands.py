@@ -100,6 +100,10 @@ def diagnose(
     try_training: Annotated[
         int, typer.Option(min=0, metavar="N", help="Train original and remedy for N steps each.")
     ] = 0,
+    spectrum: Annotated[
+        bool,
+        typer.Option("--spectrum", help="Add what the recurrence would do with any gradient."),
+    ] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", help="Print nothing but errors; files are still written.")
     ] = False,
@@ -132,6 +136,7 @@ def diagnose(
             thresholds=changed,
             remedies=remedies,
             try_training=try_training,
+            spectrum=spectrum,
             seed=seed,
             progress=tell,
         )

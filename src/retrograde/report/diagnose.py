@@ -1,6 +1,8 @@
 """From a recording, or from a model, a batch and a loss, to a report."""
 
+import math
 import platform
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
@@ -10,14 +12,17 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from retrograde.decompose import Flow
 from retrograde.decompose.glance import NEAR
 from retrograde.diagnosis import RULES, limits
 from retrograde.diagnosis.examine import Examination, Progress, examine, examine_recording
 from retrograde.diagnosis.run import LossFunction
+from retrograde.diagnosis.subject import SAMPLES
 from retrograde.errors import ArgumentError
 from retrograde.record import Recording
-from retrograde.report.layer import Horizon, Layer
+from retrograde.report.layer import Directions, Horizon, Layer
 from retrograde.report.report import Report, Settings
+from retrograde.spectra import spectrum as whole_spectrum
 
 TITLE = "How far back in time do the gradients reach?"
 
@@ -29,6 +34,7 @@ def diagnose(
     needs_lag: int | None = None,
     layer: str | None = None,
     thresholds: Mapping[str, float] | None = None,
+    spectrum: bool = False,
     progress: Progress | None = None,
 ) -> Report: ...
 @overload
@@ -43,6 +49,7 @@ def diagnose(
     remedies: bool = True,
     try_training: int = 0,
     seed: int = 0,
+    spectrum: bool = False,
     progress: Progress | None = None,
 ) -> Report: ...
 def diagnose(
@@ -56,6 +63,7 @@ def diagnose(
     remedies: bool = True,
     try_training: int = 0,
     seed: int = 0,
+    spectrum: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """What is wrong with the gradients of a model's recurrent layers, how we know, and what helped.
@@ -73,6 +81,9 @@ def diagnose(
         try_training: train original and best remedies for so many steps; needs Lightning.
         seed: of what is random in the pass, in fresh weights and in training. Random numbers
             outside are left as they are.
+        spectrum: add what the recurrence would do with any gradient, from the first 8 samples:
+            Lyapunov exponents and singular values, `retrograde.spectrum`. Takes longest where the
+            state is large.
         progress: called with (passes done, passes in all, what comes next).
 
     Raises:
@@ -106,7 +117,8 @@ def diagnose(
         thresholds=table,
     )
     if isinstance(subject, Recording):
-        return _report(examine_recording(subject, table, needs_lag, layer), settings)
+        examination = examine_recording(subject, table, needs_lag, layer)
+        return _report(examination, settings, spectrum)
     if loss_fn is None or not isinstance(subject, nn.Module):
         raise ArgumentError("diagnose takes a recording, or a model, a batch and a loss function")
     examination = examine(
@@ -125,10 +137,10 @@ def diagnose(
     settings = replace(
         settings, model=str(subject), batch=_described(batch), device=device, seed=seed
     )
-    return _report(examination, settings)
+    return _report(examination, settings, spectrum)
 
 
-def _report(examination: Examination, settings: Settings) -> Report:
+def _report(examination: Examination, settings: Settings, spectrum: bool) -> Report:
     found, errors = examination.subjects, examination.errors
     if errors and not found:
         raise errors[0]
@@ -140,15 +152,43 @@ def _report(examination: Examination, settings: Settings) -> Report:
     far = lag or max(NEAR + 1, longest // 2)
     bins = (0, NEAR, far) if far > NEAR else (0, far)
     horizon = None if lag is None else Horizon(lag, "the lag that it needs")
+    directions, unknown = _directions(flows) if spectrum else ({}, [])
     layers = tuple(
-        Layer.of(name, flow, bins, horizon, [each.course for each in found[name].activities])
+        Layer.of(
+            name,
+            flow,
+            bins,
+            horizon,
+            [each.course for each in found[name].activities],
+            directions=directions.get(name),
+        )
         for name, flow in flows.items()
     )
-    notes = [f"{name}: {note}" for name, s in found.items() for note in s.recorded.notes]
+    notes = unknown + [f"{name}: {note}" for name, s in found.items() for note in s.recorded.notes]
     refused = {*examination.recording.refused.values(), *map(str, errors)}
     notes += [f"Not taken apart: {why}" for why in sorted(refused)]
     notes += examination.notes
     return Report(TITLE, layers, examination.findings, horizon, tuple(notes), settings)
+
+
+def _directions(flows: Mapping[str, Flow]) -> tuple[dict[str, Directions], list[str]]:
+    """The spectra of the layers, and notes on each: what it comes to, or why there is none."""
+    found, notes = {}, []
+    for name, flow in flows.items():
+        try:
+            with warnings.catch_warnings(record=True) as warned:
+                warnings.simplefilter("always")
+                found[name] = Directions.of(whole_spectrum(flow.recorded.part(SAMPLES)))
+        except ArgumentError as error:
+            notes.append(f"{name}: no spectrum: {error}")
+            continue
+        leading = found[name].exponents[0]
+        notes.append(
+            f"{name}: in the long run a step multiplies a gradient of any direction by "
+            f"{math.exp(leading):.3g} at most (leading Lyapunov exponent {leading:.3g} nats)"
+        )
+        notes += [f"{name}: {warning.message}" for warning in warned]
+    return found, notes
 
 
 def _whole(number: Any, least: int, words: str) -> int:

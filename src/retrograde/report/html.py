@@ -51,10 +51,28 @@ KINDS = {
         lambda layer: layer.by_crossing and layer.by_crossing.chart(),
     ),
     "gates": Kind("What the gates do over time", lambda layer: layer.gates_chart()),
+    "exponents": Kind(
+        "What becomes of any gradient in the long run",
+        lambda layer: layer.directions and layer.directions.exponents_chart(),
+    ),
+    "singular": Kind(
+        "What becomes of any gradient over a window",
+        lambda layer: layer.directions and layer.directions.chart(),
+    ),
 }
 """In the order in which a layer shows them."""
 
-LIGHT_FIRST = ("lags", "shares", "blocks", "crossings", "routes", "gates", "map")
+LIGHT_FIRST = (
+    "lags",
+    "shares",
+    "blocks",
+    "crossings",
+    "routes",
+    "gates",
+    "exponents",
+    "singular",
+    "map",
+)
 
 EVIDENCE: dict[str, Callable[[Layer, Finding], tuple[str, Any]]] = {
     "vanishing": lambda layer, finding: ("lags", layer.chart),

@@ -14,6 +14,7 @@ from retrograde.decompose import ByLag, Flow, Split
 from retrograde.decompose.by_time import REACH
 from retrograde.decompose.glance import NEAR, growth
 from retrograde.diagnosis import Course
+from retrograde.spectra import Spectrum
 
 CROSSING_NUMBERS = 2**26
 """The rows of `by_crossing` hold at most so many numbers, 256 MiB in float32."""
@@ -103,6 +104,53 @@ class Map:
 
 
 @dataclass(frozen=True)
+class Directions:
+    """What the recurrence would do with any gradient, for some of its directions.
+
+    Attributes:
+        size: S, how many directions there are.
+        shown: which of them stand here, the first being 0.
+        exponents: their Lyapunov exponents, in nats per step.
+        steps, curve: the exponents as they were known after so many steps, a row for each.
+        lengths, log2: log2 of their singular values over windows of so many steps, a row for each.
+        residual: how far the sum rule is missed, in nats per step.
+    """
+
+    size: int
+    shown: tuple[int, ...]
+    exponents: tuple[float, ...]
+    steps: tuple[int, ...]
+    curve: tuple[tuple[float, ...], ...]
+    lengths: tuple[int, ...]
+    log2: tuple[tuple[float, ...], ...]
+    residual: float
+
+    @staticmethod
+    def of(spectrum: Spectrum) -> "Directions":
+        """The plain numbers of a spectrum, means over the batch."""
+        found, values = spectrum.exponents, spectrum.singular_values()
+        shown = charts.directions(spectrum.chain.size)
+        return Directions(
+            size=spectrum.chain.size,
+            shown=tuple(shown),
+            exponents=_row(found.mean[shown]),
+            steps=tuple(found.steps.tolist()),
+            curve=_rows(found.curve.mean(1)[:, shown]),
+            lengths=values.lengths,
+            log2=_rows(values.log2.mean(1)[:, shown]),
+            residual=spectrum.residual,
+        )
+
+    def exponents_chart(self) -> Any:
+        """The exponents as they settle, as an Altair chart."""
+        return charts.exponents(self.steps, self.shown, self.size, self.curve)
+
+    def chart(self) -> Any:
+        """The singular values over the length of the window, as an Altair chart."""
+        return charts.singular_values(self.lengths, self.shown, self.size, self.log2)
+
+
+@dataclass(frozen=True)
 class Layer:
     """What a report knows of one decomposed layer.
 
@@ -124,6 +172,7 @@ class Layer:
             cell without a carousel, where they tell nothing.
         courses: the gates over time.
         figures: further figures for its row of the table, by column title.
+        directions: its spectrum, where that was asked for.
     """
 
     name: str
@@ -149,6 +198,7 @@ class Layer:
     by_crossing: Ways | None
     courses: tuple[Course, ...] = ()
     figures: Mapping[str, str] = field(default_factory=dict)
+    directions: Directions | None = None
 
     @staticmethod
     def of(
@@ -158,6 +208,7 @@ class Layer:
         horizon: Horizon | None = None,
         courses: Sequence[Course] = (),
         figures: Mapping[str, str] | None = None,
+        directions: Directions | None = None,
     ) -> "Layer":
         """Put the questions of a report to a flow.
 
@@ -168,6 +219,7 @@ class Layer:
             horizon: the lag that matters, if there is one.
             courses: its gates over time.
             figures: further figures for its row of the table.
+            directions: its spectrum.
         """
         lags = flow.by_lag(bins=[start for start in bins if start < max(1, flow.steps)])
         blocks, by_time, whole = flow.by_parameter(), flow.by_time(), flow.by_lag(bins=(0,))
@@ -199,6 +251,7 @@ class Layer:
             by_crossing=Ways.of(by_crossing(flow)) if route else None,
             courses=tuple(courses),
             figures=dict(figures or {}),
+            directions=directions,
         )
 
     def chart(self) -> Any:

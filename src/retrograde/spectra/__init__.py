@@ -2,7 +2,7 @@
 
 from retrograde.spectra.bounds import Bound, Radius, recurrent_matrices
 from retrograde.spectra.exponents import Exponents
-from retrograde.spectra.horizons import Horizons
+from retrograde.spectra.horizons import Horizons, compare
 from retrograde.spectra.jacobians import Chain
 from retrograde.spectra.singular import SingularValues
 from retrograde.spectra.spectrum import Spectrum, spectrum
@@ -16,6 +16,7 @@ __all__ = [
     "Radius",
     "SingularValues",
     "Spectrum",
+    "compare",
     "inspect_weights",
     "recurrent_matrices",
     "spectrum",

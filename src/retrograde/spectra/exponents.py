@@ -91,7 +91,9 @@ class Exponents:
 
     def chart(self) -> Any:
         """The convergence curve, mean over the batch, as an Altair chart."""
-        return charts.exponents(self.steps, self.curve.mean(1))
+        curve, size = self.curve.mean(1), self.curve.shape[-1]
+        shown = charts.directions(size)
+        return charts.exponents(self.steps.tolist(), shown, size, curve[:, shown].tolist())
 
 
 @torch.no_grad()

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from retrograde import charts
 from retrograde.cells.leaves import leaves
 from retrograde.decompose.by_time import REACH, reach_of
 from retrograde.engine.scaling import row_norms
@@ -81,6 +83,32 @@ class Horizons:
             return None
         steps = sorted((self.reach + 1, self.input + 1))
         return steps[1] <= AGREE * steps[0]
+
+    def chart(self) -> Any:
+        """What is left of a perturbation of the state and of one input over lag, in Altair."""
+        curves = {"state": self.log2_state.tolist(), "one input": self.log2_input.tolist()}
+        return charts.memory(curves, REACH, "state and input")
+
+
+def compare(recurrences: Mapping[str, Horizons]) -> Any:
+    """The memory of several recurrences in one chart: what is left of their state over lag.
+
+    Args:
+        recurrences: their horizons, by the names to be shown.
+
+    Returns:
+        An Altair chart.
+
+    Example:
+        >>> import torch, retrograde
+        >>> x, lstm = torch.randn(30, 2, 1), torch.nn.LSTM(1, 4)
+        >>> before = retrograde.spectrum(lstm, x).horizons
+        >>> retrograde.nn.initialise(lstm, "forget-bias", value=3.0)
+        >>> after = retrograde.spectrum(lstm, x).horizons
+        >>> chart = retrograde.spectra.compare({"torch": before, "forget bias 3": after})
+    """
+    curves = {name: one.log2_state.tolist() for name, one in recurrences.items()}
+    return charts.memory(curves, REACH, "the state")
 
 
 def horizons(chain: Chain, reach: int | None) -> Horizons:

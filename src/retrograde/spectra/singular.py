@@ -76,7 +76,9 @@ class SingularValues:
 
     def chart(self) -> Any:
         """log2 of the singular values over the length of the window, as an Altair chart."""
-        return charts.singular_values(self.lengths, self.log2.mean(1))
+        mean, size = self.log2.mean(1), self.log2.shape[-1]
+        shown = charts.directions(size)
+        return charts.singular_values(self.lengths, shown, size, mean[:, shown].tolist())
 
 
 @torch.no_grad()
