@@ -623,7 +623,7 @@ def test_where_the_radius_says_vanish_and_gradients_grow():
 
 
 def test_where_the_radius_says_explode_and_gradients_shrink():
-    matrix = torch.tensor([[0, 1.5], [-1.5, 0]], dtype=torch.float64)
+    matrix = 1.5 * torch.tensor([[0.8, 0.6], [-0.6, 0.8]], dtype=torch.float64)  # a rotation
     zero = torch.zeros(2, dtype=torch.float64)
     rnn, recording = plain_rnn(matrix, zero, zero, inputs=4.0, steps=200)
     found = misled(recording)
