@@ -7,6 +7,7 @@ whole was, and the parts still sum to it.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from jaxtyping import Float
 from torch import Tensor
@@ -51,9 +52,7 @@ class Clipped(AbstractWrapped):
     policy: AbstractInside
 
     def __post_init__(self) -> None:
-        some = next(iter(self.parameters.values())).new_zeros(1, 1)
-        on_gates = self.policy.on_pre_activation(some) is not None
-        if on_gates and not isinstance(self.cell, AbstractLayer):
+        if self._on_gates and not isinstance(self.cell, AbstractLayer):
             raise ArgumentError(
                 f"{self.policy!r} acts on pre-activations, and those of {type(self.cell).__name__} "
                 "are not known; StateNorm acts on any cell's state"
@@ -92,22 +91,29 @@ class Clipped(AbstractWrapped):
             factors["state"], whole = state, whole * state
         if recurrent is not None:
             factors["recurrent"] = recurrent
+        if self._on_gates:
+            self._choose_gates(step, whole, factors)
+        return self.cell.linearise(replace(step, factors=factors))
+
+    def _choose_gates(
+        self, step: CellStep, whole: Float[Tensor, "1 B S"], factors: dict[str, Tensor]
+    ) -> None:
+        """Add those of the pre-activations, in the order in which their adjoints are found."""
         layer = self.cell
-        for group in _order(layer):
+        assert isinstance(layer, AbstractLayer)
+        for group in layer.adjoint_order:
             linear = layer.linearise(replace(step, factors=factors))
             (use,) = layer.pull_back(linear, whole).uses["weight_ih"]
-            for gate, number in group:
+            for gate in group:
+                number = layer.pre_activations.index(gate)
                 factor = self.policy.on_pre_activation(use.adjoint.gate(number).dense[0])
                 factors |= {} if factor is None else {gate: factor}
-        return layer.linearise(replace(step, factors=factors))
 
-
-def _order(cell: AbstractCell) -> list[list[tuple[str, int]]]:
-    """The pre-activations and their numbers, in the order in which their adjoints are found."""
-    if not isinstance(cell, AbstractLayer):
-        return []
-    number = {gate: number for number, gate in enumerate(cell.pre_activations)}
-    return [[(gate, number[gate]) for gate in group] for group in cell.adjoint_order]
+    @cached_property
+    def _on_gates(self) -> bool:
+        """Whether the policy acts on pre-activations."""
+        some = next(iter(self.parameters.values())).new_zeros(1, 1)
+        return self.policy.on_pre_activation(some) is not None
 
 
 def clipped(cell: AbstractCell, policy: AbstractInside) -> AbstractCell:
