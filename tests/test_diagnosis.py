@@ -276,6 +276,7 @@ def test_every_threshold_changes_some_finding():
         "imbalance": (9.0, "output layer times 100"),
         "usual_imbalance": (-2.7, "output layer times 100"),
         "conflict": (-100.0, "near and far errors opposed"),
+        "radius_margin": (-1.0, "huge recurrent weights (RNN)"),  # asks for e a step, and more
     }
     assert set(moved) == {row.name for row in limits()}
     for threshold, (value, name) in moved.items():

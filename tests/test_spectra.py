@@ -883,7 +883,7 @@ def test_charts_show_the_numbers():
     for value in found.log2.mean(1)[:, 0].tolist():
         assert str(round(value, 4)) in text
     lost = spectrum.carousel.singular_values([3]).chart().to_dict()
-    assert "9 of them are lost" in str(lost)
+    assert "12 of 18 directions; 6 of these are lost" in str(lost)  # all 9 behind the carousel's
     nothing = spectrum.without(*spectrum.chain.cell.routes).singular_values([3])
     assert "nothing to draw" in str(nothing.chart().to_dict())
 

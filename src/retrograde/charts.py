@@ -607,7 +607,7 @@ def _lines(
     )
     lost = sum(not math.isfinite(value) for value in values[-1])
     text = f"{len(shown)} of {size} directions"
-    text += f"; {lost} of them are lost entirely (rank)" if lost else ""
+    text += f"; {lost} of these are lost entirely (rank)" if lost else ""
     return alt.layer(
         chart.mark_line(),
         chart.mark_point(size=12, filled=True, opacity=1),
