@@ -409,6 +409,10 @@ def test_a_chart_of_before_and_after():
 # Layers of torch, wrapped
 
 
+def parts(state):
+    return state if isinstance(state, tuple) else (state,)
+
+
 def run_layer(layer, x, hx, weight=None):
     """Output and last state as one list, and the gradients of a loss on all of it."""
     x = x.clone().requires_grad_()
@@ -418,7 +422,7 @@ def run_layer(layer, x, hx, weight=None):
     output, last = layer(given, hx)
     results = [
         output if isinstance(output, torch.Tensor) else output.data,
-        *(last if isinstance(last, tuple) else (last,)),
+        *parts(last),
     ]
     loss = sum((r * drawn(*r.shape, seed=n)).sum() for n, r in enumerate(results))
     return results, torch.autograd.grad(loss, [x, *layer.parameters()]), output
@@ -460,24 +464,26 @@ def test_a_wrapped_layer_is_the_layer_where_nothing_bites(
         assert torch.equal(ours[2].sorted_indices, theirs[2].sorted_indices)
 
 
-@pytest.mark.parametrize("name", ["lstm-2002", "gru-torch"])
-def test_layers_of_ours_take_packed_sequences(name):
+@pytest.mark.parametrize("in_order", [True, False])
+@pytest.mark.parametrize("name", ["lstm-2000", "lstm-2002", "gru-torch", "gru-2014"])
+def test_layers_of_ours_take_packed_sequences(name, in_order):
+    """On torch's kernel, and (activations wanted) on our own recurrence."""
     torch.manual_seed(0)
-    kind = retrograde.nn.GRU if name == "gru-torch" else retrograde.nn.LSTM
+    kind = retrograde.nn.GRU if name.startswith("gru") else retrograde.nn.LSTM
     layer = kind(INPUTS, H, 2, bidirectional=True, generation=name, dtype=torch.float64)
-    x, lengths = drawn(STEPS, B, INPUTS), [4, 2, 3]
-    packed = pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False)
+    x, lengths = drawn(STEPS, B, INPUTS), [4, 3, 2] if in_order else [2, 4, 3]
+    packed = pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=in_order)
     output, last, inside = layer(packed, return_activations=True)
+    quick, last_quick = layer(packed)
+    torch.testing.assert_close(quick.data, output.data, **EXACT)
+    for one, other in zip(parts(last_quick), parts(last), strict=True):
+        torch.testing.assert_close(one, other, **EXACT)
     output, sizes = nn.utils.rnn.pad_packed_sequence(output)
     assert sizes.tolist() == lengths
     for b, length in enumerate(lengths):
         alone, state, within = layer(x[:length, b], return_activations=True)
         torch.testing.assert_close(output[:length, b], alone, **EXACT)
-        for whole, one in zip(
-            last if isinstance(last, tuple) else (last,),
-            state if isinstance(state, tuple) else (state,),
-            strict=True,
-        ):
+        for whole, one in zip(parts(last), parts(state), strict=True):
             torch.testing.assert_close(whole[:, b], one, **EXACT)
         for whole, one in zip(inside, within, strict=True):
             values = nn.utils.rnn.pad_packed_sequence(whole["h"])[0]

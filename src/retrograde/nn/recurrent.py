@@ -116,25 +116,21 @@ class AbstractRecurrent(nn.Module):
         sequences = Sequences.of(input, self.input_size, self.batch_first)
         initial = sequences.initial(hx, len(cells), sizes_of(cells[0]))
         plain = not (return_activations or self.truncated or self.clipping)
-        kernel = self._kernel() if plain and sequences.lengths is None else None
-        inside: list[dict[str, Tensor]] = []
+        kernel = self._kernel() if plain else None
         if kernel is not None:
-            given = initial if len(initial) > 1 else initial[0]
-            options = (self.bias, self.num_layers, self.dropout, self.training)
-            output, *last = kernel(
-                sequences.x, given, list(weights.values()), *options, self.bidirectional, False
-            )
-        else:
-            output, last, inside = through(
-                cells,
-                sequences,
-                initial,
-                directions=1 + self.bidirectional,
-                dropout=self.dropout if self.training else 0.0,
-                inside=return_activations,
-                note=self.clipping.note if self.clipping else None,
-            )
-        result = sequences.as_given(output), sequences.state(last)
+            options = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
+            output, last = sequences.on_kernel(kernel, initial, [*weights.values()], *options)
+            return output, sequences.state(last)
+        steps, last, inside = through(
+            cells,
+            sequences,
+            initial,
+            directions=1 + self.bidirectional,
+            dropout=self.dropout if self.training else 0.0,
+            inside=return_activations,
+            note=self.clipping.note if self.clipping else None,
+        )
+        result = sequences.as_given(steps), sequences.state(last)
         if not return_activations:
             return result
         laid_out = (

@@ -1,7 +1,8 @@
 """Cells through sequences in all of torch's layouts: what a layer of torch.nn does around them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -92,6 +93,25 @@ class Sequences:
         if self.lengths is None:
             return states[-1]
         return states[self.lengths - 1, torch.arange(states.shape[1], device=states.device)]
+
+    def on_kernel(
+        self,
+        kernel: Callable[..., Any],
+        initial: Sequence[Tensor],
+        weights: list[Tensor],
+        *options: Any,
+    ) -> tuple[Tensor | PackedSequence, list[Tensor]]:
+        """What torch's own function gives: outputs as the input is laid out, and the last state."""
+        if not isinstance(self.given, PackedSequence):
+            hx = list(initial) if len(initial) > 1 else initial[0]
+            output, *last = kernel(self.x, hx, weights, *options, False)
+            return self.as_given(output), last
+        there, back = self.given.sorted_indices, self.given.unsorted_indices
+        parts = [part if there is None else part.index_select(1, there) for part in initial]
+        hx = parts if len(parts) > 1 else parts[0]
+        data, *last = kernel(self.given.data, self.given.batch_sizes, hx, weights, *options)
+        last = [part if back is None else part.index_select(1, back) for part in last]
+        return self.given._replace(data=data), last
 
     def as_given(self, values: Float[Tensor, "T B M"]) -> Tensor | PackedSequence:
         """Values of every step, laid out as the input is."""
