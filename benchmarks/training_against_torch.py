@@ -1,7 +1,8 @@
 """How much slower does a module train on our own recurrence than torch's on its kernel?
 
 One step is forward, backward and Adam. What torch has, `retrograde.nn` runs on torch's kernel; the
-other rows are loops of torch operations with the pull-back written by hand.
+other rows are loops of torch operations with the pull-back written by hand, the last one with a
+policy that clips inside it.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,7 +35,14 @@ def modules(size: Size) -> dict[str, tuple[nn.Module, dict[str, bool]]]:
         "lstm-1997": (LSTM(*sizes, generation="lstm-1997"), {}),
         "lstm-2002 (peepholes)": (LSTM(*sizes, generation="lstm-2002"), {}),
         "gru-2014": (retrograde.nn.GRU(*sizes, generation="gru-2014"), {}),
+        "torch.nn.LSTM, clipped inside": (clipped(nn.LSTM(*sizes)), {}),
     }
+
+
+def clipped(layer: nn.Module) -> nn.Module:
+    """With Graves's clipping of the pre-activations at every step."""
+    retrograde.nn.clip_inside(layer, retrograde.clipping.PreActivationValue(1e-4))
+    return layer
 
 
 def training(module: nn.Module, options: dict[str, bool], size: Size) -> Callable[[], None]:

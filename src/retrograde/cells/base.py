@@ -140,7 +140,7 @@ class GateAdjoint:
 
     parts: tuple[tuple[Float[Tensor, "N B H"], Float[Tensor, "B _ H"]], ...]
 
-    @property
+    @cached_property
     def gates(self) -> int:
         return sum(factor.shape[-2] for _, factor in self.parts)
 
@@ -163,7 +163,8 @@ class GateAdjoint:
 
     def write(self, da: Float[Tensor, "N B P"]) -> None:
         """Multiply da out into memory that is there already."""
-        gates, first = da.unflatten(-1, (self.gates, -1)), 0  # type: ignore[no-untyped-call]
+        gates = da.view(*da.shape[:-1], self.gates, self.parts[0][1].shape[-1])
+        first = 0
         for source, factor in self.parts:
             last = first + factor.shape[-2]
             torch.mul(source.unsqueeze(-2), factor, out=gates[..., first:last, :])

@@ -91,28 +91,32 @@ class Clipped(AbstractWrapped):
             factors["state"], whole = state, whole * state
         if recurrent is not None:
             factors["recurrent"] = recurrent
-        if self._on_gates:
-            self._choose_gates(step, whole, factors)
-        return self.cell.linearise(replace(step, factors=factors))
+        step = replace(step, factors=factors)
+        return self._with_gates(step, whole) if self._on_gates else step
 
-    def _choose_gates(
-        self, step: CellStep, whole: Float[Tensor, "1 B S"], factors: dict[str, Tensor]
-    ) -> None:
-        """Add those of the pre-activations, in the order in which their adjoints are found."""
+    def _with_gates(self, step: CellStep, whole: Float[Tensor, "1 B S"]) -> CellStep:
+        """The step with the factors of its pre-activations too, group by group as they are found.
+
+        Only these have a part in the derivatives of the step.
+        """
         layer = self.cell
         assert isinstance(layer, AbstractLayer)
+        names = layer.pre_activations
         for group in layer.adjoint_order:
-            linear = layer.linearise(replace(step, factors=factors))
-            (use,) = layer.pull_back(linear, whole).uses["weight_ih"]
-            for gate in group:
-                number = layer.pre_activations.index(gate)
-                factor = self.policy.on_pre_activation(use.adjoint.gate(number).dense[0])
-                factors |= {} if factor is None else {gate: factor}
+            (use,) = layer.pull_back(step, whole).uses["weight_ih"]
+            da = use.adjoint.dense[0].unflatten(-1, (len(names), -1))  # type: ignore[no-untyped-call]
+            if len(group) < len(names):
+                da = da[:, [names.index(gate) for gate in group]]
+            factor = self.policy.on_pre_activation(da)
+            assert factor is not None
+            chosen = dict(zip(group, factor.unbind(1), strict=True))
+            step = layer.linearise(replace(step, factors={**step.factors, **chosen}))
+        return step
 
     @cached_property
     def _on_gates(self) -> bool:
         """Whether the policy acts on pre-activations."""
-        some = next(iter(self.parameters.values())).new_zeros(1, 1)
+        some = next(iter(self.parameters.values())).new_zeros(1, 1, 1)
         return self.policy.on_pre_activation(some) is not None
 
 

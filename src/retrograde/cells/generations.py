@@ -8,6 +8,7 @@ adds one.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from retrograde._types import LSTM_GATES
 from retrograde.cells.base import standard_shapes
@@ -68,7 +69,7 @@ class Generation:
     state_squashing: str = "tanh"
     also: str = ""
 
-    @property
+    @cached_property
     def peephole_gates(self) -> tuple[str, ...]:
         """The gates that see the cell state, in the order of the rows of `weight_ch`."""
         gates = SIGMOID_GATES if self.peepholes else ()

@@ -144,7 +144,9 @@ class LSTM(AbstractLayer):
         def gate(name: str, c: Tensor) -> Tensor:
             if name not in into:
                 return torch.ones_like(c)
-            return (torch.addcmul(into[name], p[name], c) if name in p else into[name]).sigmoid()
+            if name not in p:
+                return into[name].sigmoid()
+            return torch.addcmul(into[name], p[name], c).sigmoid_()
 
         i = gate("input", c_previous)
         f = 1 - i if kind.coupled else gate("forget", c_previous)

@@ -32,8 +32,8 @@ class AbstractInside:
         """The factor of each sample's adjoint of the state; None to leave it alone."""
         return None
 
-    def on_pre_activation(self, da: Float[Tensor, "B H"]) -> Float[Tensor, "B H"] | None:
-        """The factors of the adjoint of one gate's pre-activations; None to leave it alone."""
+    def on_pre_activation(self, da: Float[Tensor, "B G H"]) -> Float[Tensor, "B G H"] | None:
+        """The factors of the adjoints of some gates' pre-activations; None to leave them alone."""
         return None
 
     def on_recurrent(self, like: Float[Tensor, "B S"]) -> Float[Tensor, "B 1"] | None:
@@ -70,7 +70,7 @@ class PreActivationValue(AbstractInside):
     def __post_init__(self) -> None:
         positive("max_value", self.max_value)
 
-    def on_pre_activation(self, da: Float[Tensor, "B H"]) -> Float[Tensor, "B H"]:
+    def on_pre_activation(self, da: Float[Tensor, "B G H"]) -> Float[Tensor, "B G H"]:
         size = da.abs()
         return torch.where(size > self.max_value, self.max_value / size, 1.0)
 
@@ -157,7 +157,7 @@ class ChainInside(AbstractInside):
     def on_state(self, delta: Float[Tensor, "B S"]) -> Float[Tensor, "B 1"] | None:
         return _product(delta, [policy.on_state for policy in self.policies])
 
-    def on_pre_activation(self, da: Float[Tensor, "B H"]) -> Float[Tensor, "B H"] | None:
+    def on_pre_activation(self, da: Float[Tensor, "B G H"]) -> Float[Tensor, "B G H"] | None:
         return _product(da, [policy.on_pre_activation for policy in self.policies])
 
     def on_recurrent(self, like: Float[Tensor, "B S"]) -> Float[Tensor, "B 1"] | None:

@@ -129,14 +129,14 @@ def unroll(
         )
     states = x.new_empty(x.shape[0] + 1, *expected)
     states[0] = 0 if initial is None else initial
-    kept, borders = [], borders or {}
+    each, kept, borders = states.unbind(), [], borders or {}
     for k, (x_k, projected) in enumerate(zip(x, cell.project(x), strict=True)):
-        entering = _entering(states[k], borders[k]) if k in borders else states[k]
+        entering = _entering(each[k], borders[k]) if k in borders else each[k]
         step = cell.advance(x_k, projected, entering)
         if lengths is None:
-            states[k + 1] = step.state
+            each[k + 1].copy_(step.state)
         else:
-            states[k + 1] = torch.where((k < lengths).unsqueeze(-1), step.state, states[k])
+            torch.where((k < lengths).unsqueeze(-1), step.state, each[k], out=each[k + 1])
         if keep:
             kept.append(step)
     return Unrolled(cell, x, states, tuple(kept), borders)
