@@ -616,3 +616,48 @@ def test_what_it_cannot_hold_is_said():
     with pytest.raises(retrograde.errors.NonFiniteError, match="the policy does not"):
         flow.clipped(PreActivationValue(1e25))
     assert flow.clipped(PreActivationValue(1.0)).kept() < 1e-6
+
+
+# As a hostile user would
+
+
+def clipped_pass(layer, run_it):
+    with retrograde.record(layer) as recording:
+        run_it()
+    return retrograde.decompose(recording)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_dropout_in_a_packed_sequence_draws_as_torch_does(both):
+    """So that the pass is torch's own, and its masks can be drawn again by a recording."""
+    lstm = nn.LSTM(INPUTS, H, 2, dropout=0.3, bidirectional=both, dtype=torch.float64)
+    lengths = torch.tensor([2, STEPS, 1])
+    packed = pack_padded_sequence(drawn(STEPS, B, INPUTS), lengths, enforce_sorted=False)
+    torch.manual_seed(1)
+    theirs = lstm(packed)[0].data
+    clip_inside(lstm, StateNorm(0.3))
+    torch.manual_seed(1)
+    torch.testing.assert_close(lstm(packed)[0].data, theirs, **EXACT)
+    flow = clipped_pass(lstm, lambda: lstm(packed)[0].data.square().sum().backward())
+    assert flow.residual < 1e-12
+
+
+def test_under_autocast_a_layer_reads_what_an_autocast_layer_gives():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(INPUTS, INPUTS), nn.LSTM(INPUTS, H))
+    clip_inside(model, PreActivationValue(0.05))
+
+    def run_it():
+        with torch.autocast("cpu", dtype=torch.bfloat16):  # the linear layer gives bfloat16
+            model(torch.randn(STEPS, B, INPUTS))[0].float().sum().backward()
+
+    assert clipped_pass(model, run_it).residual < 1e-6
+
+
+def test_data_types_that_do_not_fit_are_said():
+    lstm, x = nn.LSTM(INPUTS, H), torch.zeros(STEPS, B, INPUTS)
+    clip_inside(lstm, StateNorm(1.0))
+    with pytest.raises(ArgumentError, match=r"input must be torch.float32.*got torch.float64"):
+        lstm(x.double())
+    with pytest.raises(ArgumentError, match=r"hx must be torch.float32.*got torch.float64"):
+        lstm(x, (torch.zeros(1, B, H).double(),) * 2)
