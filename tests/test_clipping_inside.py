@@ -661,3 +661,67 @@ def test_data_types_that_do_not_fit_are_said():
         lstm(x.double())
     with pytest.raises(ArgumentError, match=r"hx must be torch.float32.*got torch.float64"):
         lstm(x, (torch.zeros(1, B, H).double(),) * 2)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e25), (torch.float16, 6e4)])
+def test_a_norm_beyond_the_range_is_held_and_not_lost(dtype, size):
+    """The squares of what a data type can hold are out of its range."""
+    held_ = StateNorm(1.0).on_state(torch.full((1, 4), size, dtype=dtype)) * size
+    torch.testing.assert_close(held_, torch.full((1, 1), 0.5, dtype=dtype), atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("layers_", [1, 2])
+@pytest.mark.parametrize("policy", [StateNorm(0.3), PreActivationValue(0.02)])
+def test_a_truncated_pass_can_be_asked_about_any_policy(policy, layers_):
+    torch.manual_seed(0)
+    lstm = retrograde.nn.LSTM(INPUTS, H, layers_, truncated=True, dtype=torch.float64)
+
+    def run_it():
+        lstm.zero_grad()
+        lstm(drawn(STEPS, B, INPUTS))[0].square().sum().backward()
+
+    asked = clipped_pass(lstm, run_it).clipped(policy)
+    clip_inside(lstm, policy)
+    run_it()
+    for name, weight in lstm.named_parameters():
+        torch.testing.assert_close(asked.gradient[name].plain()[0], weight.grad, **EXACT)
+
+
+@pytest.mark.parametrize("policy", [StateNorm(0.3), PreActivationValue(0.02)])
+def test_without_a_route_a_policy_clips_what_is_left(policy):
+    """Also without an edge inside the step: against a loop whose tanh(c) is detached."""
+    torch.manual_seed(0)
+    lstm, x = nn.LSTM(INPUTS, H, dtype=torch.float64), drawn(STEPS, B, INPUTS)
+    flow = clipped_pass(lstm, lambda: lstm(x)[0].square().sum().backward())
+    asked = flow.without("readout").clipped(policy)
+
+    weights = {name: w.detach().clone().requires_grad_() for name, w in lstm.named_parameters()}
+    w_ih, w_hh, b_ih, b_hh = weights.values()
+    s, loss = torch.zeros(B, 2 * H, dtype=torch.float64), 0
+    for x_k in x:
+        a = x_k @ w_ih.T + s[:, :H] @ w_hh.T + b_ih + b_hh
+        a = clamp(policy.max_value)(a) if isinstance(policy, PreActivationValue) else a
+        i, f, g, o = a.chunk(4, -1)
+        c = f.sigmoid() * s[:, H:] + i.sigmoid() * g.tanh()
+        s = torch.cat((o.sigmoid() * c.tanh().detach(), c), -1)
+        if isinstance(policy, StateNorm):
+            s.register_hook(held(policy.max_norm))
+        loss = loss + s[:, :H].square().sum()
+    loss.backward()
+    for name, weight in weights.items():
+        torch.testing.assert_close(asked.gradient[name].plain()[0], weight.grad, **EXACT)
+
+
+def test_a_policy_that_acts_at_some_steps_only():
+    """Its weights' gradient was that of the steps it left alone, without a word."""
+
+    class Now(AbstractInside):
+        def on_state(self, delta):
+            above = delta.norm() > 5
+            return torch.full_like(delta[:, :1], 0.5) if above else None
+
+    rnn = nn.RNN(INPUTS, H)
+    clip_inside(rnn, Now())
+    weights = torch.tensor([1.0, 1.0, 100.0, 1.0]).view(STEPS, 1, 1)
+    with pytest.raises(ArgumentError, match="the factors are ones"):
+        (rnn(torch.ones(STEPS, B, INPUTS))[0] * weights).sum().backward()

@@ -22,6 +22,7 @@ from retrograde.cells.base import (
     damped,
 )
 from retrograde.cells.composite import AbstractComposite
+from retrograde.cells.cut import Cut
 from retrograde.cells.wrapped import AbstractWrapped
 from retrograde.clipping.inside import AbstractInside
 from retrograde.errors import ArgumentError
@@ -58,6 +59,9 @@ class Clipped(AbstractWrapped):
                 "are not known; StateNorm acts on any cell's state"
             )
 
+    def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
+        return replace(self.cell.linearise(step, cut), cut=cut)
+
     def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
         """Pull rows of adjoints back; where the step has no factors yet, choose them.
 
@@ -93,7 +97,7 @@ class Clipped(AbstractWrapped):
             factors["recurrent"] = recurrent
         if self._on_gates:
             self._choose_gates(step, whole, factors)
-        return self.cell.linearise(replace(step, factors=factors))
+        return self.linearise(replace(step, factors=factors), step.cut)
 
     def _choose_gates(
         self, step: CellStep, whole: Float[Tensor, "1 B S"], factors: dict[str, Tensor]
@@ -102,7 +106,7 @@ class Clipped(AbstractWrapped):
         layer = self.cell
         assert isinstance(layer, AbstractLayer)
         for group in layer.adjoint_order:
-            linear = layer.linearise(replace(step, factors=factors))
+            linear = layer.linearise(replace(step, factors=factors), step.cut)
             (use,) = layer.pull_back(linear, whole).uses["weight_ih"]
             for gate in group:
                 number = layer.pre_activations.index(gate)
@@ -117,7 +121,9 @@ class Clipped(AbstractWrapped):
 
 
 def clipped(cell: AbstractCell, policy: AbstractInside) -> AbstractCell:
-    """The cell with a policy in the back-propagation of each of its layers."""
+    """The cell with a policy in the back-propagation of each of its layers; cut routes stay so."""
+    if isinstance(cell, Cut):
+        return replace(cell, cell=clipped(cell.cell, policy))
     if isinstance(cell, AbstractComposite):
         return replace(cell, layers=tuple(clipped(layer, policy) for layer in cell.layers))  # type: ignore[type-var]
     return Clipped(cell, policy)
