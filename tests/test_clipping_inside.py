@@ -725,3 +725,12 @@ def test_a_policy_that_acts_at_some_steps_only():
     weights = torch.tensor([1.0, 1.0, 100.0, 1.0]).view(STEPS, 1, 1)
     with pytest.raises(ArgumentError, match="the factors are ones"):
         (rnn(torch.ones(STEPS, B, INPUTS))[0] * weights).sum().backward()
+
+
+def test_a_parameter_that_there_is_not():
+    rnn = nn.RNN(INPUTS, H)
+    flow = clipped_pass(rnn, lambda: rnn(torch.ones(3, B, INPUTS))[0].sum().backward())
+    asked = flow.clipped(StateNorm(1.0))
+    for question in (asked.cosine, asked.kept, asked.by_lag, asked.by_route, asked.by_crossing):
+        with pytest.raises(ArgumentError, match="no parameter 'weight_hh_l1' in 'RNN'"):
+            question("weight_hh_l1")
