@@ -734,3 +734,22 @@ def test_a_parameter_that_there_is_not():
     for question in (asked.cosine, asked.kept, asked.by_lag, asked.by_route, asked.by_crossing):
         with pytest.raises(ArgumentError, match="no parameter 'weight_hh_l1' in 'RNN'"):
             question("weight_hh_l1")
+
+
+def test_parametrized_before_and_after():
+    rnn = nn.RNN(INPUTS, H)
+    nn.utils.parametrizations.weight_norm(rnn, "weight_hh_l0")
+    inside = clip_inside(rnn, StateNorm(1.0))
+    with retrograde.record(rnn) as recording:
+        rnn(torch.ones(3, B, INPUTS))[0].sum().backward()
+    assert [*recording] == ["RNN"]
+    inside.remove()
+
+    rnn = nn.RNN(INPUTS, H)
+    inside = clip_inside(rnn, StateNorm(1.0))
+    nn.utils.parametrizations.weight_norm(rnn, "weight_hh_l0")
+    with pytest.raises(ArgumentError, match="parametrized after clip_inside"):
+        inside.remove()
+    nn.utils.parametrize.remove_parametrizations(rnn, "weight_hh_l0")
+    inside.remove()
+    assert type(rnn) is nn.RNN
