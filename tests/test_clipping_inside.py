@@ -622,3 +622,140 @@ def test_what_it_cannot_hold_is_said():
     with pytest.raises(retrograde.errors.NonFiniteError, match="the policy does not"):
         flow.clipped(PreActivationValue(1e25))
     assert flow.clipped(PreActivationValue(1.0)).kept() < 1e-6
+
+
+# As a hostile user would
+
+
+def clipped_pass(layer, run_it):
+    with retrograde.record(layer) as recording:
+        run_it()
+    return retrograde.decompose(recording)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_dropout_in_a_packed_sequence_draws_as_torch_does(both):
+    """So that the pass is torch's own, and its masks can be drawn again by a recording."""
+    lstm = nn.LSTM(INPUTS, H, 2, dropout=0.3, bidirectional=both, dtype=torch.float64)
+    lengths = torch.tensor([2, STEPS, 1])
+    packed = pack_padded_sequence(drawn(STEPS, B, INPUTS), lengths, enforce_sorted=False)
+    torch.manual_seed(1)
+    theirs = lstm(packed)[0].data
+    clip_inside(lstm, StateNorm(0.3))
+    torch.manual_seed(1)
+    torch.testing.assert_close(lstm(packed)[0].data, theirs, **EXACT)
+    flow = clipped_pass(lstm, lambda: lstm(packed)[0].data.square().sum().backward())
+    assert flow.residual < 1e-12
+
+
+def test_under_autocast_a_layer_reads_what_an_autocast_layer_gives():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(INPUTS, INPUTS), nn.LSTM(INPUTS, H))
+    clip_inside(model, PreActivationValue(0.05))
+
+    def run_it():
+        with torch.autocast("cpu", dtype=torch.bfloat16):  # the linear layer gives bfloat16
+            model(torch.randn(STEPS, B, INPUTS))[0].float().sum().backward()
+
+    assert clipped_pass(model, run_it).residual < 1e-6
+
+
+def test_data_types_that_do_not_fit_are_said():
+    lstm, x = nn.LSTM(INPUTS, H), torch.zeros(STEPS, B, INPUTS)
+    clip_inside(lstm, StateNorm(1.0))
+    with pytest.raises(ArgumentError, match=r"input must be torch.float32.*got torch.float64"):
+        lstm(x.double())
+    with pytest.raises(ArgumentError, match=r"hx must be torch.float32.*got torch.float64"):
+        lstm(x, (torch.zeros(1, B, H).double(),) * 2)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e25), (torch.float16, 6e4)])
+def test_a_norm_beyond_the_range_is_held_and_not_lost(dtype, size):
+    """The squares of what a data type can hold are out of its range."""
+    held_ = StateNorm(1.0).on_state(torch.full((1, 4), size, dtype=dtype)) * size
+    torch.testing.assert_close(held_, torch.full((1, 1), 0.5, dtype=dtype), atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("layers_", [1, 2])
+@pytest.mark.parametrize("policy", [StateNorm(0.3), PreActivationValue(0.02)])
+def test_a_truncated_pass_can_be_asked_about_any_policy(policy, layers_):
+    torch.manual_seed(0)
+    lstm = retrograde.nn.LSTM(INPUTS, H, layers_, truncated=True, dtype=torch.float64)
+
+    def run_it():
+        lstm.zero_grad()
+        lstm(drawn(STEPS, B, INPUTS))[0].square().sum().backward()
+
+    asked = clipped_pass(lstm, run_it).clipped(policy)
+    clip_inside(lstm, policy)
+    run_it()
+    for name, weight in lstm.named_parameters():
+        torch.testing.assert_close(asked.gradient[name].plain()[0], weight.grad, **EXACT)
+
+
+@pytest.mark.parametrize("policy", [StateNorm(0.3), PreActivationValue(0.02)])
+def test_without_a_route_a_policy_clips_what_is_left(policy):
+    """Also without an edge inside the step: against a loop whose tanh(c) is detached."""
+    torch.manual_seed(0)
+    lstm, x = nn.LSTM(INPUTS, H, dtype=torch.float64), drawn(STEPS, B, INPUTS)
+    flow = clipped_pass(lstm, lambda: lstm(x)[0].square().sum().backward())
+    asked = flow.without("readout").clipped(policy)
+
+    weights = {name: w.detach().clone().requires_grad_() for name, w in lstm.named_parameters()}
+    w_ih, w_hh, b_ih, b_hh = weights.values()
+    s, loss = torch.zeros(B, 2 * H, dtype=torch.float64), 0
+    for x_k in x:
+        a = x_k @ w_ih.T + s[:, :H] @ w_hh.T + b_ih + b_hh
+        a = clamp(policy.max_value)(a) if isinstance(policy, PreActivationValue) else a
+        i, f, g, o = a.chunk(4, -1)
+        c = f.sigmoid() * s[:, H:] + i.sigmoid() * g.tanh()
+        s = torch.cat((o.sigmoid() * c.tanh().detach(), c), -1)
+        if isinstance(policy, StateNorm):
+            s.register_hook(held(policy.max_norm))
+        loss = loss + s[:, :H].square().sum()
+    loss.backward()
+    for name, weight in weights.items():
+        torch.testing.assert_close(asked.gradient[name].plain()[0], weight.grad, **EXACT)
+
+
+def test_a_policy_that_acts_at_some_steps_only():
+    """Its weights' gradient was that of the steps it left alone, without a word."""
+
+    class Now(AbstractInside):
+        def on_state(self, delta):
+            above = delta.norm() > 5
+            return torch.full_like(delta[:, :1], 0.5) if above else None
+
+    rnn = nn.RNN(INPUTS, H)
+    clip_inside(rnn, Now())
+    weights = torch.tensor([1.0, 1.0, 100.0, 1.0]).view(STEPS, 1, 1)
+    with pytest.raises(ArgumentError, match="the factors are ones"):
+        (rnn(torch.ones(STEPS, B, INPUTS))[0] * weights).sum().backward()
+
+
+def test_a_parameter_that_there_is_not():
+    rnn = nn.RNN(INPUTS, H)
+    flow = clipped_pass(rnn, lambda: rnn(torch.ones(3, B, INPUTS))[0].sum().backward())
+    asked = flow.clipped(StateNorm(1.0))
+    for question in (asked.cosine, asked.kept, asked.by_lag, asked.by_route, asked.by_crossing):
+        with pytest.raises(ArgumentError, match="no parameter 'weight_hh_l1' in 'RNN'"):
+            question("weight_hh_l1")
+
+
+def test_parametrized_before_and_after():
+    rnn = nn.RNN(INPUTS, H)
+    nn.utils.parametrizations.weight_norm(rnn, "weight_hh_l0")
+    inside = clip_inside(rnn, StateNorm(1.0))
+    with retrograde.record(rnn) as recording:
+        rnn(torch.ones(3, B, INPUTS))[0].sum().backward()
+    assert [*recording] == ["RNN"]
+    inside.remove()
+
+    rnn = nn.RNN(INPUTS, H)
+    inside = clip_inside(rnn, StateNorm(1.0))
+    nn.utils.parametrizations.weight_norm(rnn, "weight_hh_l0")
+    with pytest.raises(ArgumentError, match="parametrized after clip_inside"):
+        inside.remove()
+    nn.utils.parametrize.remove_parametrizations(rnn, "weight_hh_l0")
+    inside.remove()
+    assert type(rnn) is nn.RNN

@@ -36,7 +36,16 @@ class Factors:
 
     @staticmethod
     def stack(steps: "Sequence[Factors]") -> "Factors":
-        """Those of many steps as one with a leading axis."""
+        """Those of many steps as one with a leading axis.
+
+        Raises:
+            ArgumentError: if the policy acted at some of the steps only.
+        """
+        if any(step.here.keys() != steps[0].here.keys() for step in steps):
+            raise ArgumentError(
+                "a policy gave factors at some steps and None at others; where nothing is to be "
+                "clipped the factors are ones"
+            )
         here = {name: torch.stack([step.here[name] for step in steps]) for name in steps[0].here}
         layers = zip(*(step.layers for step in steps), strict=True)
         return Factors(here, tuple(map(Factors.stack, layers)))
@@ -48,7 +57,8 @@ class CellStep:
 
     `activations` holds the gates and squashed values by name; `derivatives` the pointwise factors
     that `linearise` derives from them ([*L, H], or [*L, G, H] for several gates); `layers` the
-    steps of a stack's layers, none for a plain cell; `factors` those of a clipping policy.
+    steps of a stack's layers, none for a plain cell; `factors` those of a clipping policy, which
+    chooses them from what is left of a step with some edges inside it `cut`.
     """
 
     x: Float[Tensor, "*L I"]
@@ -58,6 +68,7 @@ class CellStep:
     derivatives: Mapping[str, Float[Tensor, "..."]] = field(default_factory=dict)
     layers: "tuple[CellStep, ...]" = ()
     factors: Mapping[str, Float[Tensor, "*L _"]] = field(default_factory=dict)
+    cut: frozenset[str] = frozenset()
 
     def unbind(self) -> "list[CellStep]":
         """The single steps along the leading axis."""
@@ -78,6 +89,7 @@ class CellStep:
                 by_name(self.derivatives) if self.derivatives else [{}] * count,
                 layers if self.layers else [()] * count,
                 by_name(self.factors) if self.factors else [{}] * count,
+                [self.cut] * count,
                 strict=True,
             )
         ]
@@ -127,6 +139,7 @@ class CellStep:
             merge(self.derivatives),
             tuple(layer.merged() for layer in self.layers),
             merge(self.factors),
+            self.cut,
         )
 
 

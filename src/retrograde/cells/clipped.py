@@ -22,6 +22,7 @@ from retrograde.cells.base import (
     damped,
 )
 from retrograde.cells.composite import AbstractComposite
+from retrograde.cells.cut import Cut
 from retrograde.cells.wrapped import AbstractWrapped
 from retrograde.clipping.inside import AbstractInside
 from retrograde.errors import ArgumentError
@@ -57,6 +58,9 @@ class Clipped(AbstractWrapped):
                 f"{self.policy!r} acts on pre-activations, and those of {type(self.cell).__name__} "
                 "are not known; StateNorm acts on any cell's state"
             )
+
+    def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
+        return replace(self.cell.linearise(step, cut), cut=cut)
 
     def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
         """Pull rows of adjoints back; where the step has no factors yet, choose them.
@@ -108,9 +112,9 @@ class Clipped(AbstractWrapped):
             if len(group) < len(names):
                 da = da[:, [names.index(gate) for gate in group]]
             factor = self.policy.on_pre_activation(da)
-            assert factor is not None
-            chosen = dict(zip(group, factor.unbind(1), strict=True))
-            step = layer.linearise(replace(step, factors={**step.factors, **chosen}))
+            if factor is not None:
+                chosen = dict(zip(group, factor.unbind(1), strict=True))
+                step = self.linearise(replace(step, factors={**step.factors, **chosen}), step.cut)
         return step
 
     @cached_property
@@ -121,7 +125,9 @@ class Clipped(AbstractWrapped):
 
 
 def clipped(cell: AbstractCell, policy: AbstractInside) -> AbstractCell:
-    """The cell with a policy in the back-propagation of each of its layers."""
+    """The cell with a policy in the back-propagation of each of its layers; cut routes stay so."""
+    if isinstance(cell, Cut):
+        return replace(cell, cell=clipped(cell.cell, policy))
     if isinstance(cell, AbstractComposite):
         return replace(cell, layers=tuple(clipped(layer, policy) for layer in cell.layers))  # type: ignore[type-var]
     return Clipped(cell, policy)

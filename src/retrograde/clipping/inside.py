@@ -21,7 +21,10 @@ from retrograde.errors import ArgumentError
 
 
 class AbstractInside:
-    """What to do at every step of back-propagation; a subclass says it for one place or several."""
+    """What to do at every step of back-propagation; a subclass says it for one place or several.
+
+    A place that it leaves alone (None) it leaves alone at every step; factors of 1 change nothing.
+    """
 
     @property
     def random(self) -> bool:
@@ -98,8 +101,9 @@ class StateNorm(AbstractInside):
         positive("max_norm", self.max_norm)
 
     def on_state(self, delta: Float[Tensor, "B S"]) -> Float[Tensor, "B 1"]:
-        norm = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
-        return torch.where(norm > self.max_norm, self.max_norm / norm, 1.0)
+        # in float64, as squares of what a smaller type holds can be out of its range
+        norm = torch.linalg.vector_norm(delta, dim=-1, keepdim=True, dtype=torch.float64)
+        return torch.where(norm > self.max_norm, self.max_norm / norm, 1.0).to(delta.dtype)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class ClippedFlow:
 
         Below 0 the clipped gradient leads uphill. NaN where either is 0.
         """
-        names = self.before.parameters if parameter is None else (parameter,)
+        names = self.before.names(parameter)
         clipped, true = (
             joined([gradient[name] for name in names]).normalised()[0].values.double().flatten()
             for gradient in (self.gradient, self.before.gradient)
@@ -62,7 +62,7 @@ class ClippedFlow:
 
     def kept(self, parameter: str | None = None) -> float:
         """The norm of the clipped gradient of a parameter, or of all, over that of the true one."""
-        names = self.before.parameters if parameter is None else (parameter,)
+        names = self.before.names(parameter)
         after, before = (
             joined([gradient[name] for name in names]).log2_norms()
             for gradient in (self.gradient, self.before.gradient)
@@ -71,7 +71,7 @@ class ClippedFlow:
 
     def by_lag(self, parameter: str | None = None, bins: Bins = "octaves") -> ByLag:
         """The parts of the clipped gradient by lag, as `Flow.by_lag` those of the true one."""
-        names = self.before.parameters if parameter is None else (parameter,)
+        names = self.before.names(parameter)
         parts = [self.after.by_lag(name, bins) for name in names]
         scaled = [self._times(n, part.scaled) for n, part in zip(names, parts, strict=True)]
         return replace(
@@ -80,14 +80,14 @@ class ClippedFlow:
 
     def by_route(self, parameter: str | None = None, bins: Bins = "octaves") -> Split:
         """The parts of the clipped gradient by route and lag, as `Flow.by_route`."""
-        names = self.before.parameters if parameter is None else (parameter,)
+        names = self.before.names(parameter)
         return self._split(parameter, {n: self.after.by_route(n, bins) for n in names})
 
     def by_crossing(
         self, parameter: str | None = None, max_crossings: int = 8, bins: Bins = "octaves"
     ) -> Split:
         """The parts of the clipped gradient by crossings and lag, as `Flow.by_crossing`."""
-        names = self.before.parameters if parameter is None else (parameter,)
+        names = self.before.names(parameter)
         parts = {n: self.after.by_crossing(n, max_crossings, bins) for n in names}
         return self._split(parameter, parts)
 

@@ -330,6 +330,15 @@ class Flow:
         fold(self.unrolled, entries, [sums])
         return sums.result()[name].parts()[lags.index(range(t - k, t - k + 1))]
 
+    def names(self, parameter: str | None = None) -> tuple[str, ...]:
+        """One parameter, or all of them for None.
+
+        Raises:
+            ArgumentError: for a parameter that this layer does not have.
+        """
+        name = self._known(parameter)
+        return self.parameters if name is None else (name,)
+
     def _known(self, parameter: str | None) -> str | None:
         if parameter is not None and parameter not in self.parameters:
             raise ArgumentError(

@@ -47,7 +47,17 @@ class ClippedInside:
         return {name: clipping.bit for name, clipping in self._by_layer.items()}
 
     def remove(self) -> None:
-        """Leave the layers as they were, with the weights that they have now."""
+        """Leave the layers as they were, with the weights that they have now.
+
+        Raises:
+            ArgumentError: for a layer that was parametrized since, which is of another class now.
+        """
+        for name, module in self._modules.items():
+            if isinstance(module, _ClippedLayer) and "original" not in vars(type(module)):
+                raise ArgumentError(
+                    f"{name!r} was parametrized after clip_inside: remove its parametrizations, "
+                    "then call remove(), then parametrize it again"
+                )
         for module in self._modules.values():
             if isinstance(module, _ClippedLayer):
                 del module.clipping
@@ -70,8 +80,8 @@ def clip_inside(model: nn.Module, policy: AbstractInside) -> ClippedInside:
         inside.bit                # how often it bit
         inside.remove()
 
-    With a gradient scaler (automatic mixed precision) the adjoints are scaled, and a threshold
-    means something else.
+    Under autocast the layers run in the data type of their weights. With a gradient scaler the
+    adjoints are scaled, and a threshold means something else.
 
     Args:
         model: any module with layers of torch.nn (nn.LSTM, nn.GRU, nn.RNN, in all their forms) or

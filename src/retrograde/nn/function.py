@@ -1,6 +1,7 @@
 """One autograd function for all cells: forward is `unroll`, backward the cell's own pull-back."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +14,22 @@ from retrograde.errors import SecondDerivativeError
 
 Note = Callable[[Factors], None]
 """Is told by which factors a clipping policy multiplied the adjoints of some steps."""
+
+
+def under_autocast(device: torch.device) -> bool:
+    """Whether torch chooses the precision of each operation there by itself."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """In it every operation has the precision of what it is given.
+
+    A recurrence writes in place, which autocast leaves alone, and its parts sum to the gradient
+    only where both are computed alike.
+    """
+    if not under_autocast(device):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def run(
@@ -51,7 +68,7 @@ class _Recurrence(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         x, states, *weights = ctx.saved_tensors
         needs = ctx.needs_input_grad[2:]
-        with torch.no_grad():
+        with torch.no_grad(), no_autocast(x.device):
             cell = ctx.cell.with_parameters(dict(zip(ctx.cell.parameters, weights, strict=True)))
             unrolled = Unrolled(cell, x, states, ctx.kept)
             found = _pull_back(unrolled, grads[0], needs, ctx.note)

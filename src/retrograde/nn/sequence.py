@@ -1,7 +1,7 @@
 """Cells through sequences in all of torch's layouts: what a layer of torch.nn does around them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from retrograde.cells import AbstractCell
 from retrograde.errors import ArgumentError
-from retrograde.nn.function import Note, run
+from retrograde.nn.function import Note, no_autocast, run, under_autocast
 
 State = Tensor | tuple[Tensor, ...]
 Named = dict[str, Tensor]
@@ -113,6 +113,15 @@ class Sequences:
         last = [part if back is None else part.index_select(1, back) for part in last]
         return self.given._replace(data=data), last
 
+    def dropped(self, values: Float[Tensor, "T B M"], probability: float) -> Tensor:
+        """A dropout with torch's draws: in a packed sequence for the steps that there are."""
+        if not isinstance(self.given, PackedSequence):
+            return nn.functional.dropout(values, probability)
+        packed = self.as_given(values)
+        assert isinstance(packed, PackedSequence)
+        data = nn.functional.dropout(packed.data, probability)
+        return pad_packed_sequence(packed._replace(data=data))[0]
+
     def as_given(self, values: Float[Tensor, "T B M"]) -> Tensor | PackedSequence:
         """Values of every step, laid out as the input is."""
         if isinstance(self.given, PackedSequence):
@@ -154,7 +163,7 @@ def through(
     inside: bool = False,
     note: Note | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Named]]:
-    """Run layers one after the other.
+    """Run layers one after the other, also under autocast in the data type of their weights.
 
     Args:
         cells: of every layer and direction, in torch's order.
@@ -168,7 +177,33 @@ def through(
     Returns:
         Outputs [T, B, directions * H], the parts of the last state, and activations by layer and
         direction.
+
+    Raises:
+        ArgumentError: for an input or a state of another data type than the weights.
     """
+    dtype = next(iter(cells[0].parameters.values())).dtype
+    if under_autocast(sequences.x.device):
+        sequences = replace(sequences, x=sequences.x.to(dtype))
+        initial = [part.to(dtype) for part in initial]
+    for name, given in (("input", sequences.x), *(("hx", part) for part in initial)):
+        if given.dtype != dtype:
+            raise ArgumentError(
+                f"{name} must be {dtype}, as the weights are; got {given.dtype}. Convert it with "
+                f"{name}.to({dtype}), or the model"
+            )
+    with no_autocast(sequences.x.device):
+        return _through(cells, sequences, initial, directions, dropout, inside, note)
+
+
+def _through(
+    cells: Sequence[AbstractCell],
+    sequences: Sequences,
+    initial: Sequence[Tensor],
+    directions: int,
+    dropout: float,
+    inside: bool,
+    note: Note | None,
+) -> tuple[Tensor, list[Tensor], list[Named]]:
     x, last, activations = sequences.x, [list[Tensor]() for _ in initial], list[Named]()
     for start in range(0, len(cells), directions):
         outputs = []
@@ -190,5 +225,5 @@ def through(
             activations.append(named)
         x = torch.cat(outputs, -1)
         if dropout and start + directions < len(cells):
-            x = nn.functional.dropout(x, dropout)
+            x = sequences.dropped(x, dropout)
     return x, [torch.stack(part) for part in last], activations

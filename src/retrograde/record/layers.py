@@ -133,8 +133,9 @@ def form_of(module: Layer) -> Form:
 
 
 def class_of(module: nn.Module) -> str:
-    """The name of its class, also if it is parametrized."""
-    return parametrize.type_before_parametrizations(module).__name__
+    """The name of its class, also if it is parametrized, or clipped inside after that."""
+    kind: type = vars(type(module)).get("original", type(module))
+    return (kind.__bases__[0] if parametrize.is_parametrized(module) else kind).__name__
 
 
 def has(module: nn.Module, name: str) -> bool:
