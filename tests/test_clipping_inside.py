@@ -759,3 +759,31 @@ def test_parametrized_before_and_after():
     nn.utils.parametrize.remove_parametrizations(rnn, "weight_hh_l0")
     inside.remove()
     assert type(rnn) is nn.RNN
+
+
+def test_a_recording_says_that_a_policy_was_at_work():
+    """Or a reader takes the clipped pass, which is healthy, for the model."""
+    rnn = nn.RNN(INPUTS, H, 2)
+    clip_inside(rnn, StateNorm(0.5))
+    with retrograde.record(rnn) as recording:
+        rnn(torch.randn(9, B, INPUTS))[0].sum().backward()
+    assert "StateNorm(max_norm=0.5) clips inside" in recording.only().notes[0]
+    assert any("StateNorm" in note for note in retrograde.diagnose(recording).notes)
+
+
+def test_a_copy_can_be_rid_of_its_policy():
+    model = nn.ModuleDict({"a": nn.GRU(INPUTS, H), "b": retrograde.nn.GRU(INPUTS, H)})
+    clip_inside(model, StateNorm(0.5))
+    other = copy.deepcopy(model)
+    retrograde.nn.unclip(other)
+    assert type(other["a"]) is nn.GRU and other["b"].clipping is None
+    assert model["a"].clipping and model["b"].clipping
+    clip_inside(other, StateNorm(1.0))
+
+
+def test_a_chart_of_nothing():
+    rnn = nn.RNN(INPUTS, H)
+    with retrograde.record(rnn) as recording:
+        (0 * rnn(torch.randn(4, B, INPUTS))[0]).sum().backward()
+    chart = retrograde.decompose(recording).clipped(StateNorm(1.0)).chart().to_dict()
+    assert "nan" not in str(chart).lower()

@@ -246,7 +246,9 @@ def clipping(
     when = ("true gradient", "clipped")
     title = {
         "text": "What clipping makes of the gradient",
-        "subtitle": f"cosine to the true gradient {cosine:.3f}, norm {kept:.1%} of it",
+        "subtitle": f"cosine to the true gradient {cosine:.3f}, norm {kept:.1%} of it"
+        if cosine == cosine
+        else "no cosine: a gradient is 0",
     }
     panels = []
     for names, shares, axis in (

@@ -1,7 +1,7 @@
 """The recurrences: one file each, forward and derivative side by side."""
 
 from retrograde.cells.base import AbstractCell, AbstractLayer, CellAdjoint, CellStep
-from retrograde.cells.clipped import Clipped, clipped, unclipped
+from retrograde.cells.clipped import Clipped, clipped, policy_of, unclipped
 from retrograde.cells.cut import Cut, truncated
 from retrograde.cells.elman import Elman
 from retrograde.cells.from_function import from_function
@@ -30,6 +30,7 @@ __all__ = [
     "clipped",
     "from_function",
     "generations",
+    "policy_of",
     "truncated",
     "unclipped",
 ]

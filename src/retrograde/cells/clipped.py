@@ -145,3 +145,14 @@ def unclipped(cell: AbstractCell) -> AbstractCell:
         same = all(a is b for a, b in zip(layers, cell.layers, strict=True))
         return cell if same else replace(cell, layers=layers)  # type: ignore[type-var]
     return cell
+
+
+def policy_of(cell: AbstractCell) -> AbstractInside | None:
+    """What clips in the back-propagation of a cell, or of the layers inside it."""
+    if isinstance(cell, Clipped):
+        return cell.policy
+    if isinstance(cell, AbstractWrapped):
+        return policy_of(cell.cell)
+    if isinstance(cell, AbstractComposite):
+        return next(filter(None, map(policy_of, cell.layers)), None)
+    return None

@@ -1,6 +1,6 @@
 """Every recurrence of the package as a trainable module, used as torch.nn's are."""
 
-from retrograde.nn.clip_inside import ClippedInside, clip_inside
+from retrograde.nn.clip_inside import ClippedInside, clip_inside, unclip
 from retrograde.nn.initialisation import initialisations, initialise
 from retrograde.nn.modules import GRU, LSTM, RNN
 from retrograde.nn.recurrent import AbstractRecurrent
@@ -14,4 +14,5 @@ __all__ = [
     "clip_inside",
     "initialisations",
     "initialise",
+    "unclip",
 ]

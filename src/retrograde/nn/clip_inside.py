@@ -52,18 +52,7 @@ class ClippedInside:
         Raises:
             ArgumentError: for a layer that was parametrized since, which is of another class now.
         """
-        for name, module in self._modules.items():
-            if isinstance(module, _ClippedLayer) and "original" not in vars(type(module)):
-                raise ArgumentError(
-                    f"{name!r} was parametrized after clip_inside: remove its parametrizations, "
-                    "then call remove(), then parametrize it again"
-                )
-        for module in self._modules.values():
-            if isinstance(module, _ClippedLayer):
-                del module.clipping
-                module.__class__ = type(module).original  # type: ignore[assignment]
-            else:
-                module.clipping = None
+        _take_off(self._modules)
         self._modules = {}
 
 
@@ -119,8 +108,9 @@ def clip_inside(model: nn.Module, policy: AbstractInside) -> ClippedInside:
             continue
         if getattr(module, "clipping", None):
             raise ArgumentError(
-                f"{name!r} is clipped inside already; call remove() of what clip_inside returned "
-                "first, or chain the policies"
+                f"{name!r} is clipped inside already; take that policy off first, by "
+                "remove() of what clip_inside returned or by retrograde.nn.unclip(model), or chain "
+                "the policies"
             )
         if isinstance(module, nn.RNNBase) and type(module).forward not in OWN:
             raise ArgumentError(
@@ -135,6 +125,37 @@ def clip_inside(model: nn.Module, policy: AbstractInside) -> ClippedInside:
             "or one of retrograde.nn somewhere inside"
         )
     return ClippedInside(policy, layers)
+
+
+def unclip(model: nn.Module) -> None:
+    """Take every policy of `clip_inside` off a model: as `remove()` does, and for a copy of it too.
+
+    Raises:
+        ArgumentError: for a layer that was parametrized since, which is of another class now.
+    """
+    _take_off(
+        {
+            path or type(module).__name__: module
+            for path, module in model.named_modules()
+            if isinstance(module, nn.RNNBase | AbstractRecurrent)
+            and getattr(module, "clipping", None)
+        }
+    )
+
+
+def _take_off(layers: Mapping[str, Layer]) -> None:
+    for name, module in layers.items():
+        if isinstance(module, _ClippedLayer) and "original" not in vars(type(module)):
+            raise ArgumentError(
+                f"{name!r} was parametrized after clip_inside: remove its parametrizations, take "
+                "the policy off, then parametrize it again"
+            )
+    for module in layers.values():
+        if isinstance(module, _ClippedLayer):
+            del module.clipping
+            module.__class__ = type(module).original  # type: ignore[assignment]
+        else:
+            module.clipping = None
 
 
 class _ClippedLayer(nn.RNNBase):

@@ -8,6 +8,7 @@ back from the call after counts as what the loss gives, so that the parts still 
 import torch
 from torch import Tensor
 
+from retrograde.cells import policy_of
 from retrograde.errors import RecordingError
 from retrograde.record.calls import Call
 from retrograde.record.chains import chains_of
@@ -34,6 +35,12 @@ def assemble(name: str, calls: list[Call], brought: Pass) -> Recorded:
             notes.append(
                 f"{len(chains)} separate runs of the layer lie side by side as samples: no state "
                 "was handed from one to another, and lags do not cross them"
+            )
+        policy = policy_of(reading.cell)
+        if policy is not None:
+            notes.append(
+                f"{policy!r} clips inside its back-propagation: what is taken apart is the clipped "
+                "gradient, flow.unclipped is the true one"
             )
         gradients = {
             weight: _through_the_layer(weight, calls, brought, notes)
