@@ -808,6 +808,16 @@ def test_a_leading_direction_can_be_the_one_that_is_lost():
     torch.testing.assert_close(found[:2].sum(), (growth[1] * growth[2]).log(), atol=0.1, rtol=0)
 
 
+def test_a_sample_whose_units_are_all_off_does_not_speak_for_the_others():
+    cell = elman(torch.tensor([[1.5]], dtype=torch.float64), "relu")
+    initial = torch.tensor([[1.0], [0.0], [1.0]], dtype=torch.float64)
+    x = torch.zeros(20, 3, 1, dtype=torch.float64)
+    spectrum = retrograde.spectrum(retrograde.record_cell(cell, x, lambda h, s: h.sum(), initial))
+    assert spectrum.exponents.each[1, 0] == -math.inf
+    assert spectrum.exponents.leading == pytest.approx(math.log(1.5)) and spectrum.exponents.settled
+    assert all(bound.measured == "explodes" for bound in spectrum.bounds)
+
+
 # --- refusals and charts ------------------------------------------------------------------------
 
 

@@ -178,11 +178,12 @@ def _directions(flows: Mapping[str, Flow]) -> tuple[dict[str, Directions], list[
         try:
             with warnings.catch_warnings(record=True) as warned:
                 warnings.simplefilter("always")
-                found[name] = Directions.of(whole_spectrum(flow.recorded.part(SAMPLES)))
+                spectrum = whole_spectrum(flow.recorded.part(SAMPLES))
+                found[name] = Directions.of(spectrum)
         except ArgumentError as error:
             notes.append(f"{name}: no spectrum: {error}")
             continue
-        leading = found[name].exponents[0]
+        leading = spectrum.exponents.leading
         notes.append(
             f"{name}: in the long run a step multiplies a gradient of any direction by "
             f"{math.exp(leading):.3g} at most (leading Lyapunov exponent {leading:.3g} nats)"
