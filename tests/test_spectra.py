@@ -826,7 +826,11 @@ def test_a_sample_whose_units_are_all_off_does_not_speak_for_the_others():
     [
         ({"n": 7}, "n must be from 1 to 6, the size of the state"),
         ({"n": 0}, "n must be from 1 to 6"),
-        ({"n": True}, "n must be from 1 to 6"),
+        ({"n": True}, "n must be a whole number; got True"),
+        ({"n": 1.5}, "n must be a whole number"),
+        ({"transient": 30 / 10}, "transient must be a whole number; got 3.0"),
+        ({"start": 1.0}, "start must be a whole number"),
+        ({"stop": 20.0}, "stop must be a whole number"),
         ({"transient": 15}, "expected 0 to 14; got 15"),
         ({"transient": -1}, "expected 0 to 14; got -1"),
         ({"start": 30}, "0 <= start < stop <= 30.*start=30"),
@@ -848,6 +852,7 @@ def test_windows_that_do_not_fit():
         ({"lengths": [5], "stop": 8}, r"from 1 to 4 steps, those from 4 to 8; got \[5\]"),
         ({"lengths": []}, "got none"),
         ({"lengths": [0]}, r"got \[0\]"),
+        ({"lengths": [26 / 2]}, "the length of a window must be a whole number; got 13.0"),
         ({"stop": 4}, "stop must lie from 5 to 30; got 4"),
         ({"n": 9}, "n must be from 1 to 6"),
     ):
@@ -865,6 +870,9 @@ def test_what_is_no_recurrent_layer():
             retrograde.spectrum(module, torch.zeros(3, 1, 2))
     with pytest.raises(ArgumentError, match=r"spectrum\(layer, x\)"):
         retrograde.spectrum(nn.LSTM(2, 3))
+    packed = nn.utils.rnn.pack_padded_sequence(torch.zeros(3, 1, 2), [3])
+    with pytest.raises(ArgumentError, match="x must be a tensor; got PackedSequence.*record"):
+        retrograde.spectrum(nn.LSTM(2, 3), packed)
     layer = nn.LSTM(2, 3)
     with pytest.raises(NonFiniteError), torch.no_grad():
         layer.weight_hh_l0[0, 0] = math.nan
