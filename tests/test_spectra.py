@@ -296,6 +296,15 @@ def test_400_steps_of_a_tanh_network_in_200_digits():
     assert ours.tolist() == pytest.approx(expected, abs=1e-9)
 
 
+def test_a_long_window_takes_few_rotations(monkeypatch):
+    torch.manual_seed(0)
+    spectrum = retrograde.spectrum(nn.LSTM(2, 16), torch.randn(300, 2, 2))
+    expected = spectrum.singular_values([300]).log2
+    monkeypatch.setattr("retrograde.spectra.singular.SWEEPS", 5)
+    few = spectrum.singular_values([300]).log2
+    assert torch.equal(few, expected)
+
+
 def test_400_steps_of_an_lstm_in_1000_digits():
     """With the one-step Jacobian of [h; c] written out, after Greff et al. (2017), section II-B."""
     H = 2
