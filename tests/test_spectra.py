@@ -586,6 +586,15 @@ def test_a_loss_that_asks_for_what_is_forgotten_sooner_does_not_agree():
     assert memory.reach < 5 and memory.state == 99 and memory.agrees is False
 
 
+def test_a_stretch_that_remembers_all_agrees_with_a_reach_beyond_it():
+    one = torch.ones(1, 1, dtype=torch.float64)
+    cell, x = Elman(one, 0.999 * one, activation="identity"), draw(40, 1, 1)
+    recorded = retrograde.record_cell(cell, x, lambda h, s: h[-1].sum())
+    memory = retrograde.spectrum(recorded, start=30).horizons
+    assert (memory.reach, memory.input) == (39, 9)
+    assert memory.agrees
+
+
 def test_time_constants_are_those_of_the_forget_gates():
     layer = nn.LSTM(2, 3).double()
     bias = torch.tensor([0.0, 1.0, 5.0], dtype=torch.float64)
@@ -613,6 +622,14 @@ def test_time_constants_are_those_of_the_forget_gates():
 
 
 # --- what is looked at --------------------------------------------------------------------------
+
+
+def test_a_layer_is_run_in_inference_mode_too():
+    layer, x = nn.GRU(2, 3), torch.randn(12, 2, 2)
+    expected = retrograde.spectrum(layer, x).exponents.leading
+    with torch.inference_mode():
+        spectrum = retrograde.spectrum(layer, x.clone())
+        assert spectrum.exponents.leading == expected and spectrum.horizons.state > 0
 
 
 def test_a_layer_is_run_as_it_is_and_left_as_it_was():

@@ -287,6 +287,7 @@ def _whole(number: Any, name: str) -> int:
     return whole
 
 
+@torch.inference_mode(False)
 def _recorded(subject: Recording | Recorded | nn.Module, x: Tensor | None) -> Recorded:
     """The pass to look at; a layer is copied, and run with a loss that only serves to record it."""
     if not isinstance(subject, nn.Module):
@@ -311,5 +312,5 @@ def _recorded(subject: Recording | Recorded | nn.Module, x: Tensor | None) -> Re
     layer = copy.deepcopy(subject).requires_grad_(True)
     drawn_on = [x.device] if x.is_cuda else []
     with torch.enable_grad(), torch.random.fork_rng(drawn_on), record(layer) as recording:
-        layer(x.detach())[0].sum().backward()
+        layer(x.detach().clone())[0].sum().backward()
     return recording.only()
