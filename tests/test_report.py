@@ -494,7 +494,9 @@ def test_the_spectrum_is_added_when_asked_for(tmp_path):
         model["lstm"](model["rnn"](x)[0])[0][-1].square().sum().backward()
     plain = retrograde.diagnose(recording)
     assert all(layer.directions is None for layer in plain.layers)
-    report = retrograde.diagnose(recording, spectrum=True)
+    told = []
+    report = retrograde.diagnose(recording, spectrum=True, progress=lambda *t: told.append(t))
+    assert told == [(0, 2, "the spectrum of rnn"), (1, 2, "the spectrum of lstm")]
     for layer in report.layers:
         few = retrograde.spectrum(recording[layer.name].part(8))
         shown = list(layer.directions.shown)
