@@ -153,16 +153,18 @@ def _rotate(
     of which nothing leaves the range where r does: y' is then what is left of y beside x.
     """
     x, y, e_x, e_y = rows[:, first], rows[:, second], exponent[:, first], exponent[:, second]
-    log2_x, log2_y = (torch.log2(v.norm(dim=2)) + e for v, e in ((x, e_x), (y, e_y)))
-    swap = log2_y > log2_x
+    xx, yy, xy = (x * x).sum(2), (y * y).sum(2), (x * y).sum(2)
+    least = ORTHOGONAL * rows.shape[2] * torch.finfo(rows.dtype).eps
+    alike = xy.abs() > least * (xx * yy).sqrt()
+    if not bool(alike.any()):
+        return False
+    swap = torch.log2(yy) / 2 + e_y > torch.log2(xx) / 2 + e_x
     e_x, e_y = torch.where(swap, e_y, e_x), torch.where(swap, e_x, e_y)
+    xx, yy = torch.where(swap, yy, xx), torch.where(swap, xx, yy)
     swap = swap.unsqueeze(2)
     x, y = torch.where(swap, y, x), torch.where(swap, x, y)
 
     r = power_of_two(e_y - e_x, rows)
-    xx, yy, xy = (x * x).sum(2), (y * y).sum(2), (x * y).sum(2)
-    least = ORTHOGONAL * rows.shape[2] * torch.finfo(rows.dtype).eps
-    alike = xy.abs() > least * (xx * yy).sqrt()
     z = (xx - r * r * yy) / (2 * torch.where(alike, xy, 1))
     tau = torch.where(z < 0, -1, 1) / (z.abs() + torch.hypot(r, z))
     tau = torch.where(alike, tau, 0).unsqueeze(2)
@@ -170,7 +172,7 @@ def _rotate(
     c = (1 + (r * tau).square()).rsqrt()
     rows[:, first], rows[:, second] = c * (x + r * r * tau * y), c * (y - tau * x)
     exponent[:, first], exponent[:, second] = e_x, e_y
-    return bool(alike.any())
+    return True
 
 
 def _normalised(
