@@ -634,6 +634,16 @@ def test_where_the_radius_says_explode_and_gradients_shrink():
     assert found.evidence[1].value == pytest.approx(1.5)
 
 
+def test_too_few_steps_for_the_leading_direction_say_nothing_about_the_radius():
+    """Of rank one, and linear as long as states are small: every direction but one is lost."""
+    matrix = torch.full((16, 16), 1.2 / 16, dtype=torch.float64)
+    zero = torch.zeros(16, dtype=torch.float64)
+    for steps in (2, 5, 9, 10):
+        _, recording = plain_rnn(matrix, zero, zero, inputs=1e-9, steps=steps)
+        rules = [finding.rule for finding in retrograde.diagnose(recording).findings]
+        assert "misleading-radius" not in rules
+
+
 def test_where_the_radius_is_right_or_has_no_say():
     zero = torch.zeros(2, dtype=torch.float64)
     for scale, inputs in ((0.5, 1.0), (1.5, 1e-9), (1.02, 4.0)):

@@ -494,7 +494,9 @@ def test_the_spectrum_is_added_when_asked_for(tmp_path):
         model["lstm"](model["rnn"](x)[0])[0][-1].square().sum().backward()
     plain = retrograde.diagnose(recording)
     assert all(layer.directions is None for layer in plain.layers)
-    report = retrograde.diagnose(recording, spectrum=True)
+    told = []
+    report = retrograde.diagnose(recording, spectrum=True, progress=lambda *t: told.append(t))
+    assert told == [(0, 2, "the spectrum of rnn"), (1, 2, "the spectrum of lstm")]
     for layer in report.layers:
         few = retrograde.spectrum(recording[layer.name].part(8))
         shown = list(layer.directions.shown)
@@ -528,3 +530,16 @@ def test_a_layer_without_a_spectrum_is_named():
     report = retrograde.diagnose(recording, spectrum=True)
     assert report.layers[0].directions is None
     assert any("no spectrum" in note and "detached" in note for note in report.notes)
+
+
+def test_the_growth_that_is_told_is_not_that_of_a_sample_whose_units_are_off():
+    rnn = nn.RNN(1, 1, nonlinearity="relu")
+    for weight in rnn.parameters():
+        nn.init.constant_(weight, 1.5 if weight.ndim == 2 else 0.0)
+    x = torch.ones(20, 2, 1)
+    x[:, 1] = -1
+    with retrograde.record(rnn) as recording:
+        rnn(x)[0][-1].sum().backward()
+    report = retrograde.diagnose(recording, spectrum=True)
+    assert any("by 1.5 at most" in note for note in report.notes)
+    assert "misleading-radius" not in [finding.rule for finding in report.findings]

@@ -296,6 +296,15 @@ def test_400_steps_of_a_tanh_network_in_200_digits():
     assert ours.tolist() == pytest.approx(expected, abs=1e-9)
 
 
+def test_a_long_window_takes_few_rotations(monkeypatch):
+    torch.manual_seed(0)
+    spectrum = retrograde.spectrum(nn.LSTM(2, 16), torch.randn(300, 2, 2))
+    expected = spectrum.singular_values([300]).log2
+    monkeypatch.setattr("retrograde.spectra.singular.SWEEPS", 5)
+    few = spectrum.singular_values([300]).log2
+    assert torch.equal(few, expected)
+
+
 def test_400_steps_of_an_lstm_in_1000_digits():
     """With the one-step Jacobian of [h; c] written out, after Greff et al. (2017), section II-B."""
     H = 2
@@ -577,6 +586,15 @@ def test_a_loss_that_asks_for_what_is_forgotten_sooner_does_not_agree():
     assert memory.reach < 5 and memory.state == 99 and memory.agrees is False
 
 
+def test_a_stretch_that_remembers_all_agrees_with_a_reach_beyond_it():
+    one = torch.ones(1, 1, dtype=torch.float64)
+    cell, x = Elman(one, 0.999 * one, activation="identity"), draw(40, 1, 1)
+    recorded = retrograde.record_cell(cell, x, lambda h, s: h[-1].sum())
+    memory = retrograde.spectrum(recorded, start=30).horizons
+    assert (memory.reach, memory.input) == (39, 9)
+    assert memory.agrees
+
+
 def test_time_constants_are_those_of_the_forget_gates():
     layer = nn.LSTM(2, 3).double()
     bias = torch.tensor([0.0, 1.0, 5.0], dtype=torch.float64)
@@ -604,6 +622,14 @@ def test_time_constants_are_those_of_the_forget_gates():
 
 
 # --- what is looked at --------------------------------------------------------------------------
+
+
+def test_a_layer_is_run_in_inference_mode_too():
+    layer, x = nn.GRU(2, 3), torch.randn(12, 2, 2)
+    expected = retrograde.spectrum(layer, x).exponents.leading
+    with torch.inference_mode():
+        spectrum = retrograde.spectrum(layer, x.clone())
+        assert spectrum.exponents.leading == expected and spectrum.horizons.state > 0
 
 
 def test_a_layer_is_run_as_it_is_and_left_as_it_was():
@@ -808,6 +834,16 @@ def test_a_leading_direction_can_be_the_one_that_is_lost():
     torch.testing.assert_close(found[:2].sum(), (growth[1] * growth[2]).log(), atol=0.1, rtol=0)
 
 
+def test_a_sample_whose_units_are_all_off_does_not_speak_for_the_others():
+    cell = elman(torch.tensor([[1.5]], dtype=torch.float64), "relu")
+    initial = torch.tensor([[1.0], [0.0], [1.0]], dtype=torch.float64)
+    x = torch.zeros(20, 3, 1, dtype=torch.float64)
+    spectrum = retrograde.spectrum(retrograde.record_cell(cell, x, lambda h, s: h.sum(), initial))
+    assert spectrum.exponents.each[1, 0] == -math.inf
+    assert spectrum.exponents.leading == pytest.approx(math.log(1.5)) and spectrum.exponents.settled
+    assert all(bound.measured == "explodes" for bound in spectrum.bounds)
+
+
 # --- refusals and charts ------------------------------------------------------------------------
 
 
@@ -816,7 +852,11 @@ def test_a_leading_direction_can_be_the_one_that_is_lost():
     [
         ({"n": 7}, "n must be from 1 to 6, the size of the state"),
         ({"n": 0}, "n must be from 1 to 6"),
-        ({"n": True}, "n must be from 1 to 6"),
+        ({"n": True}, "n must be a whole number; got True"),
+        ({"n": 1.5}, "n must be a whole number"),
+        ({"transient": 30 / 10}, "transient must be a whole number; got 3.0"),
+        ({"start": 1.0}, "start must be a whole number"),
+        ({"stop": 20.0}, "stop must be a whole number"),
         ({"transient": 15}, "expected 0 to 14; got 15"),
         ({"transient": -1}, "expected 0 to 14; got -1"),
         ({"start": 30}, "0 <= start < stop <= 30.*start=30"),
@@ -838,6 +878,7 @@ def test_windows_that_do_not_fit():
         ({"lengths": [5], "stop": 8}, r"from 1 to 4 steps, those from 4 to 8; got \[5\]"),
         ({"lengths": []}, "got none"),
         ({"lengths": [0]}, r"got \[0\]"),
+        ({"lengths": [26 / 2]}, "the length of a window must be a whole number; got 13.0"),
         ({"stop": 4}, "stop must lie from 5 to 30; got 4"),
         ({"n": 9}, "n must be from 1 to 6"),
     ):
@@ -855,6 +896,9 @@ def test_what_is_no_recurrent_layer():
             retrograde.spectrum(module, torch.zeros(3, 1, 2))
     with pytest.raises(ArgumentError, match=r"spectrum\(layer, x\)"):
         retrograde.spectrum(nn.LSTM(2, 3))
+    packed = nn.utils.rnn.pack_padded_sequence(torch.zeros(3, 1, 2), [3])
+    with pytest.raises(ArgumentError, match="x must be a tensor; got PackedSequence.*record"):
+        retrograde.spectrum(nn.LSTM(2, 3), packed)
     layer = nn.LSTM(2, 3)
     with pytest.raises(NonFiniteError), torch.no_grad():
         layer.weight_hh_l0[0, 0] = math.nan

@@ -107,13 +107,15 @@ class Subject:
         """Spectral radius and leading exponent of each layer of a plain recurrence.
 
         From a few samples. None for gated cells, whose several matrices have no such rule, and
-        where a state was detached or a sample ends before the others.
+        where a state was detached or a sample ends before the others. None for a sequence so short
+        that it has no transient: the iteration starts in a random direction, not the leading one.
         """
         plain = all(isinstance(leaf.cell, Elman) for leaf in leaves(self.recorded.cell))
         if self.live is None or not plain:
             return ()
         try:
-            return spectrum(self.recorded.part(SAMPLES), n=1).radii
+            found = spectrum(self.recorded.part(SAMPLES), n=1)
+            return found.radii if found.transient else ()
         except ArgumentError:
             return ()
 

@@ -84,7 +84,8 @@ def diagnose(
         spectrum: add what the recurrence would do with any gradient, from the first 8 samples:
             Lyapunov exponents and singular values, `retrograde.spectrum`. Takes longest where the
             state is large.
-        progress: called with (passes done, passes in all, what comes next).
+        progress: called with (passes done, passes in all, what comes next), and then, layer by
+            layer, with (spectra done, spectra in all, whose comes next).
 
     Raises:
         ArgumentError: if the loss is not a scalar tensor with a gradient, or for a lag, a layer or
@@ -118,7 +119,7 @@ def diagnose(
     )
     if isinstance(subject, Recording):
         examination = examine_recording(subject, table, needs_lag, layer)
-        return _report(examination, settings, spectrum)
+        return _report(examination, settings, spectrum, progress)
     if loss_fn is None or not isinstance(subject, nn.Module):
         raise ArgumentError("diagnose takes a recording, or a model, a batch and a loss function")
     examination = examine(
@@ -137,10 +138,12 @@ def diagnose(
     settings = replace(
         settings, model=str(subject), batch=_described(batch), device=device, seed=seed
     )
-    return _report(examination, settings, spectrum)
+    return _report(examination, settings, spectrum, progress)
 
 
-def _report(examination: Examination, settings: Settings, spectrum: bool) -> Report:
+def _report(
+    examination: Examination, settings: Settings, spectrum: bool, progress: Progress | None
+) -> Report:
     found, errors = examination.subjects, examination.errors
     if errors and not found:
         raise errors[0]
@@ -152,7 +155,7 @@ def _report(examination: Examination, settings: Settings, spectrum: bool) -> Rep
     far = lag or max(NEAR + 1, longest // 2)
     bins = (0, NEAR, far) if far > NEAR else (0, far)
     horizon = None if lag is None else Horizon(lag, "the lag that it needs")
-    directions, unknown = _directions(flows) if spectrum else ({}, [])
+    directions, unknown = _directions(flows, progress) if spectrum else ({}, [])
     layers = tuple(
         Layer.of(
             name,
@@ -171,18 +174,23 @@ def _report(examination: Examination, settings: Settings, spectrum: bool) -> Rep
     return Report(TITLE, layers, examination.findings, horizon, tuple(notes), settings)
 
 
-def _directions(flows: Mapping[str, Flow]) -> tuple[dict[str, Directions], list[str]]:
+def _directions(
+    flows: Mapping[str, Flow], progress: Progress | None
+) -> tuple[dict[str, Directions], list[str]]:
     """The spectra of the layers, and notes on each: what it comes to, or why there is none."""
     found, notes = {}, []
-    for name, flow in flows.items():
+    for number, (name, flow) in enumerate(flows.items()):
+        if progress is not None:
+            progress(number, len(flows), f"the spectrum of {name}")
         try:
             with warnings.catch_warnings(record=True) as warned:
                 warnings.simplefilter("always")
-                found[name] = Directions.of(whole_spectrum(flow.recorded.part(SAMPLES)))
+                spectrum = whole_spectrum(flow.recorded.part(SAMPLES))
+                found[name] = Directions.of(spectrum)
         except ArgumentError as error:
             notes.append(f"{name}: no spectrum: {error}")
             continue
-        leading = found[name].exponents[0]
+        leading = spectrum.exponents.leading
         notes.append(
             f"{name}: in the long run a step multiplies a gradient of any direction by "
             f"{math.exp(leading):.3g} at most (leading Lyapunov exponent {leading:.3g} nats)"

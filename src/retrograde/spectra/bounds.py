@@ -42,7 +42,7 @@ class Bound:
         says: what follows from the rule; None if nothing does. The singular value says "vanishes"
             below its threshold and nothing above; the radius is taken to decide both ways.
         measured: what the leading exponent of the layer says.
-        exponent: that exponent, in nats per step, mean over the batch.
+        exponent: that exponent, in nats per step: `Exponents.leading`.
         largest_step: the most that one step multiplies a gradient by: the largest ||J_k||_2 over
             all steps and samples.
         proven: the rule is a theorem here: the singular value in a plain recurrent network, the
@@ -107,7 +107,7 @@ class Radius:
         route: the route that crosses the matrix.
         value: the radius.
         threshold: 1/gamma: 1 behind a tanh, 4 behind a sigmoid.
-        exponent: the leading Lyapunov exponent of the layer, in nats per step.
+        exponent: the leading Lyapunov exponent of the layer, in nats per step: `Exponents.leading`.
     """
 
     route: str

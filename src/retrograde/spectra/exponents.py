@@ -9,12 +9,13 @@ use here. This goes backwards with J^T, as a gradient does, in nats, and the Jac
 holds its cell state, which their released code leaves out.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from retrograde import charts
@@ -72,16 +73,27 @@ class Exponents:
 
     @property
     def leading(self) -> float:
-        """The largest, mean over the batch: above 0 gradients explode, below 0 they vanish."""
-        return float(self.mean[0])
+        """The largest: above 0 gradients explode, below 0 they vanish.
+
+        The mean over the samples that have not lost it, -inf if all have: a sample in which every
+        unit is off adds nothing to a gradient, and changes nothing about that of the others.
+        """
+        left = self._left
+        return float(self.each[left, 0].mean()) if bool(left.any()) else -math.inf
 
     @property
     def unsettled(self) -> float:
         """How far the leading exponent still moved over the second half of the curve."""
-        last = self.curve[len(self.curve) // 2 :, :, 0].mean(1)
-        if not bool(last.isfinite().all()):
+        left = self._left
+        if not bool(left.any()):
             return 0.0
+        last = self.curve[len(self.curve) // 2 :, left, 0].mean(1)
         return float((last - last[-1]).abs().max())
+
+    @property
+    def _left(self) -> Bool[Tensor, "B"]:
+        """The samples that have not lost every direction."""
+        return self.each[:, 0].isfinite()
 
     @property
     def settled(self) -> bool:

@@ -77,11 +77,13 @@ class Horizons:
         """Whether the gradient of the recorded loss reaches as far back as inputs are remembered.
 
         Within a factor of two, counted in steps; None without a loss. It need not: a loss can ask
-        for directions that are forgotten sooner than the average one, or later.
+        for directions that are forgotten sooner than the average one, or later. Beyond the longest
+        lag of the stretch nothing is known of inputs, and reach counts no further.
         """
         if self.reach is None:
             return None
-        steps = sorted((self.reach + 1, self.input + 1))
+        reach = min(self.reach, len(self.log2_input) - 1)
+        steps = sorted((reach + 1, self.input + 1))
         return steps[1] <= AGREE * steps[0]
 
     def chart(self) -> Any:

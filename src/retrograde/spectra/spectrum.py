@@ -5,6 +5,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import index
+from typing import Any
 
 import torch
 from jaxtyping import Complex, Float
@@ -111,12 +113,13 @@ class Spectrum:
                 outside, or an n that is not from 1 to the size of the state.
         """
         end = self.start + len(self.chain)
-        stop = end if stop is None else stop
+        stop = end if stop is None else _whole(stop, "stop")
         if not self.start < stop <= end:
             raise ArgumentError(f"stop must lie from {self.start + 1} to {end}; got {stop}")
         most = stop - self.start
         if lengths is None:
             lengths = [2**e for e in range(most.bit_length()) if 2**e < most] + [most]
+        lengths = [_whole(length, "the length of a window") for length in lengths]
         wrong = [length for length in lengths if not 1 <= length <= most]
         if wrong or not lengths:
             raise ArgumentError(
@@ -244,7 +247,7 @@ def spectrum(
     recorded = _recorded(subject, x)
     unrolled = replay(recorded)
     unrolled = replace(unrolled, cell=unclipped(unrolled.cell), factors=())
-    stop = len(unrolled) if stop is None else stop
+    start, stop = _whole(start, "start"), len(unrolled) if stop is None else _whole(stop, "stop")
     if recorded.lengths is not None and stop > int(recorded.lengths.min()):
         least, most = recorded.lengths.aminmax()
         raise ArgumentError(
@@ -252,9 +255,8 @@ def spectrum(
             f"what follows is padding, not a recurrence; got stop={stop}. Choose stop={int(least)}"
         )
     chain = Chain.of(unrolled, start, stop)
-    if transient is None:
-        transient = len(chain) // TRANSIENT
-    if isinstance(transient, bool) or not 0 <= 2 * transient < len(chain):
+    transient = len(chain) // TRANSIENT if transient is None else _whole(transient, "transient")
+    if not 0 <= 2 * transient < len(chain):
         raise ArgumentError(
             f"a transient is left out at each end and must leave a step of {len(chain)}: expected "
             f"0 to {(len(chain) - 1) // 2}; got {transient!r}"
@@ -266,13 +268,26 @@ def spectrum(
 def _known_size(n: int | None, size: int) -> int:
     if n is None:
         return size
-    if isinstance(n, bool) or not 1 <= n <= size:
+    n = _whole(n, "n")
+    if not 1 <= n <= size:
         raise ArgumentError(
             f"n must be from 1 to {size}, the size of the state (h and c of all layers); got {n!r}"
         )
     return n
 
 
+def _whole(number: Any, name: str) -> int:
+    """A whole number of any kind as an int; steps / 10 is none, and would only fail much later."""
+    try:
+        whole = index(number)
+    except TypeError:
+        whole = None
+    if whole is None or isinstance(number, bool):
+        raise ArgumentError(f"{name} must be a whole number; got {number!r}")
+    return whole
+
+
+@torch.inference_mode(False)
 def _recorded(subject: Recording | Recorded | nn.Module, x: Tensor | None) -> Recorded:
     """The pass to look at; a layer is copied, and run with a loss that only serves to record it."""
     if not isinstance(subject, nn.Module):
@@ -289,8 +304,13 @@ def _recorded(subject: Recording | Recorded | nn.Module, x: Tensor | None) -> Re
         )
     if x is None:
         raise ArgumentError("a layer needs an input to run over: spectrum(layer, x)")
+    if not isinstance(x, Tensor):
+        raise ArgumentError(
+            f"x must be a tensor; got {type(x).__name__}. Record a pass over anything else with "
+            "retrograde.record, and give its recording"
+        )
     layer = copy.deepcopy(subject).requires_grad_(True)
     drawn_on = [x.device] if x.is_cuda else []
     with torch.enable_grad(), torch.random.fork_rng(drawn_on), record(layer) as recording:
-        layer(x.detach())[0].sum().backward()
+        layer(x.detach().clone())[0].sum().backward()
     return recording.only()
