@@ -102,7 +102,10 @@ def diagnose(
     ] = 0,
     spectrum: Annotated[
         bool,
-        typer.Option("--spectrum", help="Add what the recurrence would do with any gradient."),
+        typer.Option(
+            "--spectrum",
+            help="Add what the recurrence would do with any gradient; minutes for a large state.",
+        ),
     ] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", help="Print nothing but errors; files are still written.")

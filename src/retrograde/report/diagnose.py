@@ -24,6 +24,9 @@ from retrograde.report.layer import Directions, Horizon, Layer
 from retrograde.report.report import Report, Settings
 from retrograde.spectra import spectrum as whole_spectrum
 
+STATES = 512
+"""The spectrum of a large state is that of fewer samples: samples times S are at most so many."""
+
 TITLE = "How far back in time do the gradients reach?"
 
 
@@ -81,9 +84,9 @@ def diagnose(
         try_training: train original and best remedies for so many steps; needs Lightning.
         seed: of what is random in the pass, in fresh weights and in training. Random numbers
             outside are left as they are.
-        spectrum: add what the recurrence would do with any gradient, from the first 8 samples:
-            Lyapunov exponents and singular values, `retrograde.spectrum`. Takes longest where the
-            state is large.
+        spectrum: add what the recurrence would do with any gradient, from the first samples, 8 at
+            most: Lyapunov exponents and singular values, `retrograde.spectrum`. Takes minutes where
+            the state has hundreds of entries.
         progress: called with (passes done, passes in all, what comes next), and then, layer by
             layer, with (spectra done, spectra in all, whose comes next).
 
@@ -185,7 +188,8 @@ def _directions(
         try:
             with warnings.catch_warnings(record=True) as warned:
                 warnings.simplefilter("always")
-                spectrum = whole_spectrum(flow.recorded.part(SAMPLES))
+                few = max(1, min(SAMPLES, STATES // flow.recorded.cell.state_size))
+                spectrum = whole_spectrum(flow.recorded.part(few))
                 found[name] = Directions.of(spectrum)
         except ArgumentError as error:
             notes.append(f"{name}: no spectrum: {error}")

@@ -107,13 +107,14 @@ class Map:
 class Directions:
     """What the recurrence would do with any gradient, for some of its directions.
 
+    Medians over the batch: a sample in which a direction is lost does not speak for the others.
+
     Attributes:
         size: S, how many directions there are.
         shown: which of them stand here, the first being 0.
         exponents: their Lyapunov exponents, in nats per step.
         steps, curve: the exponents as they were known after so many steps, a row for each.
         lengths, log2: log2 of their singular values over windows of so many steps, a row for each.
-        residual: how far the sum rule is missed, in nats per step.
     """
 
     size: int
@@ -123,22 +124,22 @@ class Directions:
     curve: tuple[tuple[float, ...], ...]
     lengths: tuple[int, ...]
     log2: tuple[tuple[float, ...], ...]
-    residual: float
 
     @staticmethod
     def of(spectrum: Spectrum) -> "Directions":
-        """The plain numbers of a spectrum, means over the batch."""
-        found, values = spectrum.exponents, spectrum.singular_values()
+        """The plain numbers of a spectrum, with windows of 1, 4, 16, ... and all steps."""
+        steps = len(spectrum.chain)
+        lengths = [4**e for e in range(steps.bit_length()) if 4**e < steps] + [steps]
+        found, values = spectrum.exponents, spectrum.singular_values(lengths)
         shown = charts.directions(spectrum.chain.size)
         return Directions(
             size=spectrum.chain.size,
             shown=tuple(shown),
-            exponents=_row(found.mean[shown]),
+            exponents=_row(found.each.median(0).values[shown]),
             steps=tuple(found.steps.tolist()),
-            curve=_rows(found.curve.mean(1)[:, shown]),
+            curve=_rows(found.curve.median(1).values[:, shown]),
             lengths=values.lengths,
-            log2=_rows(values.log2.mean(1)[:, shown]),
-            residual=spectrum.residual,
+            log2=_rows(values.log2.median(1).values[:, shown]),
         )
 
     def exponents_chart(self) -> Any:
