@@ -16,16 +16,18 @@ class Clipping:
 
     def __init__(self, policy: AbstractInside):
         self.policy = policy
-        self._clipped: Tensor | float = 0.0  # on the device, read when somebody asks
+        self._clipped: dict[torch.device, Tensor] = {}  # stays there until somebody asks
         self._looked_at = 0
 
     def note(self, factors: Factors) -> None:
         """Count the factors of some steps of one layer."""
         for each in factors.here.values():
-            self._clipped = self._clipped + (each < 1).sum(dtype=torch.float64)
+            clipped = (each < 1).sum()
+            self._clipped[each.device] = self._clipped.get(each.device, 0) + clipped
             self._looked_at += each.numel()
 
     @property
     def bit(self) -> float:
         """The share of what the policy looked at that it made smaller; NaN before it saw any."""
-        return float(self._clipped) / self._looked_at if self._looked_at else float("nan")
+        clipped = sum(int(count) for count in self._clipped.values())
+        return clipped / self._looked_at if self._looked_at else float("nan")
