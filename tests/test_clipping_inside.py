@@ -314,6 +314,7 @@ def test_decompositions_of_a_clipped_gradient_are_exact(name, layer, policy):
     torch.testing.assert_close(sum(pairs.values()), gradient, **EXACT)
     norms = flow.by_time(parameter).norm
     for (t, k), part in pairs.items():  # every C[t,k], clipped as the whole was
+        # from a Gram matrix, which squares
         torch.testing.assert_close(norms[t, k].item(), part.norm().item(), atol=1e-9, rtol=1e-7)
     assert abs(flow.clipped().kept() - kept(recording, flow)) < 1e-12
     clipping.remove()
@@ -380,11 +381,12 @@ def test_element_by_element_at_the_end_and_both_places_at_once():
         whole = (flow.clipped(*inside) if inside else flow).gradient
         expected = {n: g.plain()[0].clamp(-0.2, 0.2) for n, g in whole.items()}
         norm = torch.cat([g.flatten() for g in expected.values()]).norm()
-        factor = min(1.0, 0.3 / float(norm)) if len(policies) == 3 else 1.0
+        limited = 0.3 / (float(norm) + 1e-6)  # torch's own formula
+        factor = min(1.0, limited) if len(policies) == 3 else 1.0
         clipped_ = flow.clipped(*policies)
         for name in flow.parameters:
             parts = clipped_.by_lag(name).parts().sum(0)
-            torch.testing.assert_close(parts, expected[name] * factor, atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(parts, expected[name] * factor, **EXACT)
     agc = flow.clipped(retrograde.clipping.AGC(0.05))
     assert 0 < agc.kept() < 1
 
@@ -462,32 +464,6 @@ def test_a_wrapped_layer_is_the_layer_where_nothing_bites(
     if layout == "packed":
         assert torch.equal(ours[2].batch_sizes, theirs[2].batch_sizes)
         assert torch.equal(ours[2].sorted_indices, theirs[2].sorted_indices)
-
-
-@pytest.mark.parametrize("in_order", [True, False])
-@pytest.mark.parametrize("name", ["lstm-2000", "lstm-2002", "gru-torch", "gru-2014"])
-def test_layers_of_ours_take_packed_sequences(name, in_order):
-    """On torch's kernel, and (activations wanted) on our own recurrence."""
-    torch.manual_seed(0)
-    kind = retrograde.nn.GRU if name.startswith("gru") else retrograde.nn.LSTM
-    layer = kind(INPUTS, H, 2, bidirectional=True, generation=name, dtype=torch.float64)
-    x, lengths = drawn(STEPS, B, INPUTS), [4, 3, 2] if in_order else [2, 4, 3]
-    packed = pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=in_order)
-    output, last, inside = layer(packed, return_activations=True)
-    quick, last_quick = layer(packed)
-    torch.testing.assert_close(quick.data, output.data, **EXACT)
-    for one, other in zip(parts(last_quick), parts(last), strict=True):
-        torch.testing.assert_close(one, other, **EXACT)
-    output, sizes = nn.utils.rnn.pad_packed_sequence(output)
-    assert sizes.tolist() == lengths
-    for b, length in enumerate(lengths):
-        alone, state, within = layer(x[:length, b], return_activations=True)
-        torch.testing.assert_close(output[:length, b], alone, **EXACT)
-        for whole, one in zip(parts(last), parts(state), strict=True):
-            torch.testing.assert_close(whole[:, b], one, **EXACT)
-        for whole, one in zip(inside, within, strict=True):
-            values = nn.utils.rnn.pad_packed_sequence(whole["h"])[0]
-            torch.testing.assert_close(values[:length, b], one["h"], **EXACT)
 
 
 def test_a_wrapped_model_keeps_weights_names_and_optimiser():

@@ -7,6 +7,7 @@ import pickle
 import sys
 import warnings
 import zipfile
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -213,7 +214,14 @@ def test_kinds_are_told_by_shapes_and_modules_are_sure(module, name, others):
     assert (found.kind.name, found.kind.others) == (name, others)
     assert (found.input_size, found.hidden_size, found.bias) == (3, 4, True)
     assert (only(module).kind.name, only(module).kind.others) == (name, ())
-    assert only(module).gates == found.gates
+    told = only(module).gates
+    assert [replace(gate, limit=None) for gate in told] == [
+        replace(gate, limit=None) for gate in found.gates
+    ]
+    limits = {"hidden": 1, "cell": 1, "candidate": 1}  # and 1/gamma = 4 behind a sigmoid
+    assert [gate.limit for gate in told] == [limits.get(gate.gate, 4) for gate in told]
+    unknown = [gate.limit for gate in found.gates if gate.gate == "hidden"]
+    assert unknown == ([None] if name == "RNN" else [])
 
 
 def test_layers_are_found_inside_a_model_by_the_prefix_of_their_names():

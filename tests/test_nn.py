@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import retrograde
 from conftest import unchecked
@@ -189,6 +190,32 @@ def test_what_happens_inside_can_be_had_and_differentiated():
             )
             torch.testing.assert_close(ours, theirs, **EXACT)
     torch.testing.assert_close(output, torch.cat([layer["h"] for layer in inside], -1), **EXACT)
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+@pytest.mark.parametrize("name", ["lstm-2000", "lstm-2002", "gru-torch", "gru-2014"])
+def test_layers_of_ours_take_packed_sequences(name, in_order):
+    """On torch's kernel, and (activations wanted) on our own recurrence."""
+    torch.manual_seed(0)
+    kind = GRU if name.startswith("gru") else LSTM
+    layer = kind(INPUTS, H, 2, bidirectional=True, generation=name, dtype=torch.float64)
+    x, lengths = drawn(T, B, INPUTS), [5, 3, 2] if in_order else [2, 5, 3]
+    packed = pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=in_order)
+    output, last, inside = layer(packed, return_activations=True)
+    quick, last_quick = layer(packed)
+    torch.testing.assert_close(quick.data, output.data, **EXACT)
+    for one, other in zip(parts(last_quick), parts(last), strict=True):
+        torch.testing.assert_close(one, other, **EXACT)
+    output, sizes = pad_packed_sequence(output)
+    assert sizes.tolist() == lengths
+    for b, length in enumerate(lengths):
+        alone, state, within = layer(x[:length, b], return_activations=True)
+        torch.testing.assert_close(output[:length, b], alone, **EXACT)
+        for whole, one in zip(parts(last), parts(state), strict=True):
+            torch.testing.assert_close(whole[:, b], one, **EXACT)
+        for whole, one in zip(inside, within, strict=True):
+            values = pad_packed_sequence(whole["h"])[0]
+            torch.testing.assert_close(values[:length, b], one["h"], **EXACT)
 
 
 def test_a_second_derivative_is_refused_and_the_first_is_not():

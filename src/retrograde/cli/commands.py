@@ -15,9 +15,9 @@ from typing import Annotated
 import torch
 import typer
 
+from retrograde._terminal import plain
 from retrograde.cli.terminal import complain, forgive_encodings, progress, show
 from retrograde.errors import InputError, MissingExtraError, RetrogradeError
-from retrograde.report.text import plain
 
 FINDINGS, UNUSABLE, BUG, INTERRUPTED = 1, 2, 70, 130
 """Exit codes; 70 is what sysexits.h calls an internal software error."""

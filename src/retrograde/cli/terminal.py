@@ -8,7 +8,7 @@ from io import TextIOWrapper
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from retrograde.report.text import WIDTH, plain
+from retrograde._terminal import WIDTH, plain
 
 
 def show(drawn: RenderableType) -> None:

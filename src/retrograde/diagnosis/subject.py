@@ -22,6 +22,7 @@ from retrograde.engine import fold
 from retrograde.errors import ArgumentError, NonFiniteError, RetrogradeError
 from retrograde.record import Recorded, Recording
 from retrograde.spectra import Radius, spectrum
+from retrograde.spectra.bounds import eigenvalues
 
 SAMPLES = 8
 """The exponents of a rule are those of so many samples."""
@@ -110,8 +111,7 @@ class Subject:
         where a state was detached or a sample ends before the others. None for a sequence so short
         that it has no transient: the iteration starts in a random direction, not the leading one.
         """
-        plain = all(isinstance(leaf.cell, Elman) for leaf in leaves(self.recorded.cell))
-        if self.live is None or not plain:
+        if self.live is None or not self._plain:
             return ()
         try:
             found = spectrum(self.recorded.part(SAMPLES), n=1)
@@ -122,12 +122,13 @@ class Subject:
     @cached_property
     def spectral_radius(self) -> float | None:
         """The largest spectral radius of a plain recurrence's weights; None for gated cells."""
-        radii = [
-            float(torch.linalg.eigvals(w.double()).abs().max())
-            for name, w in self.recorded.weights.items()
-            if name.startswith("weight_hh") and w.ndim == 2 and w.shape[0] == w.shape[1]
-        ]
-        return max(radii, default=None)
+        if not self._plain:
+            return None
+        return max(float(values[0].abs()) for values in eigenvalues(self.recorded.cell).values())
+
+    @property
+    def _plain(self) -> bool:
+        return all(isinstance(leaf.cell, Elman) for leaf in leaves(self.recorded.cell))
 
 
 def peak(adjoints: Adjoints) -> tuple[float, int]:

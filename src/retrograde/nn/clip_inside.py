@@ -11,9 +11,9 @@ from retrograde.cells import clipped
 from retrograde.clipping import AbstractInside
 from retrograde.clipping.policies import is_inside
 from retrograde.errors import ArgumentError
+from retrograde.nn.clipping import Clipping
 from retrograde.nn.recurrent import AbstractRecurrent
 from retrograde.nn.sequence import Sequences, State, sizes_of, suffixes, through
-from retrograde.nn.tally import Clipping
 from retrograde.nn.torch_layers import torch_cells
 
 Layer = nn.RNNBase | AbstractRecurrent

@@ -11,8 +11,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from retrograde.cells import AbstractCell, AbstractLayer, clipped, truncated
 from retrograde.errors import ArgumentError
+from retrograde.nn.clipping import Clipping
 from retrograde.nn.sequence import Sequences, State, sizes_of, suffixes, through
-from retrograde.nn.tally import Clipping
 
 Activations = tuple[Mapping[str, Tensor | PackedSequence], ...]
 Shapes = Mapping[str, tuple[int, ...]]

@@ -8,9 +8,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from retrograde._terminal import as_text, plain
 from retrograde.report.comparison import Comparison, FindingChange, LayerChange, Number
 from retrograde.report.report import number
-from retrograde.report.text import as_text, place, plain
+from retrograde.report.text import place
 
 STYLES = {"better": "green", "worse": "bold red", "changed": "yellow", "same": "dim"}
 CAUTION = "These settings differ, so that a change below may come from them:"

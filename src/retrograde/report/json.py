@@ -5,7 +5,6 @@ that JSON has no word for is one of the strings "NaN", "Infinity" and "-Infinity
 """
 
 import json
-import math
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 
+from retrograde._json import strict
 from retrograde.errors import InputError
 from retrograde.report.report import Report
 
@@ -39,12 +39,9 @@ def schema() -> dict[str, Any]:
 
 
 def render(report: Report) -> str:
-    """The report as a JSON text.
-
-    Half a surrogate pair, which is no text and which a file name may hold, is written as "?".
-    """
+    """The report as a JSON text."""
     document = {"schema": SCHEMA, **ADAPTER.dump_python(report)}
-    return json.dumps(_strict(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(strict(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read(path: str | PathLike[str]) -> Report:
@@ -72,20 +69,6 @@ def read(path: str | PathLike[str]) -> Report:
         raise InputError(
             f"{path} is no report of schema {SCHEMA!r}: {_complaints(error)}"
         ) from None
-
-
-def _strict(value: Any) -> Any:
-    """The same in values that JSON has a word for."""
-    match value:
-        case dict():
-            return {_strict(name): _strict(part) for name, part in value.items()}
-        case list() | tuple():
-            return [_strict(part) for part in value]
-        case float() if not math.isfinite(value):
-            return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-        case str():
-            return value.encode("utf-8", "replace").decode("utf-8")
-    return value
 
 
 def _refuse(constant: str) -> None:

@@ -3,22 +3,19 @@
 Styles only colour what the words say already, so that the text reads the same without them.
 """
 
-import re
 from collections.abc import Iterable
-from io import StringIO
 from typing import Literal
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from retrograde._terminal import as_text, indented, plain
 from retrograde.diagnosis import Evidence, Finding, Trial
 from retrograde.report.report import Report, number
 
-WIDTH = 120
 STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def renderable(report: Report) -> Group:
@@ -37,21 +34,6 @@ def renderable(report: Report) -> Group:
 def render(report: Report) -> str:
     """The report as plain text, 120 columns wide."""
     return as_text(renderable(report))
-
-
-def as_text(drawn: RenderableType) -> str:
-    """What rich would draw, as plain text 120 columns wide, wherever this runs."""
-    file = StringIO()
-    console = Console(
-        file=file, width=WIDTH, color_system=None, force_terminal=False, force_jupyter=False
-    )
-    console.print(drawn)
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()).strip("\n")
-
-
-def plain(text: str) -> str:
-    """The text with control characters written out: a name must not steer the terminal."""
-    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def place(found: Finding) -> str:
@@ -126,13 +108,13 @@ def _finding(found: Finding) -> RenderableType:
     for trial in found.trials:
         inside.append(_item(trial_in_words(trial, first), "green" if trial.helped else ""))
         if more := training_in_words(trial):
-            inside.append(_indented(Text(plain(more)), by=4))
+            inside.append(indented(Text(plain(more)), by=4))
     best = next((trial for trial in found.trials if trial.helped and trial.code), None)
     if best is not None:
         inside.append(Text("the lines that do it:"))
-        inside.append(_indented(Text(plain(best.code.strip("\n")), overflow="fold"), by=4))
+        inside.append(indented(Text(plain(best.code.strip("\n")), overflow="fold"), by=4))
     inside += _listed("what to do:", found.advice)
-    return Group(heading, _indented(Group(*inside)))
+    return Group(heading, indented(Group(*inside)))
 
 
 def _listed(heading: str, lines: Iterable[str]) -> list[RenderableType]:
@@ -144,11 +126,7 @@ def _item(words: str, style: str = "") -> Padding:
     """An item of a list, further lines under the first."""
     row = Table.grid(padding=(0, 1))
     row.add_row("-", Text(plain(words), style=style))
-    return _indented(row)
-
-
-def _indented(drawn: RenderableType, by: int = 2) -> Padding:
-    return Padding(drawn, (0, 0, 0, by), expand=False)
+    return indented(row)
 
 
 def _table(report: Report) -> Table:

@@ -30,9 +30,9 @@ class Horizons:
     Attributes:
         time_constants: -1 / mean(ln f) of each unit, over time and batch, f the forget gate (of a
             GRU: the update gate): the steps in which the carousel alone shrinks by a factor of e.
-            Not 1 / (1 - mean f), which is always longer: a single step with a closed gate, which
-            ends all memory, hardly changes it. By slot, shape [H]; inf where the gate stands at 1;
-            empty for cells without one.
+            The 1 / (1 - mean f) of the diagnosis is longer, by half a step where f is steady and
+            near 1: a single step with a closed gate, which ends all memory, hardly changes it. By
+            slot, shape [H]; inf where the gate stands at 1; empty for cells without one.
         log2_state: the mean size of ds_end/ds_k, the Frobenius norm over that at lag 0, mean over
             the batch, at each lag, shape [T]: a perturbation of the state in a random direction.
         log2_input: the same of ds_end/dx_k: a perturbation of one input, all entries alike.

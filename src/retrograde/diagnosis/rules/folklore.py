@@ -9,54 +9,52 @@ from retrograde.diagnosis.subject import Subject
 from retrograde.spectra import Radius
 
 
-def _growth(subject: Subject) -> Evidence | None:
-    """The growth per step of the first layer where radius and measurement disagree, or the first.
+def _exponent(subject: Subject) -> Evidence | None:
+    """That of the first layer where radius and measurement disagree, or of the first.
 
-    Nothing is said within the margin of 1, on either side.
+    Nothing is said of a radius, or an exponent, within the margin of neither growing nor shrinking.
     """
-    margin = subject.limits["radius_margin"]
-    decided = [r for r in subject.radii if abs(r.says) > margin]
-    if not decided:
+    radius, margin = _first(subject), subject.limits["radius_margin"]
+    if radius is None:
         return None
-    radius = _first(decided, margin)
-    explodes = radius.says > 0
-    return Evidence(
-        "growth per step of any gradient",
-        math.exp(radius.exponent),
-        "times",
-        math.exp(-margin if explodes else margin),
-        "above" if explodes else "below",
-    )
+    name, unit = "leading Lyapunov exponent", "nats per step"
+    if radius.says > 0:
+        return Evidence(name, radius.exponent, unit, -margin, "above", "radius_margin")
+    return Evidence(name, radius.exponent, unit, margin, "below", "radius_margin")
 
 
-def _first(radii: list[Radius], margin: float) -> Radius:
+def _first(subject: Subject) -> Radius | None:
+    margin = subject.limits["radius_margin"]
+    decided = [radius for radius in subject.radii if abs(radius.says) > margin]
+
     def disagrees(radius: Radius) -> bool:
         return radius.says * radius.exponent < 0 and abs(radius.exponent) > margin
 
-    return next(filter(disagrees, radii), radii[0])
+    return next(filter(disagrees, decided), next(iter(decided), None))
 
 
 def _misleads(subject: Subject, evidence: Evidence) -> Finding:
-    margin = subject.limits["radius_margin"]
-    radius = _first([r for r in subject.radii if abs(r.says) > margin], margin)
-    said, done = ("explode", "shrink") if radius.says > 0 else ("vanish", "grow")
+    radius, growth = _first(subject), math.exp(evidence.value)
+    assert radius is not None
+    above = radius.says > 0
+    said, done = ("explode", "shrink") if above else ("vanish", "grow")
     return Finding(
         "misleading-radius",
         "info",
         subject.name,
-        f"Its spectral radius of {radius.value:.3g}, {'above' if radius.says > 0 else 'below'} "
+        f"Its spectral radius of {radius.value:.3g}, {'above' if above else 'below'} "
         f"{radius.threshold:g}, is said to make gradients {said}; here they {done}, by "
-        f"{evidence.value:.3g} a step. The measurement holds",
+        f"{growth:.3g} a step. The measurement holds",
         (
             evidence,
+            Evidence("growth per step of any gradient", growth, "times"),
             Evidence("spectral radius", radius.value, f"in {radius.route}"),
-            Evidence("leading Lyapunov exponent", radius.exponent, "nats per step"),
         ),
         (
             "Inputs and state hold the squashing function where its slope is smaller than its "
             "largest, so that every step shrinks more than the matrix alone tells",
         )
-        if radius.says > 0
+        if above
         else (
             "The recurrent weights are far from normal: the slopes, which differ from unit to "
             "unit, make another matrix of them, with larger eigenvalues",
@@ -77,7 +75,7 @@ MISLEADS = Rule(
     "below 1 (4 behind a sigmoid), foretells what the product of the Jacobians does, measured by "
     "its leading Lyapunov exponent. It is a theorem in linear networks only; what holds of others "
     "is that a largest singular value below that threshold makes gradients vanish.",
-    _growth,
+    _exponent,
     _misleads,
     ("radius_margin",),
     (),

@@ -2,19 +2,19 @@
 
 from retrograde.spectra.weights.initialisations import Likeness
 from retrograde.spectra.weights.inspection import (
-    Bound,
+    BiasHorizon,
     GateWeights,
-    Horizon,
     Inspection,
     LayerWeights,
+    WeightBound,
     inspect_weights,
 )
 from retrograde.spectra.weights.kinds import Kind
 
 __all__ = [
-    "Bound",
+    "WeightBound",
     "GateWeights",
-    "Horizon",
+    "BiasHorizon",
     "Inspection",
     "Kind",
     "LayerWeights",

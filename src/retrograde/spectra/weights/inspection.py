@@ -6,7 +6,6 @@ Ollivier, "Can recurrent neural networks warp time?", ICLR (2018), arXiv 1804.11
 that a gate's bias stands for.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from retrograde._json import strict
 from retrograde.cells.generations import generation
 from retrograde.cells.squashing import STEEPEST
 from retrograde.errors import UnsupportedModelError
@@ -48,6 +48,8 @@ class GateWeights:
         spectral_radius: max |lambda|; None if a weight is not finite.
         largest_singular_value: ||R_g||_2; None if a weight is not finite.
         frobenius_norm: ||R_g||_F; None if a weight is not finite.
+        limit: 1/gamma of the squashing function behind it, 4 for a sigmoid, 1 for the cell input;
+            None where that is not known. A bound it is for a plain RNN only: see WeightBound.
         exact: False if the first two are estimates, which they are beyond 1024 units.
     """
 
@@ -55,11 +57,12 @@ class GateWeights:
     spectral_radius: float | None
     largest_singular_value: float | None
     frobenius_norm: float | None
+    limit: float | None
     exact: bool = True
 
 
 @dataclass(frozen=True)
-class Bound:
+class WeightBound:
     """What the largest singular value of a plain RNN says of its gradients.
 
     The Jacobian of a step is R diag(phi'), and |phi'| is gamma at most: below 1/gamma every step
@@ -82,7 +85,7 @@ class Bound:
 
 
 @dataclass(frozen=True)
-class Horizon:
+class BiasHorizon:
     """How long the state is kept where inputs and state are 0, as the biases of its gate have it.
 
     The gate stands at f = sigma(b_ih + b_hh) then (torch has two biases, and adds them up), and
@@ -129,8 +132,8 @@ class LayerWeights:
     bias: bool
     dtype: str
     gates: tuple[GateWeights, ...]
-    bounds: tuple[Bound, ...]
-    horizon: Horizon | None
+    bounds: tuple[WeightBound, ...]
+    horizon: BiasHorizon | None
     likenesses: tuple[Likeness, ...]
     non_finite: tuple[str, ...]
 
@@ -149,7 +152,7 @@ class Inspection:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, lists and texts; an infinity is the text "Infinity", as in reports."""
-        found = _strict({"schema": SCHEMA, **asdict(self)})
+        found = strict({"schema": SCHEMA, **asdict(self)})
         assert isinstance(found, dict)
         return found
 
@@ -366,25 +369,35 @@ def _gates(weights: Mapping[str, Tensor], kind: Kind) -> Iterator[GateWeights]:
                 spectral_radius(block),
                 largest_singular_value(block),
                 float(torch.linalg.matrix_norm(block)),
+                _limit(gate, kind),
                 is_exact(block),
             )
         else:
-            yield GateWeights(gate, None, None, None)
+            yield GateWeights(gate, None, None, None, _limit(gate, kind))
 
 
-def _bounds(kind: Kind, recurrent: GateWeights) -> tuple[Bound, ...]:
+def _limit(gate: str, kind: Kind) -> float | None:
+    """1/gamma; every cell input of the table of generations has gamma = 1."""
+    if gate == "hidden":
+        return None if kind.nonlinearity is None else 1 / STEEPEST[kind.nonlinearity]
+    if gate[0].isdigit():  # "1 of 3": shapes do not tell which
+        return None
+    return 1.0 if gate in ("cell", "candidate") else 1 / STEEPEST["sigmoid"]
+
+
+def _bounds(kind: Kind, recurrent: GateWeights) -> tuple[WeightBound, ...]:
     size = recurrent.largest_singular_value
     if size is None:
         return ()
     possible = ("tanh", "sigmoid") if kind.nonlinearity is None else (kind.nonlinearity,)
     limits = {name: 1 / STEEPEST[name] for name in possible}
     return tuple(
-        Bound(name, STEEPEST[name], limit, size < limit, size > limit)
+        WeightBound(name, STEEPEST[name], limit, size < limit, size > limit)
         for name, limit in limits.items()
     )
 
 
-def _horizon(weights: Mapping[str, Tensor], kind: Kind, hidden: int) -> Horizon | None:
+def _horizon(weights: Mapping[str, Tensor], kind: Kind, hidden: int) -> BiasHorizon | None:
     biases = [weights[name].double() for name in ("bias_ih", "bias_hh") if name in weights]
     if kind.keeping is None or not biases:
         return None
@@ -393,7 +406,7 @@ def _horizon(weights: Mapping[str, Tensor], kind: Kind, hidden: int) -> Horizon 
     if not bool(bias.isfinite().all()):
         return None
     steps = 1 + (-bias if kind.coupled else bias).exp()
-    return Horizon(kind.keeping, _spread(bias), _spread(steps))
+    return BiasHorizon(kind.keeping, _spread(bias), _spread(steps))
 
 
 def _spread(values: Tensor) -> tuple[float, float, float]:
@@ -425,15 +438,3 @@ def _nothing(source: nn.Module | Mapping[str, Any], notes: list[str]) -> str:
         "expected recurrent weights, named as torch.nn names them (weight_hh_l0, or weight_hh of a "
         f"cell); there are {len(names)} names{': ' if names else ''}{listed}{advice}"
     )
-
-
-def _strict(value: Any) -> Any:
-    """The same in values that JSON has a word for."""
-    match value:
-        case dict():
-            return {name: _strict(part) for name, part in value.items()}
-        case list() | tuple():
-            return [_strict(part) for part in value]
-        case float() if not math.isfinite(value):
-            return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value

@@ -1,28 +1,20 @@
 """An inspection for a terminal, drawn by rich."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from io import StringIO
 from itertools import groupby
 
-from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from retrograde._terminal import as_text, indented, plain
 from retrograde.spectra.weights.extremes import EXACT
-from retrograde.spectra.weights.inspection import Bound, Inspection, LayerWeights
-
-WIDTH = 120
+from retrograde.spectra.weights.inspection import Inspection, LayerWeights, WeightBound
 
 
 def render(inspection: Inspection) -> str:
     """The inspection as plain text, 120 columns wide."""
-    file = StringIO()
-    console = Console(
-        file=file, width=WIDTH, color_system=None, force_terminal=False, force_jupyter=False
-    )
-    console.print(renderable(inspection))
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()).strip("\n")
+    return as_text(renderable(inspection))
 
 
 def renderable(inspection: Inspection) -> Group:
@@ -30,31 +22,32 @@ def renderable(inspection: Inspection) -> Group:
     parts: list[RenderableType] = []
     for _, group in groupby(inspection.layers, lambda layer: layer.name):
         parts += [*_module(list(group)), ""]
-    parts += [Text(_printable(f"not read: {note}")) for note in inspection.notes]
+    parts += [Text(plain(f"not read: {note}")) for note in inspection.notes]
     parts += [Text(sentence, style="dim") for sentence in _caveats(inspection.layers)]
     return Group(*parts)
 
 
 def _module(layers: Sequence[LayerWeights]) -> Iterator[RenderableType]:
     """What is said of one recurrent module: its layers and directions together."""
-    yield Text(_printable(_title(layers)), style="bold")
+    yield Text(plain(_title(layers)), style="bold")
     for layer in layers:
         yield from (_line(words) for words in layer.non_finite)
-    yield _indented(
+    yield indented(
         _table(
-            ("layer", "gate", "spectral radius", "largest singular value", "Frobenius norm"),
+            (
+                *("layer", "gate", "spectral radius", "largest singular value"),
+                *("1/gamma", "Frobenius norm"),
+            ),
             [
                 (
                     _where(layer),
                     gate.gate,
                     *(
-                        ("" if exact else "~") + _number(value)
-                        for value, exact in (
-                            (gate.spectral_radius, gate.exact),
-                            (gate.largest_singular_value, gate.exact),
-                            (gate.frobenius_norm, True),
-                        )
+                        ("" if gate.exact else "~") + _number(value)
+                        for value in (gate.spectral_radius, gate.largest_singular_value)
                     ),
+                    "-" if gate.limit is None else f"{gate.limit:g}",
+                    _number(gate.frobenius_norm),
                 )
                 for layer in layers
                 for gate in layer.gates
@@ -71,7 +64,7 @@ def _module(layers: Sequence[LayerWeights]) -> Iterator[RenderableType]:
         for each in layer.likenesses
     ]
     if rows:
-        yield _indented(_table(("layer", "weights", "look like", "because"), rows, right=False))
+        yield indented(_table(("layer", "weights", "look like", "because"), rows, right=False))
 
 
 def _title(layers: Sequence[LayerWeights]) -> str:
@@ -107,7 +100,7 @@ def _horizons(layers: Sequence[LayerWeights]) -> Iterator[RenderableType]:
             "1/(1 - f) steps, over the units:"
         )
         titles = ("layer", "gate", "least bias", "median", "largest")
-        yield _indented(_table((*titles, "least horizon", "median", "largest"), rows))
+        yield indented(_table((*titles, "least horizon", "median", "largest"), rows))
     elif layers[0].kind.name != "RNN":
         yield _line(f"no horizon: {_why_no_horizon(layers[0])}")
 
@@ -121,7 +114,7 @@ def _why_no_horizon(layer: LayerWeights) -> str:
     return "its biases are not finite" if layer.bias else "there are no biases"
 
 
-def _bound(bound: Bound, known: bool) -> str:
+def _bound(bound: WeightBound, known: bool) -> str:
     phi = "tanh or relu" if bound.nonlinearity == "tanh" and not known else bound.nonlinearity
     limit = f"1/gamma = {bound.limit:g} ({phi})"
     if bound.vanishes:
@@ -146,6 +139,11 @@ def _looks(initialisation: str | None, value: float | None) -> str:
 
 def _caveats(layers: Sequence[LayerWeights]) -> Iterator[str]:
     """What the numbers do not say, of those that are shown."""
+    if any(layer.kind.name != "RNN" for layer in layers):
+        yield (
+            "1/gamma: a plain RNN with a singular value below it vanishes (4 behind a sigmoid, 1 "
+            "behind a tanh). In a gated cell each matrix is one of several, and it proves nothing."
+        )
     if any(layer.bounds for layer in layers):
         if any(layer.kind.name == "RNN" and not layer.kind.nonlinearity for layer in layers):
             yield "Weights do not tell the nonlinearity of an RNN: hence a bound for each."
@@ -171,7 +169,7 @@ def _caveats(layers: Sequence[LayerWeights]) -> Iterator[str]:
 
 
 def _where(layer: LayerWeights) -> str:
-    return _printable(layer.suffix.removeprefix("_")) or "cell"
+    return plain(layer.suffix.removeprefix("_")) or "cell"
 
 
 def _table(
@@ -182,24 +180,15 @@ def _table(
         number = right and column > 1
         table.add_column(title, justify="right" if number else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_printable(cell)) for cell in row))
+        table.add_row(*(Text(plain(cell)) for cell in row))
     return table
 
 
 def _line(words: str) -> RenderableType:
-    return _indented(Text(_printable(words)))
-
-
-def _indented(drawn: RenderableType) -> RenderableType:
-    return Padding(drawn, (0, 0, 0, 2), expand=False)
+    return indented(Text(plain(words)))
 
 
 def _number(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" if 0.01 <= abs(value) < 100 else f"{value:.3g}"
-
-
-def _printable(text: str) -> str:
-    """Control characters written out: a name must not steer the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

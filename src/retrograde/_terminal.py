@@ -1,0 +1,36 @@
+"""What every text for a terminal has in common; rich draws."""
+
+from io import StringIO
+
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+
+WIDTH = 120
+"""Columns of a text that is not written to a terminal."""
+
+KEPT = "\n\t\u00a0"
+"""Besides what prints."""
+
+
+def plain(text: str) -> str:
+    """The text with control characters written out: a name must not steer the terminal."""
+    return "".join(c if c.isprintable() or c in KEPT else _written_out(c) for c in text)
+
+
+def as_text(drawn: RenderableType) -> str:
+    """What rich would draw, as plain text, wherever this runs."""
+    file = StringIO()
+    console = Console(
+        file=file, width=WIDTH, color_system=None, force_terminal=False, force_jupyter=False
+    )
+    console.print(drawn)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()).strip("\n")
+
+
+def indented(drawn: RenderableType, by: int = 2) -> Padding:
+    """A few columns to the right."""
+    return Padding(drawn, (0, 0, 0, by), expand=False)
+
+
+def _written_out(character: str) -> str:
+    return character.encode("unicode_escape").decode()
