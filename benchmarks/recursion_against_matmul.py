@@ -46,7 +46,7 @@ def recursions() -> dict[str, Callable[[], object]]:
     octaves = lag_bins("octaves", SIZE.T)
     return {
         "stream": lambda: fold(unrolled, entries, []),
-        "stream + by_lag": lambda: fold(unrolled, entries, [LagSums(octaves, parameters)]),
+        "stream + by_lag": lambda: fold(unrolled, entries, [LagSums(octaves, cell)]),
         "stream + norms": lambda: fold(
             unrolled, entries, [ContributionNorms(entries, SIZE.T, parameters)]
         ),

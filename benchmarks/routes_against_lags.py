@@ -26,7 +26,7 @@ if __name__ == "__main__":
     octaves = lag_bins("octaves", SIZE.T)
 
     def by_lag() -> LagSums:
-        return LagSums(octaves, parameters)
+        return LagSums(octaves, cell)
 
     def by_route() -> RouteSums:
         return RouteSums(octaves, cell, entries)

@@ -63,7 +63,7 @@ def unrolled_and_entries(cell: AbstractCell, plain: Pass, max_rows: int | None =
 
 
 def total_gradient(unrolled, entries) -> dict[str, Tensor]:
-    sums = LagSums((range(0, len(unrolled)),), unrolled.cell.parameters)
+    sums = LagSums((range(0, len(unrolled)),), unrolled.cell)
     fold(unrolled, entries, [sums])
     return {name: lag.parts()[0] for name, lag in sums.result().items()}
 

@@ -106,7 +106,7 @@ def test_greffs_equations_hold_for_all_fifteen_blocks():
     unrolled, entries = unrolled_and_entries(cell, plain)
     y = torch.stack([step["y"].T for step in steps])
     torch.testing.assert_close(unrolled.states[:, :, :H], y, **PAPER)
-    sums = LagSums((range(T),), cell.parameters)
+    sums = LagSums((range(T),), cell)
     fold(unrolled, entries, [sums])
     ours = {name: lag.parts()[0] for name, lag in sums.result().items()}
     for number, gate in enumerate(("i", "f", "z", "o")):
@@ -287,7 +287,7 @@ def test_the_truncated_backward_pass_of_1997():
     plain.states[0] = torch.zeros_like(plain.states[0])
     plain.direct[..., H:] = 0  # the loss sees h alone
     unrolled, entries = unrolled_and_entries(truncated(cell), plain)
-    sums = LagSums((range(T),), cell.parameters)
+    sums = LagSums((range(T),), cell)
     fold(unrolled, entries, [sums])
     x = torch.stack(plain.x).detach()
     by_ih, by_hh, by_bias = truncated_gradient_of_1997(cell, x, plain.direct[..., :H])

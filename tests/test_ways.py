@@ -219,7 +219,7 @@ def test_crossing_0_is_the_truncated_gradient_of_1997(row):
     plain = plain_pass(cell)
     flow = flow_of(cell, plain)
     unrolled, entries = unrolled_and_entries(truncated(cell), plain)
-    sums = LagSums((range(T),), cell.parameters)
+    sums = LagSums((range(T),), cell)
     fold(unrolled, entries, [sums])
     for name, lag in sums.result().items():
         carousel = flow.by_crossing(name).parts()[0].sum(0)

@@ -18,7 +18,7 @@ from torch import Tensor
 from retrograde._types import Input, Projected, State
 from retrograde.errors import ArgumentError
 
-FEW_ROWS = 64
+FEW_ROWS = 32
 """From so many rows on, a Jacobian formed once for each sample pays for itself."""
 
 
@@ -125,20 +125,28 @@ class CellStep:
         layers = zip(*(step.layers for step in steps), strict=True)
         return CellStep(x, previous, state, activations, layers=tuple(map(of_layer, layers)))
 
+    def between(self, start: int, stop: int) -> "CellStep":
+        """Steps start..stop-1 of many."""
+        return self._each(lambda value: value[start:stop])
+
     def merged(self) -> "CellStep":
         """The first two leading axes as one: many steps as if they were samples of one step."""
+        return self._each(lambda value: value.flatten(0, 1))
 
-        def merge(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {name: value.flatten(0, 1) for name, value in named.items()}
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "CellStep":
+        """The same with all tensors changed in the same way."""
+
+        def by_name(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: change(value) for name, value in named.items()}
 
         return CellStep(
-            self.x.flatten(0, 1),
-            self.previous.flatten(0, 1),
-            self.state.flatten(0, 1),
-            merge(self.activations),
-            merge(self.derivatives),
-            tuple(layer.merged() for layer in self.layers),
-            merge(self.factors),
+            change(self.x),
+            change(self.previous),
+            change(self.state),
+            by_name(self.activations),
+            by_name(self.derivatives),
+            tuple(layer._each(change) for layer in self.layers),
+            by_name(self.factors),
             self.cut,
         )
 
@@ -171,17 +179,12 @@ class GateAdjoint:
         """da itself, the gates side by side."""
         source = self.parts[0][0]
         da = new_rows(source, len(source), self.batch, self.size)
-        self.write(da)
-        return da
-
-    def write(self, da: Float[Tensor, "N B P"]) -> None:
-        """Multiply da out into memory that is there already."""
-        gates = da.view(*da.shape[:-1], self.gates, self.parts[0][1].shape[-1])
-        first = 0
+        gates, first = da.view(*da.shape[:-1], self.gates, -1), 0
         for source, factor in self.parts:
             last = first + factor.shape[-2]
             torch.mul(source.unsqueeze(-2), factor, out=gates[..., first:last, :])
             first = last
+        return da
 
     def times(self, each: Float[Tensor, "B 1"]) -> "GateAdjoint":
         """All of it multiplied by a factor for each sample."""
@@ -207,30 +210,33 @@ class GateAdjoint:
             first = last
         return torch.stack(inner).sum(0)
 
-    def add_product(self, weight: Float[Tensor, "P M"], total: Float[Tensor, "N B M"]) -> None:
-        """Add da @ weight to `total`.
+    def product(
+        self, weight: Float[Tensor, "P M"], out: Float[Tensor, "N B M"], add: bool = False
+    ) -> None:
+        """da @ weight, written to `out` or added to it.
 
         Few rows go through the weights one gate after the other. For many, sum_g diag(factor_g) W_g
         is formed once for each sample: it is that sample's Jacobian, and every row is multiplied
         by it alone, in 1/G of the operations.
         """
-        if len(total) < FEW_ROWS or self.gates == len(self.parts):
-            total.flatten(0, 1).addmm_(self.dense.flatten(0, 1), weight)
+        if len(out) < FEW_ROWS or self.gates == len(self.parts):
+            out.flatten(0, 1).addmm_(self.dense.flatten(0, 1), weight, beta=int(add))
             return
-        first = 0
+        by_sample, first = new_samples(out), 0
         for source, factor in self.parts:
             blocks = weight.view(self.gates, -1, weight.shape[1])[first : first + factor.shape[-2]]
-            first += factor.shape[-2]
             factors = factor.unsqueeze(-1)
             jacobian = factors[:, 0] * blocks[0]
             for gate in range(1, len(blocks)):
                 jacobian.addcmul_(factors[:, gate], blocks[gate])
-            total.transpose(0, 1).baddbmm_(source.transpose(0, 1), jacobian)
+            by_sample.baddbmm_(source.transpose(0, 1), jacobian, beta=int(first > 0))
+            first += factor.shape[-2]
+        write(by_sample.transpose(0, 1), out, add)
 
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """An edge through a weight matrix: `adjoint @ weight`, added to `slot` of the previous state.
+    """An edge through a weight matrix: `adjoint @ weight`, given to `slot` of the previous state.
 
     `routes` names one route for each gate, that is for each equal block of rows of the weight.
     """
@@ -240,8 +246,8 @@ class Product:
     weight: Float[Tensor, "P M"]
     slot: slice
 
-    def add_to(self, total: Float[Tensor, "N B S"]) -> None:
-        self.adjoint.add_product(self.weight, total[..., self.slot])
+    def give(self, total: Float[Tensor, "N B S"], add: bool) -> None:
+        self.adjoint.product(self.weight, total[..., self.slot], add)
 
     def split(self) -> "dict[str, Product]":
         """The same edge, one gate at a time."""
@@ -254,7 +260,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Elementwise:
-    """An edge that crosses no weights: `adjoint * factor`, added to `slot` of s_{k-1}.
+    """An edge that crosses no weights: `adjoint * factor`, given to `slot` of s_{k-1}.
 
     Where several routes lie side by side, `factors` holds that of each and `factor` their sum.
     """
@@ -265,8 +271,11 @@ class Elementwise:
     slot: slice
     factors: tuple[Float[Tensor, "B H"], ...] = ()
 
-    def add_to(self, total: Float[Tensor, "N B S"]) -> None:
-        total[..., self.slot].addcmul_(self.adjoint, self.factor)
+    def give(self, total: Float[Tensor, "N B S"], add: bool) -> None:
+        if add:
+            total[..., self.slot].addcmul_(self.adjoint, self.factor)
+        else:
+            torch.mul(self.adjoint, self.factor, out=total[..., self.slot])
 
     def split(self) -> "dict[str, Elementwise]":
         if not self.factors:
@@ -279,7 +288,7 @@ class Elementwise:
 
 @dataclass(frozen=True, eq=False)
 class Operator:
-    """An edge known only by what it does to the adjoint: `pull()`, added to `slot` of s_{k-1}.
+    """An edge known only by what it does to the adjoint: `pull()`, given to `slot` of s_{k-1}.
 
     Where several routes lie side by side, `pulls` holds that of each and `pull` their sum.
     """
@@ -289,8 +298,8 @@ class Operator:
     slot: slice
     pulls: tuple[Callable[[], Float[Tensor, "N B M"]], ...] = ()
 
-    def add_to(self, total: Float[Tensor, "N B S"]) -> None:
-        total[..., self.slot] += self.pull()
+    def give(self, total: Float[Tensor, "N B S"], add: bool) -> None:
+        write(self.pull(), total[..., self.slot], add)
 
     def split(self) -> "dict[str, Operator]":
         if not self.pulls:
@@ -407,7 +416,7 @@ class CellAdjoint:
     def previous(self, spare: int = 0) -> Float[Tensor, "N1 B S"]:
         """Adjoint of s_{k-1}: J_k^T delta, the sum over all routes.
 
-        With `spare` rows of zeros at the end, for entries that start there.
+        With `spare` rows at the end, not written yet, for entries that start there.
         """
         return self._back(self.edges, spare)
 
@@ -436,9 +445,13 @@ class CellAdjoint:
         self, edges: tuple[Edge, ...], size: int, spare: int = 0
     ) -> Float[Tensor, "N1 B size"]:
         rows, batch = self.like.shape[:2]
-        total = new_rows(self.like, rows + spare, batch, size).zero_()
-        for edge in edges:
-            edge.add_to(total[:rows])
+        total = new_rows(self.like, rows + spare, batch, size)
+        given = total[:rows]
+        slots = [(edge.slot.start, edge.slot.stop) for edge in edges]
+        if sum(stop - start for start, stop in set(slots)) < size:
+            given.zero_()
+        for number, edge in enumerate(edges):
+            edge.give(given, add=slots[number] in slots[:number])
         return total
 
 
@@ -659,12 +672,27 @@ def plus_product(
 
 
 def new_rows(like: Tensor, rows: int, *shape: int) -> Tensor:
-    """An uninitialised tensor [rows, *shape], its memory rounded up to 1, 64, 128, ... rows.
+    """An uninitialised tensor [rows, *shape], its memory for 1, 2, 4, ..., 64, 128, 192, ... rows.
 
     The recursion gains a row at every step. Blocks that keep their size are handed out by the
     allocator again and again; blocks that grew a little would be fresh memory each time.
     """
-    return like.new_empty(rows if rows == 1 else -(-rows // 64) * 64, *shape)[:rows]
+    room = 1 << (rows - 1).bit_length() if rows <= 64 else -(-rows // 64) * 64
+    return like.new_empty(room, *shape)[:rows]
+
+
+def new_samples(like: Float[Tensor, "N B M"]) -> Float[Tensor, "B N M"]:
+    """As many uninitialised rows sample by sample; its memory is rounded up in the same way."""
+    rows, batch, size = like.shape
+    return new_rows(like, rows, batch * size).view(batch, rows, size)
+
+
+def write(values: Tensor, out: Tensor, add: bool) -> None:
+    """Put values in the place of what is in `out`, or add them to it."""
+    if add:
+        out += values
+    else:
+        out.copy_(values)
 
 
 def shifted(edge: Edge, offset: int, suffix: str) -> Edge:

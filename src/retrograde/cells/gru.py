@@ -203,8 +203,8 @@ class GRU2014(AbstractGRU):
         R_gates, R_n = self.weight_hh[:gates], self.weight_hh[gates:]
 
         da_n = GateAdjoint(((delta, by["h by a_n"]),))
-        dq = new_rows(delta, *delta.shape).zero_()
-        da_n.add_product(R_n, dq)
+        dq = new_rows(delta, *delta.shape)
+        da_n.product(R_n, dq)
         da_gates = GateAdjoint(((dq, by["q by a_r"]), (delta, by["h by a_z"])))  # r, z
         da = GateAdjoint(((dq, by["q by a_r"]), (delta, by["h by a"])))  # r, z, n
 

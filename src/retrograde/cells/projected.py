@@ -135,8 +135,8 @@ class ProjectedLSTM(AbstractLayer):
         by = step.derivatives
         dh, dc = delta[..., self.slots["h"]], delta[..., self.slots["c"]]
         through = GateAdjoint(((dh, by["1"]),))
-        dy = new_rows(delta, *dc.shape).zero_()
-        through.add_product(self.weight_hr, dy)
+        dy = new_rows(delta, *dc.shape)
+        through.product(self.weight_hr, dy)
         dc = torch.addcmul(dc, dy, by["y by c"], out=new_rows(delta, *dc.shape))
         da = GateAdjoint(((dc, by["a by c"]), (dy, by["a by y"])))
         return CellAdjoint(

@@ -85,7 +85,7 @@ class SideBySide(AbstractComposite):
         parts = zip(self.layers, step.layers, self.split(delta), strict=True)
         adjoints = [layer.pull_back(own, part) for layer, own, part in parts]
 
-        def to_input() -> Float[Tensor, "N B I"]:
+        def to_input() -> Tensor:
             return torch.cat([adjoint.input() for adjoint in adjoints], -1)
 
         whole = Operator(("input",), to_input, slice(0, self.input_size))

@@ -102,7 +102,7 @@ class Stacked(AbstractComposite):
                     by_masks.insert(0, read * own.state[..., layer.output])
             adjoints.insert(0, layer.pull_back(own, part))
 
-        def to_input() -> Float[Tensor, "N B I"]:
+        def to_input() -> Tensor:
             return torch.cat((adjoints[0].input(), *by_masks), -1)
 
         whole = Operator(("input",), to_input, slice(0, self.input_size))

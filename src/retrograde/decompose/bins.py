@@ -53,24 +53,23 @@ class LagBins:
     def __init__(self, lags: tuple[range, ...], classes: int = 1):
         self._count, self._classes = len(lags), classes
         self._starts = torch.tensor([bin_.start for bin_ in lags[1:]], dtype=torch.int64)
+        self._numbers = torch.arange(len(lags) * classes)
 
     def sum(self, rows: Scaled, sizes: Float[Tensor, "N"], lags: Int[Tensor, "E"]) -> Scaled:
         """One row for each class and bin, on the largest exponent of its rows that are not zero.
 
         Rows come entry by entry, latest first; so do the sums, class by class, farthest bin first.
         """
-        device, bins = lags.device, self._count
-        bin_of_entry = bins - 1 - torch.bucketize(lags, self._starts.to(device), right=True)
-        number = torch.arange(self._classes, device=device).unsqueeze(1)
-        order = (torch.arange(len(lags), device=device) * self._classes + number).flatten()
-        bin_of_row = (bin_of_entry + number * bins).flatten()
+        numbers = self._numbers.to(lags.device)
+        farther = torch.bucketize(lags, self._starts.to(lags.device), right=True)
+        bin_of_row = (numbers[self._count - 1 :: self._count, None] - farther).flatten()
+        order = torch.arange(len(sizes), device=lags.device).view(-1, self._classes).T.flatten()
         exponent = torch.where(sizes > 0, rows.exponent, NOTHING)[order]
-        top = exponent.new_full((bins * self._classes,), NOTHING)
-        top = top.scatter_reduce(0, bin_of_row, exponent, "amax")
+        top = torch.full_like(numbers, NOTHING).scatter_reduce_(0, bin_of_row, exponent, "amax")
         sums = torch.nn.functional.embedding_bag(
             order,
             rows.values.flatten(1),
-            torch.searchsorted(bin_of_row, torch.arange(len(top), device=device)),
+            torch.searchsorted(bin_of_row, numbers),
             mode="sum",
             per_sample_weights=power_of_two(exponent - top[bin_of_row], rows.values),
         )

@@ -6,7 +6,7 @@ from retrograde.decompose.bins import LagBins
 from retrograde.decompose.split import Split
 from retrograde.engine.crossings import backpropagate_by_crossing
 from retrograde.engine.entries import Entries
-from retrograde.engine.gradients import ParameterSums
+from retrograde.engine.gradients import AdjointSums
 from retrograde.engine.unroll import Unrolled
 from retrograde.errors import ArgumentError
 
@@ -19,10 +19,9 @@ def by_crossing(
         raise ArgumentError(f"max_crossings must be a positive integer; got {max_crossings!r}")
     classes = max_crossings + 1
     bins = LagBins(lags, classes)
-    sums = ParameterSums(unrolled.cell.parameters, classes * len(lags))
+    sums = AdjointSums(unrolled.cell, classes * len(lags))
     for step in backpropagate_by_crossing(unrolled, entries, classes):
-        rows = bins.sum(step.delta, step.sizes, step.lags)
-        sums.add(step.pull_back(rows.values), rows.exponent)
+        sums.add(step, bins.sum(step.delta, step.sizes, step.lags))
     ways = (*map(str, range(max_crossings)), f"{max_crossings}+")
     return {
         name: Split(name, "crossings", ways, lags, bins.nearest_first(total))

@@ -4,7 +4,6 @@ The pull-back is linear, so rows of a bin are summed before they are pulled back
 products of many steps are one matrix product. A bin costs about as much as one entry row.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retrograde import charts
+from retrograde.cells.base import AbstractCell
 from retrograde.decompose.bins import LagBins
 from retrograde.decompose.parts import shares
 from retrograde.engine.adjoint import AdjointStep
-from retrograde.engine.gradients import ParameterSums
+from retrograde.engine.gradients import AdjointSums
 from retrograde.engine.scaling import Scaled
 
 
@@ -64,13 +64,12 @@ class ByLag:
 class LagSums:
     """The fold behind `by_lag`; with a single bin it is the whole gradient."""
 
-    def __init__(self, lags: tuple[range, ...], parameters: Mapping[str, Tensor]):
+    def __init__(self, lags: tuple[range, ...], cell: AbstractCell):
         self._lags, self._bins = lags, LagBins(lags)
-        self._sums = ParameterSums(parameters, len(lags))
+        self._sums = AdjointSums(cell, len(lags))
 
     def update(self, step: AdjointStep) -> None:
-        sums = self._bins.sum(step.delta, step.norms, step.lags)
-        self._sums.add(step.pull_back(sums.values), sums.exponent)
+        self._sums.add(step, self._bins.sum(step.delta, step.norms, step.lags))
 
     def result(self) -> dict[str, ByLag]:
         return {

@@ -13,7 +13,7 @@ from retrograde.decompose.bins import LagBins
 from retrograde.decompose.split import Split
 from retrograde.engine.adjoint import AdjointStep
 from retrograde.engine.entries import Entries
-from retrograde.engine.gradients import ParameterSums
+from retrograde.engine.gradients import AdjointSums
 from retrograde.engine.scaling import Scaled
 
 DIRECT = "direct"
@@ -26,7 +26,7 @@ class RouteSums:
     def __init__(self, lags: tuple[range, ...], cell: AbstractCell, entries: Entries):
         self._lags, self._bins, self._entries = lags, LagBins(lags), entries
         self._ways = (DIRECT, *cell.routes)
-        self._sums = ParameterSums(cell.parameters, len(self._ways) * len(lags))
+        self._sums = AdjointSums(cell, len(self._ways) * len(lags))
         self._later: AdjointStep | None = None
 
     def update(self, step: AdjointStep) -> None:
@@ -41,7 +41,7 @@ class RouteSums:
             arriving = before.pull_back(sums.values).by_route()
             rows += [Scaled(values, sums.exponent) for values in arriving.values()]
         every = Scaled(torch.cat([r.values for r in rows]), torch.cat([r.exponent for r in rows]))
-        self._sums.add(step.pull_back(every.values), every.log2_scale())
+        self._sums.add(step, Scaled(every.values, every.log2_scale()))
         self._later = step
 
     def result(self) -> Mapping[str, Split]:

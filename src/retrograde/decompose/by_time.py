@@ -264,8 +264,8 @@ def _log2_norms(adjoint: Float[Tensor, "N B P"], uses: Sequence[Use]) -> Float[T
         return _by_forming(adjoint, uses)
     squares, cancels = _by_gram(adjoint, uses)
     log2 = torch.log2(squares.clamp(min=0)) / 2
-    rows = torch.nonzero(cancels.any(1)).squeeze(1)
-    if len(rows):
+    if bool(cancels.any()):
+        rows = torch.nonzero(cancels.any(1)).squeeze(1)
         log2[rows] = _by_forming(adjoint[rows], uses)
     return log2
 
@@ -276,20 +276,21 @@ def _by_gram(
     """Squared norms, and where the sum over sample pairs cancels too far to be trusted.
 
     A Gram entry is off by about eps |da_b| |da_b'|, so a sum of squares below 2^14 eps of
-    (sum_b |da_b| |u_b|)^2 may be off by more than 2^-10 of itself.
+    (sum_b |da_b| |u_b|)^2 may be off by more than 2^-10 of itself. That square is at most
+    B sum_b |da_b|^2 |u_b|^2.
     """
-    operands = torch.stack([_gram_of_operand(use, adjoint) for use in uses], -1)
+    batch = adjoint.shape[1]
     gram = torch.bmm(adjoint, adjoint.mT).double()
+    operands = torch.stack([_gram_of_operand(use, gram) for use in uses], -1)
     squares = gram.flatten(1) @ operands.flatten(0, 1)
-    lengths = torch.diagonal(gram, dim1=1, dim2=2).clamp(min=0).sqrt()
-    bound = (lengths @ torch.diagonal(operands).T.sqrt()).square()
+    bound = torch.diagonal(gram, dim1=1, dim2=2) @ (batch * torch.diagonal(operands).T)
     return squares, squares < 2**14 * torch.finfo(adjoint.dtype).eps * bound
 
 
-def _gram_of_operand(use: Use, adjoint: Float[Tensor, "N B P"]) -> Float[Tensor, "B B"]:
+def _gram_of_operand(use: Use, gram: Float[Tensor, "N B B"]) -> Float[Tensor, "B B"]:
     if use.operand is None:
-        return adjoint.new_ones(adjoint.shape[1], adjoint.shape[1], dtype=torch.float64)
-    operand = use.operand.double()
+        return gram.new_ones(()).expand(gram.shape[1:])
+    operand = use.operand.to(gram.dtype)
     return operand @ operand.T
 
 

@@ -54,7 +54,7 @@ class Flow:
     def gradient(self) -> Mapping[str, Scaled]:
         """The whole gradient of each parameter, as one row [1, ...] that holds the summed loss."""
         everything = (range(0, max(1, self.steps)),)
-        whole = LagSums(everything, self._cell.parameters)
+        whole = LagSums(everything, self._cell)
         fold(self.unrolled, self.with_rows(1).entries, [whole])
         return {name: lag.scaled for name, lag in whole.result().items()}
 
@@ -65,7 +65,7 @@ class Flow:
         shares = ContributionShares(self.entries, self.steps, self.gradient)
         adjoints = AdjointNorms(self.entries, self.steps)
         octaves = lag_bins("octaves", self.steps)
-        sums = LagSums(octaves, self._cell.parameters)
+        sums = LagSums(octaves, self._cell)
         fold(self.unrolled, self.entries, [norms, shares, adjoints, sums])
         self._by_lag[octaves] = sums.result()
         return by_time.tables_by_time(self.entries, norms, shares), adjoints.result()
@@ -155,7 +155,7 @@ class Flow:
         """
         name, lags = self._known(parameter), lag_bins(bins, self.steps)
         if lags not in self._by_lag:
-            sums = LagSums(lags, self._cell.parameters)
+            sums = LagSums(lags, self._cell)
             fold(self.unrolled, self.entries, [sums])
             self._by_lag[lags] = sums.result()
         parts = self._by_lag[lags]
@@ -326,7 +326,7 @@ class Flow:
             return torch.zeros_like(self._cell.parameters[name])
         before = [range(0, t - k), range(t - k, t - k + 1), range(t - k + 1, self.steps)]
         lags = tuple(lag for lag in before if lag)
-        sums = LagSums(lags, self._cell.parameters)
+        sums = LagSums(lags, self._cell)
         fold(self.unrolled, entries, [sums])
         return sums.result()[name].parts()[lags.index(range(t - k, t - k + 1))]
 

@@ -102,8 +102,8 @@ class _Chunks:
         rows, i = slice(0, len(step.norms)), -self._count
         self._delta[rows, i] = step.delta.values
         self._exponent[rows, i] = step.delta.exponent
-        if step.k == 0 or self._count == self._delta.shape[1]:
-            self._take(step.k, len(step.norms))
+        if step.k == step.chunk.first:
+            self._take(step)
             self._count = 0
 
     def shares(self) -> tuple[float, float]:
@@ -113,12 +113,12 @@ class _Chunks:
         near, _, carousel = shares(sums, whole).tolist()
         return near, carousel if self._carousel else math.nan
 
-    def _take(self, first: int, rows: int) -> None:
-        """All the steps that were gathered, the first of them step `first`."""
-        count = self._count
+    def _take(self, step: AdjointStep) -> None:
+        """All the steps that were gathered; `step` is the earliest."""
+        first, rows, count = step.k, len(step.norms), self._count
         span = slice(first, first + count)
         delta, exponent = self._delta[:rows, -count:], self._exponent[:rows, -count:]
-        many = self._unrolled.steps(first, first + count).merged()
+        many = step.chunk.merged(first, count)
         pulled = self._unrolled.cell.pull_back(many, delta.flatten(1, 2))
         norms = torch.linalg.vector_norm(delta.flatten(2), dim=2).double()
         table = slice(len(self.adjoints) - rows, None)
@@ -127,6 +127,7 @@ class _Chunks:
 
         near, exponent = self._near[:rows, span], torch.where(norms > 0, exponent, NOTHING)
         top = torch.maximum(exponent.amax(), self._arriving.exponent)
+        top = self._sums.units(top.expand(3))[:1]
         weight = power_of_two(exponent - top, delta)
         summed = torch.stack((weight * near, weight * ~near))
         parts = torch.einsum("mnk,nkbs->mkbs", summed, delta)
@@ -138,7 +139,7 @@ class _Chunks:
         last = self._arriving.values * power_of_two(self._arriving.exponent - top, delta)
         parts = torch.cat((parts, torch.cat((leaving[1:], last)).unsqueeze(0)))
         self._arriving = Scaled(leaving[:1], top)
-        self._sums.add(self._unrolled.cell.pull_back(many, parts.flatten(1, 2)), top.expand(3))
+        self._sums.add(self._unrolled.cell.pull_back(many, parts.flatten(1, 2)))
 
 
 def _log2_norms(pulled: CellAdjoint, steps: int) -> Float[Tensor, "N K"]:

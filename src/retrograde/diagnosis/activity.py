@@ -95,7 +95,7 @@ def look(
     shown = (
         {round(i * (length - 1) / (SHOWN - 1)) for i in range(SHOWN)} if length > SHOWN else None
     )
-    for start, chunk in unrolled.chunks():
+    for start, chunk in ((chunk.first, chunk.steps) for chunk in unrolled.chunks()):
         count = len(chunk.x)
         k = torch.arange(start, start + count, device=chunk.x.device)
         lengths = recorded.lengths

@@ -4,13 +4,15 @@ from retrograde.engine.adjoint import AdjointStep, Fold, backpropagate, fold, in
 from retrograde.engine.clipping import with_factors
 from retrograde.engine.crossings import CrossingStep, backpropagate_by_crossing
 from retrograde.engine.entries import Entries
-from retrograde.engine.gradients import ParameterSums
+from retrograde.engine.gradients import AdjointSums, ParameterSums
 from retrograde.engine.scaling import Scaled
-from retrograde.engine.unroll import Border, Unrolled, unroll
+from retrograde.engine.unroll import Border, Chunk, Unrolled, unroll
 
 __all__ = [
     "AdjointStep",
+    "AdjointSums",
     "Border",
+    "Chunk",
     "CrossingStep",
     "Entries",
     "Fold",

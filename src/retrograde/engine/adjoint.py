@@ -19,7 +19,7 @@ from torch import Tensor
 from retrograde.cells.base import CellAdjoint
 from retrograde.engine.entries import Entries
 from retrograde.engine.scaling import Scaled
-from retrograde.engine.unroll import Unrolled
+from retrograde.engine.unroll import Chunk, Unrolled
 from retrograde.errors import NonFiniteError
 
 
@@ -30,7 +30,7 @@ class AdjointStep:
     Row j belongs to the j-th latest entry. Its adjoint dL_j/ds_k is `delta.values[j] *
     2**delta.exponent[j]`, `norms` are the L2 norms of the values over batch and state, `lags` the
     lags in steps, and `adjoint` is the pull-back of the values through step k; `pull_back` is that
-    of other values.
+    of other values. `chunk` holds the neighbours of step k.
     """
 
     k: int
@@ -39,6 +39,7 @@ class AdjointStep:
     lags: Int[Tensor, "N"]
     adjoint: CellAdjoint
     pull_back: Callable[[Float[Tensor, "N B S"]], CellAdjoint]
+    chunk: Chunk
 
 
 @runtime_checkable
@@ -57,16 +58,18 @@ def backpropagate(unrolled: Unrolled, entries: Entries) -> Iterator[AdjointStep]
     """
     pulled: CellAdjoint | None = None
     exponent = torch.zeros(0, dtype=torch.int64, device=entries.direct.device)
-    for k, step in unrolled.backwards():
-        arriving = _arriving(k, pulled, exponent, entries)
-        if not len(arriving.exponent):
-            continue
-        delta, norms = arriving.normalised()
-        if delta is not arriving:
-            refuse_non_finite(norms, k)
-        through = partial(unrolled.pull_back, k, step)
-        pulled, exponent = through(delta.values), delta.exponent
-        yield AdjointStep(k, delta, norms, entries.lags(k, len(exponent)), pulled, through)
+    for chunk in unrolled.chunks():
+        for k, step in chunk.backwards():
+            arriving = _arriving(k, pulled, exponent, entries)
+            if not len(arriving.exponent):
+                continue
+            delta, norms = arriving.normalised()
+            if delta is not arriving:
+                refuse_non_finite(norms, k)
+            through = partial(unrolled.pull_back, k, step)
+            pulled, exponent = through(delta.values), delta.exponent
+            lags = entries.lags(k, len(exponent))
+            yield AdjointStep(k, delta, norms, lags, pulled, through, chunk)
 
 
 def refuse_non_finite(sizes: Float[Tensor, "N"], k: int) -> None:

@@ -6,9 +6,8 @@ R holds the routes that cross recurrent weights, A the others; the last class ke
 that often or more. The sum over n is the adjoint of adjoint.py. Class 0 is the carousel alone.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +17,7 @@ from retrograde.cells.base import AbstractCell, CellAdjoint
 from retrograde.engine.adjoint import refuse_non_finite
 from retrograde.engine.entries import Entries
 from retrograde.engine.scaling import CENTRE, NOTHING, Scaled, in_range, power_of_two
-from retrograde.engine.unroll import Unrolled
+from retrograde.engine.unroll import Chunk, Unrolled
 
 
 @dataclass(frozen=True)
@@ -26,13 +25,14 @@ class CrossingStep:
     """All adjoint rows at one use step: row `entry * classes + n` holds the paths of n crossings.
 
     `sizes` are the largest entries of the rows, `lags` the lags of the entries, latest first.
+    `chunk` holds the neighbours of step k.
     """
 
     k: int
     delta: Scaled
     sizes: Float[Tensor, "N"]
     lags: Int[Tensor, "E"]
-    pull_back: Callable[[Float[Tensor, "N B S"]], CellAdjoint]
+    chunk: Chunk
 
 
 @torch.no_grad()
@@ -48,26 +48,28 @@ def backpropagate_by_crossing(
     delta = Scaled.of(entries.direct.new_zeros(0, *entries.direct.shape[1:]))
     sizes = delta.values.new_zeros(0)
     pulled: CellAdjoint | None = None
-    for k, step in unrolled.backwards():
-        if pulled is not None:
-            delta = _arriving(pulled, delta.exponent, sizes, cell, classes)
-        rows = len(delta.exponent) // classes
-        if entries.opens(k, rows):
-            delta = _opened(delta, entries.at(k), classes)
-        elif entries.covers(k, rows):
-            newest = slice((rows - 1) * classes, (rows - 1) * classes + 1)
-            joined = Scaled(delta.values[newest], delta.exponent[newest]).plus(entries.at(k))
-            delta.values[newest], delta.exponent[newest] = joined.values, joined.exponent
-        if not len(delta.exponent):
-            continue
-        sizes = delta.values.abs().amax((1, 2))
-        if not in_range(torch.where(sizes == 0, 2.0**CENTRE, sizes)):  # many rows are still empty
-            delta = delta.centred(sizes)
+    for chunk in unrolled.chunks():
+        for k, step in chunk.backwards():
+            if pulled is not None:
+                delta = _arriving(pulled, delta.exponent, sizes, cell, classes)
+            rows = len(delta.exponent) // classes
+            if entries.opens(k, rows):
+                delta = _opened(delta, entries.at(k), classes)
+            elif entries.covers(k, rows):
+                newest = slice((rows - 1) * classes, (rows - 1) * classes + 1)
+                joined = Scaled(delta.values[newest], delta.exponent[newest]).plus(entries.at(k))
+                delta.values[newest], delta.exponent[newest] = joined.values, joined.exponent
+            if not len(delta.exponent):
+                continue
             sizes = delta.values.abs().amax((1, 2))
-            refuse_non_finite(sizes, k)
-        through = partial(unrolled.pull_back, k, step)
-        pulled, lags = through(delta.values), entries.lags(k, len(sizes) // classes)
-        yield CrossingStep(k, delta, sizes, lags, through)
+            if not in_range(
+                torch.where(sizes == 0, 2.0**CENTRE, sizes)
+            ):  # many rows are still empty
+                delta = delta.centred(sizes)
+                sizes = delta.values.abs().amax((1, 2))
+                refuse_non_finite(sizes, k)
+            pulled = unrolled.pull_back(k, step, delta.values)
+            yield CrossingStep(k, delta, sizes, entries.lags(k, len(sizes) // classes), chunk)
 
 
 def _opened(delta: Scaled, direct: Scaled, classes: int) -> Scaled:

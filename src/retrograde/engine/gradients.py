@@ -1,114 +1,103 @@
-"""From the uses of the parameters at every step to their gradients, row by row.
+"""From adjoint rows to the gradients of the parameters, row by row, summed over steps.
 
-The outer products of many steps are one matrix product, so uses are gathered before they are
-multiplied out. Gradients that come formed are added as they come.
+The outer products of many steps are one matrix product, so rows are gathered first and pulled back
+together, as if the steps were samples of one step.
 """
 
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from retrograde.cells.base import CellAdjoint, Use, new_rows
+from retrograde.cells.base import AbstractCell, CellAdjoint
+from retrograde.engine.adjoint import AdjointStep
+from retrograde.engine.crossings import CrossingStep
 from retrograde.engine.scaling import NOTHING, Scaled, power_of_two
+from retrograde.engine.unroll import CHUNK
 
-STEPS_AT_ONCE = 64
-"""Outer products of so many steps are gathered into one matrix product."""
-
-GATHERED = 2**22
-"""... or of fewer, so that no more numbers than this are gathered (16 MiB in float32)."""
-
-Uses = Mapping[str, tuple[Use, ...]]
+GATHERED = 2**21
+"""No more numbers than this are gathered, unless it be of a single step (8 MiB in float32)."""
 
 
 class ParameterSums:
     """For each of some rows the gradient of every parameter, summed over steps."""
 
     def __init__(self, parameters: Mapping[str, Tensor], rows: int):
-        self._gathered: list[tuple[Uses, Tensor]] = []
         self._sums = {
             name: value.new_zeros(rows, *value.shape) for name, value in parameters.items()
         }
         like = next(iter(parameters.values()))
-        self._exponent = torch.full((rows,), NOTHING, dtype=torch.int64, device=like.device)
+        self._exponent = like.new_full((rows,), NOTHING, dtype=torch.int64)
 
-    def add(self, pulled: CellAdjoint, exponent: Int[Tensor, "M"]) -> None:
-        """One step: what `pull_back` says of the parameters, rows in units of 2^exponent."""
-        if pulled.formed:
-            self._add_formed(pulled, exponent)
-        uses = pulled.uses
-        if not uses:
-            return
-        self._gathered.append((uses, exponent))
-        adjoints = {id(use.adjoint): use.adjoint for several in uses.values() for use in several}
-        numbers = len(exponent) * sum(da.size * da.batch for da in adjoints.values())
-        steps = len(self._gathered)
-        if steps == STEPS_AT_ONCE or numbers * steps >= GATHERED:
-            self._multiply()
-
-    def result(self) -> dict[str, Scaled]:
-        """The sums, by parameter."""
-        self._multiply()
-        exponent = torch.where(self._exponent == NOTHING, 0, self._exponent)
-        return {name: Scaled(total, exponent) for name, total in self._sums.items()}
-
-    def _add_formed(self, pulled: CellAdjoint, exponent: Int[Tensor, "M"]) -> None:
-        """Add the gradients of one step that come formed."""
-        self._rescale(exponent)
-        shift = exponent - self._exponent
-        for formed in pulled.formed:
-            for some, gradients in formed.blocks(GATHERED):
-                for name, parts in gradients.items():
-                    factor = power_of_two(shift[some], parts)
-                    self._sums[name][some] += parts * factor.view(-1, *[1] * (parts.ndim - 1))
-
-    def _multiply(self) -> None:
-        """Add the outer products of all gathered steps to the sums."""
-        if not self._gathered:
-            return
-        exponents = torch.stack([exponent for _, exponent in self._gathered])
-        self._rescale(exponents.amax(0))
-        shift = exponents - self._exponent
-        multiplied: dict[int, Tensor] = {}
-        summed: dict[int, Tensor] = {}
-
-        def adjoints_of(uses: list[Use]) -> Tensor:
-            """da of all steps, one after the other; parameters that share it meet it once."""
-            first = uses[0].adjoint
-            if id(first) not in multiplied:
-                batches = [use.adjoint.batch for use in uses]
-                like = first.parts[0][0]
-                da = new_rows(like, len(like), sum(batches), first.size)
-                for use, part in zip(uses, torch.split(da, batches, 1), strict=True):
-                    use.adjoint.write(part)
-                if bool(shift.any()):
-                    of_sample = torch.tensor(batches, device=da.device)
-                    da *= power_of_two(shift, da).T.repeat_interleave(of_sample, 1).unsqueeze(-1)
-                multiplied[id(first)] = da
-            return multiplied[id(first)]
-
-        for name, first in self._gathered[0][0].items():
-            row = 0
-            for number, use in enumerate(first):
-                uses = [each[name][number] for each, _ in self._gathered]
-                total = self._sums[name][:, row : row + use.adjoint.size]
-                operands = [each.operand for each in uses if each.operand is not None]
-                if operands:
-                    operand = torch.cat(operands).expand(len(total), -1, -1)
-                    total.baddbmm_(adjoints_of(uses).mT, operand)
-                else:
-                    key = id(use.adjoint)  # two biases, one sum
-                    summed[key] = summed[key] if key in summed else adjoints_of(uses).sum(1)
-                    total += summed[key]
-                row += use.adjoint.size
-        self._gathered = []
-
-    def _rescale(self, arriving: Int[Tensor, "M"]) -> None:
-        """Bring the sums to the largest exponent that they have met."""
+    def units(self, arriving: Int[Tensor, "M"]) -> Int[Tensor, "M"]:
+        """The exponents of what is added next: those of the sums, raised to any that is larger."""
         top = torch.maximum(self._exponent, arriving)
         shift = torch.where(self._exponent == NOTHING, 0, self._exponent - top)
         if bool(shift.any()):
             for total in self._sums.values():
                 total *= power_of_two(shift, total).view(-1, *[1] * (total.ndim - 1))
         self._exponent = top
+        return top
+
+    def add(self, pulled: CellAdjoint) -> None:
+        """What `pull_back` says of the parameters, its rows in `units` (plain numbers before)."""
+        for formed in pulled.formed:
+            for some, gradients in formed.blocks(GATHERED):
+                for name, parts in gradients.items():
+                    self._sums[name][some] += parts
+        summed: dict[int, Tensor] = {}
+        for name, uses in pulled.uses.items():
+            row = 0
+            for use in uses:
+                total = self._sums[name][:, row : row + use.adjoint.size]
+                row += use.adjoint.size
+                da = use.adjoint.dense
+                if use.operand is not None:
+                    total.baddbmm_(da.mT, use.operand.expand(len(da), -1, -1))
+                    continue
+                key = id(use.adjoint)  # two biases, one sum
+                summed[key] = summed[key] if key in summed else da.sum(1)
+                total += summed[key]
+
+    def result(self) -> dict[str, Scaled]:
+        """The sums, by parameter."""
+        exponent = torch.where(self._exponent == NOTHING, 0, self._exponent)
+        return {name: Scaled(total, exponent) for name, total in self._sums.items()}
+
+
+class AdjointSums:
+    """The same from adjoint rows [M, B, S] that come step by step."""
+
+    def __init__(self, cell: AbstractCell, rows: int):
+        self._cell = cell
+        self._sums = ParameterSums(cell.parameters, rows)
+        self._exponent = next(iter(cell.parameters.values())).new_zeros(rows, 0, dtype=torch.int64)
+        self._count = 0
+        self._values: Float[Tensor, "M K B S"]
+
+    def add(self, step: AdjointStep | CrossingStep, rows: Scaled) -> None:
+        """Rows of one step; steps come in the order of the recursion, last one first."""
+        if not self._exponent.shape[1]:
+            most = min(CHUNK, max(1, GATHERED // rows.values.numel()))
+            shape = (len(rows.exponent), most)
+            self._values = rows.values.new_empty(*shape, *rows.values.shape[1:])
+            self._exponent = rows.exponent.new_empty(shape)
+        self._count += 1
+        self._values[:, -self._count] = rows.values
+        self._exponent[:, -self._count] = rows.exponent
+        if step.k == step.chunk.first or self._count == self._exponent.shape[1]:
+            self._pull_back(step)
+            self._count = 0
+
+    def _pull_back(self, step: AdjointStep | CrossingStep) -> None:
+        """All that is gathered; `step` is the earliest."""
+        values, exponent = self._values[:, -self._count :], self._exponent[:, -self._count :]
+        units = self._sums.units(exponent.amax(1))
+        values *= power_of_two(exponent - units.unsqueeze(1), values)[..., None, None]
+        many = step.chunk.merged(step.k, self._count)
+        self._sums.add(self._cell.pull_back(many, values.flatten(1, 2)))
+
+    def result(self) -> dict[str, Scaled]:
+        """The sums, by parameter."""
+        return self._sums.result()

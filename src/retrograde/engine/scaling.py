@@ -22,8 +22,9 @@ SLACK = 24
 
 def in_range(sizes: Float[Tensor, "N"]) -> bool:
     """Whether all rows, of these sizes, are near enough to the centre to be left as they are."""
-    least, most = torch.aminmax(sizes)
-    return bool(least >= 2.0 ** (CENTRE - SLACK)) and bool(most <= 2.0 ** (CENTRE + SLACK))
+    least, most = torch.stack(torch.aminmax(sizes)).tolist()
+    within: bool = 2.0 ** (CENTRE - SLACK) <= least and most <= 2.0 ** (CENTRE + SLACK)
+    return within
 
 
 def power_of_two(exponent: Int[Tensor, "*R"], like: Tensor) -> Float[Tensor, "*R"]:

@@ -75,16 +75,32 @@ class Unrolled:
             return pulled
         return replace(pulled, carried=self.borders[k].carried)
 
-    def chunks(self) -> Iterator[tuple[int, CellStep]]:
-        """(first step, CHUNK steps from there on) from the end of the sequence to its start."""
+    def chunks(self) -> Iterator["Chunk"]:
+        """CHUNK steps at a time, from the end of the sequence to its start."""
         for stop in range(len(self), 0, -CHUNK):
             start = max(0, stop - CHUNK)
-            yield start, self.steps(start, stop)
+            yield Chunk(start, self.steps(start, stop))
 
     def backwards(self) -> Iterator[tuple[int, CellStep]]:
         """(k, step k) for k = T-1 .. 0, holding CHUNK steps at a time."""
-        for start, chunk in self.chunks():
-            yield from reversed(list(enumerate(chunk.unbind(), start)))
+        for chunk in self.chunks():
+            yield from chunk.backwards()
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Neighbouring steps that were linearised together, the first of them step `first`."""
+
+    first: int
+    steps: CellStep
+
+    def backwards(self) -> Iterator[tuple[int, CellStep]]:
+        """(k, step k), the last one first."""
+        return reversed(list(enumerate(self.steps.unbind(), self.first)))
+
+    def merged(self, k: int, count: int) -> CellStep:
+        """Steps k..k+count-1 as if they were samples of one step: a cell knows no time."""
+        return self.steps.between(k - self.first, k - self.first + count).merged()
 
 
 @torch.no_grad()

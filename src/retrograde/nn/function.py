@@ -89,9 +89,8 @@ def _pull_back(
     cell, x, states = unrolled.cell, unrolled.x, unrolled.states
     sums = ParameterSums(cell.parameters, rows=1)
     by_x = torch.empty_like(x) if needs[0] else None
-    exponent = torch.zeros(1, dtype=torch.int64, device=x.device)
     adjoint = torch.zeros_like(states[:1])
-    for start, chunk in unrolled.chunks():
+    for start, chunk in ((chunk.first, chunk.steps) for chunk in unrolled.chunks()):
         steps, factors = slice(start, start + len(chunk.x)), list[Factors]()
         deltas = torch.empty_like(states[steps])
         for delta, given, step in reversed(
@@ -110,7 +109,7 @@ def _pull_back(
         # What the recursion does not need is pulled back for all steps of the chunk at once.
         pulled = cell.pull_back(chunk.merged(), deltas.flatten(0, 1).unsqueeze(0))
         if any(needs[2:]):
-            sums.add(pulled, exponent)
+            sums.add(pulled)
         if by_x is not None:
             by_x[steps] = pulled.input().view_as(by_x[steps])
     return [by_x, adjoint[0], *(total.values[0] for total in sums.result().values())]
