@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retrograde.cells.base import Factors
+from retrograde.cells.clipped import policy_of
 from retrograde.engine.unroll import Unrolled
 from retrograde.errors import NonFiniteError
 
@@ -24,6 +25,8 @@ def with_factors(unrolled: Unrolled, direct: Float[Tensor, "T B S"]) -> Unrolled
     Raises:
         NonFiniteError: if the adjoint leaves the range of its data type in spite of the policy.
     """
+    if policy_of(unrolled.cell) is None:
+        return unrolled
     delta, factors = torch.zeros_like(direct[:1]), list[Factors]()
     for k, step in unrolled.backwards():
         delta = delta + direct[k]
@@ -33,8 +36,7 @@ def with_factors(unrolled: Unrolled, direct: Float[Tensor, "T B S"]) -> Unrolled
                 "hold what grows there. Lower its threshold, or clip in float64"
             )
         pulled = unrolled.pull_back(k, step, delta)
-        if pulled.factors is None:
-            return unrolled
+        assert pulled.factors is not None
         factors.append(pulled.factors)
         delta = pulled.previous()
     return replace(unrolled, factors=tuple(reversed(factors)))

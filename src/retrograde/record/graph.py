@@ -43,8 +43,8 @@ def edge_of(tensor: Any) -> Edge | None:
         return tensor.node, tensor.output_nr
     if not isinstance(tensor, Tensor) or not tensor.requires_grad:
         return None
-    edge = torch.autograd.graph.get_gradient_edge(tensor)
-    return edge.node, edge.output_nr
+    node = tensor.grad_fn or torch.autograd.graph.get_gradient_edge(tensor).node
+    return node, tensor.output_nr
 
 
 def origin_of(tensor: Tensor) -> Tensor:

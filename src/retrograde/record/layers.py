@@ -73,10 +73,11 @@ def why_not(module: nn.Module) -> str:
 
 def _foreign(module: nn.Module) -> str:
     """Recurrent layers that hooks and autograd cannot see into."""
-    kind = getattr(module, "original_name", type(module).__name__)
+    scripted = isinstance(module, torch.jit.ScriptModule)
+    kind = module.original_name if scripted else type(module).__name__
     if kind not in _LAYER_NAMES:
         return ""
-    if isinstance(module, torch.jit.ScriptModule):
+    if scripted:
         return (
             f"it is a TorchScript {kind}, inside which no hook runs; record the module that it was "
             "scripted from"
@@ -161,7 +162,7 @@ class Weights:
         return self.make()
 
 
-def weights_of(module: Layer, copies: Mapping[str, Tensor]) -> Weights:
+def weights_of(module: Layer, form: Form, copies: Mapping[str, Tensor]) -> Weights:
     """Copies of a layer's weights with what makes its cells; the module itself is not held."""
     if isinstance(module, AbstractRecurrent):
         cells = module.cells(copies)
@@ -172,10 +173,10 @@ def weights_of(module: Layer, copies: Mapping[str, Tensor]) -> Weights:
         kinds = {nn.LSTMCell: "LSTM", nn.GRUCell: "GRU"}
         plain = f"RNN_{getattr(module, 'nonlinearity', '')}".upper()
         mode = next((mode for kind, mode in kinds.items() if isinstance(module, kind)), plain)
-    clipping, ends = getattr(module, "clipping", None), form_of(module).suffixes
+    clipping = getattr(module, "clipping", None)
 
     def make() -> tuple[AbstractCell, ...]:
-        cells = torch_cells(mode, ends, copies)
+        cells = torch_cells(mode, form.suffixes, copies)
         return tuple(clipped(cell, clipping.policy) for cell in cells) if clipping else cells
 
     return Weights(copies, make)

@@ -58,6 +58,7 @@ class Watch:
     _copies: Weights = field(default_factory=lambda: Weights({}, tuple))
     _kinds: dict[str, tuple[torch.device, torch.dtype]] = field(default_factory=dict)
     _versions: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _checked: Pass | None = None
     _random: Tensor | None = None
     _without_cudnn: bool = False
 
@@ -107,17 +108,20 @@ class Watch:
             return
         if edge not in self.around.weights:
             key = self.around.weights[edge] = (self.name, name, len(self.around.weights))
-            self._collect(weight, lambda to: to.weights, key, self._check_unchanged)
+            self._collect(weight, edge, lambda to: to.weights, key, self._check_unchanged)
         self._keys = {**self._keys, name: self.around.weights[edge]}
 
     def _collect(
         self,
         tensor: Tensor,
+        edge: Edge | None,
         store: Store,
         key: tuple[Any, ...],
         check: Callable[[Pass], None] | None = None,
     ) -> None:
-        """Keep the gradient of a tensor, of every backward pass."""
+        """Keep the gradient of a tensor, of every backward pass, if it gets one."""
+        if edge is None:
+            return
 
         def arrived(gradient: Tensor | None) -> None:
             to = self.current()
@@ -132,20 +136,17 @@ class Watch:
                 if check is None and _others(handle):
                     self._look_again(edge, store(to), key, gradient)
 
-        if tensor.requires_grad:
-            edge = edge_of(tensor)
-            handle = tensor.register_hook(arrived)  # type: ignore[no-untyped-call]
-            self.hooks.callback(handle.remove)
-            if check is not None:  # a weight: what others make of its gradient comes after
-                hooks = handle.hooks_dict_ref()
-                for number in [n for n in hooks if n != handle.id]:
-                    hooks[number] = hooks.pop(number)
+        handle = tensor.register_hook(arrived)  # type: ignore[no-untyped-call]
+        self.hooks.callback(handle.remove)
+        if check is not None:  # a weight: what others make of its gradient comes after
+            hooks = handle.hooks_dict_ref()
+            for number in [n for n in hooks if n != handle.id]:
+                hooks[number] = hooks.pop(number)
 
     def _look_again(
-        self, edge: Edge | None, store: dict[Any, Tensor], key: tuple[Any, ...], gradient: Tensor
+        self, edge: Edge, store: dict[Any, Tensor], key: tuple[Any, ...], gradient: Tensor
     ) -> None:
         """Take the gradient of a result as the user's own hooks on it leave it."""
-        assert edge is not None
         before, to = gradient.clone(), self.current()
 
         def left(gradients: tuple[Tensor | None, ...]) -> None:
@@ -186,9 +187,10 @@ class Watch:
         optimiser may be at work already. What that does not show, the residual does.
         """
         self._versions = {}  # what changes a weight from now on may leave its version alone
-        if any(layer == self.name for layer, *_ in to.weights) or not to.calls(self.calls):
+        if self._checked is to:
             return
-        if self.changed():
+        self._checked = to
+        if not to.calls(self.calls) or self.changed():
             return
         for name in (name for name in self._copies.copies if name.startswith("weight_hh")):
             copy = self._copies.copies[name]
@@ -200,8 +202,11 @@ class Watch:
         with self._guarded():
             if self._training is not module.training:
                 self._form, self._training = form_of(self.module), module.training
-            device = next(module.parameters()).device
             self._random = None
+            on_gpus: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+            if not (self._form.dropout or on_gpus):
+                return
+            device = next(module.parameters()).device
             if self._form.dropout:
                 on_gpu = device.type == "cuda"
                 self._random = torch.cuda.get_rng_state(device) if on_gpu else torch.get_rng_state()
@@ -234,12 +239,13 @@ class Watch:
                 call.views[name] = (tensor.shape, tensor.stride(), tensor.storage_offset())
         self.around.add(call, arguments, results, self.calls)
         for name, tensor in results.items():
-            self._collect(tensor, lambda to: to.arrived, (call, name))
+            self._collect(tensor, edge_of(tensor), lambda to: to.arrived, (call, name))
         given = parts_of(arguments.get("hx"))
         for letter in call.link.altered if call.link else ():
-            self._collect(given[letter], lambda to: to.given, (call, letter))
-        for activation in _activations(returned):
-            self._collect(activation, lambda to: to.arrived, (call, "activation"))
+            tensor = given[letter]
+            self._collect(tensor, edge_of(tensor), lambda to: to.given, (call, letter))
+        for tensor in _activations(returned):
+            self._collect(tensor, edge_of(tensor), lambda to: to.arrived, (call, "activation"))
         self.calls.append(call)
 
     def _copied(self) -> Weights:
@@ -254,7 +260,8 @@ class Watch:
         versions = {n: (id(self._weights[n]), self._weights[n]._version) for n in names}
         if versions != self._versions:
             copies = {name: _copy(self._weights[name]) for name in names}
-            self._copies, self._versions = weights_of(self.module, copies), versions
+            self._copies = weights_of(self.module, self._form, copies)
+            self._versions = versions
             self._kinds = {n: (self._weights[n].device, self._weights[n].dtype) for n in names}
         return self._copies
 
