@@ -16,7 +16,7 @@ import retrograde
 
 SIZE = Size(T=100, B=32, I=64, H=128)
 THREADS = 1 if "--one-thread" in sys.argv else 2
-STEP_ROUNDS, RUN_ROUNDS, RUN, EVERY = 300, 7, 200, 100
+STEP_ROUNDS, RUN_ROUNDS, RUN, EVERY = 300, 21, 100, 100
 RECORDING, MONITORING = 0.03, 0.05
 """Targets: the part of a step, and of a run, that may be added."""
 

@@ -6,6 +6,7 @@ differentiation, finite differences. That `step` itself is right is torch.nn's b
 """
 
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from problems import B, T
 from retrograde.cells import AbstractCell
 from retrograde.cells.base import FEW_ROWS
 from retrograde.decompose.by_lag import LagSums
-from retrograde.engine import Entries, backpropagate, fold, unroll
+from retrograde.engine import Entries, backpropagate, fold, gradients, unroll
 
 EXACT = {"atol": 1e-12, "rtol": 1e-12}  # float64 sums of a few dozen products
 
@@ -75,11 +76,15 @@ def check_states_equal_the_loop(cell: AbstractCell) -> None:
 
 
 def check_parameter_gradients(cell: AbstractCell) -> None:
+    """All steps pulled back at once, and two at a time."""
     plain = plain_pass(cell)
-    ours = total_gradient(*unrolled_and_entries(cell, plain))
+    at_once = total_gradient(*unrolled_and_entries(cell, plain))
+    with patch.object(gradients, "GATHERED", 2 * B * cell.state_size):
+        by_two = total_gradient(*unrolled_and_entries(cell, plain))
     for name in cell.parameters:
         theirs = sum(plain.grad([weights[name] for weights in plain.weights]))
-        torch.testing.assert_close(ours[name], theirs, **EXACT)
+        torch.testing.assert_close(at_once[name], theirs, **EXACT)
+        torch.testing.assert_close(by_two[name], theirs, **EXACT)
 
 
 def check_state_and_input_adjoints(cell: AbstractCell) -> None:

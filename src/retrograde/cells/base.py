@@ -52,6 +52,23 @@ class Factors:
 
 
 @dataclass(frozen=True)
+class _At(Mapping[str, Tensor]):
+    """The activations of many steps at one of them; a pull-back hardly ever asks for any."""
+
+    many: Mapping[str, Tensor]
+    step: int
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.many[name][self.step]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.many)
+
+    def __len__(self) -> int:
+        return len(self.many)
+
+
+@dataclass(frozen=True)
 class CellStep:
     """One step of a cell (or, with a leading axis, many): what the pull-back needs to know.
 
@@ -77,7 +94,7 @@ class CellStep:
             columns = [value.unbind() for value in named.values()]
             return (dict(zip(named, row, strict=True)) for row in zip(*columns, strict=True))
 
-        count = len(self.x)
+        count = self.x.shape[0]
         layers = zip(*(layer.unbind() for layer in self.layers), strict=True)
         return [
             CellStep(*parts)
@@ -85,7 +102,7 @@ class CellStep:
                 self.x.unbind(),
                 self.previous.unbind(),
                 self.state.unbind(),
-                by_name(self.activations) if self.activations else [{}] * count,
+                [_At(self.activations, step) for step in range(count)],
                 by_name(self.derivatives) if self.derivatives else [{}] * count,
                 layers if self.layers else [()] * count,
                 by_name(self.factors) if self.factors else [{}] * count,

@@ -1,6 +1,7 @@
 """A stack of layers is itself a cell: its state is the states of all layers, side by side."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -49,11 +50,11 @@ class Stacked(AbstractComposite):
                     f"{number - 1}; it expects {above.input_size} inputs"
                 )
 
-    @property
+    @cached_property
     def suffixes(self) -> tuple[str, ...]:
         return tuple(f"_l{number}" for number in range(len(self.layers)))
 
-    @property
+    @cached_property
     def route_suffixes(self) -> tuple[str, ...]:
         return self.suffixes if len(self.layers) > 1 else ("",)
 

@@ -22,9 +22,8 @@ SLACK = 24
 
 def in_range(sizes: Float[Tensor, "N"]) -> bool:
     """Whether all rows, of these sizes, are near enough to the centre to be left as they are."""
-    least, most = torch.stack(torch.aminmax(sizes)).tolist()
-    within: bool = 2.0 ** (CENTRE - SLACK) <= least and most <= 2.0 ** (CENTRE + SLACK)
-    return within
+    least, most = torch.aminmax(sizes)
+    return float(least) >= 2.0 ** (CENTRE - SLACK) and float(most) <= 2.0 ** (CENTRE + SLACK)
 
 
 def power_of_two(exponent: Int[Tensor, "*R"], like: Tensor) -> Float[Tensor, "*R"]:
@@ -71,7 +70,7 @@ def times_power_of_two(
 
 def as_vectors(values: Float[Tensor, "N *R"]) -> Float[Tensor, "N _"]:
     """Each row as one vector; the row of a scalar parameter as one of length 1."""
-    return values.unsqueeze(-1).flatten(1)
+    return values.flatten(1) if values.ndim > 1 else values.unsqueeze(1)
 
 
 def row_norms(values: Float[Tensor, "N *R"]) -> Float[Tensor, "N"]:
