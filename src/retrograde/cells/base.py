@@ -441,6 +441,19 @@ class CellAdjoint:
         """The part of `previous()` that comes along these routes."""
         return self._back(edges_along(self.edges, lambda route: route in routes))
 
+    def by_slot(self, routes: Container[str]) -> list[tuple[slice, Float[Tensor, "N B _"]]]:
+        """The same, as far as it is not zero: each part of the state that these routes lead to."""
+        found: dict[tuple[int, int], list[Edge]] = {}
+        for edge in edges_along(self.edges, lambda route: route in routes):
+            found.setdefault((edge.slot.start, edge.slot.stop), []).append(edge)
+        parts = []
+        for (start, stop), edges in found.items():
+            part = self._sum([shifted(edge, -start, "") for edge in edges], stop - start)
+            if self.carried is not None:
+                part *= self.carried[:, start:stop]
+            parts.append((slice(start, stop), part))
+        return parts
+
     def by_route(self) -> dict[str, Float[Tensor, "N B S"]]:
         """Adjoint of s_{k-1} split by route; the parts sum to `previous()`."""
         return {
@@ -458,9 +471,7 @@ class CellAdjoint:
         total = self._sum(edges, self.like.shape[-1], spare)
         return total if self.carried is None else total.mul_(self.carried)
 
-    def _sum(
-        self, edges: tuple[Edge, ...], size: int, spare: int = 0
-    ) -> Float[Tensor, "N1 B size"]:
+    def _sum(self, edges: Sequence[Edge], size: int, spare: int = 0) -> Float[Tensor, "N1 B size"]:
         rows, batch = self.like.shape[:2]
         total = new_rows(self.like, rows + spare, batch, size)
         given = total[:rows]

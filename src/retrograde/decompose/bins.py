@@ -75,6 +75,15 @@ class LagBins:
         )
         return Scaled(sums.view(len(top), *rows.values.shape[1:]), top)
 
+    def alone(self, row: Scaled, lag: Int[Tensor, "1"]) -> Scaled:
+        """The same of a single row, where there are no classes."""
+        bin_ = self._count - 1 - torch.bucketize(lag, self._starts.to(lag.device), right=True)
+        values = row.values.new_zeros(self._count, *row.values.shape[1:])
+        exponent = row.exponent.new_full((self._count,), NOTHING)
+        return Scaled(
+            values.index_copy_(0, bin_, row.values), exponent.index_copy_(0, bin_, row.exponent)
+        )
+
     def nearest_first(self, sums: Scaled) -> Scaled:
         """The same rows with the bins of each class in order of lag."""
         order = torch.arange(len(sums.exponent), device=sums.exponent.device)

@@ -30,8 +30,7 @@ class RouteSums:
         self._later: AdjointStep | None = None
 
     def update(self, step: AdjointStep) -> None:
-        direct = self._entries.at(step.k)
-        rows = [self._bins.sum(direct, direct.values.abs().amax((1, 2)), step.lags[-1:])]
+        rows = [self._bins.alone(self._entries.at(step.k), step.lags[-1:])]
         if self._later is None:
             nothing = Scaled(torch.zeros_like(rows[0].values), rows[0].exponent)
             rows += [nothing] * (len(self._ways) - 1)

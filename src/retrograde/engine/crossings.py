@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from retrograde.cells.base import AbstractCell, CellAdjoint
+from retrograde.cells.base import AbstractCell, CellAdjoint, new_rows
 from retrograde.engine.adjoint import refuse_non_finite
 from retrograde.engine.entries import Entries
 from retrograde.engine.scaling import CENTRE, NOTHING, Scaled, in_range, power_of_two
@@ -50,11 +50,16 @@ def backpropagate_by_crossing(
     pulled: CellAdjoint | None = None
     for chunk in unrolled.chunks():
         for k, step in chunk.backwards():
-            if pulled is not None:
-                delta = _arriving(pulled, delta.exponent, sizes, cell, classes)
             rows = len(delta.exponent) // classes
-            if entries.opens(k, rows):
-                delta = _opened(delta, entries.at(k), classes)
+            opens = entries.opens(k, rows)
+            if pulled is not None:
+                delta = _arriving(pulled, delta.exponent, sizes, cell, classes, opens)
+            elif opens:
+                delta = Scaled.of(entries.direct.new_zeros(classes, *entries.direct.shape[1:]))
+            if opens:  # what enters has crossed nothing yet
+                entering = entries.at(k)
+                delta.values[-classes] = entering.values[0]
+                delta.exponent[-classes:] = entering.exponent
             elif entries.covers(k, rows):
                 newest = slice((rows - 1) * classes, (rows - 1) * classes + 1)
                 joined = Scaled(delta.values[newest], delta.exponent[newest]).plus(entries.at(k))
@@ -72,35 +77,45 @@ def backpropagate_by_crossing(
             yield CrossingStep(k, delta, sizes, entries.lags(k, len(sizes) // classes), chunk)
 
 
-def _opened(delta: Scaled, direct: Scaled, classes: int) -> Scaled:
-    """A further entry: what enters has crossed nothing yet."""
-    none = direct.values.new_zeros(classes - 1, *direct.values.shape[1:])
-    exponent = direct.exponent.expand(classes)
-    return Scaled(
-        torch.cat((delta.values, direct.values, none)), torch.cat((delta.exponent, exponent))
-    )
-
-
 def _arriving(
     pulled: CellAdjoint,
     exponent: Int[Tensor, "N"],
     sizes: Float[Tensor, "N"],
     cell: AbstractCell,
     classes: int,
+    opens: bool,
 ) -> Scaled:
-    """delta_{k-1}: what stays in its class, and what crossed and moves to the next one."""
-    crossed = pulled.along(cell.recurrent_routes)
-    stayed = pulled.along([route for route in cell.routes if route not in cell.recurrent_routes])
+    """delta_{k-1}: what stays in its class, and what crossed and moves to the next one.
+
+    With rows of zeros at the end for an entry that opens there.
+    """
+    staying = pulled.by_slot([route for route in cell.routes if route not in cell.recurrent_routes])
+    crossing = pulled.by_slot(cell.recurrent_routes)
 
     # One exponent for all that meets in a class; a row without anything in it has no say.
     own = torch.where(sizes > 0, exponent, NOTHING).view(-1, classes)
     from_before = torch.cat((torch.full_like(own[:, :1], NOTHING), own[:, :-1]), 1)
     top = torch.maximum(own, from_before)
-    stayed *= power_of_two(own - top, stayed).view(-1, 1, 1)
-    total = stayed.unflatten(0, (-1, classes))  # type: ignore[no-untyped-call]
-    moving = crossed.unflatten(0, (-1, classes))  # type: ignore[no-untyped-call]
-    factor = power_of_two(from_before - top, stayed)[..., None, None]
-    total[:, 1:].addcmul_(moving[:, :-1], factor[:, 1:])
-    last = power_of_two(own - top, stayed)[:, -1:, None, None]
-    total[:, -1:].addcmul_(moving[:, -1:], last)
-    return Scaled(stayed, torch.where(top == NOTHING, 0, top).flatten())
+    stays = power_of_two(own - top, pulled.like)[..., None, None]
+    moves = power_of_two(from_before - top, pulled.like)[..., None, None]
+
+    count, *shape = pulled.like.shape
+    values = new_rows(pulled.like, count + opens * classes, *shape)
+    values[count:] = 0
+    reached = {(slot.start, slot.stop) for slot, _ in (*staying, *crossing)}
+    if sum(stop - start for start, stop in reached) < shape[-1]:
+        values.zero_()
+    total = values[:count].view(*top.shape, *shape)
+    for slot, part in staying:
+        torch.mul(part.view(*top.shape, *part.shape[1:]), stays, out=total[..., slot])
+    for slot, part in crossing:
+        moving, here = part.view(*top.shape, *part.shape[1:]), total[..., slot]
+        if any(slot == other for other, _ in staying):
+            here[:, 1:].addcmul_(moving[:, :-1], moves[:, 1:])
+        else:
+            here[:, 0] = 0
+            torch.mul(moving[:, :-1], moves[:, 1:], out=here[:, 1:])
+        here[:, -1:].addcmul_(moving[:, -1:], stays[:, -1:])
+    exponents = top.new_zeros(len(values))
+    exponents[:count] = torch.where(top == NOTHING, 0, top).flatten()
+    return Scaled(values, exponents)

@@ -128,7 +128,8 @@ class Scaled:
 
     def log2_scale(self) -> Int[Tensor, "N"]:
         """The exponent of each row, NOTHING for a row of zeros, which has no scale."""
-        return torch.where(as_vectors(self.values).any(1), self.exponent, NOTHING)
+        largest = as_vectors(self.values).abs().amax(1)  # faster than any()
+        return torch.where(largest != 0, self.exponent, NOTHING)
 
     def total(self) -> "Scaled":
         """The sum over all rows, as a single row."""
