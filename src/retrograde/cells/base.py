@@ -409,7 +409,8 @@ class FormedGradients:
 class CellAdjoint:
     """The pull-back of N adjoint rows through one step, everything still unsummed over rows.
 
-    `edges` lead to the previous state, `to_input` to x_k, and `uses` say how the gradient of each
+    `edges` lead to the previous state, each to a slot of it that it has to itself or shares with
+    others as a whole; `to_input` leads to x_k, and `uses` say how the gradient of each
     parameter follows from the adjoints of the pre-activations (several uses hold one block of its
     rows each, from the top); `formed` gives those of parameters for which no such rule is known.
     `like` is the adjoint that was pulled back; that of s_{k-1} has its shape. `carried` marks the

@@ -95,13 +95,13 @@ def look(
     shown = (
         {round(i * (length - 1) / (SHOWN - 1)) for i in range(SHOWN)} if length > SHOWN else None
     )
-    for start, chunk in ((chunk.first, chunk.steps) for chunk in unrolled.chunks()):
-        count = len(chunk.x)
-        k = torch.arange(start, start + count, device=chunk.x.device)
+    for chunk in unrolled.chunks():
+        start, many = chunk.first, chunk.steps
+        k = torch.arange(start, start + len(many.x), device=many.x.device)
         lengths = recorded.lengths
         valid = None if lengths is None else k.unsqueeze(1) < lengths
         for leaf in leaves(unrolled.cell):
-            cell, end, step = leaf.cell, leaf.route_suffix, leaf.of(chunk)
+            cell, end, step = leaf.cell, leaf.route_suffix, leaf.of(many)
             kinds = _squashing(cell, step)
             holding = _holding(step)
             for gate, squashing in kinds.items():

@@ -90,11 +90,12 @@ def _pull_back(
     sums = ParameterSums(cell.parameters, rows=1)
     by_x = torch.empty_like(x) if needs[0] else None
     adjoint = torch.zeros_like(states[:1])
-    for start, chunk in ((chunk.first, chunk.steps) for chunk in unrolled.chunks()):
-        steps, factors = slice(start, start + len(chunk.x)), list[Factors]()
+    for chunk in unrolled.chunks():
+        linear, factors = chunk.steps, list[Factors]()
+        steps = slice(chunk.first, chunk.first + len(linear.x))
         deltas = torch.empty_like(states[steps])
         for delta, given, step in reversed(
-            list(zip(deltas, direct[steps], chunk.unbind(), strict=True))
+            list(zip(deltas, direct[steps], linear.unbind(), strict=True))
         ):
             torch.add(adjoint[0], given, out=delta)
             pulled = cell.pull_back(step, delta.unsqueeze(0))
@@ -103,11 +104,11 @@ def _pull_back(
                 factors.insert(0, pulled.factors)
         if factors:
             chosen = Factors.stack(factors)
-            chunk = cell.linearise(chunk.clipped(chosen))
+            linear = cell.linearise(linear.clipped(chosen))
             if note is not None:
                 note(chosen)
         # What the recursion does not need is pulled back for all steps of the chunk at once.
-        pulled = cell.pull_back(chunk.merged(), deltas.flatten(0, 1).unsqueeze(0))
+        pulled = cell.pull_back(linear.merged(), deltas.flatten(0, 1).unsqueeze(0))
         if any(needs[2:]):
             sums.add(pulled)
         if by_x is not None:
