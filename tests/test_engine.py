@@ -10,7 +10,13 @@ from conformance import EXACT, plain_pass, total_gradient, unrolled_and_entries
 from conftest import unchecked
 from problems import GRU_, LSTM_, TANH
 from retrograde.cells import Elman
-from retrograde.engine import Entries, backpropagate, backpropagate_by_crossing, unroll
+from retrograde.engine import (
+    Entries,
+    backpropagate,
+    backpropagate_by_crossing,
+    gradients,
+    unroll,
+)
 from retrograde.errors import ArgumentError, NonFiniteError
 
 
@@ -67,6 +73,32 @@ def test_a_gradient_of_2_to_the_minus_3000_has_norm_share_and_reach():
     assert flow.half_life == pytest.approx(1.0)
     assert "autograd's gradient of weight_ih is 0 in its data type" in flow.residual.note
     assert flow.residual != flow.residual  # nothing is left to compare with
+
+
+@pytest.mark.parametrize("gathered", [2**21, 1])
+@pytest.mark.parametrize("explodes", [False, True])
+def test_one_parameter_may_have_its_gradient_on_quite_another_scale(
+    monkeypatch, explodes, gathered
+):
+    """x enters at one end only, 110 steps and more than 150 powers of two from the rest."""
+    monkeypatch.setattr(gradients, "GATHERED", gathered)
+    torch.manual_seed(0)
+    model = torch.nn.RNN(2, 4)
+    x = torch.zeros(110, 3, 2)
+    x[109 if explodes else 0] = 1e-3 * torch.randn(3, 2)
+    with torch.no_grad():
+        model.weight_hh_l0.copy_(torch.eye(4) * (6.0 if explodes else 0.3))
+        model.bias_ih_l0.zero_()
+        model.bias_hh_l0.zero_()
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        model = model.to(dtype).requires_grad_()
+        with unchecked():
+            with retrograde.record(model) as recording:
+                model(x.to(dtype))[0][-1].sum().backward()
+            found[dtype] = retrograde.decompose(recording).gradient["weight_ih_l0"].log2_norms()
+    assert float(found[torch.float64]) < -150 or explodes
+    torch.testing.assert_close(found[torch.float32], found[torch.float64], atol=1e-3, rtol=0)
 
 
 def test_an_orthogonal_recurrence_keeps_norms():

@@ -214,6 +214,14 @@ def test_a_dropout_that_acts_in_one_call_alone(training, carried):
     exact(layer, run)
 
 
+def test_a_dropout_that_is_switched_on_between_two_passes():
+    layer = nn.LSTM(INPUTS, H, 2, dropout=0.0, dtype=D)
+    with retrograde.record(layer) as recording:
+        for layer.dropout in (0.0, 0.5):
+            layer(sequence(T, B, INPUTS))[0].square().sum().backward()
+    assert [bool(retrograde.decompose(p).residual < EXACT) for p in recording.passes] == [True] * 2
+
+
 @pytest.mark.parametrize("tied", ["bias_ih_l0", "weight_hh_l1"])
 def test_a_weight_that_one_layer_uses_twice_is_refused(tied):
     layer = nn.GRU(H, H, 2, dtype=D)

@@ -178,8 +178,9 @@ def from_function(
     Args:
         step: a function (parameters, x [B, I], state) -> state. The state is a tensor [B, S], or,
             if its pieces are named, a dictionary of tensors [B, size]. Samples must not depend on
-            each other (no normalisation over the batch), nothing may be changed in place that was
-            passed in, and nothing drawn at random: what is random belongs into x.
+            each other (no normalisation over the batch) nor on their place in the batch, nothing
+            may be changed in place that was passed in, and nothing drawn at random: what is random,
+            or a sample's own, belongs into x.
         parameters: the weights by name, float32 or float64, of any shapes, as `step` wants them;
             for a module stepped by `torch.func.functional_call`, `dict(module.named_parameters())`.
         input_size: I, the number of input features.
@@ -195,7 +196,7 @@ def from_function(
 
     Raises:
         ArgumentError: for arguments that do not fit together, or a step that `torch.func` cannot
-            pull back. The step is tried out once, on two samples of zeros.
+            pull back. The step is tried out on two samples of zeros, and on equal ones.
 
     Example:
         >>> import torch, retrograde
@@ -296,6 +297,7 @@ def _try_out(cell: FunctionCell) -> None:
     state = x.new_zeros(2, cell.state_size)
     _check_forward(cell, weights, x, state)
     _check_pull_back(cell, CellStep(x, state, state))
+    _check_places(cell, weights)
 
 
 def _check_forward(
@@ -354,6 +356,34 @@ def _check_pull_back(cell: FunctionCell, step: CellStep) -> None:
         raise ArgumentError(
             "step lets the samples of a batch depend on each other: the second sample's input or "
             "state changes the state of the first. Normalise over features, not over the batch"
+        )
+
+
+def _check_places(cell: FunctionCell, weights: Mapping[str, Tensor]) -> None:
+    """Refuse a step that asks where in the batch a sample is, or how many there are.
+
+    Steps are taken together as samples of one batch, where neither is what it was.
+    """
+    some = next(iter(weights.values()))
+    x, state = (
+        torch.linspace(0.1, 0.9, size, dtype=some.dtype, device=some.device)
+        for size in (cell.inputs, cell.state_size)
+    )
+    try:
+        with torch.no_grad():
+            new = [
+                cell._apply(weights, x.repeat(count, 1), state.repeat(count, 1)) for count in (2, 3)
+            ]
+    except Exception as error:
+        raise ArgumentError(
+            f"step takes two samples and fails on three: {type(error).__name__}: {error}. Steps "
+            "are taken together in batches of any size; what belongs to a sample belongs into x"
+        ) from error
+    rows = torch.cat(new)
+    if not torch.allclose(rows, rows[:1].expand_as(rows), rtol=1e-3, atol=1e-6, equal_nan=True):
+        raise ArgumentError(
+            "step gives equal samples of a batch different states: it asks for a sample's place, "
+            "or for the size of the batch. What belongs to a sample belongs into x, as a feature"
         )
 
 

@@ -14,10 +14,14 @@ from retrograde.cells.base import AbstractCell, CellAdjoint
 from retrograde.engine.adjoint import AdjointStep
 from retrograde.engine.crossings import CrossingStep
 from retrograde.engine.scaling import NOTHING, Scaled, power_of_two
-from retrograde.engine.unroll import CHUNK
+from retrograde.engine.unroll import CHUNK, Chunk
 
 GATHERED = 2**21
 """No more numbers than this are gathered, unless it be of a single step (8 MiB in float32)."""
+
+BAND = 64
+"""Numbers further apart than 2^BAND are added only when all are there: what is nothing beside the
+gradient of one parameter at another step may be all that there is of another parameter's."""
 
 
 class ParameterSums:
@@ -29,9 +33,20 @@ class ParameterSums:
         }
         like = next(iter(parameters.values()))
         self._exponent = like.new_full((rows,), NOTHING, dtype=torch.int64)
+        self._least = self._exponent  # of all that was added
+        self._apart: dict[str, Scaled] = {}
 
     def units(self, arriving: Int[Tensor, "M"]) -> Int[Tensor, "M"]:
-        """The exponents of what is added next: those of the sums, raised to any that is larger."""
+        """The exponents of what is added next: those of the sums, raised to any that is larger.
+
+        Sums on quite another scale are put aside first.
+        """
+        if _far_apart(torch.stack((self._least, self._exponent, arriving), 1)):
+            self._apart = self.result()
+            self._sums = {name: torch.zeros_like(total) for name, total in self._sums.items()}
+            self._exponent = self._least = torch.full_like(self._exponent, NOTHING)
+        less, more = torch.minimum(self._least, arriving), torch.maximum(self._least, arriving)
+        self._least = torch.where(less == NOTHING, more, less)
         top = torch.maximum(self._exponent, arriving)
         shift = torch.where(self._exponent == NOTHING, 0, self._exponent - top)
         if bool(shift.any()):
@@ -63,7 +78,20 @@ class ParameterSums:
     def result(self) -> dict[str, Scaled]:
         """The sums, by parameter."""
         exponent = torch.where(self._exponent == NOTHING, 0, self._exponent)
-        return {name: Scaled(total, exponent) for name, total in self._sums.items()}
+        sums = {name: Scaled(total, exponent) for name, total in self._sums.items()}
+        if not self._apart:
+            return sums
+        return {
+            name: total.normalised()[0].plus(self._apart[name].normalised()[0])
+            for name, total in sums.items()
+        }
+
+
+def _far_apart(exponents: Int[Tensor, "M K"]) -> bool:
+    """Whether any row holds numbers further apart than 2^BAND."""
+    most = exponents.amax(1, keepdim=True)
+    least = torch.where(exponents == NOTHING, most, exponents)
+    return bool((most - least > BAND).any())
 
 
 class AdjointSums:
@@ -87,16 +115,29 @@ class AdjointSums:
         self._values[:, -self._count] = rows.values
         self._exponent[:, -self._count] = rows.exponent
         if step.k == step.chunk.first or self._count == self._exponent.shape[1]:
-            self._pull_back(step)
+            gathered = slice(self._exponent.shape[1] - self._count, None)
+            self._pull_back(
+                step.k, self._values[:, gathered], self._exponent[:, gathered], step.chunk
+            )
             self._count = 0
 
-    def _pull_back(self, step: AdjointStep | CrossingStep) -> None:
-        """All that is gathered; `step` is the earliest."""
-        values, exponent = self._values[:, -self._count :], self._exponent[:, -self._count :]
+    def _pull_back(
+        self,
+        k: int,
+        values: Float[Tensor, "M K B S"],
+        exponent: Int[Tensor, "M K"],
+        chunk: Chunk,
+    ) -> None:
+        """Rows of neighbouring steps from step k on; by halves if their scales are far apart."""
+        count = exponent.shape[1]
+        if count > 1 and _far_apart(exponent):
+            early, late = slice(0, count // 2), slice(count // 2, None)
+            self._pull_back(k + count // 2, values[:, late], exponent[:, late], chunk)
+            self._pull_back(k, values[:, early], exponent[:, early], chunk)
+            return
         units = self._sums.units(exponent.amax(1))
         values *= power_of_two(exponent - units.unsqueeze(1), values)[..., None, None]
-        many = step.chunk.merged(step.k, self._count)
-        self._sums.add(self._cell.pull_back(many, values.flatten(1, 2)))
+        self._sums.add(self._cell.pull_back(chunk.merged(k, count), values.flatten(1, 2)))
 
     def result(self) -> dict[str, Scaled]:
         """The sums, by parameter."""

@@ -52,7 +52,7 @@ class Watch:
     problem: str = ""
     unannounced: bool = False
     _form: Form = field(init=False)
-    _training: bool = field(init=False)
+    _mode: tuple[bool, float] = field(init=False)
     _weights: dict[str, Tensor] = field(default_factory=dict)
     _keys: Mapping[str, WeightKey] = field(default_factory=dict)
     _copies: Weights = field(default_factory=lambda: Weights({}, tuple))
@@ -63,7 +63,7 @@ class Watch:
     _without_cudnn: bool = False
 
     def __post_init__(self) -> None:
-        self._form, self._training = form_of(self.module), self.module.training
+        self._form, self._mode = form_of(self.module), _mode(self.module)
 
     @property
     def kind(self) -> str:
@@ -200,8 +200,8 @@ class Watch:
 
     def _before(self, module: nn.Module, args: Any) -> None:
         with self._guarded():
-            if self._training is not module.training:
-                self._form, self._training = form_of(self.module), module.training
+            if self._mode != _mode(module):
+                self._form, self._mode = form_of(self.module), _mode(module)
             self._random = None
             on_gpus: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
             if not (self._form.dropout or on_gpus):
@@ -272,6 +272,11 @@ class Watch:
             yield
         except Exception as error:
             self.problem = self.problem or f"recording it failed, {type(error).__name__}: {error}"
+
+
+def _mode(module: nn.Module) -> tuple[bool, float]:
+    """What may change from one call to the next: training or not, and the dropout."""
+    return module.training, vars(module).get("dropout", 0.0)
 
 
 def _others(handle: RemovableHandle) -> bool:
