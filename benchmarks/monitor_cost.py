@@ -2,8 +2,8 @@
 
 A step is forward, backward and Adam of an nn.LSTM with a linear read-out at every step. Steps with
 and without `record` take turns; so do whole runs of RUN steps with and without the monitor, which
-looks at one of every hundred. What recording adds hardly grows with the layer, so that a larger one
-pays a smaller part; that is shown by a second size.
+looks at one of every hundred. What recording adds grows less than the step itself; that is shown by
+a second size.
 """
 
 import sys

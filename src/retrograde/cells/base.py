@@ -449,10 +449,8 @@ class CellAdjoint:
             found.setdefault((edge.slot.start, edge.slot.stop), []).append(edge)
         parts = []
         for (start, stop), edges in found.items():
-            part = self._sum([shifted(edge, -start, "") for edge in edges], stop - start)
-            if self.carried is not None:
-                part *= self.carried[:, start:stop]
-            parts.append((slice(start, stop), part))
+            slot, moved = slice(start, stop), [shifted(edge, -start, "") for edge in edges]
+            parts.append((slot, self._through_border(self._sum(moved, stop - start), slot)))
         return parts
 
     def by_route(self) -> dict[str, Float[Tensor, "N B S"]]:
@@ -469,18 +467,21 @@ class CellAdjoint:
 
     def _back(self, edges: tuple[Edge, ...], spare: int = 0) -> Float[Tensor, "N1 B S"]:
         """What these edges give to s_{k-1}."""
-        total = self._sum(edges, self.like.shape[-1], spare)
-        return total if self.carried is None else total.mul_(self.carried)
+        return self._through_border(self._sum(edges, self.like.shape[-1], spare), slice(None))
+
+    def _through_border(self, total: Float[Tensor, "N B _"], slot: slice) -> Float[Tensor, "N B _"]:
+        """What is left of a part of the state's adjoint where not all of it was handed on."""
+        return total if self.carried is None else total.mul_(self.carried[:, slot])
 
     def _sum(self, edges: Sequence[Edge], size: int, spare: int = 0) -> Float[Tensor, "N1 B size"]:
         rows, batch = self.like.shape[:2]
         total = new_rows(self.like, rows + spare, batch, size)
         given = total[:rows]
-        slots = [(edge.slot.start, edge.slot.stop) for edge in edges]
-        if sum(stop - start for start, stop in set(slots)) < size:
+        slots = [edge.slot for edge in edges]
+        if not fill(slots, size):
             given.zero_()
         for number, edge in enumerate(edges):
-            edge.give(given, add=slots[number] in slots[:number])
+            edge.give(given, add=edge.slot in slots[:number])
         return total
 
 
@@ -714,6 +715,12 @@ def new_samples(like: Float[Tensor, "N B M"]) -> Float[Tensor, "B N M"]:
     """As many uninitialised rows sample by sample; its memory is rounded up in the same way."""
     rows, batch, size = like.shape
     return new_rows(like, rows, batch * size).view(batch, rows, size)
+
+
+def fill(slots: Iterable[slice], size: int) -> bool:
+    """Whether slots that are the same or apart make up a state of this size."""
+    apart = {(int(slot.start), int(slot.stop)) for slot in slots}
+    return sum(stop - start for start, stop in apart) == size
 
 
 def write(values: Tensor, out: Tensor, add: bool) -> None:

@@ -380,7 +380,8 @@ def _check_places(cell: FunctionCell, weights: Mapping[str, Tensor]) -> None:
             "are taken together in batches of any size; what belongs to a sample belongs into x"
         ) from error
     rows = torch.cat(new)
-    if not torch.allclose(rows, rows[:1].expand_as(rows), rtol=1e-3, atol=1e-6, equal_nan=True):
+    rounding = torch.finfo(rows.dtype).eps ** 0.5  # which may depend on the size of a batch
+    if not torch.allclose(rows, rows[:1].expand_as(rows), rounding, rounding, equal_nan=True):
         raise ArgumentError(
             "step gives equal samples of a batch different states: it asks for a sample's place, "
             "or for the size of the batch. What belongs to a sample belongs into x, as a feature"

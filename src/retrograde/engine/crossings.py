@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from retrograde.cells.base import AbstractCell, CellAdjoint, new_rows
+from retrograde.cells.base import AbstractCell, CellAdjoint, fill, new_rows
 from retrograde.engine.adjoint import refuse_non_finite
 from retrograde.engine.entries import Entries
 from retrograde.engine.scaling import CENTRE, NOTHING, Scaled, in_range, power_of_two
@@ -67,9 +67,8 @@ def backpropagate_by_crossing(
             if not len(delta.exponent):
                 continue
             sizes = delta.values.abs().amax((1, 2))
-            if not in_range(
-                torch.where(sizes == 0, 2.0**CENTRE, sizes)
-            ):  # many rows are still empty
+            filled = torch.where(sizes == 0, 2.0**CENTRE, sizes)  # many rows are still empty
+            if not in_range(filled):
                 delta = delta.centred(sizes)
                 sizes = delta.values.abs().amax((1, 2))
                 refuse_non_finite(sizes, k)
@@ -102,8 +101,7 @@ def _arriving(
     count, *shape = pulled.like.shape
     values = new_rows(pulled.like, count + opens * classes, *shape)
     values[count:] = 0
-    reached = {(slot.start, slot.stop) for slot, _ in (*staying, *crossing)}
-    if sum(stop - start for start, stop in reached) < shape[-1]:
+    if not fill((slot for slot, _ in (*staying, *crossing)), shape[-1]):
         values.zero_()
     total = values[:count].view(*top.shape, *shape)
     for slot, part in staying:

@@ -14,7 +14,7 @@ from retrograde.cells.base import AbstractCell, CellAdjoint
 from retrograde.engine.adjoint import AdjointStep
 from retrograde.engine.crossings import CrossingStep
 from retrograde.engine.scaling import NOTHING, Scaled, power_of_two
-from retrograde.engine.unroll import CHUNK, Chunk
+from retrograde.engine.unroll import Chunk
 
 GATHERED = 2**21
 """No more numbers than this are gathered, unless it be of a single step (8 MiB in float32)."""
@@ -100,26 +100,17 @@ class AdjointSums:
     def __init__(self, cell: AbstractCell, rows: int):
         self._cell = cell
         self._sums = ParameterSums(cell.parameters, rows)
-        self._exponent = next(iter(cell.parameters.values())).new_zeros(rows, 0, dtype=torch.int64)
-        self._count = 0
-        self._values: Float[Tensor, "M K B S"]
+        self._gathered: list[Scaled] = []
 
     def add(self, step: AdjointStep | CrossingStep, rows: Scaled) -> None:
         """Rows of one step; steps come in the order of the recursion, last one first."""
-        if not self._exponent.shape[1]:
-            most = min(CHUNK, max(1, GATHERED // rows.values.numel()))
-            shape = (len(rows.exponent), most)
-            self._values = rows.values.new_empty(*shape, *rows.values.shape[1:])
-            self._exponent = rows.exponent.new_empty(shape)
-        self._count += 1
-        self._values[:, -self._count] = rows.values
-        self._exponent[:, -self._count] = rows.exponent
-        if step.k == step.chunk.first or self._count == self._exponent.shape[1]:
-            gathered = slice(self._exponent.shape[1] - self._count, None)
-            self._pull_back(
-                step.k, self._values[:, gathered], self._exponent[:, gathered], step.chunk
-            )
-            self._count = 0
+        self._gathered.insert(0, rows)
+        full = (len(self._gathered) + 1) * rows.values.numel() > GATHERED
+        if full or step.k == step.chunk.first:
+            values = torch.stack([each.values for each in self._gathered], 1)
+            exponent = torch.stack([each.exponent for each in self._gathered], 1)
+            self._pull_back(step.k, values, exponent, step.chunk)
+            self._gathered = []
 
     def _pull_back(
         self,

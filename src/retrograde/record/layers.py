@@ -73,11 +73,10 @@ def why_not(module: nn.Module) -> str:
 
 def _foreign(module: nn.Module) -> str:
     """Recurrent layers that hooks and autograd cannot see into."""
-    scripted = isinstance(module, torch.jit.ScriptModule)
-    kind = module.original_name if scripted else type(module).__name__
+    kind = getattr(module, "original_name", type(module).__name__)
     if kind not in _LAYER_NAMES:
         return ""
-    if scripted:
+    if isinstance(module, torch.jit.ScriptModule):
         return (
             f"it is a TorchScript {kind}, inside which no hook runs; record the module that it was "
             "scripted from"

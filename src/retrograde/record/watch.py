@@ -203,8 +203,8 @@ class Watch:
             if self._mode != _mode(module):
                 self._form, self._mode = form_of(self.module), _mode(module)
             self._random = None
-            on_gpus: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-            if not (self._form.dropout or on_gpus):
+            cuda_in_use: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+            if not (self._form.dropout or cuda_in_use):
                 return
             device = next(module.parameters()).device
             if self._form.dropout:
