@@ -1,6 +1,6 @@
 """Which calls make up one sequence in a backward pass, and what the loss gives to each of them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -141,7 +141,7 @@ class _Followed:
         factors = [read.factor for read in self.reads]
         nothing = ~torch.stack(factors).ne(0).any(0) if factors else None
         if nothing is None or bool(nothing.all()):
-                return tuple(words) or (REPLACED if self.link.letters else DETACHED,)
+            return tuple(words) or (REPLACED if self.link.letters else DETACHED,)
         if bool(nothing.any()) and not self.ends:
             words.append(REPLACED)
         carried = torch.stack(factors).sum(0)
@@ -183,16 +183,22 @@ def _agrees(call: Call, link: Link, brought: Pass) -> bool:
     """Whether the gradient came back along the ways between two calls as it must have."""
     if not link.altered or not link.plain:
         return True
-    arrived, expected = _Given(link.before), _Given(link.before)
-    for (after, way), gradient in brought.returned.items():
-        if after is call:
-            arrived.add(way, gradient)
-    for way, letter in link.between.items():
-        store = brought.given.get((call, letter)) if letter else brought.between.get(way)
-        if store is not None:
-            expected.add(way, store)
-    tolerance = AGREES * torch.finfo(call.output.dtype).eps
-    return arrived.near(expected, tolerance)
+    totals = {
+        way: brought.given.get((call, letter)) if letter else brought.between.get(way)
+        for way, letter in link.between.items()
+    }
+    return _came_back(link.before, totals, brought)
+
+
+def _came_back(before: Call, totals: Mapping[Way, Tensor | None], brought: Pass) -> bool:
+    """Whether the results of a call received what tensors computed from them give back."""
+    arrived, expected = _Given(before), _Given(before)
+    for way, gradient in brought.returned.get(before, {}).items():
+        arrived.add(way, gradient)
+    for way, total in totals.items():
+        if total is not None:
+            expected.add(way, total)
+    return arrived.near(expected, AGREES * torch.finfo(before.output.dtype).eps)
 
 
 class _Given:
@@ -219,14 +225,18 @@ class _Given:
             store = brought.entered if name in shared else brought.arrived
             if (call, name) in store:
                 self._put("result", name, store[call, name])
-        if after and not after.agrees:  # all that came back counts, by whichever way
-            for (later, way), gradient in brought.returned.items():
-                if later is after.call:
-                    self.add(way, gradient)
-            return
-        for way in (*(link.between if link else ()), *call.tails):
-            if way in brought.between:
-                self.add(way, brought.between[way])
+        ways = link.between if link else call.tails
+        follows = (
+            after.agrees
+            if after
+            else _came_back(call, {way: brought.between.get(way) for way in ways}, brought)
+        )
+        if follows:
+            found = {way: brought.between[way] for way in ways if way in brought.between}
+        else:  # a hook changed what came back: all of that counts, by whichever way it came
+            found = brought.returned.get(call, {})
+        for way, gradient in found.items():
+            self.add(way, gradient)
 
     def pass_early(self, before: "_Given", link: _Followed) -> None:
         """What is given to the state that entered the call, the loss has read a step earlier."""
@@ -242,17 +252,23 @@ class _Given:
 
     def near(self, other: "_Given", tolerance: float) -> bool:
         """Whether two sums are the same up to rounding."""
-        keys = {*self._parts, *other._parts}
         size = difference = 0.0
-        for key in keys:
-            mine, theirs = self._parts.get(key), other._parts.get(key)
-            some = mine if mine is not None else theirs
-            assert some is not None
-            mine = torch.zeros_like(some) if mine is None else mine
-            theirs = torch.zeros_like(some) if theirs is None else theirs
-            size += float(mine.double().square().sum())
-            difference += float((mine.double() - theirs.double()).square().sum())
+        mine, theirs = self._by_site(), other._by_site()
+        for site in {*mine, *theirs}:
+            some, others = mine.get(site), theirs.get(site)
+            size += 0.0 if some is None else float(some.double().square().sum())
+            apart = others if some is None else some if others is None else some - others
+            assert apart is not None
+            difference += float(apart.double().square().sum())
         return difference <= tolerance**2 * size
+
+    def _by_site(self) -> dict[tuple[bool, str], Tensor]:
+        """The sums, of whichever step."""
+        found: dict[tuple[bool, str], Tensor] = {}
+        for (where, name), part in self._parts.items():
+            key = (where != "result", name)
+            found[key] = found[key] + part if key in found else part
+        return found
 
     def following(self, link: _Followed) -> Span:
         """The call as one that carries on a state."""

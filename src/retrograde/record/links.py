@@ -16,7 +16,16 @@ from torch.utils.hooks import RemovableHandle
 
 from retrograde.record.bridges import Bridge, Bridges, Terms, shape_at, whole
 from retrograde.record.calls import Call, Link, Read, Way, WeightKey, data, merged, parts_of
-from retrograde.record.graph import Edge, Node, Roots, edge_of, on_inputs, users_of
+from retrograde.record.graph import (
+    SEARCHED,
+    Edge,
+    Node,
+    Roots,
+    edge_of,
+    on_inputs,
+    users_by_edge,
+    users_of,
+)
 from retrograde.record.passes import Pass, add
 
 LATEST = 8
@@ -108,7 +117,7 @@ class Surroundings:
                 opaque |= bridge.nonzero - set(registers)
         if not _fit(before, call, reads):
             kept, reads, opaque, same = {}, [], opaque | followed, set()
-        between = self._mark(call, before, kept, registers)
+        between = self._mark(before, kept, registers)
         between |= {
             self._ways[e]: n for n, e in place.given.items() if e in self._ways and n in kept
         }
@@ -170,12 +179,11 @@ class Surroundings:
 
     def _mark(
         self,
-        call: Call,
         before: Call,
         bridges: Mapping[str, Bridge],
         registers: Mapping[Edge, tuple[bool, str]],
     ) -> dict[Way, str]:
-        """Remember the tensors and nodes on the way from one call to the next."""
+        """Remember the tensors and nodes on the way from a call to what is computed from it."""
         ways: dict[Way, str] = {}
         for bridge in bridges.values():
             for edge, terms in bridge.between.items():
@@ -183,7 +191,7 @@ class Surroundings:
                     self._ways[edge] = _way(before, terms, registers)
                 ways[self._ways[edge]] = ""
             for edge, nodes in bridge.nodes.items():
-                self._on_the_way.setdefault(edge, {}).update(dict.fromkeys(nodes, call))
+                self._on_the_way.setdefault(edge, {}).update(dict.fromkeys(nodes, before))
         return ways
 
     def _detached(self, call: Call, earlier: list[Call]) -> Link | None:
@@ -198,6 +206,40 @@ class Surroundings:
                 return Link(before, (), none, none, none, none, {}, False, True)
         return None
 
+    def _find_tails(
+        self, places: Mapping[Call, _Place], roots: list[Node], inside: Mapping[Node, list[Edge]]
+    ) -> None:
+        """Find the states that the last calls leave: mixed as they would be for another call.
+
+        After the last step too the loss reads `m * h_new + (1 - m) * h`, and reads it there.
+        """
+        last = [
+            call
+            for call in places
+            if call.link and call.link.altered and call not in self._continued and not call.tails
+        ]
+        users = users_by_edge(roots, inside) if last else {}
+        for call in last:
+            registers = self._registers(call)
+            waiting, seen = list(registers), set[Edge]()
+            while waiting and len(seen) < SEARCHED:
+                edge = waiting.pop()
+                for node in users.get(edge, ()):
+                    if node in self._on_the_way.get(edge, {}) or node in inside:
+                        continue
+                    for number in range(len(node._input_metadata)):
+                        above = (node, number)
+                        if above in seen or above in self._sites:
+                            continue
+                        seen.add(above)
+                        bridge = self._bridges.to(above, self._sites).towards(registers)
+                        read = {registers[site][0] for site in bridge.terms}
+                        if len(read) == 2:
+                            found = self._mark(call, {"": bridge}, registers)
+                            call.tails = (*call.tails, *found)
+                        elif read:
+                            waiting.append(above)
+
     @property
     def layers(self) -> set[str]:
         """The layers that were called."""
@@ -210,6 +252,11 @@ class Surroundings:
     def watch(self, roots: Roots, to: Pass) -> list[RemovableHandle]:
         """Hooks that tell a pass by which ways gradients reach states and weights."""
         places = self._places.copy()  # another thread may be calling layers
+        starts = [edge[0] for edge in (edge_of(root) for root, _ in roots) if edge]
+        inside = {
+            edge[0]: place.into for place in places.values() for edge in place.results.values()
+        }
+        self._find_tails(places, starts, inside)
         ways, on_the_way = dict(self._ways), {e: dict(n) for e, n in self._on_the_way.items()}
         states: dict[Edge, tuple[Call, str]] = {}
         for call, place in places.items():
@@ -221,16 +268,16 @@ class Surroundings:
         sites: dict[tuple[Call, Edge], Way] = {}
 
         def keep(node: Node, edge: Edge, gradient: Tensor) -> None:
-            after = on_the_way.get(edge, {}).get(node)
+            before = on_the_way.get(edge, {}).get(node)
             if edge in self.weights:
                 add(to.beside, self.weights[edge], gradient)
-            elif after is not None:
-                if after.link and edge in self._sites:
-                    if (after, edge) not in sites:
-                        registers = self._registers(after.link.before)
+            elif before is not None:
+                if edge in self._sites:
+                    if (before, edge) not in sites:
                         terms = {edge: (whole(edge),)}
-                        sites[after, edge] = _way(after.link.before, terms, registers)
-                    add(to.returned, (after, sites[after, edge]), gradient)
+                        sites[before, edge] = _way(before, terms, self._registers(before))
+                    store = to.returned.setdefault(before, {})
+                    add(store, sites[before, edge], gradient)
             elif edge in states:
                 add(to.entered, states[edge], gradient)
             else:
@@ -241,10 +288,6 @@ class Surroundings:
             edge = edge_of(root)
             if edge in edges and edge is not None:
                 keep(None, edge, gradient)
-        inside = {
-            edge[0]: place.into for place in places.values() for edge in place.results.values()
-        }
-        starts = [edge[0] for edge in (edge_of(root) for root, _ in roots) if edge]
         users = list(users_of(edges, starts, inside))
         beside = {node for node, used in users if any(edge in self.weights for _, edge in used)}
         for place in places.values() if beside else ():

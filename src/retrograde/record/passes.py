@@ -20,8 +20,7 @@ class Pass:
         entered: of those that may be handed on, what reached them by other ways than the calls'
             own; that is what the loss gives to them.
         between: the same of the tensors between two calls.
-        returned: what came back to a call by the ways through which its state was handed on, by
-            the call that it was handed to.
+        returned: what came back to each call by the ways through which its state was handed on.
         given: the whole gradient of each part of a state that a call was given, if it was altered.
         weights: the gradient of each tensor that a layer used as a weight.
         beside: what of it came by other ways than through the layer, a penalty in the loss.
@@ -32,7 +31,7 @@ class Pass:
     arrived: dict[tuple[Call, str], Tensor] = field(default_factory=dict)
     entered: dict[tuple[Call, str], Tensor] = field(default_factory=dict)
     between: dict[Way, Tensor] = field(default_factory=dict)
-    returned: dict[tuple[Call, Way], Tensor] = field(default_factory=dict)
+    returned: dict[Call, dict[Way, Tensor]] = field(default_factory=dict)
     given: dict[tuple[Call, str], Tensor] = field(default_factory=dict)
     weights: dict[WeightKey, Tensor] = field(default_factory=dict)
     beside: dict[WeightKey, Tensor] = field(default_factory=dict)
