@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
+from torch.nn.modules._functions import BackwardHookFunction
 from torch.utils.hooks import RemovableHandle
 
 Node = Any
@@ -59,29 +60,83 @@ def origin_of(tensor: Tensor) -> Tensor:
     return base if base.numel() == tensor.numel() else tensor
 
 
-def nodes_between(start: Edge, ends: Collection[Edge]) -> tuple[set[Edge], set[Node]]:
+def handed_through(edge: Edge, looking: set[Node] | None = None) -> Edge:
+    """The edge behind the nodes that torch puts around a module with full backward hooks.
+
+    Such a node has an output for each input and hands every gradient on as it is, unless a hook
+    changes it (`on_changes`). The nodes that were passed are added to `looking`.
+    """
+    node, place = edge
+    while isinstance(node, _MODULE_HOOK):
+        if looking is not None:
+            looking.add(node)
+        node, place = node.next_functions[place]
+    return node, place
+
+
+_MODULE_HOOK: Any = BackwardHookFunction._backward_cls
+
+
+def on_changes(node: Node, changed: Callable[[], None]) -> list[RemovableHandle]:
+    """Be told when a hook on a module changes what its node hands on, or what arrived there.
+
+    To be called when the hooks of the module are there already, so that what they do is seen.
+    """
+    came: list[Tensor | None] = []
+
+    def arrives(gradients: tuple[Tensor | None, ...]) -> None:
+        came[:] = (None if g is None else g.detach().clone() for g in gradients)
+
+    def leaves(gradients: tuple[Tensor | None, ...], _: Any) -> None:
+        pairs = zip(came, gradients, strict=False)
+        if not all(a is None or (b is not None and same_numbers(a, b)) for a, b in pairs):
+            changed()
+        came.clear()
+
+    return [node.register_prehook(arrives), node.register_hook(leaves)]
+
+
+def same_numbers(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, NaN in the same places."""
+    return torch.equal(one, other) or torch.allclose(one, other, 0, 0, equal_nan=True)
+
+
+def nodes_between(start: Edge, ends: Collection[Edge]) -> tuple[set[Edge], set[Node], set[Node]]:
     """Which of `ends` a tensor was computed from, and the nodes that were passed on the way.
 
-    The search goes back from `start`, past no end, and gives up after SEARCHED nodes.
+    Those of module hooks apart, as the last of the three. The search goes back from `start`, past
+    no end, and gives up after SEARCHED nodes.
     """
     found: set[Edge] = set()
+    looking: set[Node] = set()
+    start = handed_through(start, looking)
     if start in ends:
-        return {start}, set()
+        return {start}, set(), looking
     passed, waiting = {start[0]}, [start[0]]
     while waiting and len(passed) < SEARCHED:
-        for edge in waiting.pop().next_functions:
+        for behind in waiting.pop().next_functions:
+            edge = handed_through(behind, looking)
             if edge in ends:
                 found.add(edge)
             elif edge[0] is not None and edge[0] not in passed:
                 passed.add(edge[0])
                 waiting.append(edge[0])
-    return found, passed
+    return found, passed, looking
+
+
+def through(edge: Edge, looking: Collection[Node]) -> Edge:
+    """The edge behind some nodes of module hooks."""
+    node, place = edge
+    while node in looking:
+        node, place = node.next_functions[place]
+    return node, place
 
 
 def users_of(
     edges: Collection[Edge],
     roots: Iterable[Node],
     inside: Mapping[Node, Iterable[Edge]],
+    looking: Collection[Node] = (),
 ) -> Iterator[tuple[Node, list[tuple[int, Edge]]]]:
     """The nodes that use some tensors, and under which of their inputs.
 
@@ -90,6 +145,7 @@ def users_of(
         roots: where the backward pass starts.
         inside: the last nodes of each recorded call, with the edges of what went into it. What
             lies between is the layer's own business and is not looked at.
+        looking: nodes of module hooks, which are no users themselves.
     """
     waiting = [node for node in roots if node is not None]
     seen = set(waiting)
@@ -98,7 +154,7 @@ def users_of(
         if node in inside:
             following = inside[node]
         else:
-            following = node.next_functions
+            following = tuple(through(edge, looking) for edge in node.next_functions)
             used = [(place, edge) for place, edge in enumerate(following) if edge in edges]
             if used:
                 yield node, used

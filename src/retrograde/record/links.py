@@ -6,7 +6,7 @@ the autograd graph that use the state: what lies on the way to the call after do
 else is the loss.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,17 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from retrograde.record.calls import OUTPUT, Call, Link, WeightKey, data, parts_of
-from retrograde.record.graph import Edge, Node, Roots, edge_of, nodes_between, on_inputs, users_of
+from retrograde.record.graph import (
+    Edge,
+    Node,
+    Roots,
+    edge_of,
+    handed_through,
+    nodes_between,
+    on_inputs,
+    through,
+    users_of,
+)
 from retrograde.record.passes import Pass, add
 
 LATEST = 8
@@ -34,6 +44,11 @@ class _Place:
     def into(self) -> list[Edge]:
         return [*self.given.values(), *([self.x] if self.x else [])]
 
+    def behind(self, looking: Collection[Node]) -> "_Place":
+        """The same, with what went into it as it was before some module hooks."""
+        given = {name: through(edge, looking) for name, edge in self.given.items()}
+        return _Place(self.results, given, self.x and through(self.x, looking))
+
     @property
     def within(self) -> tuple[list[Node], dict[Node, list[Edge]]]:
         """Where the nodes of the call itself begin, and where they end."""
@@ -42,9 +57,15 @@ class _Place:
 
 @dataclass(eq=False)
 class Surroundings:
-    """The graph around all recorded calls; dropped when the recording ends."""
+    """The graph around all recorded calls; dropped when the recording ends.
+
+    Attributes:
+        weights: the tensors that layers use as weights.
+        looking: the nodes of module hooks through which a state was handed on, and of which layer.
+    """
 
     weights: dict[Edge, WeightKey] = field(default_factory=dict)
+    looking: dict[Node, str] = field(default_factory=dict)
     _places: dict[Call, _Place] = field(default_factory=dict)
     _results: dict[Edge, tuple[Call, str]] = field(default_factory=dict)
     _on_the_way: dict[Edge, set[Node]] = field(default_factory=dict)
@@ -56,8 +77,14 @@ class Surroundings:
         arguments: Mapping[str, Any],
         results: Mapping[str, Tensor],
         earlier: list[Call],
-    ) -> None:
-        """Find the place of a new call, and link it to the one of its layer that it carries on."""
+    ) -> set[Node]:
+        """Find the place of a new call, and link it to the one of its layer that it carries on.
+
+        Returns:
+            The nodes of module hooks through which it was handed its state, found for the first
+            time.
+        """
+        known = set(self.looking)
         given = parts_of(arguments.get("hx"))
         place = _Place(_edges(results), _edges(given), edge_of(data(arguments["input"])))
         if place.given:
@@ -68,20 +95,24 @@ class Surroundings:
             self._continued.add(call.link.before)
         self._places[call] = place
         self._results |= {edge: (call, name) for name, edge in place.results.items()}
+        return set(self.looking) - known
 
     def _attached(self, call: Call, place: _Place, earlier: list[Call]) -> Link | None:
         """The link to the call that this one's state was computed from, if it is handed on."""
-        edges = list(place.given.values())
+        behind = {letter: handed_through(edge) for letter, edge in place.given.items()}
+        edges = list(behind.values())
         crossed = any(
             self._results.get(edge, (None, letter))[1] not in (letter, OUTPUT)
-            for letter, edge in place.given.items()
+            for letter, edge in behind.items()
         )
         if crossed or len(set(edges)) < len(edges):  # a state for h and c, or one for the other
             return None
         sources: dict[str, set[Edge]] = {}
         on_the_way: dict[Edge, set[Node]] = {}
+        looking: set[Node] = set()
         for letter, edge in place.given.items():
-            sources[letter], passed = nodes_between(edge, self._results)
+            sources[letter], passed, hooks = nodes_between(edge, self._results)
+            looking |= hooks
             for found in sources[letter]:
                 on_the_way.setdefault(found, set()).update(passed)
         calls = {self._results[edge][0] for found in sources.values() for edge in found}
@@ -103,6 +134,7 @@ class Surroundings:
             {n: torch.full_like(part, bool(sources.get(n))) for n, part in call.given.items()}
         )
         self._on_the_way |= on_the_way
+        self.looking |= dict.fromkeys(looking, call.layer)
         return Link(
             before,
             equal & attached.bool(),
@@ -111,7 +143,7 @@ class Surroundings:
                 for letter, found in sources.items()
                 if found
             },
-            frozenset(n for n, edge in place.given.items() if sources[n] == {edge}),
+            frozenset(n for n, edge in behind.items() if sources[n] == {edge}),
         )
 
     def _detached(self, call: Call, earlier: list[Call]) -> Link | None:
@@ -136,7 +168,8 @@ class Surroundings:
 
     def watch(self, roots: Roots, to: Pass) -> list[RemovableHandle]:
         """Hooks that tell a pass by which ways gradients reach states and weights."""
-        places = self._places.copy()  # another thread may be calling layers
+        looking = self.looking.copy()  # another thread may be calling layers
+        places = {call: place.behind(looking) for call, place in self._places.copy().items()}
         states: dict[Edge, tuple[Call, str]] = {}
         given: dict[Edge, tuple[Call, str]] = {}
         for call, place in places.items():
@@ -160,25 +193,28 @@ class Surroundings:
         edges = {*states, *given, *self.weights}
         for root, gradient in roots:
             edge = edge_of(root)
+            edge = edge and through(edge, looking)
             if edge in edges and edge is not None:
                 keep(None, edge, gradient)
         inside = {
             edge[0]: place.into for place in places.values() for edge in place.results.values()
         }
-        starts = [edge[0] for edge in (edge_of(root) for root, _ in roots) if edge]
-        users = list(users_of(edges, starts, inside))
+        starts = [
+            through(edge, looking)[0] for edge in (edge_of(root) for root, _ in roots) if edge
+        ]
+        users = list(users_of(edges, starts, inside, looking))
         beside = {node for node, used in users if any(edge in self.weights for _, edge in used)}
         for place in places.values() if beside else ():
             starts, ends = place.within
             ends |= {edge[0]: [] for edge in self.weights}
-            for node, used in users_of(self.weights, starts, ends):
+            for node, used in users_of(self.weights, starts, ends, looking):
                 for _, edge in used if node in beside else ():
                     to.inside.add(self.weights[edge][0])
         for call, place in places.items():  # other recorded calls that read a state
             own = set(place.given.values()) if call.link else set()
             read = {edge for edge in place.into if edge not in own} & {*states, *given}
             if read:
-                users += users_of(read, *place.within)
+                users += users_of(read, *place.within, looking)
         return [on_inputs(node, places, keep) for node, places in users]
 
 
