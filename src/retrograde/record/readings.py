@@ -160,7 +160,8 @@ class _Sequence:
                 steps = torch.arange(stop - start, device=ours.device).view(-1, 1, 1)
                 ours = ours * (steps < self.lengths.to(ours.device).view(1, -1, 1))
             tolerance = max(REPLAYED, 32 * torch.finfo(call.output.dtype).eps)
-            if not bool((ours - ran).norm() <= tolerance * ran.norm()):
+            known = ours.isfinite() & ran.isfinite()  # a NaN has its own message, and says nothing
+            if not bool((ours - ran)[known].norm() <= tolerance * ran[known].norm()):
                 raise RecordingError(
                     f"its dropout={self.form.dropout} between layers drew masks that cannot be "
                     "drawn again (cuDNN keeps them to itself); call model.eval(), or set "
