@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from retrograde import _checks
 from retrograde._types import Input, Projected, State
 from retrograde.errors import ArgumentError
 
@@ -657,6 +658,8 @@ class AbstractLayer(AbstractCell):
             ArgumentError: with the shape expected of each weight that does not fit.
         """
         name, blocks = type(self).__name__, max(1, len(self.gates))
+        every = {key: getattr(self, key) for key in ("weight_ih", "weight_hh")}
+        _checks.weights(name, {**every, **self.parameters})
         if self.weight_ih.ndim != 2 or self.weight_hh.ndim != 2:
             raise ArgumentError(
                 f"{name} expects weight_ih of shape [{blocks}*H, I] and weight_hh of shape "
@@ -672,6 +675,16 @@ class AbstractLayer(AbstractCell):
                 wrong.append(f"{key} has shape {tuple(value.shape)}, expected {shape}")
         if wrong:
             raise ArgumentError(f"{name} with H={self.hidden_size}: " + "; ".join(wrong))
+
+
+def is_cell(cell: object) -> None:
+    """Refuse what is no cell.
+
+    Raises:
+        ArgumentError: with what it is.
+    """
+    if not isinstance(cell, AbstractCell):
+        raise ArgumentError(f"a cell of retrograde.cells is needed; got {_checks.shown(cell)}")
 
 
 def standard_shapes(gates: int, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:

@@ -7,9 +7,10 @@ from importlib import import_module
 from io import BytesIO
 from typing import Any
 
+from retrograde import _checks
 from retrograde.clipping import AbstractPolicy, Clipper
 from retrograde.errors import ArgumentError, MissingExtraError
-from retrograde.monitor import Monitor, check_positive
+from retrograde.monitor import Monitor
 
 
 def _callbacks() -> tuple[type[Any], ...]:
@@ -68,10 +69,9 @@ class MonitorCallback(*_callbacks()):  # type: ignore[misc]
         entries: int = 8,
     ):
         super().__init__()
-        check_positive(every=every, samples=samples, entries=entries)
-        if images_every is not None:
-            check_positive(images_every=images_every)
-        self.images_every = images_every
+        every = _checks.whole("every", every)
+        samples, entries = _checks.whole("samples", samples), _checks.whole("entries", entries)
+        self.images_every = _checks.optional_whole("images_every", images_every)
         self.monitor: Monitor | None = None
         self._step = 0
         self._warned = False
@@ -169,8 +169,7 @@ class ClippingCallback(*_callbacks()):  # type: ignore[misc]
         every: int = 50,
     ):
         super().__init__()
-        check_positive(every=every)
-        self.every = every
+        self.every = _checks.whole("every", every)
         self.clipper: Clipper | None = None
         self._resumed: dict[str, Any] | None = None
         self._steps = 0

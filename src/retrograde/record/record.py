@@ -7,6 +7,7 @@ from threading import Lock
 
 from torch import nn
 
+from retrograde import _checks
 from retrograde.errors import RecordingError, UnsupportedModelError
 from retrograde.record.assemble import assemble
 from retrograde.record.graph import Roots, listening
@@ -32,6 +33,7 @@ def record(model: nn.Module) -> Iterator[Recording]:
         The `Recording`, filled when the block ends.
 
     Raises:
+        ArgumentError: for anything but a model.
         UnsupportedModelError: if no layer inside can be recorded; the message says why for each.
         RecordingError: when the block ends without a backward pass through any layer.
 
@@ -44,6 +46,7 @@ def record(model: nn.Module) -> Iterator[Recording]:
         >>> recording["0"].x.shape
         torch.Size([4, 1, 2])
     """
+    _checks.model("model", model)
     recording, passes = Recording(), _Passes()
     with ExitStack() as hooks:
         watches = []

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from retrograde import _checks
 from retrograde.cells import AbstractCell
 from retrograde.engine import Border
 from retrograde.errors import ArgumentError, RecordingError, RetrogradeError
@@ -59,7 +60,12 @@ class Recorded:
         return self.x if self.reads is None else self.reads
 
     def part(self, samples: int) -> "Recorded":
-        """The first samples alone; what they gave to the gradient, autograd does not tell."""
+        """The first samples alone; what they gave to the gradient, autograd does not tell.
+
+        Raises:
+            ArgumentError: if `samples` is not a positive integer.
+        """
+        samples = _checks.whole("samples", samples)
         borders = {
             k: Border(border.state[:samples], border.carried[:samples])
             for k, border in self.borders.items()
@@ -93,6 +99,28 @@ class Recorded:
     def _initial(self, letter: str) -> Tensor:
         slots = self.cell.slots.items()
         return torch.stack([self.initial[:, slot] for name, slot in slots if name[0] == letter])
+
+
+def the_one(recording: object) -> Recorded:
+    """The recorded layer that a function was given, itself or as the only one of its recording.
+
+    Raises:
+        RecordingError: if nothing is recorded yet.
+        ArgumentError: if there are several, and for anything that is no recording.
+    """
+    if isinstance(recording, Recorded):
+        return recording
+    if isinstance(recording, Recording):
+        return recording.only()
+    arrived = _checks.shown(recording)
+    if isinstance(recording, nn.Module):
+        arrived += ", which has to run first: with retrograde.record(model) as recording: ..."
+    elif isinstance(recording, Mapping):
+        arrived += "; give one of its values"
+    raise ArgumentError(
+        "recording must be what retrograde.record or record_cell recorded, or one layer of it; "
+        f"got {arrived}"
+    )
 
 
 if TYPE_CHECKING:

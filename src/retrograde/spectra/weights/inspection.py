@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from retrograde import _checks
 from retrograde._json import strict
 from retrograde.cells.generations import generation
 from retrograde.cells.squashing import STEEPEST
@@ -187,6 +188,7 @@ def inspect_weights(source: nn.Module | Mapping[str, Any]) -> Inspection:
         not what happens.
 
     Raises:
+        ArgumentError: for anything but a model or a mapping.
         UnsupportedModelError: if there are no recurrent weights.
 
     Example:
@@ -202,6 +204,8 @@ def inspect_weights(source: nn.Module | Mapping[str, Any]) -> Inspection:
     References: Pascanu, Mikolov and Bengio (2013), arXiv 1211.5063; Tallec and Ollivier (2018),
     arXiv 1804.11188.
     """
+    if not isinstance(source, nn.Module):
+        _checks.mapping("source", source, "of names to weights, or a model")
     layers: list[LayerWeights] = []
     notes: list[str] = []
     for group in _groups(source, notes):
