@@ -7,6 +7,7 @@ the place of Python's must be taken. A public function or an argument that has n
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 
 import retrograde
-from retrograde import cells, clipping, decompose, diagnosis, engine, report, spectra
+from retrograde import cells, clipping, diagnosis, engine, report, spectra
 from retrograde.errors import RetrogradeError
 from retrograde.integrations import lightning
 from retrograde.spectra import weights
@@ -48,9 +49,13 @@ def _reals(value: float) -> tuple[Any, ...]:
     return np.float32(value), np.float64(value), torch.tensor(value), Fraction(value)
 
 
+def _an_int(value: int) -> tuple[Any, ...]:
+    """Of a call that takes its time."""
+    return (np.int64(value),)
+
+
 COUNT = Kind((*NO_WHOLE, NOTHING, 0, -1, np.int64(-3)), _wholes)
 COUNT_OR_NONE = Kind((*NO_WHOLE, 0, -1), _wholes)
-NATURAL = Kind((*NO_WHOLE, NOTHING, -1), _wholes)
 INTEGER = Kind((*NO_WHOLE, NOTHING), _wholes)
 INTEGER_OR_NONE = Kind(NO_WHOLE, _wholes)
 SIZE = Kind((*NO_NUMBER, NOTHING, 0, -1.0, -math.inf, torch.ones(2)), _reals)
@@ -162,7 +167,7 @@ MODULE_GOOD = {
     **{"num_layers": 2, "bias": True, "dropout": 0.5},
 }
 DIAGNOSE = {
-    "needs_lag": COUNT_OR_NONE,
+    "needs_lag": Kind(COUNT_OR_NONE.bad, _an_int),
     "layer": NAME_OR_NONE,
     "thresholds": Kind(
         (
@@ -173,7 +178,7 @@ DIAGNOSE = {
         ),
         lambda value: ({"reach_fraction": np.float32(0.2)}, MappingProxyType({"conflict": -2})),
     ),
-    "spectrum": FLAG,
+    "spectrum": Kind(FLAG.bad),
     "progress": FUNCTION_OR_NONE,
 }
 
@@ -192,7 +197,8 @@ ROWS: dict[str, Row] = {
         },
         {
             **{"subject": RECURRENT, "batch": FREE, "loss_fn": FUNCTION, **DIAGNOSE},
-            **{"remedies": FLAG, "try_training": NATURAL, "seed": INTEGER},
+            **{"remedies": Kind(FLAG.bad), "try_training": Kind((*NO_WHOLE, NOTHING, -1), _an_int)},
+            "seed": Kind(INTEGER.bad, _an_int),
         },
     ),
     "retrograde.diagnose of a recording": Row(
@@ -347,6 +353,14 @@ ROWS: dict[str, Row] = {
             "carousel": Kind((3, TEXT, NOTHING, [TEXT], [3], math.nan, [LIST])),
         },
     ),
+    "engine.unroll": Row(
+        engine.unroll,
+        {"cell": ELMAN_CELL, "x": X, "initial": torch.ones(2, 2), "keep": False},
+        {
+            **{"cell": OBJECT, "x": Kind(SEQUENCE.bad[:8]), "initial": STATE},
+            **dict.fromkeys(("keep", "borders", "lengths"), FREE),  # of the recording's making
+        },
+    ),
     "engine.Entries.of": Row(
         engine.Entries.of,
         {"direct": RECORDED["LSTM"].direct, "max_rows": 3},
@@ -391,8 +405,13 @@ ROWS: dict[str, Row] = {
     ),
     "Flow.by_lag in bins of other kinds": Row(
         FLOW.by_lag,
-        {"bins": (0, 2)},
-        {"bins": Kind((), lambda value: (np.array([0, 2]), torch.tensor([0, 2]), range(0, 3, 2)))},
+        {"parameter": "weight_hh_l0", "bins": (0, 2)},
+        {
+            "parameter": FREE,
+            "bins": Kind(
+                (), lambda value: (np.array([0, 2]), torch.tensor([0, 2]), range(0, 3, 2))
+            ),
+        },
     ),
     "Flow.by_route": Row(
         FLOW.by_route,
@@ -588,12 +607,18 @@ EXEMPT = {
         "takes what unroll and Entries.of made, and is called for every step",
     ),
     "retrograde.RetrogradeError": "an error",
+    "diagnosis.Severity": "a type",
 }
 """Public names without a row, and why."""
 
 MODULES = {
     **{"retrograde": retrograde, "retrograde.nn": retrograde.nn, "cells": cells},
-    **{"clipping": clipping, "decompose": decompose, "diagnosis": diagnosis, "engine": engine},
+    **{
+        "clipping": clipping,
+        "decompose": sys.modules["retrograde.decompose"],
+        "diagnosis": diagnosis,
+        "engine": engine,
+    },
     **{"report": report, "spectra": spectra, "weights": weights, "lightning": lightning},
 }
 
@@ -624,7 +649,8 @@ def test_bad_values_are_refused_with_an_error_of_ours(title):
 def test_numbers_and_names_of_other_kinds_are_taken(title):
     row = ROWS[title]
     for name, kind in row.kinds.items():
-        for good in kind.good(row.good[name]) if row.good[name] is not None else ():
+        value = row.good.get(name)
+        for good in () if value is None else kind.good(value):
             row(**{name: good})
 
 

@@ -15,6 +15,7 @@ from typing import Annotated
 import torch
 import typer
 
+from retrograde import _files
 from retrograde._terminal import plain
 from retrograde.cli.terminal import complain, forgive_encodings, progress, show
 from retrograde.errors import InputError, MissingExtraError, RetrogradeError
@@ -191,7 +192,6 @@ def inspect(
     _check_outputs(json, reads=(Path(file) if called else path,))
     from retrograde.cli import subject as subjects
     from retrograde.cli import weights_file
-    from retrograde.report import output
     from retrograde.spectra import inspect_weights
 
     with progress(f"reading {weights}", quiet=False):
@@ -200,7 +200,7 @@ def inspect(
     show(found)
     if json is not None:
         text = dumps(found.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-        output.write(json, text + "\n")
+        _files.write_text(json, text + "\n")
     _say_written(json)
 
 
@@ -267,13 +267,11 @@ def _thresholds(options: Sequence[str]) -> dict[str, float]:
 
 def _check_outputs(*paths: Path | None, reads: Sequence[Path] = ()) -> None:
     """Refuse what cannot be written, and what would overwrite a file that is used as well."""
-    from retrograde.report.output import check_writable
-
     seen = {path.resolve() for path in reads}
     for path in paths:
         if path is None:
             continue
-        check_writable(path)
+        _files.check_writable(path)
         if path.resolve() in seen:
             raise InputError(f"{path} is named twice; give every file a name of its own")
         seen.add(path.resolve())

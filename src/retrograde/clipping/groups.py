@@ -44,14 +44,8 @@ def grouped(names: Iterable[str], own: Mapping[str, Patterns] | None) -> dict[st
     Raises:
         ArgumentError: if a pattern matches nothing, two groups overlap, or a group is called "all".
     """
-    words = "of group names to patterns of parameter names"
-    names, own = tuple(names), _checks.mapping("groups", {} if own is None else own, words)
-    for group, patterns in own.items():
-        if not isinstance(group, str) or not _are_patterns(patterns):
-            raise ArgumentError(
-                f"groups must be a mapping {words}, as in {{'encoder': 'encoder.*'}}; got "
-                f"{_checks.shown({group: patterns})}"
-            )
+    check_own(own)
+    names, own = tuple(names), own or {}
     if ALL in own:
         raise ArgumentError(f"a group cannot be called {ALL!r}, which means all groups together")
     found: dict[str, list[str]] = {}
@@ -74,6 +68,21 @@ def grouped(names: Iterable[str], own: Mapping[str, Patterns] | None) -> dict[st
         found.setdefault(taken.get(name) or scope_of(name), []).append(name)
     order = [*own, *(g for g in ("recurrent", "input", "output") if g not in own)]
     return {group: tuple(found[group]) for group in order if group in found}
+
+
+def check_own(groups: object) -> None:
+    """Refuse what cannot be groups of the user's own, whatever the model.
+
+    Raises:
+        ArgumentError: with what it is.
+    """
+    words = "of group names to patterns of parameter names, as in {'encoder': 'encoder.*'}"
+    if groups is None:
+        return
+    for group, patterns in _checks.mapping("groups", groups, words).items():
+        if not isinstance(group, str) or not _are_patterns(patterns):
+            given = _checks.shown({group: patterns})
+            raise ArgumentError(f"groups must be a mapping {words}; got {given}")
 
 
 def _are_patterns(value: object) -> bool:

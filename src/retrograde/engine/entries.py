@@ -38,6 +38,7 @@ class Entries:
         Raises:
             ArgumentError: if `max_rows` is not a positive integer.
         """
+        _checks.tensor("direct", direct, ["T", "B", "S"])
         max_rows = _checks.optional_whole("max_rows", max_rows)
         steps = torch.nonzero(direct.flatten(1).any(1)).squeeze(1).tolist()
         if max_rows is None:

@@ -9,6 +9,9 @@ from typing import Any
 
 from retrograde import _checks
 from retrograde.clipping import AbstractPolicy, Clipper
+from retrograde.clipping.clipper import check_nonfinite
+from retrograde.clipping.groups import check_own
+from retrograde.clipping.policies import is_policy
 from retrograde.errors import ArgumentError, MissingExtraError
 from retrograde.monitor import Monitor
 
@@ -149,7 +152,7 @@ class ClippingCallback(*_callbacks()):  # type: ignore[misc]
 
     Raises:
         MissingExtraError: on import, without Lightning.
-        ArgumentError: for an `every` that is not a positive integer; when training starts, for a
+        ArgumentError: for arguments that are none for any model; when training starts, for a
             policy or groups that do not fit the model, a trainer that clips, and several
             optimisers.
 
@@ -170,6 +173,10 @@ class ClippingCallback(*_callbacks()):  # type: ignore[misc]
     ):
         super().__init__()
         self.every = _checks.whole("every", every)
+        is_policy(policy)
+        check_own(groups)
+        check_nonfinite(nonfinite)
+        keep = _checks.optional_whole("keep", keep)
         self.clipper: Clipper | None = None
         self._resumed: dict[str, Any] | None = None
         self._steps = 0

@@ -112,6 +112,7 @@ class AbstractRecurrent(nn.Module):
         Raises:
             ArgumentError: for sizes that do not fit.
         """
+        _checks.flag("return_activations", return_activations)
         weights = {name: getattr(self, name) for name in self.weight_names}  # parametrized or not
         cells = self.cells(weights)
         sequences = Sequences.of(input, self.input_size, self.batch_first)

@@ -41,8 +41,7 @@ def record_cell(
         >>> retrograde.decompose(recorded).by_time("weight_ih").norm
         tensor([[0.2500, 0.5000, 1.0000]], dtype=torch.float64)
     """
-    is_cell(cell)
-    dtype = next(iter(cell.parameters.values())).dtype
+    dtype = next(iter(is_cell(cell).parameters.values())).dtype
     _checks.tensor("x", x, ["T", "B", cell.input_size], dtype)
     if not x.numel():
         raise ArgumentError(f"x must hold a step and a sample; got shape {list(x.shape)}")

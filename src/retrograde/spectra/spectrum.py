@@ -16,6 +16,7 @@ from retrograde.decompose import decompose
 from retrograde.decompose.replay import replay
 from retrograde.errors import ArgumentError, UnsupportedModelError
 from retrograde.nn import AbstractRecurrent
+from retrograde.nn.sequence import Sequences
 from retrograde.record import Recorded, Recording, record
 from retrograde.record.recording import the_one
 from retrograde.spectra import bounds as rules
@@ -297,7 +298,7 @@ def _recorded(subject: Recording | Recorded | nn.Module, x: Tensor | None) -> Re
     if x is None:
         raise ArgumentError("a layer needs an input to run over: spectrum(layer, x)")
     dtype = next(subject.parameters()).dtype
-    _checks.tensor("x", x, dtype=dtype)
+    Sequences.of(_checks.tensor("x", x, dtype=dtype), subject.input_size, subject.batch_first)
     layer = copy.deepcopy(subject).requires_grad_(True)
     drawn_on = [x.device] if x.is_cuda else []
     with torch.enable_grad(), torch.random.fork_rng(drawn_on), record(layer) as recording:
