@@ -655,7 +655,7 @@ def test_numbers_and_names_of_other_kinds_are_taken(title):
 
 
 def test_every_public_entry_has_a_row_and_every_argument_a_kind():
-    """A new function, or a new argument of an old one, is refused until somebody says what it takes."""
+    """A new function, or a new argument of an old one, fails until its row says what it takes."""
     called = {id(getattr(row.call, "__func__", row.call)) for row in ROWS.values()}
     missing = []
     for title, module in MODULES.items():

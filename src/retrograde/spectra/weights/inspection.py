@@ -311,6 +311,11 @@ def _layer(group: _Group) -> LayerWeights | str:
             )
         if weight.is_meta:
             return f"{group.named(name)} holds no numbers (it is on the meta device)"
+        if weight.numel() * weight.element_size() > weight.untyped_storage().nbytes():
+            return (  # a file of a kilobyte may claim more than there is memory
+                f"{group.named(name)} claims the shape {list(weight.shape)} and holds fewer "
+                "numbers than that (it is expanded): call clone() on it first"
+            )
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     if any(len(shapes[name]) != 2 for name in ("weight_hh", "weight_hr") if name in shapes):
         return (
