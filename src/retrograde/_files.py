@@ -90,15 +90,19 @@ def check_writable(path: object) -> Path:
     return path
 
 
+def encodable(text: str) -> str:
+    """The text with half surrogate pairs, which UTF-8 has no bytes for, written out as \\udce9."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def write_text(path: object, text: str) -> None:
-    """Write a text file in UTF-8; half a surrogate pair, which is no text, is written out.
+    """Write a text file in UTF-8, half surrogate pairs written out.
 
     Raises:
         ArgumentError: for what is no path.
         InputError: if the path cannot be written.
     """
-    encoded = text.encode("utf-8", "backslashreplace")
-    write(path, lambda file: file.write(encoded))
+    write(path, lambda file: file.write(encodable(text).encode()))
 
 
 def write(path: object, fill: Callable[[BinaryIO], object]) -> None:

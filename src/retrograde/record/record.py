@@ -159,7 +159,7 @@ def _fill_layer(recording: Recording, watch: Watch, through: list[Recording]) ->
 def _missing(watch: Watch) -> str:
     """Why no backward pass went through a layer."""
     if not watch.calls and not watch.idle:
-        return "it was not called inside the `with` block; run the forward pass there" + (
+        return "it was not called while the pass was recorded: run its forward pass there" + (
             f" ({watch.kind} has a forward of its own: that must call the one of the layer it is)"
             if watch.kind
             else ""
@@ -175,7 +175,7 @@ def _missing(watch: Watch) -> str:
             "grad, or a torch.autograd.backward that was imported by name; call loss.backward()"
         )
     return (
-        "no backward pass reached it inside the `with` block: either loss.backward() was not "
+        "no backward pass reached it while it was recorded: either loss.backward() was not "
         "called there (torch.autograd.grad does not count), or the loss does not depend on this "
         "layer"
     )
