@@ -79,8 +79,10 @@ def test_the_public_names_are_pinned():
         "clipping",
         "decompose",
         "diagnose",
+        "load",
         "nn",
         "record",
         "record_cell",
+        "save",
         "spectrum",
     ]

@@ -1,8 +1,10 @@
 """What a recording holds: layers by name, taken from one or several backward passes."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -172,6 +174,22 @@ class Recording(Layers):
     def refused(self) -> Mapping[str, str]:
         """Layers that were found but not recorded, and why."""
         return {name: str(error) for name, error in self._refused.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Layers put together and reasons, for copies and pickles: no hooks, no graph, no calls."""
+        for name in self:
+            with suppress(RetrogradeError):  # kept as its reason
+                self[name]
+        return {
+            "names": tuple(self),
+            "made": dict(self._made),
+            "refused": dict(self._refused),
+            "passes": self.passes,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.passes, self._made, self._refused = state["passes"], state["made"], state["refused"]
+        self._makers = {name: partial(self._made.__getitem__, name) for name in state["names"]}
 
     def only(self) -> Recorded:
         """The one recorded layer.
