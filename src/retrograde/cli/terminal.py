@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
-from typing import Any, TextIO, cast
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -43,7 +43,7 @@ def guarded_output() -> Iterator[None]:
     """
     stdout = sys.stdout
     guarded = _Output(stdout)
-    sys.stdout = cast(TextIO, guarded)
+    sys.stdout = guarded  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -54,7 +54,7 @@ def guarded_output() -> Iterator[None]:
 class _Output:
     """A text stream as it is, but for its errors. It is None where there is none from the start."""
 
-    def __init__(self, stream: TextIO | None):
+    def __init__(self, stream: Any):
         self._stream = stream or open(os.open(os.devnull, os.O_RDONLY), "w")  # refuses all
 
     def __getattr__(self, name: str) -> Any:
@@ -62,7 +62,7 @@ class _Output:
 
     def write(self, text: str) -> int:
         with self._refusing():
-            return self._stream.write(text)
+            return int(self._stream.write(text))
 
     def writelines(self, lines: Iterable[str]) -> None:
         with self._refusing():
@@ -81,11 +81,11 @@ class _Output:
             raise InputError(f"cannot write to standard output: {why(error)}") from None
 
 
-def _silence(stream: TextIO | None) -> None:
+def _silence(stream: Any) -> None:
     """Let what is still waiting to be written go nowhere, or Python complains at its very end."""
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())  # type: ignore[union-attr]
+        os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
 
 

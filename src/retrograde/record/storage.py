@@ -20,6 +20,7 @@ from jaxtyping import jaxtyped
 from torch import Tensor
 
 from retrograde import _checks, _files, cells, clipping, errors
+from retrograde.cells.from_function import FunctionCell
 from retrograde.engine import Border
 from retrograde.errors import ArgumentError, InputError, RecordingError, RetrogradeError
 from retrograde.record.recording import Recorded, Recording
@@ -219,7 +220,7 @@ class _Writer:
                 return {"map": [[self.value(k), self.value(v)] for k, v in value.items()]}
         kind = type(value)
         if WRITTEN.get(kind.__name__) is not kind:
-            if isinstance(value, cells.AbstractCell) and callable(getattr(value, "function", None)):
+            if isinstance(value, FunctionCell):
                 raise ArgumentError(
                     "its cell was made by from_function and holds a function of yours, and files "
                     "hold no code. Keep the step in a module of your own and record again where "
@@ -275,6 +276,7 @@ class _Reader:
             if place is None:
                 recording.fill(name, _missing)
             else:
+                _expect(place in range(len(layers)), f"there is no layer number {place}")
                 recording.fill(name, partial(layers.__getitem__, place))
         for name, (kind, message) in tree["refused"].items():
             _expect(isinstance(message, str), "the reason for a missing layer is no text")
