@@ -13,7 +13,7 @@ from typing import Any
 import numpy
 import torch
 
-from retrograde import _files
+from retrograde import _checks, _files
 from retrograde.errors import InputError, RetrogradeError
 
 
@@ -47,7 +47,7 @@ def load(target: str, seed: int) -> Subject:
     function = getattr(_module(path), name, None)
     if not callable(function):
         raise InputError(
-            f"{file} has no function {name!r}; define it to take nothing and return "
+            f"{file} has no function {_checks.shown(name)}; define it to take nothing and return "
             "(model, batch, loss_fn)"
         )
     _sow(seed)

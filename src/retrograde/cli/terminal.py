@@ -43,7 +43,7 @@ def guarded_output() -> Iterator[None]:
     """
     stdout = sys.stdout
     guarded = _Output(stdout)
-    sys.stdout = guarded  # type: ignore[assignment]
+    sys.stdout = guarded
     try:
         yield
     finally:

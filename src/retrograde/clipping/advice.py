@@ -151,7 +151,7 @@ def _numbers(group: str, values: Norms) -> Tensor:
         raise ArgumentError(
             f"the norms of {group!r} must be one number a step; got {_checks.shown(values)}"
         )
-    return found.to("cpu", torch.float64)
+    return torch.as_tensor(values, dtype=torch.float64, device="cpu").detach()
 
 
 def _whole(groups: Mapping[str, object]) -> str:

@@ -155,7 +155,7 @@ def subjects(
         _checks.instance("layer", layer, str, "the name of a layer")
     if layer is not None and layer not in recording and layer not in recording.refused:
         there = ", ".join(recording) or "none"
-        raise ArgumentError(f"no layer {layer!r}; there are: {there}")
+        raise ArgumentError(f"no layer {_checks.shown(layer)}; there are: {there}")
     found: dict[str, Subject] = {}
     errors: list[RetrogradeError] = []
     values = {row.name: row.value for row in limits}

@@ -297,6 +297,11 @@ def _recorded(subject: Recording | Recorded | nn.Module, x: Tensor | None) -> Re
         )
     if x is None:
         raise ArgumentError("a layer needs an input to run over: spectrum(layer, x)")
+    if not isinstance(x, Tensor):
+        raise ArgumentError(
+            f"x must be a tensor; got {_checks.shown(x)}. Record a pass over anything else with "
+            "retrograde.record, and give its recording"
+        )
     dtype = next(subject.parameters()).dtype
     Sequences.of(_checks.tensor("x", x, dtype=dtype), subject.input_size, subject.batch_first)
     layer = copy.deepcopy(subject).requires_grad_(True)
