@@ -308,7 +308,7 @@ class _Short(reprlib.Repr):
             text = repr(x)
         except Exception:  # of a class of the user's own
             text = object.__repr__(x)
-        half = self.maxother // 2
+        text, half = " ".join(text.split()), self.maxother // 2
         return text if len(text) <= self.maxother else f"{text[:half]}...{text[-half:]}"
 
 

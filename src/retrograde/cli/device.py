@@ -25,7 +25,8 @@ def find(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         why = (str(error).strip().splitlines() or ["no reason given"])[0][:200]
         raise InputError(
-            f"cannot use the device {_checks.shown(name)}: {why}; here there is: {', '.join(_available())}"
+            f"cannot use the device {_checks.shown(name)}: {why}; here there is: "
+            f"{_checks.listed(_available())}"
         ) from None
     return device
 

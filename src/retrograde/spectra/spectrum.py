@@ -299,7 +299,7 @@ def _recorded(subject: Recording | Recorded | nn.Module, x: Tensor | None) -> Re
         raise ArgumentError("a layer needs an input to run over: spectrum(layer, x)")
     if not isinstance(x, Tensor):
         raise ArgumentError(
-            f"x must be a tensor; got {_checks.shown(x)}. Record a pass over anything else with "
+            f"x must be a tensor; got {type(x).__name__}. Record a pass over anything else with "
             "retrograde.record, and give its recording"
         )
     dtype = next(subject.parameters()).dtype
