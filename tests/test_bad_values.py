@@ -89,6 +89,7 @@ WEIGHT = Kind(
     )
 )
 BINS = Kind((5, 0.5, NOTHING, TEXT, LIST, (), (1, 2), (0, 0), (0, 1.5), (0, math.nan), {0: 1}))
+PATH = Kind((NOTHING, 3, LIST, math.nan, b"x", "/nonesuch/x", "/", "x" * 5000, "a\0b", "\ud800"))
 MAPPING = Kind((3, TEXT, LIST, math.nan, torch.ones(2)))
 FREE = Kind(())
 """Anything at all: handed to the caller's own function, or only printed."""
@@ -541,15 +542,22 @@ ROWS: dict[str, Row] = {
         {"a": REPORT, "b": REPORT, "names": ("a", "b")},
         {"a": OBJECT, "b": OBJECT, "names": Kind((3, TEXT, LIST, ("a",), (1, 2), NOTHING))},
     ),
-    "Report.to_json": Row(
-        REPORT.to_json,
-        {"path": "/dev/null"},
-        {"path": Kind((NOTHING, 3, LIST, math.nan, "/nonesuch/x", "/", "x" * 5000, "a\0b"))},
+    "Report.to_json": Row(REPORT.to_json, {"path": "/dev/null"}, {"path": PATH}),
+    "Report.to_html": Row(REPORT.to_html, {"path": "/dev/null"}, {"path": PATH}),
+    "Report.from_json": Row(
+        lambda path: None if path == "good" else report.Report.from_json(path),
+        {"path": "good"},
+        {"path": Kind((*PATH.bad, "/dev/null"))},
     ),
-    "Report.to_html": Row(
-        REPORT.to_html,
-        {"path": "/dev/null"},
-        {"path": Kind((NOTHING, 3, LIST, math.nan, "/nonesuch/x", "/", "x" * 5000, "a\0b"))},
+    "retrograde.save": Row(
+        retrograde.save,
+        {"recording": RECORDED, "path": "/dev/null"},
+        {"recording": RECORDING, "path": PATH},
+    ),
+    "retrograde.load": Row(
+        lambda path: None if path == "good" else retrograde.load(path),
+        {"path": "good"},
+        {"path": Kind((*PATH.bad, "/dev/null"))},
     ),
     "lightning.MonitorCallback": Row(
         lightning.MonitorCallback,

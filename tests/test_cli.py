@@ -358,7 +358,7 @@ def test_compare_takes_reports_only(run, folder):
     (folder / "old.json").write_text('{"schema": "retrograde-report/1"}')
     for name, sentence in (
         ("user.py", "cannot read user.py"),
-        ("missing.json", "cannot read missing.json"),
+        ("missing.json", "there is no file missing.json"),
         ("old.json", "another version of retrograde wrote it"),
     ):
         code, out, err = run("compare", name, name)

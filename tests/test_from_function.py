@@ -389,7 +389,7 @@ def in_place_weight(w, x, h):
         (
             lambda w, x, h: h,
             {"state": {"h": -1}},
-            "the size of 'h' in state must be a positive integer; got -1",
+            "size of 'h' in state must be .*; got -1",
         ),
         (lambda w, x, h: h, {"input_size": 0}, "input_size must be a positive integer; got 0"),
         (3, {}, r"step must be a function \(parameters, x, state\) -> state; got 3"),

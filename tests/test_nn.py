@@ -472,7 +472,10 @@ def test_initialisations_that_do_not_fit():
         initialise(nn.RNN(2, 3), "chrono", horizon=10)
     with pytest.raises(ArgumentError, match="bias=False"):
         initialise(nn.LSTM(2, 3, bias=False), "uniform-gate")
-    with unchecked(), pytest.raises(ArgumentError, match="one recurrent layer .*; got Sequential"):
+    with (
+        unchecked(),
+        pytest.raises(ArgumentError, match="one recurrent layer .*; got the module Sequential"),
+    ):
         initialise(nn.Sequential(lstm), "torch")
     with pytest.raises(ArgumentError, match="needs horizon=.* at least 3; got None"):
         initialise(lstm, "chrono")

@@ -425,7 +425,10 @@ def test_norms_in_words():
     [
         (lambda m, x: m(x)[0], r"a tensor of shape \[4, 2, 3\] and type .*, requires_grad=True"),
         (lambda m, x: 3.0, "got float"),
-        (lambda m, x: m(x)[0].sum().detach(), r"shape \(\), requires_grad=False"),
+        (
+            lambda m, x: m(x)[0].sum().detach(),
+            r"shape \[\] and type torch.float32, requires_grad=False",
+        ),
     ],
 )
 def test_losses_that_are_none(loss_fn, sentence):
