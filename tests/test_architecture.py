@@ -9,7 +9,7 @@ import retrograde
 
 SOURCE = Path(retrograde.__file__).parent
 LEVELS = [  # a module imports only from its own level and the levels above it in this list
-    {"errors", "_types", "_json", "_terminal"},
+    {"errors", "_types", "_json", "_terminal", "_checks", "_files"},
     {"cells", "charts", "clipping"},
     {"engine"},
     {"nn"},
@@ -79,8 +79,10 @@ def test_the_public_names_are_pinned():
         "clipping",
         "decompose",
         "diagnose",
+        "load",
         "nn",
         "record",
         "record_cell",
+        "save",
         "spectrum",
     ]

@@ -69,7 +69,7 @@ def test_a_saturated_forget_gate_carries_the_cell_state_unchanged():
             lambda: cells.Elman(torch.zeros(2, 1), torch.zeros(2, 2), activation="gelu"),
             "one of tanh, relu, sigmoid, identity, .*; got 'gelu'",
         ),
-        (lambda: cells.Stacked(()), "at least one layer"),
+        (lambda: cells.Stacked(()), "layers must be a tuple of cells"),
         (
             lambda: cells.Stacked(
                 (

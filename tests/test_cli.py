@@ -358,7 +358,7 @@ def test_compare_takes_reports_only(run, folder):
     (folder / "old.json").write_text('{"schema": "retrograde-report/1"}')
     for name, sentence in (
         ("user.py", "cannot read user.py"),
-        ("missing.json", "cannot read missing.json"),
+        ("missing.json", "there is no file missing.json"),
         ("old.json", "another version of retrograde wrote it"),
     ):
         code, out, err = run("compare", name, name)
@@ -505,3 +505,148 @@ def test_on_a_terminal_a_bar_moves_from_the_first_second(folder, options, shown)
     os.close(ours)
     assert process.returncode == 130
     assert ("loading user.py:sleeps" in seen and "0:00:0" in seen) == shown
+
+
+def told(*command, **streams):
+    """Exit code and standard error of the command in a process of its own."""
+    process = subprocess.run(
+        arguments(*command), env=environment(), stderr=subprocess.PIPE, text=True, **streams
+    )
+    return process.returncode, process.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "where", "why"),
+    [
+        (("explain", "vanishing"), "full", "No space left on device"),
+        (("--help",), "full", "No space left on device"),
+        (("explain",), "closed pipe", "Broken pipe"),
+        (("explain",), "closed", "Bad file descriptor"),
+    ],
+)
+def test_output_that_is_closed_or_full_is_a_message_and_exit_2(command, where, why):
+    if where == "full":
+        with open("/dev/full", "w") as full:
+            found = told(*command, stdout=full)
+    elif where == "closed":
+        found = told(*command, preexec_fn=lambda: os.close(1))
+    else:
+        ours, theirs = os.pipe()
+        os.close(ours)
+        found = told(*command, stdout=theirs)
+        os.close(theirs)
+    assert found == (2, f"error: cannot write to standard output: {why}\n")
+
+
+def test_files_are_written_before_anything_is_shown(folder):
+    """What cannot be shown need not be done again."""
+    command = ("inspect", "user.py:good", "--json", "a.json")
+    with open("/dev/full", "w") as full:
+        assert told(*command, stdout=full)[0] == 2
+    assert json.loads((folder / "a.json").read_text())["layers"]
+
+
+def test_errors_that_cannot_be_said_leave_the_exit_code():
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(
+            arguments("explain", "nope"), env=environment(), stderr=full, stdout=subprocess.PIPE
+        )
+    assert process.returncode == 2
+
+
+LONG = "x" * 5000
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("inspect", LONG),
+        ("inspect", LONG + ".safetensors"),
+        ("inspect", LONG + ".py:f"),
+        ("inspect", "user.py:good", "--json", LONG),
+        ("diagnose", LONG + ".py:f"),
+        ("diagnose", LONG),
+        ("diagnose", LONG + ":" + LONG),
+        ("diagnose", "user.py:" + LONG),
+        ("diagnose", "user.py:good", "--html", LONG),
+        ("diagnose", "user.py:good", "--json", f"{LONG}/a.json"),
+        ("diagnose", "user.py:good", "--layer", LONG, "--no-remedies"),
+        ("diagnose", "user.py:good", "--device", LONG),
+        ("compare", LONG, LONG),
+        ("compare", "user.py", "user.py", "--html", LONG),
+        ("demo", "--html", LONG),
+        ("explain", LONG),
+    ],
+)
+def test_a_name_of_5000_characters_is_a_message_and_exit_2(run, command):
+    code, out, err = run(*command)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and "Traceback" not in err
+    assert len(err) < 1500
+
+
+def test_no_message_speaks_of_a_block_that_is_not_there(run, folder):
+    (folder / "idle.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def make(loss):\n"
+        "    model = nn.ModuleDict({'used': nn.LSTM(2, 3), 'idle': nn.GRU(2, 3)})\n"
+        "    return model, torch.randn(6, 2, 2), loss\n"
+        "def unused():\n"
+        "    return make(lambda model, x: model['used'](x)[0].sum())\n"
+        "def without():\n"
+        "    return make(lambda model, x: model['used'].weight_hh_l0.sum())\n"
+        "def detached():\n"
+        "    def loss(m, x):\n"
+        "        return m['used'](x)[0].detach().sum() * m['idle'].bias_hh_l0.sum()\n"
+        "    return make(loss)\n"
+    )
+    said = []
+    for command in (
+        ("unused", "--layer", "idle"),
+        ("unused", "--no-remedies", "--fail-on", "never"),
+        ("without",),
+        ("detached",),
+    ):
+        code, out, err = run("diagnose", f"idle.py:{command[0]}", *command[1:])
+        assert code == (0 if "never" in command else 2)
+        said.append(out + err)
+    said.append("".join(map(str, run("inspect", "idle.py:unused"))))
+    assert all("with`" not in text and "with block" not in text for text in said)
+    assert "while the pass was recorded" in said[0]
+
+
+def test_memory_that_torch_could_not_get_is_said_plainly(run, monkeypatch):
+    """On the CPU torch raises a plain RuntimeError."""
+
+    def instead(*subject, **settings):
+        torch.empty(10**15)
+
+    monkeypatch.setattr("retrograde.report.diagnose", instead)
+    code, _, err = run("diagnose", "user.py:good")
+    assert code == 2 and err.startswith("error: out of memory; ") and "Traceback" not in err
+
+
+SURROGATES = """
+import torch
+from torch import nn
+
+def odd():
+    model = nn.ModuleDict({"a\\udce9": nn.LSTM(2, 3), "b\\ud800": nn.GRU(2, 3)})
+    return model, torch.randn(30, 2, 2), lambda m, x: m["a\\udce9"](x)[0][-1].square().mean()
+"""
+
+
+def test_half_a_surrogate_pair_in_a_name_is_written_out(run, folder):
+    (folder / "odd.py").write_text(SURROGATES)
+    files = ("--html", "a.html", "--json", "a.json")
+    code, out, err = run("diagnose", "odd.py:odd", "--fail-on", "never", "--no-remedies", *files)
+    assert (code, err) == (0, "")
+    assert r"a\udce9" in out and r"a\udce9" in (folder / "a.html").read_text()
+    assert "a?" in (folder / "a.json").read_text()
+    code, out, err = run("compare", "a.json", "a.json", "--html", "b.html")
+    assert (code, err) == (0, "") and (folder / "b.html").read_text()
+    code, out, err = run("inspect", "odd.py:odd", "--json", "c.json")
+    assert (code, err) == (0, "") and r"a\udce9" in out and r"b\ud800" in out
+    assert "a?" in (folder / "c.json").read_text()
+    code, _, err = run("diagnose", "odd.py:odd", "--layer", "b\ud800")
+    assert code == 2 and r"b\ud800" in err

@@ -735,7 +735,7 @@ def test_counts_are_positive_integers(value):
 def test_a_percentile_and_an_alpha_have_their_ranges(value):
     with pytest.raises(ArgumentError, match="percentile must be from 0 to 100"):
         refusing(AutoClip, value)
-    with pytest.raises(ArgumentError, match="alpha must lie between 0 and 1"):
+    with pytest.raises(ArgumentError, match="alpha must be between 0 and 1"):
         refusing(ZClip, value)
 
 
@@ -779,7 +779,7 @@ def test_what_is_no_policy_is_refused():
         with pytest.raises(ArgumentError, match="looks back at earlier steps; keep a Clipper"):
             clip(Model(), policy)
     for make in (clip, Clipper):
-        with pytest.raises(ArgumentError, match="nonfinite must be 'raise' or 'skip'"):
+        with pytest.raises(ArgumentError, match="nonfinite must be one of raise, skip; got"):
             refusing(make, Model(), GlobalNorm(1.0), nonfinite="ignore")
 
 
@@ -1009,5 +1009,5 @@ def test_histories_that_say_nothing_are_refused():
         with pytest.raises(ArgumentError, match=match):
             suggest(history)
     for bit in (0, 1, math.nan, True):
-        with pytest.raises(ArgumentError, match="bit is a share of the steps"):
+        with pytest.raises(ArgumentError, match="bit must be a share between 0 and 1"):
             refusing(suggest, [1.0], bit)

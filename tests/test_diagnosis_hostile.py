@@ -258,6 +258,12 @@ def test_thresholds_that_are_no_numbers(value):
 
 
 @pytest.mark.parametrize("fraction", [-math.inf, -1.0, 5.0, math.inf])
+def test_a_part_of_the_sequence_that_is_none_is_refused(fraction):
+    with pytest.raises(ArgumentError, match="'reach_fraction' must be a number from 0 to 1; got"):
+        limits({"reach_fraction": fraction})
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
 def test_the_part_of_the_sequence_is_at_most_all_of_it(fraction):
     model, batch = made(nn.LSTM)
     thresholds = {"reach_fraction": fraction}
@@ -275,5 +281,5 @@ def test_inside_inference_mode():
 
 def test_seeds_that_are_none():
     model, batch = made(nn.LSTM)
-    with pytest.raises(ArgumentError, match="seed must be a whole number; got 'a'"):
+    with pytest.raises(ArgumentError, match="seed must be an integer from .*; got 'a'"):
         retrograde.diagnose(model, batch, loss_fn, seed="a")

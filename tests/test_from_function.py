@@ -386,9 +386,13 @@ def in_place_weight(w, x, h):
         (lambda w, x, s: s, {**NAMED, "carousel": "c->c"}, r"write \('c->c',\)"),
         (lambda w, x, h: h, {"state": 0}, "state must be a positive integer, or .*; got 0"),
         (lambda w, x, h: h, {"state": {}}, "state must be .*; got {}"),
-        (lambda w, x, h: h, {"state": {"h": -1}}, "state must be .*; got {'h': -1}"),
+        (
+            lambda w, x, h: h,
+            {"state": {"h": -1}},
+            "size of 'h' in state must be .*; got -1",
+        ),
         (lambda w, x, h: h, {"input_size": 0}, "input_size must be a positive integer; got 0"),
-        (3, {}, r"step must be a function \(parameters, x, state\) -> state; got int"),
+        (3, {}, r"step must be a function \(parameters, x, state\) -> state; got 3"),
     ],
 )
 def test_what_is_no_step_is_refused(step, options, sentence):

@@ -784,3 +784,18 @@ def test_the_weights_are_not_overwritten(run):
     code, _, err = run("a.pt", "--json", "a.pt")
     assert code == 2 and "named twice" in err
     assert run("a.pt")[0] == 0
+
+
+def test_weights_that_claim_more_than_their_file_holds_are_refused(run):
+    """A file of a kilobyte, 80 GB of weights: copied, they would end the process."""
+    torch.save(
+        {
+            "weight_hh_l0": torch.zeros(1).expand(10**5, 10**5),
+            "weight_ih_l0": torch.zeros(1).expand(10**5, 2),
+        },
+        "huge.pt",
+    )
+    assert os.path.getsize("huge.pt") < 5000
+    code, out, err = run("huge.pt")
+    assert (code, out) == (2, "")
+    assert "claims the shape [100000, 100000] and holds fewer numbers than that" in err

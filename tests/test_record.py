@@ -315,7 +315,7 @@ def changed_unseen(model):
 @pytest.mark.parametrize(
     ("use", "sentence"),
     [
-        (not_called, "'LSTM': it was not called inside the `with` block"),
+        (not_called, "'LSTM': it was not called while the pass was recorded"),
         (
             no_backward,
             r"'LSTM': no backward pass reached it.*loss.backward\(\) was not called there",

@@ -18,12 +18,12 @@ from torch import nn
 
 import retrograde
 from retrograde import charts
+from retrograde._files import write_text
 from retrograde.decompose.by_time import POOLED, ByTime
 from retrograde.diagnosis import Evidence, Finding, Training, Trial
 from retrograde.errors import ArgumentError, InputError
 from retrograde.report import Horizon, Layer, Report, Settings
 from retrograde.report.layer import by_crossing
-from retrograde.report.output import write
 
 
 def flow_of(model, steps=12, loss=lambda out: out[0].square().sum()):
@@ -423,9 +423,12 @@ def test_norms_in_words():
 @pytest.mark.parametrize(
     ("loss_fn", "sentence"),
     [
-        (lambda m, x: m(x)[0], r"a tensor of shape \(4, 2, 3\), requires_grad=True"),
+        (lambda m, x: m(x)[0], r"a tensor of shape \[4, 2, 3\] and type .*, requires_grad=True"),
         (lambda m, x: 3.0, "got float"),
-        (lambda m, x: m(x)[0].sum().detach(), r"shape \(\), requires_grad=False"),
+        (
+            lambda m, x: m(x)[0].sum().detach(),
+            r"shape \[\] and .*, requires_grad=False",
+        ),
     ],
 )
 def test_losses_that_are_none(loss_fn, sentence):
@@ -452,11 +455,11 @@ def test_paths_that_cannot_be_written(report, tmp_path):
 
 def test_a_file_is_replaced_whole_and_keeps_its_mode(tmp_path):
     path, link = tmp_path / "a.json", tmp_path / "link.json"
-    write(path, "new")
+    write_text(path, "new")
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
     path.chmod(0o640)
     link.symlink_to(path)
-    write(link, "newer")
+    write_text(link, "newer")
     assert link.is_symlink() and path.read_text() == "newer"
     assert path.stat().st_mode & 0o777 == 0o640
     assert sorted(tmp_path.iterdir()) == [path, link]
@@ -469,20 +472,20 @@ def umask():
 
 
 def test_what_is_no_file_is_not_replaced_by_one(tmp_path):
-    write(os.devnull, "text")
+    write_text(os.devnull, "text")
     assert not Path(os.devnull).is_file()
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
-    write(path, "old")
+    write_text(path, "old")
 
     def fail(self, target):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(InputError, match="a.json: No space left on device"):
-        write(path, "new")
+        write_text(path, "new")
     assert list(tmp_path.iterdir()) == [path] and path.read_text() == "old"
 
 

@@ -13,7 +13,7 @@ from retrograde import cells, clipping, nn
 from retrograde.decompose import Flow, decompose
 from retrograde.errors import RetrogradeError
 from retrograde.monitor import Monitor
-from retrograde.record import Recorded, Recording, record, record_cell
+from retrograde.record import Recorded, Recording, load, record, record_cell, save
 from retrograde.report import Report, diagnose
 from retrograde.spectra import Spectrum, spectrum
 
@@ -31,8 +31,10 @@ __all__ = [
     "clipping",
     "decompose",
     "diagnose",
+    "load",
     "nn",
     "record",
     "record_cell",
+    "save",
     "spectrum",
 ]

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from retrograde import _checks
 from retrograde.decompose import Flow, decompose
 from retrograde.decompose.glance import glance
-from retrograde.errors import ArgumentError, RecordingError, RetrogradeError
+from retrograde.errors import RecordingError, RetrogradeError
 from retrograde.record import Recorded, Recording, record, recurrent_layers
 
 Log = Callable[[dict[str, float], int], object]
@@ -102,9 +103,13 @@ class Monitor:
         samples: int = 4,
         entries: int = 8,
     ):
-        check_positive(every=every, samples=samples, entries=entries)
-        self.model, self.every, self.log = model, every, log
-        self.samples, self.entries = samples, entries
+        self.model = _checks.model("model", model)
+        self.every = _checks.whole("every", every)
+        self.samples = _checks.whole("samples", samples)
+        self.entries = _checks.whole("entries", entries)
+        if log is not None:
+            _checks.function("log", log, "of the scalars and the step")
+        self.log = log
         self.step = -1
         self._warned = False
         self._pass: _Pass | None = None
@@ -226,17 +231,6 @@ class Monitor:
                 "and not said again",
                 stacklevel=4,
             )
-
-
-def check_positive(**numbers: int) -> None:
-    """Refuse arguments that are not positive integers.
-
-    Raises:
-        ArgumentError: with the first of them.
-    """
-    for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ArgumentError(f"{name} must be a positive integer; got {number!r}")
 
 
 class _Pass:

@@ -8,7 +8,7 @@ step k back to step k-1, and both the sum over them and the split by route are r
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cached_property
 from itertools import combinations
 
@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from retrograde import _checks
 from retrograde._types import Input, Projected, State
 from retrograde.errors import ArgumentError
 
@@ -662,6 +663,16 @@ class AbstractLayer(AbstractCell):
             ArgumentError: with the shape expected of each weight that does not fit.
         """
         name, blocks = type(self).__name__, max(1, len(self.gates))
+        every = {each: getattr(self, each.name) for each in fields(self)}  # type: ignore[arg-type]
+        _checks.weights(
+            name,
+            {
+                each.name: value
+                for each, value in every.items()
+                if each.name.startswith(("weight", "bias"))
+                and (value is not None or each.default is MISSING)
+            },
+        )
         if self.weight_ih.ndim != 2 or self.weight_hh.ndim != 2:
             raise ArgumentError(
                 f"{name} expects weight_ih of shape [{blocks}*H, I] and weight_hh of shape "
@@ -677,6 +688,17 @@ class AbstractLayer(AbstractCell):
                 wrong.append(f"{key} has shape {tuple(value.shape)}, expected {shape}")
         if wrong:
             raise ArgumentError(f"{name} with H={self.hidden_size}: " + "; ".join(wrong))
+
+
+def is_cell(cell: object) -> AbstractCell:
+    """The cell, as such.
+
+    Raises:
+        ArgumentError: with what it is.
+    """
+    if not isinstance(cell, AbstractCell):
+        raise ArgumentError(f"a cell of retrograde.cells is needed; got {_checks.shown(cell)}")
+    return cell
 
 
 def standard_shapes(gates: int, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:

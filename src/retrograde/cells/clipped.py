@@ -20,12 +20,14 @@ from retrograde.cells.base import (
     Edge,
     Factors,
     damped,
+    is_cell,
 )
 from retrograde.cells.carrying import Carrying
 from retrograde.cells.composite import AbstractComposite
 from retrograde.cells.cut import Cut
 from retrograde.cells.wrapped import AbstractWrapped
 from retrograde.clipping.inside import AbstractInside
+from retrograde.clipping.policies import is_inside
 from retrograde.errors import ArgumentError
 
 
@@ -54,6 +56,8 @@ class Clipped(AbstractWrapped):
     policy: AbstractInside
 
     def __post_init__(self) -> None:
+        is_cell(self.cell)
+        is_inside(self.policy)
         if self._on_gates and not isinstance(self.cell, AbstractLayer):
             raise ArgumentError(
                 f"{self.policy!r} acts on pre-activations, and those of {type(self.cell).__name__} "
@@ -127,6 +131,7 @@ class Clipped(AbstractWrapped):
 
 def clipped(cell: AbstractCell, policy: AbstractInside) -> AbstractCell:
     """The cell with a policy in the back-propagation of each of its layers; cut routes stay so."""
+    is_cell(cell)
     if isinstance(cell, Cut | Carrying):
         return replace(cell, cell=clipped(cell.cell, policy))
     if isinstance(cell, AbstractComposite):
@@ -136,6 +141,7 @@ def clipped(cell: AbstractCell, policy: AbstractInside) -> AbstractCell:
 
 def unclipped(cell: AbstractCell) -> AbstractCell:
     """The cell without any policy in its back-propagation; the very cell if there is none."""
+    is_cell(cell)
     if isinstance(cell, Clipped):
         return cell.cell
     if isinstance(cell, AbstractWrapped):
@@ -150,6 +156,7 @@ def unclipped(cell: AbstractCell) -> AbstractCell:
 
 def policy_of(cell: AbstractCell) -> AbstractInside | None:
     """What clips in the back-propagation of a cell, or of the layers inside it."""
+    is_cell(cell)
     if isinstance(cell, Clipped):
         return cell.policy
     if isinstance(cell, AbstractWrapped):

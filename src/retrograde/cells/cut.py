@@ -9,7 +9,14 @@ from dataclasses import dataclass, replace
 from jaxtyping import Float
 from torch import Tensor
 
-from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep, edges_along
+from retrograde import _checks
+from retrograde.cells.base import (
+    AbstractCell,
+    CellAdjoint,
+    CellStep,
+    edges_along,
+    is_cell,
+)
 from retrograde.cells.wrapped import AbstractWrapped
 from retrograde.errors import ArgumentError
 
@@ -36,6 +43,11 @@ class Cut(AbstractWrapped):
     cut: frozenset[str]
 
     def __post_init__(self) -> None:
+        is_cell(self.cell)
+        if not isinstance(self.cut, frozenset) or not all(isinstance(r, str) for r in self.cut):
+            raise ArgumentError(
+                f"cut must be a frozenset of names of routes; got {_checks.shown(self.cut)}"
+            )
         known = (*self.cell.routes, *self.cell.inner_routes)
         unknown = sorted(self.cut - set(known))
         if unknown:
@@ -70,4 +82,5 @@ def truncated(cell: AbstractCell) -> AbstractCell:
 
     Reference: Hochreiter and Schmidhuber (1997), appendix A.1.
     """
+    is_cell(cell)
     return Cut(cell, frozenset(cell.recurrent_routes))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from jaxtyping import Float
 from torch import Tensor
 
+from retrograde import _checks
 from retrograde._types import Input, Projected, State
 from retrograde.cells.base import (
     AbstractLayer,
@@ -21,7 +22,6 @@ from retrograde.cells.base import (
     standard_shapes,
 )
 from retrograde.cells.squashing import SQUASHING
-from retrograde.errors import ArgumentError
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +53,7 @@ class Elman(AbstractLayer):
     activation: str = "tanh"
 
     def __post_init__(self) -> None:
-        if self.activation not in SQUASHING:
-            known = ", ".join(SQUASHING)
-            raise ArgumentError(f"activation must be one of {known}; got {self.activation!r}")
+        _checks.one_of("activation", self.activation, SQUASHING)
         self.check()
 
     @property

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from retrograde import _checks
 from retrograde._types import Input, Projected, State
 from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep, FormedGradients, Operator
 from retrograde.errors import ArgumentError
@@ -219,21 +220,19 @@ def from_function(
     """
     pieces = _pieces(state)
     named = isinstance(state, Mapping)
-    if not callable(step):
-        raise ArgumentError(
-            "step must be a function (parameters, x, state) -> state; got " + type(step).__name__
-        )
+    _checks.function("step", step, "(parameters, x, state) -> state")
     _check_parameters(parameters)
-    if not _is_size(input_size):
-        raise ArgumentError(f"input_size must be a positive integer; got {input_size!r}")
+    input_size = _checks.whole("input_size", input_size)
     if output is None:
         output = "h" if "h" in pieces else next(iter(pieces))
-    if output not in pieces:
+    if not isinstance(output, str) or output not in pieces:
         raise ArgumentError(
-            f"output must name a piece of the state, one of {', '.join(pieces)}; got {output!r}"
+            f"output must name a piece of the state, one of {', '.join(pieces)}; got "
+            f"{_checks.shown(output)}"
         )
     if isinstance(carousel, str):
         raise ArgumentError(f"carousel must hold names of routes: write ({carousel!r},)")
+    _checks.instance("carousel", carousel, Iterable, "a sequence of names of routes")  # type: ignore[type-abstract]
     cell = FunctionCell(step, dict(parameters), input_size, pieces, named, output, tuple(carousel))
     unknown = [route for route in cell.carousel if route not in cell.routes]
     if unknown:
@@ -245,21 +244,16 @@ def from_function(
     return cell
 
 
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
 def _pieces(state: object) -> dict[str, int]:
     """The sizes of the pieces by name; a state without names is one piece."""
-    if _is_size(state):
-        return {"h": state}  # type: ignore[dict-item]
-    if isinstance(state, Mapping) and state:
-        if all(isinstance(name, str) and _is_size(size) for name, size in state.items()):
-            return dict(state)
-    raise ArgumentError(
-        "state must be a positive integer, or the sizes of named pieces as in "
-        f"{{'h': 8, 'c': 8}}; got {state!r}"
-    )
+    words = "a positive integer, or the sizes of named pieces as in {'h': 8, 'c': 8}"
+    if not isinstance(state, Mapping):
+        return {"h": _checks.whole("state", state, words=words)}
+    if not state or not all(isinstance(name, str) for name in state):
+        raise ArgumentError(f"state must be {words}; got {_checks.shown(state)}")
+    return {
+        name: _checks.whole(f"the size of {name!r} in state", size) for name, size in state.items()
+    }
 
 
 def _check_parameters(parameters: object) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from retrograde import _checks
 from retrograde._types import LSTM_GATES
 from retrograde.cells.base import standard_shapes
 from retrograde.errors import ArgumentError
@@ -179,7 +180,9 @@ def generation(name: str) -> Generation:
     Raises:
         ArgumentError: for an unknown name; the message lists the table.
     """
-    if name not in generations:
+    if not isinstance(name, str) or name not in generations:
         known = ", ".join(row.name + (f" ({row.also})" if row.also else "") for row in TABLE)
-        raise ArgumentError(f"there is no LSTM generation {name!r}; there are: {known}")
+        raise ArgumentError(
+            f"there is no LSTM generation {_checks.shown(name)}; there are: {known}"
+        )
     return generations[name]

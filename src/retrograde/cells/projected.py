@@ -25,6 +25,7 @@ from retrograde.cells.base import (
     plus_product,
     standard_shapes,
 )
+from retrograde.errors import ArgumentError
 
 RECURRENT_ROUTES = tuple(f"recurrent.{gate}" for gate in LSTM_GATES)
 
@@ -63,6 +64,10 @@ class ProjectedLSTM(AbstractLayer):
     bias_hh: Float[Tensor, "..."] | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.weight_hr, Tensor) and self.weight_hr.ndim != 2:
+            raise ArgumentError(
+                f"weight_hr must have shape [P, H]; got {list(self.weight_hr.shape)}"
+            )
         self.check()
 
     @property

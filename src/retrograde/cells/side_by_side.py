@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from retrograde import _checks
 from retrograde._types import Input, Projected, State
 from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep, Operator
 from retrograde.cells.composite import AbstractComposite
@@ -40,6 +41,8 @@ class SideBySide(AbstractComposite):
     ends: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        _checks.tuple_of("layers", self.layers, AbstractCell, "cells of retrograde.cells")
+        _checks.tuple_of("ends", self.ends, str, "suffixes, one for each cell")
         if len(set(self.ends)) != len(self.layers):
             raise ArgumentError(
                 f"{len(self.layers)} cells side by side need as many different ends of names; got "

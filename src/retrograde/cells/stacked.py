@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from retrograde import _checks
 from retrograde._types import Input, Projected, State
 from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep, Operator
 from retrograde.cells.composite import AbstractComposite
@@ -41,8 +42,8 @@ class Stacked(AbstractComposite):
     masked: bool = False
 
     def __post_init__(self) -> None:
-        if not self.layers:
-            raise ArgumentError("a stack needs at least one layer; got none")
+        _checks.tuple_of("layers", self.layers, AbstractCell, "cells of retrograde.cells")
+        _checks.flag("masked", self.masked)
         for number, (below, above) in enumerate(zip(self.layers, self.layers[1:], strict=False), 1):
             if above.input_size != below.output_size:
                 raise ArgumentError(

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import math
+import os
 import sys
 import traceback
 import warnings
@@ -15,8 +16,9 @@ from typing import Annotated
 import torch
 import typer
 
+from retrograde import _files
 from retrograde._terminal import plain
-from retrograde.cli.terminal import complain, forgive_encodings, progress, show
+from retrograde.cli.terminal import complain, forgive_encodings, guarded_output, progress, show
 from retrograde.errors import InputError, MissingExtraError, RetrogradeError
 
 FINDINGS, UNUSABLE, BUG, INTERRUPTED = 1, 2, 70, 130
@@ -66,9 +68,9 @@ def demo(
             "pip install 'retrograde[demo]'"
         ) from error
     report = main_job.run(seed, quick, progress=sys.stdout.isatty())
-    show(report)
     report.to_html(html)
     report.to_json(json)
+    show(report)
     _say_written(html, json)
 
 
@@ -169,9 +171,9 @@ def compare(
 
     names = (str(before), str(after))
     comparison = compare_reports(Report.from_json(before), Report.from_json(after), names)
-    show(comparison)
     if html is not None:
         comparison.to_html(html)
+    show(comparison)
     _say_written(html)
 
 
@@ -187,20 +189,19 @@ def inspect(
     """
     path = Path(weights)
     file, _, function = weights.rpartition(":")
-    called = bool(function) and file.endswith(".py") and not path.exists()
+    called = bool(function) and file.endswith(".py") and not os.path.exists(path)
     _check_outputs(json, reads=(Path(file) if called else path,))
     from retrograde.cli import subject as subjects
     from retrograde.cli import weights_file
-    from retrograde.report import output
     from retrograde.spectra import inspect_weights
 
     with progress(f"reading {weights}", quiet=False):
         source = subjects.load(weights, seed=0).model if called else weights_file.read(path)
         found = inspect_weights(source)
-    show(found)
     if json is not None:
         text = dumps(found.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-        output.write(json, text + "\n")
+        _files.write_text(json, text + "\n")
+    show(found)
     _say_written(json)
 
 
@@ -228,20 +229,31 @@ def main() -> None:
     """Run the command line; errors that a user can act on are a message and exit code 2."""
     forgive_encodings()
     try:
-        app()
+        with guarded_output():
+            app()
     except RetrogradeError as error:
         complain(f"error: {error}")
-        sys.exit(UNUSABLE)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        complain(f"error: out of memory; a smaller batch or a shorter sequence needs less. {error}")
         sys.exit(UNUSABLE)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
             complain("interrupted; no file was left half-written")
         raise
-    except Exception:
+    except Exception as error:
+        if _is_out_of_memory(error):
+            first = (str(error).splitlines() or [""])[0]
+            complain(f"error: out of memory; a smaller batch or model needs less. {first}")
+            sys.exit(UNUSABLE)
         complain(f"{traceback.format_exc()}error: this is a fault of retrograde; please report it")
         sys.exit(BUG)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether there was too little memory; torch has no class for that on the CPU."""
+    said = str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(words in said for words in ("can't allocate memory", "not enough memory"))
+    )
 
 
 def _thresholds(options: Sequence[str]) -> dict[str, float]:
@@ -267,13 +279,11 @@ def _thresholds(options: Sequence[str]) -> dict[str, float]:
 
 def _check_outputs(*paths: Path | None, reads: Sequence[Path] = ()) -> None:
     """Refuse what cannot be written, and what would overwrite a file that is used as well."""
-    from retrograde.report.output import check_writable
-
     seen = {path.resolve() for path in reads}
     for path in paths:
         if path is None:
             continue
-        check_writable(path)
+        _files.check_writable(path)
         if path.resolve() in seen:
             raise InputError(f"{path} is named twice; give every file a name of its own")
         seen.add(path.resolve())

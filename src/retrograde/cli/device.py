@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as tree
 
+from retrograde import _checks
 from retrograde.cli.subject import Subject
 from retrograde.errors import InputError
 
@@ -22,9 +23,10 @@ def find(name: str) -> torch.device:
             raise RuntimeError("tensors on it hold no numbers")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        why = (str(error).strip().splitlines() or ["no reason given"])[0]
+        why = (str(error).strip().splitlines() or ["no reason given"])[0][:200]
         raise InputError(
-            f"cannot use the device {name!r}: {why}; here there is: {', '.join(_available())}"
+            f"cannot use the device {_checks.shown(name)}: {why}; here there is: "
+            f"{_checks.listed(_available())}"
         ) from None
     return device
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy
 import torch
 
+from retrograde import _checks, _files
 from retrograde.errors import InputError, RetrogradeError
 
 
@@ -38,15 +39,15 @@ def load(target: str, seed: int) -> Subject:
     """
     file, _, name = target.rpartition(":")
     if not file or not name:
-        raise InputError(f"expected FILE.py:FUNCTION, as in train.py:example; got {target!r}")
-    path = Path(file)
-    if not path.is_file():
-        raise InputError(f"there is no file {file}; give the path of a Python file")
+        raise InputError(
+            f"expected FILE.py:FUNCTION, as in train.py:example; got {_files.named(Path(target))!r}"
+        )
+    path = _files.check_readable(file, "the path of a Python file")
     _sow(seed)
     function = getattr(_module(path), name, None)
     if not callable(function):
         raise InputError(
-            f"{file} has no function {name!r}; define it to take nothing and return "
+            f"{file} has no function {_checks.shown(name)}; define it to take nothing and return "
             "(model, batch, loss_fn)"
         )
     _sow(seed)

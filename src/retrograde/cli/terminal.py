@@ -1,14 +1,18 @@
 """The terminal: results on standard output, progress and errors on standard error."""
 
+import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from retrograde._files import why
 from retrograde._terminal import WIDTH, plain
+from retrograde.errors import InputError
 
 
 def show(drawn: RenderableType) -> None:
@@ -30,9 +34,69 @@ def forgive_encodings() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+@contextmanager
+def guarded_output() -> Iterator[None]:
+    """Standard output that is closed, full or gone is an error of ours, whoever writes to it.
+
+    Raises:
+        InputError: when something is written, or at the end.
+    """
+    stdout = sys.stdout
+    guarded = _Output(stdout)
+    sys.stdout = guarded
+    try:
+        yield
+    finally:
+        sys.stdout = stdout
+        guarded.flush()
+
+
+class _Output:
+    """A text stream as it is, but for its errors. It is None where there is none from the start."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream or open(os.open(os.devnull, os.O_RDONLY), "w")  # refuses all
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._refusing():
+            return int(self._stream.write(text))
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        with self._refusing():
+            self._stream.writelines(lines)
+
+    def flush(self) -> None:
+        with self._refusing():
+            self._stream.flush()
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:  # the latter: somebody closed it
+            _silence(self._stream)
+            raise InputError(f"cannot write to standard output: {why(error)}") from None
+
+
+def _silence(stream: Any) -> None:
+    """Let what is still waiting to be written go nowhere, or Python complains at its very end."""
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
 def complain(message: str) -> None:
-    """Say on standard error what is wrong."""
-    print(plain(message), file=sys.stderr)
+    """Say on standard error what is wrong, if there is one."""
+    if sys.stderr is None:
+        return
+    try:
+        print(plain(message), file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        _silence(sys.stderr)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from retrograde import _files
 from retrograde.errors import InputError
 
 ADVICE = "save model.state_dict() with torch.save or safetensors, and give that file"
@@ -23,12 +24,7 @@ def read(path: Path) -> Mapping[Any, Any]:
     Raises:
         InputError: if there is no such file, or no weights are in it that can be had that way.
     """
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give the file inside that holds the weights")
-    if not path.is_file():
-        raise InputError(
-            f"there is no file {path}; give a .safetensors, .pt or .pth file, or FILE.py:FUNCTION"
-        )
+    _files.check_readable(path, "a .safetensors, .pt or .pth file, or FILE.py:FUNCTION")
     if path.suffix == ".py":
         raise InputError(f"{path} is a Python file; name its function as well: {path}:FUNCTION")
     try:
@@ -38,7 +34,7 @@ def read(path: Path) -> Mapping[Any, Any]:
             return _safetensors(path)
         found = _torchs(path, first)
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+        raise InputError(f"cannot read {path}: {_files.why(error)}") from None
     if not isinstance(found, Mapping):
         kind = type(found).__name__
         raise InputError(f"{path} holds no state dict but one object of type {kind}; {ADVICE}")

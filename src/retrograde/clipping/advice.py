@@ -7,7 +7,7 @@ from decimal import ROUND_CEILING, Context
 import torch
 from torch import Tensor
 
-from retrograde.clipping.checks import is_number
+from retrograde import _checks
 from retrograde.clipping.groups import ALL
 from retrograde.clipping.policies import GlobalNorm
 from retrograde.errors import ArgumentError
@@ -99,12 +99,13 @@ def suggest(history: Mapping[str, Norms] | Norms, bit: float = 0.03) -> Suggesti
         Clip the norm at 1: it would have bitten in 3 % of the steps (100 steps).
         The largest norm was 30, 30 times the median; the threshold is 0.69 times the mean.
     """
-    if not is_number(bit) or not 0 < bit < 1:
-        raise ArgumentError(f"bit is a share of the steps, between 0 and 1; got {bit!r}")
+    bit = _checks.number("bit", bit, lambda share: 0 < share < 1, "a share between 0 and 1")
     norms = {
-        name: torch.as_tensor(values, dtype=torch.float64, device="cpu").detach()
+        name: _numbers(name, values)
         for name, values in (history if isinstance(history, Mapping) else {ALL: history}).items()
     }
+    if not norms:
+        raise ArgumentError("history holds no norms: give those of clipper.norms()")
     lengths = {name: list(values.shape) for name, values in norms.items()}
     if (
         any(len(shape) != 1 for shape in lengths.values())
@@ -138,6 +139,19 @@ def suggest(history: Mapping[str, Norms] | Norms, bit: float = 0.03) -> Suggesti
     }
     share = float((whole > threshold).double().mean())
     return Suggestion(threshold, share, groups, len(whole), int((~finite).sum()))
+
+
+def _numbers(group: str, values: Norms) -> Tensor:
+    """The norms of a group as a tensor of float64."""
+    try:
+        found = torch.as_tensor(values).detach()
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        found = torch.empty(0, dtype=torch.bool)
+    if found.is_complex() or found.dtype == torch.bool:
+        raise ArgumentError(
+            f"the norms of {group!r} must be one number a step; got {_checks.shown(values)}"
+        )
+    return torch.as_tensor(values, dtype=torch.float64, device="cpu").detach()
 
 
 def _whole(groups: Mapping[str, object]) -> str:

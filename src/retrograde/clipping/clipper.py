@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler, OptState
 
-from retrograde.clipping.checks import whole
+from retrograde import _checks
 from retrograde.clipping.gradients import Gradients, Layout
 from retrograde.clipping.groups import ALL, Patterns, grouped
 from retrograde.clipping.policies import AbstractPolicy, check_groups, inside, is_policy
@@ -142,8 +142,7 @@ class Clipper:
     ):
         is_policy(policy)
         check_nonfinite(nonfinite)
-        if keep is not None:
-            whole("keep", keep)
+        keep = _checks.optional_whole("keep", keep)
         if (scaler is None) != (optimizer is None):
             raise ArgumentError(
                 "scaler and optimizer belong together: whether gradients are unscaled is known for "
@@ -267,8 +266,7 @@ class Clipper:
         self._history.load(_on(state["history"], device))
 
     def _rows(self, last: int | None) -> Tensor:
-        if last is not None:
-            whole("last", last)
+        last = _checks.optional_whole("last", last)
         rows = self._history.rows()
         if rows is None:
             raise ClippingError(
@@ -287,6 +285,7 @@ class _Parameters:
     """
 
     def __init__(self, model: nn.Module, own: Mapping[str, Patterns] | None):
+        model = _checks.model("model", model)
         while isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
             model = model.module
         named = {_plain_name(name): parameter for name, parameter in model.named_parameters()}
@@ -419,8 +418,7 @@ def check_nonfinite(nonfinite: object) -> None:
     Raises:
         ArgumentError: with what it is.
     """
-    if nonfinite not in ("raise", "skip"):
-        raise ArgumentError(f"nonfinite must be 'raise' or 'skip'; got {nonfinite!r}")
+    _checks.one_of("nonfinite", nonfinite, ("raise", "skip"))
 
 
 def _check_unscaled(scaler: GradScaler | None, optimizer: torch.optim.Optimizer | None) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
+from retrograde import _checks
 from retrograde.errors import ArgumentError
 
 Patterns = str | Sequence[str]
@@ -31,7 +32,7 @@ def scope_of(name: str) -> str:
         >>> scope_of("encoder.weight_hh_l0"), scope_of("encoder.bias_ih_l0"), scope_of("head.bias")
         ('recurrent', 'input', 'output')
     """
-    parts = name.split(".")
+    parts = _checks.instance("name", name, str, "the name of a parameter").split(".")
     if any(part.startswith(RECURRENT) for part in parts):
         return "recurrent"
     return "input" if any(part.startswith(INPUT) for part in parts) else "output"
@@ -43,6 +44,7 @@ def grouped(names: Iterable[str], own: Mapping[str, Patterns] | None) -> dict[st
     Raises:
         ArgumentError: if a pattern matches nothing, two groups overlap, or a group is called "all".
     """
+    check_own(own)
     names, own = tuple(names), own or {}
     if ALL in own:
         raise ArgumentError(f"a group cannot be called {ALL!r}, which means all groups together")
@@ -66,3 +68,24 @@ def grouped(names: Iterable[str], own: Mapping[str, Patterns] | None) -> dict[st
         found.setdefault(taken.get(name) or scope_of(name), []).append(name)
     order = [*own, *(g for g in ("recurrent", "input", "output") if g not in own)]
     return {group: tuple(found[group]) for group in order if group in found}
+
+
+def check_own(groups: object) -> None:
+    """Refuse what cannot be groups of the user's own, whatever the model.
+
+    Raises:
+        ArgumentError: with what it is.
+    """
+    words = "of group names to patterns of parameter names, as in {'encoder': 'encoder.*'}"
+    if groups is None:
+        return
+    for group, patterns in _checks.mapping("groups", groups, words).items():
+        if not isinstance(group, str) or not _are_patterns(patterns):
+            given = _checks.shown({group: patterns})
+            raise ArgumentError(f"groups must be a mapping {words}; got {given}")
+
+
+def _are_patterns(value: object) -> bool:
+    if isinstance(value, str):
+        return True
+    return isinstance(value, Sequence) and all(isinstance(pattern, str) for pattern in value)

@@ -16,8 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retrograde.clipping.checks import is_number, positive
-from retrograde.errors import ArgumentError
+from retrograde import _checks
 
 
 class AbstractInside:
@@ -71,7 +70,7 @@ class PreActivationValue(AbstractInside):
     max_value: float
 
     def __post_init__(self) -> None:
-        positive("max_value", self.max_value)
+        _checks.fields(self, max_value=_checks.positive)
 
     def on_pre_activation(self, da: Float[Tensor, "B G H"]) -> Float[Tensor, "B G H"]:
         size = da.abs()
@@ -98,7 +97,7 @@ class StateNorm(AbstractInside):
     max_norm: float
 
     def __post_init__(self) -> None:
-        positive("max_norm", self.max_norm)
+        _checks.fields(self, max_norm=_checks.positive)
 
     def on_state(self, delta: Float[Tensor, "B S"]) -> Float[Tensor, "B 1"]:
         # in float64, as squares of what a smaller type holds can be out of its range
@@ -130,10 +129,7 @@ class HDetach(AbstractInside):
     probability: float
 
     def __post_init__(self) -> None:
-        if not is_number(self.probability) or not 0 < self.probability <= 1:
-            raise ArgumentError(
-                f"probability must be above 0 and at most 1; got {self.probability!r}"
-            )
+        _checks.fields(self, probability=_probability)
 
     @property
     def random(self) -> bool:
@@ -153,6 +149,11 @@ class ChainInside(AbstractInside):
     """
 
     policies: tuple[AbstractInside, ...]
+
+    def __post_init__(self) -> None:
+        _checks.tuple_of(
+            "policies", self.policies, AbstractInside, "policies that act inside back-propagation"
+        )
 
     @property
     def random(self) -> bool:
@@ -178,3 +179,7 @@ def _product(
         if factor is not None:
             product = factor if product is None else product * factor
     return product
+
+
+def _probability(name: str, value: object) -> float:
+    return _checks.number(name, value, lambda real: 0 < real <= 1, "above 0 and at most 1")

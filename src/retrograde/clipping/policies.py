@@ -15,7 +15,7 @@ from typing import Any, ClassVar, overload
 import torch
 from torch import Tensor, nn
 
-from retrograde.clipping.checks import is_number, positive, whole
+from retrograde import _checks
 from retrograde.clipping.gradients import Part
 from retrograde.clipping.groups import ALL
 from retrograde.clipping.inside import AbstractInside, ChainInside
@@ -76,7 +76,7 @@ class GlobalNorm(AbstractPolicy):
     max_norm: float
 
     def __post_init__(self) -> None:
-        positive("max_norm", self.max_norm)
+        _checks.fields(self, max_norm=_checks.positive)
 
     def apply(self, part: Part, memory: Memory) -> Memory:
         part.limit(self.max_norm)
@@ -100,7 +100,7 @@ class Value(AbstractPolicy):
     max_value: float
 
     def __post_init__(self) -> None:
-        positive("max_value", self.max_value)
+        _checks.fields(self, max_value=_checks.positive)
 
     def apply(self, part: Part, memory: Memory) -> Memory:
         part.edit(lambda parameters: nn.utils.clip_grad_value_(parameters, self.max_value))
@@ -135,8 +135,7 @@ class AGC(AbstractPolicy):
     eps: float = 1e-3
 
     def __post_init__(self) -> None:
-        positive("factor", self.factor)
-        positive("eps", self.eps)
+        _checks.fields(self, factor=_checks.positive, eps=_checks.positive)
 
     def apply(self, part: Part, memory: Memory) -> Memory:
         part.edit(self._by_rows)
@@ -178,10 +177,7 @@ class AutoClip(AbstractPolicy):
     history: int | None = None
 
     def __post_init__(self) -> None:
-        if not is_number(self.percentile) or not 0 <= self.percentile <= 100:
-            raise ArgumentError(f"percentile must be from 0 to 100; got {self.percentile!r}")
-        if self.history is not None:
-            whole("history", self.history)
+        _checks.fields(self, percentile=_percent, history=_checks.optional_whole)
 
     def apply(self, part: Part, memory: Memory) -> Memory:
         seen = part.norm.reshape(1)
@@ -230,12 +226,8 @@ class ZClip(AbstractPolicy):
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        if not is_number(self.alpha) or not 0 < self.alpha < 1:
-            raise ArgumentError(f"alpha must lie between 0 and 1; got {self.alpha!r}")
-        positive("z_threshold", self.z_threshold)
-        whole("warmup", self.warmup)
-        positive("clip_factor", self.clip_factor)
-        positive("eps", self.eps)
+        positive = dict.fromkeys(("z_threshold", "clip_factor", "eps"), _checks.positive)
+        _checks.fields(self, alpha=_decay, warmup=_checks.whole, **positive)
 
     def apply(self, part: Part, memory: Memory) -> Memory:
         norm = part.norm
@@ -276,6 +268,7 @@ class ByGroup(AbstractPolicy):
     policies: Mapping[str, AbstractPolicy]
 
     def __post_init__(self) -> None:
+        _checks.mapping("policies", self.policies, "of groups to policies")
         object.__setattr__(self, "policies", dict(self.policies))
         if not self.policies:
             raise ArgumentError(
@@ -307,6 +300,9 @@ class Chain(AbstractPolicy):
     """
 
     policies: tuple[AbstractPolicy, ...]
+
+    def __post_init__(self) -> None:
+        _checks.tuple_of("policies", self.policies, AbstractPolicy, "clipping policies")
 
     def apply(self, part: Part, memory: Memory) -> Memory:
         remembered = {}
@@ -394,6 +390,14 @@ def row_norms(values: Tensor) -> Tensor:
     return norms
 
 
+def _percent(name: str, value: object) -> float:
+    return _checks.between(name, value, 0.0, 100.0, "from 0 to 100")
+
+
+def _decay(name: str, value: object) -> float:
+    return _checks.number(name, value, lambda real: 0 < real < 1, "between 0 and 1")
+
+
 def is_policy(policy: object) -> None:
     """Refuse what is no policy.
 
@@ -406,7 +410,9 @@ def is_policy(policy: object) -> None:
             "policy), before training"
         )
     if not isinstance(policy, AbstractPolicy):
-        raise ArgumentError(f"a clipping policy is needed, such as GlobalNorm(1.0); got {policy!r}")
+        raise ArgumentError(
+            f"a clipping policy is needed, such as GlobalNorm(1.0); got {_checks.shown(policy)}"
+        )
 
 
 def is_inside(policy: object) -> None:

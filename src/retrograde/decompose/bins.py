@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from retrograde import _checks
 from retrograde.engine.scaling import NOTHING, Scaled, power_of_two
 from retrograde.errors import ArgumentError
 
@@ -22,21 +23,18 @@ def lag_bins(bins: Bins, steps: int) -> tuple[range, ...]:
     Raises:
         ArgumentError: for anything else.
     """
-    if isinstance(bins, str):
-        if bins not in ("octaves", "every"):
-            raise ArgumentError(
-                f'bins must be "octaves", "every" or the first lag of each bin; got {bins!r}'
-            )
-        if bins == "every":
-            starts = list(range(steps))
-        else:
-            starts = [0, 1, *(2**i + 1 for i in range(max(1, steps).bit_length()))]
+    if isinstance(bins, str) and bins == "every":
+        starts = list(range(steps))
+    elif isinstance(bins, str) and bins == "octaves":
+        starts = [0, 1, *(2**i + 1 for i in range(max(1, steps).bit_length()))]
     else:
-        starts = list(bins)
+        words = '"octaves", "every" or the first lag of each bin, as in (0, 13, 52)'
+        starts = _checks.whole_numbers("bins", bins, words=words)
         ascending = all(a < b for a, b in zip(starts, starts[1:], strict=False))
-        if not starts or not all(isinstance(s, int) for s in starts) or starts[0] or not ascending:
+        if not starts or starts[0] or not ascending:
             raise ArgumentError(
-                f"bins must start with 0 and ascend, as in (0, 13, 52); got {tuple(bins)}"
+                "bins must start with 0 and ascend, as in (0, 13, 52); got "
+                f"{_checks.shown(tuple(starts))}"
             )
     starts = [start for start in starts if start < max(1, steps)]
     return tuple(

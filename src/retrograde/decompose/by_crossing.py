@@ -8,15 +8,12 @@ from retrograde.engine.crossings import backpropagate_by_crossing
 from retrograde.engine.entries import Entries
 from retrograde.engine.gradients import AdjointSums
 from retrograde.engine.unroll import Unrolled
-from retrograde.errors import ArgumentError
 
 
 def by_crossing(
     unrolled: Unrolled, entries: Entries, lags: tuple[range, ...], max_crossings: int
 ) -> Mapping[str, Split]:
     """One pass with a row for every entry and number of crossings, parameter by parameter."""
-    if isinstance(max_crossings, bool) or not isinstance(max_crossings, int) or max_crossings < 1:
-        raise ArgumentError(f"max_crossings must be a positive integer; got {max_crossings!r}")
     classes = max_crossings + 1
     bins = LagBins(lags, classes)
     sums = AdjointSums(unrolled.cell, classes * len(lags))

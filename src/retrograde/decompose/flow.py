@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retrograde import charts
+from retrograde import _checks, charts
 from retrograde.cells import AbstractCell, Cut, clipped, unclipped
 from retrograde.clipping import AbstractInside, AbstractPolicy, chain
 from retrograde.decompose import by_time
@@ -29,6 +29,7 @@ from retrograde.decompose.split import Split
 from retrograde.engine import Entries, Scaled, Unrolled, fold, with_factors
 from retrograde.errors import ArgumentError
 from retrograde.record import Recorded, Recording
+from retrograde.record.recording import the_one
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,6 +204,7 @@ class Flow:
                 crossings that is not a positive integer.
         """
         name, lags = self._known(parameter), lag_bins(bins, self.steps)
+        max_crossings = _checks.whole("max_crossings", max_crossings)
         key = (*lags, max_crossings)
         if key not in self._splits:
             split = by_crossing(self.unrolled, self.entries, lags, max_crossings)
@@ -223,7 +225,7 @@ class Flow:
         Raises:
             ArgumentError: for an unknown route; the message lists those of this cell.
         """
-        cell = Cut(self._cell, frozenset(routes))
+        cell = Cut(self._cell, frozenset(_checks.names("routes", routes)))
         return Flow(self.recorded, replace(self.unrolled, cell=cell), self.entries)
 
     @property
@@ -288,7 +290,7 @@ class Flow:
         Raises:
             ArgumentError: if `max_rows` is not a positive integer.
         """
-        entries = Entries.of(self.recorded.direct, max_rows)
+        entries = Entries.of(self.recorded.direct, _checks.whole("max_rows", max_rows))
         return Flow(self.recorded, self.unrolled, entries)
 
     @staticmethod
@@ -314,6 +316,7 @@ class Flow:
             ArgumentError: for an unknown parameter, or steps that are not 0 <= k <= t < T.
         """
         name = self._known(parameter)
+        t, k = _checks.whole("t", t, least=None), _checks.whole("k", k, least=None)
         if name is None or not 0 <= k <= t < self.steps:
             raise ArgumentError(
                 f"contribution needs a parameter and steps 0 <= k <= t < {self.steps}; got "
@@ -342,7 +345,7 @@ class Flow:
     def _known(self, parameter: str | None) -> str | None:
         if parameter is not None and parameter not in self.parameters:
             raise ArgumentError(
-                f"no parameter {parameter!r} in {self.recorded.name!r}; it has "
+                f"no parameter {_checks.shown(parameter)} in {self.recorded.name!r}; it has "
                 + ", ".join(self.parameters)
             )
         return parameter
@@ -365,7 +368,8 @@ def decompose(recording: Recording | Recorded, *, max_rows: int | None = None) -
         sum large ones.
 
     Raises:
-        ArgumentError: if the recording holds several layers.
+        ArgumentError: if the recording holds several layers, for anything that is no recording, and
+            for a `max_rows` that is not a positive integer.
         NonFiniteError: if a NaN or an infinity was recorded, with the first place (step, layer,
             gate, route) and the growth that led there, in words and as its `place`.
 
@@ -377,7 +381,7 @@ def decompose(recording: Recording | Recorded, *, max_rows: int | None = None) -
         >>> retrograde.decompose(recording).by_lag("weight_hh_l0").lags
         (range(0, 1), range(1, 2), range(2, 3), range(3, 5))
     """
-    recorded = recording if isinstance(recording, Recorded) else recording.only()
+    recorded, max_rows = the_one(recording), _checks.optional_whole("max_rows", max_rows)
     flow = Flow(recorded, replay(recorded), Entries.of(recorded.direct, max_rows))
     flow.adjoints  # noqa: B018  the pass runs here, so that its errors are raised here
     return flow

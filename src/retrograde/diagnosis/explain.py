@@ -1,5 +1,6 @@
 """A rule explained, from the same table that the diagnosis runs on; a page of the docs is this."""
 
+from retrograde import _checks
 from retrograde.diagnosis.remedies import REMEDIES
 from retrograde.diagnosis.rules import RULES
 from retrograde.diagnosis.thresholds import TABLE
@@ -17,8 +18,10 @@ def explain(name: str) -> str:
         >>> print(explain("vanishing").splitlines()[0])
         # The gradient vanishes
     """
-    if name not in RULES:
-        raise ArgumentError(f"there is no rule {name!r}; there are: {', '.join(RULES)}")
+    if not isinstance(name, str) or name not in RULES:
+        raise ArgumentError(
+            f"there is no rule {_checks.shown(name)}; there are: {', '.join(RULES)}"
+        )
     rule = RULES[name]
     parts = [f"# {rule.title}", f"Rule `{rule.name}`. {rule.meaning}"]
     rows = [row for row in TABLE if row.name in rule.thresholds]

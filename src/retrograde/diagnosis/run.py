@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from retrograde import _checks
 from retrograde.diagnosis.unharmed import copied, seeded
 from retrograde.errors import ArgumentError
 from retrograde.record import Recording, record, recurrent_layers
@@ -103,17 +104,7 @@ def scalar(loss: object) -> Tensor:
     Raises:
         ArgumentError: if it is not a scalar tensor with a gradient.
     """
-    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
-        return loss
-    arrived = (
-        f"a tensor of shape {tuple(loss.shape)}, requires_grad={loss.requires_grad}"
-        if isinstance(loss, Tensor)
-        else f"{type(loss).__name__}"
-    )
-    raise ArgumentError(
-        "loss_fn(model, batch) must return the scalar loss as a tensor that depends on the "
-        f"model's parameters; got {arrived}"
-    )
+    return _checks.loss("loss_fn(model, batch)", loss, "the model's parameters")
 
 
 def modules_after(order: list[nn.Module], layers: list[nn.Module]) -> list[nn.Module]:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from retrograde import _checks
 from retrograde.cells import Elman
 from retrograde.cells.leaves import leaves
 from retrograde.decompose import Flow, decompose
@@ -150,9 +151,11 @@ def subjects(
     fixed: Need | None = None,
 ) -> tuple[dict[str, Subject], list[RetrogradeError]]:
     """Every recorded layer as a subject, and why some are none."""
+    if layer is not None:
+        _checks.instance("layer", layer, str, "the name of a layer")
     if layer is not None and layer not in recording and layer not in recording.refused:
         there = ", ".join(recording) or "none"
-        raise ArgumentError(f"no layer {layer!r}; there are: {there}")
+        raise ArgumentError(f"no layer {_checks.shown(layer)}; there are: {there}")
     found: dict[str, Subject] = {}
     errors: list[RetrogradeError] = []
     values = {row.name: row.value for row in limits}

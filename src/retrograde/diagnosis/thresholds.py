@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from retrograde import _checks
 from retrograde.errors import ArgumentError
 
 
@@ -116,26 +117,39 @@ TABLE = (
 )
 
 
+SHARES = (
+    *("reach_fraction", "season_correlation", "far_share", "saturated_slope", "saturated_share"),
+    *("saturated_state_share", "dead_share"),
+)
+"""Those that only make sense from 0 to 1."""
+
+SIZES = ("growth_total", "double_bias", "imbalance")
+"""Those that cannot be negative; infinity switches a rule off."""
+
+
 def limits(changed: Mapping[str, float] | None = None) -> tuple[Threshold, ...]:
     """The table, with some values changed.
 
     Raises:
         ArgumentError: for a name that the table does not have (the message lists those it has), or
-            a value that is no number.
+            a value that is no number, or none that the threshold can have.
     """
-    changed = changed or {}
+    changed = _checks.mapping(
+        "thresholds", {} if changed is None else changed, "of names to numbers"
+    )
     known = [row.name for row in TABLE]
     for name in changed:
         if name not in known:
             raise ArgumentError(f"there is no threshold {name!r}; there are: {', '.join(known)}")
-        value = changed[name]
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if math.isnan(number):
-            raise ArgumentError(f"the threshold {name!r} must be a number; got {value!r}")
-    return tuple(
-        Threshold(row.name, float(changed.get(row.name, row.value)), row.unit, row.reason)
-        for row in TABLE
-    )
+    values = {name: _checked(name, value) for name, value in changed.items()}
+    return tuple(replace(row, value=values.get(row.name, row.value)) for row in TABLE)
+
+
+def _checked(name: str, value: object) -> float:
+    """The value of a threshold, in the range that it can have."""
+    low, high, words = -math.inf, math.inf, "a number"
+    if name in SHARES:
+        low, high, words = 0.0, 1.0, "a number from 0 to 1"
+    elif name in SIZES:
+        low, words = 0.0, "a number that is not negative"
+    return _checks.between(f"the threshold {name!r}", value, low, high, words)

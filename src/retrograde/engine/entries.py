@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from retrograde import _checks
 from retrograde.engine.scaling import Scaled, factors_to_centre
-from retrograde.errors import ArgumentError
 
 FULL_ROWS = 1024
 """Up to this many entry steps each have a row of their own unless the caller says otherwise."""
@@ -38,8 +38,8 @@ class Entries:
         Raises:
             ArgumentError: if `max_rows` is not a positive integer.
         """
-        if max_rows is not None and max_rows < 1:
-            raise ArgumentError(f"max_rows must be a positive integer; got {max_rows!r}")
+        _checks.tensor("direct", direct, ["T", "B", "S"])
+        max_rows = _checks.optional_whole("max_rows", max_rows)
         steps = torch.nonzero(direct.flatten(1).any(1)).squeeze(1).tolist()
         if max_rows is None:
             max_rows = FULL_ROWS if len(steps) <= FULL_ROWS else BLOCK_ROWS

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep, Factors
+from retrograde import _checks
+from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep, Factors, is_cell
 from retrograde.engine.border import Border
 from retrograde.errors import ArgumentError
 
@@ -122,12 +123,16 @@ def unroll(
         >>> unroll(cell, torch.ones(3, 1, 1)).output.flatten()
         tensor([1.0000, 1.5000, 1.7500])
     """
+    dtype = next(iter(is_cell(cell).parameters.values())).dtype
+    _checks.tensor("x", x, dtype=dtype)
     if x.ndim != 3 or x.shape[2] != cell.input_size:
         raise ArgumentError(
             f"x must have shape [T, B, {cell.input_size}]; got {tuple(x.shape)}. Transpose a "
             "batch-first tensor with x.transpose(0, 1)"
         )
     expected = (x.shape[1], cell.state_size)
+    if initial is not None:
+        _checks.tensor("initial", initial, dtype=dtype)
     if initial is not None and tuple(initial.shape) != expected:
         raise ArgumentError(
             f"the initial state must have shape {list(expected)} [B, S]; got {list(initial.shape)}"

@@ -7,9 +7,13 @@ from importlib import import_module
 from io import BytesIO
 from typing import Any
 
+from retrograde import _checks
 from retrograde.clipping import AbstractPolicy, Clipper
+from retrograde.clipping.clipper import check_nonfinite
+from retrograde.clipping.groups import check_own
+from retrograde.clipping.policies import is_policy
 from retrograde.errors import ArgumentError, MissingExtraError
-from retrograde.monitor import Monitor, check_positive
+from retrograde.monitor import Monitor
 
 
 def _callbacks() -> tuple[type[Any], ...]:
@@ -68,10 +72,9 @@ class MonitorCallback(*_callbacks()):  # type: ignore[misc]
         entries: int = 8,
     ):
         super().__init__()
-        check_positive(every=every, samples=samples, entries=entries)
-        if images_every is not None:
-            check_positive(images_every=images_every)
-        self.images_every = images_every
+        every = _checks.whole("every", every)
+        samples, entries = _checks.whole("samples", samples), _checks.whole("entries", entries)
+        self.images_every = _checks.optional_whole("images_every", images_every)
         self.monitor: Monitor | None = None
         self._step = 0
         self._warned = False
@@ -149,7 +152,7 @@ class ClippingCallback(*_callbacks()):  # type: ignore[misc]
 
     Raises:
         MissingExtraError: on import, without Lightning.
-        ArgumentError: for an `every` that is not a positive integer; when training starts, for a
+        ArgumentError: for arguments that are none for any model; when training starts, for a
             policy or groups that do not fit the model, a trainer that clips, and several
             optimisers.
 
@@ -169,8 +172,11 @@ class ClippingCallback(*_callbacks()):  # type: ignore[misc]
         every: int = 50,
     ):
         super().__init__()
-        check_positive(every=every)
-        self.every = every
+        self.every = _checks.whole("every", every)
+        is_policy(policy)
+        check_own(groups)
+        check_nonfinite(nonfinite)
+        keep = _checks.optional_whole("keep", keep)
         self.clipper: Clipper | None = None
         self._resumed: dict[str, Any] | None = None
         self._steps = 0

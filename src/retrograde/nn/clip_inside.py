@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from retrograde import _checks
 from retrograde.cells import clipped
 from retrograde.clipping import AbstractInside
 from retrograde.clipping.policies import is_inside
@@ -96,6 +97,7 @@ def clip_inside(model: nn.Module, policy: AbstractInside) -> ClippedInside:
         >>> inside.remove()
     """
     is_inside(policy)
+    _checks.model("model", model)
     layers: dict[str, Layer] = {}
     for path, module in model.named_modules():
         name = path or type(module).__name__
@@ -133,6 +135,7 @@ def unclip(model: nn.Module) -> None:
     Raises:
         ArgumentError: for a layer that was parametrized since, which is of another class now.
     """
+    _checks.model("model", model)
     _take_off(
         {
             path or type(module).__name__: module

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from retrograde import _checks
 from retrograde._types import GRU_GATES, LSTM_GATES
 from retrograde.cells.generations import generation
 from retrograde.errors import ArgumentError
@@ -64,14 +65,16 @@ def initialise(
         >>> (lstm.bias_ih_l0 + lstm.bias_hh_l0)[3:6]
         tensor([1., 1., 1.], grad_fn=<SliceBackward0>)
     """
-    if name not in initialisations:
-        known = ", ".join(initialisations)
-        raise ArgumentError(f"there is no initialisation {name!r}; there are: {known}")
+    _checks.one_of("name", name, initialisations)
     if not isinstance(module, Module):
         raise ArgumentError(
             f"initialise takes one recurrent layer (an LSTM, GRU or RNN of torch.nn or "
-            f"retrograde.nn); got {type(module).__name__}. Pass the layer inside your model"
+            f"retrograde.nn); got {_checks.shown(module)}. Pass the layer inside your model"
         )
+    value, gain = _checks.number("value", value), _checks.number("gain", gain)
+    horizon = _checks.optional_whole("horizon", horizon, least=3)
+    if generator is not None:
+        _checks.instance("generator", generator, torch.Generator, "a torch.Generator")
     initialisations[name](_Target(module, name), _Options(value, horizon, gain, generator))
 
 
@@ -139,10 +142,8 @@ def _forget_bias(target: _Target, options: _Options) -> None:
 
 def _chrono(target: _Target, options: _Options) -> None:
     horizon = options.horizon
-    if horizon is None or horizon < 3:
-        raise ArgumentError(
-            f"chrono needs horizon=, the longest lag in steps, of at least 3; got {horizon!r}"
-        )
+    if horizon is None:
+        raise ArgumentError("chrono needs horizon=, the longest lag in steps, of at least 3")
     drawn = target.set_bias(
         target.keeping, lambda bias: torch.log(options.uniform(bias, 1.0, horizon - 1.0))
     )

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from retrograde import cells
+from retrograde import _checks, cells
 from retrograde.cells.base import standard_shapes
 from retrograde.cells.generations import TABLE, generation
 from retrograde.cells.squashing import SQUASHING
@@ -69,7 +69,9 @@ class LSTM(AbstractRecurrent):
             ArgumentError: for anything but an nn.LSTM without projection.
         """
         if not isinstance(module, nn.LSTM) or module.proj_size:
-            raise ArgumentError(f"expected an nn.LSTM with proj_size=0; got {module!r}")
+            raise ArgumentError(
+                f"expected an nn.LSTM with proj_size=0; got {_checks.shown(module)}"
+            )
         return _filled(cls, module)
 
     def _shapes(self, inputs: int, hidden: int) -> Shapes:
@@ -132,10 +134,11 @@ class GRU(AbstractRecurrent):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ):
-        if generation not in GRUS:
+        if not isinstance(generation, str) or generation not in GRUS:
             raise ArgumentError(
-                f"there is no GRU generation {generation!r}; there are: {', '.join(GRUS)}. Peep"
-                "holes belong to the LSTM family: retrograde.nn.LSTM(..., generation='lstm-2002')"
+                f"there is no GRU generation {_checks.shown(generation)}; there are: "
+                f"{', '.join(GRUS)}. Peepholes belong to the LSTM family: "
+                "retrograde.nn.LSTM(..., generation='lstm-2002')"
             )
         self.generation = generation
         sizes = (input_size, hidden_size, num_layers)
@@ -151,7 +154,7 @@ class GRU(AbstractRecurrent):
             ArgumentError: for anything but an nn.GRU.
         """
         if not isinstance(module, nn.GRU):
-            raise ArgumentError(f"expected an nn.GRU; got {module!r}")
+            raise ArgumentError(f"expected an nn.GRU; got {_checks.shown(module)}")
         return _filled(cls, module)
 
     def _shapes(self, inputs: int, hidden: int) -> Shapes:
@@ -209,10 +212,7 @@ class RNN(AbstractRecurrent):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ):
-        if nonlinearity not in SQUASHING:
-            known = ", ".join(SQUASHING)
-            raise ArgumentError(f"nonlinearity must be one of {known}; got {nonlinearity!r}")
-        self.nonlinearity = nonlinearity
+        self.nonlinearity = _checks.one_of("nonlinearity", nonlinearity, SQUASHING)
         sizes = (input_size, hidden_size, num_layers)
         super().__init__(
             *sizes, bias, batch_first, dropout, bidirectional, truncated, device, dtype
@@ -226,7 +226,7 @@ class RNN(AbstractRecurrent):
             ArgumentError: for anything but an nn.RNN.
         """
         if not isinstance(module, nn.RNN):
-            raise ArgumentError(f"expected an nn.RNN; got {module!r}")
+            raise ArgumentError(f"expected an nn.RNN; got {_checks.shown(module)}")
         return _filled(cls, module, nonlinearity=module.nonlinearity)
 
     def _shapes(self, inputs: int, hidden: int) -> Shapes:
@@ -266,11 +266,13 @@ Module = TypeVar("Module", bound=AbstractRecurrent)
 
 def _filled(kind: Callable[..., Module], module: nn.RNNBase, **options: Any) -> Module:
     """A module of this package with the sizes and the weights of one of torch's."""
-    names = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout")
+    sizes = ("input_size", "hidden_size", "num_layers", "dropout")
+    flags = ("bias", "batch_first", "bidirectional")  # torch takes 0 and 1 as well
     weight = next(module.parameters())
-    sizes = {name: getattr(module, name) for name in (*names, "bidirectional")}
+    given = {name: getattr(module, name) for name in sizes}
+    given |= {name: bool(getattr(module, name)) for name in flags}
     # Made on the meta device, where no numbers are drawn.
-    filled = kind(**sizes, **options, device="meta", dtype=weight.dtype).to_empty(
+    filled = kind(**given, **options, device="meta", dtype=weight.dtype).to_empty(
         device=weight.device
     )
     filled.load_state_dict(module.state_dict())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from retrograde import _checks
 from retrograde.cells import AbstractCell, AbstractLayer, clipped, truncated
 from retrograde.errors import ArgumentError
 from retrograde.nn.clipping import Clipping
@@ -42,19 +43,19 @@ class AbstractRecurrent(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
-        for name, size in sizes.items():
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ArgumentError(f"{name} must be a positive integer; got {size!r}")
-        if isinstance(dropout, bool) or not 0 <= dropout <= 1:
-            raise ArgumentError(f"dropout must be a probability from 0 to 1; got {dropout!r}")
-        if dropout and num_layers == 1:
+        self.input_size = _checks.whole("input_size", input_size)
+        self.hidden_size = _checks.whole("hidden_size", hidden_size)
+        self.num_layers = _checks.whole("num_layers", num_layers)
+        self.dropout = _checks.between("dropout", dropout, 0.0, 1.0, "a probability from 0 to 1")
+        if self.dropout and self.num_layers == 1:
             warnings.warn(
                 f"dropout={dropout} acts between layers, and there is only one", stacklevel=3
             )
-        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
-        self.bias, self.batch_first, self.dropout = bias, batch_first, float(dropout)
-        self.bidirectional, self.truncated = bidirectional, truncated
+        self.bias = _checks.flag("bias", bias)
+        self.batch_first = _checks.flag("batch_first", batch_first)
+        self.bidirectional = _checks.flag("bidirectional", bidirectional)
+        self.truncated = _checks.flag("truncated", truncated)
+        _check_dtype(dtype)
         for name, shape in self._named_shapes().items():
             empty = torch.empty(shape, device=device, dtype=dtype)
             self.register_parameter(name, nn.Parameter(empty))
@@ -111,6 +112,7 @@ class AbstractRecurrent(nn.Module):
         Raises:
             ArgumentError: for sizes that do not fit.
         """
+        _checks.flag("return_activations", return_activations)
         weights = {name: getattr(self, name) for name in self.weight_names}  # parametrized or not
         cells = self.cells(weights)
         sequences = Sequences.of(input, self.input_size, self.batch_first)
@@ -257,6 +259,16 @@ class AbstractRecurrent(nn.Module):
         first = {n.removesuffix("_l0"): shape for n, shape in found.items() if n.endswith("_l0")}
         advice = self._fitting(first, self.input_size, self.hidden_size)
         return f"these weights are not those of {self!r} ({named}). {advice}"
+
+
+def _check_dtype(dtype: object) -> None:
+    """Refuse what no weights can have.
+
+    Raises:
+        ArgumentError: for anything but a floating-point type.
+    """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ArgumentError(f"dtype must be a floating-point type of torch; got {dtype!r}")
 
 
 def nearest(found: Shapes, kinds: Mapping[str, Shapes]) -> str:

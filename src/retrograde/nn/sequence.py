@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
+from retrograde import _checks
 from retrograde.cells import AbstractCell
 from retrograde.errors import ArgumentError
 from retrograde.nn.function import Note, no_autocast, run, under_autocast
@@ -43,6 +44,10 @@ class Sequences:
         if isinstance(given, PackedSequence):
             x, lengths = pad_packed_sequence(given)
             shape, dims = list(given.data.shape), 3
+        elif not isinstance(given, Tensor) or given.layout != torch.strided:
+            raise ArgumentError(
+                f"input must be a strided tensor, or be packed; got {_checks.shown(given)}"
+            )
         else:
             x, lengths, shape, dims = given, None, list(given.shape), given.ndim
         if dims not in (2, 3) or shape[-1] != size:
@@ -71,7 +76,11 @@ class Sequences:
         shapes = [[layers, self.x.shape[1], size] for size in slots.values()]
         if hx is None:
             return [self.x.new_zeros(shape) for shape in shapes]
-        given = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+        given = tuple(hx) if isinstance(hx, tuple | list) else (hx,)
+        if not all(isinstance(part, Tensor) for part in given):
+            raise ArgumentError(
+                f"hx must be a tensor for each of {', '.join(slots)}; got {_checks.shown(hx)}"
+            )
         if self.unbatched:
             given = tuple(part.unsqueeze(1) if part.ndim == 2 else part for part in given)
         if [list(part.shape) for part in given] != shapes:

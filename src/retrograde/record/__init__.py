@@ -5,11 +5,13 @@ They copy what goes in and out (calls.py), keep what each backward pass brings (
 out which call carries on the state of which (links.py, graph.py). When a layer of the recording
 (recording.py) is asked for, calls that belong together become one cell with inputs and adjoints
 (assemble.py: chains.py, readings.py, masks.py). All hooks are gone when the `with` block ends.
+storage.py writes recordings to files and reads them.
 """
 
 from retrograde.record.cell import record_cell
 from retrograde.record.layers import recurrent_layers
 from retrograde.record.record import record
 from retrograde.record.recording import Recorded, Recording
+from retrograde.record.storage import load, save
 
-__all__ = ["Recorded", "Recording", "record", "record_cell", "recurrent_layers"]
+__all__ = ["Recorded", "Recording", "load", "record", "record_cell", "recurrent_layers", "save"]

@@ -6,15 +6,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from retrograde import _checks
 from retrograde.cells import AbstractCell
+from retrograde.cells.base import is_cell
+from retrograde.errors import ArgumentError
 from retrograde.record.recording import Recorded
 
 
 def record_cell(
     cell: AbstractCell,
-    x: Float[Tensor, "T B I"],
+    x: Float[Tensor, "..."],
     loss: Callable[[Float[Tensor, "T B H"], Float[Tensor, "B S"]], Tensor],
-    initial: Float[Tensor, "B S"] | None = None,
+    initial: Float[Tensor, "..."] | None = None,
     name: str = "cell",
 ) -> Recorded:
     """Record a bare cell: run it over x, and let autograd differentiate the loss.
@@ -26,6 +29,10 @@ def record_cell(
         initial: the initial state, shape [B, S]; zeros if None.
         name: what to call it in messages and reports.
 
+    Raises:
+        ArgumentError: for an input or a state that does not fit the cell, or a loss that is not a
+            scalar tensor with a gradient.
+
     Example:
         >>> import torch, retrograde
         >>> from retrograde.cells import Elman
@@ -34,8 +41,15 @@ def record_cell(
         >>> retrograde.decompose(recorded).by_time("weight_ih").norm
         tensor([[0.2500, 0.5000, 1.0000]], dtype=torch.float64)
     """
+    dtype = next(iter(is_cell(cell).parameters.values())).dtype
+    _checks.tensor("x", x, ["T", "B", cell.input_size], dtype)
+    if not x.numel():
+        raise ArgumentError(f"x must hold a step and a sample; got shape {list(x.shape)}")
+    _checks.function("loss", loss, "(outputs, last state) -> loss")
+    _checks.instance("name", name, str, "a text")
     if initial is None:
         initial = x.new_zeros(x.shape[1], cell.state_size)
+    _checks.tensor("initial", initial, [x.shape[1], cell.state_size], dtype)
     with torch.enable_grad():
         weights = {n: w.detach().clone().requires_grad_() for n, w in cell.parameters.items()}
         live = cell.with_parameters(weights)
@@ -47,7 +61,9 @@ def record_cell(
         # The loss sees leaves, so that what it gives to each h_t is known without what comes later.
         leaf_output = output.detach().requires_grad_()
         leaf_state = state.detach().requires_grad_()
-        value = loss(leaf_output, leaf_state)
+        value = _checks.loss(
+            "loss(outputs, last state)", loss(leaf_output, leaf_state), "its arguments"
+        )
         direct = torch.autograd.grad(value, (leaf_output, leaf_state), materialize_grads=True)
         grads = torch.autograd.grad(
             (output, state), list(weights.values()), direct, materialize_grads=True

@@ -7,6 +7,7 @@ from threading import Lock
 
 from torch import nn
 
+from retrograde import _checks
 from retrograde.errors import RecordingError, UnsupportedModelError
 from retrograde.record.assemble import assemble
 from retrograde.record.graph import Roots, listening
@@ -33,6 +34,7 @@ def record(model: nn.Module) -> Iterator[Recording]:
         The `Recording`, filled when the block ends.
 
     Raises:
+        ArgumentError: for anything but a model.
         UnsupportedModelError: if no layer inside can be recorded; the message says why for each.
         RecordingError: when the block ends without a backward pass through any layer.
 
@@ -45,6 +47,7 @@ def record(model: nn.Module) -> Iterator[Recording]:
         >>> recording["0"].x.shape
         torch.Size([4, 1, 2])
     """
+    _checks.model("model", model)
     recording, passes = Recording(), _Passes()
     with ExitStack() as hooks:
         watches = []
@@ -158,7 +161,7 @@ def _fill_layer(recording: Recording, watch: Watch, through: list[Recording]) ->
 def _missing(watch: Watch) -> str:
     """Why no backward pass went through a layer."""
     if not watch.calls and not watch.idle:
-        return "it was not called inside the `with` block; run the forward pass there" + (
+        return "it was not called while the pass was recorded: run its forward pass there" + (
             f" ({watch.kind} has a forward of its own: that must call the one of the layer it is)"
             if watch.kind
             else ""
@@ -174,7 +177,7 @@ def _missing(watch: Watch) -> str:
             "grad, or a torch.autograd.backward that was imported by name; call loss.backward()"
         )
     return (
-        "no backward pass reached it inside the `with` block: either loss.backward() was not "
+        "no backward pass reached it while it was recorded: either loss.backward() was not "
         "called there (torch.autograd.grad does not count), or the loss does not depend on this "
         "layer"
     )

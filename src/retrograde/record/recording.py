@@ -1,13 +1,16 @@
 """What a recording holds: layers by name, taken from one or several backward passes."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from retrograde import _checks
 from retrograde.cells import AbstractCell
 from retrograde.engine import Border
 from retrograde.errors import ArgumentError, RecordingError, RetrogradeError
@@ -62,7 +65,11 @@ class Recorded:
         """The first samples alone; what they gave to the gradient, autograd does not tell.
 
         All of them where samples read each other's states (a batch in another order).
+
+        Raises:
+            ArgumentError: if `samples` is not a positive integer.
         """
+        samples = _checks.whole("samples", samples)
         if any(border.mixes_samples for border in self.borders.values()):
             return replace(self, gradients={})
         borders = {k: border.part(samples) for k, border in self.borders.items()}
@@ -95,6 +102,28 @@ class Recorded:
     def _initial(self, letter: str) -> Tensor:
         slots = self.cell.slots.items()
         return torch.stack([self.initial[:, slot] for name, slot in slots if name[0] == letter])
+
+
+def the_one(recording: object) -> Recorded:
+    """The recorded layer that a function was given, itself or as the only one of its recording.
+
+    Raises:
+        RecordingError: if nothing is recorded yet.
+        ArgumentError: if there are several, and for anything that is no recording.
+    """
+    if isinstance(recording, Recorded):
+        return recording
+    if isinstance(recording, Recording):
+        return recording.only()
+    arrived = _checks.shown(recording)
+    if isinstance(recording, nn.Module):
+        arrived += ", which has to run first: with retrograde.record(model) as recording: ..."
+    elif isinstance(recording, Mapping):
+        arrived += "; give one of its values"
+    raise ArgumentError(
+        "recording must be what retrograde.record or record_cell recorded, or one layer of it; "
+        f"got {arrived}"
+    )
 
 
 if TYPE_CHECKING:
@@ -146,6 +175,22 @@ class Recording(Layers):
     def refused(self) -> Mapping[str, str]:
         """Layers that were found but not recorded, and why."""
         return {name: str(error) for name, error in self._refused.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Layers put together and reasons, for copies and pickles: no hooks, no graph, no calls."""
+        for name in self:
+            with suppress(RetrogradeError):  # kept as its reason
+                self[name]
+        return {
+            "names": tuple(self),
+            "made": dict(self._made),
+            "refused": dict(self._refused),
+            "passes": self.passes,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.passes, self._made, self._refused = state["passes"], state["made"], state["refused"]
+        self._makers = {name: partial(self._made.__getitem__, name) for name in state["names"]}
 
     def only(self) -> Recorded:
         """The one recorded layer.

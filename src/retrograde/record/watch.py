@@ -1,8 +1,8 @@
 """The hooks on one recurrent layer: every call of it, and the gradients of its weights."""
 
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils.hooks import unserializable_hook
 
 from retrograde.record.calls import Call, WeightKey, data, parts_of, results_of
 from retrograde.record.forward import computing, looking_at, outermost
@@ -79,6 +80,7 @@ class Watch:
     def attach(self) -> None:
         """Put the hooks in place."""
         module = self.module
+        self.hooks.enter_context(_left_out_of_copies(module))
         if "forward" in vars(module):  # what stands there may be bound to the forward of the class
             before = module.register_forward_pre_hook(_Hook(self._before))
             after = module.register_forward_hook(  # what other hooks make of the output comes after
@@ -106,6 +108,7 @@ class Watch:
             with self._guarded():
                 self._use(name, weight)
 
+        self.hooks.enter_context(_left_out_of_copies(computing))
         self.hooks.callback(computing.register_forward_hook(_Hook(computed)).remove)
 
     def _use(self, name: str, weight: Tensor) -> None:
@@ -154,6 +157,7 @@ class Watch:
                 if not first:
                     self._look_again(edge, store(to), key, before, gradient, copy)
 
+        arrived = unserializable_hook(arrived)  # type: ignore[no-untyped-call]
         handle = tensor.register_hook(arrived)  # type: ignore[no-untyped-call]
         self.hooks.callback(handle.remove)
         if first:
@@ -332,8 +336,53 @@ def _mode(module: nn.Module) -> tuple[bool, float]:
     return module.training, vars(module).get("dropout", 0.0)
 
 
+_HOOKS = (
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks"),
+    *("_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+)
+"""Where torch keeps the hooks of a module, all by the same numbers."""
+
+
+@contextmanager
+def _left_out_of_copies(module: nn.Module) -> Iterator[None]:
+    """In the block, a copy or a file of the module is that of one without our hooks.
+
+    A class that copies itself its own way, as that of a parametrized layer does, is left alone: its
+    copies have hooks that do nothing.
+    """
+    attributes = vars(module)
+    if "__getstate__" in attributes or hasattr(type(module), "__deepcopy__"):
+        yield
+        return
+
+    def state() -> Any:
+        own = attributes.pop("__getstate__")
+        try:
+            found = module.__getstate__()  # type: ignore[no-untyped-call]
+            return _without_ours(found) if isinstance(found, dict) else found
+        finally:
+            attributes["__getstate__"] = own
+
+    attributes["__getstate__"] = state  # copy and pickle ask the instance, not the class
+    try:
+        yield
+    finally:
+        del attributes["__getstate__"]
+
+
+def _without_ours(state: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of a module without the hooks of this package."""
+    hooks = {name: state[name] for name in _HOOKS if name in state}
+    ours = {n for of in hooks.values() for n, hook in of.items() if isinstance(hook, _Hook)}
+    left = {
+        name: type(of)((n, hook) for n, hook in of.items() if n not in ours)
+        for name, of in hooks.items()
+    }
+    return {**state, **left}
+
+
 class _Hook:
-    """A hook on a module, of which nothing goes along where the module is copied or saved."""
+    """A hook on a module; a copy of it does nothing."""
 
     def __init__(self, look: Callable[..., None]):
         self._look = partial(_untraced(), look)

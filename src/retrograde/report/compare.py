@@ -5,8 +5,10 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from retrograde import _checks
 from retrograde.diagnosis import Evidence, Finding
 from retrograde.diagnosis.finding import SEVERITIES
+from retrograde.errors import ArgumentError
 from retrograde.report.comparison import (
     Comparison,
     Difference,
@@ -52,6 +54,9 @@ def compare(a: Report, b: Report, names: tuple[str, str] = ("before", "after")) 
         b: the report after.
         names: what to call the two.
 
+    Raises:
+        ArgumentError: for what is no report, or other than two names.
+
     Example:
         >>> import torch, retrograde
         >>> from retrograde.report import compare
@@ -61,6 +66,11 @@ def compare(a: Report, b: Report, names: tuple[str, str] = ("before", "after")) 
         >>> compare(report, report).summary
         'Nothing changed.'
     """
+    _checks.instance("a", a, Report, "a report, as of diagnose or Report.from_json")
+    _checks.instance("b", b, Report, "a report, as of diagnose or Report.from_json")
+    _checks.tuple_of("names", names, str, "two names")
+    if len(names) != 2:
+        raise ArgumentError(f"names must be two names; got {_checks.shown(names)}")
     before = {layer.name: layer for layer in a.layers}
     after = {layer.name: layer for layer in b.layers}
     settings = tuple(_settings(a, b))

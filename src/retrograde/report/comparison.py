@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Literal
 
+from retrograde import _files
 from retrograde.diagnosis import Finding
 from retrograde.report.report import counted
 
@@ -152,9 +153,10 @@ class Comparison:
         Raises:
             InputError: if the path cannot be written.
         """
-        from retrograde.report import compare_views, output
+        _files.check_writable(path)
+        from retrograde.report import compare_views
 
-        output.write(path, compare_views.page(self))
+        _files.write_text(path, compare_views.page(self))
 
     def __str__(self) -> str:
         from retrograde.report import compare_views

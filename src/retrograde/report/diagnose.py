@@ -6,12 +6,12 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
-from operator import index
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
+from retrograde import _checks
 from retrograde.decompose import Flow
 from retrograde.decompose.glance import NEAR
 from retrograde.diagnosis import RULES, limits
@@ -106,9 +106,10 @@ def diagnose(
         (False, 'forget-gate-too-short', True)
     """
     if needs_lag is not None:
-        needs_lag = _whole(needs_lag, 1, "needs_lag must be a positive number of steps")
-    try_training = _whole(try_training, 0, "try_training must be a number of steps")
-    seed = _whole(seed, -(2**63), "seed must be a whole number")
+        needs_lag = _checks.whole("needs_lag", needs_lag, words="a positive number of steps")
+    try_training = _checks.whole("try_training", try_training, 0, words="a number of steps")
+    seed = _checks.whole("seed", seed, -(2**63), 2**64 - 1)
+    remedies, spectrum = _checks.flag("remedies", remedies), _checks.flag("spectrum", spectrum)
     table = limits(thresholds)
     settings = Settings(
         versions={
@@ -124,7 +125,13 @@ def diagnose(
         examination = examine_recording(subject, table, needs_lag, layer)
         return _report(examination, settings, spectrum, progress)
     if loss_fn is None or not isinstance(subject, nn.Module):
-        raise ArgumentError("diagnose takes a recording, or a model, a batch and a loss function")
+        raise ArgumentError(
+            "diagnose takes a recording, or a model, a batch and a loss function; got "
+            f"{_checks.shown(subject)}{' alone' if loss_fn is None else ''}"
+        )
+    _checks.function("loss_fn", loss_fn, "(model, batch) -> loss")
+    if progress is not None:
+        _checks.function("progress", progress, "(done, total, what comes next)")
     examination = examine(
         subject,
         batch,
@@ -201,21 +208,6 @@ def _directions(
         )
         notes += [f"{name}: {warning.message}" for warning in warned]
     return found, notes
-
-
-def _whole(number: Any, least: int, words: str) -> int:
-    """A whole number of any kind as an int.
-
-    Raises:
-        ArgumentError: if it is none, or below the least.
-    """
-    try:
-        whole = index(number)
-    except TypeError:
-        raise ArgumentError(f"{words}; got {number!r}") from None
-    if isinstance(number, bool) or whole < least:
-        raise ArgumentError(f"{words}; got {number!r}")
-    return whole
 
 
 def _described(batch: Any) -> str:

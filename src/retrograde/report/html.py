@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
+from retrograde import _files
 from retrograde.diagnosis import Finding
 from retrograde.report.layer import Layer
 from retrograde.report.report import Report, number
@@ -102,7 +103,7 @@ def render(report: Report) -> str:
     javascript = _javascript()
 
     def written(gallery: _Gallery) -> str:
-        return page.render(
+        text = page.render(
             report=report,
             gallery=gallery,
             kinds=KINDS,
@@ -112,6 +113,7 @@ def render(report: Report) -> str:
             version=version("retrograde"),
             **_table(report),
         )
+        return _files.encodable(text)
 
     bare = written(_Gallery(report, 0))
     gallery = _Gallery(report, MOST_BYTES - len(bare.encode()))
@@ -121,11 +123,9 @@ def render(report: Report) -> str:
 
 def excerpt(report: Report) -> str:
     """What a notebook shows: no script, no style that reaches beyond it, no charts."""
-    return (
-        _environment()
-        .get_template("excerpt.html.jinja")
-        .render(report=report, most_findings=MOST_FINDINGS, **_table(report))
-    )
+    page = _environment().get_template("excerpt.html.jinja")
+    text = page.render(report=report, most_findings=MOST_FINDINGS, **_table(report))
+    return _files.encodable(text)
 
 
 class _Gallery:

@@ -6,12 +6,12 @@ that JSON has no word for is one of the strings "NaN", "Infinity" and "-Infinity
 
 import json
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 
+from retrograde import _files
 from retrograde._json import strict
 from retrograde.errors import InputError
 from retrograde.report.report import Report
@@ -50,24 +50,25 @@ def read(path: str | PathLike[str]) -> Report:
     Raises:
         InputError: if the file cannot be read or is no report of this schema.
     """
-    path = Path(path)
+    path = _files.check_readable(path, "a file that to_json wrote")
+    shown = _files.named(path)
     try:
         document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"cannot read {path}: {error}; give a file that to_json wrote") from None
+        raise InputError(f"cannot read {shown}: {error}; give a file that to_json wrote") from None
     found = document.pop("schema", None) if isinstance(document, dict) else None
     if found != SCHEMA:
         other = isinstance(found, str) and found.startswith(SCHEMA.rpartition("/")[0])
         advice = "another version of retrograde wrote it; diagnose once more" if other else ""
         raise InputError(
-            f"{path} is no report: expected schema {SCHEMA!r}, got {found!r}"
+            f"{shown} is no report: expected schema {SCHEMA!r}, got {found!r}"
             + (f" ({advice})" if advice else "")
         )
     try:
         return ADAPTER.validate_python(document)
     except ValidationError as error:
         raise InputError(
-            f"{path} is no report of schema {SCHEMA!r}: {_complaints(error)}"
+            f"{shown} is no report of schema {SCHEMA!r}: {_complaints(error)}"
         ) from None
 
 

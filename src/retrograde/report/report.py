@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
+from retrograde import _files
 from retrograde.charts import half_life_in_words, lag_in_words
 from retrograde.diagnosis import Finding, Threshold
 from retrograde.diagnosis.finding import at_least
@@ -153,9 +154,10 @@ class Report:
         Raises:
             InputError: if the path cannot be written.
         """
-        from retrograde.report import html, output
+        _files.check_writable(path)
+        from retrograde.report import html
 
-        output.write(path, html.render(self))
+        _files.write_text(path, html.render(self))
 
     def to_json(self, path: str | PathLike[str]) -> None:
         """Write the report as JSON, which `from_json` reads back.
@@ -163,9 +165,10 @@ class Report:
         Raises:
             InputError: if the path cannot be written.
         """
-        from retrograde.report import json, output
+        _files.check_writable(path)
+        from retrograde.report import json
 
-        output.write(path, json.render(self))
+        _files.write_text(path, json.render(self))
 
     @staticmethod
     def from_json(path: str | PathLike[str]) -> "Report":

@@ -17,7 +17,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from retrograde.cells import LSTM, AbstractCell, Elman, ProjectedLSTM
-from retrograde.cells.base import AbstractLayer
+from retrograde.cells.base import AbstractLayer, is_cell
 from retrograde.cells.gru import AbstractGRU
 from retrograde.cells.leaves import Leaf, leaves
 from retrograde.cells.squashing import STEEPEST
@@ -87,6 +87,7 @@ def recurrent_matrices(cell: AbstractCell) -> dict[str, Float[Tensor, "H H"]]:
         >>> list(recurrent_matrices(GRU(torch.zeros(6, 3), torch.zeros(6, 2))))
         ['recurrent.reset', 'recurrent.update', 'recurrent.candidate']
     """
+    is_cell(cell)
     return {route: matrix for leaf in leaves(cell) for route, matrix in _matrices(leaf).items()}
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retrograde import charts
+from retrograde import _checks, charts
 from retrograde.cells.leaves import leaves
 from retrograde.decompose.by_time import REACH, reach_of
 from retrograde.engine.scaling import row_norms
@@ -109,6 +109,10 @@ def compare(recurrences: Mapping[str, Horizons]) -> Any:
         >>> after = retrograde.spectrum(lstm, x).horizons
         >>> chart = retrograde.spectra.compare({"torch": before, "forget bias 3": after})
     """
+    _checks.mapping("recurrences", recurrences, "of names to their horizons")
+    for name, one in recurrences.items():
+        _checks.instance("each name in recurrences", name, str, "a text")
+        _checks.instance(f"recurrences[{name!r}]", one, Horizons, "horizons, as of a Spectrum")
     curves = {name: one.log2_state.tolist() for name, one in recurrences.items()}
     return charts.memory(curves, REACH, "the state")
 

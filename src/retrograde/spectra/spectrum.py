@@ -5,19 +5,20 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from operator import index
-from typing import Any
 
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
+from retrograde import _checks
 from retrograde.cells import Cut, unclipped
 from retrograde.decompose import decompose
 from retrograde.decompose.replay import replay
 from retrograde.errors import ArgumentError, UnsupportedModelError
 from retrograde.nn import AbstractRecurrent
+from retrograde.nn.sequence import Sequences
 from retrograde.record import Recorded, Recording, record
+from retrograde.record.recording import the_one
 from retrograde.spectra import bounds as rules
 from retrograde.spectra import horizons as memory
 from retrograde.spectra.bounds import Bound, Radius
@@ -113,13 +114,13 @@ class Spectrum:
                 outside, or an n that is not from 1 to the size of the state.
         """
         end = self.start + len(self.chain)
-        stop = end if stop is None else _whole(stop, "stop")
+        stop = end if stop is None else _checks.whole("stop", stop, least=None)
         if not self.start < stop <= end:
             raise ArgumentError(f"stop must lie from {self.start + 1} to {end}; got {stop}")
         most = stop - self.start
         if lengths is None:
             lengths = [2**e for e in range(most.bit_length()) if 2**e < most] + [most]
-        lengths = [_whole(length, "the length of a window") for length in lengths]
+        lengths = _checks.whole_numbers("lengths", lengths)
         wrong = [length for length in lengths if not 1 <= length <= most]
         if wrong or not lengths:
             raise ArgumentError(
@@ -148,7 +149,7 @@ class Spectrum:
         Raises:
             ArgumentError: for an unknown route; the message lists those of this cell.
         """
-        cell = Cut(self.chain.cell, frozenset(routes))
+        cell = Cut(self.chain.cell, frozenset(_checks.names("routes", routes)))
         return replace(self, chain=self.chain.with_cell(cell))
 
     @property
@@ -247,7 +248,10 @@ def spectrum(
     recorded = _recorded(subject, x)
     unrolled = replay(recorded)
     unrolled = replace(unrolled, cell=unclipped(unrolled.cell), factors=())
-    start, stop = _whole(start, "start"), len(unrolled) if stop is None else _whole(stop, "stop")
+    start, stop = (
+        _checks.whole("start", start, least=None),
+        len(unrolled) if stop is None else _checks.whole("stop", stop, least=None),
+    )
     if recorded.lengths is not None and stop > int(recorded.lengths.min()):
         least, most = recorded.lengths.aminmax()
         raise ArgumentError(
@@ -255,7 +259,11 @@ def spectrum(
             f"what follows is padding, not a recurrence; got stop={stop}. Choose stop={int(least)}"
         )
     chain = Chain.of(unrolled, start, stop)
-    transient = len(chain) // TRANSIENT if transient is None else _whole(transient, "transient")
+    transient = (
+        len(chain) // TRANSIENT
+        if transient is None
+        else _checks.whole("transient", transient, least=None)
+    )
     if not 0 <= 2 * transient < len(chain):
         raise ArgumentError(
             f"a transient is left out at each end and must leave a step of {len(chain)}: expected "
@@ -268,23 +276,8 @@ def spectrum(
 def _known_size(n: int | None, size: int) -> int:
     if n is None:
         return size
-    n = _whole(n, "n")
-    if not 1 <= n <= size:
-        raise ArgumentError(
-            f"n must be from 1 to {size}, the size of the state (h and c of all layers); got {n!r}"
-        )
-    return n
-
-
-def _whole(number: Any, name: str) -> int:
-    """A whole number of any kind as an int; steps / 10 is none, and would only fail much later."""
-    try:
-        whole = index(number)
-    except TypeError:
-        whole = None
-    if whole is None or isinstance(number, bool):
-        raise ArgumentError(f"{name} must be a whole number; got {number!r}")
-    return whole
+    words = f"an integer from 1 to {size}, the size of the state (h and c of all layers)"
+    return _checks.whole("n", n, 1, size, words)
 
 
 @torch.inference_mode(False)
@@ -295,7 +288,7 @@ def _recorded(subject: Recording | Recorded | nn.Module, x: Tensor | None) -> Re
             raise ArgumentError(
                 "a recording holds its own input; leave x out, or give the layer itself with x"
             )
-        return subject if isinstance(subject, Recorded) else subject.only()
+        return the_one(subject)
     if not isinstance(subject, nn.RNNBase | AbstractRecurrent):
         raise UnsupportedModelError(
             f"expected a recurrent layer of torch.nn or retrograde.nn that reads whole sequences; "
@@ -309,6 +302,8 @@ def _recorded(subject: Recording | Recorded | nn.Module, x: Tensor | None) -> Re
             f"x must be a tensor; got {type(x).__name__}. Record a pass over anything else with "
             "retrograde.record, and give its recording"
         )
+    dtype = next(subject.parameters()).dtype
+    Sequences.of(_checks.tensor("x", x, dtype=dtype), subject.input_size, subject.batch_first)
     layer = copy.deepcopy(subject).requires_grad_(True)
     drawn_on = [x.device] if x.is_cuda else []
     with torch.enable_grad(), torch.random.fork_rng(drawn_on), record(layer) as recording:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from retrograde import _checks
 from retrograde._json import strict
 from retrograde.cells.generations import generation
 from retrograde.cells.squashing import STEEPEST
@@ -187,6 +188,7 @@ def inspect_weights(source: nn.Module | Mapping[str, Any]) -> Inspection:
         not what happens.
 
     Raises:
+        ArgumentError: for anything but a model or a mapping.
         UnsupportedModelError: if there are no recurrent weights.
 
     Example:
@@ -202,6 +204,8 @@ def inspect_weights(source: nn.Module | Mapping[str, Any]) -> Inspection:
     References: Pascanu, Mikolov and Bengio (2013), arXiv 1211.5063; Tallec and Ollivier (2018),
     arXiv 1804.11188.
     """
+    if not isinstance(source, nn.Module):
+        _checks.mapping("source", source, "of names to weights, or a model")
     layers: list[LayerWeights] = []
     notes: list[str] = []
     for group in _groups(source, notes):
@@ -307,6 +311,11 @@ def _layer(group: _Group) -> LayerWeights | str:
             )
         if weight.is_meta:
             return f"{group.named(name)} holds no numbers (it is on the meta device)"
+        if weight.numel() * weight.element_size() > weight.untyped_storage().nbytes():
+            return (  # a file of a kilobyte may claim more than there is memory
+                f"{group.named(name)} claims the shape {list(weight.shape)} and holds fewer "
+                "numbers than that (it is expanded): call clone() on it first"
+            )
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     if any(len(shapes[name]) != 2 for name in ("weight_hh", "weight_hr") if name in shapes):
         return (
