@@ -60,6 +60,7 @@ class Watch:
     _kinds: dict[str, tuple[torch.device, torch.dtype]] = field(default_factory=dict)
     _versions: dict[str, tuple[int, int]] = field(default_factory=dict)
     _checked: Pass | None = None
+    _differentiated: list[Pass | None] = field(default_factory=list)
     _random: Tensor | None = None
     _without_cudnn: bool = False
 
@@ -134,7 +135,9 @@ class Watch:
 
         def arrived(gradient: Tensor | None) -> None:
             to = self.current()
-            if to is None:
+            if check is None and torch.is_grad_enabled():  # create_graph=True
+                self._differentiated_by(edge)
+            if to is None and check is None:
                 self.unannounced = True
             if to is None or gradient is None:  # other outputs of the node have one
                 return
@@ -153,6 +156,25 @@ class Watch:
             for number in [n for n in hooks if n != handle.id]:
                 hooks[number] = hooks.pop(number)
 
+    def _differentiated_by(self, edge: Edge) -> None:
+        """Keep in mind by which pass a gradient of this call is computed that has a graph."""
+        to = self.current()
+
+        def runs(_: Any) -> None:  # not if the gradient of the result itself is all that is wanted
+            handle.remove()
+            self._differentiated.append(to)
+
+        handle = edge[0].register_prehook(runs)
+
+    def differentiated_before(self, brought: Pass) -> bool:
+        """Whether a part of the pass came to the weights through a gradient with a graph.
+
+        In layers that torch runs as one kernel, all that is seen of it is that the weights are used
+        beside the layer, after such a gradient was taken.
+        """
+        beside = any(key[0] == self.name for key in brought.beside)
+        return beside and any(to is not brought for to in self._differentiated)
+
     def _look_again(
         self,
         edge: Edge,
@@ -169,12 +191,13 @@ class Watch:
             before: what was kept there before it came, if anything.
             gradient, copy: itself, and a copy of it as it came.
         """
-        version = gradient._version
+        # Of a step of a loop a change is only noticed; one through .data leaves a residual.
+        version, stepped = gradient._version, key[0].form.stepped
 
         def left(gradients: tuple[Tensor | None, ...]) -> None:
             handle.remove()
             after = gradients[edge[1]]
-            if after is gradient and version == gradient._version:
+            if stepped and after is gradient and version == gradient._version:
                 return
             with self._guarded():
                 if after is None or same_numbers(after, copy):
@@ -280,6 +303,8 @@ class Watch:
             self._collect(tensor, edge_of(tensor), lambda to: to.given, (call, letter))
         for tensor in _activations(returned):
             self._collect(tensor, edge_of(tensor), lambda to: to.arrived, (call, "activation"))
+        if self.current() is not None:
+            call.again = any(part.requires_grad for part in given.values())
         self.calls.append(call)
 
     def _copied(self) -> Weights:
