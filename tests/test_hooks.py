@@ -669,3 +669,11 @@ def test_nothing_is_left_on_classes_and_torch():
         raise KeyError
     assert before == ([kind.forward for kind in LAYERS], torch.compile)
     assert not net.layer._forward_hooks and not net.layer._forward_pre_hooks
+
+
+def test_clip_inside_while_a_recording_runs():
+    """The class's forward is wrapped then, in another thread for instance."""
+    with contextlib.suppress(KeyError), retrograde.record(nn.GRU(INPUTS, H)):
+        policy = retrograde.clipping.PreActivationValue(1.0)
+        assert retrograde.nn.clip_inside(nn.GRU(INPUTS, H), policy).layers == ("GRU",)
+        raise KeyError
