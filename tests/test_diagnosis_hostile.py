@@ -121,11 +121,12 @@ def test_a_remedy_that_fails_is_said(monkeypatch):
 def test_models_that_cannot_be_copied():
     model, batch = made(nn.LSTM)
     model.lock = threading.Lock()
-    with pytest.raises(ArgumentError, match="cannot be copied .TypeError: cannot pickle"):
+    with pytest.raises(
+        ArgumentError, match="cannot be copied: model.lock is in the way .TypeError: cannot pickle"
+    ):
         retrograde.diagnose(model, batch, loss_fn)
     model.lock = model(batch[0])  # what an earlier pass left behind, with its graph
-    with pytest.raises(ArgumentError, match="must be detached"):
-        retrograde.diagnose(model, batch, loss_fn)
+    assert retrograde.diagnose(model, batch, loss_fn, remedies=False).layers
 
 
 def test_a_loss_that_runs_the_original():

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cache
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from retrograde.nn.torch_layers import torch_cells
 
 Layer = nn.RNNBase | AbstractRecurrent
 OWN = (nn.LSTM.forward, nn.GRU.forward, nn.RNN.forward)
+"""The forwards whose steps are known; a recording that runs wraps them."""
 
 
 class ClippedInside:
@@ -114,7 +116,7 @@ def clip_inside(model: nn.Module, policy: AbstractInside) -> ClippedInside:
                 "remove() of what clip_inside returned or by retrograde.nn.unclip(model), or chain "
                 "the policies"
             )
-        if isinstance(module, nn.RNNBase) and type(module).forward not in OWN:
+        if isinstance(module, nn.RNNBase) and unwrap(type(module).forward) not in OWN:
             raise ArgumentError(
                 f"{name!r} is a {type(module).__name__}, which has a forward of its own, so that "
                 "its steps cannot be taken one by one; wrap an nn.LSTM, nn.GRU or nn.RNN instead "

@@ -310,9 +310,10 @@ def _ask(node: Node, number: int, place: int, before: Edge) -> tuple[Tensor | No
     """
     name = type(node).__name__
     if name == HOOKED:
-        if number != place:
-            return None
         like = _metadata((node, number))
+        if number != place:  # nothing of the others
+            nothing = torch.zeros(prod(like.shape), dtype=torch.float64, device=like.device)
+            return nothing.long(), nothing
         return None, torch.ones(prod(like.shape), dtype=torch.float64, device=like.device)
     if isinstance(node, torch.autograd.function.BackwardCFunction) or name.startswith(OPAQUE):
         return (None, _ones_through(node, place)) if name == "NativeDropoutBackward0" else None

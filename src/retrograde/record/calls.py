@@ -129,6 +129,8 @@ class Call:
         random: the state of the random generator before the call, if masks were drawn in it.
         views: of those results whose gradient arrives at the tensor that they are a view of, the
             shape, strides and offset in it.
+        again: it ran inside a backward pass, as a checkpoint runs it, from a state that gets a
+            gradient.
         link: where its state came from, if from another call of the layer.
         tails: tensors computed from its results, and from the state that entered it, that the loss
             reads and no later call.
@@ -148,6 +150,7 @@ class Call:
     version: int
     random: Tensor | None
     views: dict[str, tuple[Any, Any, Any]] = field(default_factory=dict)
+    again: bool = False
     link: Link | None = None
     tails: tuple[Way, ...] = ()
     branches: bool = False

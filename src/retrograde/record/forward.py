@@ -74,11 +74,11 @@ def looking_at(
 
 
 def _wrap(kind: type[nn.Module]) -> None:
-    original = kind.forward
+    original, watched = kind.forward, _watched[kind]
 
     @functools.wraps(original)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        looking = tuple(_watched.get(kind, {}).get(id(self), ()))
+        looking = tuple(watched.get(id(self), ()))
         if not looking:
             return original(self, *args, **kwargs)
         for before, _ in looking:

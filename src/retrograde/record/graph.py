@@ -59,6 +59,25 @@ def origin_of(tensor: Tensor) -> Tensor:
     return base if base.numel() == tensor.numel() else tensor
 
 
+def on_changes(node: Node, changed: Callable[[], None]) -> list[RemovableHandle]:
+    """Be told when a hook on a module changes what its node hands on, or what arrived there.
+
+    To be called when the hooks of the module are there already, so that what they do is seen.
+    """
+    came: list[Tensor | None] = []
+
+    def arrives(gradients: tuple[Tensor | None, ...]) -> None:
+        came[:] = (None if g is None else g.detach().clone() for g in gradients)
+
+    def leaves(gradients: tuple[Tensor | None, ...], _: Any) -> None:
+        pairs = zip(came, gradients, strict=False)
+        if not all(a is None or (b is not None and same_numbers(a, b)) for a, b in pairs):
+            changed()
+        came.clear()
+
+    return [node.register_prehook(arrives), node.register_hook(leaves)]
+
+
 def same_numbers(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors hold the same numbers, NaN in the same places."""
     return torch.equal(one, other) or torch.allclose(one, other, 0, 0, equal_nan=True)

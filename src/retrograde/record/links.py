@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from retrograde.record.bridges import Bridge, Bridges, Term, Terms, shape_at, whole
+from retrograde.record.bridges import HOOKED, Bridge, Bridges, Term, Terms, shape_at, whole
 from retrograde.record.calls import (
     Call,
     Link,
@@ -71,6 +71,7 @@ class Surroundings:
     _ways: dict[Edge, Way] = field(default_factory=dict)
     _on_the_way: dict[Edge, dict[Node, Call]] = field(default_factory=dict)
     _continued: set[Call] = field(default_factory=set)
+    _hooked: set[Node] = field(default_factory=set)
 
     def add(
         self,
@@ -78,8 +79,13 @@ class Surroundings:
         arguments: Mapping[str, Any],
         results: Mapping[str, Tensor],
         earlier: list[Call],
-    ) -> None:
-        """Find the place of a new call, and link it to the one of its layer that it carries on."""
+    ) -> set[Node]:
+        """Find the place of a new call, and link it to the one of its layer that it carries on.
+
+        Returns:
+            The nodes of module hooks on the way that its state took, found for the first time.
+        """
+        known = self._hooked.copy()
         given = parts_of(arguments.get("hx"))
         place = _Place(_edges(results), _edges(given), edge_of(data(arguments["input"])))
         if place.given:
@@ -94,6 +100,7 @@ class Surroundings:
         sites = [*place.results.values(), *(place.given.values() if call.link else ())]
         for edge in sites:
             self._sites.setdefault(edge, call)
+        return self._hooked - known
 
     def _attached(self, call: Call, place: _Place, earlier: list[Call]) -> Link | None:
         """The link to the call that this one's state was computed from, if it is handed on."""
@@ -112,6 +119,9 @@ class Surroundings:
             return None
         before = max(free, key=earlier.index)
         registers = self._registers(before)
+        self._hooked |= {
+            node for b in bridges.values() for node, _ in b.between if type(node).__name__ == HOOKED
+        }
         same = {n for n, e in place.given.items() if registers.get(e) == (False, n)}
         kept: dict[str, Bridge] = {}
         for letter, bridge in bridges.items():

@@ -1,5 +1,6 @@
 """The `with` block: hooks go on, passes are told apart, hooks come off."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -10,6 +11,8 @@ from torch import nn
 from retrograde import _checks
 from retrograde.errors import RecordingError, UnsupportedModelError
 from retrograde.record.assemble import assemble
+from retrograde.record.checkpoints import cut_off
+from retrograde.record.forward import computing
 from retrograde.record.graph import Roots, listening
 from retrograde.record.layers import Layer, recurrent_layers, why_not
 from retrograde.record.links import Surroundings
@@ -69,8 +72,9 @@ def record(model: nn.Module) -> Iterator[Recording]:
         try:
             yield recording
         except Exception as error:
-            for note in filter(None, (watch.changed() for watch in watches)):
-                error.add_note(f"retrograde: {note}")
+            if error is passes.failure:
+                for note in filter(None, (watch.changed() for watch in watches)):
+                    error.add_note(f"retrograde: {note}")
             raise
     _fill(recording, watches, passes.all())
     if not recording and not any(recording.passes):
@@ -78,10 +82,16 @@ def record(model: nn.Module) -> Iterator[Recording]:
 
 
 class _Passes:
-    """The backward passes in the block."""
+    """The backward passes in the block.
+
+    Attributes:
+        around: the graph around all calls.
+        failure: what the latest pass that failed did raise.
+    """
 
     def __init__(self) -> None:
         self.around = Surroundings()
+        self.failure: BaseException | None = None
         self._ended: list[Pass] = []
         self._running: Pass | None = None
         self._depth = 0
@@ -111,6 +121,7 @@ class _Passes:
         def end() -> None:
             for handle in looking_on:
                 handle.remove()
+            self.failure = sys.exc_info()[1] or self.failure
             with self._lock:
                 self._depth -= 1
                 if not self._depth:
@@ -127,7 +138,9 @@ def _fill(recording: Recording, watches: list[Watch], passes: list[Pass]) -> Non
         of_pass = Recording()
         for watch in watches:
             name, calls = watch.name, brought.calls(watch.calls)
-            problem = watch.problem or brought.problems.get(name, "")
+            if watch.differentiated_before(brought):
+                brought.inside.add(name)
+            problem = watch.problem or brought.problems.get(name, "") or cut_off(calls)
             if calls and problem:
                 of_pass.refuse(name, RecordingError(f"{name!r}: {problem}"))
             elif calls:
@@ -137,10 +150,12 @@ def _fill(recording: Recording, watches: list[Watch], passes: list[Pass]) -> Non
         if of_pass or of_pass.refused:
             recording.passes += (of_pass,)
     for watch in watches:
-        _fill_layer(recording, watch, through[watch.name])
+        _fill_layer(recording, watch, through[watch.name], passes)
 
 
-def _fill_layer(recording: Recording, watch: Watch, through: list[Recording]) -> None:
+def _fill_layer(
+    recording: Recording, watch: Watch, through: list[Recording], passes: list[Pass]
+) -> None:
     """One layer of the whole recording: that of the only pass through it, or why there is none."""
     name = watch.name
     if len(through) == 1:
@@ -149,7 +164,7 @@ def _fill_layer(recording: Recording, watch: Watch, through: list[Recording]) ->
         else:
             recording.refuse(name, RecordingError(through[0].refused[name]))
         return
-    problem = watch.problem or _missing(watch)
+    problem = watch.problem or _missing(watch, passes)
     if through:
         problem = (
             f"{len(through)} backward passes went through it; each is in recording.passes, as in "
@@ -158,28 +173,52 @@ def _fill_layer(recording: Recording, watch: Watch, through: list[Recording]) ->
     recording.refuse(name, RecordingError(f"{name!r}: {problem}"))
 
 
-def _missing(watch: Watch) -> str:
+def _missing(watch: Watch, passes: list[Pass]) -> str:
     """Why no backward pass went through a layer."""
+    weights_reached = any(key[0] == watch.name for brought in passes for key in brought.weights)
     if not watch.calls and not watch.idle:
-        return "it was not called while the pass was recorded: run its forward pass there" + (
-            f" ({watch.kind} has a forward of its own: that must call the one of the layer it is)"
-            if watch.kind
-            else ""
-        )
+        if watch.outer_calls:
+            kind, whole = type(watch.module), computing(watch.module)
+            package = "torch.nn" if whole.__module__.startswith("torch") else "retrograde.nn"
+            return (
+                f"it was called, but {kind.__module__}.{kind.__qualname__} has a forward of its "
+                f"own, which does not call that of {package}.{whole.__name__}, so that its steps "
+                "are not seen; let it call super().forward(), or take its step by "
+                "retrograde.cells.from_function"
+            )
+        if weights_reached:
+            return (
+                "its weights got a gradient, but it was not called while the pass was recorded: it "
+                "was called before, or something else computes with its weights; run the forward pass "
+                "of this layer there"
+            )
+        return "it was not called while the pass was recorded; run the forward pass there"
     if not watch.calls:
         return (
             "it was called without a gradient to come: under torch.no_grad() or inference_mode, "
-            "or with all weights frozen; run the forward pass with gradients"
+            "with all weights frozen, or in a checkpoint with use_reentrant=True that no backward "
+            "pass went through; run the forward pass with gradients"
         )
     if watch.unannounced:
         return (
-            "a gradient came through it that was not started by loss.backward(): torch.autograd."
-            "grad, or a torch.autograd.backward that was imported by name; call loss.backward()"
+            "a gradient came to it that was not started by loss.backward(): torch.autograd.grad, "
+            "or a torch.autograd.backward that was imported by name; call loss.backward()"
+        )
+    if not passes:
+        return (
+            "no backward pass reached it: loss.backward() was not called while the pass was "
+            "recorded (torch.autograd.grad does not count)"
+        )
+    if weights_reached:
+        return (
+            "no backward pass reached its calls while the pass was recorded, but its weights got a "
+            "gradient: by a penalty on them, or by a call from before; run the forward pass of the "
+            "loss there too"
         )
     return (
-        "no backward pass reached it while it was recorded: either loss.backward() was not "
-        "called there (torch.autograd.grad does not count), or the loss does not depend on this "
-        "layer"
+        "no backward pass reached it: loss.backward() was called while the pass was recorded, but "
+        "the loss does not depend on this layer's calls there, or the gradient ends before them "
+        "(detach(), backward(inputs=...))"
     )
 
 

@@ -14,7 +14,7 @@ from torch.utils.hooks import unserializable_hook
 
 from retrograde.record.calls import Call, WeightKey, data, parts_of, results_of
 from retrograde.record.forward import computing, looking_at, outermost
-from retrograde.record.graph import Edge, edge_of, origin_of, same_numbers
+from retrograde.record.graph import Edge, edge_of, on_changes, origin_of, same_numbers
 from retrograde.record.layers import ANALYSED, Form, Layer, Weights, form_of, weights_of
 from retrograde.record.links import Surroundings
 from retrograde.record.passes import Pass, add
@@ -61,6 +61,7 @@ class Watch:
     _kinds: dict[str, tuple[torch.device, torch.dtype]] = field(default_factory=dict)
     _versions: dict[str, tuple[int, int]] = field(default_factory=dict)
     _checked: Pass | None = None
+    _differentiated: list[Pass | None] = field(default_factory=list)
     _random: Tensor | None = None
     _without_cudnn: bool = False
 
@@ -145,7 +146,9 @@ class Watch:
 
         def arrived(gradient: Tensor | None) -> None:
             to = self.current()
-            if to is None:
+            if check is None and torch.is_grad_enabled():  # create_graph=True
+                self._differentiated_by(edge)
+            if to is None and check is None:
                 self.unannounced = True
             if to is None or gradient is None:  # other outputs of the node have one
                 return
@@ -165,6 +168,25 @@ class Watch:
             for number in [n for n in hooks if n != handle.id]:
                 hooks[number] = hooks.pop(number)
 
+    def _differentiated_by(self, edge: Edge) -> None:
+        """Keep in mind by which pass a gradient of this call is computed that has a graph."""
+        to = self.current()
+
+        def runs(_: Any) -> None:  # not if the gradient of the result itself is all that is wanted
+            handle.remove()
+            self._differentiated.append(to)
+
+        handle = edge[0].register_prehook(runs)
+
+    def differentiated_before(self, brought: Pass) -> bool:
+        """Whether a part of the pass came to the weights through a gradient with a graph.
+
+        In layers that torch runs as one kernel, all that is seen of it is that the weights are used
+        beside the layer, after such a gradient was taken.
+        """
+        beside = any(key[0] == self.name for key in brought.beside)
+        return beside and any(to is not brought for to in self._differentiated)
+
     def _look_again(
         self,
         edge: Edge,
@@ -181,12 +203,13 @@ class Watch:
             before: what was kept there before it came, if anything.
             gradient, copy: itself, and a copy of it as it came.
         """
-        version = gradient._version
+        # Of a step of a loop a change is only noticed; one through .data leaves a residual.
+        version, stepped = gradient._version, key[0].form.stepped
 
         def left(gradients: tuple[Tensor | None, ...]) -> None:
             handle.remove()
             after = gradients[edge[1]]
-            if after is gradient and version == gradient._version:
+            if stepped and after is gradient and version == gradient._version:
                 return
             with self._guarded():
                 if after is None or same_numbers(after, copy):
@@ -281,7 +304,9 @@ class Watch:
             results[name] = origin_of(tensor)
             if results[name] is not tensor:
                 call.views[name] = (tensor.shape, tensor.stride(), tensor.storage_offset())
-        self.around.add(call, arguments, results, self.calls)
+        for node in self.around.add(call, arguments, results, self.calls):
+            for handle in on_changes(node, self._gradient_changed):
+                self.hooks.callback(handle.remove)
         for name, tensor in results.items():
             self._collect(tensor, edge_of(tensor), lambda to: to.arrived, (call, name))
         given = parts_of(arguments.get("hx"))
@@ -290,6 +315,8 @@ class Watch:
             self._collect(tensor, edge_of(tensor), lambda to: to.given, (call, letter), first=True)
         for tensor in _activations(returned):
             self._collect(tensor, edge_of(tensor), lambda to: to.arrived, (call, "activation"))
+        if self.current() is not None:
+            call.again = any(part.requires_grad for part in given.values())
         self.calls.append(call)
 
     def _copied(self) -> Weights:

@@ -13,7 +13,6 @@ from retrograde.diagnosis.rules.rule import Rule
 RULES: Mapping[str, Rule] = {
     rule.name: rule
     for rule in (
-        KEPT,
         NON_FINITE,
         NO_GRADIENT,
         EXPLODING,
@@ -26,6 +25,7 @@ RULES: Mapping[str, Rule] = {
         OUTWEIGHS,
         CONFLICT,
         MISLEADS,
+        KEPT,
     )
 }
 
