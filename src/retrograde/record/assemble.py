@@ -59,6 +59,8 @@ def assemble(name: str, calls: list[Call], brought: Pass) -> Recorded:
         reading.borders,
         reading.lengths,
         tuple(notes),
+        rounding=max(call.rounding for call in calls),
+        final=torch.cat([chain[-1].call.state(chain[-1].call.last) for chain in chains]),
     )
 
 

@@ -67,6 +67,7 @@ class Call:
             shape, strides and offset in it.
         link: where its state came from, if from another call of the layer.
         passed_to: other layers whose state was computed from this call's results.
+        rounding: the relative rounding error of the arithmetic it ran in.
     """
 
     layer: str
@@ -82,6 +83,7 @@ class Call:
     views: dict[str, tuple[Any, Any, Any]] = field(default_factory=dict)
     link: Link | None = None
     passed_to: set[str] = field(default_factory=set)
+    rounding: float = 0.0
 
     @staticmethod
     def of(

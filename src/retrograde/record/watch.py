@@ -18,6 +18,7 @@ from retrograde.record.inherited import looking_inside
 from retrograde.record.layers import ANALYSED, Form, Layer, Weights, form_of, weights_of
 from retrograde.record.links import Surroundings
 from retrograde.record.passes import Pass, add
+from retrograde.record.precision import rounding_of
 
 Store = Callable[[Pass], dict[Any, Tensor]]
 
@@ -232,6 +233,7 @@ class Watch:
             self.idle += 1
             return
         call = Call.of(self.name, form, weights, self._keys, arguments, results, self._random)
+        call.rounding = rounding_of(self.module, call.output)
         # What a result of torch's layers is a view of is not another result as well.
         for name, tensor in results.items() if isinstance(self.module, nn.RNNBase) else ():
             results[name] = origin_of(tensor)
