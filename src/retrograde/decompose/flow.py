@@ -32,9 +32,8 @@ from retrograde.engine import Entries, Scaled, Unrolled, fold, with_factors
 from retrograde.errors import ArgumentError, VoidDecompositionWarning
 from retrograde.record import Recorded, Recording
 
-
 AGREES = 1e-2
-"""A forward pass agrees with its recording if it ends in the same state to this part of its size."""
+"""A forward pass agrees with its recording if it ends in the same state to this part of it."""
 
 LOW = 2.0**-10
 """The rounding error from which on a precision is low: that of float16."""
@@ -112,18 +111,34 @@ class Flow:
         back in one row.
         """
         parts = {name: self.by_lag(name).scaled.total() for name in self.parameters}
-        recorded, log2 = self.recorded, {n: g.log2_norms() for n, g in self.gradient.items()}
-        gradients, against = recorded.gradients, recorded.against
+        sizes = {n: by_time.log2_of_sum(self.by_time(n).log2.flatten()) for n in parts}
+        cancelling = {
+            name: float(torch.exp2(size - self.gradient[name].log2_norms()))
+            for name, size in sizes.items()
+        }
+        return self._compared(parts, cancelling)
+
+    @property
+    def whole_residual(self) -> Residual:
+        """The same of the gradient pulled back in one row, for those who need no more than that.
+
+        It shows a wrong recording as well as `residual` does, at a fraction of the cost.
+        """
+        return self._compared(self.gradient, {})
+
+    def _compared(self, parts: Mapping[str, Scaled], cancelling: Mapping[str, float]) -> Residual:
+        """The residual of some parts, and whether the precision of the pass allows it."""
+        recorded, gradients = self.recorded, self.recorded.gradients
+        against = recorded.against
         if self._cell is not recorded.cell or not gradients:
             recorded = replace(recorded, cell=self._cell)
             gradients = {name: row.plain().squeeze(0) for name, row in self.gradient.items()}
             against = "its own gradient, pulled back in one row,"
-        sizes = {n: by_time.log2_of_sum(self.by_time(n).log2.flatten()) for n in log2}
         rounding = self._rounding(gradients)
         allowance = Allowance(
             rounding,
             self.steps,
-            {name: float(torch.exp2(size - log2[name])) for name, size in sizes.items()},
+            cancelling,
             lambda: moved_by_rounding(recorded, rounding),
             self._likely_reason,
         )
@@ -168,7 +183,10 @@ class Flow:
                 "weights were changed on the way, or the layer does more than its class does"
             )
         if self.recorded.against:
-            return f"the cell's step does not do what led to {self.recorded.against}"
+            return (
+                f"the cell does not do what led to {self.recorded.against}: its step is another, "
+                "or its pull-back is not the derivative of its step"
+            )
         reasons = (
             f"only the gradient of {', '.join(off)} is another, so the adjoints are right: a hook "
             "on the weight changes it, or a part of it does not come through the layer"
@@ -465,24 +483,24 @@ def decompose(recording: Recording | Recorded, *, max_rows: int | None = None) -
         (range(0, 1), range(1, 2), range(2, 3), range(3, 5))
     """
     recorded = recording if isinstance(recording, Recorded) else recording.only()
-    flow = take_apart(recorded, max_rows)
-    if not flow.residual.ok:
-        warnings.warn(void_in_words(flow), VoidDecompositionWarning, stacklevel=2)
-    return flow
-
-
-def take_apart(recorded: Recorded, max_rows: int | None = None) -> Flow:
-    """`decompose` for those who look at the residual themselves, and need no warning."""
-    flow = Flow(recorded, replay(recorded), Entries.of(recorded.direct, max_rows))
+    flow = unasked(recorded, max_rows)
     flow.adjoints  # noqa: B018  the pass runs here, so that its errors are raised here
+    if not flow.residual.ok:
+        warnings.warn(
+            void_in_words(recorded.name, flow.residual), VoidDecompositionWarning, stacklevel=2
+        )
     return flow
 
 
-def void_in_words(flow: Flow) -> str:
-    """What is wrong with a void decomposition."""
-    found = flow.residual
+def unasked(recorded: Recorded, max_rows: int | None = None) -> Flow:
+    """The `Flow` of a recording to which no question was put yet, its residual neither."""
+    return Flow(recorded, replay(recorded), Entries.of(recorded.direct, max_rows))
+
+
+def void_in_words(name: str, found: Residual) -> str:
+    """What is wrong with the decomposition of a layer that is void."""
     return (
-        f"{flow.recorded.name!r}: the parts do not add up to {found.against}: the residual is "
-        f"{float(found):.1e}, and the precision of the pass allows {found.bound:.1e}. What rests on "
-        f"them is void. The likely reason: {found.note}"
+        f"{name!r}: the parts do not add up to {found.against}: the residual is "
+        f"{float(found):.1e}, and the precision of the pass allows {found.bound:.1e}. What rests "
+        f"on them is void. The likely reason: {found.note}"
     )

@@ -17,7 +17,7 @@ chaos left aside, which are measured."""
 
 MARGIN = 16.0
 """What rounding moves is measured once, with errors drawn at random; so many times as much is
-allowed. Over the drawn passes that needed it, the residual was at most 8 times the measured move."""
+allowed. Over the drawn passes that needed it, the residual was at most 8 times what it moved."""
 
 HALF = 0.5
 """A gradient that rounding decides to no better than half of its size confirms nothing."""
@@ -124,7 +124,8 @@ def residual(
         grad = gradients[name]
         why = _out_of_range(grad, whole, allowance.rounding)
         if why:
-            notes.append(f"{against} of {name} {why}")
+            whose = "autograd's" if against.startswith("autograd's") else "the given"
+            notes.append(f"{whose} gradient of {name} {why}")
             continue
         differences[name] = _difference(whole, grad)
     bounds = {name: allowance.bound(name) for name in differences}

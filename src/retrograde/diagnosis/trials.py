@@ -125,6 +125,12 @@ def judge(
     if treated.subject is None:
         return replace(trial, note=treated.problem)
     subject = treated.subject
+    if subject.void:
+        assert subject.flow is not None
+        residual = subject.flow.residual
+        return replace(
+            trial, residual=float(residual), note=f"what is left is void: {residual.note}"
+        )
     measured = RULES[finding.rule].measure(subject)
     if measured is None or math.isnan(measured.value):
         return replace(trial, note="the number cannot be measured after it")

@@ -15,14 +15,14 @@ def rounding_of(module: nn.Module, output: Tensor) -> float:
     """The coarsest relative rounding error (machine epsilon) in a call of a layer."""
     found = [torch.finfo(output.dtype).eps]
     kind = output.device.type
-    ours = not isinstance(module, nn.RNNBase | nn.RNNCellBase)  # these leave autocast alone
-    if not ours and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    torchs = isinstance(module, nn.RNNBase | nn.RNNCellBase)  # ours leave autocast alone
+    if torchs and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         found.append(torch.finfo(torch.get_autocast_dtype(kind)).eps)
     if output.dtype == torch.float32:
         multiplied = torch.get_float32_matmul_precision()
         if multiplied == "medium":
             found.append(torch.finfo(torch.bfloat16).eps)
-        elif multiplied == "high" or (kind == "cuda" and _cudnn_rounds()):
+        elif multiplied == "high" or (torchs and kind == "cuda" and _cudnn_rounds()):
             found.append(TENSOR_FLOAT)
     return max(found)
 

@@ -8,10 +8,12 @@ from retrograde.diagnosis.rules.gates import DEAD, DOUBLE, SATURATED, SHORT
 from retrograde.diagnosis.rules.growth import EXPLODING, NO_GRADIENT, NON_FINITE
 from retrograde.diagnosis.rules.reach import NEAR, VANISHING
 from retrograde.diagnosis.rules.rule import Rule
+from retrograde.diagnosis.rules.void import VOID
 
 RULES: Mapping[str, Rule] = {
     rule.name: rule
     for rule in (
+        VOID,
         NON_FINITE,
         NO_GRADIENT,
         EXPLODING,

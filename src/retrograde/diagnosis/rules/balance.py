@@ -126,6 +126,7 @@ OUTWEIGHS = Rule(
         PASCANU,
         "https://github.com/google-research/flood-forecasting/issues/298",
     ),
+    rests_on="given",
 )
 CONFLICT = Rule(
     "conflicting-lags",

@@ -80,4 +80,5 @@ MISLEADS = Rule(
     ("radius_margin",),
     (),
     (PASCANU,),
+    rests_on="forward",
 )

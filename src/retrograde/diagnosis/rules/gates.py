@@ -104,6 +104,8 @@ def _short(subject: Subject, evidence: Evidence) -> Finding:
     gate, longest, needed = found
     mean = next(each for each in subject.activities if each.name == gate).mean
     other_ways = ", but the gradient gets there by other routes" if reaches(subject) else ""
+    if subject.far_unknown and not other_ways:
+        other_ways = "; whether the gradient gets there by other routes cannot be told"
     return Finding(
         "forget-gate-too-short",
         "info" if other_ways else severity_of(need),
@@ -220,6 +222,7 @@ SATURATED = Rule(
         'Sepp Hochreiter, Jürgen Schmidhuber, "Long Short-Term Memory", Neural Computation 9(8) '
         "(1997): state drift",
     ),
+    rests_on="forward",
 )
 SHORT = Rule(
     "forget-gate-too-short",
@@ -233,6 +236,7 @@ SHORT = Rule(
     ("reach_fraction", "season_correlation"),
     ("forget-bias", "chrono"),
     (GERS, JOZEFOWICZ, TALLEC),
+    rests_on="forward",
 )
 DEAD = Rule(
     "dead-units",
@@ -247,6 +251,7 @@ DEAD = Rule(
         'Quoc V. Le, Navdeep Jaitly, Geoffrey E. Hinton, "A Simple Way to Initialize Recurrent '
         'Networks of Rectified Linear Units" (2015), arXiv 1504.00941',
     ),
+    rests_on="forward",
 )
 DOUBLE = Rule(
     "double-bias",
@@ -259,4 +264,5 @@ DOUBLE = Rule(
     ("double_bias",),
     ("one-bias",),
     (JOZEFOWICZ, "https://github.com/pytorch/pytorch/issues/750"),
+    rests_on="given",
 )

@@ -201,4 +201,5 @@ NON_FINITE = Rule(
     (),
     ("fresh", "spectral-norm"),
     ("https://github.com/pytorch/pytorch/issues/46849",),
+    rests_on="given",
 )
