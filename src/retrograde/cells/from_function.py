@@ -406,7 +406,7 @@ def _check_effects(cell: FunctionCell, weights: Mapping[str, Tensor]) -> None:
     some = next(iter(weights.values()))
 
     def drawn(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(some)
+        return torch.randn(shape, generator=generator).to(some)
 
     idle, tried = list(weights), False
     for moved in PROBES:

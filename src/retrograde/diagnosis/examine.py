@@ -1,7 +1,7 @@
 """A whole examination: the pass, what rules find in it, remedies, and training with them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from retrograde.diagnosis.training import train_remedies
 from retrograde.diagnosis.trials import Clinic, plan, try_remedies
 from retrograde.diagnosis.unharmed import copied_model, untouched
 from retrograde.errors import RecordingError, RetrogradeError
-from retrograde.record import Recording
+from retrograde.record import Recorded, Recording
 
 Progress = Callable[[int, int, str], object]
 """Called with the passes done, the passes in all, and what is done next."""
@@ -40,6 +40,22 @@ class Examination:
     findings: tuple[Finding, ...]
     errors: tuple[RetrogradeError, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+def examine_layer(
+    recorded: Recorded, limits: Sequence[Threshold], needs_lag: int | None = None
+) -> Examination:
+    """Look at one layer on its own, perhaps a cell of one's own, and say which rules cannot."""
+    recording = Recording()
+    recording.fill(recorded.name, lambda: recorded)
+    found = examine_recording(recording, limits, needs_lag)
+    reasons = [
+        f"{name}: {rule.name} does not apply, {why}."
+        for name, subject in found.subjects.items()
+        for rule in RULES.values()
+        if (why := rule.missing(subject))
+    ]
+    return replace(found, notes=(*reasons, *found.notes))
 
 
 def examine_recording(

@@ -100,7 +100,8 @@ def _given(gradients: object, cell: AbstractCell) -> dict[str, Tensor]:
         given = dict(gradients)
         if unknown := [name for name in given if name not in cell.parameters]:
             raise ArgumentError(
-                f"gradients holds {', '.join(map(repr, unknown))}; the cell's parameters are {names}"
+                f"gradients holds {', '.join(map(repr, unknown))}; the cell's parameters are "
+                + names
             )
     else:
         raise ArgumentError(

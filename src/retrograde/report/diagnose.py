@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from retrograde.decompose import Flow
 from retrograde.decompose.glance import NEAR
 from retrograde.diagnosis import RULES, limits
-from retrograde.diagnosis.examine import Examination, Progress, examine, examine_recording
+from retrograde.diagnosis.examine import (
+    Examination,
+    Progress,
+    examine,
+    examine_layer,
+    examine_recording,
+)
 from retrograde.diagnosis.run import LossFunction
 from retrograde.diagnosis.subject import SAMPLES
 from retrograde.errors import ArgumentError
@@ -122,13 +128,17 @@ def diagnose(
         thresholds=table,
     )
     if isinstance(subject, Recorded):
-        alone, subject = subject, Recording()
-        subject.fill(alone.name, lambda: alone)
+        if layer not in (None, subject.name):
+            raise ArgumentError(f"no layer {layer!r}; there are: {subject.name}")
+        examination = examine_layer(subject, table, needs_lag)
+        return _report(examination, settings, spectrum, progress)
     if isinstance(subject, Recording):
         examination = examine_recording(subject, table, needs_lag, layer)
         return _report(examination, settings, spectrum, progress)
     if loss_fn is None or not isinstance(subject, nn.Module):
-        raise ArgumentError("diagnose takes a recording, or a model, a batch and a loss function")
+        raise ArgumentError(
+            "diagnose takes a recording, one layer of it, or a model, a batch and a loss function"
+        )
     examination = examine(
         subject,
         batch,

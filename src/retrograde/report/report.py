@@ -84,11 +84,13 @@ class Report:
                 remark = _ended(self.findings[0].message)
                 return f"Nothing found that needs mending: {looked} {self._reaches()} {remark}"
             named = self.settings.needs_lag
-            need = (
-                "Whether a lag is reached that matters to you, needs_lag= would tell."
-                if named is None
-                else f"The lag that matters to you, {counted(named, 'step')}, is within reach."
-            )
+            far = [layer.reach for layer in self.layers if layer.reach_is_lower_bound]
+            if named is None:
+                need = "Whether a lag is reached that matters to you, needs_lag= would tell."
+            elif min(far, default=named) < named:
+                need = f"Whether {counted(named, 'step')} are within reach cannot be told."
+            else:
+                need = f"The lag that matters to you, {counted(named, 'step')}, is within reach."
             return f"Nothing found: {looked} {self._reaches()} {need}"
         first, *others = self.findings
         more = f" (and {len(others)} more)" if others else ""
@@ -109,6 +111,7 @@ class Report:
             half = half_life_in_words(layer.half_life).removesuffix(" steps")
             least = "at least " if layer.reach_is_lower_bound else ""
             reach = f"{least}{layer.reach} of {layer.steps - 1}"
+            note = "void" if layer.void else layer.residual_note
             if layer.void:
                 share, half, reach = ["void"] * len(share), "void", "void"
             rows.append(
@@ -119,9 +122,7 @@ class Report:
                     half,
                     *share,
                     *[""] * (len(groups) - len(share)),
-                    residual_in_words(
-                        layer.residual, "void" if layer.void else layer.residual_note
-                    ),
+                    residual_in_words(layer.residual, note),
                 )
             )
         return ("layer", *figures, "reach (steps)", "half-life (steps)", *groups, "residual"), rows
@@ -230,8 +231,8 @@ def sentence(layer: Layer, horizon: Horizon | None) -> str:
         )
     reach, lag = _steps(layer), f"{horizon.name} ({counted(horizon.lag, 'step')})"
     if layer.reach < horizon.lag and layer.reach_is_lower_bound:
-        verdict = f"cannot tell; its gradient reaches back {reach}, perhaps as far as {lag}, and"
-    elif layer.reach < horizon.lag:
+        return f"{name}: cannot tell; its gradient reaches back {reach}, perhaps as far as {lag}."
+    if layer.reach < horizon.lag:
         verdict = f"no, its gradient reaches back {reach}, short of {lag}, and"
     elif abs(layer.beyond) < FAINT:
         verdict = f"hardly; single contributions reach back {reach}, as far as {lag}, but summed up"

@@ -26,6 +26,7 @@ class Rule:
         rests_on: what its number is made of. Rules that rest on the "parts" of the gradient are
             silent where these are void, those that rest on the "forward" pass where it could not
             be run again; what was "given" (weights, data, autograd's gradients) is there anyway.
+        missing: what a layer lacks that it would have to look at, in words; "" if nothing.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Rule:
     sources: tuple[str, ...] = ()
     when: Callable[[Subject], bool] = lambda subject: True
     rests_on: Literal["parts", "forward", "given"] = "parts"
+    missing: Callable[[Subject], str] = lambda subject: ""
 
     def check(self, subject: Subject) -> Finding | None:
         """The finding about a layer, or None."""
