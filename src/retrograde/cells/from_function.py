@@ -25,8 +25,9 @@ ONLY_ROUTE = "recurrent"
 SAMPLES = 16
 """A step is probed with so many random samples."""
 
-PROBES = (0.0, 0.1, 1.0, 1.0)
-"""How far the parameters are moved at random, probe by probe, until each has shown an effect."""
+PROBES = ((1.0, 0.0), (1.0, 0.1), (1.0, 1.0), (0.0, 1.0), (0.0, 0.1), (0.0, 1e-3))
+"""How much of the parameters is kept, and how much noise is added, probe by probe, until each has
+shown an effect."""
 
 Primal = TypeVar("Primal")
 
@@ -399,8 +400,8 @@ def _check_places(cell: FunctionCell, weights: Mapping[str, Tensor]) -> None:
 def _check_effects(cell: FunctionCell, weights: Mapping[str, Tensor]) -> None:
     """Refuse parameters that nothing comes back to, whose gradient of 0 would look exact.
 
-    At random inputs, states and adjoints; then with the parameters moved as well, since at one
-    point a gradient may be 0 with good reason (units that are dead, a gate that is shut).
+    At random inputs, states and adjoints; then with parameters moved or drawn at random as well,
+    since a gradient may be 0 with good reason where they are (dead units, a gate that is shut).
     """
     generator = torch.Generator().manual_seed(0)
     some = next(iter(weights.values()))
@@ -409,8 +410,8 @@ def _check_effects(cell: FunctionCell, weights: Mapping[str, Tensor]) -> None:
         return torch.randn(shape, generator=generator).to(some)
 
     idle, tried = list(weights), False
-    for moved in PROBES:
-        at = {name: w + moved * drawn(*w.shape) for name, w in weights.items()}
+    for kept, added in PROBES:
+        at = {name: kept * w + added * drawn(*w.shape) for name, w in weights.items()}
         x, state = drawn(SAMPLES, cell.inputs), drawn(SAMPLES, cell.state_size)
         delta = drawn(1, SAMPLES, cell.state_size)
         try:

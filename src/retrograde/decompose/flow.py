@@ -128,27 +128,35 @@ class Flow:
 
     def _compared(self, parts: Mapping[str, Scaled], cancelling: Mapping[str, float]) -> Residual:
         """The residual of some parts, and whether the precision of the pass allows it."""
-        recorded, gradients = self.recorded, self.recorded.gradients
-        against = recorded.against
-        if self._cell is not recorded.cell or not gradients:
-            recorded = replace(recorded, cell=self._cell)
+        gradients, against = self.recorded.gradients, self.recorded.against
+        if not self._compares_with_autograd:
             gradients = {name: row.plain().squeeze(0) for name, row in self.gradient.items()}
             against = "its own gradient, pulled back in one row,"
-        rounding = self._rounding(gradients)
         allowance = Allowance(
-            rounding,
+            self._rounding,
             self.steps,
             cancelling,
-            lambda: moved_by_rounding(recorded, rounding),
+            lambda: self._moved_by_rounding,
             self._likely_reason,
         )
         return residual(parts, gradients, allowance, against)
 
-    def _rounding(self, gradients: Mapping[str, Tensor]) -> float:
-        """The coarsest rounding error in the gradients and in what led to them."""
-        kinds = {gradient.dtype for gradient in gradients.values()} | {self.entries.direct.dtype}
-        ran = self.recorded.rounding if gradients is self.recorded.gradients else None
-        return max(ran or 0.0, *(torch.finfo(kind).eps for kind in kinds))
+    @property
+    def _compares_with_autograd(self) -> bool:
+        return self._cell is self.recorded.cell and bool(self.recorded.gradients)
+
+    @property
+    def _rounding(self) -> float:
+        """The coarsest rounding error in what the parts are compared with, and in the parts."""
+        kinds = {self.entries.direct.dtype}
+        if not self._compares_with_autograd:
+            return max(torch.finfo(kind).eps for kind in kinds)
+        kinds |= {gradient.dtype for gradient in self.recorded.gradients.values()}
+        return max(self.recorded.rounding or 0.0, *(torch.finfo(kind).eps for kind in kinds))
+
+    @cached_property
+    def _moved_by_rounding(self) -> Mapping[str, float]:
+        return moved_by_rounding(replace(self.recorded, cell=self._cell), self._rounding)
 
     @cached_property
     def forward_agrees(self) -> bool | None:
@@ -159,7 +167,7 @@ class Flow:
         final = self.recorded.final
         if final is None:
             return None
-        tolerance = max(AGREES, 32 * self._rounding(self.recorded.gradients))
+        tolerance = max(AGREES, 32 * max(self._rounding, self.recorded.rounding or 0.0))
         difference = torch.linalg.vector_norm(self.unrolled.states[-1] - final)
         return bool(difference <= tolerance * torch.linalg.vector_norm(final))
 
@@ -194,7 +202,7 @@ class Flow:
             else "a hook that changes gradients on their way back, an operation in the backward "
             "pass that is not the derivative, or weights that changed between the passes"
         )
-        if self._rounding(self.recorded.gradients) >= LOW:
+        if self._rounding >= LOW:
             reasons += "; or the low precision: underflow, for one. Compare with float32"
         return reasons
 

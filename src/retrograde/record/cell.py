@@ -72,9 +72,10 @@ def record_cell(
     entering[..., cell.output] = direct[0]
     entering[-1] += direct[1]
     own = dict(zip(weights, grads, strict=True))
+    copied = {n: w.detach() for n, w in weights.items()}
     return Recorded(
         name,
-        cell,
+        cell.with_parameters(copied),
         x.detach(),
         initial.detach(),
         entering,
