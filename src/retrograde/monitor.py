@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from retrograde.decompose import Flow, decompose
-from retrograde.decompose.flow import unasked, void_in_words
+from retrograde.decompose.check import check
+from retrograde.decompose.flow import void_in_words
 from retrograde.decompose.glance import glance
 from retrograde.errors import ArgumentError, RecordingError, RetrogradeError
 from retrograde.record import Recorded, Recording, record, recurrent_layers
@@ -187,7 +188,7 @@ class Monitor:
             return {}
         whole = self.recording[name]
         try:
-            residual = unasked(whole, max_rows=1).whole_residual
+            residual = check(whole)
             if not residual.ok:
                 self.problems[name] = void_in_words(name, residual)
                 return {}

@@ -148,11 +148,9 @@ class Flow:
     @property
     def _rounding(self) -> float:
         """The coarsest rounding error in what the parts are compared with, and in the parts."""
-        kinds = {self.entries.direct.dtype}
-        if not self._compares_with_autograd:
-            return max(torch.finfo(kind).eps for kind in kinds)
-        kinds |= {gradient.dtype for gradient in self.recorded.gradients.values()}
-        return max(self.recorded.rounding or 0.0, *(torch.finfo(kind).eps for kind in kinds))
+        if self._compares_with_autograd:
+            return rounding_of(self.recorded)
+        return float(torch.finfo(self.entries.direct.dtype).eps)
 
     @cached_property
     def _moved_by_rounding(self) -> Mapping[str, float]:
@@ -498,6 +496,12 @@ def decompose(recording: Recording | Recorded, *, max_rows: int | None = None) -
             void_in_words(recorded.name, flow.residual), VoidDecompositionWarning, stacklevel=2
         )
     return flow
+
+
+def rounding_of(recorded: Recorded) -> float:
+    """The coarsest rounding error in a pass, its gradients and its analysis."""
+    kinds = {value.dtype for value in (recorded.direct, *recorded.gradients.values())}
+    return max(recorded.rounding or 0.0, *(torch.finfo(kind).eps for kind in kinds))
 
 
 def unasked(recorded: Recorded, max_rows: int | None = None) -> Flow:
