@@ -54,11 +54,14 @@ class Residual(float):
             there is nothing to compare with, is no proof against them.
         note: which parameters are left out, and the likely reason where the residual is void.
         against: what the parts are compared with.
+        sensitive: whether rounding alone explains that it is void: the parts are then those of a
+            pass that a rounding separates from the one that ran, and their sizes hold for both.
     """
 
     note: str
     bound: float
     against: str
+    sensitive: bool
 
     def __new__(
         cls,
@@ -66,13 +69,14 @@ class Residual(float):
         note: str = "",
         bound: float = math.inf,
         against: str = "autograd's gradient",
+        sensitive: bool = False,
     ) -> "Residual":
         self = super().__new__(cls, value)
-        self.note, self.bound, self.against = note, bound, against
+        self.note, self.bound, self.against, self.sensitive = note, bound, against, sensitive
         return self
 
-    def __reduce__(self) -> tuple[type["Residual"], tuple[float, str, float, str]]:
-        return Residual, (float(self), self.note, self.bound, self.against)
+    def __reduce__(self) -> tuple[type["Residual"], tuple[float, str, float, str, bool]]:
+        return Residual, (float(self), self.note, self.bound, self.against, self.sensitive)
 
     @property
     def ok(self) -> bool:
@@ -150,7 +154,7 @@ def residual(
     bound = largest / excess if 0 < excess < math.inf else min(bounds[n] for n in differences)
     if off:
         notes.insert(0, allowance.reason({name: differences[name] for name in off}, sensitive))
-    return Residual(largest, "; ".join(notes), bound, against)
+    return Residual(largest, "; ".join(notes), bound, against, sensitive)
 
 
 def _difference(whole: Scaled, grad: Tensor) -> float:

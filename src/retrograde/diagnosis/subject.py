@@ -66,11 +66,17 @@ class Subject:
 
     @property
     def replayed(self) -> bool:
-        """Whether the forward pass that is looked at is the one that ran.
+        """Whether the forward pass that is looked at is the one that ran, but for rounding.
 
         Parts that add up to the gradient prove it; else the state that the pass ended in.
         """
-        return self.flow is not None and (not self.void or bool(self.flow.forward_agrees))
+        agrees = self.flow is not None and bool(self.flow.forward_agrees)
+        return self.flow is not None and (not self.void or self.sensitive or agrees)
+
+    @property
+    def sensitive(self) -> bool:
+        """Whether nothing but rounding makes its parts void."""
+        return self.flow is not None and self.flow.residual.sensitive
 
     @property
     def far_unknown(self) -> bool:

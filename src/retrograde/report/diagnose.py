@@ -136,9 +136,7 @@ def diagnose(
         examination = examine_recording(subject, table, needs_lag, layer)
         return _report(examination, settings, spectrum, progress)
     if loss_fn is None or not isinstance(subject, nn.Module):
-        raise ArgumentError(
-            "diagnose takes a recording, one layer of it, or a model, a batch and a loss function"
-        )
+        raise ArgumentError("diagnose takes a recording, or a model, a batch and a loss function")
     examination = examine(
         subject,
         batch,

@@ -8,7 +8,7 @@ from retrograde.diagnosis.rules.gates import DEAD, DOUBLE, SATURATED, SHORT
 from retrograde.diagnosis.rules.growth import EXPLODING, NO_GRADIENT, NON_FINITE
 from retrograde.diagnosis.rules.reach import NEAR, VANISHING
 from retrograde.diagnosis.rules.rule import Rule
-from retrograde.diagnosis.rules.void import VOID
+from retrograde.diagnosis.rules.void import DECIDED, VOID
 
 RULES: Mapping[str, Rule] = {
     rule.name: rule
@@ -17,6 +17,7 @@ RULES: Mapping[str, Rule] = {
         NON_FINITE,
         NO_GRADIENT,
         EXPLODING,
+        DECIDED,
         SATURATED,
         DEAD,
         DOUBLE,

@@ -24,8 +24,10 @@ class Rule:
         sources: papers and threads behind it.
         when: whether it has a say at all; another rule may be the one to speak.
         rests_on: what its number is made of. Rules that rest on the "parts" of the gradient are
-            silent where these are void, those that rest on the "forward" pass where it could not
-            be run again; what was "given" (weights, data, autograd's gradients) is there anyway.
+            silent where these are void; those that rest on "sizes" alone speak where nothing but
+            rounding separates them from the pass that ran; those that rest on the "forward" pass
+            are silent where it could not be run again; what was "given" (weights, data, autograd's
+            gradients) is there anyway.
         missing: what a layer lacks that it would have to look at, in words; "" if nothing.
     """
 
@@ -38,7 +40,7 @@ class Rule:
     remedies: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     when: Callable[[Subject], bool] = lambda subject: True
-    rests_on: Literal["parts", "forward", "given"] = "parts"
+    rests_on: Literal["parts", "sizes", "forward", "given"] = "parts"
     missing: Callable[[Subject], str] = lambda subject: ""
 
     def check(self, subject: Subject) -> Finding | None:
@@ -50,8 +52,12 @@ class Rule:
 
     def can_tell(self, subject: Subject) -> bool:
         """Whether what it rests on is known of this layer."""
-        known = {"parts": not subject.void, "forward": not subject.void or subject.replayed}
-        return known.get(self.rests_on, True)
+        return {
+            "parts": not subject.void,
+            "sizes": not subject.void or subject.sensitive,
+            "forward": not subject.void or subject.replayed,
+            "given": True,
+        }[self.rests_on]
 
 
 def steps(count: int | float) -> str:

@@ -6,8 +6,17 @@ from retrograde.diagnosis.subject import Subject
 
 
 def _residual(subject: Subject) -> Evidence | None:
-    if subject.flow is None:
+    if subject.flow is None or subject.sensitive:
         return None
+    return _evidence(subject)
+
+
+def _by_rounding(subject: Subject) -> Evidence | None:
+    return _evidence(subject) if subject.sensitive else None
+
+
+def _evidence(subject: Subject) -> Evidence:
+    assert subject.flow is not None
     found = subject.flow.residual
     return Evidence("residual", float(found), "of the gradient", found.bound, "below")
 
@@ -35,6 +44,22 @@ def _void(subject: Subject, evidence: Evidence) -> Finding:
     )
 
 
+def _decided(subject: Subject, evidence: Evidence) -> Finding:
+    assert subject.flow is not None
+    found = subject.flow.residual
+    return Finding(
+        "rounding-decides",
+        "error",
+        subject.name,
+        f"Rounding decides its gradient: its parts differ from {found.against} by "
+        f"{evidence.value:.2g} of its size, as the same pass does from itself in another "
+        "precision. Reach and shares are void; growth holds as a size",
+        (evidence,),
+        (found.note,),
+        ("Run the model in float64", "Mend what makes the gradient explode, if it does"),
+    )
+
+
 VOID = Rule(
     "void",
     "The parts do not add up",
@@ -46,5 +71,18 @@ VOID = Rule(
     "proof against the parts, which do not leave it.",
     _residual,
     _void,
+    rests_on="given",
+)
+DECIDED = Rule(
+    "rounding-decides",
+    "Rounding decides the gradient",
+    "A residual above what the precision of the pass allows, where rounding alone moves the "
+    "gradient by half of its size or more: in a chaotic pass, as exploding gradients have it, with "
+    "parts that cancel, or with saturated units. Two runs of the same pass then have two "
+    "gradients. The parts are those of a pass that a rounding separates from the one that ran, so "
+    "that sizes hold for both: the rule on exploding gradients speaks, and is told first, being "
+    "the cause; those on reach and shares do not.",
+    _by_rounding,
+    _decided,
     rests_on="given",
 )
