@@ -60,8 +60,14 @@ def assemble(name: str, calls: list[Call], brought: Pass) -> Recorded:
         reading.lengths,
         tuple(notes),
         rounding=max(call.rounding for call in calls),
-        final=torch.cat([chain[-1].call.state(chain[-1].call.last) for chain in chains]),
+        final=_final([chain[-1].call for chain in chains], reading.initial),
     )
+
+
+def _final(last: list[Call], like: Tensor) -> Tensor | None:
+    """The state in which the last calls ended; None where other samples began than ended."""
+    state = torch.cat([call.state(call.last) for call in last])
+    return state if state.shape == like.shape else None
 
 
 def _through_the_layer(weight: str, calls: list[Call], brought: Pass, notes: list[str]) -> Tensor:
