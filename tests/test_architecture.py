@@ -75,6 +75,7 @@ def test_the_public_names_are_pinned():
         "Report",
         "RetrogradeError",
         "Spectrum",
+        "VoidDecompositionWarning",
         "cells",
         "clipping",
         "decompose",

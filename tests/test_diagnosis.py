@@ -547,7 +547,9 @@ def test_rules_are_explained_from_the_table_they_run_on():
         assert page.startswith(f"# {rule.title}\n")
         for word in (*rule.thresholds, *rule.remedies, *rule.sources):
             assert word in page
-    with pytest.raises(ArgumentError, match="no rule 'vanish'; there are: non-finite, no-gradient"):
+    with pytest.raises(
+        ArgumentError, match="no rule 'vanish'; there are: void, non-finite, no-gradient"
+    ):
         explain("vanish")
 
 

@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 from retrograde import cells, clipping, nn
 from retrograde.decompose import Flow, decompose
-from retrograde.errors import RetrogradeError
+from retrograde.errors import RetrogradeError, VoidDecompositionWarning
 from retrograde.monitor import Monitor
 from retrograde.record import Recorded, Recording, load, record, record_cell, save
 from retrograde.report import Report, diagnose
@@ -27,6 +27,7 @@ __all__ = [
     "Report",
     "RetrogradeError",
     "Spectrum",
+    "VoidDecompositionWarning",
     "cells",
     "clipping",
     "decompose",

@@ -1,4 +1,5 @@
-"""Every error that Retrograde raises on purpose, so that one `except` can catch them all.
+"""Every error that Retrograde raises on purpose, so that one `except` can catch them all, and what
+it warns of with a class of its own.
 
 Each message says what was expected, what arrived and what to do about it.
 """
@@ -46,3 +47,10 @@ class MissingExtraError(RetrogradeError, ImportError):
 
 class InputError(RetrogradeError):
     """A file or function named on the command line cannot be used."""
+
+
+class VoidDecompositionWarning(UserWarning):
+    """The parts do not add up to the gradient as well as the precision of the pass allows.
+
+    They are then the parts of another gradient; what rests on them is void.
+    """

@@ -16,6 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from retrograde import _checks
 from retrograde.decompose import Flow, decompose
+from retrograde.decompose.check import check
+from retrograde.decompose.flow import void_in_words
 from retrograde.decompose.glance import glance
 from retrograde.errors import RecordingError, RetrogradeError
 from retrograde.record import Recorded, Recording, record, recurrent_layers
@@ -39,6 +41,7 @@ class Monitor:
     | `growth` | log2 per step | largest growth of the adjoint from a step to the step before |
     | `gradient_norm` | L2 norm | gradient of the layer's own parameters |
     | `nonfinite` | count | NaN and infinite values in the layer's input, dL/dh and gradients |
+    | `lower_bound` | 1 | there where `reach` is a lower bound, since lags end on the way |
 
     and, of the model as a whole:
 
@@ -55,7 +58,8 @@ class Monitor:
     `torch.distributed` only rank 0 looks, at its own share of the batch, and talks to no other.
 
     Nothing of ours raises into a training loop. What cannot be recorded or looked at (a layer that
-    is refused, a block without a backward pass, a NaN, a mistake of ours) adds to `unrecorded`; the
+    is refused, a block without a backward pass, a NaN, a mistake of ours), and a layer whose parts,
+    over the whole pass, do not add up to its gradient (`flow.residual`), adds to `unrecorded`; the
     first reason is given as a warning, and `problems` has those of the latest block. What the
     model, the loss or `log` raises passes through.
 
@@ -187,12 +191,18 @@ class Monitor:
         """The first five scalars of a layer; none where a problem stands in their way."""
         if name not in self.recording:
             return {}
+        whole = self.recording[name]
         try:
+            residual = check(whole)
+            if not residual.ok:
+                self.problems[name] = void_in_words(name, residual)
+                return {}
             seen = glance(self._part(name))
         except Exception as error:  # whatever it is, training must not pay for it
             self.problems[name] = _why(name, error)
             return {}
-        return {
+        least = {"lower_bound": 1.0} if whole.lags_end else {}
+        return least | {
             "reach": float(seen.reach),
             "half_life": seen.half_life,
             "share_near": seen.near,

@@ -23,6 +23,13 @@ from retrograde.errors import ArgumentError
 ONLY_ROUTE = "recurrent"
 """The route of a state without named pieces."""
 
+SAMPLES = 16
+"""A step is probed with so many random samples."""
+
+PROBES = ((1.0, 0.0), (1.0, 0.1), (1.0, 1.0), (0.0, 1.0), (0.0, 0.1), (0.0, 1e-3))
+"""How much of the parameters is kept, and how much noise is added, probe by probe, until each has
+shown an effect."""
+
 Primal = TypeVar("Primal")
 
 Step = Callable[[Mapping[str, Tensor], Tensor, Any], Any]
@@ -196,8 +203,9 @@ def from_function(
         piece of s_k, the Jacobian block by block. Without names there is one, "recurrent".
 
     Raises:
-        ArgumentError: for arguments that do not fit together, or a step that `torch.func` cannot
-            pull back. The step is tried out on two samples of zeros, and on equal ones.
+        ArgumentError: for arguments that do not fit together, a step that `torch.func` cannot
+            pull back, or parameters that no gradient comes back to. The step is tried out on two
+            samples of zeros, on equal ones, and at random.
 
     Example:
         >>> import torch, retrograde
@@ -292,6 +300,7 @@ def _try_out(cell: FunctionCell) -> None:
     _check_forward(cell, weights, x, state)
     _check_pull_back(cell, CellStep(x, state, state))
     _check_places(cell, weights)
+    _check_effects(cell, weights)
 
 
 def _check_forward(
@@ -380,6 +389,45 @@ def _check_places(cell: FunctionCell, weights: Mapping[str, Tensor]) -> None:
             "step gives equal samples of a batch different states: it asks for a sample's place, "
             "or for the size of the batch. What belongs to a sample belongs into x, as a feature"
         )
+
+
+def _check_effects(cell: FunctionCell, weights: Mapping[str, Tensor]) -> None:
+    """Refuse parameters that nothing comes back to, whose gradient of 0 would look exact.
+
+    At random inputs, states and adjoints; then with parameters moved or drawn at random as well,
+    since a gradient may be 0 with good reason where they are (dead units, a gate that is shut).
+    """
+    generator = torch.Generator().manual_seed(0)
+    some = next(iter(weights.values()))
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(some)
+
+    idle, tried = list(weights), False
+    for kept, added in PROBES:
+        at = {name: kept * w + added * drawn(*w.shape) for name, w in weights.items()}
+        x, state = drawn(SAMPLES, cell.inputs), drawn(SAMPLES, cell.state_size)
+        delta = drawn(1, SAMPLES, cell.state_size)
+        try:
+            with torch.no_grad():
+                pulled = cell.with_parameters(at).pull_back(CellStep(x, state, state), delta)
+                gradients = pulled.formed[0].pull(delta)
+        except Exception:  # not every step takes any number, as one that looks up an index
+            continue
+        idle = [name for name in idle if bool((gradients[name] == 0).all())]
+        if not idle:
+            return
+        tried = True
+    if not tried:
+        return
+    one = len(idle) == 1
+    raise ArgumentError(
+        f"step does not depend on {', '.join(map(repr, idle))}: no gradient comes back to "
+        f"{'it' if one else 'them'} at random inputs and states. Either the step does not read "
+        f"{'it' if one else 'them'} from the parameters it is given (a module that keeps its "
+        "weights in a dict or list of its own, where functional_call cannot swap them), or it "
+        f"detaches {'it' if one else 'them'}; what the step is not to use, leave out of parameters"
+    )
 
 
 def _check_state(cell: FunctionCell, new: object, dtype: torch.dtype, taken: str) -> None:

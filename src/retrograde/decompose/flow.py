@@ -1,5 +1,6 @@
 """Flow: one backward pass, taken apart; every decomposition is a question put to it."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,12 +25,19 @@ from retrograde.decompose.clipped import ClippedFlow, factors_at_the_end
 from retrograde.decompose.non_finite import NonFinite, first_overflow
 from retrograde.decompose.parts import joined
 from retrograde.decompose.replay import replay
-from retrograde.decompose.residual import Residual, residual
+from retrograde.decompose.residual import Allowance, Residual, residual
+from retrograde.decompose.rounding import moved_by_rounding, whole_gradient
 from retrograde.decompose.split import Split
 from retrograde.engine import Entries, Scaled, Unrolled, fold, with_factors
-from retrograde.errors import ArgumentError
+from retrograde.errors import ArgumentError, VoidDecompositionWarning
 from retrograde.record import Recorded, Recording
 from retrograde.record.recording import the_one
+
+AGREES = 1e-2
+"""A forward pass agrees with its recording if it ends in the same state to this part of it."""
+
+LOW = 2.0**-10
+"""The rounding error from which on a precision is low: that of float16."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +62,7 @@ class Flow:
     @cached_property
     def gradient(self) -> Mapping[str, Scaled]:
         """The whole gradient of each parameter, as one row [1, ...] that holds the summed loss."""
-        everything = (range(0, max(1, self.steps)),)
-        whole = LagSums(everything, self._cell)
-        fold(self.unrolled, self.with_rows(1).entries, [whole])
-        return {name: lag.scaled for name, lag in whole.result().items()}
+        return whole_gradient(self.unrolled, self.recorded.direct)
 
     @cached_property
     def _tables(self) -> tuple[Mapping[str, ByTime], Adjoints]:
@@ -99,14 +104,115 @@ class Flow:
     def residual(self) -> Residual:
         """Largest relative difference between the sum of the parts and autograd's gradient.
 
+        `residual.ok` is False where it is larger than the precision of the pass allows: the parts
+        are then not those of this gradient, and `residual.note` names the likely reason.
+
         Autograd cannot cut routes, and knows nothing of a part of the samples: what `without`
         returns, and what a `Recorded.part` leads to, is compared with its own gradient, pulled
         back in one row.
         """
         parts = {name: self.by_lag(name).scaled.total() for name in self.parameters}
-        if self._cell is not self.recorded.cell or not self.recorded.gradients:
-            return residual(parts, {n: g.plain().squeeze(0) for n, g in self.gradient.items()})
-        return residual(parts, self.recorded.gradients)
+        sizes = {n: by_time.log2_of_sum(self.by_time(n).log2.flatten()) for n in parts}
+        cancelling = {
+            name: float(torch.exp2(size - self.gradient[name].log2_norms()))
+            for name, size in sizes.items()
+        }
+        return self._compared(parts, cancelling)
+
+    @property
+    def whole_residual(self) -> Residual:
+        """The same of the gradient pulled back in one row, for those who need no more than that.
+
+        It shows a wrong recording as well as `residual` does, at a fraction of the cost.
+        """
+        return self._compared(self.gradient, {})
+
+    def _compared(self, parts: Mapping[str, Scaled], cancelling: Mapping[str, float]) -> Residual:
+        """The residual of some parts, and whether the precision of the pass allows it."""
+        gradients, against = self.recorded.gradients, self.recorded.against
+        if not self._compares_with_autograd:
+            gradients = {name: row.plain().squeeze(0) for name, row in self.gradient.items()}
+            against = "its own gradient, pulled back in one row,"
+        allowance = Allowance(
+            self._rounding,
+            self.steps,
+            cancelling,
+            lambda: self._moved_by_rounding,
+            self._likely_reason,
+        )
+        return residual(parts, gradients, allowance, against)
+
+    @property
+    def _compares_with_autograd(self) -> bool:
+        return self._cell is self.recorded.cell and bool(self.recorded.gradients)
+
+    @property
+    def _rounding(self) -> float:
+        """The coarsest rounding error in what the parts are compared with, and in the parts."""
+        if self._compares_with_autograd:
+            return rounding_of(self.recorded)
+        return float(torch.finfo(self.entries.direct.dtype).eps)
+
+    @cached_property
+    def _moved_by_rounding(self) -> Mapping[str, float]:
+        return moved_by_rounding(replace(self.recorded, cell=self._cell), self._rounding)
+
+    @cached_property
+    def forward_agrees(self) -> bool | None:
+        """Whether the forward pass, run again, ends in the state that the recorded one ended in.
+
+        To a hundredth, or 32 rounding errors in low precision. None where that is not known.
+        """
+        final = self.recorded.final
+        if final is None:
+            return None
+        tolerance = max(AGREES, 32 * max(self._rounding, self.recorded.rounding or 0.0))
+        difference = torch.linalg.vector_norm(self.unrolled.states[-1] - final)
+        return bool(difference <= tolerance * torch.linalg.vector_norm(final))
+
+    def _likely_reason(self, off: Mapping[str, float], sensitive: bool) -> str:
+        """Why the parts may not add up to the gradient, in words."""
+        if sensitive:
+            grows = self.adjoints.log2_growth_by_lag
+            grown = float(grows[grows.isfinite()].max()) if bool(grows.isfinite().any()) else 0.0
+            amplified = (
+                f"the pass multiplies rounding errors as it does the adjoint, by 2^{grown:.0f}"
+                if grown >= 1
+                else "its contributions cancel, or its units are saturated"
+            )
+            return (
+                f"sensitive to rounding, which alone decides this gradient: {amplified}. A model "
+                "in float64 may give numbers that hold"
+            )
+        if self.forward_agrees is False:
+            return (
+                "the forward pass, run again with the recorded weights, ends in another state: "
+                "weights were changed on the way, or the layer does more than its class does"
+            )
+        if self.recorded.against:
+            return (
+                f"the cell does not do what led to {self.recorded.against}: its step is another, "
+                "or its pull-back is not the derivative of its step"
+            )
+        reasons = (
+            f"only the gradient of {', '.join(off)} is another, so the adjoints are right: a hook "
+            "on the weight changes it, or a part of it does not come through the layer"
+            if len(off) < len(self.parameters)
+            else "a hook that changes gradients on their way back, an operation in the backward "
+            "pass that is not the derivative, or weights that changed between the passes"
+        )
+        if self._rounding >= LOW:
+            reasons += "; or the low precision: underflow, for one. Compare with float32"
+        return reasons
+
+    @property
+    def reach_is_lower_bound(self) -> bool:
+        """Whether lags end at steps where the gradient goes on (`recorded.lags_end`).
+
+        There the state was computed from the one before by something that the recursion does not
+        pass. What comes back counts as given by the loss, so that the gradient may reach further.
+        """
+        return bool(self.recorded.lags_end)
 
     @cached_property
     def non_finite(self) -> NonFinite | None:
@@ -121,7 +227,8 @@ class Flow:
     def reach(self) -> int:
         """The largest lag, in steps, whose mean contribution is still 1 % of that at lag 0.
 
-        Of all parameters together; `by_time(name).reach` is that of one.
+        Of all parameters together; `by_time(name).reach` is that of one. With
+        `reach_is_lower_bound` the gradient may reach further than that.
         """
         return self.by_time().reach
 
@@ -373,6 +480,10 @@ def decompose(recording: Recording | Recorded, *, max_rows: int | None = None) -
         NonFiniteError: if a NaN or an infinity was recorded, with the first place (step, layer,
             gate, route) and the growth that led there, in words and as its `place`.
 
+    Warns:
+        VoidDecompositionWarning: if the residual is larger than the precision of the pass allows
+            (see `Residual`), with the likely reason.
+
     Example:
         >>> import torch, retrograde
         >>> model = torch.nn.RNN(1, 2)
@@ -382,6 +493,30 @@ def decompose(recording: Recording | Recorded, *, max_rows: int | None = None) -
         (range(0, 1), range(1, 2), range(2, 3), range(3, 5))
     """
     recorded, max_rows = the_one(recording), _checks.optional_whole("max_rows", max_rows)
-    flow = Flow(recorded, replay(recorded), Entries.of(recorded.direct, max_rows))
+    flow = unasked(recorded, max_rows)
     flow.adjoints  # noqa: B018  the pass runs here, so that its errors are raised here
+    if not flow.residual.ok:
+        warnings.warn(
+            void_in_words(recorded.name, flow.residual), VoidDecompositionWarning, stacklevel=2
+        )
     return flow
+
+
+def rounding_of(recorded: Recorded) -> float:
+    """The coarsest rounding error in a pass, its gradients and its analysis."""
+    kinds = {value.dtype for value in (recorded.direct, *recorded.gradients.values())}
+    return max(recorded.rounding or 0.0, *(torch.finfo(kind).eps for kind in kinds))
+
+
+def unasked(recorded: Recorded, max_rows: int | None = None) -> Flow:
+    """The `Flow` of a recording to which no question was put yet, its residual neither."""
+    return Flow(recorded, replay(recorded), Entries.of(recorded.direct, max_rows))
+
+
+def void_in_words(name: str, found: Residual) -> str:
+    """What is wrong with the decomposition of a layer that is void."""
+    return (
+        f"{name!r}: the parts do not add up to {found.against}: the residual is "
+        f"{float(found):.1e}, and the precision of the pass allows {found.bound:.1e}. What rests "
+        f"on them is void. The likely reason: {found.note}"
+    )

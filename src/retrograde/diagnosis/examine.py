@@ -1,7 +1,7 @@
 """A whole examination: the pass, what rules find in it, remedies, and training with them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from retrograde.diagnosis.training import train_remedies
 from retrograde.diagnosis.trials import Clinic, plan, try_remedies
 from retrograde.diagnosis.unharmed import copy_of, untouched
 from retrograde.errors import RecordingError, RetrogradeError
-from retrograde.record import Recording
+from retrograde.record import Recorded, Recording
 
 Progress = Callable[[int, int, str], object]
 """Called with the passes done, the passes in all, and what is done next."""
@@ -43,6 +43,22 @@ class Examination:
     notes: tuple[str, ...] = ()
 
 
+def examine_layer(
+    recorded: Recorded, limits: Sequence[Threshold], needs_lag: int | None = None
+) -> Examination:
+    """Look at one layer on its own, perhaps a cell of one's own, and say which rules cannot."""
+    recording = Recording()
+    recording.fill(recorded.name, lambda: recorded)
+    found = examine_recording(recording, limits, needs_lag)
+    reasons = [
+        f"{name}: {rule.name} does not apply, {why}."
+        for name, subject in found.subjects.items()
+        for rule in RULES.values()
+        if (why := rule.missing(subject))
+    ]
+    return replace(found, notes=(*reasons, *found.notes))
+
+
 def examine_recording(
     recording: Recording,
     limits: Sequence[Threshold],
@@ -52,7 +68,8 @@ def examine_recording(
     """Look at a pass that was recorded elsewhere; there is no model on which to try anything."""
     found, errors = subjects(recording, limits, needs_lag, layer)
     note = "Remedies were not tried: that takes diagnose(model, batch, loss_fn)."
-    return Examination(recording, found, by_severity(_findings(found)), tuple(errors), (note,))
+    notes = (*_cannot_tell(found), note)
+    return Examination(recording, found, by_severity(_findings(found)), tuple(errors), notes)
 
 
 @torch.inference_mode(False)
@@ -83,7 +100,7 @@ def examine(
             ) from None
     tell("taking it apart")
     found, errors = subjects(before.recording, limits, needs_lag, layer, before.balance)
-    notes: list[str] = []
+    notes = _cannot_tell(found)
     carried = [kept_graph(copy.reached)] if copy.reached else []
     findings = list(by_severity(_of_the_loss(before, found) + carried + _findings(found)))
     if remedies:
@@ -130,6 +147,31 @@ def _findings(found: Mapping[str, Subject]) -> list[Finding]:
         for subject in found.values()
         if (finding := rule.check(subject)) is not None
     ]
+
+
+def _cannot_tell(found: Mapping[str, Subject]) -> list[str]:
+    """The rules that could not look at a layer, and why."""
+    notes = []
+    for name, subject in found.items():
+        silent = [rule.name for rule in RULES.values() if not rule.can_tell(subject)]
+        if silent:
+            notes.append(
+                f"{name}: its parts are void; these rules cannot tell: {', '.join(silent)}."
+            )
+        elif subject.flow is not None and subject.flow.reach_is_lower_bound:
+            notes.append(
+                f"{name}: lags end before {_steps(subject.recorded.lags_end)}, where the state was "
+                "computed from the one before by something that the recursion does not pass; the "
+                "reach is a lower bound, and a gradient that reaches less than it should is not "
+                "said to vanish."
+            )
+    return notes
+
+
+def _steps(numbers: Sequence[int], shown: int = 5) -> str:
+    named = ", ".join(map(str, numbers[:shown]))
+    more = f" and {len(numbers) - shown} more" if len(numbers) > shown else ""
+    return f"step{'s' if len(numbers) > 1 else ''} {named}{more}"
 
 
 def _of_the_loss(before: Run, found: Mapping[str, Subject]) -> list[Finding]:

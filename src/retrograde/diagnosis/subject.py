@@ -12,8 +12,9 @@ from torch import Tensor
 from retrograde import _checks
 from retrograde.cells import Elman
 from retrograde.cells.leaves import leaves
-from retrograde.decompose import Flow, decompose
+from retrograde.decompose import Flow
 from retrograde.decompose.adjoints import AdjointNorms, Adjoints
+from retrograde.decompose.flow import unasked
 from retrograde.decompose.non_finite import NonFinite
 from retrograde.diagnosis.activity import Activity, Units, look
 from retrograde.diagnosis.need import Need, need_of
@@ -58,6 +59,30 @@ class Subject:
         """The flow, if a gradient arrives at all and there is something to look back on."""
         flow = self.flow
         return flow if flow is not None and len(flow.entries) and flow.steps > 1 else None
+
+    @property
+    def void(self) -> bool:
+        """Whether the parts are not those of its gradient: their residual is too large."""
+        return self.flow is not None and not self.flow.residual.ok
+
+    @property
+    def replayed(self) -> bool:
+        """Whether the forward pass that is looked at is the one that ran, but for rounding.
+
+        Parts that add up to the gradient prove it; else the state that the pass ended in.
+        """
+        agrees = self.flow is not None and bool(self.flow.forward_agrees)
+        return self.flow is not None and (not self.void or self.sensitive or agrees)
+
+    @property
+    def sensitive(self) -> bool:
+        """Whether nothing but rounding makes its parts void."""
+        return self.flow is not None and self.flow.residual.sensitive
+
+    @property
+    def far_unknown(self) -> bool:
+        """Whether the gradient may reach further than can be seen: its parts are void or end."""
+        return self.flow is not None and (self.void or self.flow.reach_is_lower_bound)
 
     @cached_property
     def need(self) -> Need:
@@ -165,7 +190,8 @@ def subjects(
             subject = Subject(name, recorded, None, None, values, needs_lag)
             subject = replace(subject, balance=(balance or {}).get(name), fixed=fixed)
             try:
-                flow = decompose(recorded)
+                flow = unasked(recorded)
+                flow.adjoints  # noqa: B018  what is not finite is found here
                 found[name] = replace(subject, flow=flow, place=flow.non_finite)
             except NonFiniteError as error:
                 if not isinstance(error.place, NonFinite):

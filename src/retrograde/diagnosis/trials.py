@@ -125,7 +125,14 @@ def judge(
     if treated.subject is None:
         return replace(trial, note=treated.problem)
     subject = treated.subject
-    measured = RULES[finding.rule].measure(subject)
+    rule = RULES[finding.rule]
+    residual = subject.flow.residual if subject.flow else None
+    if residual is not None and not residual.ok:
+        number = rule.measure(subject) if rule.can_tell(subject) else None
+        after = None if number is None or math.isnan(number.value) else number.value
+        note = f"what is left is void: {residual.note}"
+        return replace(trial, after=after, residual=float(residual), note=note)
+    measured = rule.measure(subject)
     if measured is None or math.isnan(measured.value):
         return replace(trial, note="the number cannot be measured after it")
     after, gone = measured.value, measured.is_healthy()
@@ -140,7 +147,7 @@ def judge(
         after=after,
         helped=gone or way >= GOOD_WAY,
         cured=gone and not brought,
-        residual=float(subject.flow.residual) if subject.flow else None,
+        residual=None if residual is None else float(residual),
         loss_before=clinic.before.loss,
         loss_after=treated.loss,
         note="; ".join(notes),

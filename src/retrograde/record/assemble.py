@@ -11,7 +11,7 @@ from torch import Tensor
 from retrograde.cells import policy_of
 from retrograde.errors import RecordingError
 from retrograde.record.calls import Call
-from retrograde.record.chains import chains_of
+from retrograde.record.chains import by_step, chains_of
 from retrograde.record.passes import Pass
 from retrograde.record.readings import Reading, read
 from retrograde.record.recording import Recorded
@@ -65,7 +65,16 @@ def assemble(name: str, calls: list[Call], brought: Pass) -> Recorded:
         reading.borders,
         reading.lengths,
         tuple(notes),
+        lags_end=tuple(sorted({k for chain in chains for k, span in by_step(chain) if span.ends})),
+        rounding=max(call.rounding for call in calls),
+        final=_final([chain[-1].call for chain in chains], reading.initial),
     )
+
+
+def _final(last: list[Call], like: Tensor) -> Tensor | None:
+    """The state in which the last calls ended; None where other samples began than ended."""
+    state = torch.cat([call.state(call.last) for call in last])
+    return state if state.shape == like.shape else None
 
 
 def _through_the_layer(weight: str, calls: list[Call], brought: Pass, notes: list[str]) -> Tensor:

@@ -137,6 +137,7 @@ class Call:
         branches: its state came from a call whose state another one carries on.
         ragged: samples have steps of their own, in it or in a call before.
         passed_to: other layers whose state was computed from this call's results.
+        rounding: the relative rounding error of the arithmetic it ran in.
     """
 
     layer: str
@@ -156,6 +157,7 @@ class Call:
     branches: bool = False
     ragged: bool = False
     passed_to: set[str] = field(default_factory=set)
+    rounding: float = 0.0
 
     @staticmethod
     def of(

@@ -1,6 +1,6 @@
 """Which calls make up one sequence in a backward pass, and what the loss gives to each of them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -291,12 +291,18 @@ class _Given:
 def _borders_in_words(chain: list[Span]) -> list[str]:
     """One sentence for each kind of border in a sequence."""
     kinds: dict[str, list[int]] = {}
-    step = 0
-    for span in chain:
+    for step, span in by_step(chain):
         for how in span.how:
             kinds.setdefault(how, []).append(step)
-        step += len(span.call.sequence(span.call.x)[0])
     return [kind.format(_steps(steps)) for kind, steps in kinds.items()]
+
+
+def by_step(chain: list[Span]) -> Iterator[tuple[int, Span]]:
+    """The calls of a sequence, each with its first step."""
+    step = 0
+    for span in chain:
+        yield step, span
+        step += len(span.call.sequence(span.call.x)[0])
 
 
 def _steps(steps: list[int], shown: int = 5) -> str:

@@ -173,7 +173,7 @@ class _Sequence:
         found[step, sample] = values[starts[sample] + step, sample]
         return found
 
-    def joined(self, parts: list[Float[Tensor, "_ b M"]]) -> Float[Tensor, "T B M"]:
+    def joined(self, parts: list[Float[Tensor, "_ _ M"]]) -> Float[Tensor, "T B M"]:
         """What belongs to the steps of all calls."""
         if self.even:
             return torch.cat(parts)

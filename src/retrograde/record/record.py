@@ -189,8 +189,8 @@ def _missing(watch: Watch, passes: list[Pass]) -> str:
         if weights_reached:
             return (
                 "its weights got a gradient, but it was not called while the pass was recorded: it "
-                "was called before, or something else computes with its weights; run the forward pass "
-                "of this layer there"
+                "was called before, or something else computes with its weights; run the forward "
+                "pass of this layer there"
             )
         return "it was not called while the pass was recorded; run the forward pass there"
     if not watch.calls:

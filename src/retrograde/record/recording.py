@@ -38,6 +38,13 @@ class Recorded:
         borders: the steps before which a state was detached, reset or replaced.
         lengths: the number of steps of each sample, None if all run to the end.
         notes: what a reader must know about this pass.
+        lags_end: the steps before which the state was computed from the one before by something
+            that the recursion does not pass: a linear map, a norm, a network. Lags end there.
+        rounding: the relative rounding error (machine epsilon) of the arithmetic that the pass ran
+            in; None for that of its gradients' data type.
+        final: the state after the last step as the pass itself left it, shape [B, S], for the
+            replayed one to be compared with; None where that is not known.
+        against: what `gradients` are, if they are not autograd's of the pass that ran.
     """
 
     name: str
@@ -50,6 +57,10 @@ class Recorded:
     borders: Mapping[int, Border] = field(default_factory=dict)
     lengths: Int[Tensor, "B"] | None = None
     notes: tuple[str, ...] = ()
+    lags_end: tuple[int, ...] = ()
+    rounding: float | None = None
+    final: Float[Tensor, "B S"] | None = None
+    against: str = ""
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
@@ -82,6 +93,7 @@ class Recorded:
             reads=None if self.reads is None else self.reads[:, :samples],
             borders=borders,
             lengths=None if self.lengths is None else self.lengths[:samples],
+            final=None if self.final is None else self.final[:samples],
         )
 
     @property

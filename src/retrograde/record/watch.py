@@ -18,6 +18,7 @@ from retrograde.record.graph import Edge, edge_of, on_changes, origin_of, same_n
 from retrograde.record.layers import ANALYSED, Form, Layer, Weights, form_of, weights_of
 from retrograde.record.links import Surroundings
 from retrograde.record.passes import Pass, add
+from retrograde.record.precision import rounding_of
 
 Store = Callable[[Pass], dict[Any, Tensor]]
 
@@ -300,6 +301,7 @@ class Watch:
             self.idle += 1
             return
         call = Call.of(self.name, form, weights, self._keys, arguments, results, self._random)
+        call.rounding = rounding_of(self.module, call.output)
         for name, tensor in () if form.stepped else results.items():
             results[name] = origin_of(tensor)
             if results[name] is not tensor:

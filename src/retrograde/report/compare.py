@@ -46,6 +46,8 @@ def compare(a: Report, b: Report, names: tuple[str, str] = ("before", "after")) 
       threshold; and reach where there is a vanishing finding, growth where there is an exploding
       one: towards the healthy side is better.
 
+    Of a layer whose parts are void in either report the residual alone is compared.
+
     Everything else is "changed". Numbers that agree in three digits are the same, and so are
     residuals within an order of magnitude, as these are rounding errors.
 
@@ -100,6 +102,7 @@ class _Doubts:
         self._layers = tuple({layer.name for layer in report.layers} for report in (a, b))
         self._moved = {name for name, *_ in _moved_thresholds(a, b)}
         self._need = a.settings.needs_lag != b.settings.needs_lag
+        self._void = tuple({one.name for one in report.layers if one.void} for report in (a, b))
 
     def about(self, found: Finding, other: int) -> str:
         """The doubt about a finding that report number `other` lacks, "" if there is none."""
@@ -109,6 +112,8 @@ class _Doubts:
         known = found.layer is None or found.layer in self._layers[other]
         if not known and found.layer in self._layers[1 - other]:
             return f"the {which} report does not have this layer"
+        if found.layer in self._void[other]:
+            return f"its parts are void in the {which} report"
         return self.threshold(found)
 
     def threshold(self, found: Finding) -> str:
@@ -201,7 +206,11 @@ def _numbers(
         ("gradient norm", "", before.gradient_norm, after.gradient_norm),
         ("residual", "", before.residual, after.residual),
     ]
-    if same_horizon:
+    if before.reach_is_lower_bound or after.reach_is_lower_bound:
+        healthy.pop("reach", None)
+    if before.void or after.void:
+        rows = [row for row in rows if row[0] == "residual"]
+    elif same_horizon:
         rows.append(("share beyond the horizon", "of the gradient", before.beyond, after.beyond))
     return tuple(
         _number(name, unit, old, new, healthy.get(name))

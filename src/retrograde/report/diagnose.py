@@ -15,11 +15,17 @@ from retrograde import _checks
 from retrograde.decompose import Flow
 from retrograde.decompose.glance import NEAR
 from retrograde.diagnosis import RULES, limits
-from retrograde.diagnosis.examine import Examination, Progress, examine, examine_recording
+from retrograde.diagnosis.examine import (
+    Examination,
+    Progress,
+    examine,
+    examine_layer,
+    examine_recording,
+)
 from retrograde.diagnosis.run import LossFunction
 from retrograde.diagnosis.subject import SAMPLES
 from retrograde.errors import ArgumentError
-from retrograde.record import Recording
+from retrograde.record import Recorded, Recording
 from retrograde.report.layer import Directions, Horizon, Layer
 from retrograde.report.report import Report, Settings
 from retrograde.spectra import spectrum as whole_spectrum
@@ -32,7 +38,7 @@ TITLE = "How far back in time do the gradients reach?"
 
 @overload
 def diagnose(
-    subject: Recording,
+    subject: Recording | Recorded,
     *,
     needs_lag: int | None = None,
     layer: str | None = None,
@@ -56,7 +62,7 @@ def diagnose(
     progress: Progress | None = None,
 ) -> Report: ...
 def diagnose(
-    subject: Recording | nn.Module,
+    subject: Recording | Recorded | nn.Module,
     batch: Any = None,
     loss_fn: LossFunction | None = None,
     *,
@@ -72,8 +78,9 @@ def diagnose(
     """What is wrong with the gradients of a model's recurrent layers, how we know, and what helped.
 
     Args:
-        subject: a recording, or a model. A model is copied first, and the copy is run. Remedies can
-            be tried, and the output layer looked at, only where there is a model to run.
+        subject: a recording, or one layer of it (also what `record_cell` returns), or a model. A
+            model is copied first, and the copy is run. Remedies can be tried, and the output layer
+            looked at, only where there is a model to run.
         batch: what `loss_fn` takes beside the model.
         loss_fn: maps (model, batch) to the scalar loss; it must use the model it is given.
         needs_lag: the lag, in steps, that the model has to see. Without it a season in the input
@@ -121,6 +128,11 @@ def diagnose(
         rules=tuple(RULES),
         thresholds=table,
     )
+    if isinstance(subject, Recorded):
+        if layer not in (None, subject.name):
+            raise ArgumentError(f"no layer {layer!r}; there are: {subject.name}")
+        examination = examine_layer(subject, table, needs_lag)
+        return _report(examination, settings, spectrum, progress)
     if isinstance(subject, Recording):
         examination = examine_recording(subject, table, needs_lag, layer)
         return _report(examination, settings, spectrum, progress)
@@ -165,14 +177,15 @@ def _report(
     far = lag or max(NEAR + 1, longest // 2)
     bins = (0, NEAR, far) if far > NEAR else (0, far)
     horizon = None if lag is None else Horizon(lag, "the lag that it needs")
-    directions, unknown = _directions(flows, progress) if spectrum else ({}, [])
+    known = {name: flow for name, flow in flows.items() if found[name].replayed}
+    directions, unknown = _directions(known, progress) if spectrum else ({}, [])
     layers = tuple(
         Layer.of(
             name,
             flow,
             bins,
             horizon,
-            [each.course for each in found[name].activities],
+            [each.course for each in found[name].activities] if found[name].replayed else (),
             directions=directions.get(name),
         )
         for name, flow in flows.items()

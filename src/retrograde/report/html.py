@@ -75,6 +75,9 @@ LIGHT_FIRST = (
     "map",
 )
 
+FORWARD = ("gates", "exponents", "singular")
+"""The kinds that hold where the parts of the gradient are void."""
+
 EVIDENCE: dict[str, Callable[[Layer, Finding], tuple[str, Any]]] = {
     "vanishing": lambda layer, finding: ("lags", layer.chart),
     "near-lags-dominate": lambda layer, finding: ("lags", layer.chart),
@@ -157,6 +160,8 @@ class _Gallery:
         fits = True
         for kind in LIGHT_FIRST:
             for place, layer in layers:
+                if layer.void and kind not in FORWARD:
+                    continue
                 fits = fits and self._add(f"{place}-{kind}", partial(KINDS[kind].chart, layer))
                 if not fits:
                     self.left_out.setdefault(kind, []).append(layer.name)

@@ -174,6 +174,10 @@ class Layer:
         courses: the gates over time.
         figures: further figures for its row of the table, by column title.
         directions: its spectrum, where that was asked for.
+        void: whether the residual is larger than the precision of the pass allows; the parts are
+            then those of another gradient, and none of the numbers above holds.
+        residual_bound: how large the residual might be.
+        reach_is_lower_bound: whether the gradient may reach further than can be followed.
     """
 
     name: str
@@ -200,6 +204,9 @@ class Layer:
     courses: tuple[Course, ...] = ()
     figures: Mapping[str, str] = field(default_factory=dict)
     directions: Directions | None = None
+    void: bool = False
+    residual_bound: float = math.inf
+    reach_is_lower_bound: bool = False
 
     @staticmethod
     def of(
@@ -253,6 +260,9 @@ class Layer:
             courses=tuple(courses),
             figures=dict(figures or {}),
             directions=directions,
+            void=not flow.residual.ok,
+            residual_bound=flow.residual.bound,
+            reach_is_lower_bound=flow.reach_is_lower_bound,
         )
 
     def chart(self) -> Any:

@@ -85,11 +85,13 @@ class Report:
                 remark = _ended(self.findings[0].message)
                 return f"Nothing found that needs mending: {looked} {self._reaches()} {remark}"
             named = self.settings.needs_lag
-            need = (
-                "Whether a lag is reached that matters to you, needs_lag= would tell."
-                if named is None
-                else f"The lag that matters to you, {counted(named, 'step')}, is within reach."
-            )
+            far = [layer.reach for layer in self.layers if layer.reach_is_lower_bound]
+            if named is None:
+                need = "Whether a lag is reached that matters to you, needs_lag= would tell."
+            elif min(far, default=named) < named:
+                need = f"Whether {counted(named, 'step')} are within reach cannot be told."
+            else:
+                need = f"The lag that matters to you, {counted(named, 'step')}, is within reach."
             return f"Nothing found: {looked} {self._reaches()} {need}"
         first, *others = self.findings
         more = f" (and {len(others)} more)" if others else ""
@@ -107,15 +109,21 @@ class Report:
         rows = []
         for layer in self.layers:
             share = [percent(value) for value in layer.by_lag.share]
+            half = half_life_in_words(layer.half_life).removesuffix(" steps")
+            least = "at least " if layer.reach_is_lower_bound else ""
+            reach = f"{least}{layer.reach} of {layer.steps - 1}"
+            note = "void" if layer.void else layer.residual_note
+            if layer.void:
+                share, half, reach = ["void"] * len(share), "void", "void"
             rows.append(
                 (
                     layer.name,
                     *(layer.figures.get(name, "") for name in figures),
-                    f"{layer.reach} of {layer.steps - 1}",
-                    half_life_in_words(layer.half_life).removesuffix(" steps"),
+                    reach,
+                    half,
                     *share,
                     *[""] * (len(groups) - len(share)),
-                    residual_in_words(layer.residual, layer.residual_note),
+                    residual_in_words(layer.residual, note),
                 )
             )
         return ("layer", *figures, "reach (steps)", "half-life (steps)", *groups, "residual"), rows
@@ -125,7 +133,9 @@ class Report:
 
         `retrograde/<layer>/<scalar>` with reach and half_life (steps), share_near and
         share_carousel (shares), growth (powers of two per step), gradient_norm (L2), residual and
-        findings (how many are warnings or errors). What there is not (no carousel) is left out.
+        findings (how many are warnings or errors), and lower_bound (1) where the reach is one.
+        What there is not (no carousel) is left out, and of a layer whose parts are void all but
+        the residual and the findings.
         """
         found: dict[str, float] = {}
         for layer in self.layers:
@@ -144,6 +154,10 @@ class Report:
                 "residual": layer.residual,
                 "findings": float(len(serious)),
             }
+            if layer.reach_is_lower_bound:
+                values["lower_bound"] = 1.0
+            if layer.void:
+                values = {name: values[name] for name in ("residual", "findings")}
             finite = {name: value for name, value in values.items() if abs(value) < float("inf")}
             found |= {f"retrograde/{layer.name}/{name}": value for name, value in finite.items()}
         return found
@@ -203,6 +217,11 @@ class Report:
 def sentence(layer: Layer, horizon: Horizon | None) -> str:
     """What the layer's numbers say, in one plain sentence."""
     name = layer.name
+    if layer.void:
+        return (
+            f"{name}: void; its parts differ from the gradient by {layer.residual:.2g} of its "
+            f"size, where {layer.residual_bound:.1g} is allowed, and say nothing about it."
+        )
     if not layer.entries:
         return f"{name}: the loss gives it no gradient; dL/dh is exactly 0 at every step."
     if layer.steps == 1:
@@ -210,10 +229,12 @@ def sentence(layer: Layer, horizon: Horizon | None) -> str:
     if horizon is None or layer.beyond is None:
         half = half_life_in_words(layer.half_life)
         return (
-            f"{name}: the gradient reaches back {counted(layer.reach, 'step')} of the "
+            f"{name}: the gradient reaches back {_steps(layer)} of the "
             f"{layer.steps - 1} there are; the half-life of its adjoint is {half}."
         )
-    reach, lag = counted(layer.reach, "step"), f"{horizon.name} ({counted(horizon.lag, 'step')})"
+    reach, lag = _steps(layer), f"{horizon.name} ({counted(horizon.lag, 'step')})"
+    if layer.reach < horizon.lag and layer.reach_is_lower_bound:
+        return f"{name}: cannot tell; its gradient reaches back {reach}, perhaps as far as {lag}."
     if layer.reach < horizon.lag:
         verdict = f"no, its gradient reaches back {reach}, short of {lag}, and"
     elif abs(layer.beyond) < FAINT:
@@ -221,6 +242,12 @@ def sentence(layer: Layer, horizon: Horizon | None) -> str:
     else:
         verdict = f"yes, its gradient reaches back {reach}, as far as {lag}, and"
     return f"{name}: {verdict} {percent(layer.beyond)} of the gradient comes from there and beyond."
+
+
+def _steps(layer: Layer) -> str:
+    """The reach in words."""
+    words = counted(layer.reach, "step")
+    return f"at least {words}" if layer.reach_is_lower_bound else words
 
 
 def percent(share: float) -> str:

@@ -9,13 +9,16 @@ from retrograde.diagnosis.rules.growth import EXPLODING, NO_GRADIENT, NON_FINITE
 from retrograde.diagnosis.rules.kept import KEPT
 from retrograde.diagnosis.rules.reach import NEAR, VANISHING
 from retrograde.diagnosis.rules.rule import Rule
+from retrograde.diagnosis.rules.void import DECIDED, VOID
 
 RULES: Mapping[str, Rule] = {
     rule.name: rule
     for rule in (
+        VOID,
         NON_FINITE,
         NO_GRADIENT,
         EXPLODING,
+        DECIDED,
         SATURATED,
         DEAD,
         DOUBLE,

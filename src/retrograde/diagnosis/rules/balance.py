@@ -112,6 +112,10 @@ def _conflict(subject: Subject, evidence: Evidence) -> Finding:
     )
 
 
+def _alone(subject: Subject) -> str:
+    return "" if subject.balance else "since what comes after the layer was not run here"
+
+
 OUTWEIGHS = Rule(
     "output-outweighs",
     "The output layer outweighs the recurrence",
@@ -126,6 +130,8 @@ OUTWEIGHS = Rule(
         PASCANU,
         "https://github.com/google-research/flood-forecasting/issues/298",
     ),
+    rests_on="given",
+    missing=_alone,
 )
 CONFLICT = Rule(
     "conflicting-lags",

@@ -68,6 +68,11 @@ def _misleads(subject: Subject, evidence: Evidence) -> Finding:
     )
 
 
+def _not_plain(subject: Subject) -> str:
+    plain = subject.spectral_radius is not None
+    return "" if plain else "since it is not known to be a plain recurrence"
+
+
 MISLEADS = Rule(
     "misleading-radius",
     "The spectral radius misleads",
@@ -80,4 +85,6 @@ MISLEADS = Rule(
     ("radius_margin",),
     (),
     (PASCANU,),
+    rests_on="forward",
+    missing=_not_plain,
 )

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from retrograde.cells import LSTM
 from retrograde.cells.leaves import leaves
-from retrograde.diagnosis.activity import Activity
+from retrograde.diagnosis.activity import KEEPING, Activity
 from retrograde.diagnosis.finding import Evidence, Finding
 from retrograde.diagnosis.rules.reach import TALLEC, keeping_too_short, reaches, severity_of
 from retrograde.diagnosis.rules.rule import Rule, steps
@@ -104,6 +104,8 @@ def _short(subject: Subject, evidence: Evidence) -> Finding:
     gate, longest, needed = found
     mean = next(each for each in subject.activities if each.name == gate).mean
     other_ways = ", but the gradient gets there by other routes" if reaches(subject) else ""
+    if subject.far_unknown and not other_ways:
+        other_ways = "; whether the gradient gets there by other routes cannot be told"
     return Finding(
         "forget-gate-too-short",
         "info" if other_ways else severity_of(need),
@@ -206,6 +208,24 @@ def _doubled(subject: Subject, evidence: Evidence) -> Finding:
     )
 
 
+def _no_gates(subject: Subject) -> str:
+    return "" if subject.activities else "since the activations of its step are not known"
+
+
+def _no_keeping(subject: Subject) -> str:
+    gates = {activity.gate for activity in subject.activities}
+    return "" if gates & set(KEEPING) else "since it has no gate that is known to keep its state"
+
+
+def _no_units(subject: Subject) -> str:
+    return "" if subject.units else "since no piece of its state is called h"
+
+
+def _no_pair(subject: Subject) -> str:
+    cells = [leaf.cell for leaf in leaves(subject.recorded.cell)]
+    return "" if any(isinstance(cell, LSTM) for cell in cells) else "since it is no LSTM"
+
+
 SATURATED = Rule(
     "saturated",
     "Gates or states are saturated",
@@ -220,6 +240,8 @@ SATURATED = Rule(
         'Sepp Hochreiter, Jürgen Schmidhuber, "Long Short-Term Memory", Neural Computation 9(8) '
         "(1997): state drift",
     ),
+    rests_on="forward",
+    missing=_no_gates,
 )
 SHORT = Rule(
     "forget-gate-too-short",
@@ -233,6 +255,8 @@ SHORT = Rule(
     ("reach_fraction", "season_correlation"),
     ("forget-bias", "chrono"),
     (GERS, JOZEFOWICZ, TALLEC),
+    rests_on="forward",
+    missing=_no_keeping,
 )
 DEAD = Rule(
     "dead-units",
@@ -247,6 +271,8 @@ DEAD = Rule(
         'Quoc V. Le, Navdeep Jaitly, Geoffrey E. Hinton, "A Simple Way to Initialize Recurrent '
         'Networks of Rectified Linear Units" (2015), arXiv 1504.00941',
     ),
+    rests_on="forward",
+    missing=_no_units,
 )
 DOUBLE = Rule(
     "double-bias",
@@ -259,4 +285,6 @@ DOUBLE = Rule(
     ("double_bias",),
     ("one-bias",),
     (JOZEFOWICZ, "https://github.com/pytorch/pytorch/issues/750"),
+    rests_on="given",
+    missing=_no_pair,
 )

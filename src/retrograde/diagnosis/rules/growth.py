@@ -41,7 +41,7 @@ def _exploding(subject: Subject, evidence: Evidence) -> Finding:
     within = steps_left < flow.steps
     return Finding(
         "exploding",
-        "error" if within or not _finite(subject) else "warning",
+        "error" if within or subject.sensitive or not _finite(subject) else "warning",
         subject.name,
         f"The gradient explodes: over {steps(lag)} its adjoint grows by 2^{total:.1f}, a factor of "
         f"{2**per_step:.3g} a step, most of it along {route}",
@@ -189,6 +189,7 @@ EXPLODING = Rule(
     ("growth_total",),
     ("spectral-norm", "orthogonal", "truncated-1997", "window", "clip-inside", "clip"),
     (PASCANU, ARPIT),
+    rests_on="sizes",
 )
 NON_FINITE = Rule(
     "non-finite",
@@ -201,4 +202,5 @@ NON_FINITE = Rule(
     (),
     ("fresh", "spectral-norm"),
     ("https://github.com/pytorch/pytorch/issues/46849",),
+    rests_on="given",
 )

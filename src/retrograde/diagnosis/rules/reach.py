@@ -39,8 +39,8 @@ def keeping_too_short(subject: Subject) -> tuple[str, float, float] | None:
 
 def _reach(subject: Subject) -> Evidence | None:
     flow = subject.live
-    if flow is None or subject.need.lag < 1:
-        return None
+    if flow is None or subject.need.lag < 1 or (subject.far_unknown and not reaches(subject)):
+        return None  # the gradient may reach further than can be seen
     need = subject.need
     return Evidence("reach", float(flow.reach), "steps", float(need.lag), "above", need.setting)
 
@@ -111,7 +111,7 @@ def _too_short_a_pass(subject: Subject) -> str:
 
 def _far(subject: Subject) -> Evidence | None:
     flow = subject.live
-    if flow is None or not 1 <= subject.need.lag < flow.steps:
+    if flow is None or subject.far_unknown or not 1 <= subject.need.lag < flow.steps:
         return None
     need = subject.need
     share = abs(float(share_beyond(flow, need.lag)))
@@ -120,8 +120,10 @@ def _far(subject: Subject) -> Evidence | None:
 
 
 def reaches(subject: Subject) -> bool:
-    """Whether the gradient reaches the lag that matters."""
-    return subject.live is not None and subject.live.reach >= subject.need.lag
+    """Whether the gradient is known to reach the lag that matters."""
+    if subject.void or subject.live is None:
+        return False
+    return subject.live.reach >= subject.need.lag
 
 
 def _near(subject: Subject, evidence: Evidence) -> Finding:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from retrograde.diagnosis.finding import Evidence, Finding
 from retrograde.diagnosis.subject import Subject
@@ -22,6 +23,12 @@ class Rule:
         remedies: the remedies that are tried, by name.
         sources: papers and threads behind it.
         when: whether it has a say at all; another rule may be the one to speak.
+        rests_on: what its number is made of. Rules that rest on the "parts" of the gradient are
+            silent where these are void; those that rest on "sizes" alone speak where nothing but
+            rounding separates them from the pass that ran; those that rest on the "forward" pass
+            are silent where it could not be run again; what was "given" (weights, data, autograd's
+            gradients) is there anyway.
+        missing: what a layer lacks that it would have to look at, in words; "" if nothing.
     """
 
     name: str
@@ -33,13 +40,24 @@ class Rule:
     remedies: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     when: Callable[[Subject], bool] = lambda subject: True
+    rests_on: Literal["parts", "sizes", "forward", "given"] = "parts"
+    missing: Callable[[Subject], str] = lambda subject: ""
 
     def check(self, subject: Subject) -> Finding | None:
         """The finding about a layer, or None."""
-        evidence = self.measure(subject)
+        evidence = self.measure(subject) if self.can_tell(subject) else None
         if evidence is None or evidence.is_healthy() or not self.when(subject):
             return None
         return self.describe(subject, evidence)
+
+    def can_tell(self, subject: Subject) -> bool:
+        """Whether what it rests on is known of this layer."""
+        return {
+            "parts": not subject.void,
+            "sizes": not subject.void or subject.sensitive,
+            "forward": not subject.void or subject.replayed,
+            "given": True,
+        }[self.rests_on]
 
 
 def steps(count: int | float) -> str:

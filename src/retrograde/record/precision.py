@@ -1,0 +1,35 @@
+"""How exactly a pass was computed, which its tensors do not tell.
+
+Under autocast a layer with float32 weights multiplies in bfloat16, and on a GPU float32 may be
+multiplied in TensorFloat-32, as cuDNN does for recurrent layers unless it is told otherwise.
+"""
+
+import torch
+from torch import Tensor, nn
+
+TENSOR_FLOAT = 2.0**-10
+"""The rounding error of TensorFloat-32, which keeps 10 bits after the leading one."""
+
+
+def rounding_of(module: nn.Module, output: Tensor) -> float:
+    """The coarsest relative rounding error (machine epsilon) in a call of a layer."""
+    found = [torch.finfo(output.dtype).eps]
+    kind = output.device.type
+    torchs = isinstance(module, nn.RNNBase | nn.RNNCellBase)  # ours leave autocast alone
+    if torchs and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        found.append(torch.finfo(torch.get_autocast_dtype(kind)).eps)
+    if output.dtype == torch.float32:
+        multiplied = torch.get_float32_matmul_precision()
+        if multiplied == "medium":
+            found.append(torch.finfo(torch.bfloat16).eps)
+        elif multiplied == "high" or (torchs and kind == "cuda" and _cudnn_rounds()):
+            found.append(TENSOR_FLOAT)
+    return max(found)
+
+
+def _cudnn_rounds() -> bool:
+    """Whether cuDNN may use TensorFloat-32; torch refuses to say where its settings disagree."""
+    try:
+        return bool(torch.backends.cudnn.allow_tf32)
+    except RuntimeError:
+        return True
