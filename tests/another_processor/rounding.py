@@ -4,7 +4,7 @@ Processors agree on the sum, product and quotient of two numbers. They differ in
 together from many: in the order of a sum, in fused multiply-adds, in the polynomial that stands for
 tanh. Here the results of such operations are moved by a few units in the last place, up or down. As
 on a real processor the same call gives the same bits again, and what is exact on all of them stays
-exact: the sum of a few small integers, a product with the identity, sigmoid(0).
+exact: the sum of a few small integers, sigmoid(0).
 
 What a test or a page shows of numbers must not change under it. That says more than the instruction
 sets of the machine at hand: neither Arm nor another maker's matrix product is among them.
