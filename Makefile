@@ -6,12 +6,13 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-integrations lint bench docs clean
+.PHONY: help demo test test-portability test-integrations lint bench docs clean
 
 help:
 	@echo "make demo   two forecasters of CO2, and how far back their gradients reach"
 	@echo "make test   lint, types and all tests"
 	@echo "make lint   ruff and mypy"
+	@echo "make test-portability  pages, numerics and demo under other instruction sets (SETTINGS='plain avx2-2')"
 	@echo "make test-integrations  packages that train recurrent layers, as they are (installs a lot)"
 	@echo "make bench  speed and memory, as ratios measured here"
 	@echo "make docs   the documentation, into site/"
@@ -21,6 +22,9 @@ demo: .venv/demo
 
 test: lint
 	$(BIN)/python -m pytest -q --numprocesses 2
+
+test-portability: .venv/dev
+	$(BIN)/python scripts/portability.py $(SETTINGS)
 
 test-integrations: .venv/integrations
 	$(BIN)/python -m pytest -q tests/integrations

@@ -15,6 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+# The pages' networks are so small that a second thread only waits for the first.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before a page imports torch
+
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

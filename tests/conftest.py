@@ -8,12 +8,20 @@ import jaxtyping
 import pytest
 import torch
 
-torch.set_num_threads(1)  # for sizes this small a second thread only waits for the first
+# For sizes this small a second thread only waits for the first (`make test-portability` has two).
+THREADS = os.environ["OMP_NUM_THREADS"] = os.environ.get("RETROGRADE_TEST_THREADS", "1")
+torch.set_num_threads(int(THREADS))
 
 # One fixed set of examples for a given test, so that CI repeats what a developer saw.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("search", deadline=None, max_examples=500)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Each test draws the same numbers, whatever ran before it, and so do its fixtures."""
+    torch.manual_seed(0)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """README and docs are run: Python blocks in order, in one namespace a page, output as printed."""
 
-import os
 import re
 import runpy
 import subprocess
@@ -31,11 +30,7 @@ print(run(page.read_text(), page.name, folder), end="")
 def test_the_page_runs_and_prints_what_it_shows(page, tmp_path):
     """In a process of its own, as a reader would run it: without the tests' type checks."""
     command = [sys.executable, "-W", "error", "-c", RUN, str(page), str(tmp_path)]
-    # Small sizes: a second thread has nothing to do but wait for the first.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=ROOT / "scripts", env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run(command, cwd=ROOT / "scripts", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == page.read_text()
     for image in re.findall(r"\]\(images/([^)]+\.svg)\)", done.stdout):

@@ -626,10 +626,11 @@ def test_time_constants_are_those_of_the_forget_gates():
 
 def test_a_layer_is_run_in_inference_mode_too():
     layer, x = nn.GRU(2, 3), torch.randn(12, 2, 2)
-    expected = retrograde.spectrum(layer, x).exponents.leading
+    expected = quietly(lambda: retrograde.spectrum(layer, x).exponents.leading)
     with torch.inference_mode():
         spectrum = retrograde.spectrum(layer, x.clone())
-        assert spectrum.exponents.leading == expected and spectrum.horizons.state > 0
+        assert quietly(lambda: spectrum.exponents.leading) == pytest.approx(expected, rel=1e-4)
+        assert spectrum.horizons.state > 0
 
 
 def test_a_layer_is_run_as_it_is_and_left_as_it_was():

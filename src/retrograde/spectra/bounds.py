@@ -26,8 +26,10 @@ from retrograde.spectra.jacobians import Chain
 
 Growth = Literal["vanishes", "explodes", "keeps"]
 
-KEEPS = 1e-9
-"""A leading exponent within so many nats per step of 0 is that of a recurrence that keeps norms."""
+KEEPS = 1e-5
+"""A leading exponent within this many nats per step of 0 is that of a recurrence that keeps norms,
+and a matrix within this fraction of its threshold stands on it: a factor of e takes 100,000 steps.
+Rounding moves the singular values of a float32 matrix by less, on each processor in its own way."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Bound:
         value: of this matrix.
         threshold: 1/gamma: 1 behind a tanh, 4 behind a sigmoid.
         says: what follows from the rule; None if nothing does. The singular value says "vanishes"
-            below its threshold and nothing above; the radius is taken to decide both ways.
+            below its threshold and nothing at or above it; the radius is taken to decide both ways.
         measured: what the leading exponent of the layer says.
         exponent: that exponent, in nats per step: `Exponents.leading`.
         largest_step: the most that one step multiplies a gradient by: the largest ||J_k||_2 over
@@ -169,7 +171,8 @@ def bounds(chain: Chain, transient: int) -> tuple[Bound, ...]:
         linear = isinstance(cell, Elman) and cell.activation == "identity"
         for route, matrix, limit in layer.matrices:
             singular, radius = float(torch.linalg.matrix_norm(matrix, ord=2)), _radius(matrix)
-            says: Growth | None = "vanishes" if singular < limit else None
+            below = _growth(singular / limit - 1) == "vanishes"
+            says: Growth | None = "vanishes" if below else None
             taken = _growth(radius / limit - 1)
             found += [
                 Bound(route, "largest singular value", singular, limit, says, *does, plain),

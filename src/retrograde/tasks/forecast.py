@@ -24,7 +24,7 @@ YEAR = 52
 FIRST_TEST_YEAR = 1988
 HIDDEN = 32
 BATCH = 32
-LEARNING_RATE = 5e-3
+LEARNING_RATE = 2e-3
 CLIP = 1.0
 
 
@@ -65,14 +65,14 @@ class Task:
         return float(masked_loss(forecast, self.test.y, self.test.scored).sqrt()) * self.unit
 
 
-def load() -> Task:
+def load(dtype: torch.dtype = torch.float32) -> Task:
     """The task on the record that ships with the package; 1988 to 2001 are held out."""
     record = mauna_loa_co2()
     change = record.ppm.diff()
     unknown = record.missing[1:] | record.missing[:-1]
     split = next(i for i, day in enumerate(record.dates) if day.year >= FIRST_TEST_YEAR)
     unit = float(change[:split][~unknown[:split]].std())
-    change = (change / unit).float()
+    change = (change / unit).to(dtype)
     return Task(
         _windows(change[:split], unknown[:split], stride=1),
         _windows(change[split:], unknown[split:], stride=WEEKS - YEAR),
@@ -100,21 +100,21 @@ class Forecaster(nn.Module):
     def __init__(self, recurrent: nn.RNNBase):
         super().__init__()
         self.recurrent = recurrent
-        self.readout = nn.Linear(recurrent.hidden_size, 1)
+        self.readout = nn.Linear(recurrent.hidden_size, 1, dtype=next(recurrent.parameters()).dtype)
 
     def forward(self, x: Float[Tensor, "N T I"]) -> Float[Tensor, "N T 1"]:
         forecast: Tensor = self.readout(self.recurrent(x)[0])
         return forecast
 
 
-def forecasters(seed: int) -> dict[str, Forecaster]:
+def forecasters(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Forecaster]:
     """A plain RNN and an LSTM of the same size, freshly initialised."""
     kinds: dict[str, type[nn.RNN] | type[nn.LSTM]] = {"RNN": nn.RNN, "LSTM": nn.LSTM}
     models = {}
     for name, kind in kinds.items():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            models[name] = Forecaster(kind(1, HIDDEN, batch_first=True))
+            models[name] = Forecaster(kind(1, HIDDEN, batch_first=True, dtype=dtype))
     return models
 
 
