@@ -187,6 +187,7 @@ class Program:
     batch_first: bool = False
     initial: str = "none"  # none, given, learned
     way: str = "call"  # call, checkpoint, forward, hooks
+    together: bool = False  # the loss reads one tensor of all that it reads, made at the end
     seed: int = 0
 
     @property
@@ -332,6 +333,9 @@ INDEXING = {
     "transpose": lambda t, a: t.transpose(-1, -2).contiguous().transpose(-1, -2),
     "squeeze": lambda t, a: t.unsqueeze(0).squeeze(0),
     "split samples": lambda t, a: torch.cat(t.split(1, -2), -2),
+    "reorder pairs of beams": lambda t, a: (
+        t.unflatten(-2, (-1, 2)).flip(-2).flatten(-3, -2) if t.shape[-2] % 2 == 0 else t
+    ),
 }
 
 COUNT = {
@@ -420,7 +424,7 @@ class Module:
 
     def __init__(self, program, module):
         self.program, self.module = program, module
-        self.terms = []
+        self.terms, self._kept = [], []
 
     def call(self, x, state, starts, lengths):
         program, letters = self.program, KINDS[self.program.kind].letters
@@ -448,7 +452,19 @@ class Module:
         self.terms.append(_term(output, weighed(seed, *output.shape)))
 
     def read(self, tensor, times, seed):
-        self.terms.append(_term(tensor, weighed(seed, *tensor.shape)))
+        if self.program.together:
+            self._kept.append((tensor, seed))
+        else:
+            self.terms.append(_term(tensor, weighed(seed, *tensor.shape)))
+
+    def loss(self):
+        """The sum of all that the loss reads."""
+        for shape in sorted({tensor.shape for tensor, _ in self._kept}):
+            kept = [(tensor, seed) for tensor, seed in self._kept if tensor.shape == shape]
+            everything = torch.stack([tensor for tensor, _ in kept])
+            for tensor, (_, seed) in zip(everything, kept, strict=True):
+                self.terms.append(_term(tensor, weighed(seed, *shape)))
+        return sum(self.terms)
 
 
 def _term(tensor, weight, square=None):
