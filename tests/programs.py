@@ -217,11 +217,19 @@ class Program:
 
 @dataclass
 class Around:
-    """What an operation may use beside the tensor: the state that the call was given, numbers."""
+    """What an operation may use beside the tensor: numbers, and older tensors.
+
+    Attributes:
+        seed: of the numbers.
+        old: the state that the call was given.
+        learned: a state that is trained.
+        earlier: what earlier calls returned, the latest first.
+    """
 
     seed: int
     old: Tensor | None
     learned: Tensor
+    earlier: tuple[Tensor, ...] = ()
 
     def like(self, t, *shape):
         return numbers(self.seed, *(shape or t.shape))
@@ -316,6 +324,13 @@ WITH_OLD = {
     "times old": lambda t, a: t * a.old,
 }
 
+WITH_EARLIER = {  # not what the call was given, but what that was made of, and older ones
+    "where on, else the result before": lambda t, a: torch.where(a.samples(t), t, a.earlier[0]),
+    "add the result before": lambda t, a: t + 0.6 * a.earlier[0],
+    "add the result of two calls ago": lambda t, a: t + 0.6 * a.earlier[1],
+    "where on, else that of two calls ago": lambda t, a: torch.where(a.samples(t), t, a.earlier[1]),
+}
+
 INDEXING = {
     "permute samples": lambda t, a: t[..., a.order(t.shape[-2]), :],
     "reorder beams": lambda t, a: t.index_select(-2, a.drawn(t.shape[-2], t.shape[-2])),
@@ -401,7 +416,7 @@ MIXED = {  # parts of the state that stand in for each other
     "add c to h": lambda parts: [parts[0] + 0.5 * parts[1], *parts[1:]],
 }
 
-EACH = ELEMENTWISE | WITH_OLD | INDEXING | COUNT | LAYERS | HARD
+EACH = ELEMENTWISE | WITH_OLD | WITH_EARLIER | INDEXING | COUNT | LAYERS | HARD
 
 
 # --- machines ---
@@ -604,6 +619,7 @@ def run(program, machine):
             tensor.requires_grad_()
         given = {n: Part(tensor, fresh) for n, tensor in zip(letters, first, strict=True)}
     stops = torch.zeros(program.batch, dtype=torch.int64)
+    earlier: list[dict[str, Part]] = []
     for number, call in enumerate(program.calls):
         seed += 20
         batch, starts = len(stops), stops.tolist()
@@ -617,11 +633,18 @@ def run(program, machine):
         for letter in letters:
             if letter in call.reads:
                 machine.read(results[letter], stops - 1, seed + 2)
-        old, given = given, {n: Part(tensor, stops - 1) for n, tensor in results.items()}
+        results_of_call = {n: Part(tensor, stops - 1) for n, tensor in results.items()}
+        old, given = given, results_of_call
         for place, op in enumerate(call.ops):
-            given, old = _done(op, given, old, machine, output, learned, seed + 3 + place)
+            if op.name in WITH_EARLIER and len(earlier) < 2:
+                continue
+            around = _Surroundings(machine, output, learned, old, earlier)
+            given = _done(op, given, around, seed + 3 + place)
             if op.name in COUNT:
                 stops = _moved(op, stops, fresh=int(stops.max()))
+                old, earlier = None, []
+        if len(stops) == batch:
+            earlier = [results_of_call, *earlier]
         if number + 1 < len(program.calls) and any(part.lost for part in given.values()):
             ends.append(int(stops.max()))
     return ends
@@ -634,7 +657,19 @@ def _moved(op, times, fresh):
     return EACH[op.name](numbers_of_theirs, around)[:, 0].to(torch.int64)
 
 
-def _done(op, parts, old, machine, output, learned, seed):
+@dataclass(frozen=True)
+class _Surroundings:
+    """What is at hand after a call."""
+
+    machine: Module | Plain
+    output: Tensor | None
+    learned: Tensor
+    old: dict[str, Part] | None
+    earlier: list[dict[str, Part]]
+
+
+def _done(op, parts, at, seed):
+    old, machine = at.old, at.machine
     if op.name in WHOLE:
         big = WHOLE[op.name]([part.tensor for part in parts.values()])
         times = torch.stack([part.times for part in parts.values()])
@@ -644,14 +679,14 @@ def _done(op, parts, old, machine, output, learned, seed):
             machine.read(big, latest.repeat(len(parts)) if by_samples else latest, seed)
         pieces = UNPACK[op.name](big, len(parts))
         each = zip(parts.items(), pieces, strict=True)
-        return {n: Part(piece, part.times, part.lost) for (n, part), piece in each}, old
+        return {n: Part(piece, part.times, part.lost) for (n, part), piece in each}
     if op.name in MIXED:
         mixed = MIXED[op.name]([part.tensor for part in parts.values()])
         times = torch.stack([part.times for part in parts.values()]).amax(0)
         lost = any(part.lost for part in parts.values())
-        return {n: Part(t, times, lost) for n, t in zip(parts, mixed, strict=True)}, old
+        return {n: Part(t, times, lost) for n, t in zip(parts, mixed, strict=True)}
     if op.name in WITH_OLD and old is None:
-        return parts, old
+        return parts
     parts = dict(parts)
     for place, letter in enumerate(n for n in parts if n in op.on):
         part = parts[letter]
@@ -659,11 +694,12 @@ def _done(op, parts, old, machine, output, learned, seed):
         if op.name == "detach":
             tensor, times, lost = tensor.detach(), torch.full_like(times, -1), False
         elif op.name == "from the output":
-            top = output[-1]
+            top = at.output[-1]
             tensor = torch.cat([tensor[:-1], top.unsqueeze(0)]) if tensor.ndim == 3 else top
         else:
             before = old[letter] if old is not None else None
-            around = Around(op.seed, before and before.tensor, learned)
+            earlier = tuple(results[letter].tensor for results in at.earlier)
+            around = Around(op.seed, before and before.tensor, at.learned, earlier)
             tensor = EACH[op.name](tensor, around)
             if op.name in WITH_OLD:
                 times, lost = torch.maximum(times, before.times), lost or before.lost
@@ -673,4 +709,4 @@ def _done(op, parts, old, machine, output, learned, seed):
         parts[letter] = Part(tensor, times, lost)
         if op.read and tensor.requires_grad and int(times.max()) >= 0:
             machine.read(tensor, times, seed + 5 * place)
-    return parts, None if op.name in COUNT else old
+    return parts
