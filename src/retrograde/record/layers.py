@@ -12,7 +12,7 @@ from retrograde.cells import AbstractCell, clipped
 from retrograde.nn import AbstractRecurrent
 from retrograde.nn.sequence import suffixes
 from retrograde.nn.torch_layers import CELLS, torch_cells
-from retrograde.record.inherited import is_own
+from retrograde.record.forward import is_own
 
 Layer = nn.RNNBase | nn.RNNCellBase | AbstractRecurrent
 """A recurrent layer of torch, stepped by the model's own loop or not, or one of ours."""
