@@ -106,11 +106,10 @@ class Bridge:
     nodes: Mapping[Edge, frozenset[Node]] = field(default_factory=dict)
     opaque: frozenset[Edge] = frozenset()
 
-    @property
-    def nonzero(self) -> set[Edge]:
-        """The sites of which something is read."""
-        some = self.terms.items()
-        return {site for site, terms in some if any(bool(term.factor.any()) for term in terms)}
+    def nonzero(self, but: Collection[Edge]) -> set[Edge]:
+        """The sites of which something is read, but for some."""
+        others = ((site, terms) for site, terms in self.terms.items() if site not in but)
+        return {site for site, terms in others if any(bool(t.factor.any()) for t in terms)}
 
     def towards(self, sites: Collection[Edge]) -> "Bridge":
         """What leads to some of the sites alone."""
