@@ -320,7 +320,7 @@ WITH_OLD = {
     "old put into a clone": lambda t, a: t.clone().masked_scatter_(
         a.mask(*t.shape), a.old[a.mask(*t.shape)]
     ),
-    "rows of old": lambda t, a: torch.cat([t[..., :1, :], a.old[..., 1:, :]], -2),
+    "rows of old": lambda t, a: torch.cat([a.old[..., :1, :], *t.split(1, -2)[1:]], -2),
     "times old": lambda t, a: t * a.old,
 }
 
