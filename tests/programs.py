@@ -320,7 +320,9 @@ WITH_OLD = {
     "old put into a clone": lambda t, a: t.clone().masked_scatter_(
         a.mask(*t.shape), a.old[a.mask(*t.shape)]
     ),
-    "rows of old": lambda t, a: torch.cat([a.old[..., :1, :], *t.split(1, -2)[1:]], -2),
+    "rows of old": lambda t, a: (
+        torch.cat([a.old[..., :1, :], t[..., 1:, :]], -2) if t.shape[-2] > 1 else t
+    ),
     "times old": lambda t, a: t * a.old,
 }
 

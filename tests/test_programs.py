@@ -307,7 +307,7 @@ def test_checkpoints_and_hooks_that_look_change_nothing(program):
         check(program)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["nn.LSTMCell", "nn.GRU", "ours.LSTM(peephole)"])
 def test_forward_called_by_name_is_followed_or_told_from_no_call(kind):
     program = loop_of(kind, "scale", reads="h", way="forward")
     with unchecked():
@@ -353,7 +353,7 @@ def loop_of(kind, op, steps=5, on=None, batch=3, reads=None, **options):
     return Program(kind, (*calls, Call(1, letters)), batch, **options)
 
 
-LSTMS = ("nn.LSTMCell", "nn.LSTM", "ours.LSTM(peephole)")
+LSTMS = ("nn.LSTMCell", "ours.LSTM(peephole)")
 NAMED = {
     **{f"h scaled, c itself: {kind}": loop_of(kind, "scale", on="h") for kind in LSTMS},
     **{f"c scaled, h itself: {kind}": loop_of(kind, "scale", on="c") for kind in LSTMS},
@@ -362,7 +362,7 @@ NAMED = {
     },
     **{
         f"{op}: {kind}": loop_of(kind, op)
-        for kind in ("nn.LSTMCell", "nn.GRUCell", "nn.LSTM")
+        for kind in ("nn.LSTMCell", "nn.GRU")
         for op in ("where on", "masked update", "zoneout", "shrink", "reorder beams")
     },
     "beams that grow, shrink and are reordered": Program(
@@ -392,7 +392,7 @@ def test_of_each_kind_one(name):
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
 @pytest.mark.parametrize("everywhere", [False, True])
-@pytest.mark.parametrize("kind", ["nn.GRUCell", "nn.LSTM", "ours.LSTM(peephole)"])
+@pytest.mark.parametrize("kind", ["nn.GRUCell", "ours.LSTM(peephole)"])
 def test_a_hook_that_looks(kind, everywhere):
     program = loop_of(kind, None, reads="h", way="call" if everywhere else "hooks")
     handle = None
@@ -407,10 +407,10 @@ def test_a_hook_that_looks(kind, everywhere):
 
 
 @pytest.mark.parametrize(
-    ("kind", "steps"), [("nn.LSTMCell", 200), ("nn.GRU", 32), ("ours.LSTM(peephole)", 32)]
+    ("kind", "steps"), [("nn.LSTMCell", 48), ("nn.GRU", 16), ("ours.LSTM(peephole)", 16)]
 )
 def test_training_is_the_same_to_the_last_bit(kind, steps, unchecked):
-    """Each step of training hands the state on in another way."""
+    """Each step of training hands the state on in another way; PROGRAMS=200 for so many steps."""
     ways = ["scale", "dropout", "where on", "zoneout", "shrink", "reorder beams", "add an input"]
     ways += ["scale samples of a clone", "linear", "detach", "masked update", "add a sample"]
     loops = [loop_of(kind, op, steps=3) for op in ways]
