@@ -462,8 +462,10 @@ def test_a_state_that_two_calls_go_on_from():
 
     flow = exact(cell, run)
     assert flow.recorded.notes == (
-        "2 separate runs of the layer lie side by side as samples: no state was handed from one to "
-        "another, and lags do not cross them",
+        "a run starts at step 0 from a state that another call carries on or reads as its input: "
+        "what comes back to that state counts as given by the loss, and lags end there",
+        "2 separate runs of the layer lie side by side as samples: lags do not cross from one to "
+        "another",
     )
 
 

@@ -1,6 +1,7 @@
 """The recurrences: one file each, forward and derivative side by side."""
 
 from retrograde.cells.base import AbstractCell, AbstractLayer, CellAdjoint, CellStep
+from retrograde.cells.carrying import Carrying, stepping
 from retrograde.cells.clipped import Clipped, clipped, policy_of, unclipped
 from retrograde.cells.cut import Cut, truncated
 from retrograde.cells.elman import Elman
@@ -18,6 +19,7 @@ __all__ = [
     "LSTM",
     "AbstractCell",
     "AbstractLayer",
+    "Carrying",
     "CellAdjoint",
     "CellStep",
     "Clipped",
@@ -31,6 +33,7 @@ __all__ = [
     "from_function",
     "generations",
     "policy_of",
+    "stepping",
     "truncated",
     "unclipped",
 ]

@@ -10,9 +10,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import combinations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from retrograde._types import Input, Projected, State
@@ -413,8 +414,8 @@ class CellAdjoint:
     others as a whole; `to_input` leads to x_k, and `uses` say how the gradient of each
     parameter follows from the adjoints of the pre-activations (several uses hold one block of its
     rows each, from the top); `formed` gives those of parameters for which no such rule is known.
-    `like` is the adjoint that was pulled back; that of s_{k-1} has its shape. `carried` marks the
-    entries that were handed on from s_{k-1}, where not all were: nothing comes back for the others.
+    `like` is the adjoint that was pulled back; that of s_{k-1} has its shape. Where s_{k-1} was not
+    simply handed on to the step, `to_before` maps the adjoint of what entered to that of s_{k-1}.
     `factors` are those of a clipping policy, where one acts.
     """
 
@@ -423,7 +424,7 @@ class CellAdjoint:
     find_uses: Callable[[], Mapping[str, tuple[Use, ...]]]
     like: Float[Tensor, "N B S"]
     formed: tuple[FormedGradients, ...] = ()
-    carried: Bool[Tensor, "B S"] | None = None
+    to_before: Callable[[Float[Tensor, "N B S"]], Float[Tensor, "N B S"]] | None = None
     factors: Factors | None = None
 
     @cached_property
@@ -444,13 +445,17 @@ class CellAdjoint:
 
     def by_slot(self, routes: Container[str]) -> list[tuple[slice, Float[Tensor, "N B _"]]]:
         """The same, as far as it is not zero: each part of the state that these routes lead to."""
+        edges = edges_along(self.edges, lambda route: route in routes)
+        width = self.like.shape[-1]
+        if self.to_before is not None or _overlap(edge.slot for edge in self.edges):
+            return [(slice(0, width), self._back(edges))] if edges else []
         found: dict[tuple[int, int], list[Edge]] = {}
-        for edge in edges_along(self.edges, lambda route: route in routes):
+        for edge in edges:
             found.setdefault((edge.slot.start, edge.slot.stop), []).append(edge)
         parts = []
-        for (start, stop), edges in found.items():
-            slot, moved = slice(start, stop), [shifted(edge, -start, "") for edge in edges]
-            parts.append((slot, self._through_border(self._sum(moved, stop - start), slot)))
+        for (start, stop), some in found.items():
+            slot, moved = slice(start, stop), [shifted(edge, -start, "") for edge in some]
+            parts.append((slot, self._sum(moved, stop - start)))
         return parts
 
     def by_route(self) -> dict[str, Float[Tensor, "N B S"]]:
@@ -467,11 +472,11 @@ class CellAdjoint:
 
     def _back(self, edges: tuple[Edge, ...], spare: int = 0) -> Float[Tensor, "N1 B S"]:
         """What these edges give to s_{k-1}."""
-        return self._through_border(self._sum(edges, self.like.shape[-1], spare), slice(None))
-
-    def _through_border(self, total: Float[Tensor, "N B _"], slot: slice) -> Float[Tensor, "N B _"]:
-        """What is left of a part of the state's adjoint where not all of it was handed on."""
-        return total if self.carried is None else total.mul_(self.carried[:, slot])
+        total = self._sum(edges, self.like.shape[-1], spare)
+        if self.to_before is not None:
+            rows = len(self.like)
+            total[:rows] = self.to_before(total[:rows])
+        return total
 
     def _sum(self, edges: Sequence[Edge], size: int, spare: int = 0) -> Float[Tensor, "N1 B size"]:
         rows, batch = self.like.shape[:2]
@@ -481,7 +486,7 @@ class CellAdjoint:
         if not fill(slots, size):
             given.zero_()
         for number, edge in enumerate(edges):
-            edge.give(given, add=edge.slot in slots[:number])
+            edge.give(given, add=any(_meet(edge.slot, slot) for slot in slots[:number]))
         return total
 
 
@@ -721,6 +726,16 @@ def fill(slots: Iterable[slice], size: int) -> bool:
     """Whether slots that are the same or apart make up a state of this size."""
     apart = {(int(slot.start), int(slot.stop)) for slot in slots}
     return sum(stop - start for start, stop in apart) == size
+
+
+def _meet(one: slice, other: slice) -> bool:
+    """Whether two slots have entries in common."""
+    return bool(one.start < other.stop and other.start < one.stop)
+
+
+def _overlap(slots: Iterable[slice]) -> bool:
+    """Whether some slots are neither the same nor apart."""
+    return any(one != other and _meet(one, other) for one, other in combinations(slots, 2))
 
 
 def write(values: Tensor, out: Tensor, add: bool) -> None:

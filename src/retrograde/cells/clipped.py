@@ -21,6 +21,7 @@ from retrograde.cells.base import (
     Factors,
     damped,
 )
+from retrograde.cells.carrying import Carrying
 from retrograde.cells.composite import AbstractComposite
 from retrograde.cells.cut import Cut
 from retrograde.cells.wrapped import AbstractWrapped
@@ -126,7 +127,7 @@ class Clipped(AbstractWrapped):
 
 def clipped(cell: AbstractCell, policy: AbstractInside) -> AbstractCell:
     """The cell with a policy in the back-propagation of each of its layers; cut routes stay so."""
-    if isinstance(cell, Cut):
+    if isinstance(cell, Cut | Carrying):
         return replace(cell, cell=clipped(cell.cell, policy))
     if isinstance(cell, AbstractComposite):
         return replace(cell, layers=tuple(clipped(layer, policy) for layer in cell.layers))  # type: ignore[type-var]

@@ -135,7 +135,7 @@ class _Chunks:
         leaving = torch.einsum("nk,nkbs->kbs", weight, leaving)
         for k, border in self._unrolled.borders.items():
             if first <= k < first + count:
-                leaving[k - first] *= border.carried
+                leaving[k - first] = border.pull_back(leaving[k - first].unsqueeze(0))[0]
         last = self._arriving.values * power_of_two(self._arriving.exponent - top, delta)
         parts = torch.cat((parts, torch.cat((leaving[1:], last)).unsqueeze(0)))
         self._arriving = Scaled(leaving[:1], top)

@@ -4,26 +4,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep, Factors
+from retrograde.engine.border import Border
 from retrograde.errors import ArgumentError
 
 CHUNK = 32
 """Steps that are recomputed together. Only the states are kept over the whole sequence."""
-
-
-@dataclass(frozen=True, eq=False)
-class Border:
-    """A place between two steps where a state was not simply handed on: detached, reset, replaced.
-
-    Entries in `carried` go on from the state before, and the adjoint passes back to it; the others
-    start afresh from `state`, and nothing passes.
-    """
-
-    state: Float[Tensor, "B S"]
-    carried: Bool[Tensor, "B S"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +47,7 @@ class Unrolled:
         if here:
             previous = previous.clone()
         for k, border in here.items():
-            previous[k - start] = _entering(previous[k - start], border)
+            previous[k - start] = border.entering(previous[k - start])
         if self.kept:
             states = self.states[start + 1 : stop + 1]
             steps = CellStep.stack(self.kept[start:stop], x, previous, states)
@@ -73,7 +62,7 @@ class Unrolled:
         pulled = self.cell.pull_back(step, delta)
         if k not in self.borders:
             return pulled
-        return replace(pulled, carried=self.borders[k].carried)
+        return replace(pulled, to_before=self.borders[k].pull_back)
 
     def chunks(self) -> Iterator["Chunk"]:
         """CHUNK steps at a time, from the end of the sequence to its start."""
@@ -147,7 +136,7 @@ def unroll(
     states[0] = 0 if initial is None else initial
     each, kept, borders = states.unbind(), [], borders or {}
     for k, (x_k, projected) in enumerate(zip(x, cell.project(x), strict=True)):
-        entering = _entering(each[k], borders[k]) if k in borders else each[k]
+        entering = borders[k].entering(each[k]) if k in borders else each[k]
         step = cell.advance(x_k, projected, entering)
         if lengths is None:
             each[k + 1].copy_(step.state)
@@ -156,8 +145,3 @@ def unroll(
         if keep:
             kept.append(step)
     return Unrolled(cell, x, states, tuple(kept), borders)
-
-
-def _entering(before: Float[Tensor, "B S"], border: Border) -> Float[Tensor, "B S"]:
-    """The state that enters the step after a border."""
-    return torch.where(border.carried, before, border.state)

@@ -30,11 +30,17 @@ def assemble(name: str, calls: list[Call], brought: Pass) -> Recorded:
     chains, notes = chains_of(calls, brought)
     try:
         masked = any(call.random is not None for call in calls)
-        reading = Reading.side_by_side([read(chain, masked) for chain in chains])
+        held = any(
+            read.entered and bool(read.factor.any())
+            for chain in chains
+            for span in chain
+            for read in span.reads or ()
+        ) or any(bool(span.by_entered.any()) for chain in chains for span in chain)
+        reading = Reading.side_by_side([read(chain, masked, held) for chain in chains])
         if len(chains) > 1:
             notes.append(
-                f"{len(chains)} separate runs of the layer lie side by side as samples: no state "
-                "was handed from one to another, and lags do not cross them"
+                f"{len(chains)} separate runs of the layer lie side by side as samples: lags do "
+                "not cross from one to another"
             )
         policy = policy_of(reading.cell)
         if policy is not None:

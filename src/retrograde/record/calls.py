@@ -1,14 +1,17 @@
 """What is kept of one call of a recurrent layer: copies of what went in and came out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from retrograde.cells import AbstractCell
+from retrograde.record.bridges import Term
 from retrograde.record.layers import Form, Weights
 
 OUTPUT = "output"
@@ -23,30 +26,79 @@ WeightKey = tuple[str, str, int]
 
 
 @dataclass(frozen=True, eq=False)
+class Read:
+    """What the entries of a state that a call was given read of the call before.
+
+    Attributes:
+        entered: it is the state that entered the call before, not the one that it returned.
+        source: the entries that are read, sample * S + unit, shape [B, S].
+        factor: by which they are multiplied, 0 where nothing is read, shape [B, S], float64.
+    """
+
+    entered: bool
+    source: Int[Tensor, "B S"]
+    factor: Float[Tensor, "B S"]
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """A tensor between two calls, and what it reads of the first of them.
+
+    Attributes:
+        before: that call.
+        terms: the name of what is read (a result, or with `entered` a part of the state that
+            entered the call), its shape, the entries that are read and the factors, all flat.
+    """
+
+    before: "Call"
+    terms: tuple[tuple[bool, str, tuple[int, ...], Term], ...]
+
+    @property
+    def later(self) -> bool:
+        """Whether it reads what the call returned, and not only what had entered it."""
+        return any(not entered for entered, *_ in self.terms)
+
+    def pull_back(self, gradient: Tensor) -> dict[tuple[bool, str], Tensor]:
+        """The gradient of the tensor as gradients of what it reads."""
+        found: dict[tuple[bool, str], Tensor] = {}
+        for entered, name, shape, term in self.terms:
+            part = gradient.flatten() * term.factor.to(gradient.dtype)
+            if term.source is not None:
+                empty = part.new_zeros(prod(shape))
+                part = empty.index_add_(0, term.source, part)
+            part = part.view(shape)
+            key = (entered, name)
+            found[key] = found[key] + part if key in found else part
+        return found
+
+
+@dataclass(frozen=True, eq=False)
 class Link:
     """Where the state came from that a call was given.
 
     Attributes:
         before: the call that returned it.
-        carried: the entries that were handed on unchanged, shape [B, S]; the others are new.
-        sources: for each letter that was not detached, the results of `before` it was made from.
-        same: the letters for which the very tensor was passed on, without any operation.
+        reads: what its entries read of that call, those of the letters in `same` left out; nothing
+            where they were detached or replaced.
+        letters: the parts of the state that read something.
+        results: the results of `before` that are read.
+        same: the letters whose very result was passed on, without any operation.
+        altered: the letters for which another tensor was passed on, computed from results.
+        between: the tensors on the way from one call to the other, each with the letter as which
+            it was given; without one if it was not.
+        opaque: the state was also computed from earlier ones in a way that is not followed.
+        plain: each of the tensors between is given once, so that gradients can be compared.
     """
 
     before: "Call"
-    carried: Tensor
-    sources: Mapping[str, frozenset[str]]
+    reads: tuple[Read, ...]
+    letters: frozenset[str]
+    results: frozenset[str]
     same: frozenset[str]
-
-    @property
-    def altered(self) -> frozenset[str]:
-        """The letters for which another tensor was passed on, computed from the results."""
-        return frozenset(self.sources) - self.same
-
-    @property
-    def results(self) -> frozenset[str]:
-        """The results of `before` through which a gradient comes back from this call."""
-        return frozenset().union(*self.sources.values())
+    altered: frozenset[str]
+    between: Mapping[Way, str]
+    opaque: bool
+    plain: bool
 
 
 @dataclass(eq=False)
@@ -66,6 +118,10 @@ class Call:
         views: of those results whose gradient arrives at the tensor that they are a view of, the
             shape, strides and offset in it.
         link: where its state came from, if from another call of the layer.
+        tails: tensors computed from its results, and from the state that entered it, that the loss
+            reads and no later call.
+        branches: its state came from a call whose state another one carries on.
+        ragged: samples have steps of their own, in it or in a call before.
         passed_to: other layers whose state was computed from this call's results.
     """
 
@@ -81,6 +137,9 @@ class Call:
     random: Tensor | None
     views: dict[str, tuple[Any, Any, Any]] = field(default_factory=dict)
     link: Link | None = None
+    tails: tuple[Way, ...] = ()
+    branches: bool = False
+    ragged: bool = False
     passed_to: set[str] = field(default_factory=set)
 
     @staticmethod
@@ -96,7 +155,7 @@ class Call:
         """Keep what the layer was called with and what it returned."""
         x, output = arguments["input"], results["h" if form.stepped else OUTPUT]
         copied = data(x).detach().clone()
-        return Call(
+        call = Call(
             layer,
             form,
             weights,
@@ -108,6 +167,8 @@ class Call:
             output._version,
             random,
         )
+        call.ragged = call.sequence(call.x)[1] is not None
+        return call
 
     @property
     def cells(self) -> tuple[AbstractCell, ...]:
@@ -126,11 +187,14 @@ class Call:
 
     def sequence(self, values: Tensor | PackedSequence) -> tuple[Tensor, Tensor | None]:
         """A sequence as [T, B, *], and the lengths of its samples if they differ."""
+        ordered, lengths = self._time_first(values)
+        return ordered.to(self.dtype), lengths
+
+    def _time_first(self, values: Tensor | PackedSequence) -> tuple[Tensor, Tensor | None]:
         if isinstance(values, PackedSequence):
             padded, lengths = pad_packed_sequence(values)
             short = bool((lengths < len(padded)).any())
-            return padded.to(self.dtype), lengths.to(padded.device) if short else None
-        values = values.to(self.dtype)
+            return padded, lengths.to(padded.device) if short else None
         if self.form.stepped:
             return (values if values.ndim == 2 else values.unsqueeze(0)).unsqueeze(0), None
         if values.ndim == 2:  # torch's unbatched form
@@ -145,22 +209,85 @@ class Call:
 
     def outputs(self, values: Tensor) -> Tensor:
         """What the layer returned for every step, or a gradient of it, as [T, B, *]."""
+        return self._outputs(values).to(self.dtype)
+
+    def _outputs(self, values: Tensor) -> Tensor:
         packed = isinstance(self.x, PackedSequence)
-        return self.sequence(self.x._replace(data=values) if packed else values)[0]  # type: ignore[union-attr]
+        return self._time_first(self.x._replace(data=values) if packed else values)[0]  # type: ignore[union-attr]
 
     def state(self, parts: Mapping[str, Tensor]) -> Tensor:
         """The parts of a state as one vector [B, S], layer by layer; what is missing is 0."""
+        return self.arranged(parts, self.dtype)
+
+    def arranged(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """The same in any data type."""
         batch, vectors = self.batch, []
         for number, cell in enumerate(self.cells):
             for letter, slot in cell.slots.items():
                 width = slot.stop - slot.start
                 if letter in parts:
-                    part = parts[letter].to(self.dtype)
+                    part = parts[letter].to(dtype)
                     part = part if self.form.stepped else part[number]
                     vectors.append(part.expand(batch, width))
                 else:
-                    vectors.append(self.x.data.new_zeros(batch, width, dtype=self.dtype))
+                    vectors.append(self.x.data.new_zeros(batch, width, dtype=dtype))
         return torch.cat(vectors, -1)
+
+    def numbered(self, name: str, shape: Sequence[int]) -> Int[Tensor, "n"]:
+        """For every entry of a result or of a part of the state the entry of [B, S] that it is.
+
+        Those of outputs before the last step, which no later call reads as a state, are -1.
+
+        Args:
+            name: "output", or the letter of a part of the state.
+            shape: of the tensor whose gradient arrives.
+        """
+        device = self.output.device
+        raw = torch.arange(prod(shape), device=device).view(*shape)
+        if name in self.views:
+            raw = self.as_returned(name, raw)
+        numbers = torch.full((prod(shape),), -1, device=device)
+        entries = torch.arange(self.batch * self.state_size, device=device).view(self.batch, -1)
+        if name != OUTPUT:
+            places = self.arranged({name: raw + 1}, torch.int64)  # 0 where it has no part
+            numbers[places[places > 0] - 1] = entries[places > 0]
+            return numbers
+        steps, (_, lengths) = self._outputs(raw), self.sequence(self.x)
+        last = torch.full((self.batch,), len(steps) - 1, device=device)
+        last = last if lengths is None else lengths - 1
+        start = self.state_size - sum(cell.state_size for cell in self.top)
+        column = 0
+        for direction, cell in enumerate(self.top):
+            at = torch.zeros_like(last) if direction else last
+            columns = slice(column, column + cell.output_size)
+            own = steps[at, torch.arange(self.batch, device=device)][:, columns]
+            numbers[own] = entries[:, start : start + cell.state_size][:, cell.output]
+            start, column = start + cell.state_size, columns.stop
+        return numbers
+
+    @property
+    def top(self) -> tuple[AbstractCell, ...]:
+        """The cells of the uppermost layer, whose outputs are the layer's."""
+        return self.cells[-self.form.directions :]
+
+    @property
+    def state_size(self) -> int:
+        """S, the size of the state of all layers."""
+        return sum(cell.state_size for cell in self.cells)
+
+
+def merged(reads: list[Read], more: list[Read]) -> list[Read]:
+    """Reads of several parts of a state, each of which has entries of its own, as few as can be."""
+    merged, left = list(reads), list(more)
+    for number, read in enumerate(merged):
+        for other in left:
+            apart = not bool(((read.factor != 0) & (other.factor != 0)).any())
+            if other.entered == read.entered and apart:
+                source = torch.where(other.factor != 0, other.source, read.source)
+                merged[number] = Read(read.entered, source, read.factor + other.factor)
+                left.remove(other)
+                break
+    return merged + left
 
 
 def results_of(form: Form, returned: Any) -> dict[str, Tensor]:

@@ -59,25 +59,6 @@ def origin_of(tensor: Tensor) -> Tensor:
     return base if base.numel() == tensor.numel() else tensor
 
 
-def nodes_between(start: Edge, ends: Collection[Edge]) -> tuple[set[Edge], set[Node]]:
-    """Which of `ends` a tensor was computed from, and the nodes that were passed on the way.
-
-    The search goes back from `start`, past no end, and gives up after SEARCHED nodes.
-    """
-    found: set[Edge] = set()
-    if start in ends:
-        return {start}, set()
-    passed, waiting = {start[0]}, [start[0]]
-    while waiting and len(passed) < SEARCHED:
-        for edge in waiting.pop().next_functions:
-            if edge in ends:
-                found.add(edge)
-            elif edge[0] is not None and edge[0] not in passed:
-                passed.add(edge[0])
-                waiting.append(edge[0])
-    return found, passed
-
-
 def users_of(
     edges: Collection[Edge],
     roots: Iterable[Node],
@@ -106,6 +87,25 @@ def users_of(
             if after is not None and after not in seen:
                 seen.add(after)
                 waiting.append(after)
+
+
+def users_by_edge(
+    roots: Iterable[Node], inside: Mapping[Node, Iterable[Edge]]
+) -> dict[Edge, list[Node]]:
+    """The nodes that use each tensor of a graph, but for those inside recorded calls."""
+    waiting = [node for node in roots if node is not None]
+    seen, users = set(waiting), dict[Edge, list[Node]]()
+    while waiting:
+        node = waiting.pop()
+        for edge in inside.get(node, node.next_functions):
+            if edge[0] is None:
+                continue
+            if node not in inside:
+                users.setdefault(edge, []).append(node)
+            if edge[0] not in seen:
+                seen.add(edge[0])
+                waiting.append(edge[0])
+    return users
 
 
 def on_inputs(

@@ -3,10 +3,10 @@
 The gradient of a state that is handed from call to call is a sum: what the loss gives to it, and
 what comes back from the call after. The two are told apart where they are added, at the nodes of
 the autograd graph that use the state: what lies on the way to the call after does not count, all
-else is the loss.
+else is the loss. The same holds for every tensor on that way (bridges.py).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +14,18 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from retrograde.record.calls import OUTPUT, Call, Link, WeightKey, data, parts_of
-from retrograde.record.graph import Edge, Node, Roots, edge_of, nodes_between, on_inputs, users_of
+from retrograde.record.bridges import Bridge, Bridges, Terms, shape_at, whole
+from retrograde.record.calls import Call, Link, Read, Way, WeightKey, data, merged, parts_of
+from retrograde.record.graph import (
+    SEARCHED,
+    Edge,
+    Node,
+    Roots,
+    edge_of,
+    on_inputs,
+    users_by_edge,
+    users_of,
+)
 from retrograde.record.passes import Pass, add
 
 LATEST = 8
@@ -47,7 +57,10 @@ class Surroundings:
     weights: dict[Edge, WeightKey] = field(default_factory=dict)
     _places: dict[Call, _Place] = field(default_factory=dict)
     _results: dict[Edge, tuple[Call, str]] = field(default_factory=dict)
-    _on_the_way: dict[Edge, set[Node]] = field(default_factory=dict)
+    _sites: dict[Edge, Call] = field(default_factory=dict)
+    _bridges: Bridges = field(default_factory=Bridges)
+    _ways: dict[Edge, Way] = field(default_factory=dict)
+    _on_the_way: dict[Edge, dict[Node, Call]] = field(default_factory=dict)
     _continued: set[Call] = field(default_factory=set)
 
     def add(
@@ -66,64 +79,166 @@ class Surroundings:
             call.link = self._detached(call, earlier)
         if call.link:
             self._continued.add(call.link.before)
+            call.ragged |= call.link.before.ragged
         self._places[call] = place
         self._results |= {edge: (call, name) for name, edge in place.results.items()}
+        sites = [*place.results.values(), *(place.given.values() if call.link else ())]
+        for edge in sites:
+            self._sites.setdefault(edge, call)
 
     def _attached(self, call: Call, place: _Place, earlier: list[Call]) -> Link | None:
         """The link to the call that this one's state was computed from, if it is handed on."""
-        edges = list(place.given.values())
-        crossed = any(
-            self._results.get(edge, (None, letter))[1] not in (letter, OUTPUT)
-            for letter, edge in place.given.items()
-        )
-        if crossed or len(set(edges)) < len(edges):  # a state for h and c, or one for the other
+        bridges = {n: self._bridges.to(edge, self._sites) for n, edge in place.given.items()}
+        followed = {site for bridge in bridges.values() for site in bridge.terms}
+        opaque = {site for bridge in bridges.values() for site in bridge.opaque}
+        own = self._calls(followed, earlier) or self._calls(opaque, earlier)
+        for site in () if own else {*followed, *opaque}:
+            if self._sites[site].layer != call.layer:
+                self._sites[site].passed_to.add(call.layer)
+        if not own:
             return None
-        sources: dict[str, set[Edge]] = {}
-        on_the_way: dict[Edge, set[Node]] = {}
-        for letter, edge in place.given.items():
-            sources[letter], passed = nodes_between(edge, self._results)
-            for found in sources[letter]:
-                on_the_way.setdefault(found, set()).update(passed)
-        calls = {self._results[edge][0] for found in sources.values() for edge in found}
-        own = [other for other in calls if other in earlier]
-        for other in calls if not own else ():
-            if other.layer != call.layer:
-                other.passed_to.add(call.layer)
-        if len(own) != 1:  # a tensor may hold the states of several layers, of this one only one
+        free = [other for other in own if other not in self._continued]
+        if not free or place.x in set(place.given.values()):
+            call.branches = True
             return None
-        before = own[0]
-        alone = before not in self._continued and place.x not in {*on_the_way, *edges}
-        if not alone or not _fit(before, call):
-            return None
-        results = set(self._places[before].results.values())
-        sources = {letter: found & results for letter, found in sources.items()}
-        on_the_way = {edge: passed for edge, passed in on_the_way.items() if edge in results}
-        equal = call.state(call.given) == before.state(before.last)
-        attached = call.state(
-            {n: torch.full_like(part, bool(sources.get(n))) for n, part in call.given.items()}
-        )
-        self._on_the_way |= on_the_way
+        before = max(free, key=earlier.index)
+        registers = self._registers(before)
+        same = {n for n, e in place.given.items() if registers.get(e) == (False, n)}
+        reads: list[Read] = []
+        kept: dict[str, Bridge] = {}
+        for letter, bridge in bridges.items():
+            towards = bridge.towards(registers)
+            found = [] if letter in same else self._reads(call, letter, towards, before, registers)
+            if found is None or not towards.terms:
+                opaque |= bridge.nonzero
+            else:
+                kept[letter] = towards
+                reads = merged(reads, found)
+                opaque |= bridge.nonzero - set(registers)
+        if not _fit(before, call, reads):
+            kept, reads, opaque, same = {}, [], opaque | followed, set()
+        between = self._mark(before, kept, registers)
+        between |= {
+            self._ways[e]: n for n, e in place.given.items() if e in self._ways and n in kept
+        }
+        letters = frozenset(kept)
+        read = {registers[site] for bridge in kept.values() for site in bridge.terms}
+        altered = [edge for edge in (place.given[n] for n in kept) if edge not in self._sites]
+        inner = [edge for bridge in kept.values() for edge in {*bridge.between} & {*altered}]
         return Link(
             before,
-            equal & attached.bool(),
-            {
-                letter: frozenset(self._results[edge][1] for edge in found)
-                for letter, found in sources.items()
-                if found
-            },
-            frozenset(n for n, edge in place.given.items() if sources[n] == {edge}),
+            tuple(reads),
+            letters,
+            frozenset(name for entered, name in read if not entered),
+            frozenset(same),
+            frozenset(n for n in letters if place.given[n] not in self._sites),
+            between,
+            any(self._sites[site] in earlier for site in opaque),
+            len(set(altered)) == len(altered) == len(inner),
         )
+
+    def _calls(self, sites: Collection[Edge], among: list[Call]) -> set[Call]:
+        """The calls, of one layer, whose results are at these places."""
+        return {self._results[e][0] for e in sites if e in self._results} & set(among)
+
+    def _registers(self, before: Call) -> dict[Edge, tuple[bool, str]]:
+        """What of a call the next one may read: its results, and the state that entered it."""
+        place = self._places[before]
+        entered = place.given.items() if before.link else ()
+        return {
+            **{edge: (True, name) for name, edge in entered},
+            **{edge: (False, name) for name, edge in place.results.items()},
+        }
+
+    def _reads(
+        self,
+        call: Call,
+        letter: str,
+        bridge: Bridge,
+        before: Call,
+        registers: Mapping[Edge, tuple[bool, str]],
+    ) -> list[Read] | None:
+        """What a part of a given state reads; None if it reads outputs of earlier steps."""
+        reads = []
+        for site, terms in bridge.terms.items():
+            entered, name = registers[site]
+            numbers = before.numbered(name, shape_at(site))
+            for term in terms:
+                source = numbers if term.source is None else numbers[term.source]
+                if bool(((source < 0) & (term.factor != 0)).any()):
+                    return None
+                shape = call.given[letter].shape
+                reads.append(
+                    Read(
+                        entered,
+                        call.arranged({letter: source.clamp(0).view(shape)}, torch.int64),
+                        call.arranged({letter: term.factor.view(shape)}, torch.float64),
+                    )
+                )
+        return [read for read in reads if bool(read.factor.any())]
+
+    def _mark(
+        self,
+        before: Call,
+        bridges: Mapping[str, Bridge],
+        registers: Mapping[Edge, tuple[bool, str]],
+    ) -> dict[Way, str]:
+        """Remember the tensors and nodes on the way from a call to what is computed from it."""
+        ways: dict[Way, str] = {}
+        for bridge in bridges.values():
+            for edge, terms in bridge.between.items():
+                if edge not in self._ways:
+                    self._ways[edge] = _way(before, terms, registers)
+                ways[self._ways[edge]] = ""
+            for edge, nodes in bridge.nodes.items():
+                self._on_the_way.setdefault(edge, {}).update(dict.fromkeys(nodes, before))
+        return ways
 
     def _detached(self, call: Call, earlier: list[Call]) -> Link | None:
         """The link to the latest call that left the same state, with nothing handed back."""
         state = call.state(call.given)
         for before in reversed(earlier[-LATEST:]):
-            if before in self._continued or not _fit(before, call):
+            if before in self._continued or not _fit(before, call, []):
                 continue
             same = (state == before.state(before.last)).all(1) & state.any(1)
             if bool(same.any()):
-                return Link(before, torch.zeros_like(state, dtype=torch.bool), {}, frozenset())
+                none = frozenset[str]()
+                return Link(before, (), none, none, none, none, {}, False, True)
         return None
+
+    def _find_tails(
+        self, places: Mapping[Call, _Place], roots: list[Node], inside: Mapping[Node, list[Edge]]
+    ) -> None:
+        """Find the states that the last calls leave: mixed as they would be for another call.
+
+        After the last step too the loss reads `m * h_new + (1 - m) * h`, and reads it there.
+        """
+        last = [
+            call
+            for call in places
+            if call.link and call.link.altered and call not in self._continued and not call.tails
+        ]
+        users = users_by_edge(roots, inside) if last else {}
+        for call in last:
+            registers = self._registers(call)
+            waiting, seen = list(registers), set[Edge]()
+            while waiting and len(seen) < SEARCHED:
+                edge = waiting.pop()
+                for node in users.get(edge, ()):
+                    if node in self._on_the_way.get(edge, {}) or node in inside:
+                        continue
+                    for number in range(len(node._input_metadata)):
+                        above = (node, number)
+                        if above in seen or above in self._sites:
+                            continue
+                        seen.add(above)
+                        bridge = self._bridges.to(above, self._sites).towards(registers)
+                        read = {registers[site][0] for site in bridge.terms}
+                        if len(read) == 2:
+                            found = self._mark(call, {"": bridge}, registers)
+                            call.tails = (*call.tails, *found)
+                        elif read:
+                            waiting.append(above)
 
     @property
     def layers(self) -> set[str]:
@@ -137,35 +252,42 @@ class Surroundings:
     def watch(self, roots: Roots, to: Pass) -> list[RemovableHandle]:
         """Hooks that tell a pass by which ways gradients reach states and weights."""
         places = self._places.copy()  # another thread may be calling layers
+        starts = [edge[0] for edge in (edge_of(root) for root, _ in roots) if edge]
+        inside = {
+            edge[0]: place.into for place in places.values() for edge in place.results.values()
+        }
+        self._find_tails(places, starts, inside)
+        ways, on_the_way = dict(self._ways), {e: dict(n) for e, n in self._on_the_way.items()}
         states: dict[Edge, tuple[Call, str]] = {}
-        given: dict[Edge, tuple[Call, str]] = {}
         for call, place in places.items():
             if call.form.stepped:  # its results may be used inside the call itself
                 states |= {edge: (call, name) for name, edge in place.results.items()}
             if call.link:
                 results = places[call.link.before].results
                 states |= {results[n]: (call.link.before, n) for n in call.link.results}
-                given |= {place.given[n]: (call, n) for n in call.link.altered}
+        sites: dict[tuple[Call, Edge], Way] = {}
 
         def keep(node: Node, edge: Edge, gradient: Tensor) -> None:
+            before = on_the_way.get(edge, {}).get(node)
             if edge in self.weights:
                 add(to.beside, self.weights[edge], gradient)
-            elif edge in given:
-                add(to.entered_given, given[edge], gradient)
-            elif node in self._on_the_way.get(edge, ()):
-                add(to.returned, states[edge], gradient)
-            else:
+            elif before is not None:
+                if edge in self._sites:
+                    if (before, edge) not in sites:
+                        terms = {edge: (whole(edge),)}
+                        sites[before, edge] = _way(before, terms, self._registers(before))
+                    store = to.returned.setdefault(before, {})
+                    add(store, sites[before, edge], gradient)
+            elif edge in states:
                 add(to.entered, states[edge], gradient)
+            else:
+                add(to.between, ways[edge], gradient)
 
-        edges = {*states, *given, *self.weights}
+        edges = {*states, *ways, *self.weights}
         for root, gradient in roots:
             edge = edge_of(root)
             if edge in edges and edge is not None:
                 keep(None, edge, gradient)
-        inside = {
-            edge[0]: place.into for place in places.values() for edge in place.results.values()
-        }
-        starts = [edge[0] for edge in (edge_of(root) for root, _ in roots) if edge]
         users = list(users_of(edges, starts, inside))
         beside = {node for node, used in users if any(edge in self.weights for _, edge in used)}
         for place in places.values() if beside else ():
@@ -175,11 +297,23 @@ class Surroundings:
                 for _, edge in used if node in beside else ():
                     to.inside.add(self.weights[edge][0])
         for call, place in places.items():  # other recorded calls that read a state
-            own = set(place.given.values()) if call.link else set()
-            read = {edge for edge in place.into if edge not in own} & {*states, *given}
+            own = {place.given[n] for n in call.link.letters} if call.link else set()
+            read = {edge for edge in place.into if edge not in own} & {*states, *ways}
             if read:
                 users += users_of(read, *place.within)
-        return [on_inputs(node, places, keep) for node, places in users]
+        return [on_inputs(node, used, keep) for node, used in users]
+
+
+def _way(before: Call, terms: Terms, registers: Mapping[Edge, tuple[bool, str]]) -> Way:
+    """A tensor between two calls, without the graph that it was found in."""
+    return Way(
+        before,
+        tuple(
+            (*registers[site], shape_at(site), term)
+            for site, each in terms.items()
+            for term in each
+        ),
+    )
 
 
 def _edges(tensors: Mapping[str, Tensor]) -> dict[str, Edge]:
@@ -188,7 +322,23 @@ def _edges(tensors: Mapping[str, Tensor]) -> dict[str, Edge]:
     return {name: edge for name, edge in edges if edge}
 
 
-def _fit(before: Call, call: Call) -> bool:
-    """Whether two calls can be one sequence: the same samples, none of which ended earlier."""
-    ragged = any(one.sequence(one.x)[1] is not None for one in (before, call))
-    return before.batch == call.batch and not ragged
+def _fit(before: Call, call: Call, reads: list[Read]) -> bool:
+    """Whether two calls can be one sequence.
+
+    Samples that end at steps of their own must stay in their places. In a stack that reads both
+    ways each layer is pulled back by itself, so that a unit can read itself alone.
+    """
+    size = call.state_size
+    sample = torch.arange(call.batch, device=call.output.device).unsqueeze(1)
+    ragged = before.ragged or call.ragged
+    if ragged and before.batch != call.batch:
+        return False
+    alone = call.form.directions == 2 and call.form.layers > 1
+    for read in reads:
+        used = read.factor != 0
+        if ragged and bool((used & (read.source // size != sample)).any()):
+            return False
+        unit = torch.arange(size, device=sample.device)
+        if alone and (read.entered or bool((used & (read.source % size != unit)).any())):
+            return False
+    return True

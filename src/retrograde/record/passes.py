@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from retrograde.record.calls import Call, WeightKey
+from retrograde.record.calls import Call, Way, WeightKey
 
 Key = TypeVar("Key")
 
@@ -17,11 +17,11 @@ class Pass:
 
     Attributes:
         arrived: the whole gradient of each result of a call.
-        entered: of those that are handed on, what reached them by other ways than the calls'
+        entered: of those that may be handed on, what reached them by other ways than the calls'
             own; that is what the loss gives to them.
-        returned: of those that were altered before they were handed on, what came back that way.
+        between: the same of the tensors between two calls.
+        returned: what came back to each call by the ways through which its state was handed on.
         given: the whole gradient of each part of a state that a call was given, if it was altered.
-        entered_given: of that what did not come from the call.
         weights: the gradient of each tensor that a layer used as a weight.
         beside: what of it came by other ways than through the layer, a penalty in the loss.
         inside: the layers that the loss reaches past their output and state.
@@ -30,9 +30,9 @@ class Pass:
 
     arrived: dict[tuple[Call, str], Tensor] = field(default_factory=dict)
     entered: dict[tuple[Call, str], Tensor] = field(default_factory=dict)
-    returned: dict[tuple[Call, str], Tensor] = field(default_factory=dict)
+    between: dict[Way, Tensor] = field(default_factory=dict)
+    returned: dict[Call, dict[Way, Tensor]] = field(default_factory=dict)
     given: dict[tuple[Call, str], Tensor] = field(default_factory=dict)
-    entered_given: dict[tuple[Call, str], Tensor] = field(default_factory=dict)
     weights: dict[WeightKey, Tensor] = field(default_factory=dict)
     beside: dict[WeightKey, Tensor] = field(default_factory=dict)
     inside: set[str] = field(default_factory=set)

@@ -59,11 +59,13 @@ class Recorded:
         return self.x if self.reads is None else self.reads
 
     def part(self, samples: int) -> "Recorded":
-        """The first samples alone; what they gave to the gradient, autograd does not tell."""
-        borders = {
-            k: Border(border.state[:samples], border.carried[:samples])
-            for k, border in self.borders.items()
-        }
+        """The first samples alone; what they gave to the gradient, autograd does not tell.
+
+        All of them where samples read each other's states (a batch in another order).
+        """
+        if any(border.mixes_samples for border in self.borders.values()):
+            return replace(self, gradients={})
+        borders = {k: border.part(samples) for k, border in self.borders.items()}
         return replace(
             self,
             x=self.x[:, :samples],

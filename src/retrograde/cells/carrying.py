@@ -1,0 +1,80 @@
+"""A cell whose state before a step may outlive the step: what `h = m * h_new + (1 - m) * h` does.
+
+A sequence that has ended keeps its state, zoneout keeps some units: the state that goes on is a mix
+of the one that a step made and the one that had entered it. So the latter is held beside the state,
+and what enters the next step reads either (`retrograde.engine.Border`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from retrograde._types import Input, Projected, State
+from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep, Edge, Operator
+from retrograde.cells.wrapped import AbstractWrapped
+
+HELD = "held"
+"""The part of the state that is held."""
+
+SKIP = "skip"
+"""The route around a step, from what is held to what is held."""
+
+
+@dataclass(frozen=True, eq=False)
+class Carrying(AbstractWrapped):
+    """A cell with as many entries again beside its state, which a step leaves as they are.
+
+        s_k = step(x_k, s_{k-1}),   z_k = z_{k-1},   the state is (s, z)
+
+    Args:
+        cell: the cell that steps.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.cells import Carrying, Elman
+        >>> linear = Elman(torch.ones(1, 1), torch.full((1, 1), 0.5), activation="identity")
+        >>> cell = Carrying(linear)
+        >>> step = cell.step(torch.ones(1, 1), torch.tensor([[4.0, 7.0]]))
+        >>> step.state
+        tensor([[3., 7.]])
+        >>> cell.pull_back(cell.linearise(step), torch.ones(1, 1, 2)).previous()
+        tensor([[[0.5000, 1.0000]]])
+    """
+
+    @property
+    def slots(self) -> Mapping[str, slice]:
+        size = self.cell.state_size
+        return {**self.cell.slots, HELD: slice(size, 2 * size)}
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        return (*self.cell.routes, SKIP)
+
+    def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
+        size = self.cell.state_size
+        step = self.cell.advance(x, projected, state[..., :size])
+        return replace(step, previous=state, state=torch.cat((step.state, state[..., size:]), -1))
+
+    def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
+        linear = self.cell.linearise(self._inner(step), cut)
+        return replace(linear, previous=step.previous, state=step.state)
+
+    def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
+        size = self.cell.state_size
+        pulled = self.cell.pull_back(self._inner(step), delta[..., :size].contiguous())
+        held = delta[..., size:]
+        skip: Edge = Operator((SKIP,), lambda: held, slice(size, 2 * size))
+        return replace(pulled, edges=(*pulled.edges, skip), like=delta)
+
+    def _inner(self, step: CellStep) -> CellStep:
+        """The step as the cell itself knows it."""
+        size = self.cell.state_size
+        return replace(step, previous=step.previous[..., :size], state=step.state[..., :size])
+
+
+def stepping(cell: AbstractCell) -> AbstractCell:
+    """The cell that steps, without the state that is held beside it."""
+    return cell.cell if isinstance(cell, Carrying) else cell
