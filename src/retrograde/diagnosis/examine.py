@@ -9,13 +9,14 @@ from torch import nn
 
 from retrograde.diagnosis.finding import SEVERITIES, Finding
 from retrograde.diagnosis.rules import RULES
+from retrograde.diagnosis.rules.kept import kept_graph
 from retrograde.diagnosis.run import LossFunction, Run, run
 from retrograde.diagnosis.subject import Subject, subjects
 from retrograde.diagnosis.thresholds import Threshold
 from retrograde.diagnosis.training import MOST as MOST_TRAINED
 from retrograde.diagnosis.training import train_remedies
 from retrograde.diagnosis.trials import Clinic, plan, try_remedies
-from retrograde.diagnosis.unharmed import copied_model, untouched
+from retrograde.diagnosis.unharmed import copy_of, untouched
 from retrograde.errors import RecordingError, RetrogradeError
 from retrograde.record import Recording
 
@@ -73,7 +74,8 @@ def examine(
     tell("the backward pass")
     with untouched(model):
         try:
-            before = run(copied_model(model), batch, loss_fn, seed)
+            copy = copy_of(model)
+            before = run(copy.model, batch, loss_fn, seed)
         except RecordingError as error:
             raise RecordingError(
                 "loss_fn(model, batch) led no gradient through a recurrent layer of the model it "
@@ -82,7 +84,8 @@ def examine(
     tell("taking it apart")
     found, errors = subjects(before.recording, limits, needs_lag, layer, before.balance)
     notes: list[str] = []
-    findings = list(by_severity(_of_the_loss(before, found) + _findings(found)))
+    carried = [kept_graph(copy.reached)] if copy.reached else []
+    findings = list(by_severity(_of_the_loss(before, found) + carried + _findings(found)))
     if remedies:
         clinic = Clinic(model, batch, loss_fn, seed, limits, before)
         planned = len(plan(findings))

@@ -1,6 +1,5 @@
 """Original and remedy trained side by side, for what only training can tell. Lightning trains."""
 
-import copy
 import logging
 import math
 import warnings
@@ -18,7 +17,7 @@ from retrograde.diagnosis.finding import Finding, Training, Trial
 from retrograde.diagnosis.remedies import Afterwards
 from retrograde.diagnosis.run import LossFunction, scalar
 from retrograde.diagnosis.trials import Clinic, Treated, in_words
-from retrograde.diagnosis.unharmed import copied, seeded
+from retrograde.diagnosis.unharmed import copied, copied_model, seeded
 from retrograde.errors import ClippingError, MissingExtraError, NonFiniteError
 
 MOST = 4
@@ -77,7 +76,7 @@ def train(
     class Fit(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.model = copy.deepcopy(model)
+            self.model = copied_model(model)
             self.norms = Clipper(self.model, GlobalNorm(math.inf))  # it only measures
 
         def training_step(self, _: int) -> Tensor:

@@ -3,12 +3,16 @@
 import copy
 import random
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from retrograde.errors import ArgumentError
 
@@ -63,20 +67,135 @@ def untouched(model: nn.Module) -> Iterator[None]:
             )
 
 
+@dataclass(frozen=True, eq=False)
+class Copy:
+    """A copy of the user's model.
+
+    Attributes:
+        model: the copy.
+        kept: what the model keeps of an earlier pass (attention weights, a carried state, a weight
+            that was computed): leaves that stand where their graph was cut off, by the place in the
+            model.
+    """
+
+    model: nn.Module
+    kept: Mapping[str, Tensor]
+
+    @property
+    def reached(self) -> tuple[str, ...]:
+        """The places of those that a backward pass of the copy went into."""
+        return tuple(place for place, leaf in self.kept.items() if leaf.grad is not None)
+
+
 def copied_model(model: nn.Module) -> nn.Module:
     """A copy of the user's model.
 
     Raises:
         ArgumentError: if it cannot be copied.
     """
+    return copy_of(model).model
+
+
+def copy_of(model: nn.Module) -> Copy:
+    """A copy of the user's model, and what it keeps of an earlier pass.
+
+    torch copies no tensor that has a graph behind it. Such a tensor is copied without the graph,
+    and as the original it can be changed in place and gets a gradient.
+
+    Raises:
+        ArgumentError: if it cannot be copied; the message names the attribute.
+    """
+    memo: dict[int, Any] = {}  # where deepcopy looks for what is copied already
+    kept: dict[str, Tensor] = {}
+    places: dict[int, str] = {}
+    found = list(_within(model))  # as long as they are held, no id is used again
+    for place, value in found:
+        places[id(value)] = place
+        if isinstance(value, Tensor) and not value.is_leaf:
+            kept[place] = value.detach().clone().requires_grad_(value.requires_grad)
+            with torch.enable_grad():
+                memo[id(value)] = kept[place].clone()
     try:
-        return copy.deepcopy(model)
+        return Copy(copy.deepcopy(model, memo), kept)
     except Exception as error:
+        place = _failed_at(error, places)
         raise ArgumentError(
-            f"the model cannot be copied ({type(error).__name__}: {error}), and retrograde runs "
-            "nothing but copies. Tensors of an earlier pass that it keeps (a carried state) must "
-            "be detached; or record a pass yourself, and diagnose(recording)"
+            f"the model cannot be copied: {place} is in the way ({type(error).__name__}: {error}), "
+            "and retrograde runs nothing but copies. Make it where it is needed, or set it to None "
+            "for the diagnosis; or record a pass yourself, and diagnose(recording)"
         ) from error
+
+
+def _within(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Everything that a model holds, each thing once, with its place in words."""
+    seen: dict[int, Any] = {id(model): model}
+    waiting: list[tuple[str, Any]] = [("model", model)]
+    while waiting:
+        place, holder = waiting.pop()
+        yield place, holder
+        with suppress(Exception):  # what cannot be listed may be copied all the same
+            for end, value in _held(holder):
+                if not isinstance(value, _PLAIN) and id(value) not in seen:
+                    seen[id(value)] = value
+                    waiting.append((place + end, value))
+
+
+_PLAIN = (
+    str,
+    bytes,
+    int,
+    float,
+    complex,
+    type,
+    type(None),
+    ModuleType,
+    FunctionType,
+    BuiltinFunctionType,
+    torch.dtype,
+    torch.device,
+)
+"""What holds nothing, or is not copied."""
+
+
+def _held(holder: Any) -> Iterator[tuple[str, Any]]:
+    """What copy.deepcopy would copy along, each with how it is reached."""
+    if isinstance(holder, Mapping):
+        for key, value in holder.items():
+            yield f"[{key!r}]", value
+            yield f" has a key {type(key).__name__}", key
+    elif isinstance(holder, list | tuple | deque):
+        for number, value in enumerate(holder):
+            yield f"[{number}]", value
+    elif isinstance(holder, set | frozenset):
+        for value in holder:
+            yield f" has an element {type(value).__name__}", value
+    elif isinstance(holder, partial):
+        yield from ((".func", holder.func), (".args", holder.args), (".keywords", holder.keywords))
+    elif isinstance(holder, MethodType):
+        yield ".__self__", holder.__self__
+    elif isinstance(holder, Tensor) and holder.is_leaf:
+        yield ".grad", holder.grad
+    own = dict(getattr(holder, "__dict__", None) or {})
+    if isinstance(holder, nn.Module):
+        for group in ("_parameters", "_buffers", "_modules"):
+            own |= own.pop(group, None) or {}
+    for kind in type(holder).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            with suppress(AttributeError):
+                own.setdefault(name, getattr(holder, name))
+    for name, value in own.items():
+        yield f".{name}", value
+
+
+def _failed_at(error: Exception, places: Mapping[int, str]) -> str:
+    """The innermost thing of known place that was being copied when it failed."""
+    place, trace = "something in it", error.__traceback__
+    while trace is not None:
+        frame, trace = trace.tb_frame, trace.tb_next
+        if frame.f_code is copy.deepcopy.__code__:
+            place = places.get(id(frame.f_locals.get("x")), place)
+    return place
 
 
 def copied(batch: Any) -> Any:

@@ -1,6 +1,6 @@
 """From a user's torch model to what the engine needs: forward and backward passes, looked at.
 
-record.py finds the recurrent layers (layers.py) and puts hooks on them (watch.py, inherited.py).
+record.py finds the recurrent layers (layers.py) and puts hooks on them (watch.py, forward.py).
 They copy what goes in and out (calls.py), keep what each backward pass brings (passes.py) and find
 out which call carries on the state of which (links.py, graph.py). When a layer of the recording
 (recording.py) is asked for, calls that belong together become one cell with inputs and adjoints

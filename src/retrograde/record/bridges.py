@@ -59,6 +59,9 @@ OPAQUE = (
 )
 """Beginnings of the names of nodes that mix entries; they need not be asked."""
 
+MOST_SITES = 8
+"""A tensor that reads more of them (a sum over all steps) is not followed: it is no one's state."""
+
 HOOKED = "BackwardHookFunctionBackward"
 """What torch puts around a module with a backward hook: its inputs, as they are."""
 
@@ -103,11 +106,10 @@ class Bridge:
     nodes: Mapping[Edge, frozenset[Node]] = field(default_factory=dict)
     opaque: frozenset[Edge] = frozenset()
 
-    @property
-    def nonzero(self) -> set[Edge]:
-        """The sites of which something is read."""
-        some = self.terms.items()
-        return {site for site, terms in some if any(bool(term.factor.any()) for term in terms)}
+    def nonzero(self, but: Collection[Edge]) -> set[Edge]:
+        """The sites of which something is read, but for some."""
+        others = ((site, terms) for site, terms in self.terms.items() if site not in but)
+        return {site for site, terms in others if any(bool(t.factor.any()) for t in terms)}
 
     def towards(self, sites: Collection[Edge]) -> "Bridge":
         """What leads to some of the sites alone."""
@@ -140,15 +142,9 @@ class Bridges:
         order, leading = _leading(edge, sites)
         if edge not in leading:
             return Bridge({})
-        followed: set[Edge] = set()
+        self.terms(*edge, sites)
+        followed = {each for each in order if self._terms.get(each)}
         opaque: set[Edge] = set()
-        for each in order:  # inputs before what is computed from them
-            if each in sites or each not in leading:
-                continue
-            if each not in self._terms:
-                self._terms[each] = self._follow(each, sites, leading)
-            if self._terms[each]:
-                followed.add(each)
         nodes: dict[Edge, set[Node]] = {}
         waiting, between = [edge], set[Edge]()
         while waiting:
@@ -167,12 +163,27 @@ class Bridges:
                         opaque |= _sites_of(before, sites)
                 else:
                     opaque |= _sites_of(before, sites)
+        found = {each: self._terms[each] for each in between if each in followed}
+        for node in {user for users in nodes.values() for user in users}:
+            for number in range(len(node._input_metadata)):  # what else comes back through it
+                if (node, number) not in found:
+                    found[node, number] = self.terms(node, number, sites)
         return Bridge(
             self._terms[edge],
-            {each: self._terms[each] for each in between if each in followed},
+            {each: terms for each, terms in found.items() if terms},
             {each: frozenset(users) for each, users in nodes.items()},
             frozenset(opaque),
         )
+
+    def terms(self, node: Node, number: int, sites: Collection[Edge]) -> Terms:
+        """What one output of a node reads of the sites."""
+        edge = (node, number)
+        if edge not in self._terms:
+            order, leading = _leading(edge, sites)
+            for each in order:
+                if each in leading and each not in sites and each not in self._terms:
+                    self._terms[each] = self._follow(each, sites, leading)
+        return self._terms.get(edge, {})
 
     def _follow(self, edge: Edge, sites: Collection[Edge], leading: Collection[Edge]) -> Terms:
         """The terms of a tensor from those of what it was computed from."""
@@ -187,6 +198,8 @@ class Bridges:
             for site, terms in inner.items():
                 for term in terms:
                     _add(found.setdefault(site, []), term.after(*read))
+        if len(found) > MOST_SITES:
+            return {}
         return {site: tuple(terms) for site, terms in found.items()}
 
     def _reads(self, edge: Edge, place: int, before: Edge) -> tuple[Tensor | None, Tensor] | None:

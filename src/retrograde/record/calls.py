@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -40,18 +41,22 @@ class Read:
     factor: Float[Tensor, "B S"]
 
 
+ReadTerms = tuple[tuple[bool, str, tuple[int, ...], Term], ...]
+"""What a tensor reads of a call: the name of what is read (a result, or if True stands before it a
+part of the state that entered the call), its shape, the entries and factors, all flat."""
+
+
 @dataclass(frozen=True, eq=False)
 class Way:
     """A tensor between two calls, and what it reads of the first of them.
 
     Attributes:
         before: that call.
-        terms: the name of what is read (a result, or with `entered` a part of the state that
-            entered the call), its shape, the entries that are read and the factors, all flat.
+        terms: what it reads of that call.
     """
 
     before: "Call"
-    terms: tuple[tuple[bool, str, tuple[int, ...], Term], ...]
+    terms: ReadTerms
 
     @property
     def later(self) -> bool:
@@ -77,9 +82,10 @@ class Link:
     """Where the state came from that a call was given.
 
     Attributes:
+        call: the call that was given the state.
         before: the call that returned it.
-        reads: what its entries read of that call, those of the letters in `same` left out; nothing
-            where they were detached or replaced.
+        terms: what its parts read of that call, those in `same` left out; nothing where they were
+            detached or replaced.
         letters: the parts of the state that read something.
         results: the results of `before` that are read.
         same: the letters whose very result was passed on, without any operation.
@@ -90,8 +96,9 @@ class Link:
         plain: each of the tensors between is given once, so that gradients can be compared.
     """
 
+    call: "Call"
     before: "Call"
-    reads: tuple[Read, ...]
+    terms: Mapping[str, ReadTerms]
     letters: frozenset[str]
     results: frozenset[str]
     same: frozenset[str]
@@ -99,6 +106,11 @@ class Link:
     between: Mapping[Way, str]
     opaque: bool
     plain: bool
+
+    @cached_property
+    def reads(self) -> tuple[Read, ...]:
+        """The same, arranged as the state."""
+        return tuple(reads_of(self.call, self.before, self.terms))
 
 
 @dataclass(eq=False)
@@ -242,6 +254,14 @@ class Call:
             name: "output", or the letter of a part of the state.
             shape: of the tensor whose gradient arrives.
         """
+        if not self.form.stepped:
+            return self._numbered(name, shape)
+        key = (name, tuple(shape), self.batch)
+        if key not in self.weights.numbers:
+            self.weights.numbers[key] = self._numbered(name, shape)
+        return self.weights.numbers[key]
+
+    def _numbered(self, name: str, shape: Sequence[int]) -> Int[Tensor, "n"]:
         device = self.output.device
         raw = torch.arange(prod(shape), device=device).view(*shape)
         if name in self.views:
@@ -274,6 +294,28 @@ class Call:
     def state_size(self) -> int:
         """S, the size of the state of all layers."""
         return sum(cell.state_size for cell in self.cells)
+
+
+def reads_of(call: Call, before: Call, terms: Mapping[str, ReadTerms]) -> list[Read]:
+    """What the entries of a state that a call was given read of the call before.
+
+    Outputs of steps before the last are -1.
+    """
+    reads: list[Read] = []
+    for letter, of_letter in terms.items():
+        shape, found = call.given[letter].shape, []
+        for entered, name, site, term in of_letter:
+            numbers = before.numbered(name, site)
+            source = numbers if term.source is None else numbers[term.source]
+            found.append(
+                Read(
+                    entered,
+                    call.arranged({letter: source.view(shape)}, torch.int64),
+                    call.arranged({letter: term.factor.view(shape)}, torch.float64),
+                )
+            )
+        reads = merged(reads, [read for read in found if bool(read.factor.any())])
+    return reads
 
 
 def merged(reads: list[Read], more: list[Read]) -> list[Read]:

@@ -59,6 +59,11 @@ def origin_of(tensor: Tensor) -> Tensor:
     return base if base.numel() == tensor.numel() else tensor
 
 
+def same_numbers(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, NaN in the same places."""
+    return torch.equal(one, other) or torch.allclose(one, other, 0, 0, equal_nan=True)
+
+
 def users_of(
     edges: Collection[Edge],
     roots: Iterable[Node],

@@ -1,7 +1,7 @@
 """Which modules are recurrent layers, what stands in the way of recording one, and its cells."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -12,7 +12,7 @@ from retrograde.cells import AbstractCell, clipped
 from retrograde.nn import AbstractRecurrent
 from retrograde.nn.sequence import suffixes
 from retrograde.nn.torch_layers import CELLS, torch_cells
-from retrograde.record.inherited import is_own
+from retrograde.record.forward import is_own
 
 Layer = nn.RNNBase | nn.RNNCellBase | AbstractRecurrent
 """A recurrent layer of torch, stepped by the model's own loop or not, or one of ours."""
@@ -149,11 +149,13 @@ def has(module: nn.Module, name: str) -> bool:
 class Weights:
     """Copies of a layer's weights at one time, and the cells of every layer and direction.
 
-    The cells are made when they are asked for, which a training step need not wait for.
+    The cells are made when they are asked for, which a training step need not wait for. `numbers`
+    keeps where the entries of results lie in the state, which is the same in every call of a cell.
     """
 
     copies: Mapping[str, Tensor]
     make: Callable[[], tuple[AbstractCell, ...]]
+    numbers: dict[object, Tensor] = field(default_factory=dict)
 
     @cached_property
     def cells(self) -> tuple[AbstractCell, ...]:

@@ -14,8 +14,17 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from retrograde.record.bridges import Bridge, Bridges, Terms, shape_at, whole
-from retrograde.record.calls import Call, Link, Read, Way, WeightKey, data, merged, parts_of
+from retrograde.record.bridges import Bridge, Bridges, Term, Terms, shape_at, whole
+from retrograde.record.calls import (
+    Call,
+    Link,
+    ReadTerms,
+    Way,
+    WeightKey,
+    data,
+    parts_of,
+    reads_of,
+)
 from retrograde.record.graph import (
     SEARCHED,
     Edge,
@@ -104,19 +113,18 @@ class Surroundings:
         before = max(free, key=earlier.index)
         registers = self._registers(before)
         same = {n for n, e in place.given.items() if registers.get(e) == (False, n)}
-        reads: list[Read] = []
         kept: dict[str, Bridge] = {}
         for letter, bridge in bridges.items():
             towards = bridge.towards(registers)
-            found = [] if letter in same else self._reads(call, letter, towards, before, registers)
-            if found is None or not towards.terms:
-                opaque |= bridge.nonzero
+            if not towards.terms:
+                opaque |= bridge.nonzero(())
             else:
                 kept[letter] = towards
-                reads = merged(reads, found)
-                opaque |= bridge.nonzero - set(registers)
-        if not _fit(before, call, reads):
-            kept, reads, opaque, same = {}, [], opaque | followed, set()
+                opaque |= bridge.nonzero(registers)
+        reads = {n: _terms(bridge.terms, registers) for n, bridge in kept.items() if n not in same}
+        if not call.form.stepped and not _fit(before, call, reads):
+            opaque |= {site for bridge in bridges.values() for site in bridge.nonzero(())}
+            kept, reads, same = {}, {}, set()
         between = self._mark(before, kept, registers)
         between |= {
             self._ways[e]: n for n, e in place.given.items() if e in self._ways and n in kept
@@ -126,8 +134,9 @@ class Surroundings:
         altered = [edge for edge in (place.given[n] for n in kept) if edge not in self._sites]
         inner = [edge for bridge in kept.values() for edge in {*bridge.between} & {*altered}]
         return Link(
+            call,
             before,
-            tuple(reads),
+            reads,
             letters,
             frozenset(name for entered, name in read if not entered),
             frozenset(same),
@@ -150,33 +159,6 @@ class Surroundings:
             **{edge: (False, name) for name, edge in place.results.items()},
         }
 
-    def _reads(
-        self,
-        call: Call,
-        letter: str,
-        bridge: Bridge,
-        before: Call,
-        registers: Mapping[Edge, tuple[bool, str]],
-    ) -> list[Read] | None:
-        """What a part of a given state reads; None if it reads outputs of earlier steps."""
-        reads = []
-        for site, terms in bridge.terms.items():
-            entered, name = registers[site]
-            numbers = before.numbered(name, shape_at(site))
-            for term in terms:
-                source = numbers if term.source is None else numbers[term.source]
-                if bool(((source < 0) & (term.factor != 0)).any()):
-                    return None
-                shape = call.given[letter].shape
-                reads.append(
-                    Read(
-                        entered,
-                        call.arranged({letter: source.clamp(0).view(shape)}, torch.int64),
-                        call.arranged({letter: term.factor.view(shape)}, torch.float64),
-                    )
-                )
-        return [read for read in reads if bool(read.factor.any())]
-
     def _mark(
         self,
         before: Call,
@@ -198,12 +180,12 @@ class Surroundings:
         """The link to the latest call that left the same state, with nothing handed back."""
         state = call.state(call.given)
         for before in reversed(earlier[-LATEST:]):
-            if before in self._continued or not _fit(before, call, []):
+            if before in self._continued or not _fit(before, call, {}):
                 continue
             same = (state == before.state(before.last)).all(1) & state.any(1)
             if bool(same.any()):
                 none = frozenset[str]()
-                return Link(before, (), none, none, none, none, {}, False, True)
+                return Link(call, before, {}, none, none, none, none, {}, False, True)
         return None
 
     def _find_tails(
@@ -306,13 +288,15 @@ class Surroundings:
 
 def _way(before: Call, terms: Terms, registers: Mapping[Edge, tuple[bool, str]]) -> Way:
     """A tensor between two calls, without the graph that it was found in."""
-    return Way(
-        before,
-        tuple(
-            (*registers[site], shape_at(site), term)
-            for site, each in terms.items()
-            for term in each
-        ),
+    return Way(before, _terms(terms, registers))
+
+
+def _terms(
+    terms: Terms, registers: Mapping[Edge, tuple[bool, str]]
+) -> tuple[tuple[bool, str, tuple[int, ...], Term], ...]:
+    """The same by what is read of a call, in place of where that is in the graph."""
+    return tuple(
+        (*registers[site], shape_at(site), term) for site, each in terms.items() for term in each
     )
 
 
@@ -322,23 +306,27 @@ def _edges(tensors: Mapping[str, Tensor]) -> dict[str, Edge]:
     return {name: edge for name, edge in edges if edge}
 
 
-def _fit(before: Call, call: Call, reads: list[Read]) -> bool:
+def _fit(before: Call, call: Call, terms: Mapping[str, ReadTerms]) -> bool:
     """Whether two calls can be one sequence.
 
-    Samples that end at steps of their own must stay in their places. In a stack that reads both
-    ways each layer is pulled back by itself, so that a unit can read itself alone.
+    No state may read outputs of earlier steps. Samples that end at steps of their own must stay in
+    their places. In a stack that reads both ways each layer is pulled back by itself, so that a
+    unit can read itself alone.
     """
-    size = call.state_size
-    sample = torch.arange(call.batch, device=call.output.device).unsqueeze(1)
     ragged = before.ragged or call.ragged
     if ragged and before.batch != call.batch:
         return False
+    reads = reads_of(call, before, terms)
+    size = call.state_size
+    sample = torch.arange(call.batch, device=call.output.device).unsqueeze(1)
+    unit = torch.arange(size, device=sample.device)
     alone = call.form.directions == 2 and call.form.layers > 1
     for read in reads:
         used = read.factor != 0
+        if bool((used & (read.source < 0)).any()):
+            return False
         if ragged and bool((used & (read.source // size != sample)).any()):
             return False
-        unit = torch.arange(size, device=sample.device)
         if alone and (read.entered or bool((used & (read.source % size != unit)).any())):
             return False
     return True

@@ -44,12 +44,12 @@ class Pass:
         return [call for call in among if call in reached]
 
 
-def add(store: dict[Key, Tensor], key: Key, gradient: Tensor) -> None:
-    """Keep a gradient, or add it to what has arrived there before.
+def add(store: dict[Key, Tensor], key: Key, gradient: Tensor) -> Tensor:
+    """Keep a copy of a gradient, or add it to what has arrived there before; returns the copy.
 
-    Not a copy: autograd hands nothing on for writing that someone else holds as well. (It counts
-    who holds this very tensor, so that a detached one would not do.)
+    The tensor itself may change later: a hook may write into it, whoever called backward may fill
+    it anew, and what a hook kept is its owner's to zero.
     """
-    if gradient.requires_grad:  # a graph of the gradient was asked for
-        gradient = gradient.detach().clone()
-    store[key] = store[key] + gradient if key in store else gradient
+    copy = gradient.clone() if not gradient.requires_grad else gradient.detach().clone()
+    store[key] = store[key] + copy if key in store else copy
+    return copy

@@ -14,6 +14,7 @@ from retrograde.record.layers import Layer, recurrent_layers, why_not
 from retrograde.record.links import Surroundings
 from retrograde.record.passes import Pass
 from retrograde.record.recording import Recording
+from retrograde.record.uncompiled import uncompiled
 from retrograde.record.watch import Watch
 
 
@@ -58,6 +59,7 @@ def record(model: nn.Module) -> Iterator[Recording]:
                 watches.append(Watch(name, module, passes.around, passes.current, hooks))
         if not watches:
             raise UnsupportedModelError(_nothing_to_record(model, recording))
+        hooks.enter_context(uncompiled(any(watch.traced for watch in watches)))
         for watch in watches:
             watch.attach()
         hooks.enter_context(listening(passes.start))

@@ -1,8 +1,8 @@
 """The hooks on one recurrent layer: every call of it, and the gradients of its weights."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils.hooks import RemovableHandle
 
 from retrograde.record.calls import Call, WeightKey, data, parts_of, results_of
-from retrograde.record.graph import Edge, edge_of, origin_of
-from retrograde.record.inherited import looking_inside
+from retrograde.record.forward import computing, looking_at, outermost
+from retrograde.record.graph import Edge, edge_of, origin_of, same_numbers
 from retrograde.record.layers import ANALYSED, Form, Layer, Weights, form_of, weights_of
 from retrograde.record.links import Surroundings
 from retrograde.record.passes import Pass, add
@@ -39,6 +38,7 @@ class Watch:
         calls: what was called so far, with a gradient to come.
         idle: the number of calls without one: under no_grad, or with nothing that requires it.
         problem: why the layer cannot be recorded, once that is clear.
+        outer_calls: the number of calls of a forward that a subclass has of its own.
         unannounced: a gradient came that did not start with a call of torch.autograd.backward.
     """
 
@@ -50,6 +50,7 @@ class Watch:
     calls: list[Call] = field(default_factory=list)
     idle: int = 0
     problem: str = ""
+    outer_calls: int = 0
     unannounced: bool = False
     _form: Form = field(init=False)
     _mode: tuple[bool, float] = field(init=False)
@@ -70,19 +71,27 @@ class Watch:
         """The class of a layer with a forward of its own; empty for all others."""
         return self._form.kind if self._form.overridden else ""
 
+    @property
+    def traced(self) -> bool:
+        """Whether torch.compile looks inside it, so that in compiled code it is not called."""
+        return not isinstance(self.module, nn.RNNBase)
+
     def attach(self) -> None:
         """Put the hooks in place."""
         module = self.module
-        if self._form.overridden:
-            looking = looking_inside(module, _Hook(self._before), _Hook(self._after))
-            self.hooks.enter_context(looking)
-        else:
+        if "forward" in vars(module):  # what stands there may be bound to the forward of the class
             before = module.register_forward_pre_hook(_Hook(self._before))
             after = module.register_forward_hook(  # what other hooks make of the output comes after
                 _Hook(self._after), prepend=True, with_kwargs=True, always_call=True
             )
             self.hooks.callback(before.remove)
             self.hooks.callback(after.remove)
+        else:
+            inner, outer = computing(module), outermost(module)
+            self.hooks.enter_context(looking_at(module, inner, self._before, self._after))
+            if outer is not inner:
+                looking = looking_at(module, outer, self._called, lambda *_: None)
+                self.hooks.enter_context(looking)
         for name in self._form.weights:
             if parametrize.is_parametrized(module, name):
                 self._watch_parametrization(name)
@@ -132,9 +141,10 @@ class Watch:
             with self._guarded():
                 if check is not None:
                     check(to)
-                add(store(to), key, gradient)
-                if check is None and _others(handle):
-                    self._look_again(edge, store(to), key, gradient)
+                before = store(to).get(key)
+                copy = add(store(to), key, gradient)
+                if check is None:
+                    self._look_again(edge, store(to), key, before, gradient, copy)
 
         handle = tensor.register_hook(arrived)  # type: ignore[no-untyped-call]
         self.hooks.callback(handle.remove)
@@ -144,27 +154,47 @@ class Watch:
                 hooks[number] = hooks.pop(number)
 
     def _look_again(
-        self, edge: Edge, store: dict[Any, Tensor], key: tuple[Any, ...], gradient: Tensor
+        self,
+        edge: Edge,
+        store: dict[Any, Tensor],
+        key: tuple[Any, ...],
+        before: Tensor | None,
+        gradient: Tensor,
+        copy: Tensor,
     ) -> None:
-        """Take the gradient of a result as the user's own hooks on it leave it."""
-        before, to = gradient.clone(), self.current()
+        """Take a gradient as the user's own hooks, on the tensor or on its node, leave it.
+
+        Args:
+            edge, store, key: where it arrives, and where it is kept.
+            before: what was kept there before it came, if anything.
+            gradient, copy: itself, and a copy of it as it came.
+        """
+        version = gradient._version
 
         def left(gradients: tuple[Tensor | None, ...]) -> None:
             handle.remove()
+            after = gradients[edge[1]]
+            if after is gradient and version == gradient._version:
+                return
             with self._guarded():
-                after = gradients[edge[1]]
-                if after is None or torch.equal(after, before):
+                if after is None or same_numbers(after, copy):
                     return
                 call = key[0]
                 if call.form.stepped or self.around.goes_on(call):
-                    assert to is not None
-                    to.problems[self.name] = (
-                        "a hook on its output or state changes the gradient on its way back "
-                        "through the layer; take the hook off for the recorded pass"
-                    )
-                store[key] = store[key] + (after - before)
+                    self._gradient_changed()
+                after = after.detach()
+                store[key] = after.clone() if before is None else before + after
 
         handle = edge[0].register_prehook(left)
+
+    def _gradient_changed(self) -> None:
+        """What comes back from later steps is not what the step after gave."""
+        to = self.current()
+        if to is not None:
+            to.problems[self.name] = (
+                "a hook on its output or state, or on a module around it, changes the gradient on "
+                "its way back through the layer; take the hook off for the recorded pass"
+            )
 
     def changed(self) -> str:
         """Which weight is not as it was in the forward pass, as far as torch knows; or nothing."""
@@ -195,8 +225,11 @@ class Watch:
         for name in (name for name in self._copies.copies if name.startswith("weight_hh")):
             copy = self._copies.copies[name]
             row, then = self._weights[name].detach()[0].to(copy.dtype), copy[0]
-            if not (torch.equal(row, then) or torch.allclose(row, then, 0, 0, equal_nan=True)):
+            if not same_numbers(row, then):
                 to.problems[self.name] = f"its {name} {CHANGED}"
+
+    def _called(self, module: nn.Module, args: Any) -> None:
+        self.outer_calls += 1
 
     def _before(self, module: nn.Module, args: Any) -> None:
         with self._guarded():
@@ -232,8 +265,7 @@ class Watch:
             self.idle += 1
             return
         call = Call.of(self.name, form, weights, self._keys, arguments, results, self._random)
-        # What a result of torch's layers is a view of is not another result as well.
-        for name, tensor in results.items() if isinstance(self.module, nn.RNNBase) else ():
+        for name, tensor in () if form.stepped else results.items():
             results[name] = origin_of(tensor)
             if results[name] is not tensor:
                 call.views[name] = (tensor.shape, tensor.stride(), tensor.storage_offset())
@@ -265,24 +297,31 @@ class Watch:
             self._kinds = {n: (self._weights[n].device, self._weights[n].dtype) for n in names}
         return self._copies
 
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
+    def _guarded(self) -> "_Guard":
         """Turn an error of ours into a reason why this layer is not recorded."""
-        try:
-            yield
-        except Exception as error:
-            self.problem = self.problem or f"recording it failed, {type(error).__name__}: {error}"
+        return _Guard(self)
+
+
+class _Guard:
+    """A context for hooks; one written with `contextmanager` takes longer than what most do."""
+
+    def __init__(self, watch: Watch):
+        self._watch = watch
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        why = f"recording it failed, {type(error).__name__}: {error}"
+        self._watch.problem = self._watch.problem or why
+        return True
 
 
 def _mode(module: nn.Module) -> tuple[bool, float]:
     """What may change from one call to the next: training or not, and the dropout."""
     return module.training, vars(module).get("dropout", 0.0)
-
-
-def _others(handle: RemovableHandle) -> bool:
-    """Whether hooks that are not of this package are on the same tensor."""
-    there = handle.hooks_dict_ref() or {}
-    return any(getattr(hook, "__module__", None) != __name__ for hook in there.values())
 
 
 class _Hook:

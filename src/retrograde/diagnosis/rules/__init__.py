@@ -6,12 +6,14 @@ from retrograde.diagnosis.rules.balance import CONFLICT, OUTWEIGHS
 from retrograde.diagnosis.rules.folklore import MISLEADS
 from retrograde.diagnosis.rules.gates import DEAD, DOUBLE, SATURATED, SHORT
 from retrograde.diagnosis.rules.growth import EXPLODING, NO_GRADIENT, NON_FINITE
+from retrograde.diagnosis.rules.kept import KEPT
 from retrograde.diagnosis.rules.reach import NEAR, VANISHING
 from retrograde.diagnosis.rules.rule import Rule
 
 RULES: Mapping[str, Rule] = {
     rule.name: rule
     for rule in (
+        KEPT,
         NON_FINITE,
         NO_GRADIENT,
         EXPLODING,
