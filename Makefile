@@ -22,8 +22,10 @@ demo: .venv/demo
 test: lint
 	$(BIN)/python -m pytest -q --numprocesses 2
 
+# Without the type checks of `make test`, as users run these packages: each training is two hundred
+# recorded passes, and the checks cost several times what recording does.
 test-integrations: .venv/integrations
-	$(BIN)/python -m pytest -q tests/integrations
+	$(BIN)/python -m pytest -q --override-ini addopts=--strict-markers tests/integrations
 
 lint: .venv/dev
 	$(BIN)/ruff format --check .

@@ -1,7 +1,7 @@
 """Recurrent models of pytorch-forecasting, as they are: a ragged batch, packed, twice.
 
-`RecurrentNetwork` and `DeepAR` read the past with one call of their layer and the future with another
-that gets the state; every sample goes on at its own length.
+`RecurrentNetwork` and `DeepAR` read the past with one call of their layer and the future with
+another that gets the state; every sample goes on at its own length.
 """
 
 import pytest

@@ -97,10 +97,10 @@ def test_every_lag_is_that_of_a_plain_loop(options, layers):
 @pytest.mark.parametrize("every", [1, 7])
 def test_their_own_training_is_the_same_to_the_last_bit(every, unchecked):
     """240 optimiser steps in their own loop, with a monitor around each or around some."""
-    ends = []
+    ends, seen = [], []
     for watched in (False, True):
         ppo = agent()
-        evaluate, seen = ppo.policy.evaluate_actions, []
+        evaluate = ppo.policy.evaluate_actions
         if watched:
             monitor = Monitor(ppo.policy, every=every, log=lambda scalars, _: seen.append(scalars))
 
