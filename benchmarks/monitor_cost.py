@@ -3,11 +3,13 @@
 A step is forward, backward and Adam of an nn.LSTM with a linear read-out at every step. Steps with
 and without `record` take turns; so do whole runs of RUN steps with and without the monitor, which
 looks at one of every hundred. What recording adds grows less than the step itself; that is shown by
-a second size.
+a second size. What a look of the monitor takes depends on the number of steps, layers and
+directions, so runs are made at four sizes.
 """
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from _measure import Size, Spread, answer, interleaved, ratios
@@ -15,27 +17,52 @@ from torch import nn
 
 import retrograde
 
-SIZE, LARGER = Size(T=100, B=32, I=64, H=128), Size(T=100, B=64, I=256, H=512)
+
+@dataclass(frozen=True)
+class Case:
+    """A model and what it reads."""
+
+    size: Size
+    layers: int = 1
+    bidirectional: bool = False
+
+    def __str__(self) -> str:
+        layers = f", {self.layers} layers" if self.layers > 1 else ""
+        return f"{self.size}{layers}" + (", both directions" if self.bidirectional else "")
+
+
+SMALL, LARGER = Case(Size(T=100, B=32, I=64, H=128)), Case(Size(T=100, B=64, I=256, H=512))
+MONITORED = (
+    (SMALL, 21),
+    (Case(Size(T=365, B=16, I=8, H=32)), 11),
+    (Case(Size(T=100, B=32, I=64, H=64), layers=2, bidirectional=True), 5),
+    (Case(Size(T=1000, B=2, I=64, H=128), layers=2, bidirectional=True), 3),
+)
+"""Models that the monitor watches, and the number of pairs of runs."""
+
 THREADS = 1 if "--one-thread" in sys.argv else 2
-STEP_ROUNDS, LARGER_ROUNDS, RUN_ROUNDS, RUN, EVERY = 300, 30, 21, 100, 100
+STEP_ROUNDS, LARGER_ROUNDS, RUN, EVERY = 300, 30, 100, 100
 RECORDING, MONITORING = 0.03, 0.05
 """Targets: the part of a step, and of a run, that may be added."""
 
 
 class Model(nn.Module):
-    def __init__(self, size: Size) -> None:
+    def __init__(self, case: Case) -> None:
         super().__init__()
-        self.recurrent = nn.LSTM(size.I, size.H, batch_first=True)
-        self.readout = nn.Linear(size.H, 1)
+        size, directions = case.size, 1 + case.bidirectional
+        self.recurrent = nn.LSTM(
+            size.I, size.H, case.layers, batch_first=True, bidirectional=case.bidirectional
+        )
+        self.readout = nn.Linear(directions * size.H, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.readout(self.recurrent(x)[0])
 
 
-def training(size: Size) -> tuple[Model, Callable[[], None], torch.optim.Optimizer]:
+def training(case: Case) -> tuple[Model, Callable[[], None], torch.optim.Optimizer]:
     """A model, its forward and backward pass, and its optimiser."""
     torch.manual_seed(0)
-    model = Model(size)
+    model, size = Model(case), case.size
     x, y = torch.randn(size.B, size.T, size.I), torch.randn(size.B, size.T, 1)
     return (
         model,
@@ -44,8 +71,8 @@ def training(size: Size) -> tuple[Model, Callable[[], None], torch.optim.Optimiz
     )
 
 
-def plain_step(size: Size) -> Callable[[], None]:
-    _, forward_backward, optimizer = training(size)
+def plain_step(case: Case) -> Callable[[], None]:
+    _, forward_backward, optimizer = training(case)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -55,8 +82,8 @@ def plain_step(size: Size) -> Callable[[], None]:
     return step
 
 
-def recorded_step(size: Size) -> Callable[[], None]:
-    model, forward_backward, optimizer = training(size)
+def recorded_step(case: Case) -> Callable[[], None]:
+    model, forward_backward, optimizer = training(case)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -67,12 +94,12 @@ def recorded_step(size: Size) -> Callable[[], None]:
     return step
 
 
-def steps(size: Size) -> dict[str, Callable[[], None]]:
-    return {"a step": plain_step(size), "a step, recorded": recorded_step(size)}
+def steps(case: Case) -> dict[str, Callable[[], None]]:
+    return {"a step": plain_step(case), "a step, recorded": recorded_step(case)}
 
 
-def monitored_run() -> Callable[[], None]:
-    model, forward_backward, optimizer = training(SIZE)
+def monitored_run(case: Case) -> Callable[[], None]:
+    model, forward_backward, optimizer = training(case)
     monitor = retrograde.Monitor(model, every=EVERY)
 
     def run() -> None:
@@ -85,8 +112,8 @@ def monitored_run() -> Callable[[], None]:
     return run
 
 
-def plain_run() -> Callable[[], None]:
-    step = plain_step(SIZE)
+def plain_run(case: Case) -> Callable[[], None]:
+    step = plain_step(case)
 
     def run() -> None:
         for _ in range(RUN):
@@ -95,8 +122,12 @@ def plain_run() -> Callable[[], None]:
     return run
 
 
+def runs(case: Case) -> dict[str, Callable[[], None]]:
+    return {f"{RUN} steps": plain_run(case), f"{RUN} steps, monitor": monitored_run(case)}
+
+
 def rows(
-    size: Size, cases: dict[str, Callable[[], None]], rounds: int, target: float | None = None
+    case: Case, cases: dict[str, Callable[[], None]], rounds: int, target: float | None = None
 ) -> list[dict[str, object]]:
     """What the second of two cases costs, in times the first."""
     seconds, (plain, watched) = interleaved(cases, rounds), cases
@@ -106,7 +137,7 @@ def rows(
     middle = Spread(each[len(each) // 4], times.median, each[-1 - len(each) // 4])
     return [
         {
-            "size": str(size),
+            "size": str(case),
             "what": name,
             "ms": Spread.of([1000 * value for value in seconds[name]]),
             "times without": middle if name == watched else None,
@@ -123,13 +154,12 @@ if __name__ == "__main__":
         __file__,
         "What do recording and the monitor cost?",
         [
-            *rows(SIZE, steps(SIZE), STEP_ROUNDS, RECORDING),
+            *rows(SMALL, steps(SMALL), STEP_ROUNDS, RECORDING),
             *rows(LARGER, steps(LARGER), LARGER_ROUNDS),
-            *rows(
-                SIZE,
-                {f"{RUN} steps": plain_run(), f"{RUN} steps, monitor": monitored_run()},
-                RUN_ROUNDS,
-                MONITORING,
+            *(
+                row
+                for case, rounds in MONITORED
+                for row in rows(case, runs(case), rounds, MONITORING if case is SMALL else None)
             ),
         ],
     )

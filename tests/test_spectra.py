@@ -689,7 +689,10 @@ def test_nothing_passes_a_border_and_a_stretch_across_one_is_refused():
     recorded = retrograde.record_cell(lstm(2, 3, 1.0), draw(30, B, 2), lambda h, s: h.sum())
     fresh = draw(B, 6, seed=8)
     carried = torch.tensor([True, False, True]).unsqueeze(1).expand(B, 6)
-    borders = {12: Border(fresh, carried), 20: Border(fresh, carried & False)}
+    borders = {
+        12: Border.detached(fresh, carried),
+        20: Border.detached(fresh, carried & False),
+    }
     recorded = replace(recorded, borders=borders)
     with pytest.raises(ArgumentError, match=r"before step 12, 20.*start=20, stop=30"):
         retrograde.spectrum(recorded)

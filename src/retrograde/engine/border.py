@@ -6,8 +6,7 @@ same reads, so a border of this kind ends no lag.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,29 +32,20 @@ class Border:
     """What enters a step, and how it follows from the state before.
 
     Attributes:
-        state: the state that enters, [B, S], where it is not the one before.
-        reads: what its entries read of the state before, added up; nothing where they were
+        state: the state that enters, [B, S].
+        carried: the entries that enter as the state before has them, whatever `state` says.
+        reads: what the entries read of the state before, added up; nothing where they were
             detached, reset, or computed in a way that is not followed.
     """
 
     state: Float[Tensor, "B S"]
-    reads: tuple[Read, ...] = field(default=())
+    carried: Bool[Tensor, "B S"]
+    reads: tuple[Read, ...]
 
     @staticmethod
     def detached(state: Float[Tensor, "B S"], carried: Bool[Tensor, "B S"]) -> "Border":
         """A border that hands on some entries as they are; the others start afresh."""
-        return Border(state, (Read(carried.to(state.dtype)),))
-
-    @cached_property
-    def carried(self) -> Bool[Tensor, "B S"]:
-        """The entries that were handed on as they are."""
-        if len(self.reads) != 1:
-            return torch.zeros_like(self.state, dtype=torch.bool)
-        read = self.reads[0]
-        if read.source is None:
-            return read.factor == 1
-        own = torch.arange(self.state.numel(), device=self.state.device)
-        return (read.factor == 1) & (read.source == own.view_as(self.state))
+        return Border(state, carried, (Read(carried.to(state.dtype)),))
 
     def entering(self, before: Float[Tensor, "B S"]) -> Float[Tensor, "B S"]:
         """The state that enters the step."""
@@ -85,9 +75,23 @@ class Border:
             if read.source is not None
         )
 
+    @property
+    def passes(self) -> bool:
+        """Whether every sample reads something of the state before."""
+        reads = torch.zeros_like(self.carried)
+        for read in self.reads:
+            reads |= read.factor != 0
+        return bool(reads.any(1).all())
+
+    def double(self) -> "Border":
+        """The same in float64."""
+        reads = tuple(replace(read, factor=read.factor.double()) for read in self.reads)
+        return Border(self.state.double(), self.carried, reads)
+
     def part(self, samples: int) -> "Border":
         """That of the first samples, which must not read others."""
-        return Border(self.state[:samples], tuple(_part(read, samples) for read in self.reads))
+        reads = tuple(_part(read, samples) for read in self.reads)
+        return Border(self.state[:samples], self.carried[:samples], reads)
 
     @staticmethod
     def side_by_side(borders: "Sequence[Border]") -> "Border":
@@ -110,7 +114,8 @@ class Border:
                 for border in borders
             )
             reads.append(Read(torch.cat(factors), None if plain else torch.cat(sources)))
-        return Border(state, tuple(reads))
+        carried = torch.cat([border.carried for border in borders])
+        return Border(state, carried, tuple(reads))
 
 
 def _part(read: Read, samples: int) -> Read:

@@ -17,8 +17,8 @@ up to so many eps, relative to its size. A hook on the way, for one, makes it an
 DETACHED = "the state was detached before {}: nothing comes back from there"
 REPLACED = "parts of the state were replaced before {}: nothing comes back to them"
 CHANGED = (
-    "the state was changed between calls before {} (masked, scaled, reordered): adjoints pass "
-    "through the change"
+    "the state was changed between calls before {} (masked, scaled, reordered, added to): "
+    "adjoints pass through the change"
 )
 COMPUTED = (
     "the state before {} is computed from the one before in a way that adjoints are not followed "
@@ -117,15 +117,17 @@ class _Followed:
     @property
     def simply(self) -> bool:
         """Whether the state was handed on as it is."""
-        if (
-            len(self.reads) != 1
-            or self.reads[0].entered
-            or self.call.batch > self.link.before.batch
-        ):
+        call, before = self.call, self.link.before
+        if len(self.reads) != 1 or self.reads[0].entered or call.batch > before.batch:
             return False
         (read,) = self.reads
         own = torch.arange(read.source.numel(), device=read.source.device).view_as(read.source)
-        return bool(((read.factor == 1) & (read.source == own)).all())
+        if not bool(((read.factor == 1) & (read.source == own)).all()):
+            return False
+        if not self.link.altered:
+            return True
+        # A sum has factors of 1 as well: whether anything was added, the numbers tell.
+        return torch.equal(call.state(call.given), before.state(before.last)[: call.batch])
 
     @property
     def ends(self) -> bool:
@@ -148,10 +150,9 @@ class _Followed:
         own = torch.arange(carried.numel(), device=carried.device).view_as(carried)
         moved = [read.entered | (read.source != own) for read in self.reads]
         scaled = (carried != 1) & (carried != 0)
-        if bool(scaled.any()) or any(
-            bool((other & (read.factor != 0)).any())
-            for other, read in zip(moved, self.reads, strict=True)
-        ):
+        others = zip(moved, self.reads, strict=True)
+        changed = bool(scaled.any()) or any(bool((o & (r.factor != 0)).any()) for o, r in others)
+        if changed or not words:  # where no factor tells, something was added
             words.append(CHANGED)
         return tuple(words)
 

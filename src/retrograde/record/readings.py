@@ -285,7 +285,7 @@ def _replaced(
         factor = torch.where(mask, factor, old.factor)
         plain = bool(((source == own) | (factor == 0)).all())
         found.append(Entry(factor, None if plain else source))
-    return Border(torch.where(mask, state, border.state), tuple(found))
+    return Border(torch.where(mask, state, border.state), border.carried & ~mask, tuple(found))
 
 
 def _sliced(border: Border, size: int, start: int, stop: int) -> Border:
@@ -302,7 +302,7 @@ def _sliced(border: Border, size: int, start: int, stop: int) -> Border:
             factor = factor * inside
             source = torch.where(inside, sample * width + unit - start, 0)
         reads.append(Entry(factor, source))
-    return Border(border.state[:, start:stop], tuple(reads))
+    return Border(border.state[:, start:stop], border.carried[:, start:stop], tuple(reads))
 
 
 def _one_way(sequence: _Sequence) -> Reading:

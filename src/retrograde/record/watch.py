@@ -117,7 +117,7 @@ class Watch:
             return
         if edge not in self.around.weights:
             key = self.around.weights[edge] = (self.name, name, len(self.around.weights))
-            self._collect(weight, edge, lambda to: to.weights, key, self._check_unchanged)
+            self._collect(weight, edge, lambda to: to.weights, key, self._check_unchanged, True)
         self._keys = {**self._keys, name: self.around.weights[edge]}
 
     def _collect(
@@ -127,8 +127,16 @@ class Watch:
         store: Store,
         key: tuple[Any, ...],
         check: Callable[[Pass], None] | None = None,
+        first: bool = False,
     ) -> None:
-        """Keep the gradient of a tensor, of every backward pass, if it gets one."""
+        """Keep the gradient of a tensor, of every backward pass, if it gets one.
+
+        Args:
+            tensor, edge: the tensor, and where its gradient arrives.
+            store, key: where in a pass the gradient is kept.
+            check: called before the gradient of a weight is kept.
+            first: take it as it comes, and not as hooks of the user's leave it.
+        """
         if edge is None:
             return
 
@@ -143,12 +151,12 @@ class Watch:
                     check(to)
                 before = store(to).get(key)
                 copy = add(store(to), key, gradient)
-                if check is None:
+                if not first:
                     self._look_again(edge, store(to), key, before, gradient, copy)
 
         handle = tensor.register_hook(arrived)  # type: ignore[no-untyped-call]
         self.hooks.callback(handle.remove)
-        if check is not None:  # a weight: what others make of its gradient comes after
+        if first:
             hooks = handle.hooks_dict_ref()
             for number in [n for n in hooks if n != handle.id]:
                 hooks[number] = hooks.pop(number)
@@ -275,7 +283,7 @@ class Watch:
         given = parts_of(arguments.get("hx"))
         for letter in call.link.altered if call.link else ():
             tensor = given[letter]
-            self._collect(tensor, edge_of(tensor), lambda to: to.given, (call, letter))
+            self._collect(tensor, edge_of(tensor), lambda to: to.given, (call, letter), first=True)
         for tensor in _activations(returned):
             self._collect(tensor, edge_of(tensor), lambda to: to.arrived, (call, "activation"))
         self.calls.append(call)

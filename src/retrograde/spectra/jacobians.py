@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retrograde.cells import AbstractCell
+from retrograde.cells import AbstractCell, stepping
 from retrograde.cells.base import CellAdjoint, CellStep
 from retrograde.engine import Scaled, Unrolled
 from retrograde.engine.unroll import CHUNK
@@ -30,7 +30,9 @@ class Chain:
     """The Jacobians of a stretch of a trajectory, in float64; its steps count from 0.
 
     Attributes:
-        unrolled: the cell, what it read and its states, without borders: every state was handed on.
+        unrolled: the cell, what it read and its states. The Jacobian of a step holds what was done
+            to the state before it (a mask, a scaling), but for the first, which starts from what
+            entered it.
         part: the part of the state that is looked at, None for all of it. What leaves the part is
             dropped: the Jacobian of a layer of a stack, where those of the others do not matter.
 
@@ -57,8 +59,10 @@ class Chain:
         samples must run through all of its steps: in the padding of a shorter one there is no step.
 
         Raises:
-            ArgumentError: for an empty stretch, or one across a step before which a state was
-                detached, reset or replaced: nothing passes there, and the product would be 0.
+            ArgumentError: for an empty stretch; one across a step before which the state of a
+                sample was detached, reset or replaced: nothing passes there, and the product would
+                be 0; one across steps whose samples read each other's states, or past which a state
+                was held.
         """
         steps = len(unrolled)
         stop = steps if stop is None else stop
@@ -67,22 +71,37 @@ class Chain:
                 f"a stretch needs 0 <= start < stop <= {steps}, the length of the sequence; got "
                 f"start={start}, stop={stop}"
             )
-        inside = sorted(k for k in unrolled.borders if start < k < stop)
+        inside = sorted(
+            k for k, border in unrolled.borders.items() if start < k < stop and not border.passes
+        )
         if inside:
             named = ", ".join(map(str, inside[:5])) + (", ..." if len(inside) > 5 else "")
             raise ArgumentError(
-                f"the state was detached, reset or replaced before step {named}: no gradient "
-                "passes there, and a product of Jacobians across it is 0. Choose a stretch "
-                f"between two such steps, as in start={inside[-1]}, stop={stop}"
+                f"the state of a sample was detached, reset or replaced before step {named}: no "
+                "gradient passes there, and a product of Jacobians across it is 0. Choose a "
+                f"stretch between two such steps, as in start={inside[-1]}, stop={stop}"
+            )
+        across = {k: border for k, border in unrolled.borders.items() if start < k < stop}
+        mixed = sorted(k for k, border in across.items() if border.mixes_samples)
+        if mixed:
+            raise ArgumentError(
+                f"samples read each other's states before step {mixed[0]} (a batch in another "
+                "order): there is no chain of one sample. Choose a stretch between two such steps"
+            )
+        if stepping(unrolled.cell) is not unrolled.cell:
+            raise ArgumentError(
+                "states that entered a step outlive it here (a masked update, zoneout): the state "
+                "has no Jacobian from step to step. Look at a pass without masks"
             )
         states = unrolled.states[start : stop + 1]
         if start in unrolled.borders:
-            border = unrolled.borders[start]
-            entering = torch.where(border.carried, states[0], border.state)
+            entering = unrolled.borders[start].entering(states[0])
             states = torch.cat((entering.unsqueeze(0), states[1:]))
+        borders = {k - start: border.double() for k, border in across.items()}
         cell = unrolled.cell
         cell = cell.with_parameters({name: w.double() for name, w in cell.parameters.items()})
-        return Chain(Unrolled(cell, unrolled.x[start:stop].double(), states.double()))
+        x, states = unrolled.x[start:stop].double(), states.double()
+        return Chain(Unrolled(cell, x, states, borders=borders))
 
     def __len__(self) -> int:
         return len(self.unrolled)
@@ -105,7 +124,12 @@ class Chain:
     def between(self, start: int, stop: int) -> "Chain":
         """The chain of steps start .. stop-1 of this one."""
         whole = self.unrolled
-        some = Unrolled(whole.cell, whole.x[start:stop], whole.states[start : stop + 1])
+        borders = {k - start: border for k, border in whole.borders.items() if start < k < stop}
+        states = whole.states[start : stop + 1]
+        if start in whole.borders:
+            entering = whole.borders[start].entering(states[0])
+            states = torch.cat((entering.unsqueeze(0), states[1:]))
+        some = Unrolled(whole.cell, whole.x[start:stop], states, borders=borders)
         return replace(self, unrolled=some)
 
     def with_cell(self, cell: AbstractCell) -> "Chain":
@@ -120,7 +144,7 @@ class Chain:
     @torch.no_grad()
     def pull(self, k: int, rows: Rows) -> Rows:
         """J_k^T times each row: the adjoint of s_{k-1} from that of s_k."""
-        return self._back(self._step(k), rows)
+        return self._back(k, self._step(k), rows)
 
     @torch.no_grad()
     def push(self, k: int, rows: Rows) -> Rows:
@@ -130,13 +154,13 @@ class Chain:
     @torch.no_grad()
     def dense(self, k: int) -> Float[Tensor, "B R R"]:
         """J_k itself, for every sample."""
-        return self._back(self._step(k), self.identity()).transpose(0, 1)
+        return self._back(k, self._step(k), self.identity()).transpose(0, 1)
 
     @torch.no_grad()
     def backwards(self) -> Iterator[tuple[int, Callable[[Rows], Rows]]]:
         """(k, the product with J_k^T) for the steps of the chain, the last one first."""
         for k, step in self.unrolled.backwards():
-            yield k, partial(self._back, step)
+            yield k, partial(self._back, k, step)
 
     @torch.no_grad()
     def pulled(self) -> Iterator[tuple[int, Scaled, CellAdjoint]]:
@@ -147,7 +171,7 @@ class Chain:
         """
         product = Scaled.of(replace(self, part=None).identity().transpose(0, 1))
         for k, step in self.unrolled.backwards():
-            adjoint = self.cell.pull_back(step, product.values.transpose(0, 1).contiguous())
+            adjoint = self.unrolled.pull_back(k, step, product.values.transpose(0, 1).contiguous())
             yield k, product, adjoint
             values = adjoint.previous().transpose(0, 1)
             product = Scaled(values, product.exponent).normalised()[0]
@@ -200,9 +224,9 @@ class Chain:
     def _step(self, k: int) -> CellStep:
         return self.unrolled.steps(k, k + 1).unbind()[0]
 
-    def _back(self, step: CellStep, rows: Rows) -> Rows:
+    def _back(self, k: int, step: CellStep, rows: Rows) -> Rows:
         if self.part is None:
-            return self.cell.pull_back(step, rows).previous()
+            return self.unrolled.pull_back(k, step, rows).previous()
         whole = rows.new_zeros(*rows.shape[:2], self.cell.state_size)
         whole[..., self.part] = rows
-        return self.cell.pull_back(step, whole).previous()[..., self.part]
+        return self.unrolled.pull_back(k, step, whole).previous()[..., self.part]
