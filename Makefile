@@ -26,8 +26,10 @@ test: lint
 test-portability: .venv/dev
 	$(BIN)/python scripts/portability.py $(SETTINGS)
 
+# Without the type checks of `make test`, as users run these packages: each training is two hundred
+# recorded passes, and the checks cost several times what recording does.
 test-integrations: .venv/integrations
-	$(BIN)/python -m pytest -q tests/integrations
+	$(BIN)/python -m pytest -q --override-ini addopts=--strict-markers tests/integrations
 
 lint: .venv/dev
 	$(BIN)/ruff format --check .
