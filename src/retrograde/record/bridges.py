@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from retrograde.record.graph import SEARCHED, Edge, Node
 
@@ -340,6 +341,10 @@ def _ones_through(node: Node, place: int, dtype: torch.dtype | None = None) -> F
     return slope.detach().flatten().double()
 
 
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 def _probed(
     node: Node, number: int, place: int, dtype: torch.dtype
 ) -> tuple[Tensor | None, Tensor] | None:
@@ -350,7 +355,8 @@ def _probed(
     """
     metas = node._input_metadata
     like = metas[number]
-    with torch.enable_grad():
+    # What is saved here is no business of a checkpoint that is at work.
+    with torch.enable_grad(), saved_tensors_hooks(_as_it_is, _as_it_is):
         gradient = torch.zeros(like.shape, dtype=dtype, device=like.device, requires_grad=True)
         given = node(*(gradient if n == number else None for n in range(len(metas))))
         given = given[place] if isinstance(given, tuple) else given

@@ -68,8 +68,8 @@ class Surroundings:
     _results: dict[Edge, tuple[Call, str]] = field(default_factory=dict)
     _sites: dict[Edge, Call] = field(default_factory=dict)
     _bridges: Bridges = field(default_factory=Bridges)
-    _ways: dict[Edge, Way] = field(default_factory=dict)
-    _on_the_way: dict[Edge, dict[Node, Call]] = field(default_factory=dict)
+    _ways: dict[Edge, dict[Call, Way]] = field(default_factory=dict)
+    _on_the_way: dict[Edge, dict[Node, set[Call]]] = field(default_factory=dict)
     _continued: set[Call] = field(default_factory=set)
     _hooked: set[Node] = field(default_factory=set)
 
@@ -136,9 +136,9 @@ class Surroundings:
             opaque |= {site for bridge in bridges.values() for site in bridge.nonzero(())}
             kept, reads, same = {}, {}, set()
         between = self._mark(before, kept, registers)
-        between |= {
-            self._ways[e]: n for n, e in place.given.items() if e in self._ways and n in kept
-        }
+        for letter, edge in place.given.items():
+            if letter in kept and before in self._ways.get(edge, {}):
+                between[self._ways[edge][before]] = letter
         letters = frozenset(kept)
         read = {registers[site] for bridge in kept.values() for site in bridge.terms}
         altered = [edge for edge in (place.given[n] for n in kept) if edge not in self._sites]
@@ -179,11 +179,14 @@ class Surroundings:
         ways: dict[Way, str] = {}
         for bridge in bridges.values():
             for edge, terms in bridge.between.items():
-                if edge not in self._ways:
-                    self._ways[edge] = _way(before, terms, registers)
-                ways[self._ways[edge]] = ""
+                known = self._ways.setdefault(edge, {})
+                if before not in known:
+                    known[before] = _way(before, terms, registers)
+                ways[known[before]] = ""
             for edge, nodes in bridge.nodes.items():
-                self._on_the_way.setdefault(edge, {}).update(dict.fromkeys(nodes, before))
+                users = self._on_the_way.setdefault(edge, {})
+                for node in nodes:
+                    users.setdefault(node, set()).add(before)
         return ways
 
     def _detached(self, call: Call, earlier: list[Call]) -> Link | None:
@@ -226,10 +229,10 @@ class Surroundings:
                         seen.add(above)
                         bridge = self._bridges.to(above, self._sites).towards(registers)
                         read = {registers[site][0] for site in bridge.terms}
-                        if len(read) == 2:
+                        if len(read) == 2 and _in_place(above, bridge.terms):
                             found = self._mark(call, {"": bridge}, registers)
                             call.tails = (*call.tails, *found)
-                        elif read:
+                        elif len(read) == 1:
                             waiting.append(above)
 
     @property
@@ -249,7 +252,8 @@ class Surroundings:
             edge[0]: place.into for place in places.values() for edge in place.results.values()
         }
         self._find_tails(places, starts, inside)
-        ways, on_the_way = dict(self._ways), {e: dict(n) for e, n in self._on_the_way.items()}
+        ways = {edge: tuple(of.values()) for edge, of in self._ways.items()}
+        on_the_way = {edge: dict(users) for edge, users in self._on_the_way.items()}
         states: dict[Edge, tuple[Call, str]] = {}
         for call, place in places.items():
             if call.form.stepped:  # its results may be used inside the call itself
@@ -257,29 +261,46 @@ class Surroundings:
             if call.link:
                 results = places[call.link.before].results
                 states |= {results[n]: (call.link.before, n) for n in call.link.results}
-        sites: dict[tuple[Call, Edge], Way] = {}
+        sites: dict[Call, dict[Edge, Way]] = {}
+
+        def sites_of(before: Call) -> dict[Edge, Way]:
+            """What of a call a later one may read, each as a way of its own."""
+            if before not in sites:
+                registers = self._registers(before)
+                sites[before] = {
+                    edge: _way(before, {edge: (whole(edge),)}, registers) for edge in registers
+                }
+            return sites[before]
 
         def keep(node: Node, edge: Edge, gradient: Tensor) -> None:
-            before = on_the_way.get(edge, {}).get(node)
             if edge in self.weights:
                 add(to.beside, self.weights[edge], gradient)
-            elif before is not None:
-                if edge in self._sites:
-                    if (before, edge) not in sites:
-                        terms = {edge: (whole(edge),)}
-                        sites[before, edge] = _way(before, terms, self._registers(before))
-                    store = to.returned.setdefault(before, {})
-                    add(store, sites[before, edge], gradient)
-            elif edge in states:
+                return
+            onwards = on_the_way.get(edge, {}).get(node, set())
+            returned = False
+            for before in onwards:
+                if edge in sites_of(before):
+                    returned = True
+                    add(to.returned.setdefault(before, {}), sites_of(before)[edge], gradient)
+            followed = {before.layer for before in onwards}
+            for way in ways.get(edge, ()):
+                if way.before.layer not in followed:
+                    add(to.between, way, gradient)
+            if edge in states and not returned:
                 add(to.entered, states[edge], gradient)
-            else:
-                add(to.between, ways[edge], gradient)
+
+        def look(node: Node, edge: Edge, gradient: Tensor) -> None:
+            try:
+                keep(node, edge, gradient)
+            except Exception as error:  # not into the user's backward pass
+                why = f"looking at the backward pass failed, {type(error).__name__}: {error}"
+                to.problems |= dict.fromkeys(self.layers, why)
 
         edges = {*states, *ways, *self.weights}
         for root, gradient in roots:
             edge = edge_of(root)
             if edge in edges and edge is not None:
-                keep(None, edge, gradient)
+                look(None, edge, gradient)
         users = list(users_of(edges, starts, inside))
         beside = {node for node, used in users if any(edge in self.weights for _, edge in used)}
         for place in places.values() if beside else ():
@@ -293,12 +314,21 @@ class Surroundings:
             read = {edge for edge in place.into if edge not in own} & {*states, *ways}
             if read:
                 users += users_of(read, *place.within)
-        return [on_inputs(node, used, keep) for node, used in users]
+        return [on_inputs(node, used, look) for node, used in users]
 
 
 def _way(before: Call, terms: Terms, registers: Mapping[Edge, tuple[bool, str]]) -> Way:
     """A tensor between two calls, without the graph that it was found in."""
     return Way(before, _terms(terms, registers))
+
+
+def _in_place(edge: Edge, terms: Terms) -> bool:
+    """Whether each entry of a tensor reads those in its own place, as a mix of states does."""
+    return all(
+        shape_at(edge) == shape_at(site) and term.source is None
+        for site, each in terms.items()
+        for term in each
+    )
 
 
 def _terms(
