@@ -303,8 +303,10 @@ def test_where_no_row_passes_the_step_is_named_and_the_parts_still_sum(program):
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
 @given(program=programs(PASSES, most=1, ways=["checkpoint", "hooks"]))
 def test_checkpoints_and_hooks_that_look_change_nothing(program):
+    # Behind the node of a module hook the state that entered a call is not the tensor that the
+    # user's own code mixes with: there such a mix may end lags, and is said to.
     with unchecked():
-        check(program)
+        check(program, lenient=program.way == "hooks")
 
 
 @pytest.mark.parametrize("kind", ["nn.LSTMCell", "nn.GRU", "ours.LSTM(peephole)"])
@@ -657,6 +659,6 @@ def test_planted_faults_are_rejected(fault, monkeypatch):
     owner, method = place.split(".")
     monkeypatch.setattr(getattr(sys.modules[f"retrograde.{module}"], owner), method, planted)
     (program, *_) = [program for own, program in NAMED.items() if own.startswith(name)]
-    with unchecked(), pytest.raises(AssertionError):
+    with unchecked(), pytest.raises((AssertionError, retrograde.VoidDecompositionWarning)):
         last = replace(program.calls[-1], ops=program.calls[0].ops)  # the loss reads it too
         check(replace(program, calls=(*program.calls[:-1], last)))
