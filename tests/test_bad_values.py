@@ -212,10 +212,11 @@ ROWS: dict[str, Row] = {
         retrograde.record_cell,
         {
             **{"cell": ELMAN_CELL, "x": X, "loss": lambda h, s: h.sum()},
-            **{"initial": torch.ones(2, 2), "name": "cell"},
+            **{"initial": torch.ones(2, 2), "name": "cell", "gradients": None},
         },
         {
             **{"cell": OBJECT, "x": SEQUENCE, "name": LABEL, "initial": STATE},
+            "gradients": Kind((*MAPPING.bad, {}, {"nonesuch": torch.ones(1)}, nn.RNNCell(1, 1))),
             "loss": Kind((*FUNCTION.bad, lambda h, s: h, lambda h, s: 3.0, lambda h, s: None)),
         },
     ),
@@ -338,6 +339,8 @@ ROWS: dict[str, Row] = {
     ),
     "cells.unclipped": Row(cells.unclipped, {"cell": LAYER}, {"cell": OBJECT}),
     "cells.policy_of": Row(cells.policy_of, {"cell": LAYER}, {"cell": OBJECT}),
+    "cells.stepping": Row(cells.stepping, {"cell": LAYER}, {"cell": OBJECT}),
+    "cells.Carrying": Row(cells.Carrying, {"cell": LAYER}, {"cell": OBJECT}),
     "cells.truncated": Row(cells.truncated, {"cell": LAYER}, {"cell": OBJECT}),
     "cells.from_function": Row(
         cells.from_function,
@@ -595,6 +598,7 @@ EXEMPT = {
             *("report.Layer", "report.Report", "report.Settings", "cells.CellAdjoint"),
             *("cells.CellStep", "cells.Generation", "retrograde.nn.ClippedInside"),
             *("engine.AdjointStep", "engine.AdjointSums", "engine.Border", "engine.Chunk"),
+            "engine.Read",
             *("engine.CrossingStep", "engine.Entries", "engine.ParameterSums", "engine.Scaled"),
             "engine.Unrolled",
         ),
@@ -615,6 +619,7 @@ EXEMPT = {
         "takes what unroll and Entries.of made, and is called for every step",
     ),
     "retrograde.RetrogradeError": "an error",
+    "retrograde.VoidDecompositionWarning": "a warning",
     "diagnosis.Severity": "a type",
 }
 """Public names without a row, and why."""

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retrograde._types import Input, Projected, State
-from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep, Edge, Operator
+from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep, Edge, Operator, is_cell
 from retrograde.cells.wrapped import AbstractWrapped
 
 HELD = "held"
@@ -32,6 +32,9 @@ class Carrying(AbstractWrapped):
     Args:
         cell: the cell that steps.
 
+    Raises:
+        ArgumentError: for anything but a cell.
+
     Example:
         >>> import torch
         >>> from retrograde.cells import Carrying, Elman
@@ -43,6 +46,9 @@ class Carrying(AbstractWrapped):
         >>> cell.pull_back(cell.linearise(step), torch.ones(1, 1, 2)).previous()
         tensor([[[0.5000, 1.0000]]])
     """
+
+    def __post_init__(self) -> None:
+        is_cell(self.cell)
 
     @property
     def slots(self) -> Mapping[str, slice]:
@@ -77,4 +83,5 @@ class Carrying(AbstractWrapped):
 
 def stepping(cell: AbstractCell) -> AbstractCell:
     """The cell that steps, without the state that is held beside it."""
+    is_cell(cell)
     return cell.cell if isinstance(cell, Carrying) else cell
