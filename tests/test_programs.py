@@ -271,35 +271,35 @@ PASSES = [*ELEMENTWISE, *WITH_OLD, *INDEXING, *COUNT, *LAYERS, *WHOLE]
 STAYS = [*ELEMENTWISE, *WITH_OLD, *LAYERS, *WHOLE]  # samples keep their places
 
 
-@drawn(25)
+@drawn(12)
 @given(program=programs(PASSES))
 def test_states_are_followed_through_what_acts_on_each_number(program):
     with unchecked():
         check(program)
 
 
-@drawn(8)
+@drawn(4)
 @given(program=programs([*WITH_EARLIER, "scale", "dropout", "where on"], most=2))
 def test_states_of_earlier_calls_are_followed_or_named(program):
     with unchecked():
         check(program, lenient=True)
 
 
-@drawn(8)
+@drawn(4)
 @given(program=programs(STAYS, packed=True, most=2))
 def test_packed_batches_hand_their_states_on(program):
     with unchecked():
         check(program)
 
 
-@drawn(8)
+@drawn(4)
 @given(program=programs([*HARD, "scale", "tanh", "permute samples"], most=1, batch=(2, 3)))
 def test_where_no_row_passes_the_step_is_named_and_the_parts_still_sum(program):
     with unchecked():
         check(program)
 
 
-@drawn(8)
+@drawn(4)
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
 @given(program=programs(PASSES, most=1, ways=["checkpoint", "hooks"]))
 def test_checkpoints_and_hooks_that_look_change_nothing(program):
@@ -319,14 +319,14 @@ def test_forward_called_by_name_is_followed_or_told_from_no_call(kind):
             assert "forward" in str(error) and "was not called" not in str(error)
 
 
-@drawn(8)
+@drawn(4)
 @given(program=programs([*MIXED, "scale", "where on"], most=2))
 def test_parts_that_stand_in_for_each_other_are_followed_or_named(program):
     with unchecked():
         check(program, lenient=True)
 
 
-@drawn(5)
+@drawn(3)
 @given(program=programs([*COUNT, *INDEXING, "scale"], packed=True, most=1))
 def test_samples_of_a_packed_batch_that_move_are_followed_or_named(program):
     """Those that moved are in the time of the sample that they come from."""

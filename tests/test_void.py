@@ -71,7 +71,7 @@ def draw(kind, precision, loss, steps, batch, hidden, layers, both, scale, gain,
 
 
 @drawn
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_a_healthy_pass_is_never_void(**pass_):
     """Also with contributions that cancel, saturated units and adjoints that grow."""
     with unchecked():
