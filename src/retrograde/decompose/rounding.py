@@ -6,6 +6,7 @@ pre-activations, samples whose parts cancel in their sum. So the whole gradient 
 one row, in a wider precision and with all that the pass read disturbed by a rounding.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
@@ -36,8 +37,7 @@ def moved_by_rounding(recorded: Recorded, rounding: float) -> dict[str, float]:
 
     Returns:
         The larger of two measurements: the difference between the pass in float32 and in float64,
-        scaled to that rounding error (not for a pass in float64, for which torch has no wider
-        type), and what a disturbance of weights, inputs, states and adjoints by one rounding, up or
+        scaled to that rounding error, and what a disturbance of weights, inputs, states and adjoints by one rounding, up or
         down at random, makes of the gradient. Infinite where either leaves the range.
     """
     generator = torch.Generator().manual_seed(0)
@@ -53,6 +53,12 @@ def moved_by_rounding(recorded: Recorded, rounding: float) -> dict[str, float]:
         scale = max(1.0, rounding / torch.finfo(torch.float32).eps)
         for name, difference in _differences(wider, here, scale).items():
             moved[name] = max(moved[name], difference)
+    if recorded.direct.dtype == torch.float64:
+        narrower = _attempt(recorded, lambda values: values.float())
+        scale = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+        for name, difference in _differences(narrower or None, here, scale).items():
+            if math.isfinite(difference):  # what float32 cannot hold says nothing
+                moved[name] = max(moved[name], difference)
     return moved
 
 
