@@ -318,7 +318,7 @@ def changed_unseen(model):
         (not_called, "'LSTM': it was not called while the pass was recorded"),
         (
             no_backward,
-            r"'LSTM': no backward pass reached it: loss.backward\(\) was not called inside",
+            r"'LSTM': no backward pass reached it: loss.backward\(\) was not called while",
         ),
         (unused, "'LSTM': .*the loss does not depend on this layer"),
         (without_gradients, "'LSTM': it was called without a gradient to come"),

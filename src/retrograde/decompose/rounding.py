@@ -37,8 +37,9 @@ def moved_by_rounding(recorded: Recorded, rounding: float) -> dict[str, float]:
 
     Returns:
         The larger of two measurements: the difference between the pass in float32 and in float64,
-        scaled to that rounding error, and what a disturbance of weights, inputs, states and adjoints by one rounding, up or
-        down at random, makes of the gradient. Infinite where either leaves the range.
+        scaled to that rounding error, and what a disturbance of weights, inputs, states and
+        adjoints by one rounding, up or down at random, makes of the gradient. Infinite where either
+        leaves the range.
     """
     generator = torch.Generator().manual_seed(0)
 
