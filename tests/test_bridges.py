@@ -279,7 +279,10 @@ def test_faults(fault, monkeypatch):
         true_add = chains._Given.add
         monkeypatch.setattr(chains._Given, "add", lambda self, way, g: true_add(self, way, g * 0))
         monkeypatch.setattr(chains, "_came_back", lambda *_: True)
-    flow, expected = norms_and_residual(STEPS[name], read)
+    try:
+        flow, expected = norms_and_residual(STEPS[name], read)
+    except retrograde.VoidDecompositionWarning:  # the residual has rejected it
+        return
     found = torch.zeros(T, T, dtype=D)
     found[flow.entries.steps] = flow.by_time("weight_hh").norm
     assert not torch.allclose(found, expected, rtol=1e-6, atol=1e-12)
