@@ -229,7 +229,7 @@ class Surroundings:
                         seen.add(above)
                         bridge = self._bridges.to(above, self._sites).towards(registers)
                         read = {registers[site][0] for site in bridge.terms}
-                        if len(read) == 2 and _in_place(above, bridge.terms):
+                        if len(read) == 2 and _is_state(above, bridge.terms):
                             found = self._mark(call, {"": bridge}, registers)
                             call.tails = (*call.tails, *found)
                         elif len(read) == 1:
@@ -322,13 +322,9 @@ def _way(before: Call, terms: Terms, registers: Mapping[Edge, tuple[bool, str]])
     return Way(before, _terms(terms, registers))
 
 
-def _in_place(edge: Edge, terms: Terms) -> bool:
-    """Whether each entry of a tensor reads those in its own place, as a mix of states does."""
-    return all(
-        shape_at(edge) == shape_at(site) and term.source is None
-        for site, each in terms.items()
-        for term in each
-    )
+def _is_state(edge: Edge, terms: Terms) -> bool:
+    """Whether a tensor is a mix of states, and not a collection of them: it has their shape."""
+    return all(shape_at(edge) == shape_at(site) for site in terms)
 
 
 def _terms(
