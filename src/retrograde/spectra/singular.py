@@ -50,8 +50,8 @@ class SingularValues:
 
     The relative error of each is about T eps kappa, with eps = 2^-52 and kappa the condition of one
     step, not of the product. A step whose kappa is beyond 1/eps loses rank; if what it loses is a
-    direction that had grown larger than others, these are known to about a bit only, and those below
-    2^-52 of the largest not at all: rounding in that one step may let through more than is left.
+    direction that had grown larger than others, these are known to about a bit only, and those
+    below 2^-52 of the largest not at all: rounding in that step may let through more than is left.
 
     Example:
         >>> import torch, retrograde
