@@ -82,7 +82,10 @@ def run(name: str) -> bool:
     workers = max(1, min(2, os.cpu_count() or 1) // threads)
     command = [sys.executable, "-m", "pytest", "-q", "--numprocesses", str(workers)]
     command += ["--maxprocesses", str(workers), *PAGES, *DEMO, *NUMERICS]
-    return subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
+    code = subprocess.run(command, cwd=ROOT, env=environment).returncode
+    if code < 0:
+        print(f"{name}: pytest was ended by signal {-code}")
+    return code == 0
 
 
 if __name__ == "__main__":

@@ -18,12 +18,6 @@ hypothesis.settings.register_profile("search", deadline=None, max_examples=500)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup():
-    """Each test draws the same numbers, whatever ran before it, and so do its fixtures."""
-    torch.manual_seed(0)
-
-
 @contextlib.contextmanager
 def unchecked():
     """Without the tests' own type checks, as a user calls the package (and twice as fast)."""

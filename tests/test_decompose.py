@@ -220,7 +220,11 @@ def test_float32_at_500_steps_with_torchs_initialisation():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_samples_that_cancel(dtype):
-    """Two samples with opposite losses: the Gram sum is 0 up to rounding, the norm exactly 0."""
+    """Two samples with opposite losses: the Gram sum is 0 up to rounding, the norm is 0 as well.
+
+    Rounding of the Gram sum would be half of the digits in the norm; formed parts leave what the
+    two samples' own rounding leaves (nothing where a processor treats the rows of a batch alike).
+    """
     torch.manual_seed(1)
     model = nn.LSTM(2, 3).to(dtype)
     x = torch.randn(6, 1, 2, dtype=dtype).expand(6, 2, 2)
@@ -231,10 +235,10 @@ def test_samples_that_cancel(dtype):
             (model(x)[0] * weight).sum().backward()
         flow = retrograde.decompose(recording)
         log2 = flow.by_time("weight_ih_l0").log2[-1]
+        one = retrograde.decompose(half(recording)).by_time("weight_ih_l0").log2[-1]
         if exact:
-            assert bool((log2 == -torch.inf).all())
+            assert bool((log2 - one < 0.6 * math.log2(torch.finfo(dtype).eps)).all())
         else:
-            one = retrograde.decompose(half(recording)).by_time("weight_ih_l0").log2[-1]
             # what is left is 1e-4 of either sample, where float32 itself rounds by some 0.1 %
             torch.testing.assert_close(log2, one + math.log2(1e-4), atol=0.02, rtol=0)
 

@@ -378,7 +378,7 @@ def test_products_of_any_graded_matrices(size, steps, octaves, seed):
 def test_the_published_counter_example_to_the_spectral_radius():
     """W = [[8, 8], [-8, -8]] has radius 0; at x* the Jacobian is W diag(tanh'(x*)) = [[8, 6], ...].
 
-    The fixed point is unstable: over 20 steps rounding grows by 2^20, and stays below 1e-9.
+    The fixed point is unstable: over 10 steps rounding grows by 2^10, and stays below 1e-11.
     """
     weight = torch.tensor([[8.0, 8.0], [-8.0, -8.0]], dtype=torch.float64)
     fixed = torch.tensor([0.0, math.atanh(0.5)], dtype=torch.float64)
@@ -389,7 +389,7 @@ def test_the_published_counter_example_to_the_spectral_radius():
 
     # The state of the paper is the pre-activation; that of a plain network is its tanh.
     own = from_function(step, {"W": weight, "b": bias}, input_size=1, state=2)
-    chain = chain_of(own, steps=20, batch=1, initial=fixed.unsqueeze(0))
+    chain = chain_of(own, steps=10, batch=1, initial=fixed.unsqueeze(0))
     found = singular_values(chain, [1, 2, 5, 10])[:, 0]
     published = torch.tensor([14.14, 28.3, 226, 7241], dtype=torch.float64)
     torch.testing.assert_close(found[:, 0].exp2(), published, rtol=2e-3, atol=0)  # as printed
@@ -401,7 +401,7 @@ def test_the_published_counter_example_to_the_spectral_radius():
 
     plain = elman(weight, "tanh", bias=bias)
     recorded = retrograde.record_cell(
-        plain, draw(20, 1, 1), lambda h, s: h.sum(), fixed.tanh().unsqueeze(0)
+        plain, draw(10, 1, 1), lambda h, s: h.sum(), fixed.tanh().unsqueeze(0)
     )
     spectrum = retrograde.spectrum(recorded)
     assert spectrum.exponents.mean.tolist() == pytest.approx([math.log(2), -math.inf], abs=1e-9)
@@ -829,10 +829,16 @@ def test_a_leading_direction_can_be_the_one_that_is_lost():
     chain = linear_chain(diagonals.diag_embed())
     log2 = singular_values(chain, [95, 105, 120])[:, 0]
     sizes = diagonals.log2()
-    for row, length, tolerance in zip(log2, (95, 105, 120), (1e-12, 1, 1), strict=True):
-        expected = sizes[120 - length :].sum(0).sort(descending=True).values
+    before, *after = (
+        sizes[120 - length :].sum(0).sort(descending=True).values for length in (95, 105, 120)
+    )
+    torch.testing.assert_close(log2[0], before, atol=1e-12, rtol=0)
+    for row, expected in zip(log2[1:], after, strict=True):
         # What the random start had of the others went with the direction that is lost: one bit.
-        torch.testing.assert_close(row, expected, atol=tolerance, rtol=0)
+        # Below 2^-52 of the largest the rounding of that one step may leave more than there was.
+        known = (expected == -torch.inf) | (expected > expected[0] - 52)
+        torch.testing.assert_close(row[known], expected[known], atol=1, rtol=0)
+        assert bool((row[~known] < row[0] - 52).all())
     found = exponents(chain, 4, 0).each[0]
     assert found.isfinite().tolist() == [True, True, False, False]
     torch.testing.assert_close(found[:2].sum(), (growth[1] * growth[2]).log(), atol=0.1, rtol=0)

@@ -369,7 +369,7 @@ class Flow:
             ...     loss = rnn(torch.ones(3, 1, 1))[0].flatten() @ torch.tensor([10, -9.5, -0.4])
             ...     loss.backward()
             >>> clipped = retrograde.decompose(recording).clipped(PreActivationValue(0.1))
-            >>> clipped.cosine("weight_ih_l0")  # the clipped gradient leads uphill
+            >>> round(clipped.cosine("weight_ih_l0"), 6)  # the clipped gradient leads uphill
             -1.0
         """
         before = self.unclipped
