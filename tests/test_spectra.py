@@ -498,12 +498,16 @@ def test_the_sufficient_condition_is_never_broken(hidden, activation, gain, seed
 
 
 def test_every_layer_is_held_against_its_own_growth():
-    """An upper layer that explodes says nothing of the one below."""
+    """An upper layer that explodes says nothing of the one below.
+
+    Two estimates from other starts differ by about 2.5 / steps in a chaotic network, whose course
+    hangs on the processor: by 0.003 at most over 800 steps, by 0.015 over 200.
+    """
     below, above = random_network(0.5, 30), random_network(3.0, 80, seed=2)
     above = replace(above, weight_ih=0.1 * draw(80, 30))
-    chain = chain_of(Stacked((below, above)), steps=200, batch=1)
+    chain = chain_of(Stacked((below, above)), steps=800, batch=1)
     found = {(bound.route, bound.rule): bound for bound in bounds(chain, 20)}
-    alone = exponents(chain_of(below, steps=200, batch=1), 1, 20)
+    alone = exponents(chain_of(below, steps=800, batch=1), 1, 20)
     lower, upper = (found[route, "spectral radius"] for route in ("recurrent_l0", "recurrent_l1"))
     assert lower.measured == "vanishes" and upper.measured == "explodes"
     assert lower.exponent < alone.leading + 0.05
