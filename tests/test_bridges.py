@@ -232,6 +232,38 @@ def test_what_mixes_entries_ends_lags_and_the_parts_still_sum_to_the_gradient(na
     assert any("lags end there" in note for note in flow.recorded.notes)
 
 
+def test_a_loop_that_goes_on_after_a_pass_whose_loss_read_a_mix_of_its_states():
+    torch.manual_seed(0)
+    cell, x = nn.GRUCell(2, H, dtype=D), torch.randn(T, B, 2, dtype=D)
+    with retrograde.record(cell) as recording:
+        h = torch.zeros(B, H, dtype=D)
+        for x_t in x[:3]:
+            new, old = cell(x_t, h), h
+            h = torch.where(ENTRIES, new, old)
+        mix = torch.lerp(old, new, 0.3)
+        mix.square().sum().backward(retain_graph=True)
+        for x_t in x[3:]:
+            h = torch.where(ENTRIES, cell(x_t, h), h)
+        (h.square().sum() + mix.square().sum()).backward()
+    for one in recording.passes:
+        flow = retrograde.decompose(one)
+        assert flow.residual < 1e-12 and not flow.recorded.lags_end
+    assert flow.entries.steps.tolist() == [2, T - 1]
+
+
+def test_states_of_several_earlier_calls_end_lags_and_the_reason_is_named():
+    torch.manual_seed(0)
+    cell, x = nn.GRUCell(2, H, dtype=D), torch.randn(T, B, 2, dtype=D)
+    with retrograde.record(cell) as recording:
+        states = [torch.zeros(B, H, dtype=D)]
+        for x_t in x:
+            states.append(cell(x_t, sum(states[-3:])))
+        states[-1].square().sum().backward()
+    flow = retrograde.decompose(recording)
+    assert flow.residual < 1e-12 and flow.reach_is_lower_bound
+    assert any("states of several earlier calls" in note for note in flow.recorded.notes)
+
+
 def test_a_hook_that_changes_what_comes_back_ends_lags():
     torch.manual_seed(0)
     cell, x = nn.GRUCell(2, H, dtype=D), torch.randn(T, B, 2, dtype=D)

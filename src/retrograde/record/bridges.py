@@ -58,7 +58,7 @@ OPAQUE = (
     "ScaledDot",
     "Softmax",
 )
-"""Beginnings of the names of nodes that mix entries; they need not be asked."""
+"""Beginnings of the names of nodes that mix entries, unless they are pointwise; not asked."""
 
 MOST_SITES = 8
 """A tensor that reads more of them (a sum over all steps) is not followed: it is no one's state."""
@@ -316,8 +316,9 @@ def _ask(node: Node, number: int, place: int, before: Edge) -> tuple[Tensor | No
             nothing = torch.zeros(prod(like.shape), dtype=torch.float64, device=like.device)
             return nothing.long(), nothing
         return None, torch.ones(prod(like.shape), dtype=torch.float64, device=like.device)
-    if isinstance(node, torch.autograd.function.BackwardCFunction) or name.startswith(OPAQUE):
-        return (None, _ones_through(node, place)) if name == "NativeDropoutBackward0" else None
+    own = isinstance(node, torch.autograd.function.BackwardCFunction)
+    if own or (name.startswith(OPAQUE) and name not in POINTWISE):
+        return None
     out, into = _metadata((node, number)), _metadata(before)
     if not out.dtype.is_floating_point or not into.dtype.is_floating_point:
         return None
@@ -331,10 +332,10 @@ def _ask(node: Node, number: int, place: int, before: Edge) -> tuple[Tensor | No
     return None
 
 
-def _ones_through(node: Node, place: int, dtype: torch.dtype | None = None) -> Float[Tensor, "n"]:
+def _ones_through(node: Node, place: int, dtype: torch.dtype) -> Float[Tensor, "n"]:
     """The slope of a pointwise function, which is what it gives back for ones."""
     like = node._input_metadata[0]
-    ones = torch.ones(like.shape, dtype=dtype or like.dtype, device=like.device)
+    ones = torch.ones(like.shape, dtype=dtype, device=like.device)
     with torch.no_grad():
         given = node(ones)
     slope: Tensor = given[place] if isinstance(given, tuple) else given

@@ -98,14 +98,14 @@ class Link:
 
     call: "Call"
     before: "Call"
-    terms: Mapping[str, ReadTerms]
-    letters: frozenset[str]
-    results: frozenset[str]
-    same: frozenset[str]
-    altered: frozenset[str]
-    between: Mapping[Way, str]
-    opaque: bool
-    plain: bool
+    terms: Mapping[str, ReadTerms] = field(default_factory=dict)
+    letters: frozenset[str] = frozenset()
+    results: frozenset[str] = frozenset()
+    same: frozenset[str] = frozenset()
+    altered: frozenset[str] = frozenset()
+    between: Mapping[Way, str] = field(default_factory=dict)
+    opaque: bool = False
+    plain: bool = True
 
     @cached_property
     def reads(self) -> tuple[Read, ...]:

@@ -12,7 +12,7 @@ from retrograde.record.passes import Pass
 
 AGREES = 32
 """Ways between two calls are what they look like if the gradient that came back along them agrees
-up to so many eps, relative to its size. A hook on the way, for one, makes it another."""
+within this many eps, relative to its size. A hook on the way makes it disagree."""
 
 DETACHED = "the state was detached before {}: nothing comes back from there"
 REPLACED = "parts of the state were replaced before {}: nothing comes back to them"
@@ -22,8 +22,8 @@ CHANGED = (
 )
 COMPUTED = (
     "the state before {} is computed from the one before in a way that adjoints are not followed "
-    "through (a linear map, a norm, a network, a hook): what comes back through it counts as given "
-    "by the loss, and lags end there"
+    "through (a linear map, a norm, a network, a hook, states of several earlier calls): what "
+    "comes back through it counts as given by the loss, and lags end there"
 )
 BRANCHED = (
     "a run starts at {} from a state that another call carries on or reads as its input: what "
@@ -188,6 +188,8 @@ def _agrees(call: Call, link: Link, brought: Pass) -> bool:
         way: brought.given.get((call, letter)) if letter else brought.between.get(way)
         for way, letter in link.between.items()
     }
+    for way in link.before.tails:  # the loop may have gone on after a pass that the loss ended
+        totals.setdefault(way, brought.between.get(way))
     return _came_back(link.before, totals, brought)
 
 
@@ -226,7 +228,7 @@ class _Given:
             store = brought.entered if name in shared else brought.arrived
             if (call, name) in store:
                 self._put("result", name, store[call, name])
-        ways = link.between if link else call.tails
+        ways = dict.fromkeys((*(link.between if link else ()), *call.tails))
         follows = (
             after.agrees
             if after

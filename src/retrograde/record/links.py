@@ -65,13 +65,14 @@ class Surroundings:
 
     weights: dict[Edge, WeightKey] = field(default_factory=dict)
     _places: dict[Call, _Place] = field(default_factory=dict)
+    _order: dict[Call, int] = field(default_factory=dict)
     _results: dict[Edge, tuple[Call, str]] = field(default_factory=dict)
     _sites: dict[Edge, Call] = field(default_factory=dict)
     _bridges: Bridges = field(default_factory=Bridges)
     _ways: dict[Edge, dict[Call, Way]] = field(default_factory=dict)
     _on_the_way: dict[Edge, dict[Node, set[Call]]] = field(default_factory=dict)
     _continued: set[Call] = field(default_factory=set)
-    _hooked: set[Node] = field(default_factory=set)
+    _hooked: dict[Node, None] = field(default_factory=dict)
 
     def add(
         self,
@@ -79,35 +80,36 @@ class Surroundings:
         arguments: Mapping[str, Any],
         results: Mapping[str, Tensor],
         earlier: list[Call],
-    ) -> set[Node]:
+    ) -> list[Node]:
         """Find the place of a new call, and link it to the one of its layer that it carries on.
 
         Returns:
             The nodes of module hooks on the way that its state took, found for the first time.
         """
-        known = self._hooked.copy()
+        known = len(self._hooked)
         given = parts_of(arguments.get("hx"))
         place = _Place(_edges(results), _edges(given), edge_of(data(arguments["input"])))
         if place.given:
-            call.link = self._attached(call, place, earlier)
+            call.link = self._attached(call, place)
         elif given:
             call.link = self._detached(call, earlier)
         if call.link:
             self._continued.add(call.link.before)
             call.ragged |= call.link.before.ragged
         self._places[call] = place
+        self._order[call] = len(self._order)
         self._results |= {edge: (call, name) for name, edge in place.results.items()}
         sites = [*place.results.values(), *(place.given.values() if call.link else ())]
         for edge in sites:
             self._sites.setdefault(edge, call)
-        return self._hooked - known
+        return list(self._hooked)[known:] if len(self._hooked) > known else []
 
-    def _attached(self, call: Call, place: _Place, earlier: list[Call]) -> Link | None:
+    def _attached(self, call: Call, place: _Place) -> Link | None:
         """The link to the call that this one's state was computed from, if it is handed on."""
         bridges = {n: self._bridges.to(edge, self._sites) for n, edge in place.given.items()}
         followed = {site for bridge in bridges.values() for site in bridge.terms}
         opaque = {site for bridge in bridges.values() for site in bridge.opaque}
-        own = self._calls(followed, earlier) or self._calls(opaque, earlier)
+        own = self._calls(followed, call.layer) or self._calls(opaque, call.layer)
         for site in () if own else {*followed, *opaque}:
             if self._sites[site].layer != call.layer:
                 self._sites[site].passed_to.add(call.layer)
@@ -117,11 +119,10 @@ class Surroundings:
         if not free or place.x in set(place.given.values()):
             call.branches = True
             return None
-        before = max(free, key=earlier.index)
+        before = free[-1]
         registers = self._registers(before)
-        self._hooked |= {
-            node for b in bridges.values() for node, _ in b.between if type(node).__name__ == HOOKED
-        }
+        on_the_way = (node for b in bridges.values() for node, _ in b.between)
+        self._hooked |= dict.fromkeys(n for n in on_the_way if type(n).__name__ == HOOKED)
         same = {n for n, e in place.given.items() if registers.get(e) == (False, n)}
         kept: dict[str, Bridge] = {}
         for letter, bridge in bridges.items():
@@ -146,19 +147,20 @@ class Surroundings:
         return Link(
             call,
             before,
-            reads,
-            letters,
-            frozenset(name for entered, name in read if not entered),
-            frozenset(same),
-            frozenset(n for n in letters if place.given[n] not in self._sites),
-            between,
-            any(self._sites[site] in earlier for site in opaque),
-            len(set(altered)) == len(altered) == len(inner),
+            terms=reads,
+            letters=letters,
+            results=frozenset(name for entered, name in read if not entered),
+            same=frozenset(same),
+            altered=frozenset(n for n in letters if place.given[n] not in self._sites),
+            between=between,
+            opaque=any(self._sites[site].layer == call.layer for site in opaque),
+            plain=len(set(altered)) == len(altered) == len(inner),
         )
 
-    def _calls(self, sites: Collection[Edge], among: list[Call]) -> set[Call]:
-        """The calls, of one layer, whose results are at these places."""
-        return {self._results[e][0] for e in sites if e in self._results} & set(among)
+    def _calls(self, sites: Collection[Edge], layer: str) -> list[Call]:
+        """The calls of a layer whose results are at these places, in order."""
+        found = {self._results[e][0] for e in sites if e in self._results}
+        return sorted((c for c in found if c.layer == layer), key=lambda c: self._order[c])
 
     def _registers(self, before: Call) -> dict[Edge, tuple[bool, str]]:
         """What of a call the next one may read: its results, and the state that entered it."""
@@ -197,8 +199,7 @@ class Surroundings:
                 continue
             same = (state == before.state(before.last)).all(1) & state.any(1)
             if bool(same.any()):
-                none = frozenset[str]()
-                return Link(call, before, {}, none, none, none, none, {}, False, True)
+                return Link(call, before)
         return None
 
     def _find_tails(
