@@ -386,14 +386,12 @@ def _gates(weights: Mapping[str, Tensor], kind: Kind) -> Iterator[GateWeights]:
 
 
 def _limit(gate: str, kind: Kind) -> float | None:
-    """1/gamma; every cell input of the table of generations has gamma = 1."""
-    if gate == "hidden":
-        return (
-            None if kind.nonlinearity is None else 1 / ACTIVATIONS[kind.nonlinearity].largest_slope
-        )
-    if gate[0].isdigit():  # "1 of 3": shapes do not tell which
-        return None
-    return 1.0 if gate in ("cell", "candidate") else 1 / SIGMOID.largest_slope
+    """1/gamma of the activation function behind a gate; None where that is not known."""
+    activations = {block.name: block.activation for block in kind.blocks}
+    if gate not in activations:  # the weights between gates lead to sigmoids alone
+        return 1 / SIGMOID.largest_slope
+    activation = activations[gate]
+    return None if activation is None else 1 / activation.largest_slope
 
 
 def _bounds(kind: Kind, recurrent: GateWeights) -> tuple[WeightBound, ...]:
