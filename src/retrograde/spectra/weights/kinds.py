@@ -9,10 +9,11 @@ from torch import Tensor
 
 from retrograde.cells.gates import ACTIVATIONS, GRU_GATES, Gate, with_role
 from retrograde.cells.generations import TABLE, generation
+from retrograde.cells.position import SUFFIX, Position
 
 NAME = re.compile(
     r"(?:(?P<path>.*)\.)?(?P<weight>weight_(?:ih|hh|hr|ch|gg)|bias_(?:ih|hh))"
-    r"(?P<suffix>(?:_l\d+(?:_reverse)?)?)",
+    rf"(?P<suffix>(?:{SUFFIX.pattern})?)",
     re.DOTALL,
 )
 
@@ -67,15 +68,19 @@ class Kind:
         return self.name == "LSTM" and all(generation(name).coupled for name in self.generations)
 
 
-def split_name(name: str) -> tuple[str, str, str] | None:
-    """Path of the layer, weight and suffix of a weight's name; None for any other name.
+def split_name(name: str) -> tuple[str, str, Position | None] | None:
+    """Path of the layer, weight and position of a weight's name; None for any other name.
 
     Example:
         >>> split_name("encoder.lstm.weight_hh_l1_reverse")
-        ('encoder.lstm', 'weight_hh', '_l1_reverse')
+        ('encoder.lstm', 'weight_hh', Position(layer=1, reverse=True))
+        >>> split_name("decoder.weight_hh")  # of a cell, which has no layers
+        ('decoder', 'weight_hh', None)
     """
     found = NAME.fullmatch(name)
-    return None if found is None else (found["path"] or "", found["weight"], found["suffix"])
+    if found is None:
+        return None
+    return found["path"] or "", found["weight"], Position.of(found["suffix"])
 
 
 def state_dicts(checkpoint: Mapping[Any, Any]) -> Iterator[tuple[str, dict[str, Tensor]]]:
