@@ -114,6 +114,32 @@ TABLE = (
         "nats per step",
         "So near to neither growing nor shrinking (5 % a step) a rule of thumb is not held to it.",
     ),
+    Threshold(
+        "target_scale",
+        100.0,
+        "times the predictions",
+        "Adam at a rate of 1e-3 moves an output bias by 1 in a thousand steps; targets a hundred "
+        "times as far away as any prediction are out of reach of any usual training.",
+    ),
+    Threshold(
+        "flushed_share",
+        0.1,
+        "of the gradient's entries",
+        "A tenth of the entries that float32 holds: rounding alone flushes hardly any.",
+    ),
+    Threshold(
+        "solved_share",
+        0.1,
+        "of the loss of the best constant",
+        "Nine tenths of what there is to explain are explained.",
+    ),
+    Threshold(
+        "depth_ratio",
+        -10.0,
+        "powers of two",
+        "A thousandth: no one learning rate serves two layers that are three orders apart. Stacks "
+        "of two to four layers, as torch draws them, stay above it.",
+    ),
 )
 
 
