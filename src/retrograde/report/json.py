@@ -16,7 +16,7 @@ from retrograde._json import strict
 from retrograde.errors import InputError
 from retrograde.report.report import Report
 
-SCHEMA = "retrograde-report/3"
+SCHEMA = "retrograde-report/4"
 
 SHOWN = 3
 """So many of the complaints about a file are shown."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from retrograde import _checks, charts
 from retrograde.cells.leaves import leaves
-from retrograde.decompose.by_time import REACH, reach_of
+from retrograde.decompose.lags import REACH, reach_of
 from retrograde.engine.scaling import row_norms
 from retrograde.spectra.jacobians import Chain
 
