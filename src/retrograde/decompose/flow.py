@@ -20,6 +20,7 @@ from retrograde.decompose.by_lag import Lags, LagSums
 from retrograde.decompose.by_parameter import by_parameter
 from retrograde.decompose.by_route import Routes
 from retrograde.decompose.by_time import ContributionNorms, ContributionShares, parts_by_time
+from retrograde.decompose.by_unit import Units
 from retrograde.decompose.clipped import AbstractGradient, ClippedFlow, factors_at_the_end
 from retrograde.decompose.labels import AbstractLabels
 from retrograde.decompose.lags import REACH
@@ -299,6 +300,45 @@ class Flow(AbstractGradient):
         """
         lags = lag_bins(bins, self.steps)
         return self._by(Crossings(lags, _checks.whole("max_crossings", max_crossings)), parameter)
+
+    def by_unit(self, parameter: str | None = None, bins: Bins = "octaves") -> Parts:
+        """The parts by lag, split by the unit of the state through which they come back to step k.
+
+            C[t,k;j] = what step k makes of e_j e_j^T delta_k      sum over j = C[t,k]
+
+        with delta_k the adjoint of s_k and e_j the unit vector of its entry j: which hidden units
+        carry the gradient back, and over which lags. Units are those of the state after the step
+        that uses the weights. In a cell whose step is pointwise (RNN, LSTM, GRU) the part of unit j
+        in a weight lies in the rows of that unit, one in each gate; what is new there is the split
+        by lag, and by h and c.
+
+        A layer with S units and P weights has S times the bins parts of P numbers each. Where those
+        are more than 2^24, the parts are measured some at a time, in as many passes, and not kept.
+
+        Args:
+            parameter: a name, or None for the whole gradient as one vector.
+            bins: as in `by_lag`.
+
+        Returns:
+            Parts with an axis of `state` ("h" or "c", with the layer in a stack) and `unit` (its
+            number there), and the axis `lag`; `.sum("state")` adds h_j and c_j.
+
+        Raises:
+            ArgumentError: for an unknown parameter or bins that do not ascend from 0.
+
+        Example:
+            >>> import torch, retrograde
+            >>> model = torch.nn.LSTM(1, 2)
+            >>> with retrograde.record(model) as recording:
+            ...     model(torch.ones(5, 1, 1))[0].sum().backward()
+            >>> parts = retrograde.decompose(recording).by_unit("weight_hh_l0", bins=(0, 3))
+            >>> parts
+            Parts(weight_hh_l0 by state and unit [4] and lag [2])
+            >>> far = parts.sum("state").select(lag=3)
+            >>> far.axes
+            ({'unit': (0, 1)},)
+        """
+        return self._by(Units(lag_bins(bins, self.steps)), parameter)
 
     def _by(self, labels: AbstractLabels, parameter: str | None) -> Parts:
         """The parts with these labels, from the pass that sorts by them or one made before."""

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from retrograde import _checks, charts
+from retrograde._optional import optional
 from retrograde.decompose.lags import POOLED, mean_by_lag, reach_of
 from retrograde.engine.scaling import (
     NOTHING,
@@ -281,11 +282,11 @@ class Parts:
     def to_dataframe(self) -> Any:
         """A pandas DataFrame: a row for each part, with its labels, log2, norm and share.
 
-        A range has two columns, `first_lag` and `last_lag` for example. Pairs whose use step comes
-        after the loss step are left out.
+        A range has two columns, `first_lag` and `last_lag` for example. Parts by time have a column
+        for the lag as well, and pairs whose use step comes after the loss step are left out.
 
         Raises:
-            ImportError: without pandas; the message says how to install it.
+            MissingExtraError: without pandas; the message says how to install it.
 
         Example:
             >>> import torch, retrograde
@@ -300,11 +301,13 @@ class Parts:
         columns: dict[str, list[Any]] = dict(_columns(self.axes))
         for name in ("log2", "norm", "share"):
             columns[name] = getattr(self, name).flatten().tolist()
-        frame = pandas.DataFrame(columns)
         if self._by_time:
-            inside = (self.lags >= 0).flatten().tolist()
-            frame = frame[inside].reset_index(drop=True)
-        return frame
+            lags = self.lags.flatten().tolist()
+            columns = {
+                name: [value for value, lag in zip(values, lags, strict=True) if lag >= 0]
+                for name, values in (columns | {"lag": lags}).items()
+            }
+        return pandas.DataFrame(columns)
 
     def chart(self) -> Any:
         """An Altair chart that suits the axes; `.save("parts.png")` needs no browser.
@@ -425,7 +428,7 @@ class Parts:
         return " and ".join(" and ".join(axis) for axis in self.axes) or "nothing"
 
     def _regrouped(
-        self, axes: Sequence[Axis], numbers: Sequence[tuple[Int[Tensor, "n"], int]]
+        self, axes: Sequence[Axis], numbers: Sequence[tuple[Int[Tensor, "_"], int]]
     ) -> "Parts":
         """Sums over the places of each axis that share a number; an axis without names goes."""
         groups, count = torch.zeros(1, dtype=torch.int64), 1
@@ -555,6 +558,8 @@ def _found(name: str, column: Sequence[Label], wanted: Any) -> Iterator[int]:
 
 
 def _means(name: str, label: Label, wanted: Any) -> bool:
+    if isinstance(wanted, bool):  # no number of ours
+        return False
     if isinstance(wanted, Integral):
         wanted = int(wanted)
     if isinstance(wanted, range):
@@ -586,10 +591,7 @@ def _columns(axes: Sequence[Axis]) -> Iterator[tuple[str, list[Label]]]:
 
 
 def _pandas() -> Any:
-    try:
+    with optional("a table", "dataframe"):
         import pandas  # type: ignore[import-untyped]
-    except ImportError:
-        raise ImportError(
-            "to_dataframe needs pandas, which is not installed: pip install pandas"
-        ) from None
+
     return pandas
