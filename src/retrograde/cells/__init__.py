@@ -10,6 +10,7 @@ from retrograde.cells.gates import ACTIVATIONS, Activation, Gate
 from retrograde.cells.generations import Generation, generations
 from retrograde.cells.gru import GRU, GRU2014
 from retrograde.cells.lstm import LSTM
+from retrograde.cells.position import Position
 from retrograde.cells.projected import ProjectedLSTM
 from retrograde.cells.side_by_side import SideBySide
 from retrograde.cells.stacked import Stacked
@@ -30,6 +31,7 @@ __all__ = [
     "Elman",
     "Gate",
     "Generation",
+    "Position",
     "ProjectedLSTM",
     "SideBySide",
     "Stacked",

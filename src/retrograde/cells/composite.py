@@ -18,6 +18,7 @@ from retrograde.cells.base import (
     shifted,
 )
 from retrograde.cells.gates import Gate
+from retrograde.cells.position import Position
 
 
 class AbstractComposite(AbstractCell):
@@ -29,6 +30,11 @@ class AbstractComposite(AbstractCell):
     @abstractmethod
     def suffixes(self) -> tuple[str, ...]:
         """The suffix of each cell's weights and slots."""
+
+    @property
+    def positions(self) -> tuple[Position | None, ...]:
+        """The position of each cell; None where its suffix is not one of torch.nn."""
+        return tuple(map(Position.of, self.suffixes))
 
     @property
     def route_suffixes(self) -> tuple[str, ...]:
