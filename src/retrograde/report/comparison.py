@@ -102,6 +102,17 @@ class Comparison:
         findings: findings of the model as a whole, and of layers that one report alone has.
         layers: the layers that both have, with their findings.
         only_before, only_after: layers that one report alone has.
+
+    Example:
+        >>> import torch, retrograde
+        >>> from retrograde.report import compare
+        >>> model, x = torch.nn.LSTM(2, 4), torch.ones(20, 3, 2)
+        >>> before = retrograde.diagnose(model, x, lambda model, x: model(x)[0].sum())
+        >>> retrograde.nn.initialise(model, "forget-bias", value=3.0)
+        >>> after = retrograde.diagnose(model, x, lambda model, x: model(x)[0].sum())
+        >>> comparison = compare(before, after, names=("as drawn", "with a forget bias"))
+        >>> comparison.same, comparison.names
+        (False, ('as drawn', 'with a forget bias'))
     """
 
     names: tuple[str, str]
