@@ -15,6 +15,17 @@ class Comparison(Changes):
 
     `print` shows it. Its contents are those of `Changes`: `settings`, `findings`, `layers`,
     `only_before`, `only_after`.
+
+    Example:
+        >>> import torch, retrograde
+        >>> from retrograde.report import compare
+        >>> model, x = torch.nn.LSTM(2, 4), torch.ones(20, 3, 2)
+        >>> before = retrograde.diagnose(model, x, lambda model, x: model(x)[0].sum())
+        >>> retrograde.nn.initialise(model, "forget-bias", value=3.0)
+        >>> after = retrograde.diagnose(model, x, lambda model, x: model(x)[0].sum())
+        >>> comparison = compare(before, after, names=("as drawn", "with a forget bias"))
+        >>> comparison.same, comparison.names
+        (False, ('as drawn', 'with a forget bias'))
     """
 
     def to_html(self, path: str | PathLike[str]) -> None:

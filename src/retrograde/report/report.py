@@ -25,6 +25,14 @@ class Settings:
         needs_lag: the lag that was said to matter.
         rules: the rules that looked.
         thresholds: what they compared with.
+
+    Example:
+        >>> import torch, retrograde
+        >>> report = retrograde.diagnose(
+        ...     torch.nn.GRU(2, 4), torch.ones(20, 3, 2), lambda model, x: model(x)[0].sum(), seed=7
+        ... )
+        >>> report.settings.seed, report.settings.batch
+        (7, '[20, 3, 2] float32')
     """
 
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -48,6 +56,16 @@ class ReportData:
         horizon: the lag that the sentences answer to, if there is one.
         notes: what a reader must know about data and setting.
         settings: all that is needed to repeat it.
+
+    Example:
+        >>> import torch, retrograde
+        >>> report = retrograde.diagnose(
+        ...     torch.nn.GRU(2, 4), torch.ones(20, 3, 2), lambda model, x: model(x)[0].sum()
+        ... )
+        >>> report.ok, report.findings
+        (True, ())
+        >>> [name for name in report.scalars() if name.endswith("reach")]
+        ['retrograde/GRU/reach']
     """
 
     title: str

@@ -50,6 +50,13 @@ class Inspection:
     Attributes:
         layers: every layer and direction of every recurrent module, in the order of the model.
         notes: what looks like a recurrent layer and could not be read, and why.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.spectra import inspect_weights
+        >>> found = inspect_weights(torch.nn.GRU(2, 3, num_layers=2, bidirectional=True))
+        >>> len(found.layers), found.notes
+        (4, ())
     """
 
     layers: tuple[LayerWeights, ...]

@@ -19,6 +19,13 @@ class GateWeights:
         limit: 1/gamma of the squashing function behind it, 4 for a sigmoid, 1 for the cell input;
             None where that is not known. A bound it is for a plain RNN only: see WeightBound.
         exact: False if the first two are estimates, which they are beyond 1024 units.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.spectra import inspect_weights
+        >>> gates = inspect_weights(torch.nn.LSTM(2, 3)).layers[0].gates
+        >>> [(gate.gate, gate.limit) for gate in gates]
+        [('input', 4.0), ('forget', 4.0), ('cell', 1.0), ('output', 4.0)]
     """
 
     gate: str
@@ -43,6 +50,13 @@ class WeightBound:
         limit: 1/gamma.
         vanishes: ||R||_2 < 1/gamma, gradients vanish for certain.
         may_explode: ||R||_2 > 1/gamma, they may.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.spectra import inspect_weights
+        >>> bound = inspect_weights(torch.nn.RNN(2, 3)).layers[0].bounds[0]
+        >>> bound.nonlinearity, bound.gamma, bound.limit
+        ('tanh', 1.0, 1.0)
     """
 
     nonlinearity: str
@@ -64,6 +78,15 @@ class BiasHorizon:
         gate: "forget" for an LSTM, "update" for a GRU; "input" where f = 1 - i.
         bias: smallest, median and largest sum of its biases over the units.
         steps: the same of the horizon, in steps.
+
+    Example:
+        >>> import torch, retrograde
+        >>> from retrograde.spectra import inspect_weights
+        >>> gru = torch.nn.GRU(2, 3)
+        >>> retrograde.nn.initialise(gru, "forget-bias", value=3.0)
+        >>> horizon = inspect_weights(gru).layers[0].horizon
+        >>> horizon.gate, round(horizon.steps[1], 1)
+        ('update', 21.1)
     """
 
     gate: str
@@ -89,6 +112,13 @@ class LayerWeights:
         horizon: None where no bias says it.
         likenesses: which initialisations its parts look like; none if a weight is not finite.
         non_finite: the weights that hold a NaN or an infinity, and where the first one is.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.spectra import inspect_weights
+        >>> layer = inspect_weights(torch.nn.LSTM(2, 3)).layers[0]
+        >>> layer.name, layer.input_size, layer.hidden_size, layer.dtype
+        ('LSTM', 2, 3, 'float32')
     """
 
     name: str
