@@ -117,6 +117,7 @@ class Sight:
         output: what the model returned, if that is one tensor; the last time it was called.
         reads: what each layer read, call by call.
         initial: the state that each layer was given, call by call; None where it was given none.
+        final: the state that it returned, call by call.
         comparisons: predictions and targets.
         warnings: what torch warned of in the loss.
         autocast: the low precisions that autocast had layers run in.
@@ -126,6 +127,7 @@ class Sight:
     output: Tensor | None = None
     reads: dict[str, list[Read]] = field(default_factory=dict)
     initial: dict[str, list[tuple[Tensor, ...] | None]] = field(default_factory=dict)
+    final: dict[str, list[tuple[Tensor, ...]]] = field(default_factory=dict)
     comparisons: list[Comparison] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     autocast: set[torch.dtype] = field(default_factory=set)
@@ -179,6 +181,9 @@ def _hooked(model: nn.Module, sight: Sight) -> Iterator[_Depth]:
 
     def leaves(module: nn.Module, _: Any, result: Any) -> None:
         depth.calls -= 1
+        if module in layers:
+            state = result if isinstance(module, nn.RNNCellBase) else result[1]
+            sight.final.setdefault(layers[module], []).append(_parts(state) or ())
         if module is model and isinstance(result, Tensor):
             sight.output = result
 
@@ -204,8 +209,7 @@ def _read(
     if not isinstance(x, Tensor) or not x.is_floating_point():
         return None
     state = args[1] if len(args) > 1 else kwargs.get("hx")
-    parts = (state,) if isinstance(state, Tensor) else tuple(state) if state is not None else None
-    sight.initial.setdefault(name, []).append(parts)
+    sight.initial.setdefault(name, []).append(_parts(state))
     stepped, first = isinstance(module, nn.RNNCellBase), getattr(module, "batch_first", False)
     if stepped:
         axes = (0 if x.ndim == 2 else None, None)
@@ -223,6 +227,13 @@ def _read(
         return None
     given = packed._replace(data=x) if packed is not None else x
     return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, "input": given})
+
+
+def _parts(state: Any) -> tuple[Tensor, ...] | None:
+    """The parts of a state, h or (h, c)."""
+    if state is None or isinstance(state, Tensor):
+        return None if state is None else (state,)
+    return tuple(part for part in state if isinstance(part, Tensor))
 
 
 class _Functions(TorchFunctionMode):

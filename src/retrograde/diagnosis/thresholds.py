@@ -120,6 +120,12 @@ TABLE = (
         "So near to neither growing nor shrinking (5 % a step) a rule of thumb is not held to it.",
     ),
     Threshold(
+        "input_scale",
+        10.0,
+        "units",
+        "Weights are drawn for features of size 1; ten times that saturates a gate by itself.",
+    ),
+    Threshold(
         "target_scale",
         100.0,
         "times the predictions",
@@ -140,10 +146,10 @@ TABLE = (
     ),
     Threshold(
         "depth_ratio",
-        -10.0,
+        -8.0,
         "powers of two",
-        "A thousandth: no one learning rate serves two layers that are three orders apart. Stacks "
-        "of two to four layers, as torch draws them, stay above it.",
+        "A 256th: the lowest layers hardly learn while the highest do. As torch draws them, LSTM "
+        "stacks of up to four layers and GRU stacks of up to eight stay above it.",
     ),
 )
 

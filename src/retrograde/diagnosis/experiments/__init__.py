@@ -14,17 +14,19 @@ from retrograde.diagnosis.experiments.numbers import DATA, LOSS
 from retrograde.diagnosis.experiments.padding import PADDING
 from retrograde.diagnosis.experiments.precision import PRECISION
 from retrograde.diagnosis.experiments.samples import SAMPLES
+from retrograde.diagnosis.experiments.scale import INPUT_SCALE
 from retrograde.diagnosis.experiments.solved import SOLVED
 from retrograde.diagnosis.experiments.time_axis import TIME
 from retrograde.diagnosis.experiments.twins import TWINS
 from retrograde.diagnosis.experiments.unreached import UNREACHED
+from retrograde.diagnosis.experiments.window import WINDOW
 
 EXPERIMENTS: Mapping[str, Experiment] = {
     each.name: each
     for each in (
         *(SAMPLES, UNREACHED, TIME, PADDING, TWINS, INITIAL),
-        *(DATA, LOSS, PRECISION, BROADCAST, PROBABILITIES, TARGET_SCALE),
-        *(SOLVED, DEPTH),
+        *(DATA, LOSS, PRECISION, BROADCAST, PROBABILITIES, INPUT_SCALE, TARGET_SCALE),
+        *(SOLVED, DEPTH, WINDOW),
     )
 }
 

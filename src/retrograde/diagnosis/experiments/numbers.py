@@ -62,23 +62,24 @@ def _in_the_loss(case: Case) -> list[Finding] | NotApplicable:
         return NotApplicable("the batch itself is not finite")
     findings = []
     for each in case.sight.comparisons:
-        if not bool(each.prediction.isfinite().all()):
-            continue
         if each.function == "ctc_loss" and (found := _alignments(each.options, each.target)):
             findings.append(found)
-    loss, prediction = case.sight.loss, case.sight.prediction
     if findings:
         return findings
-    if loss is None or prediction is None or not loss.requires_grad:
+    loss = case.sight.loss
+    seen = [each.prediction for each in case.sight.comparisons]
+    seen += [] if case.sight.output is None else [case.sight.output]
+    sound = [each for each in seen if each.requires_grad and bool(each.isfinite().all())]
+    if loss is None or not loss.requires_grad or not seen:
         return NotApplicable("it is not seen which tensor is the prediction")
-    if not bool(prediction.isfinite().all()):
-        return []
+    if not sound:
+        return NotApplicable("the prediction is not finite")
+    prediction = sound[0]
     (gradient,) = torch.autograd.grad(loss, prediction, retain_graph=True, allow_unused=True)
-    if gradient is None or bool(gradient.isfinite().all()) and bool(loss.isfinite().all()):
+    if gradient is None or (bool(gradient.isfinite().all()) and bool(loss.isfinite().all())):
         return []
-    rows = torch.nonzero(~gradient.isfinite().flatten(1).all(1)).flatten().tolist() if (
-        gradient.ndim > 1
-    ) else torch.nonzero(~gradient.isfinite()).flatten().tolist()
+    wrong = ~gradient.isfinite() if gradient.ndim else ~gradient.isfinite().view(1)
+    rows = torch.nonzero(wrong.flatten(1).any(1) if wrong.ndim > 1 else wrong).flatten().tolist()
     only = f", in row{'s' * (len(rows) > 1)} {listed(rows)} of {len(gradient)}" if rows else ""
     return [
         Finding(

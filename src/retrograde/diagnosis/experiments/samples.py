@@ -40,6 +40,8 @@ def _look(case: Case) -> list[Finding] | NotApplicable:
     prediction = case.sight.prediction
     if prediction is None or not prediction.requires_grad or not prediction.ndim:
         return NotApplicable("it is not seen which tensor is the prediction")
+    if not bool(prediction.isfinite().all()):
+        return NotApplicable("the prediction is not finite")
     if not case.sight.reads:
         return NotApplicable("no layer was seen to read a sequence of numbers")
     layer, reads = next(iter(case.sight.reads.items()))

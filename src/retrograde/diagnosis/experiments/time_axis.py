@@ -3,52 +3,90 @@
 No initialisation can bring back a lag that the pass does not hold.
 """
 
+from dataclasses import dataclass
+
 import torch
+from torch import Tensor
 
 from retrograde.diagnosis.experiments.experiment import Case, Experiment
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable, Severity
+from retrograde.diagnosis.sight import Sight
 from retrograde.diagnosis.subject import Subject
 
 CONSEQUENCES = ("forget-gate-too-short", "vanishing", "near-lags-dominate")
 
 
-def cut_every(subject: Subject) -> int | None:
-    """The longest run of steps between two at which the state is cut off; None if it never is."""
-    borders = subject.recorded.borders
-    ends = set(subject.recorded.lags_end)
-    cuts = [
-        k for k, border in borders.items() if k not in ends and not any(
-            bool(read.factor.any()) for read in border.reads
-        )
-    ]
-    if not cuts:
-        return None
-    edges = torch.tensor([0, *sorted(cuts), len(subject.recorded.x)])
-    return int(edges.diff().max())
+@dataclass(frozen=True)
+class Runs:
+    """The runs of steps between which a gradient can pass.
+
+    Attributes:
+        lengths: of each run, in steps.
+        cut: how many of them start from a state that an earlier call returned, cut off.
+    """
+
+    lengths: tuple[int, ...]
+    cut: int
+
+
+def runs_of(sight: Sight, layer: str) -> Runs:
+    """The runs of a layer: a call that is given a state with a gradient goes on with one."""
+    lengths: list[int] = []
+    cut, returned = 0, sight.final.get(layer, [])
+    for call, read in enumerate(sight.reads[layer]):
+        given = sight.initial[layer][call]
+        if call and given and any(part.requires_grad for part in given):
+            lengths[-1] += read.steps
+            continue
+        cut += bool(call and given and any(_same(given, other) for other in returned[:call]))
+        lengths.append(read.steps)
+    return Runs(tuple(lengths), cut)
+
+
+def _same(given: tuple[Tensor, ...], returned: tuple[Tensor, ...]) -> bool:
+    """Whether one state is the other, but for its graph."""
+    return bool(returned) and all(
+        one.shape == other.shape and bool(one.any()) and torch.equal(one, other)
+        for one, other in zip(given, returned, strict=False)
+    )
 
 
 def _look(case: Case) -> list[Finding] | NotApplicable:
     findings = []
-    for subject in case.subjects.values():
-        if subject.place is not None:
+    for name, subject in case.subjects.items():
+        if subject.place is not None or name not in case.sight.reads:
             continue
-        steps, run = len(subject.recorded.x), cut_every(subject)
-        if steps == 1:
-            findings.append(_one_step(subject, len(case.sight.reads.get(subject.name, ())), case))
-        elif run is not None:
-            findings += _cut(subject, run, steps, case.needs_lag)
-        elif case.needs_lag is not None and case.needs_lag >= steps and not _from_elsewhere(subject):
-            findings.append(_too_short(subject, case.needs_lag, steps))
+        runs = runs_of(case.sight, name)
+        run, lag = max(runs.lengths), case.needs_lag
+        beside = _steps_beside(case, name)
+        if runs.cut:
+            findings += _cut(subject, run, lag)
+        elif run == 1 and not beside:
+            findings.append(_one_step(subject, len(runs.lengths), lag))
+        elif lag is not None and lag >= run + beside:
+            findings.append(_too_short(subject, lag, run + beside, beside > 0))
     return findings
 
 
-def _from_elsewhere(subject: Subject) -> bool:
-    """Whether the state that a layer starts from carries a gradient on to another layer."""
-    return any("passes on to" in note for note in subject.recorded.notes)
+def _steps_beside(case: Case, layer: str) -> int:
+    """The steps of the layers that a state comes from or goes on to, as an encoder's a decoder."""
+    together, waiting = {layer}, [layer]
+    while waiting:
+        one = waiting.pop()
+        for name in {*case.subjects} & {*case.sight.reads} - together:
+            if _passes_on(case, name, one) or _passes_on(case, one, name):
+                together.add(name)
+                waiting.append(name)
+    return sum(max(runs_of(case.sight, name).lengths) for name in together - {layer})
 
 
-def _one_step(subject: Subject, calls: int, case: Case) -> Finding:
-    lag = case.needs_lag
+def _passes_on(case: Case, one: str, other: str) -> bool:
+    """Whether the state of one layer is what another starts from."""
+    notes = case.subjects[one].recorded.notes if one in case.subjects else ()
+    return any(f"passes on to {other!r}" in note for note in notes)
+
+
+def _one_step(subject: Subject, calls: int, lag: int | None) -> Finding:
     called = f" in each of {calls} calls, none of which hands its state to the next" * (calls > 1)
     return Finding(
         "no-time",
@@ -78,22 +116,21 @@ def _how_bad(subject: Subject, calls: int, lag: int | None) -> Severity:
     return "info" if bool(subject.recorded.initial.any()) else "warning"
 
 
-def _cut(subject: Subject, run: int, steps: int, lag: int | None) -> list[Finding]:
-    every = run == 1
+def _cut(subject: Subject, run: int, lag: int | None) -> list[Finding]:
     beyond = lag is not None and lag >= run
-    if run >= steps or not (every or beyond):
+    if run > 1 and not beyond:
         return []
     return [
         Finding(
             "no-time",
-            "error" if every or beyond else "info",
+            "error",
             subject.name,
             f"The state of {subject.name!r} is cut off "
-            + ("at every step" if every else f"so that no more than {run} steps are connected")
+            + ("at every step" if run == 1 else f"every {run} steps")
             + ": nothing comes back from before"
             + (f", and the lag of {lag} steps cannot be learnt" if beyond else ""),
-            (Evidence("steps that are connected", float(run), "steps", lag and float(lag + 1)),),
-            ("The state is detached, reset or made anew on the way (.detach(), .data, zeros)",),
+            (Evidence("steps that are connected", float(run), "steps", float((lag or 1) + 1)),),
+            ("The state is detached on the way from one call to the next (.detach(), .data)",),
             (
                 "Hand the state on as it is within a sequence, and detach it between sequences "
                 "or every k steps, k larger than the lag",
@@ -102,13 +139,13 @@ def _cut(subject: Subject, run: int, steps: int, lag: int | None) -> list[Findin
     ]
 
 
-def _too_short(subject: Subject, lag: int, steps: int) -> Finding:
+def _too_short(subject: Subject, lag: int, steps: int, joined: bool) -> Finding:
     return Finding(
         "no-time",
         "error",
         subject.name,
         f"The lag of {lag} steps is longer than the sequence: it takes {lag + 1} steps to hold it, "
-        f"and {subject.name!r} reads {steps}. No initialisation can help",
+        f"and {subject.name!r} reads {steps}{' with those it is joined to' * joined}. No initialisation can help",
         (Evidence("steps", float(steps), "steps", float(lag + 1)),),
         ("The windows are shorter than the lag",),
         (f"Feed windows of more than {lag} steps, or carry the state from window to window",),
