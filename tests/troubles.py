@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import retrograde
 
-B, T, I, H = 7, 11, 3, 5
+B, T, I, H = 7, 11, 3, 5  # noqa: E741
 
 
 class Net(nn.Module):
@@ -389,7 +389,10 @@ SICK = {
         "reads-padding",
         padded(lambda rnn, x, n: rnn(x)[1][-1], value=-1.0),
     ),
-    "zeros everywhere": ("units-alike", regression(last, lambda: constant(nn.GRU(I, H, batch_first=True), 0.0))),
+    "zeros everywhere": (
+        "units-alike",
+        regression(last, lambda: constant(nn.GRU(I, H, batch_first=True), 0.0)),
+    ),
     "ones everywhere": (
         "units-alike",
         regression(last, lambda: constant(nn.LSTM(I, H, batch_first=True), 0.1)),
@@ -467,19 +470,15 @@ HEALTHY = {
         lambda rnn, x: torch.cat((last_states(rnn, x)[-2], last_states(rnn, x)[-1]), 1)
     ),
     "both directions, every step": both_ways(lambda rnn, x: rnn(x)[0].mean(1)),
-    "both directions, two layers": both_ways(
-        lambda rnn, x: rnn(x)[0].mean(1), nn.GRU, depth=2
-    ),
+    "both directions, two layers": both_ways(lambda rnn, x: rnn(x)[0].mean(1), nn.GRU, depth=2),
     "encoder and decoder": seq2seq(False),
     "encoder and decoder, lag through both": seq2seq(False, lag=T + 2),
     "padded, read at the lengths": padded(lambda rnn, x, n: at_lengths(rnn(x)[0], n)),
-    "packed, read at the lengths": padded(
-        lambda rnn, x, n: at_lengths(packed_out(rnn, x, n), n)
-    ),
+    "packed, read at the lengths": padded(lambda rnn, x, n: at_lengths(packed_out(rnn, x, n), n)),
     "packed, last state": padded(
-        lambda rnn, x, n: rnn(
-            pack_padded_sequence(x, n, batch_first=True, enforce_sorted=False)
-        )[1][-1]
+        lambda rnn, x, n: rnn(pack_padded_sequence(x, n, batch_first=True, enforce_sorted=False))[
+            1
+        ][-1]
     ),
     "silence at the end of all": regression(
         lambda rnn, x: rnn(torch.cat((x[:, :5], 0 * x[:, 5:]), 1))[0][:, -1]

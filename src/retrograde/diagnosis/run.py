@@ -99,9 +99,7 @@ def run(
     return Run(recording, float(loss.detach()), balance, tuple(places[m] for m in after))
 
 
-def moved_by(
-    model: nn.Module, batch: Any, loss_fn: LossFunction, seed: int, layer: str
-) -> float:
+def moved_by(model: nn.Module, batch: Any, loss_fn: LossFunction, seed: int, layer: str) -> float:
     """By how much the loss moves if a layer returns something else, relative to the loss.
 
     In a copy every number that the layer returns gets noise of the size of what it returned.

@@ -1,4 +1,4 @@
-"""One forward pass of a copied model, watched from outside: what its layers read, what its loss did.
+"""One forward pass of a copied model, watched from outside: what layers read, what the loss did.
 
 Nothing in the pass is changed. Layers are watched by hooks, the loss by torch's own protocol for
 functions that are called on tensors, and its graph is kept, so that questions can be asked of it.
@@ -211,6 +211,7 @@ def _read(
     state = args[1] if len(args) > 1 else kwargs.get("hx")
     sight.initial.setdefault(name, []).append(_parts(state))
     stepped, first = isinstance(module, nn.RNNCellBase), getattr(module, "batch_first", False)
+    axes: tuple[int | None, int | None]
     if stepped:
         axes = (0 if x.ndim == 2 else None, None)
     elif x.ndim == 2:  # a single sequence
@@ -243,9 +244,7 @@ class _Functions(TorchFunctionMode):
         super().__init__()
         self._sight, self._depth = sight, depth
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):

@@ -26,28 +26,35 @@ def _shapes(case: Case) -> list[Finding] | NotApplicable:
 
 
 def _both_grow(one: torch.Size, other: torch.Size) -> bool:
+    together = _together(one, other)
+    return together is not None and together.numel() > max(one.numel(), other.numel())
+
+
+def _together(one: torch.Size, other: torch.Size) -> torch.Size | None:
+    """The shape that two shapes are broadcast to, if they are."""
     try:
-        together = torch.broadcast_shapes(one, other)
+        found: torch.Size = torch.broadcast_shapes(one, other)  # type: ignore[no-untyped-call]
     except RuntimeError:
-        return False
-    return together.numel() > max(one.numel(), other.numel())
+        return None
+    return found
 
 
 def _broadcast(each: Comparison, warned: list[str]) -> Finding:
     one, other = list(each.prediction.shape), list(each.target.shape)
-    together = list(torch.broadcast_shapes(each.prediction.shape, each.target.shape))
+    together = _together(each.prediction.shape, each.target.shape)
+    assert together is not None
     said = [words for words in warned if "broadcasting" in words]
     return Finding(
         "broadcast",
         "error",
         None,
         f"The prediction {one} is compared with a target {other}: they are broadcast to "
-        f"{together}, so that every prediction is pulled towards every target, and the best that "
-        "the model can learn is their mean",
+        f"{list(together)}, so that every prediction is pulled towards every target, and the best "
+        "that the model can learn is their mean",
         (
             Evidence(
                 "numbers in the comparison for each target",
-                float(torch.Size(together).numel() / max(1, each.target.numel())),
+                float(together.numel() / max(1, each.target.numel())),
                 "",
                 1.0,
                 "below",
@@ -96,9 +103,7 @@ def _squashed(each: Comparison) -> Finding | None:
         f"{each.function} is given {what}{f' (of {by})' if by else ''} and takes {expected}: it "
         "squashes them once more, which leaves the gradient next to nothing of what the model says",
         (Evidence("largest value that it was given", float(values.max()), ""),),
-        (
-            "A softmax or sigmoid stands at the end of the model, and the loss has its own",
-        ),
+        ("A softmax or sigmoid stands at the end of the model, and the loss has its own",),
         (
             "Give the loss log_softmax(logits, dim=1), or use cross_entropy on the logits"
             if each.function == "nll_loss"
@@ -146,8 +151,16 @@ def _target_scale(case: Case) -> list[Finding] | NotApplicable:
                     f"The targets lie {max(away, spread):.3g} away from predictions that are "
                     f"{moves:.3g} at most: an output layer that starts near 0 needs thousands of "
                     "steps to get there, and until then the prediction is one constant",
-                    (Evidence("distance over size of the predictions", ratio, "", limit, "below",
-                              "target_scale"),),
+                    (
+                        Evidence(
+                            "distance over size of the predictions",
+                            ratio,
+                            "",
+                            limit,
+                            "below",
+                            "target_scale",
+                        ),
+                    ),
                     ("The target is in its own units (prices, counts), not standardised",),
                     (
                         "Standardise the target: y = (y - y.mean()) / y.std(), and undo it on the "

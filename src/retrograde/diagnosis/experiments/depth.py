@@ -30,8 +30,11 @@ def received(case: Case) -> dict[str, float]:
         if len(numbers) < 2:
             found[name] = _norm(list(gradients.values()))
         for number in numbers if len(numbers) > 1 else ():
-            own = [g for n, g in gradients.items() if n.removesuffix("_reverse").endswith(
-                f"_l{number}")]
+            own = [
+                g
+                for n, g in gradients.items()
+                if n.removesuffix("_reverse").endswith(f"_l{number}")
+            ]
             found[f"layer {number} of {name}"] = _norm(own)
     return found
 
@@ -54,8 +57,16 @@ def _look(case: Case) -> list[Finding] | NotApplicable:
             next(iter(case.sight.reads)),
             f"The gradient vanishes in depth: {low} receives 2^{ratio:.1f} of what {high} does, "
             f"over {len(sizes)} layers. It is not a question of lags",
-            (Evidence("gradient of the lowest over that of the highest layer", ratio,
-                      "powers of two", limit, "above", "depth_ratio"),),
+            (
+                Evidence(
+                    "gradient of the lowest over that of the highest layer",
+                    ratio,
+                    "powers of two",
+                    limit,
+                    "above",
+                    "depth_ratio",
+                ),
+            ),
             (
                 "Each layer passes on a part of what it receives, and the input moves the output "
                 "as little",

@@ -1,4 +1,4 @@
-"""What does the state start from? Zero and a learnt state are the usual; drawn or carried in is told."""
+"""What does the state start from? Zero and a learnt state are usual; others are told."""
 
 import torch
 from torch import Tensor

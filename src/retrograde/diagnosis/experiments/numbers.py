@@ -88,7 +88,11 @@ def _in_the_loss(case: Case) -> list[Finding] | NotApplicable:
             None,
             f"The predictions are finite, and the loss (or its gradient) is not{only}: it is the "
             "loss, not the recurrence",
-            (Evidence("rows whose gradient is not finite", float(len(rows)), "rows", 0.0, "below"),),
+            (
+                Evidence(
+                    "rows whose gradient is not finite", float(len(rows)), "rows", 0.0, "below"
+                ),
+            ),
             ("The loss takes the log or root of 0, or divides by 0",),
             (
                 "Add a small number under the log, root or division, or use the form of the loss "

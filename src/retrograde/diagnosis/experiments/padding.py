@@ -35,7 +35,7 @@ def _read_late(subject: Subject) -> list[Finding]:
     steps = len(recorded.x)
     run = trailing(recorded.x)
     padded = run > 1
-    if not bool(padded.any()) or bool((run == steps).all()) or len(run.unique()) < 3:
+    if not bool(padded.any()) or bool((run == steps).all()) or len(set(run.tolist())) < 3:
         return []  # samples of one length: what is at the end is no padding
     enters = (recorded.direct != 0).any(-1)
     first = torch.where(enters.any(0), enters.long().argmax(0), steps)
@@ -60,7 +60,7 @@ def _read_late(subject: Subject) -> list[Finding]:
             ("Sequences of different lengths are padded, and all are read at the last step",),
             (
                 "Read each sample at its own last step: out[torch.arange(B), lengths - 1]",
-                "Or pack them: pack_padded_sequence(x, lengths, enforce_sorted=False), and read h_n",
+                "Or pack them (pack_padded_sequence with enforce_sorted=False), and read h_n",
             ),
         )
     ]

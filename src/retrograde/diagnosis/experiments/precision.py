@@ -48,9 +48,11 @@ def _gradients(case: Case, wide: bool) -> dict[str, Tensor]:
     for parameter in model.parameters():
         parameter.grad = None
     with seeded(case.seed), torch.enable_grad(), _without_autocast(wide):
-        case.loss_fn(model, batch).backward()
+        torch.autograd.backward(case.loss_fn(model, batch))
     return {
-        name: torch.cat([p.grad.flatten().float() for p in layer.parameters() if p.grad is not None])
+        name: torch.cat(
+            [p.grad.flatten().float() for p in layer.parameters() if p.grad is not None]
+        )
         for name, layer in recurrent_layers(model).items()
         if isinstance(layer, nn.Module) and any(p.grad is not None for p in layer.parameters())
     }
@@ -62,7 +64,9 @@ def _wide(batch: Any) -> Any:
         return batch.float() if batch.dtype in LOW else batch
     if isinstance(batch, Mapping):
         other = copy.copy(batch)
-        return type(other)({key: _wide(value) for key, value in batch.items()})
+        for key, value in batch.items():
+            other[key] = _wide(value)  # type: ignore[index]
+        return other
     if isinstance(batch, list | tuple) and not hasattr(batch, "_fields"):
         return type(batch)(map(_wide, batch))
     return batch
@@ -75,7 +79,7 @@ def _without_autocast(off: bool) -> Iterator[None]:
 
     def without(self: Any) -> Any:
         self._enabled = False
-        return enter(self)
+        return enter(self)  # type: ignore[no-untyped-call]
 
     if not off:
         yield
@@ -97,8 +101,9 @@ def _lost(layer: str, dtype: str, overflowed: int, flushed: float, limit: float)
         )
         + ", and in float32 the same pass loses none. It is the data type, not the model",
         (
-            Evidence("entries flushed to 0", flushed, "of the gradient", limit, "below",
-                     "flushed_share"),
+            Evidence(
+                "entries flushed to 0", flushed, "of the gradient", limit, "below", "flushed_share"
+            ),
             Evidence("entries that overflow", float(overflowed), "entries", 0.0, "below"),
         ),
         (
@@ -107,7 +112,7 @@ def _lost(layer: str, dtype: str, overflowed: int, flushed: float, limit: float)
             else "The gradient is below what float16 can hold (6e-8), and the loss is not scaled",
         ),
         (
-            "Scale the loss (torch.amp.GradScaler), or use bfloat16, which has the range of float32",
+            "Scale the loss (torch.amp.GradScaler), or use bfloat16: it has the range of float32",
             "Keep the recurrence in float32: with torch.autocast(device_type, enabled=False)",
         ),
     )
@@ -121,6 +126,12 @@ PRECISION = Experiment(
     "are lost to the data type.",
     _look,
     thresholds=("flushed_share",),
-    replaces=("void", "rounding-decides", "non-finite", "forget-gate-too-short", "vanishing",
-              "near-lags-dominate"),
+    replaces=(
+        "void",
+        "rounding-decides",
+        "non-finite",
+        "forget-gate-too-short",
+        "vanishing",
+        "near-lags-dominate",
+    ),
 )

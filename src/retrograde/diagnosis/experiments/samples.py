@@ -112,9 +112,7 @@ def _along_the_samples(case: Case, layer: str) -> bool:
     if any(target.ndim > 1 and read.samples in target.shape for target in targets):
         return False  # a target for every step and sample: the rows are steps
     total = prediction[read.steps // 2].sum()
-    (found,) = torch.autograd.grad(total, read.x, retain_graph=True, allow_unused=True)
-    if found is None:
-        return False
+    (found,) = torch.autograd.grad(total, read.x, retain_graph=True, materialize_grads=True)
     size = found.abs().movedim(read.time_axis, 0).flatten(1).amax(1)
     reached = torch.nonzero(size).flatten().tolist()
     return any(step < read.steps // 2 for step in reached)
@@ -177,8 +175,11 @@ def _mixed(layer: str, answer: _Answer, samples: int) -> Finding:
         + ("" if answer.sample in answer.reached else ", and not on its own"),
         (
             Evidence(
-                "other samples that a prediction depends on", float(len(answer.others)), "samples",
-                0.0, "below",
+                "other samples that a prediction depends on",
+                float(len(answer.others)),
+                "samples",
+                0.0,
+                "below",
             ),
         ),
         (

@@ -61,8 +61,9 @@ def _large(name: str, size: float, before: float, after: float, limit: float) ->
         f"The input of {name!r} is too large for its gates: features are {size:.3g} in size, and "
         f"{before:.0%} of a gate is saturated. With every feature standardised it is {after:.0%}",
         (
-            Evidence("root mean square of the largest feature", size, "", limit, "below",
-                     "input_scale"),
+            Evidence(
+                "root mean square of the largest feature", size, "", limit, "below", "input_scale"
+            ),
             Evidence("saturated share with standardised features", after, "of units and steps"),
         ),
         ("Features are in their own units (prices, counts, engine speeds)",),
@@ -81,6 +82,12 @@ INPUT_SCALE = Experiment(
     "gate.",
     _look,
     thresholds=("input_scale", "saturated_share"),
-    replaces=("saturated", "dead-units", "output-outweighs", "vanishing", "near-lags-dominate",
-              "forget-gate-too-short"),
+    replaces=(
+        "saturated",
+        "dead-units",
+        "output-outweighs",
+        "vanishing",
+        "near-lags-dominate",
+        "forget-gate-too-short",
+    ),
 )

@@ -1,6 +1,6 @@
 """Is there anything left to learn? The loss beside that of the best constant prediction.
 
-    share = loss / loss of the constant that fits the targets of this batch best
+share = loss / loss of the constant that fits the targets of this batch best
 """
 
 import torch
@@ -66,8 +66,11 @@ def _look(case: Case) -> list[Finding] | NotApplicable:
             None,
             f"The model has learnt: its loss is {share:.2g} of that of the best constant "
             "prediction. A short or small gradient is no sickness there",
-            (Evidence("loss over that of the best constant", share, "", limit, "above",
-                      "solved_share"),),
+            (
+                Evidence(
+                    "loss over that of the best constant", share, "", limit, "above", "solved_share"
+                ),
+            ),
         )
     ]
 

@@ -144,8 +144,9 @@ def _too_short(subject: Subject, lag: int, steps: int, joined: bool) -> Finding:
         "no-time",
         "error",
         subject.name,
-        f"The lag of {lag} steps is longer than the sequence: it takes {lag + 1} steps to hold it, "
-        f"and {subject.name!r} reads {steps}{' with those it is joined to' * joined}. No initialisation can help",
+        f"The lag of {lag} steps is longer than the sequence: it takes {lag + 1} steps to hold "
+        f"it, and {subject.name!r} reads {steps}{' with those it is joined to' * joined}. No "
+        "initialisation can help",
         (Evidence("steps", float(steps), "steps", float(lag + 1)),),
         ("The windows are shorter than the lag",),
         (f"Feed windows of more than {lag} steps, or carry the state from window to window",),

@@ -131,9 +131,7 @@ def _one_input(subject: Subject) -> list[Finding]:
                     "out[:, -1] of a bidirectional layer is the last step of the forward direction "
                     "and the first one of the reverse direction",
                 ),
-                (
-                    "Read the last state of each direction: torch.cat((h_n[-2], h_n[-1]), dim=-1)",
-                ),
+                ("Read the last state of each direction: torch.cat((h_n[-2], h_n[-1]), dim=-1)",),
                 position=position,
             )
         )
