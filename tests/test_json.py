@@ -16,6 +16,7 @@ from torch import nn
 import retrograde
 from conftest import unchecked
 from retrograde import diagnosis, report
+from retrograde.cells import Position
 from retrograde.errors import InputError
 from retrograde.report import Report
 from retrograde.report.json import render, schema
@@ -37,6 +38,7 @@ def arbitrary(kind):
     return st.builds(kind, **drawn)
 
 
+st.register_type_strategy(Position, st.builds(Position, st.integers(0, 99), st.booleans()))
 for each in TYPES:
     st.register_type_strategy(each, arbitrary(each))
 
@@ -86,7 +88,7 @@ def test_a_real_report_is_as_its_schema_says_and_survives(real, tmp_path):
     back = Report.from_json(path)
     assert repr(back) == repr(real)
     assert str(back) == str(real) and back.scalars() == real.scalars()
-    assert document["schema"] == "retrograde-report/3"
+    assert document["schema"] == "retrograde-report/4"
     assert document["layers"][0]["by_time"]["log2"][0] == list(real.layers[0].by_time.log2[0])
 
 
@@ -128,7 +130,7 @@ def test_a_reader_says_what_is_wrong_and_where(real, tmp_path):
     with pytest.raises(InputError) as error:
         Report.from_json(path)
     message = str(error.value)
-    assert f"{path} is no report of schema 'retrograde-report/3'" in message
+    assert f"{path} is no report of schema 'retrograde-report/4'" in message
     assert "layers.0.reach: " in message and "surplus: " in message
     assert "pydantic" not in message
 
@@ -141,8 +143,8 @@ def test_a_reader_says_what_is_wrong_and_where(real, tmp_path):
         ("{", "cannot read "),
         ("[" * 100_000, "cannot read "),
         ('{"schema": NaN}', "cannot read .*: NaN is not JSON"),
-        ("[]", "is no report: expected schema 'retrograde-report/3', got None"),
-        ("{}", "is no report: expected schema 'retrograde-report/3', got None"),
+        ("[]", "is no report: expected schema 'retrograde-report/4', got None"),
+        ("{}", "is no report: expected schema 'retrograde-report/4', got None"),
         ('{"schema": 2}', "got 2$"),
         ('{"schema": "x"}', "got 'x'$"),
         (

@@ -14,6 +14,7 @@ from torch import Tensor
 from retrograde.cells.base import AbstractCell, CellStep
 from retrograde.cells.gates import Activation, Gate, with_role
 from retrograde.cells.leaves import leaves
+from retrograde.cells.position import Position
 from retrograde.diagnosis.courses import Course
 from retrograde.engine import Unrolled
 from retrograde.record import Recorded
@@ -29,6 +30,7 @@ class Activity:
     Attributes:
         name: "forget", or "forget_l1" in a stack.
         gate: what it is.
+        position: its layer and direction, where the module has several.
         course: its percentiles and its saturated share over time.
         saturated: the share of all samples, units and steps that are saturated.
         mean: mean activation of each unit, shape [H].
@@ -36,6 +38,7 @@ class Activity:
 
     name: str
     gate: Gate
+    position: Position | None
     course: Course
     saturated: float
     mean: Float[Tensor, "H"]
@@ -107,7 +110,8 @@ def look(
                 if holding is not None and gate.role in ("forget", "input"):
                     flat &= ~holding
                 name = gate.name + end
-                gates.setdefault(name, _Gate(name, gate)).add(start, value, flat, valid, shown)
+                row = gates.setdefault(name, _Gate(name, gate, leaf.position))
+                row.add(start, value, flat, valid, shown)
             if "h" in cell.slots:
                 units = outputs.setdefault(end, _Outputs("h" + end, _activation_of_h(cell)))
                 units.add(step.state[..., cell.slots["h"]], valid)
@@ -134,8 +138,8 @@ def _activation_of_h(cell: AbstractCell) -> Activation | None:
 class _Gate:
     """Gathers one gate, chunk by chunk."""
 
-    def __init__(self, name: str, gate: Gate):
-        self.name, self.gate = name, gate
+    def __init__(self, name: str, gate: Gate, position: Position | None):
+        self.name, self.gate, self.position = name, gate, position
         self._steps: dict[int, tuple[float, float, float, float]] = {}
         self._sum: Tensor | float = 0.0
         self._count = self._flat = self._width = 0
@@ -167,9 +171,12 @@ class _Gate:
         steps = sorted(self._steps)
         columns = tuple(zip(*(self._steps[step] for step in steps), strict=True))
         assert isinstance(self._sum, Tensor)
-        course = Course(self.name, tuple(steps), *columns)
+        low, median, high, flat = columns
+        place = (self.gate.name, self.position)
+        course = Course(self.name, tuple(steps), low, median, high, flat, *place)
         saturated = self._flat / (self._count * self._width)
-        return Activity(self.name, self.gate, course, saturated, self._sum / self._count)
+        mean = self._sum / self._count
+        return Activity(self.name, self.gate, self.position, course, saturated, mean)
 
 
 class _Outputs:

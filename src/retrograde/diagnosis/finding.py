@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from retrograde import charts
+from retrograde.cells import Position
 
 Severity = Literal["info", "warning", "error"]
 
@@ -98,6 +99,7 @@ class Finding:
         causes: likely causes, the likeliest first.
         advice: what to do, the first thing first, also what cannot be tried here.
         gate: the gate concerned.
+        position: the layer and direction of a module with several that is concerned.
         route: the route concerned.
         steps: first and last step concerned.
         trials: remedies that were tried, the one with the largest effect first.
@@ -114,6 +116,7 @@ class Finding:
     route: str | None = None
     steps: tuple[int, int] | None = None
     trials: tuple[Trial, ...] = ()
+    position: Position | None = None
 
     def chart(self) -> Any:
         """The first evidence before and after each trial, as an Altair chart; None without any."""

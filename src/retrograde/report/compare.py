@@ -130,7 +130,7 @@ class _Doubts:
 def _paired(
     before: Sequence[Finding], after: Sequence[Finding], doubts: _Doubts
 ) -> tuple[FindingChange, ...]:
-    """Findings of one layer: the same rule, gate and route first, then the same rule in order."""
+    """Findings of one layer: the same rule and place first, then the same rule in order."""
     left, partner = list(after), dict[int, Finding]()
     for alike in (_key, _rule):
         for position, found in enumerate(before):
@@ -165,7 +165,7 @@ def _both(before: Finding, after: Finding, doubts: _Doubts) -> FindingChange:
     doubt = doubts.threshold(after) or doubts.threshold(before)
     if rank and doubt:
         verdict = "changed"
-    elsewhere = (before.gate, before.route) != (after.gate, after.route)
+    elsewhere = _key(before) != _key(after)
     if verdict == "same" and elsewhere:
         verdict = "changed"
     return FindingChange(before, after, verdict, evidence, doubt if verdict != "same" else "")
@@ -277,12 +277,12 @@ def _elsewhere(report: Report, layers: set[str]) -> list[Finding]:
     return [found for found in report.findings if found.layer not in layers]
 
 
-def _rule(found: Finding) -> tuple[str | None, ...]:
+def _rule(found: Finding) -> tuple[object, ...]:
     return found.layer, found.rule
 
 
-def _key(found: Finding) -> tuple[str | None, ...]:
-    return found.layer, found.rule, found.gate, found.route
+def _key(found: Finding) -> tuple[object, ...]:
+    return found.layer, found.rule, found.gate, found.position, found.route
 
 
 def _settings(a: Report, b: Report) -> Iterator[Difference]:

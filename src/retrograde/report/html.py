@@ -86,12 +86,12 @@ EVIDENCE: dict[str, Callable[[Layer, Finding], tuple[str, Any]]] = {
     "exploding": lambda layer, finding: ("adjoint", layer.adjoint_chart),
     "non-finite": lambda layer, finding: ("adjoint", layer.adjoint_chart),
     "saturated": lambda layer, finding: (
-        f"saturation {finding.gate or ''}",
-        lambda: layer.saturation_chart(finding.gate),
+        f"saturation {finding.gate or ''} {finding.position or ''}",
+        lambda: layer.saturation_chart(finding.gate, finding.position),
     ),
     "forget-gate-too-short": lambda layer, finding: (
-        f"gates {finding.gate or ''}",
-        lambda: layer.gates_chart(finding.gate),
+        f"gates {finding.gate or ''} {finding.position or ''}",
+        lambda: layer.gates_chart(finding.gate, finding.position),
     ),
     "conflicting-lags": lambda layer, finding: ("shares", layer.by_octave.chart),
     "dead-units": lambda layer, finding: ("blocks", layer.by_parameter.chart),

@@ -18,7 +18,7 @@ with optional("a report as JSON", "report"):
     from pydantic import TypeAdapter, ValidationError
     from pydantic.json_schema import GenerateJsonSchema
 
-SCHEMA = "retrograde-report/3"
+SCHEMA = "retrograde-report/4"
 
 SHOWN = 3
 """So many of the complaints about a file are shown."""

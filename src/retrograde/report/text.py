@@ -37,10 +37,12 @@ def render(report: Report) -> str:
 
 
 def place(found: Finding) -> str:
-    """Where it was found: layer, gate, route and steps, as far as it has them."""
+    """Where it was found: layer, gate, position, route and steps, as far as it has them."""
     parts = [found.layer or "the whole model"]
     if found.gate is not None:
         parts.append(f"gate {found.gate}")
+    if found.position is not None:
+        parts.append(str(found.position))
     if found.route is not None:
         parts.append(f"route {found.route}")
     if found.steps is not None:

@@ -86,6 +86,7 @@ def _decided(subject: Subject, evidence: Evidence) -> Finding:
             "Start from smaller weights",
         ),
         gate=worst.gate.name,
+        position=worst.position,
         steps=None if since is None else (since, last),
     )
 
@@ -103,7 +104,6 @@ def _short(subject: Subject, evidence: Evidence) -> Finding:
     found, need = keeping_too_short(subject), subject.need
     assert found is not None
     gate, longest, needed = found
-    mean = next(each for each in subject.activities if each.name == gate).mean
     other_ways = ", but the gradient gets there by other routes" if reaches(subject) else ""
     if subject.far_unknown and not other_ways:
         other_ways = "; whether the gradient gets there by other routes cannot be told"
@@ -111,12 +111,12 @@ def _short(subject: Subject, evidence: Evidence) -> Finding:
         "forget-gate-too-short",
         "info" if other_ways else severity_of(need),
         subject.name,
-        f"The {gate} gate forgets too fast: even its longest-lived tenth of units has a time "
+        f"The {gate.name} gate forgets too fast: even its longest-lived tenth of units has a time "
         f"constant of {steps(longest)}; to keep 1 % over {need.lag} steps ({need.words}) takes "
         f"{steps(needed)}{other_ways}",
         (
             evidence,
-            Evidence(f"mean of the {gate} gate", float(mean.mean()), "activation"),
+            Evidence(f"mean of the {gate.name} gate", float(gate.mean.mean()), "activation"),
         ),
         (
             "The gate's bias is too low: torch draws it around 0, which leaves half at every step",
@@ -126,7 +126,8 @@ def _short(subject: Subject, evidence: Evidence) -> Finding:
             "Set the gate's bias for the lag you need, or spread the units' time constants up to "
             "it (chrono)",
         ),
-        gate=gate.split("_l")[0],
+        gate=gate.gate.name,
+        position=gate.position,
     )
 
 

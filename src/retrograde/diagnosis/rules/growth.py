@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from retrograde.cells.leaves import gate_of
 from retrograde.diagnosis.finding import Evidence, Finding
 from retrograde.diagnosis.rules.reach import PASCANU
 from retrograde.diagnosis.rules.rule import Rule, steps
@@ -39,6 +40,7 @@ def _exploding(subject: Subject, evidence: Evidence) -> Finding:
     )
     alone = math.nan if without != without else without
     within = steps_left < flow.steps
+    passed = gate_of(subject.recorded.cell, route)
     return Finding(
         "exploding",
         "error" if within or subject.sensitive or not _finite(subject) else "warning",
@@ -60,7 +62,8 @@ def _exploding(subject: Subject, evidence: Evidence) -> Finding:
             "is the direction of the earliest steps",
             "Cut the sequence (truncated back-propagation) if the far past does not matter",
         ),
-        gate=route.rpartition(".")[2] if "." in route else None,
+        gate=passed[0].name if passed else None,
+        position=passed[1] if passed else None,
         route=route,
         steps=(flow.steps - 1 - lag, flow.steps - 1),
     )

@@ -1,6 +1,6 @@
 """How far back the gradient sees: vanishing, and near lags that drown the far ones."""
 
-from retrograde.diagnosis.activity import keeping_for
+from retrograde.diagnosis.activity import Activity, keeping_for
 from retrograde.diagnosis.finding import Evidence, Finding, Severity
 from retrograde.diagnosis.need import Need
 from retrograde.diagnosis.rules.rule import Rule, steps
@@ -25,15 +25,15 @@ def severity_of(need: Need) -> Severity:
     return "error" if need.why == "named" else "warning"
 
 
-def keeping_too_short(subject: Subject) -> tuple[str, float, float] | None:
-    """The keeping gate with the shortest time constant, that time constant, and the one needed."""
+def keeping_too_short(subject: Subject) -> tuple[Activity, float, float] | None:
+    """The forget gate with the shortest time constant, that time constant, and the one needed."""
     needed = 1 / (1 - keeping_for(subject.need.lag))
     worst = None
     for activity in subject.activities:
         if activity.gate.role == "forget":
             longest = float(activity.time_constants.double().quantile(0.9))
             if worst is None or longest < worst[1]:
-                worst = (activity.name, longest, needed)
+                worst = (activity, longest, needed)
     return worst
 
 
@@ -80,8 +80,9 @@ def _causes(subject: Subject) -> list[str]:
     if short and short[1] < short[2]:
         gate, longest, needed = short
         found.append(
-            f"The {gate} gate lets go: the longest-lived tenth of its units has a time constant of "
-            f"{steps(longest)}, and {steps(needed)} would keep 1 % over {need.lag} steps"
+            f"The {gate.name} gate lets go: the longest-lived tenth of its units has a time "
+            f"constant of {steps(longest)}, and {steps(needed)} would keep 1 % over {need.lag} "
+            "steps"
         )
     worst = max(subject.activities, key=lambda each: each.saturated, default=None)
     if worst and worst.saturated > subject.limits["saturated_share"]:
