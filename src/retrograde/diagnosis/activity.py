@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from retrograde.cells.base import AbstractCell, CellStep
-from retrograde.cells.gates import Activation, Gate, with_role
+from retrograde.cells.gates import CONSTANT, Activation, Gate, with_role
 from retrograde.cells.leaves import leaves
 from retrograde.cells.position import Position
 from retrograde.diagnosis.courses import Course
@@ -103,9 +103,9 @@ def look(
             cell, end, step = leaf.cell, leaf.route_suffix, leaf.of(many)
             holding = _holding(cell.activations, step)
             for gate in cell.activations:
-                if gate.activation is None:
+                value = step.activations.get(gate.name)
+                if value is None or gate.activation is None or gate.activation == CONSTANT:
                     continue
-                value = step.activations[gate.name]
                 flat = gate.activation.relative_slope(value) < slope
                 if holding is not None and gate.role in ("forget", "input"):
                     flat &= ~holding
@@ -125,7 +125,8 @@ def keeping_for(lag: int, share: float = 0.01) -> float:
 
 def _holding(gates: Sequence[Gate], step: CellStep) -> Tensor | None:
     """Where a unit holds what it has: all gates that keep it are open, and that is no defect."""
-    keeping = [step.activations[gate.name] > 0.99 for gate in with_role(gates, "forget")]
+    values = [step.activations.get(gate.name) for gate in with_role(gates, "forget")]
+    keeping = [value > 0.99 for value in values if value is not None]
     return torch.stack(keeping).all(0) if keeping else None
 
 

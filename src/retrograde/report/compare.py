@@ -102,6 +102,10 @@ class _Doubts:
         self._layers = tuple({layer.name for layer in report.layers} for report in (a, b))
         self._moved = {name for name, *_ in _moved_thresholds(a, b)}
         self._need = a.settings.needs_lag != b.settings.needs_lag
+        self._reasons = tuple(
+            {(c.name, c.layer): c.reason for c in report.checks if c.status == "not applicable"}
+            for report in (a, b)
+        )
         self._void = tuple({one.name for one in report.layers if one.void} for report in (a, b))
 
     def about(self, found: Finding, other: int) -> str:
@@ -114,6 +118,9 @@ class _Doubts:
             return f"the {which} report does not have this layer"
         if found.layer in self._void[other]:
             return f"its parts are void in the {which} report"
+        reason = self._reasons[other].get((found.rule, found.layer))
+        if reason is not None:
+            return f"the {which} report could not look for it, since {reason}"
         return self.threshold(found)
 
     def threshold(self, found: Finding) -> str:

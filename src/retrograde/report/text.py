@@ -27,6 +27,7 @@ def renderable(report: Report) -> Group:
         parts += ["", _finding(found)]
     parts += ["", _table(report)]
     parts += [Text(plain(sentence)) for sentence in report.sentences]
+    parts += [Text(plain(reason), style="dim") for reason in report.reasons]
     parts += [Text(plain(note), style="dim") for note in report.notes]
     return Group(*parts)
 

@@ -5,7 +5,7 @@ import math
 import torch
 
 from retrograde.cells.leaves import gate_of
-from retrograde.diagnosis.finding import Evidence, Finding
+from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
 from retrograde.diagnosis.rules.reach import PASCANU
 from retrograde.diagnosis.rules.rule import Rule, steps
 from retrograde.diagnosis.subject import Subject
@@ -20,9 +20,9 @@ CHAOS = 1e-3
 """A residual above this is no rounding of one pass, it has grown along the sequence."""
 
 
-def _growth(subject: Subject) -> Evidence | None:
+def _growth(subject: Subject) -> Evidence | NotApplicable:
     if subject.live is None:
-        return None
+        return NotApplicable(subject.why_not_live)
     total, _ = subject.growth
     limit = subject.limits["growth_total"]
     return Evidence("growth of the adjoint", total, "powers of two", limit, "below", "growth_total")
@@ -110,7 +110,7 @@ def _finite(subject: Subject) -> bool:
     return all(bool(g.isfinite().all()) for g in subject.recorded.gradients.values())
 
 
-def _non_finite(subject: Subject) -> Evidence | None:
+def _non_finite(subject: Subject) -> Evidence:
     values = [subject.recorded.inputs, subject.recorded.direct]
     values += subject.recorded.weights.values()
     values += subject.recorded.gradients.values()
@@ -148,9 +148,9 @@ def _sentence(words: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def _entries(subject: Subject) -> Evidence | None:
+def _entries(subject: Subject) -> Evidence | NotApplicable:
     if subject.flow is None:
-        return None
+        return NotApplicable(subject.why_not_live)
     count = float(len(subject.flow.entries))
     return Evidence("steps at which the loss enters", count, "steps", 1.0, "above")
 
