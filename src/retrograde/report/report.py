@@ -134,11 +134,10 @@ class Report:
         """Column titles and one row of text for each layer."""
         figures = list(dict.fromkeys(name for layer in self.layers for name in layer.figures))
         widest = max(self.layers, key=lambda layer: layer.steps, default=None)
-        lags = widest.by_lag.lags if widest else ()
-        groups = [f"lags {lag_in_words(range(first, last + 1))}" for first, last in lags]
+        groups = [f"lags {lag_in_words(lags)}" for lags in (widest.by_lag.lags if widest else ())]
         rows = []
         for layer in self.layers:
-            share = [percent(value) for value in layer.by_lag.share]
+            share = [percent(value) for value in layer.by_lag.share.tolist()]
             half = half_life_in_words(layer.half_life).removesuffix(" steps")
             least = "at least " if layer.reach_is_lower_bound else ""
             reach = f"{least}{layer.reach} of {layer.steps - 1}"
