@@ -1,5 +1,7 @@
 """Gates and units that cannot do their work: saturated, too short, dead, or biased twice."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -250,6 +252,27 @@ def _without_role(subject: Subject) -> str:
     )
 
 
+def _elsewhere(subject: Subject, seen: Callable[[Leaf], bool], what: str) -> str:
+    """The layers of a stack of different cells in which a rule has nothing to look at."""
+    places = [
+        str(leaf.position or leaf.route_suffix.removeprefix("_"))
+        for leaf in leaves(subject.recorded.cell)
+        if not seen(leaf)
+    ]
+    return f"there is no {what} in {listed(places)}" if places else ""
+
+
+def _without_units(subject: Subject) -> str:
+    return _elsewhere(subject, lambda leaf: "h" in leaf.cell.slots, "piece of the state called h")
+
+
+def _without_forget(subject: Subject) -> str:
+    def seen(leaf: Leaf) -> bool:
+        return bool(with_role(leaf.cell.activations, "forget"))
+
+    return _elsewhere(subject, seen, "forget gate")
+
+
 SATURATED = Rule(
     "saturated",
     "Gates or states are saturated",
@@ -280,6 +303,7 @@ SHORT = Rule(
     ("forget-bias", "chrono"),
     (GERS, JOZEFOWICZ, TALLEC),
     rests_on="forward",
+    left_out=_without_forget,
 )
 DEAD = Rule(
     "dead-units",
@@ -295,6 +319,7 @@ DEAD = Rule(
         'Networks of Rectified Linear Units" (2015), arXiv 1504.00941',
     ),
     rests_on="forward",
+    left_out=_without_units,
 )
 DOUBLE = Rule(
     "double-bias",
@@ -309,4 +334,5 @@ DOUBLE = Rule(
     ("one-bias",),
     (JOZEFOWICZ, "https://github.com/pytorch/pytorch/issues/750"),
     rests_on="given",
+    left_out=_without_forget,
 )
