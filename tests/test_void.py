@@ -335,7 +335,7 @@ def test_void_comes_first_and_silences_what_rests_on_it(unchecked):
     void = [check for check in report.checks if "gradient are void" in check.reason]
     assert "no-gradient" in {check.name for check in void}
     assert {check.status for check in void} == {"not applicable"}
-    assert "LSTM: no-gradient, vanishing" in str(report)
+    assert "LSTM: no-gradient, exploding, vanishing" in str(report)
     healthy = retrograde.diagnose(retrograde_recording(), needs_lag=11)
     assert "vanishing" in {finding.rule for finding in healthy.findings}
 
