@@ -6,11 +6,29 @@ Each message says what was expected, what arrived and what to do about it.
 
 
 class RetrogradeError(Exception):
-    """The root of the tree; the command line prints its message and exits with 2."""
+    """The root of the tree; the command line prints its message and exits with 2.
+
+    Example:
+        >>> import torch, retrograde
+        >>> try:
+        ...     retrograde.diagnose(torch.nn.Linear(2, 3), None, lambda model, batch: None)
+        ... except retrograde.RetrogradeError as error:
+        ...     print(type(error).__name__)
+        UnsupportedModelError
+    """
 
 
 class ArgumentError(RetrogradeError, ValueError):
-    """An argument has a value that the call cannot use."""
+    """An argument has a value that the call cannot use.
+
+    Example:
+        >>> import retrograde
+        >>> try:
+        ...     retrograde.clipping.GlobalNorm(-1.0)
+        ... except retrograde.errors.ArgumentError as error:
+        ...     print(isinstance(error, ValueError))
+        True
+    """
 
 
 class UnsupportedModelError(RetrogradeError):
@@ -53,4 +71,9 @@ class VoidDecompositionWarning(UserWarning):
     """The parts do not add up to the gradient as well as the precision of the pass allows.
 
     They are then the parts of another gradient; what rests on them is void.
+
+    Example:
+        >>> import warnings, retrograde
+        >>> with warnings.catch_warnings():  # from here on a void decomposition is an error
+        ...     warnings.simplefilter("error", retrograde.VoidDecompositionWarning)
     """

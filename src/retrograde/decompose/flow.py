@@ -52,6 +52,18 @@ class Flow(AbstractGradient):
         recorded: the pass that was taken apart.
         unrolled: the cell, its inputs and its states.
         entries: where the loss enters.
+
+    Example:
+        >>> import torch, retrograde
+        >>> lstm = torch.nn.LSTM(2, 3)
+        >>> with retrograde.record(lstm) as recording:
+        ...     lstm(torch.ones(20, 4, 2))[0][-1].sum().backward()
+        >>> flow = retrograde.decompose(recording)
+        >>> flow.steps, flow.parameters[:2], "carousel" in flow.routes
+        (20, ('weight_ih_l0', 'weight_hh_l0'), True)
+        >>> parts = flow.by_lag("weight_hh_l0").parts()  # they sum to the gradient
+        >>> torch.allclose(sum(parts).float(), lstm.weight_hh_l0.grad, atol=1e-6)
+        True
     """
 
     recorded: Recorded

@@ -16,6 +16,12 @@ class Course:
         saturated: the share of samples and units that are saturated there.
         gate: the name of the gate alone.
         position: its layer and direction, where the module has several.
+
+    Example:
+        >>> from retrograde.diagnosis import Course
+        >>> course = Course("forget", (0, 1), (0.4, 0.9), (0.5, 0.95), (0.6, 0.99), (0.0, 0.5))
+        >>> dict(zip(course.steps, course.median))
+        {0: 0.5, 1: 0.95}
     """
 
     name: str

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from retrograde import charts
+from retrograde._optional import optional
 from retrograde.cells import Position
 from retrograde.decompose import Flow, Parts
 from retrograde.decompose.glance import NEAR, growth
@@ -25,7 +26,13 @@ CROSSING_NUMBERS = 2**26
 
 @dataclass(frozen=True)
 class Horizon:
-    """A lag that matters to the reader, and what lies there: 52 weeks, "last year's season"."""
+    """A lag that matters to the reader, and what lies there: 52 weeks, "last year's season".
+
+    Example:
+        >>> from retrograde.report import Horizon
+        >>> Horizon(52, "last year's season").lag
+        52
+    """
 
     lag: int
     name: str
@@ -85,7 +92,8 @@ class _AsJson:
 
     @staticmethod
     def __get_pydantic_core_schema__(source: Any, handler: Any) -> Any:
-        from pydantic_core import core_schema
+        with optional("a report as JSON", "report"):
+            from pydantic_core import core_schema
 
         plain = handler.generate_schema(WrittenParts)
         return core_schema.no_info_after_validator_function(
@@ -177,6 +185,15 @@ class Layer:
             then those of another gradient, and none of the numbers above holds.
         residual_bound: how large the residual might be.
         reach_is_lower_bound: whether the gradient may reach further than can be followed.
+
+    Example:
+        >>> import torch, retrograde
+        >>> report = retrograde.diagnose(
+        ...     torch.nn.GRU(2, 4), torch.ones(20, 3, 2), lambda model, x: model(x)[0].sum()
+        ... )
+        >>> layer = report.layers[0]
+        >>> layer.name, layer.steps, layer.batch, layer.void
+        ('GRU', 20, 3, False)
     """
 
     name: str

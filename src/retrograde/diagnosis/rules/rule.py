@@ -35,6 +35,12 @@ class Rule:
         unless: why another rule speaks in its place, "" if none does.
         left_out: what part of a layer it could not look at and why, "" if it saw all of it.
         concerns: the recurrent layers one by one, or the model as a whole.
+
+    Example:
+        >>> from retrograde.diagnosis import RULES
+        >>> rule = RULES["vanishing"]
+        >>> rule.title, rule.thresholds[0], rule.remedies[0]
+        ('The gradient vanishes', 'reach_fraction', 'forget-bias')
     """
 
     name: str
