@@ -66,8 +66,8 @@ def read_strictly(text):
 
 
 def validator():
-    jsonschema.Draft202012Validator.check_schema(schema())
-    return jsonschema.Draft202012Validator(schema())
+    jsonschema.Draft202012Validator.check_schema(schema(Report))
+    return jsonschema.Draft202012Validator(schema(Report))
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from retrograde import charts
+from retrograde._optional import optional
 from retrograde.decompose import Flow, Parts
 from retrograde.decompose.glance import NEAR, growth
 from retrograde.decompose.lags import REACH
@@ -95,7 +96,8 @@ class _AsJson:
 
     @staticmethod
     def __get_pydantic_core_schema__(source: Any, handler: Any) -> Any:
-        from pydantic_core import core_schema
+        with optional("a report as JSON", "report"):
+            from pydantic_core import core_schema
 
         plain = handler.generate_schema(WrittenParts)
         return core_schema.no_info_after_validator_function(
