@@ -1,4 +1,4 @@
-"""A griffe extension: a docstring's `Example:` is a section of code, not a note with a coloured bar."""
+"""A griffe extension: the `Example:` of a docstring is code, and not a note with a coloured bar."""
 
 from typing import Any
 

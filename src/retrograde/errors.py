@@ -62,6 +62,9 @@ class RecordingError(RetrogradeError):
 class NonFiniteError(RetrogradeError):
     """A NaN or an infinity stands where the decomposition needs a number.
 
+    Args:
+        message: what is wrong, where and what to do.
+
     Attributes:
         place: where the first one is, a `NonFinite`, if it was found in a recorded pass.
 
@@ -86,7 +89,8 @@ class ClippingError(RetrogradeError, RuntimeError):
 
     Example:
         >>> import torch, retrograde
-        >>> clipper = retrograde.clipping.Clipper(torch.nn.GRU(2, 3), retrograde.clipping.Value(1.0))
+        >>> policy = retrograde.clipping.GlobalNorm(1.0)
+        >>> clipper = retrograde.clipping.Clipper(torch.nn.GRU(2, 3), policy)
         >>> try:
         ...     clipper()
         ... except retrograde.errors.ClippingError:
