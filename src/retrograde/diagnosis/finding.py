@@ -79,6 +79,10 @@ class Check:
 class Training:
     """Losses of the original and of a remedy, trained side by side from the same seed.
 
+    Attributes:
+        optimizer: what trained both, with its learning rate.
+        original, remedy: the loss at each step.
+
     Example:
         >>> from retrograde.diagnosis import Training
         >>> training = Training("Adam", original=(1.0, 0.9), remedy=(1.0, 0.4))

@@ -222,8 +222,7 @@ def subjects(
             subject = Subject(name, recorded, None, None, values, needs_lag)
             subject = replace(subject, balance=(balance or {}).get(name), fixed=fixed)
             try:
-                flow = unasked(recorded)
-                flow.adjoints  # noqa: B018  what is not finite is found here
+                flow = unasked(recorded).walked()  # what is not finite is found here
                 found[name] = replace(subject, flow=flow, place=flow.non_finite)
             except NonFiniteError as error:
                 if not isinstance(error.place, NonFinite):

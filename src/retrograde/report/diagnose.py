@@ -142,9 +142,9 @@ def diagnose(
             "diagnose takes a recording, or a model, a batch and a loss function; got "
             f"{_checks.shown(subject)}{' alone' if loss_fn is None else ''}"
         )
-    _checks.function("loss_fn", loss_fn, "(model, batch) -> loss")
+    _checks.function("loss_fn", loss_fn, "(model, batch) -> loss", takes=2)
     if progress is not None:
-        _checks.function("progress", progress, "(done, total, what comes next)")
+        _checks.function("progress", progress, "(done, total, what comes next)", takes=3)
     examination = examine(
         subject,
         batch,

@@ -28,6 +28,10 @@ CROSSING_NUMBERS = 2**26
 class Horizon:
     """A lag that matters to the reader, and what lies there: 52 weeks, "last year's season".
 
+    Attributes:
+        lag: in steps.
+        name: what lies there, in words.
+
     Example:
         >>> from retrograde.report import Horizon
         >>> Horizon(52, "last year's season").lag
