@@ -75,7 +75,8 @@ class _At(Mapping[str, Tensor]):
 class CellStep:
     """One step of a cell (or, with a leading axis, many): what the pull-back needs to know.
 
-    `activations` holds the gates and squashed values by name; `derivatives` the pointwise factors
+    `x` is what it read, `previous` and `state` are s_{k-1} and s_k. `activations` holds the gates
+    and squashed values by name; `derivatives` the pointwise factors
     that `linearise` derives from them ([*L, H], or [*L, G, H] for several gates); `layers` the
     steps of a stack's layers, none for a plain cell; `factors` those of a clipping policy, which
     chooses them from what is left of a step with some edges inside it `cut`.
@@ -420,12 +421,20 @@ class CellAdjoint:
     """The pull-back of N adjoint rows through one step, everything still unsummed over rows.
 
     `edges` lead to the previous state, each to a slot of it that it has to itself or shares with
-    others as a whole; `to_input` leads to x_k, and `uses` say how the gradient of each
+    others as a whole; `to_input` leads to x_k, and `find_uses` says how the gradient of each
     parameter follows from the adjoints of the pre-activations (several uses hold one block of its
     rows each, from the top); `formed` gives those of parameters for which no such rule is known.
     `like` is the adjoint that was pulled back; that of s_{k-1} has its shape. Where s_{k-1} was not
     simply handed on to the step, `to_before` maps the adjoint of what entered to that of s_{k-1}.
     `factors` are those of a clipping policy, where one acts.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.cells import Elman
+        >>> cell = Elman(torch.ones(1, 1), torch.full((1, 1), 0.5), activation="identity")
+        >>> step = cell.linearise(cell.step(torch.ones(4, 1), torch.zeros(4, 1)))
+        >>> cell.pull_back(step, torch.ones(3, 4, 1)).previous().shape  # 3 rows, 4 samples
+        torch.Size([3, 4, 1])
     """
 
     edges: tuple[Edge, ...]

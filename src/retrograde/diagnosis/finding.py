@@ -46,8 +46,42 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class NotApplicable:
+    """That a rule can say nothing about a layer, and why.
+
+    Attributes:
+        reason: what completes "the rule does not apply, since ...".
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """What became of one rule at one layer.
+
+    Attributes:
+        name: the rule.
+        layer: the recurrent layer, None for a rule about the model as a whole.
+        status: whether its number is on the healthy side ("passed"), whether there is a finding, or
+            whether it has nothing to look at.
+        reason: of a rule that does not apply, why; of another, what part of the layer it could not
+            look at, and why.
+    """
+
+    name: str
+    layer: str | None
+    status: Literal["passed", "found", "not applicable"]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Training:
     """Losses of the original and of a remedy, trained side by side from the same seed.
+
+    Attributes:
+        optimizer: what trained both, with its learning rate.
+        original, remedy: the loss at each step.
 
     Example:
         >>> from retrograde.diagnosis import Training

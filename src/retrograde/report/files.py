@@ -14,8 +14,8 @@ from retrograde.report.report import ReportData
 class Report(ReportData):
     """What one backward pass says about the recurrent layers of a model; made by `diagnose`.
 
-    `print` shows it, and so does a notebook. Its numbers are those of `ReportData`: `layers`,
-    `findings`, `horizon`, `notes`, `settings`.
+    `print` shows it, and so does a notebook. Its numbers are those of `ReportData`: `title`,
+    `layers`, `findings`, `horizon`, `notes`, `settings`.
 
     Example:
         >>> import torch, retrograde
