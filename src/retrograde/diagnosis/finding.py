@@ -144,17 +144,6 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class NotApplicable:
-    """That a rule can say nothing about a layer, and why.
-
-    Attributes:
-        reason: what completes "the rule does not apply, since ...".
-    """
-
-    reason: str
-
-
-@dataclass(frozen=True)
 class Finding:
     """Something that a rule found, with the numbers it stands on.
 

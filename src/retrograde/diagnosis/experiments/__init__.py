@@ -10,6 +10,7 @@ from retrograde.diagnosis.experiments.comparison import BROADCAST, PROBABILITIES
 from retrograde.diagnosis.experiments.depth import DEPTH
 from retrograde.diagnosis.experiments.experiment import Case, Experiment
 from retrograde.diagnosis.experiments.initial import INITIAL
+from retrograde.diagnosis.experiments.kept import KEPT
 from retrograde.diagnosis.experiments.numbers import DATA, LOSS
 from retrograde.diagnosis.experiments.padding import PADDING
 from retrograde.diagnosis.experiments.precision import PRECISION
@@ -24,7 +25,7 @@ from retrograde.diagnosis.experiments.window import WINDOW
 EXPERIMENTS: Mapping[str, Experiment] = {
     each.name: each
     for each in (
-        *(SAMPLES, UNREACHED, TIME, PADDING, TWINS, INITIAL),
+        *(SAMPLES, UNREACHED, TIME, PADDING, TWINS, INITIAL, KEPT),
         *(DATA, LOSS, PRECISION, BROADCAST, PROBABILITIES, INPUT_SCALE, TARGET_SCALE),
         *(SOLVED, DEPTH, WINDOW),
     )

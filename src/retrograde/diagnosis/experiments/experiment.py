@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
-from retrograde.diagnosis.finding import Finding, NotApplicable
+from retrograde.diagnosis.finding import Check, Finding, NotApplicable
 from retrograde.diagnosis.run import LossFunction, Run
 from retrograde.diagnosis.sight import Sight
 from retrograde.diagnosis.subject import Subject
@@ -26,6 +26,8 @@ class Case:
         sight: the forward pass watched from outside.
         needs_lag: the lag that the user named.
         limits: the thresholds by name.
+        reached: the places in the model of tensors from an earlier pass that the backward pass
+            went into.
     """
 
     model: nn.Module
@@ -37,6 +39,7 @@ class Case:
     sight: Sight
     needs_lag: int | None
     limits: Mapping[str, float]
+    reached: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,9 @@ class Experiment:
         sources: papers and threads behind it.
         thresholds: the rows of the table that it uses.
         replaces: rules whose findings about the same layer are consequences of this one.
+        remedies: the remedies that are tried, by name.
+        concerns: the model as a whole; rules concern its layers one by one.
+        rests_on: nothing that a void decomposition could spoil.
     """
 
     name: str
@@ -60,6 +66,19 @@ class Experiment:
     sources: tuple[str, ...] = ()
     thresholds: tuple[str, ...] = ()
     replaces: tuple[str, ...] = ()
+    remedies: tuple[str, ...] = ()
+    concerns: Literal["model"] = "model"
+    rests_on: Literal["given"] = "given"
+
+    def check(self, case: Case) -> tuple[Check, list[Finding]]:
+        """What became of it, and what it found."""
+        try:
+            found = self.look(case)
+        except Exception as error:  # a copy that cannot be run again is no fault of the model
+            found = NotApplicable(f"it failed: {type(error).__name__}: {error}")
+        if isinstance(found, NotApplicable):
+            return Check(self.name, None, "not applicable", found.reason), []
+        return Check(self.name, None, "found" if found else "passed"), found
 
 
 def listed(numbers: list[int], shown: int = 5) -> str:

@@ -127,6 +127,8 @@ PRECISION = Experiment(
     _look,
     thresholds=("flushed_share",),
     replaces=(
+        "unreached",
+        "non-finite-loss",
         "void",
         "rounding-decides",
         "non-finite",

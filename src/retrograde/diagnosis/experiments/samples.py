@@ -219,5 +219,5 @@ SAMPLES = Experiment(
     "and a wrong reshape mix them, and the model then learns from what it will not have. Batch "
     "normalisation mixes them by design, and is named as such.",
     _look,
-    replaces=("forget-gate-too-short", "vanishing", "near-lags-dominate"),
+    replaces=("unreached", "forget-gate-too-short", "vanishing", "near-lags-dominate"),
 )
