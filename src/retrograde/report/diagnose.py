@@ -195,7 +195,8 @@ def _report(
     refused = {*examination.recording.refused.values(), *map(str, errors)}
     notes += [f"Not taken apart: {why}" for why in sorted(refused)]
     notes += examination.notes
-    return Report(TITLE, layers, examination.findings, horizon, tuple(notes), settings)
+    told = (examination.findings, horizon, tuple(notes), settings, examination.checks)
+    return Report(TITLE, layers, *told)
 
 
 def _directions(
