@@ -14,7 +14,7 @@ from retrograde import _files
 from retrograde._json import strict
 from retrograde._optional import optional
 from retrograde.errors import InputError
-from retrograde.report.report import ReportData
+from retrograde.report.data import ReportData
 
 SCHEMA = "retrograde-report/4"
 
