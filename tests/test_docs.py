@@ -72,10 +72,13 @@ PUBLIC = public_names()
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_every_public_name_is_documented_with_an_example(name):
-    """Its examples run with the tests of the package; every parameter is explained by name."""
-    said = PUBLIC[name].__doc__ or ""  # its own, not an inherited one
-    assert ">>> " in said, f"{name} has no example"
-    for parameter in parameters(PUBLIC[name]):
+    """Its examples run with the tests of the package; every parameter is explained by name, be it
+    where it is inherited from.
+    """
+    value = PUBLIC[name]
+    assert ">>> " in (value.__doc__ or ""), f"{name} has no example"
+    said = "".join(each.__doc__ or "" for each in getattr(value, "__mro__", (value,)))
+    for parameter in parameters(value):
         assert re.search(rf"\b{parameter}\b", said), f"{name} does not say what {parameter} is"
 
 
