@@ -9,7 +9,7 @@ import retrograde
 
 SOURCE = Path(retrograde.__file__).parent
 LEVELS = [  # a module imports only from its own level and the levels above it in this list
-    {"errors", "_types", "_json", "_terminal", "_checks", "_files"},
+    {"errors", "_types", "_json", "_terminal", "_checks", "_files", "_optional"},
     {"cells", "charts", "clipping"},
     {"engine"},
     {"nn"},
@@ -48,7 +48,7 @@ def test_a_level_imports_only_from_the_levels_above_it():
 
 
 def test_the_package_imports_nothing_heavy():
-    """Charts, command line and integrations load when they are used."""
+    """Charts, command line, integrations, examples and studies load when they are used."""
     heavy = {
         "altair",
         "vl_convert",
@@ -63,7 +63,10 @@ def test_the_package_imports_nothing_heavy():
     }
     code = "import sys, retrograde; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not heavy & {name.split(".")[0] for name in done.stdout.split()}
+    modules = done.stdout.split()
+    assert not heavy & {name.split(".")[0] for name in modules}
+    apart = {"cli", "data", "demo", "integrations", "tasks"}
+    assert not apart & {name.split(".")[1] for name in modules if name.startswith("retrograde.")}
 
 
 def test_the_public_names_are_pinned():

@@ -294,6 +294,22 @@ ROWS: dict[str, Row] = {
             "generator": OBJECT_OR_NONE,
         },
     ),
+    "cells.Activation": Row(
+        cells.Activation,
+        {
+            **{"name": "softplus", "function": torch.nn.functional.softplus},
+            **{"derivative": lambda y: 1 - torch.exp(-y), "largest_slope": 1, "saturates": False},
+        },
+        {
+            **{"name": LABEL, "function": FUNCTION, "derivative": FUNCTION},
+            **{"largest_slope": Kind((*NO_NUMBER, NOTHING, 0, -1.0), _reals), "saturates": FLAG},
+        },
+    ),
+    "cells.Gate": Row(
+        cells.Gate,
+        {"name": "keep", "activation": None, "role": "forget", "keeps": "h"},
+        {"name": LABEL, "activation": OBJECT_OR_NONE, "role": NAME_OR_NONE, "keeps": LABEL},
+    ),
     "cells.Elman": Row(
         cells.Elman,
         {**ELMAN, "bias_ih": None, "bias_hh": None, "activation": "tanh"},

@@ -137,6 +137,12 @@ def environment(**more):
     return {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", **more}
 
 
+def test_the_version(run):
+    code, out, err = run("--version")
+    assert (code, err) == (0, "")
+    assert out == f"retrograde {retrograde.__version__}, torch {torch.__version__}\n"
+
+
 def test_diagnose_prints_and_writes(run, tmp_path):
     files = ("--html", "a.html", "--json", "a.json")
     code, out, err = run("diagnose", "user.py:good", "--fail-on", "never", *files)

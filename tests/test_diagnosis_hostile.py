@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 import retrograde
 from retrograde.diagnosis import limits
 from retrograde.diagnosis.need import season_of
-from retrograde.diagnosis.remedies import REMEDIES, Patient, assignment, expression
+from retrograde.diagnosis.remedies import REMEDIES, Patient, Remedy, assignment, expression
 from retrograde.diagnosis.training import train
 from retrograde.errors import ArgumentError
 from retrograde.tasks import gallery
@@ -74,7 +74,7 @@ def test_the_printed_lines_run_wherever_the_layer_is(place, kind, remedy):
     """In float64: a layer put in the place of another must be as wide."""
     model, (x, _) = made(kind, torch.float64, place=place)
     patient = Patient(copy.deepcopy(model), f"layers.{place}", f"layers.{place}", 20, (), 1.0)
-    applied = REMEDIES[remedy](patient)
+    applied = REMEDIES[remedy].apply(patient)
     exec(applied.code, {"model": model, "torch": torch, "retrograde": retrograde})
     assert type(model.layers[place]) is type(patient.layer)
     assert model.layers[place].weight_hh_l0.dtype == torch.float64
@@ -108,10 +108,9 @@ def test_computed_weights(make):
 
 def test_a_remedy_that_fails_is_said(monkeypatch):
     def fails(patient):
-        """Something."""
         raise RuntimeError("not for this one")
 
-    monkeypatch.setitem(REMEDIES, "chrono", fails)
+    monkeypatch.setitem(REMEDIES, "chrono", Remedy("chrono", "Something.", fails))
     model, batch = made(nn.LSTM)
     trial = trials_of(retrograde.diagnose(model, batch, loss_fn, needs_lag=12))["chrono"]
     assert trial.note == "RuntimeError: not for this one"
@@ -204,7 +203,7 @@ def test_the_clipping_of_the_parts_is_trained_with():
     case = next(case for case in gallery.SICK if case.name == "output layer times 100")
     model, batch = case.make()
     patient = Patient(copy.deepcopy(model), "recurrent", "recurrent", 1, ("head",), 1.0)
-    applied = REMEDIES["clip-groups"](patient)
+    applied = REMEDIES["clip-groups"].apply(patient)
     plain = train(model, batch, gallery.loss_fn, 4, 0).losses
     clipped = train(model, batch, gallery.loss_fn, 4, 0, applied.afterwards).losses
     optimizer, losses = torch.optim.Adam(model.parameters(), lr=1e-3), []

@@ -15,7 +15,7 @@ import retrograde
 from conformance import EXACT
 from problems import PROBLEMS, B, T
 from retrograde.cells import GRU, LSTM, Elman, SideBySide, Stacked, from_function
-from retrograde.cells.squashing import SQUASHING, STEEPEST
+from retrograde.cells.gates import ACTIVATIONS
 from retrograde.engine import Border, unroll
 from retrograde.errors import ArgumentError, NonFiniteError, UnsupportedModelError
 from retrograde.spectra import Chain
@@ -470,15 +470,16 @@ def test_a_push_is_what_a_perturbation_becomes(make):
 
 def test_the_steepest_slopes_are_those_of_the_functions():
     a = torch.linspace(-6, 6, 2401, dtype=torch.float64)
-    for name, (phi, slope) in SQUASHING.items():
-        assert float(slope(phi(a)).max()) == pytest.approx(STEEPEST[name], abs=1e-12)
-    assert STEEPEST.keys() == SQUASHING.keys()
+    for name, one in ACTIVATIONS.items():
+        slope = one.derivative(one.function(a))
+        assert float(slope.max()) == pytest.approx(one.largest_slope, abs=1e-12)
+        assert one.name == name
 
 
 @settings(max_examples=25)
 @given(
     st.integers(1, 5),
-    st.sampled_from(sorted(STEEPEST)),
+    st.sampled_from(sorted(ACTIVATIONS)),
     st.floats(0.05, 3),
     st.integers(0, 1000),
 )
@@ -489,7 +490,7 @@ def test_the_sufficient_condition_is_never_broken(hidden, activation, gain, seed
     largest, radius = bounds(chain, 2)
     assert largest.value == pytest.approx(float(torch.linalg.svdvals(weight)[0]))
     assert radius.value == pytest.approx(float(torch.linalg.eigvals(weight).abs().max()))
-    assert largest.threshold == 1 / STEEPEST[activation] and largest.proven
+    assert largest.threshold == 1 / ACTIVATIONS[activation].largest_slope and largest.proven
     assert (largest.says == "vanishes") == (largest.value < largest.threshold)
     assert largest.holds in (True, None)
     assert radius.proven == (activation == "identity")

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from retrograde._optional import optional
+
 WIDTH = 500
 DEPTH = 40
 """The colours of the map span at most so many powers of two below its largest norm."""
@@ -736,6 +738,7 @@ def _titled(title: str, parameter: str | None) -> dict[str, str]:
 
 
 def _altair() -> Any:
-    import altair
+    with optional("a chart", "report"):
+        import altair
 
     return altair

@@ -6,6 +6,7 @@ from retrograde.cells.clipped import Clipped, clipped, policy_of, unclipped
 from retrograde.cells.cut import Cut, truncated
 from retrograde.cells.elman import Elman
 from retrograde.cells.from_function import from_function
+from retrograde.cells.gates import ACTIVATIONS, Activation, Gate
 from retrograde.cells.generations import Generation, generations
 from retrograde.cells.gru import GRU, GRU2014
 from retrograde.cells.lstm import LSTM
@@ -14,17 +15,20 @@ from retrograde.cells.side_by_side import SideBySide
 from retrograde.cells.stacked import Stacked
 
 __all__ = [
+    "ACTIVATIONS",
     "GRU",
     "GRU2014",
     "LSTM",
     "AbstractCell",
     "AbstractLayer",
+    "Activation",
     "Carrying",
     "CellAdjoint",
     "CellStep",
     "Clipped",
     "Cut",
     "Elman",
+    "Gate",
     "Generation",
     "ProjectedLSTM",
     "SideBySide",

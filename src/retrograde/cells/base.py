@@ -18,6 +18,7 @@ from torch import Tensor
 
 from retrograde import _checks
 from retrograde._types import Input, Projected, State
+from retrograde.cells.gates import Gate
 from retrograde.errors import ArgumentError
 
 FEW_ROWS = 32
@@ -544,6 +545,19 @@ class AbstractCell(ABC):
     def inner_routes(self) -> tuple[str, ...]:
         """Edges that lie inside a step, which can be cut too but are no part of the sum."""
 
+    @property
+    @abstractmethod
+    def gates(self) -> tuple[Gate, ...]:
+        """The gates in the order of the weight rows; a cell without any gives its one activation.
+
+        Of a cell known only as a function there is none.
+        """
+
+    @property
+    def activations(self) -> tuple[Gate, ...]:
+        """What `CellStep.activations` holds, as far as it can saturate: gates, and other values."""
+        return self.gates
+
     @abstractmethod
     def with_parameters(self, parameters: Mapping[str, Tensor]) -> "AbstractCell":
         """The same cell with other weights, given under the names of `parameters`."""
@@ -590,14 +604,9 @@ class AbstractLayer(AbstractCell):
     bias_hh: Float[Tensor, "..."] | None
 
     @property
-    @abstractmethod
-    def gates(self) -> tuple[str, ...]:
-        """The gates in the order of the weight rows; empty for a cell without gates."""
-
-    @property
     def pre_activations(self) -> tuple[str, ...]:
         """The names of the blocks of a_k, in the order of the weight rows."""
-        return self.gates or ("hidden",)
+        return tuple(gate.name for gate in self.gates)
 
     @property
     def adjoint_order(self) -> tuple[tuple[str, ...], ...]:
@@ -662,7 +671,13 @@ class AbstractLayer(AbstractCell):
         Raises:
             ArgumentError: with the shape expected of each weight that does not fit.
         """
-        name, blocks = type(self).__name__, max(1, len(self.gates))
+        named = [gate for gate in self.gates if not isinstance(gate, Gate)]
+        if named:
+            raise ArgumentError(
+                f"{type(self).__name__}.gates must hold Gate values, as in Gate('keep', SIGMOID, "
+                f"'forget', keeps='h') of retrograde.cells.gates; got {_checks.shown(named[0])}"
+            )
+        name, blocks = type(self).__name__, len(self.gates)
         every = {each: getattr(self, each.name) for each in fields(self)}  # type: ignore[arg-type]
         _checks.weights(
             name,

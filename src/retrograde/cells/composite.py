@@ -17,6 +17,7 @@ from retrograde.cells.base import (
     Factors,
     shifted,
 )
+from retrograde.cells.gates import Gate
 
 
 class AbstractComposite(AbstractCell):
@@ -70,6 +71,18 @@ class AbstractComposite(AbstractCell):
     @property
     def inner_routes(self) -> tuple[str, ...]:
         return self._suffixed([layer.inner_routes for layer in self.layers])
+
+    @property
+    def gates(self) -> tuple[Gate, ...]:
+        return self._of_layers([layer.gates for layer in self.layers])
+
+    @property
+    def activations(self) -> tuple[Gate, ...]:
+        return self._of_layers([layer.activations for layer in self.layers])
+
+    def _of_layers(self, gates: Sequence[tuple[Gate, ...]]) -> tuple[Gate, ...]:
+        ends = zip(self.route_suffixes, self.suffixes, gates, strict=True)
+        return tuple(gate.suffixed(*end) for *end, of_cell in ends for gate in of_cell)
 
     def _suffixed(self, routes: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
         pairs = zip(self.route_suffixes, routes, strict=True)

@@ -21,7 +21,7 @@ from retrograde.cells.base import (
     plus_product,
     standard_shapes,
 )
-from retrograde.cells.squashing import SQUASHING
+from retrograde.cells.gates import ACTIVATIONS, Gate
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Elman(AbstractLayer):
         weight_hh: R, shape [H, H].
         bias_ih: b_ih, shape [H], or None.
         bias_hh: b_hh, shape [H], or None.
-        activation: phi, a name in squashing.py: "tanh", "relu", "sigmoid", "identity", ...
+        activation: phi, a name in gates.py: "tanh", "relu", "sigmoid", "identity", ...
 
     Raises:
         ArgumentError: for an unknown activation, or weights that do not fit together.
@@ -53,12 +53,12 @@ class Elman(AbstractLayer):
     activation: str = "tanh"
 
     def __post_init__(self) -> None:
-        _checks.one_of("activation", self.activation, SQUASHING)
+        _checks.one_of("activation", self.activation, ACTIVATIONS)
         self.check()
 
     @property
-    def gates(self) -> tuple[str, ...]:
-        return ()
+    def gates(self) -> tuple[Gate, ...]:
+        return (Gate("hidden", ACTIVATIONS[self.activation], "candidate"),)
 
     def shapes(self, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
         return standard_shapes(1, inputs, hidden)
@@ -86,13 +86,12 @@ class Elman(AbstractLayer):
         return affine(x, self.weight_ih, self.both_biases)
 
     def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
-        phi, _ = SQUASHING[self.activation]
-        h = phi(plus_product(projected, state, self.weight_hh))
+        h = ACTIVATIONS[self.activation].function(plus_product(projected, state, self.weight_hh))
         return CellStep(x, state, h, {"hidden": h})
 
     def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
-        _, phi_prime = SQUASHING[self.activation]
-        h_by_a = step.slope("hidden", phi_prime(step.activations["hidden"]))
+        by_a = ACTIVATIONS[self.activation].derivative(step.activations["hidden"])
+        h_by_a = step.slope("hidden", by_a)
         return replace(step, derivatives={"h by a": h_by_a.unsqueeze(-2)})
 
     def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:

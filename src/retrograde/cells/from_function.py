@@ -18,6 +18,7 @@ from torch import Tensor
 from retrograde import _checks
 from retrograde._types import Input, Projected, State
 from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep, FormedGradients, Operator
+from retrograde.cells.gates import Gate
 from retrograde.errors import ArgumentError
 
 ONLY_ROUTE = "recurrent"
@@ -78,6 +79,10 @@ class FunctionCell(AbstractCell):
 
     @property
     def inner_routes(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def gates(self) -> tuple[Gate, ...]:
         return ()
 
     def _leaving(self, piece: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retrograde._types import GRU_GATES, Input, Projected, State
+from retrograde._types import Input, Projected, State
 from retrograde.cells.base import (
     AbstractLayer,
     CellAdjoint,
@@ -25,15 +25,16 @@ from retrograde.cells.base import (
     new_rows,
     standard_shapes,
 )
+from retrograde.cells.gates import GRU_GATES, Gate
 
-RECURRENT_ROUTES = tuple(f"recurrent.{gate}" for gate in GRU_GATES)
+RECURRENT_ROUTES = tuple(f"recurrent.{gate.name}" for gate in GRU_GATES)
 
 
 class AbstractGRU(AbstractLayer):
     """What both forms have in common: gates r, z, n, state s = h, four routes."""
 
     @property
-    def gates(self) -> tuple[str, ...]:
+    def gates(self) -> tuple[Gate, ...]:
         return GRU_GATES
 
     def shapes(self, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
@@ -60,7 +61,7 @@ class AbstractGRU(AbstractLayer):
         return ("update", "candidate"), ("reset",)
 
     def gates_of(self, parameter: str) -> tuple[str, ...]:
-        return GRU_GATES
+        return tuple(gate.name for gate in GRU_GATES)
 
     def project(self, x: Input) -> Projected:
         return affine(x, self.weight_ih, self.bias_ih)

@@ -26,8 +26,8 @@ from retrograde.cells.base import (
     new_rows,
     plus_product,
 )
+from retrograde.cells.gates import ACTIVATIONS, LSTM_GATES, SIGMOID, Gate, with_role
 from retrograde.cells.generations import SIGMOID_GATES, Generation, generation
-from retrograde.cells.squashing import SQUASHING
 from retrograde.errors import ArgumentError
 
 
@@ -89,8 +89,17 @@ class LSTM(AbstractLayer):
         return generation(self.generation)
 
     @cached_property
-    def gates(self) -> tuple[str, ...]:
-        return self.kind.gates
+    def gates(self) -> tuple[Gate, ...]:
+        candidate = Gate("cell", ACTIVATIONS[self.kind.cell_squashing], "candidate")
+        every = (candidate if gate.role == "candidate" else gate for gate in LSTM_GATES)
+        return tuple(gate for gate in every if gate.name in self.kind.gates)
+
+    @cached_property
+    def activations(self) -> tuple[Gate, ...]:
+        forget = Gate("forget", SIGMOID if self.kind.coupled else None, "forget", keeps="c")
+        without = () if with_role(self.gates, "forget") else (forget,)  # f = 1 - i, or f = 1
+        squashed = Gate("squashed", ACTIVATIONS[self.kind.state_squashing], "state")
+        return (*self.gates, *without, squashed)
 
     def shapes(self, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
         return self.kind.shapes(inputs, hidden)
@@ -103,7 +112,7 @@ class LSTM(AbstractLayer):
 
     @cached_property
     def recurrent_routes(self) -> tuple[str, ...]:
-        through_h = tuple(f"recurrent.{gate}" for gate in self.gates)
+        through_h = tuple(f"recurrent.{gate}" for gate in self.kind.gates)
         through_gates = SIGMOID_GATES if self.kind.gate_recurrence else ()
         return through_h + tuple(f"recurrent.gates.{gate}" for gate in through_gates)
 
@@ -120,12 +129,12 @@ class LSTM(AbstractLayer):
     @property
     def adjoint_order(self) -> tuple[tuple[str, ...], ...]:
         if "output" not in self.kind.peephole_gates:
-            return (self.gates,)
-        return ("output",), tuple(gate for gate in self.gates if gate != "output")
+            return (self.kind.gates,)
+        return ("output",), tuple(gate for gate in self.kind.gates if gate != "output")
 
     def gates_of(self, parameter: str) -> tuple[str, ...]:
         others = {"weight_ch": self.kind.peephole_gates, "weight_gg": SIGMOID_GATES}
-        return others.get(parameter, self.gates)
+        return others.get(parameter, self.kind.gates)
 
     def project(self, x: Input) -> Projected:
         return affine(x, self.weight_ih, self.both_biases)
@@ -134,7 +143,7 @@ class LSTM(AbstractLayer):
         kind = self.kind
         h, c_previous, *before = state.chunk(len(self.slots), -1)
         a = plus_product(projected, h, self.weight_hh)
-        into = dict(zip(self.gates, a.chunk(len(self.gates), -1), strict=True))
+        into = dict(zip(self.kind.gates, a.chunk(len(self.kind.gates), -1), strict=True))
         if self.weight_gg is not None:
             seen = affine(torch.cat(before, -1), self.weight_gg, None).chunk(3, -1)
             for name, part in zip(SIGMOID_GATES, seen, strict=True):
@@ -150,10 +159,10 @@ class LSTM(AbstractLayer):
 
         i = gate("input", c_previous)
         f = 1 - i if kind.coupled else gate("forget", c_previous)
-        g = SQUASHING[kind.cell_squashing][0](into["cell"])
+        g = ACTIVATIONS[kind.cell_squashing].function(into["cell"])
         c = torch.addcmul(i * g, f, c_previous)
         o = gate("output", c)
-        y = SQUASHING[kind.state_squashing][0](c)
+        y = ACTIVATIONS[kind.state_squashing].function(c)
         new = (o * y, c, i, f, o) if kind.gate_recurrence else (o * y, c)
         activations = {"input": i, "forget": f, "cell": g, "output": o, "squashed": y}
         return CellStep(x, state, torch.cat(new, -1), activations)
@@ -163,9 +172,9 @@ class LSTM(AbstractLayer):
         i, f, g, o, y = step.activations.values()
         c_previous, c = step.previous[..., self.slots["c"]], step.state[..., self.slots["c"]]
         i_by_a, f_by_a = step.slope("input", i * (1 - i)), step.slope("forget", f * (1 - f))
-        g_by_a = step.slope("cell", SQUASHING[kind.cell_squashing][1](g))
+        g_by_a = step.slope("cell", ACTIVATIONS[kind.cell_squashing].derivative(g))
         o_by_a = step.slope("output", o * (1 - o))
-        y_by_c = SQUASHING[kind.state_squashing][1](y)
+        y_by_c = ACTIVATIONS[kind.state_squashing].derivative(y)
         c_by_i = g - c_previous if kind.coupled else g
 
         # The adjoint of each a is that of its source times a factor. The gates lie inside the step,
@@ -189,7 +198,7 @@ class LSTM(AbstractLayer):
             kept = [part for route, part in parts.items() if route not in cut]
             derivatives[f"{source} by c"] = sum(kept[1:], kept[0]) if kept else torch.zeros_like(c)
         for source in ("i", "f", "c", "h", "o"):
-            gates = [gate for gate in self.gates if a_by[gate][0] == source]
+            gates = [gate for gate in self.kind.gates if a_by[gate][0] == source]
             if gates:
                 derivatives[f"a by {source}"] = torch.stack([a_by[g][1] for g in gates], -2)
             seen = [a_by[g][1] * (c if g == "output" else c_previous) for g in gates if g in p]
@@ -227,12 +236,14 @@ class LSTM(AbstractLayer):
 
         da = adjoint("a")
         edges: list[Edge] = [
-            Product(self.recurrent_routes[: len(self.gates)], da, self.weight_hh, self.slots["h"])
+            Product(
+                self.recurrent_routes[: len(self.kind.gates)], da, self.weight_hh, self.slots["h"]
+            )
         ]
         if self.weight_gg is not None:
             before = slice(self.slots["i"].start, self.slots["o"].stop)
             da_gates = adjoint("a", "i", "f", "o")
-            routes = self.recurrent_routes[len(self.gates) :]
+            routes = self.recurrent_routes[len(self.kind.gates) :]
             edges.append(Product(routes, da_gates, self.weight_gg, before))
 
         def uses() -> dict[str, tuple[Use, ...]]:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retrograde._types import LSTM_GATES, Input, Projected, State
+from retrograde._types import Input, Projected, State
 from retrograde.cells.base import (
     AbstractLayer,
     CellAdjoint,
@@ -25,9 +25,10 @@ from retrograde.cells.base import (
     plus_product,
     standard_shapes,
 )
+from retrograde.cells.gates import LSTM_GATES, TANH, Gate
 from retrograde.errors import ArgumentError
 
-RECURRENT_ROUTES = tuple(f"recurrent.{gate}" for gate in LSTM_GATES)
+RECURRENT_ROUTES = tuple(f"recurrent.{gate.name}" for gate in LSTM_GATES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +72,12 @@ class ProjectedLSTM(AbstractLayer):
         self.check()
 
     @property
-    def gates(self) -> tuple[str, ...]:
+    def gates(self) -> tuple[Gate, ...]:
         return LSTM_GATES
+
+    @property
+    def activations(self) -> tuple[Gate, ...]:
+        return (*LSTM_GATES, Gate("squashed", TANH, "state"))
 
     @property
     def hidden_size(self) -> int:
@@ -101,7 +106,7 @@ class ProjectedLSTM(AbstractLayer):
         return ("readout",)
 
     def gates_of(self, parameter: str) -> tuple[str, ...]:
-        return () if parameter == "weight_hr" else LSTM_GATES
+        return () if parameter == "weight_hr" else tuple(gate.name for gate in LSTM_GATES)
 
     def project(self, x: Input) -> Projected:
         return affine(x, self.weight_ih, self.both_biases)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from retrograde._types import Input, Projected, State
 from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep
+from retrograde.cells.gates import Gate
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,14 @@ class AbstractWrapped(AbstractCell):
     @property
     def inner_routes(self) -> tuple[str, ...]:
         return self.cell.inner_routes
+
+    @property
+    def gates(self) -> tuple[Gate, ...]:
+        return self.cell.gates
+
+    @property
+    def activations(self) -> tuple[Gate, ...]:
+        return self.cell.activations
 
     def with_parameters(self, parameters: Mapping[str, Tensor]) -> "AbstractWrapped":
         return replace(self, cell=self.cell.with_parameters(parameters))

@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
+from importlib.metadata import version
 from json import dumps
 from pathlib import Path
 from typing import Annotated
@@ -17,9 +18,10 @@ import torch
 import typer
 
 from retrograde import _files
+from retrograde._optional import optional
 from retrograde._terminal import plain
 from retrograde.cli.terminal import complain, forgive_encodings, guarded_output, progress, show
-from retrograde.errors import InputError, MissingExtraError, RetrogradeError
+from retrograde.errors import InputError, RetrogradeError
 
 FINDINGS, UNUSABLE, BUG, INTERRUPTED = 1, 2, 70, 130
 """Exit codes; 70 is what sysexits.h calls an internal software error."""
@@ -30,12 +32,31 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="See how gradients travel back through time in recurrent networks.",
 )
+# Help is given as data, as `python -OO` removes docstrings.
 
 Html = Annotated[Path | None, typer.Option("--html", help="Write a page that opens offline.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the numbers.")]
 Seed = Annotated[
     int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same numbers.")
 ]
+
+
+def _show_versions(asked: bool | None) -> None:
+    if asked:
+        print(f"retrograde {version('retrograde')}, torch {torch.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool | None,
+        typer.Option(
+            "--version", is_eager=True, callback=_show_versions, help="Show the versions and exit."
+        ),
+    ] = None,
+) -> None:
+    pass
 
 
 class FailOn(StrEnum):
@@ -47,7 +68,7 @@ class FailOn(StrEnum):
     NEVER = "never"
 
 
-@app.command()
+@app.command(help="Train two small forecasters of CO2 and show how far back their gradients reach.")
 def demo(
     seed: Seed = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Train for two epochs only.")] = False,
@@ -58,15 +79,9 @@ def demo(
         "retrograde-demo.json"
     ),
 ) -> None:
-    """Train two small forecasters of CO2 and show how far back their gradients reach."""
     _check_outputs(html, json)
-    try:
+    with optional("the demo", "demo"):
         from retrograde import demo as main_job
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"the demo trains with Lightning, and {error.name} is not installed; install it with "
-            "pip install 'retrograde[demo]'"
-        ) from error
     report = main_job.run(seed, quick, progress=sys.stdout.isatty())
     report.to_html(html)
     report.to_json(json)
@@ -74,7 +89,12 @@ def demo(
     _say_written(html, json)
 
 
-@app.command()
+@app.command(
+    help="Say what is wrong with the gradients of your own model, and what helps.\n\n"
+    "FUNCTION takes nothing and returns (model, batch, loss_fn); loss_fn(model, batch) "
+    "returns the scalar loss. Your model is copied, and the copy is run. Exit codes: 0 "
+    "healthy, 1 findings at or above --fail-on, 2 unusable input."
+)
 def diagnose(
     target: Annotated[str, typer.Argument(metavar="FILE.py:FUNCTION")],
     fail_on: Annotated[
@@ -113,12 +133,6 @@ def diagnose(
         bool, typer.Option("--quiet", help="Print nothing but errors; files are still written.")
     ] = False,
 ) -> None:
-    """Say what is wrong with the gradients of your own model, and what helps.
-
-    FUNCTION takes nothing and returns (model, batch, loss_fn); loss_fn(model, batch) returns the
-    scalar loss. Your model is copied, and the copy is run. Exit codes: 0 healthy, 1 findings at or
-    above --fail-on, 2 unusable input.
-    """
     _check_outputs(html, json)
     changed = _thresholds(threshold or ())
 
@@ -158,13 +172,14 @@ def diagnose(
         raise typer.Exit(FINDINGS)
 
 
-@app.command()
+@app.command(
+    help="Say what got better from one report to another, what got worse, and what is the same."
+)
 def compare(
     before: Annotated[Path, typer.Argument(metavar="A.json", help="What diagnose --json wrote.")],
     after: Annotated[Path, typer.Argument(metavar="B.json", help="The same, later.")],
     html: Html = None,
 ) -> None:
-    """Say what got better from one report to another, what got worse, and what is the same."""
     _check_outputs(html, reads=(before, after))
     from retrograde.report import Report
     from retrograde.report import compare as compare_reports
@@ -177,16 +192,16 @@ def compare(
     _say_written(html)
 
 
-@app.command()
+@app.command(
+    help="Say what recurrent weights tell on their own: norms, bounds, horizons, "
+    "initialisation.\n\n"
+    "WEIGHTS is a state dict or a checkpoint, as .safetensors, .pt or .pth; nothing in it "
+    "is run. Or give FILE.py:FUNCTION as for diagnose: its model is looked at."
+)
 def inspect(
     weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="A file, or FILE.py:FUNCTION.")],
     json: Json = None,
 ) -> None:
-    """Say what recurrent weights tell on their own: norms, bounds, horizons, initialisation.
-
-    WEIGHTS is a state dict or a checkpoint, as .safetensors, .pt or .pth; nothing in it is run. Or
-    give FILE.py:FUNCTION as for diagnose: its model is looked at.
-    """
     path = Path(weights)
     file, _, function = weights.rpartition(":")
     called = bool(function) and file.endswith(".py") and not os.path.exists(path)
@@ -205,11 +220,10 @@ def inspect(
     _say_written(json)
 
 
-@app.command()
+@app.command(help="Explain a rule: what it looks for, its thresholds and where they come from.")
 def explain(
     rule: Annotated[str | None, typer.Argument(help="A rule; without it, all are listed.")] = None,
 ) -> None:
-    """Explain a rule: what it looks for, its thresholds and where they come from."""
     from rich.markdown import Markdown
     from rich.table import Table
 

@@ -4,26 +4,22 @@ Of every gate and squashed value of every layer, over all samples, padding left 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from retrograde.cells import AbstractCell
-from retrograde.cells.base import CellStep
+from retrograde.cells.base import AbstractCell, CellStep
+from retrograde.cells.gates import Activation, Gate, with_role
 from retrograde.cells.leaves import leaves
-from retrograde.cells.squashing import SQUASHING
 from retrograde.diagnosis.courses import Course
 from retrograde.engine import Unrolled
 from retrograde.record import Recorded
 
 SHOWN = 200
 """A course shows at most so many steps."""
-
-SIGMOIDS = ("input", "forget", "output", "reset", "update")
-KEEPING = ("forget", "update")
-"""The gate that keeps the state: at 1 nothing is lost."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,14 +28,14 @@ class Activity:
 
     Attributes:
         name: "forget", or "forget_l1" in a stack.
-        gate: the same without the layer.
+        gate: what it is.
         course: its percentiles and its saturated share over time.
         saturated: the share of all samples, units and steps that are saturated.
         mean: mean activation of each unit, shape [H].
     """
 
     name: str
-    gate: str
+    gate: Gate
     course: Course
     saturated: float
     mean: Float[Tensor, "H"]
@@ -65,13 +61,13 @@ class Units:
         name: "h", with its layer in a stack.
         moved: how far each unit moved in the whole pass, shape [H].
         largest: the largest output of any unit.
-        squashing: the function that squashes it, where it is that of a plain RNN.
+        activation: the function whose value it is, in a plain RNN.
     """
 
     name: str
     moved: Float[Tensor, "H"]
     largest: float
-    squashing: str | None
+    activation: Activation | None
 
     @property
     def dead(self) -> Bool[Tensor, "H"]:
@@ -86,7 +82,7 @@ def look(
 
     Args:
         recorded, unrolled: the pass.
-        slope: an activation is saturated where the slope of its squashing function is below this
+        slope: an activation is saturated where the slope of its function is below this
             share of the largest.
     """
     gates: dict[str, _Gate] = {}
@@ -102,17 +98,18 @@ def look(
         valid = None if lengths is None else k.unsqueeze(1) < lengths
         for leaf in leaves(unrolled.cell):
             cell, end, step = leaf.cell, leaf.route_suffix, leaf.of(many)
-            kinds = _squashing(cell, step)
-            holding = _holding(step)
-            for gate, squashing in kinds.items():
-                flat = _flat(squashing, step.activations[gate]) < slope
-                if holding is not None and gate in (*KEEPING, "input"):
+            holding = _holding(cell.activations, step)
+            for gate in cell.activations:
+                if gate.activation is None:
+                    continue
+                value = step.activations[gate.name]
+                flat = gate.activation.relative_slope(value) < slope
+                if holding is not None and gate.role in ("forget", "input"):
                     flat &= ~holding
-                row = gates.setdefault(gate + end, _Gate(gate + end, gate))
-                row.add(start, step.activations[gate], flat, valid, shown)
+                name = gate.name + end
+                gates.setdefault(name, _Gate(name, gate)).add(start, value, flat, valid, shown)
             if "h" in cell.slots:
-                hidden = kinds.get("hidden")
-                units = outputs.setdefault(end, _Outputs("h" + end, hidden))
+                units = outputs.setdefault(end, _Outputs("h" + end, _activation_of_h(cell)))
                 units.add(step.state[..., cell.slots["h"]], valid)
     return [g.result() for g in gates.values()], [u.result() for u in outputs.values()]
 
@@ -122,44 +119,22 @@ def keeping_for(lag: int, share: float = 0.01) -> float:
     return math.exp(math.log(share) / max(1, lag))
 
 
-def _squashing(cell: AbstractCell, step: CellStep) -> dict[str, str]:
-    """The squashing function of each activation that has weights to learn, by name."""
-    kind = getattr(cell, "kind", None)
-    others = {
-        "cell": kind.cell_squashing if kind else "tanh",
-        "squashed": kind.state_squashing if kind else "tanh",
-        "candidate": "tanh",
-        "hidden": getattr(cell, "activation", "tanh"),
-    }
-    gates = getattr(cell, "gates", ())
-    coupled = ("forget",) if kind and kind.coupled else ()
-    return {
-        name: "sigmoid" if name in SIGMOIDS else others[name]
-        for name in step.activations
-        if (name in SIGMOIDS and name in (*gates, *coupled)) or name in others
-    }
+def _holding(gates: Sequence[Gate], step: CellStep) -> Tensor | None:
+    """Where a unit holds what it has: all gates that keep it are open, and that is no defect."""
+    keeping = [step.activations[gate.name] > 0.99 for gate in with_role(gates, "forget")]
+    return torch.stack(keeping).all(0) if keeping else None
 
 
-def _holding(step: CellStep) -> Tensor | None:
-    """Where a unit holds what it has: the gate that keeps it is open, and that is no defect."""
-    for gate in KEEPING:
-        if gate in step.activations:
-            return step.activations[gate] > 0.99
-    return None
-
-
-def _flat(squashing: str, value: Tensor) -> Tensor:
-    """The slope at an activation as a share of the largest; 1 where nothing saturates."""
-    phi, prime = SQUASHING[squashing]
-    if squashing in ("relu", "identity"):
-        return torch.ones_like(value)
-    return prime(value) / prime(phi(torch.zeros_like(value)))
+def _activation_of_h(cell: AbstractCell) -> Activation | None:
+    """The activation function whose value h is: that of a cell with a candidate alone."""
+    (only, *others) = cell.activations or (None,)
+    return only.activation if only and not others and only.role == "candidate" else None
 
 
 class _Gate:
     """Gathers one gate, chunk by chunk."""
 
-    def __init__(self, name: str, gate: str):
+    def __init__(self, name: str, gate: Gate):
         self.name, self.gate = name, gate
         self._steps: dict[int, tuple[float, float, float, float]] = {}
         self._sum: Tensor | float = 0.0
@@ -200,8 +175,8 @@ class _Gate:
 class _Outputs:
     """Gathers the smallest and the largest output of every unit."""
 
-    def __init__(self, name: str, squashing: str | None):
-        self._name, self._squashing = name, squashing
+    def __init__(self, name: str, activation: Activation | None):
+        self._name, self._activation = name, activation
         self._low: Tensor | None = None
         self._high: Tensor | None = None
 
@@ -216,4 +191,4 @@ class _Outputs:
     def result(self) -> Units:
         assert self._low is not None and self._high is not None
         largest = float(torch.maximum(self._high.abs(), self._low.abs()).max())
-        return Units(self._name, self._high - self._low, largest, self._squashing)
+        return Units(self._name, self._high - self._low, largest, self._activation)

@@ -29,8 +29,7 @@ def explain(name: str) -> str:
         lines = [f"- `{row.name}` = {row.value:g} {row.unit}. {row.reason}" for row in rows]
         parts += ["## Thresholds", "\n".join(lines)]
     if rule.remedies:
-        said = {name: _in_a_line(REMEDIES[name].__doc__) for name in rule.remedies}
-        lines = [f"- `{name}`: {words}" for name, words in said.items()]
+        lines = [f"- `{name}`: {REMEDIES[name].description}" for name in rule.remedies]
         parts += [
             "## Remedies that are tried",
             "On a copy of the model, in the same pass, where they have a place in the layer:",
@@ -39,7 +38,3 @@ def explain(name: str) -> str:
     if rule.sources:
         parts += ["## Sources", "\n".join(f"- {source}" for source in rule.sources)]
     return "\n\n".join(parts) + "\n"
-
-
-def _in_a_line(docstring: str | None) -> str:
-    return " ".join((docstring or "").split())

@@ -1,11 +1,13 @@
 """What can be done to a layer, and the lines of code that do it to the user's own model.
 
-Every remedy is a function: it changes a copied model, or raises `Unfit` where it has no place.
+A remedy is a function that changes a copied model, or raises `Unfit` where it has no place in the
+layer, with a name and a description. The description is text that the program prints, so it is data
+and no docstring, which `python -OO` removes.
 """
 
 import keyword
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +105,37 @@ class Applied:
     by_training: bool = False
 
 
+@dataclass(frozen=True)
+class Remedy:
+    """Something that can be tried.
+
+    Attributes:
+        name: by which rules and reports call it.
+        description: what it does to a layer and why, as reports and `retrograde explain` print it.
+        apply: does it to a copy, and says what was done.
+    """
+
+    name: str
+    description: str
+    apply: Callable[[Patient], Applied]
+
+
+REMEDIES: dict[str, Remedy] = {}
+"""All that can be tried, by name."""
+
+
+def remedy(
+    name: str, description: str
+) -> Callable[[Callable[[Patient], Applied]], Callable[[Patient], Applied]]:
+    """Enter the function below it into `REMEDIES`."""
+
+    def enter(apply: Callable[[Patient], Applied]) -> Callable[[Patient], Applied]:
+        REMEDIES[name] = Remedy(name, description, apply)
+        return apply
+
+    return enter
+
+
 def _initialise(patient: Patient, name: str, title: str, **options: Any) -> Applied:
     try:
         initialise(patient.layer, name, **options)  # type: ignore[arg-type]
@@ -118,60 +151,74 @@ def bias_for(lag: int) -> float:
     return round(max(1.0, math.log(f / (1 - f))), 2)
 
 
+@remedy(
+    "forget-bias",
+    "The forget gate's bias (a GRU's update gate) is set so high that 1 % of the state is "
+    "left after the lag that matters, and to 1 at least; torch draws it around 0, where half "
+    "is lost at a step.",
+)
 def forget_bias(patient: Patient) -> Applied:
-    """The forget gate's bias (a GRU's update gate) is set so high that 1 % of the state is left
-    after the lag that matters, and to 1 at least; torch draws it around 0, where half is lost at a
-    step.
-    """
     value = bias_for(patient.lag)
     title = f"forget bias {value:g} (keeps 1 % over {patient.lag} steps)"
     return _initialise(patient, "forget-bias", title, value=value)
 
 
+@remedy(
+    "chrono",
+    "The biases of forget (update) and input gates are drawn so that time constants spread "
+    "evenly up to the lag that matters: some units keep for long, others forget at once "
+    "(Tallec and Ollivier, 2018).",
+)
 def chrono(patient: Patient) -> Applied:
-    """The biases of forget (update) and input gates are drawn so that time constants spread evenly
-    up to the lag that matters: some units keep for long, others forget at once (Tallec and
-    Ollivier, 2018).
-    """
     horizon = max(3, patient.lag)
     title = f"chrono initialisation for {horizon} steps"
     return _initialise(patient, "chrono", title, horizon=horizon)
 
 
+@remedy(
+    "orthogonal",
+    "Each gate's recurrent weights become a random orthogonal matrix, which changes no "
+    "length: what still shrinks or grows is the work of slopes and gates.",
+)
 def orthogonal(patient: Patient) -> Applied:
-    """Each gate's recurrent weights become a random orthogonal matrix, which changes no length:
-    what still shrinks or grows is the work of slopes and gates.
-    """
     return _initialise(patient, "orthogonal", "orthogonal recurrent weights")
 
 
+@remedy(
+    "identity",
+    "The recurrent weights of a relu RNN become the identity, its biases 0 and its input "
+    "weights small: an active unit hands its state and its gradient on as they are (Le, "
+    "Jaitly and Hinton, 2015).",
+)
 def identity(patient: Patient) -> Applied:
-    """The recurrent weights of a relu RNN become the identity, its biases 0 and its input weights
-    small: an active unit hands its state and its gradient on as they are (Le, Jaitly and Hinton,
-    2015).
-    """
     return _initialise(patient, "identity", "identity recurrent weights (relu RNN)")
 
 
+@remedy(
+    "fresh",
+    "All weights of the layer are drawn anew as torch draws them, from U(-1/sqrt(H), "
+    "1/sqrt(H)): it tells whether the fault lies in the weights or in what goes in.",
+)
 def fresh(patient: Patient) -> Applied:
-    """All weights of the layer are drawn anew as torch draws them, from U(-1/sqrt(H), 1/sqrt(H)):
-    it tells whether the fault lies in the weights or in what goes in.
-    """
     return _initialise(patient, "torch", "fresh weights, torch's default")
 
 
+@remedy(
+    "spectral-radius",
+    "Each gate's recurrent weights are divided by their spectral radius: below 1 a linear "
+    "recurrence vanishes, above 1 it can explode (Pascanu, Mikolov and Bengio, 2013).",
+)
 def spectral_radius(patient: Patient) -> Applied:
-    """Each gate's recurrent weights are divided by their spectral radius: below 1 a linear
-    recurrence vanishes, above 1 it can explode (Pascanu, Mikolov and Bengio, 2013).
-    """
     return _scaled(patient, "spectral radius", "torch.linalg.eigvals(gate).abs().max()")
 
 
+@remedy(
+    "spectral-norm",
+    "Each gate's recurrent weights are divided by their largest singular value, so that they "
+    "stretch nothing: a plain RNN explodes only where that value is above 1 (Pascanu, Mikolov "
+    "and Bengio, 2013).",
+)
 def spectral_norm(patient: Patient) -> Applied:
-    """Each gate's recurrent weights are divided by their largest singular value, so that they
-    stretch nothing: a plain RNN explodes only where that value is above 1 (Pascanu, Mikolov and
-    Bengio, 2013).
-    """
     return _scaled(patient, "largest singular value", "torch.linalg.matrix_norm(gate, 2)")
 
 
@@ -234,10 +281,12 @@ def _projects(layer: nn.Module) -> bool:
     return isinstance(layer, nn.RNNBase) and layer.proj_size > 0
 
 
+@remedy(
+    "no-forget-gate",
+    "The LSTM is replaced by one without a forget gate, as it was in 1997: its carousel keeps "
+    "everything (f = 1), and its cell state can drift.",
+)
 def no_forget_gate(patient: Patient) -> Applied:
-    """The LSTM is replaced by one without a forget gate, as it was in 1997: its carousel keeps
-    everything (f = 1), and its cell state can drift.
-    """
     layer = patient.layer
     if not isinstance(layer, nn.LSTM | LSTM) or _projects(layer):
         raise Unfit
@@ -248,10 +297,12 @@ def no_forget_gate(patient: Patient) -> Applied:
     return Applied("another generation: no forget gate (f = 1), fresh weights", code)
 
 
+@remedy(
+    "forget-gate",
+    "An LSTM that cannot forget is replaced by one that can (Gers, Schmidhuber and Cummins, "
+    "2000): a cell state that only adds up drifts into saturation.",
+)
 def forget_gate(patient: Patient) -> Applied:
-    """An LSTM that cannot forget is replaced by one that can (Gers, Schmidhuber and Cummins, 2000):
-    a cell state that only adds up drifts into saturation.
-    """
     layer = patient.layer
     if not isinstance(layer, LSTM) or "forget" in generation(layer.generation).gates:
         raise Unfit
@@ -261,10 +312,12 @@ def forget_gate(patient: Patient) -> Applied:
     return Applied("another generation: with a forget gate (2000), fresh weights", code)
 
 
+@remedy(
+    "lstm",
+    "A plain RNN or a GRU is replaced by an LSTM of the same size, whose forget bias keeps 1 "
+    "% of the state over the lag that matters: its carousel crosses no recurrent weights.",
+)
 def lstm(patient: Patient) -> Applied:
-    """A plain RNN or a GRU is replaced by an LSTM of the same size, whose forget bias keeps 1 % of
-    the state over the lag that matters: its carousel crosses no recurrent weights.
-    """
     layer = patient.layer
     if not isinstance(layer, nn.RNN | RNN | nn.GRU | GRU):
         raise Unfit
@@ -280,10 +333,12 @@ def lstm(patient: Patient) -> Applied:
     return Applied(f"another generation: an LSTM with forget bias {value:g}, fresh weights", code)
 
 
+@remedy(
+    "truncated-1997",
+    "Nothing comes back through h, as in the backward pass of 1997: the carousel alone "
+    "carries the gradient, and it cannot grow; the forward pass stays as it is.",
+)
 def truncated(patient: Patient) -> Applied:
-    """Nothing comes back through h, as in the backward pass of 1997: the carousel alone carries the
-    gradient, and it cannot grow; the forward pass stays as it is.
-    """
     layer = patient.layer
     if not isinstance(layer, nn.LSTM | nn.GRU) or _projects(layer) or is_parametrized(layer):
         raise Unfit
@@ -321,10 +376,13 @@ def _detached(state: Any) -> Any:
     return state.detach() if isinstance(state, Tensor) else tuple(map(_detached, state))
 
 
+@remedy(
+    "window",
+    "Truncated back-propagation through time: the state is detached each time the lag that "
+    "matters has passed, so that growth ends there, and so does everything that could be "
+    "learned beyond.",
+)
 def window(patient: Patient) -> Applied:
-    """Truncated back-propagation through time: the state is detached each time the lag that matters
-    has passed, so that growth ends there, and so does everything that could be learned beyond.
-    """
     layer, steps = patient.layer, patient.lag + 1
     if not isinstance(layer, nn.RNNBase | LSTM | GRU | RNN) or layer.bidirectional:
         raise Unfit
@@ -345,11 +403,12 @@ def window(patient: Patient) -> Applied:
     return Applied(f"truncated back-propagation: the state detached every {steps} steps", code)
 
 
+@remedy(
+    "standardise-input",
+    "What the layer reads is shifted and scaled to mean 0 and standard deviation 1 in every "
+    "feature: large inputs push gates to the flat ends of their squashing functions.",
+)
 def standardise_input(patient: Patient) -> Applied:
-    """What the layer reads is shifted and scaled to mean 0 and standard deviation 1 in every
-    feature: large inputs push gates to the flat ends of their squashing functions.
-    """
-
     def scale(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x, *others = args
         if not isinstance(x, Tensor):
@@ -367,10 +426,12 @@ def standardise_input(patient: Patient) -> Applied:
     )
 
 
+@remedy(
+    "one-bias",
+    "The forget gate's slice of `bias_hh` is set to 0: torch adds it to that of `bias_ih`, "
+    "and the bias that was meant is the one that is left.",
+)
 def one_bias(patient: Patient) -> Applied:
-    """The forget gate's slice of `bias_hh` is set to 0: torch adds it to that of `bias_ih`, and the
-    bias that was meant is the one that is left.
-    """
     layer = patient.layer
     if not isinstance(layer, nn.LSTM | nn.LSTMCell):
         raise Unfit
@@ -388,10 +449,12 @@ def one_bias(patient: Patient) -> Applied:
     )
 
 
+@remedy(
+    "fresh-output",
+    "Whatever runs after the recurrent layers draws its weights anew by its own "
+    "`reset_parameters`.",
+)
 def fresh_output(patient: Patient) -> Applied:
-    """Whatever runs after the recurrent layers draws its weights anew by its own
-    `reset_parameters`.
-    """
     drawn = []
     for path in patient.after:
         module = patient.model.get_submodule(path)
@@ -408,11 +471,12 @@ CLIP = 1.0
 """The norm that everybody clips to."""
 
 
+@remedy(
+    "clip",
+    "`torch.nn.utils.clip_grad_norm_` at 1.0 after the backward pass, the line that everybody "
+    "pastes: it scales the sum over lags and changes no part of it against another.",
+)
 def clip(patient: Patient) -> Applied:
-    """`torch.nn.utils.clip_grad_norm_` at 1.0 after the backward pass, the line that everybody
-    pastes: it scales the sum over lags and changes no part of it against another.
-    """
-
     def afterwards(model: nn.Module) -> None:
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
 
@@ -426,10 +490,12 @@ def clip(patient: Patient) -> Applied:
     )
 
 
+@remedy(
+    "clip-inside",
+    "The norm of the state's adjoint is held inside back-propagation, at every step, to the "
+    "largest with which the loss itself enters: growth on the way back ends there.",
+)
 def clip_inside(patient: Patient) -> Applied:
-    """The norm of the state's adjoint is held inside back-propagation, at every step, to the
-    largest with which the loss itself enters: growth on the way back ends there.
-    """
     if not isinstance(patient.layer, nn.RNNBase | LSTM | GRU | RNN):
         raise Unfit
     limit = float(f"{patient.entering:.2g}")
@@ -446,10 +512,12 @@ def clip_inside(patient: Patient) -> Applied:
     return Applied(f"the adjoint of the state held to norm {limit:g} at every step", code)
 
 
+@remedy(
+    "clip-groups",
+    "Recurrent layer and output layer are clipped apart, each to the smaller norm of the two: "
+    "with one norm over both, the larger gradient decides how much is left of the other.",
+)
 def clip_groups(patient: Patient) -> Applied:
-    """Recurrent layer and output layer are clipped apart, each to the smaller norm of the two: with
-    one norm over both, the larger gradient decides how much is left of the other.
-    """
     if not patient.after:
         raise Unfit
     groups = [[patient.path], list(patient.after)]
@@ -473,26 +541,3 @@ def clip_groups(patient: Patient) -> Applied:
     ]
     title = "recurrence and output layer clipped apart, to the smaller norm of the two"
     return Applied(title, "\n".join(lines), afterwards)
-
-
-REMEDIES: Mapping[str, Callable[[Patient], Applied]] = {
-    "forget-bias": forget_bias,
-    "chrono": chrono,
-    "orthogonal": orthogonal,
-    "identity": identity,
-    "spectral-radius": spectral_radius,
-    "spectral-norm": spectral_norm,
-    "no-forget-gate": no_forget_gate,
-    "forget-gate": forget_gate,
-    "lstm": lstm,
-    "truncated-1997": truncated,
-    "window": window,
-    "clip-inside": clip_inside,
-    "clip": clip,
-    "clip-groups": clip_groups,
-    "standardise-input": standardise_input,
-    "one-bias": one_bias,
-    "fresh": fresh,
-    "fresh-output": fresh_output,
-}
-"""All that can be tried, by name."""

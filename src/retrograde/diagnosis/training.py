@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from retrograde._optional import optional
 from retrograde.clipping import Clipper, GlobalNorm, suggest
 from retrograde.clipping.groups import ALL
 from retrograde.diagnosis.finding import Finding, Training, Trial
@@ -62,14 +64,8 @@ def train(
     Raises:
         MissingExtraError: if Lightning is not installed.
     """
-    try:
+    with optional("training a remedy", "lightning"):
         import lightning
-        from torch.utils.data import DataLoader
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            "training a remedy needs Lightning, which is not installed; install it with "
-            "pip install 'retrograde[lightning]'"
-        ) from error
 
     losses: list[float] = []
 

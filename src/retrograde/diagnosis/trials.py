@@ -72,11 +72,11 @@ class Clinic:
         patient = Patient(model, subject.name, path, lag, self.before.after, entering)
         with seeded(self.seed):
             try:
-                applied = REMEDIES[remedy](patient)
+                applied = REMEDIES[remedy].apply(patient)
             except Unfit:
                 return None
             except Exception as error:  # weights of a form that it cannot be done to
-                nothing = Applied(str(REMEDIES[remedy].__doc__).strip().rstrip("."), "")
+                nothing = Applied(REMEDIES[remedy].description.rstrip("."), "")
                 return Treated(nothing, model, None, math.nan, in_words(error))
         try:
             now = run(patient.model, self.batch, self.loss_fn, self.seed, applied.afterwards)

@@ -29,8 +29,8 @@ def _callbacks() -> tuple[type[Any], ...]:
             continue
     if not found:
         raise MissingExtraError(
-            "retrograde.integrations.lightning needs Lightning, which is not installed: "
-            "pip install 'retrograde[lightning]' (or pytorch-lightning)"
+            "retrograde.integrations.lightning needs lightning, which is not installed; install it "
+            "with pip install 'retrograde[lightning]' (or pytorch-lightning)"
         )
     return tuple(found)
 

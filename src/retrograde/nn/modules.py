@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from retrograde import _checks, cells
 from retrograde.cells.base import standard_shapes
+from retrograde.cells.gates import ACTIVATIONS
 from retrograde.cells.generations import TABLE, generation
-from retrograde.cells.squashing import SQUASHING
 from retrograde.errors import ArgumentError
 from retrograde.nn.recurrent import AbstractRecurrent, Shapes, nearest
 
@@ -212,7 +212,7 @@ class RNN(AbstractRecurrent):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ):
-        self.nonlinearity = _checks.one_of("nonlinearity", nonlinearity, SQUASHING)
+        self.nonlinearity = _checks.one_of("nonlinearity", nonlinearity, ACTIVATIONS)
         sizes = (input_size, hidden_size, num_layers)
         super().__init__(
             *sizes, bias, batch_first, dropout, bidirectional, truncated, device, dtype

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from retrograde._optional import optional
 from retrograde._terminal import as_text, plain
 from retrograde.report.comparison import Comparison, FindingChange, LayerChange, Number
 from retrograde.report.report import number
@@ -48,6 +48,9 @@ def renderable(comparison: Comparison) -> Group:
 
 def page(comparison: Comparison) -> str:
     """The comparison as one page that opens offline and needs no script."""
+    with optional("the page of a comparison", "report"):
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(
         loader=PackageLoader("retrograde", "report"),
         autoescape=True,

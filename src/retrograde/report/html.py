@@ -6,16 +6,18 @@ from functools import cache, partial
 from importlib.metadata import version
 from typing import Any
 
-import altair
-import vl_convert
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from jinja2.utils import htmlsafe_json_dumps
-from markupsafe import Markup
-
 from retrograde import _files
+from retrograde._optional import optional
 from retrograde.diagnosis import Finding
 from retrograde.report.layer import Layer
 from retrograde.report.report import Report, number
+
+with optional("the page of a report", "report"):
+    import altair
+    import vl_convert
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2.utils import htmlsafe_json_dumps
+    from markupsafe import Markup
 
 MOST_BYTES = 1_950_000
 """Charts that would make a page larger than this are left out, and the page says which."""

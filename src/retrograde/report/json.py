@@ -8,13 +8,15 @@ import json
 from os import PathLike
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-from pydantic.json_schema import GenerateJsonSchema
-
 from retrograde import _files
 from retrograde._json import strict
+from retrograde._optional import optional
 from retrograde.errors import InputError
 from retrograde.report.report import Report
+
+with optional("a report as JSON", "report"):
+    from pydantic import TypeAdapter, ValidationError
+    from pydantic.json_schema import GenerateJsonSchema
 
 SCHEMA = "retrograde-report/3"
 

@@ -9,6 +9,7 @@ from retrograde import _files
 from retrograde.charts import half_life_in_words, lag_in_words
 from retrograde.diagnosis import Finding, Threshold
 from retrograde.diagnosis.finding import at_least
+from retrograde.errors import MissingExtraError
 from retrograde.report.layer import Horizon, Layer
 
 FAINT = 0.01
@@ -205,8 +206,11 @@ class Report:
 
         return text.renderable(self)
 
-    def _repr_html_(self) -> str:
-        from retrograde.report import html
+    def _repr_html_(self) -> str | None:
+        try:
+            from retrograde.report import html
+        except MissingExtraError:
+            return None  # a notebook then shows the text
 
         return html.excerpt(self)
 

@@ -16,11 +16,9 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from retrograde.cells import LSTM, AbstractCell, Elman, ProjectedLSTM
+from retrograde.cells import AbstractCell, Elman, ProjectedLSTM
 from retrograde.cells.base import AbstractLayer, is_cell
-from retrograde.cells.gru import AbstractGRU
 from retrograde.cells.leaves import Leaf, leaves
-from retrograde.cells.squashing import STEEPEST
 from retrograde.spectra.exponents import exponents
 from retrograde.spectra.jacobians import Chain
 
@@ -139,9 +137,11 @@ def _layers(chain: Chain, transient: int) -> Iterator[_Layer]:
         matrices = _matrices(leaf)
         if matrices:
             own = Chain(chain.unrolled, leaf.part)
-            limits = [1 / gamma for gamma in _steepest(leaf.cell)]
+            slopes = (gate.activation for gate in leaf.cell.gates)
             named = tuple(
-                (*pair, limit) for pair, limit in zip(matrices.items(), limits, strict=True)
+                (route, matrix, 1 / activation.largest_slope)
+                for (route, matrix), activation in zip(matrices.items(), slopes, strict=True)
+                if activation is not None
             )
             yield _Layer(leaf, own, exponents(own, 1, transient).leading, named)
 
@@ -188,20 +188,9 @@ def _matrices(leaf: Leaf) -> dict[str, Tensor]:
     weight = cell.weight_hh.double()
     if isinstance(cell, ProjectedLSTM):
         weight = weight @ cell.weight_hr.double()
-    blocks = weight.chunk(max(1, len(cell.gates)))
+    blocks = weight.chunk(len(cell.gates))
     routes = cell.recurrent_routes[: len(blocks)]
     return {route + leaf.route_suffix: w for route, w in zip(routes, blocks, strict=True)}
-
-
-def _steepest(cell: AbstractCell) -> list[float]:
-    """gamma of each gate in order, or of the one squashing function."""
-    if isinstance(cell, Elman):
-        return [STEEPEST[cell.activation]]
-    inner = {"candidate": STEEPEST["tanh"], "cell": STEEPEST["tanh"]}
-    if isinstance(cell, LSTM):
-        inner["cell"] = STEEPEST[cell.kind.cell_squashing]
-    assert isinstance(cell, LSTM | ProjectedLSTM | AbstractGRU)
-    return [inner.get(gate, STEEPEST["sigmoid"]) for gate in cell.gates]
 
 
 def _growth(rate: float) -> Growth:

@@ -10,13 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retrograde import _checks, charts
+from retrograde.cells.gates import with_role
 from retrograde.cells.leaves import leaves
 from retrograde.decompose.by_time import REACH, reach_of
 from retrograde.engine.scaling import row_norms
 from retrograde.spectra.jacobians import Chain
-
-KEEPING = {"forget": "c", "update": "h"}
-"""The gates that keep the state, and the slot that they keep."""
 
 AGREE = 2
 """Two lags are said to agree within a factor of so many: the lag of 1 % moves by that much when the
@@ -137,11 +135,10 @@ def time_constants(chain: Chain) -> dict[str, Float[Tensor, "H"]]:
     for step in chain.steps():
         for leaf in every:
             activations = leaf.of(step).activations
-            for gate, slot in KEEPING.items():
-                if gate in activations and slot in leaf.cell.slots:
-                    total = activations[gate].log().sum((0, 1))
-                    name = slot + leaf.suffix
-                    logs[name] = logs[name] + total if name in logs else total
+            for gate in with_role(leaf.cell.activations, "forget"):
+                total = activations[gate.name].log().sum((0, 1))
+                name = gate.keeps + leaf.suffix
+                logs[name] = logs[name] + total if name in logs else total
     count = len(chain) * chain.batch
     return {name: 1 / (total / count).abs() for name, total in logs.items()}
 

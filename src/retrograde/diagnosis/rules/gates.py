@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from retrograde.cells import LSTM
+from retrograde.cells.gates import ACTIVATIONS, with_role
 from retrograde.cells.leaves import leaves
-from retrograde.diagnosis.activity import KEEPING, Activity
+from retrograde.diagnosis.activity import Activity
 from retrograde.diagnosis.finding import Evidence, Finding
 from retrograde.diagnosis.rules.reach import TALLEC, keeping_too_short, reaches, severity_of
 from retrograde.diagnosis.rules.rule import Rule, steps
@@ -23,7 +24,7 @@ JOZEFOWICZ = (
 
 def _limit(activity: Activity) -> str:
     """The threshold of a gate, or of a squashed cell state."""
-    return "saturated_state_share" if activity.gate == "squashed" else "saturated_share"
+    return "saturated_state_share" if activity.gate.role == "state" else "saturated_share"
 
 
 def _worst(subject: Subject) -> Activity | None:
@@ -47,9 +48,9 @@ def _saturated(subject: Subject) -> Evidence | None:
 def _decided(subject: Subject, evidence: Evidence) -> Finding:
     worst = _worst(subject)
     assert worst is not None
-    of_state = worst.gate == "squashed"
-    words = {"squashed": "squashed cell state", "cell": "cell input", "hidden": "hidden state"}
-    what = words.get(worst.gate, f"{worst.gate} gate")
+    of_state = worst.gate.role == "state"
+    words = {"state": "activated state", "candidate": "candidate"}
+    what = words.get(worst.gate.role or "", f"{worst.gate.name} gate")
     spread = float(subject.recorded.x.double().std()) if subject.recorded.x.numel() > 1 else 0.0
     mean = float(subject.recorded.x.double().mean())
     since, last = worst.since, len(subject.recorded.x) - 1
@@ -84,7 +85,7 @@ def _decided(subject: Subject, evidence: Evidence) -> Finding:
             "Scale the input to mean 0 and standard deviation 1",
             "Start from smaller weights",
         ),
-        gate=worst.gate,
+        gate=worst.gate.name,
         steps=None if since is None else (since, last),
     )
 
@@ -145,7 +146,7 @@ def _count(subject: Subject) -> tuple[int, int]:
 
 def _idle(subject: Subject, evidence: Evidence) -> Finding:
     dead, count = _count(subject)
-    relu = any(units.squashing == "relu" for units in subject.units)
+    relu = any(units.activation == ACTIVATIONS["relu"] for units in subject.units)
     return Finding(
         "dead-units",
         "error" if evidence.value > 0.5 else "warning",
@@ -171,9 +172,9 @@ def _set_twice(subject: Subject) -> list[tuple[str, Tensor]]:
     found = []
     for leaf in leaves(subject.recorded.cell):
         cell = leaf.cell
-        if isinstance(cell, LSTM) and "forget" in cell.gates:
+        if isinstance(cell, LSTM) and (forget := with_role(cell.gates, "forget")):
             if cell.bias_ih is not None and cell.bias_hh is not None:
-                number, count = cell.gates.index("forget"), len(cell.gates)
+                number, count = cell.gates.index(forget[0]), len(cell.gates)
                 one, other = (b.chunk(count)[number] for b in (cell.bias_ih, cell.bias_hh))
                 if torch.allclose(one, other, rtol=1e-5, atol=1e-7):
                     found.append((f"bias_ih{leaf.suffix}", one))
@@ -213,8 +214,9 @@ def _no_gates(subject: Subject) -> str:
 
 
 def _no_keeping(subject: Subject) -> str:
-    gates = {activity.gate for activity in subject.activities}
-    return "" if gates & set(KEEPING) else "since it has no gate that is known to keep its state"
+    if any(activity.gate.role == "forget" for activity in subject.activities):
+        return ""
+    return "since it has no gate that is known to keep its state"
 
 
 def _no_units(subject: Subject) -> str:

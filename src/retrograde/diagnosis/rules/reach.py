@@ -1,6 +1,6 @@
 """How far back the gradient sees: vanishing, and near lags that drown the far ones."""
 
-from retrograde.diagnosis.activity import KEEPING, keeping_for
+from retrograde.diagnosis.activity import keeping_for
 from retrograde.diagnosis.finding import Evidence, Finding, Severity
 from retrograde.diagnosis.need import Need
 from retrograde.diagnosis.rules.rule import Rule, steps
@@ -30,7 +30,7 @@ def keeping_too_short(subject: Subject) -> tuple[str, float, float] | None:
     needed = 1 / (1 - keeping_for(subject.need.lag))
     worst = None
     for activity in subject.activities:
-        if activity.gate in KEEPING:
+        if activity.gate.role == "forget":
             longest = float(activity.time_constants.double().quantile(0.9))
             if worst is None or longest < worst[1]:
                 worst = (activity.name, longest, needed)

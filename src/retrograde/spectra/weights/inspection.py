@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from retrograde import _checks
 from retrograde._json import strict
+from retrograde.cells.gates import ACTIVATIONS, SIGMOID
 from retrograde.cells.generations import generation
-from retrograde.cells.squashing import STEEPEST
 from retrograde.errors import UnsupportedModelError
 from retrograde.nn import GRU, LSTM, RNN
 from retrograde.record.layers import Layer, form_of, recurrent_layers, why_not
@@ -388,10 +388,12 @@ def _gates(weights: Mapping[str, Tensor], kind: Kind) -> Iterator[GateWeights]:
 def _limit(gate: str, kind: Kind) -> float | None:
     """1/gamma; every cell input of the table of generations has gamma = 1."""
     if gate == "hidden":
-        return None if kind.nonlinearity is None else 1 / STEEPEST[kind.nonlinearity]
+        return (
+            None if kind.nonlinearity is None else 1 / ACTIVATIONS[kind.nonlinearity].largest_slope
+        )
     if gate[0].isdigit():  # "1 of 3": shapes do not tell which
         return None
-    return 1.0 if gate in ("cell", "candidate") else 1 / STEEPEST["sigmoid"]
+    return 1.0 if gate in ("cell", "candidate") else 1 / SIGMOID.largest_slope
 
 
 def _bounds(kind: Kind, recurrent: GateWeights) -> tuple[WeightBound, ...]:
@@ -399,9 +401,9 @@ def _bounds(kind: Kind, recurrent: GateWeights) -> tuple[WeightBound, ...]:
     if size is None:
         return ()
     possible = ("tanh", "sigmoid") if kind.nonlinearity is None else (kind.nonlinearity,)
-    limits = {name: 1 / STEEPEST[name] for name in possible}
+    limits = {name: 1 / ACTIVATIONS[name].largest_slope for name in possible}
     return tuple(
-        WeightBound(name, STEEPEST[name], limit, size < limit, size > limit)
+        WeightBound(name, ACTIVATIONS[name].largest_slope, limit, size < limit, size > limit)
         for name, limit in limits.items()
     )
 
