@@ -207,7 +207,6 @@ class Graph:
                     "edges into a node come before those out of it"
                 )
             left.update(sources)
-        left.discard(CONSTANT)
 
     @property
     def state_size(self) -> int:
@@ -249,22 +248,21 @@ class Graph:
     @property
     def recurrent_routes(self) -> tuple[str, ...]:
         """The routes that cross recurrent weights on every way on to the state after."""
-        avoids = self._nodes_with_a_way_past_weights()
+        past, through = set(self.after), set[str]()  # nodes with a way past weights, or across
+        for edge in reversed(self.edges):
+            if isinstance(edge, Opaque):
+                continue
+            if edge.target in past:
+                (past if isinstance(edge, Diagonal) else through).add(edge.source)
+            if edge.target in through:
+                through.add(edge.source)
         crossing = dict.fromkeys(self.routes, True)
         for edge in self.edges:
             if isinstance(edge, Opaque):
-                crossing |= {r: r in edge.crossing for r in edge.routes.values()}
+                crossing |= {route: route in edge.crossing for route in edge.routes.values()}
             elif edge.source in self.before and isinstance(edge, Diagonal):
-                crossing[edge.route] &= edge.target not in avoids
+                crossing[edge.route] &= edge.target in through and edge.target not in past
         return tuple(route for route, crosses in crossing.items() if crosses)
-
-    def _nodes_with_a_way_past_weights(self) -> set[str]:
-        """The nodes from which edges that are no weights lead to the state after."""
-        avoids = set(self.after)
-        for edge in reversed(self.edges):
-            if isinstance(edge, Diagonal) and edge.target in avoids:
-                avoids.add(edge.source)
-        return avoids
 
     def depths(self, nodes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
         """Nodes in the order in which a pull-back finds their adjoints, in groups.
@@ -281,26 +279,6 @@ class Graph:
         for node in nodes:
             groups.setdefault(depth.get(node, 0), []).append(node)
         return tuple(tuple(groups[level]) for level in sorted(groups))
-
-    def each(self, change: Change) -> "Graph":
-        """The same with every tensor that has leading axes changed in the same way."""
-
-        def of(value: Tensor | None) -> Tensor | None:
-            return None if value is None or value.ndim == 1 else change(value)
-
-        def of_use(use: Use | None) -> Use | None:
-            return None if use is None else replace(use, operand=of(use.operand))
-
-        def of_edge(edge: Edge) -> Edge:
-            if isinstance(edge, Diagonal):
-                return replace(edge, factor=of(edge.factor), use=of_use(edge.use))
-            if isinstance(edge, Weight):
-                return replace(edge, scale=of(edge.scale), use=of_use(edge.use))
-            scales = {route: change(scale) for route, scale in edge.scales.items()}
-            return replace(edge, derivative=edge.derivative.each(change), scales=scales)
-
-        scales = {node: change(scale) for node, scale in self.scales.items()}
-        return replace(self, edges=tuple(map(of_edge, self.edges)), scales=scales)
 
 
 @dataclass(frozen=True, eq=False)
@@ -337,6 +315,48 @@ def _ends(edge: Edge) -> tuple[Iterable[str], Iterable[str]]:
     if isinstance(edge, Opaque):
         return (*edge.sources, edge.reads), edge.targets
     return (edge.source,), (edge.target,)
+
+
+def weights(
+    parameter: str,
+    matrix: Float[Tensor, "P M"],
+    source: str,
+    targets: Sequence[str],
+    operand: Float[Tensor, "*L M"],
+    routes: Sequence[str] = (),
+    blocks: range | None = None,
+) -> list[Edge]:
+    """The edges of a weight matrix: equal blocks of its rows, each to a target.
+
+    Args:
+        parameter: its name.
+        matrix: all of it.
+        source: the node that it multiplies.
+        targets: the nodes that it leads to, one for each block.
+        operand: the value of the source.
+        routes: a label for each target; none if empty.
+        blocks: which of how many blocks these are, range(first, count); all of them if None.
+    """
+    first, count = (0, len(targets)) if blocks is None else (blocks.start, blocks.stop)
+    height = matrix.shape[0] // count
+    edges: list[Edge] = []
+    for number, target in enumerate(targets):
+        rows = slice((first + number) * height, (first + number + 1) * height)
+        route = routes[number] if routes else ""
+        edges.append(Weight(source, target, matrix, rows, route, Use(parameter, rows, operand)))
+    return edges
+
+
+def biases(parameter: str, bias: Float[Tensor, "P"] | None, targets: Sequence[str]) -> list[Edge]:
+    """The edges of a bias, a block to each target; none where it is None."""
+    if bias is None:
+        return []
+    height = len(bias) // len(targets)
+    blocks = (slice(n * height, (n + 1) * height) for n in range(len(targets)))
+    return [
+        Diagonal(CONSTANT, target, use=Use(parameter, rows))
+        for target, rows in zip(targets, blocks, strict=True)
+    ]
 
 
 def cut(graph: Graph, labels: Container[str]) -> Graph:
@@ -380,8 +400,13 @@ def _some(named: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Tenso
     return {name: named[name] for name in wanted if name in named}
 
 
+def moved(slot: slice, offset: int) -> slice:
+    """The same entries where all begin later."""
+    return slice(slot.start + offset, slot.stop + offset)
+
+
 def renamed(
-    graph: Graph, suffix: str, route_suffix: str, state: int, inputs: int | None
+    graph: Graph, suffix: str, route_suffix: str, state: int, inputs: int
 ) -> Graph:
     """The step of a layer inside a larger cell.
 
@@ -390,7 +415,7 @@ def renamed(
         suffix: what its nodes and parameters end in there.
         route_suffix: what its labels end in there.
         state: where its part of the state begins.
-        inputs: where its part of x begins; None if it reads nothing of x.
+        inputs: where its part of x begins.
     """
 
     def node(name: str) -> str:
@@ -422,17 +447,14 @@ def renamed(
             use=use(of.use),
         )
 
-    def moved(slots: Mapping[str, slice], offset: int) -> dict[str, slice]:
-        return {
-            node(name): slice(slot.start + offset, slot.stop + offset)
-            for name, slot in slots.items()
-        }
+    def all_moved(slots: Mapping[str, slice], offset: int) -> dict[str, slice]:
+        return {node(name): moved(slot, offset) for name, slot in slots.items()}
 
     return Graph(
         edges=tuple(map(edge, graph.edges)),
-        before=moved(graph.before, state),
-        after=moved(graph.after, state),
-        reads={} if inputs is None else moved(graph.reads, inputs),
+        before=all_moved(graph.before, state),
+        after=all_moved(graph.after, state),
+        reads=all_moved(graph.reads, inputs),
         scales={node(name): scale for name, scale in graph.scales.items()},
         clips=tuple(
             Clip(
@@ -565,128 +587,3 @@ def _through(
         change = torch.einsum("i...j,n...j->n...i", jacobian, given[edge.reads])
         for target, slot in edge.targets.items():
             yield target, change[..., slot]
-
-
-class Chosen:
-    """One step of a clipped graph pulled back, its policies choosing the factors on the way.
-
-        adjoint(source) = scale * sum over its edges of edge^T adjoint(target)
-
-    The adjoint of every node is found when it is asked for; a policy looks at it then.
-
-    Args:
-        graph: the steps.
-        k: the one of them.
-        delta: the whole adjoint of its state after.
-
-    Attributes:
-        factors: what was chosen, by pre-activation and, for each layer, for its state after and all
-            that goes back through its recurrent weights: what `scaled` takes.
-    """
-
-    def __init__(self, graph: Graph, k: int, delta: Float[Tensor, "B S"]):
-        self.factors: dict[str, Tensor] = {}
-        self._graph, self._k, self._delta = graph, k, delta
-        self._by_node, self._by_route = dict[str, Tensor](), dict[str, Tensor]()
-        self._found: dict[str, Tensor | None] = {}
-        self._functions: dict[int, AbstractDerivative] = {}
-        self._waiting: dict[str, tuple[Clip, tuple[str, ...]]] = {}
-        for clip in graph.clips:
-            for group in (clip.state, *graph.depths(clip.pre_activations)):
-                self._waiting |= dict.fromkeys(group, (clip, group))
-
-    def previous(self) -> Float[Tensor, "B S"]:
-        """The adjoint of the state before."""
-        total = torch.zeros_like(self._delta)
-        for node, slot in self._graph.before.items():
-            part = self._arriving(node)
-            if part is not None:
-                total[..., slot] = part
-        return total
-
-    def _of(self, node: str) -> Float[Tensor, "B _"] | None:
-        """The adjoint of a node; None where nothing comes back to it."""
-        if node in self._waiting:
-            self._choose(*self._waiting[node])
-        if node not in self._found:
-            found = self._arriving(node)
-            for scale in (self._here(self._graph.scales.get(node)), self._by_node.get(node)):
-                found = found if found is None or scale is None else found * scale
-            self._found[node] = found
-        return self._found[node]
-
-    def _here(self, value: Tensor | None) -> Tensor | None:
-        """What holds for all steps at this one."""
-        return value if value is None or value.ndim == 1 else value[self._k]
-
-    def _arriving(self, node: str) -> Tensor | None:
-        """What the edges of a node bring back to it, before it is scaled."""
-        parts = []
-        if node in self._graph.after:
-            parts.append(self._delta[..., self._graph.after[node]])
-        for edge in self._graph.leaving.get(node, ()):
-            if isinstance(edge, Opaque):
-                parts += self._through(edge, node)
-                continue
-            adjoint = self._of(edge.target)
-            if adjoint is not None:
-                parts.append(self._back(edge, adjoint))
-        return sum(parts[1:], parts[0]) if parts else None
-
-    def _back(self, edge: Diagonal | Weight, adjoint: Tensor) -> Tensor:
-        if isinstance(edge, Weight):
-            adjoint, factor = adjoint @ edge.matrix[edge.rows], self._here(edge.scale)
-        else:
-            at, factor = edge.at, self._here(edge.factor)
-            adjoint = adjoint if at is None else adjoint[..., at.start : at.stop]
-        for scale in (factor, self._by_route.get(edge.route)):
-            adjoint = adjoint if scale is None else adjoint * scale
-        return adjoint
-
-    def _through(self, edge: Opaque, node: str) -> Iterator[Tensor]:
-        derivative = self._functions.get(id(edge))
-        if derivative is None:
-            derivative = edge.derivative.each(lambda value: value[self._k])
-            self._functions[id(edge)] = derivative
-        if node == edge.reads:
-            yield derivative.to_input(self._rows(edge, edge.targets))[0]
-            return
-        for targets, sources, label in edge.groups(apart=self._by_route):
-            if node in sources:
-                part = derivative.to_state(self._rows(edge, targets))[0][..., edge.sources[node]]
-                for scale in (self._here(edge.scales.get(label)), self._by_route.get(label)):
-                    part = part if scale is None else part * scale
-                yield part
-
-    def _rows(self, edge: Opaque, targets: Iterable[str]) -> Float[Tensor, "1 B S"]:
-        """The adjoint of a function's state, as far as it comes to these parts of it."""
-        size = max(slot.stop for slot in edge.targets.values())
-        rows = self._delta.new_zeros(1, *self._delta.shape[:-1], size)
-        for target in targets:
-            adjoint = self._of(target)
-            if adjoint is not None:
-                rows[0][..., edge.targets[target]] = adjoint
-        return rows
-
-    def _choose(self, clip: Clip, group: tuple[str, ...]) -> None:
-        """Have a policy look at nodes whose adjoints do not depend on each other."""
-        arriving = [self._arriving(node) for node in group]
-        for node in group:
-            del self._waiting[node]
-        if group == clip.state:
-            whole = torch.cat(arriving, -1)
-            scale = clip.policy.on_state(whole)
-            if scale is not None:
-                self.factors[clip.all] = scale
-                self._by_node |= dict.fromkeys(group, scale)
-                whole = whole * scale
-            scale = clip.policy.on_recurrent(whole)
-            if scale is not None:
-                self.factors[clip.crossing] = scale
-                self._by_route |= dict.fromkeys(clip.recurrent, scale)
-            return
-        factors = clip.policy.on_pre_activation(torch.stack(arriving, -2))
-        if factors is not None:
-            chosen = dict(zip(group, factors.unbind(-2), strict=True))
-            self.factors |= chosen
-            self._by_node |= chosen

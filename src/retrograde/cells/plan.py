@@ -10,7 +10,6 @@ an LSTM five operations are left.
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import repeat
 
 import torch
 from jaxtyping import Float
@@ -333,8 +332,9 @@ class Program:
         self._widths: list[int] = []
         self._kept: list[tuple[Callable[[Registers, Frame], Tensor], list[int | None]]] = []
         self._kept_functions: list[tuple[Register, int]] = []
-        self._frames: list[Frame] | None = None
-        self._jacobians: dict[int, list[Tensor]] = {}
+        self._frames: dict[int, Frame] = {}
+        self._columns: list[Sequence[Tensor] | None] = []
+        self._jacobians: dict[tuple[int, int], list[Tensor]] = {}
         self.slots: list[list[slice]] = []
 
     # --- what to compute: said once, before anything runs ---
@@ -546,10 +546,10 @@ class Program:
         if frame.step is None:
             return _jacobians(frame.tensors[factor], blocks)
         value, shared = self._tensors[factor]
-        key = hash((factor, blocks.data_ptr()))
+        key = factor, blocks.data_ptr()
         if key not in self._jacobians:
             count = value.shape[0] * value.shape[1] * blocks[0].numel()
-            if shared or value.ndim < 4 or count > TOGETHER:
+            if shared or count > TOGETHER:
                 return _jacobians(frame.tensors[factor], blocks)
             formed = _jacobians(value.flatten(0, 1), blocks)
             self._jacobians[key] = list(formed.unflatten(0, value.shape[:2]).unbind())
@@ -613,18 +613,15 @@ class Program:
 
     def at(self, k: int) -> Frame:
         """Step k of a graph of many."""
-        if self._frames is None:
-            steps = len(next(value for value, shared in self._tensors if not shared))
-            columns = [
-                repeat(value, steps) if shared else value.unbind() for value, shared in self._tensors
+        if k not in self._frames:
+            if not self._columns:
+                self._columns = [None if shared else v.unbind() for v, shared in self._tensors]
+            tensors = [
+                value if column is None else column[k]
+                for (value, _), column in zip(self._tensors, self._columns, strict=True)
             ]
-            functions: list[list[AbstractDerivative]] = [
-                [edge.derivative.each(lambda value, k=k: value[k]) for edge in self._functions]
-                for k in range(steps)
-            ]
-            self._frames = [
-                Frame(row, functions[k], k) for k, row in enumerate(zip(*columns, strict=True))
-            ]
+            functions = [edge.derivative.each(lambda value: value[k]) for edge in self._functions]
+            self._frames[k] = Frame(tensors, functions, k)
         return self._frames[k]
 
     def whole(self) -> Frame:
@@ -682,10 +679,10 @@ class Program:
         return found, [(registers[at], frame.functions[n]) for at, n in self._kept_functions]
 
 
-def _jacobians(
-    factor: Float[Tensor, "B G H"], blocks: Float[Tensor, "G H M"]
-) -> Float[Tensor, "B H M"]:
-    """sum_g diag(factor_g) W_g, unit by unit one product of all samples."""
+def _jacobians(factor: Float[Tensor, "..."], blocks: Float[Tensor, "G H M"]) -> Float[Tensor, "B H M"]:
+    """sum_g diag(factor_g) W_g of each sample, [B, G, H], or [B, H] for a single block."""
+    if factor.ndim == 2:
+        return factor.unsqueeze(-1) * blocks[0]
     return torch.bmm(factor.permute(2, 0, 1), blocks.transpose(0, 1)).transpose(0, 1)
 
 
@@ -825,3 +822,21 @@ class CellAdjoint:
     def formed(self) -> tuple[FormedGradients, ...]:
         """The gradients that only a function gives."""
         return self._kept[1]
+
+
+def pull_back(graph: Graph, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
+    """Pull N rows of adjoints dL/ds_k back through a linearised step, without summing them.
+
+    Args:
+        graph: what `cell.linearise` gives for one step, [B, ...].
+        delta: the rows, [N, B, S].
+
+    Example:
+        >>> import torch
+        >>> from retrograde.cells import Elman, pull_back
+        >>> cell = Elman(torch.ones(1, 1), torch.full((1, 1), 0.5), activation="identity")
+        >>> graph = cell.linearise(cell.step(torch.ones(1, 1), torch.zeros(1, 1)))
+        >>> pull_back(graph, torch.full((1, 1, 1), 3.0)).by_route()
+        {'recurrent': tensor([[[1.5000]]])}
+    """
+    return CellAdjoint(Plan(graph), delta)
