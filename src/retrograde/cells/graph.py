@@ -30,6 +30,11 @@ CONSTANT = ""
 
 Change = Callable[[Tensor], Tensor]
 
+Factors = Mapping[str, Float[Tensor, "*L _"]]
+"""What clipping policies multiply adjoints by: of each pre-activation by node, [*L, H]; of a layer's
+whole state and of all that goes back through its recurrent weights by the names of `Clip`, [*L, 1].
+"""
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Use:
@@ -371,8 +376,8 @@ def cut(graph: Graph, labels: Container[str]) -> Graph:
     return replace(graph, edges=tuple(map(of, graph.edges)))
 
 
-def scaled(graph: Graph, factors: Mapping[str, Float[Tensor, "*L _"]]) -> Graph:
-    """The step with the adjoints multiplied by what its policies chose (see `chosen`)."""
+def scaled(graph: Graph, factors: Factors) -> Graph:
+    """The step with the adjoints multiplied by what its policies chose."""
     by_node, by_route = dict(graph.scales), dict[str, Tensor]()
     for clip in graph.clips:
         nodes = {node: factors[node] for node in clip.pre_activations if node in factors}

@@ -120,6 +120,7 @@ class Plan:
         self._forms: dict[str, Form] = {}
         self._arriving: dict[str, Arriving] = {}
         self._segments: dict[object, tuple[Segment, ...]] = {}
+        self._by_crossing: Program | None = None
 
     @cached_property
     def back(self) -> "Program":
@@ -130,6 +131,12 @@ class Plan:
     def by_route(self) -> "Program":
         """The same along each route alone."""
         return self.split(*(route.__eq__ for route in self.graph.routes))
+
+    def by_crossing(self, recurrent: frozenset[str]) -> "Program":
+        """Twice the same: along the routes that cross no recurrent weights, and along these."""
+        if self._by_crossing is None:
+            self._by_crossing = self.split(lambda r: r not in recurrent, recurrent.__contains__)
+        return self._by_crossing
 
     def split(self, *wanted: Wanted | None) -> "Program":
         """The same, for each of several choices, along the chosen routes alone."""
@@ -641,23 +648,26 @@ class Program:
     # --- running it ---
 
     def run(
-        self, frame: Frame, delta: Float[Tensor, "N B S"], spare: int = 0
+        self, frame: Frame, delta: Float[Tensor, "N B S"], spare: int = 0, fill: bool = True
     ) -> list[Float[Tensor, "N1 B _"]]:
-        """The results for rows of adjoints, each with `spare` rows at its end, not written yet."""
+        """The results for rows of adjoints, each with `spare` rows at its end, not written yet.
+
+        Without `fill` nothing is written outside of `slots` either.
+        """
         rows, batch, _ = delta.shape
         results = [new_rows(delta, rows + spare, batch, width) for width in self._widths]
-        self.run_into(frame, delta, [result[:rows] for result in results] if spare else results)
+        given = [result[:rows] for result in results] if spare else results
+        for result, slots in zip(given, self.slots, strict=True):
+            if fill and sum(slot.stop - slot.start for slot in slots) < result.shape[-1]:
+                result.zero_()
+        self._run(frame, delta, given)
         return results
 
-    def run_into(
+    def _run(
         self, frame: Frame, delta: Float[Tensor, "N B S"], results: Sequence[Float[Tensor, "N B _"]]
     ) -> Registers:
-        """The same with the results written to what is given."""
         registers: Registers = [None] * self._size  # type: ignore[list-item]
         registers[0] = delta
-        for result, slots in zip(results, self.slots, strict=True):
-            if sum(slot.stop - slot.start for slot in slots) < result.shape[-1]:
-                result.zero_()
         for register, number, slot in self._views:
             registers[register] = results[number][..., slot]
         for operation in self._operations:
@@ -670,7 +680,7 @@ class Program:
         list[tuple[Tensor, list[Tensor | None]]], list[tuple[Tensor, AbstractDerivative]]
     ]:
         """What `keep_side_by_side` and `keep_function` asked for."""
-        registers = self.run_into(frame, delta, [])
+        registers = self._run(frame, delta, [])
         tensors = frame.tensors
         found = [
             (adjoints(registers, frame), [None if n is None else tensors[n] for n in operands])
