@@ -310,6 +310,11 @@ ROWS: dict[str, Row] = {
         {"name": "keep", "activation": None, "role": "forget", "keeps": "h"},
         {"name": LABEL, "activation": OBJECT_OR_NONE, "role": NAME_OR_NONE, "keeps": LABEL},
     ),
+    "cells.Position": Row(
+        cells.Position,
+        {"layer": 1, "reverse": True},
+        {"layer": Kind((*NO_WHOLE, NOTHING, -1), _wholes), "reverse": FLAG},
+    ),
     "cells.Elman": Row(
         cells.Elman,
         {**ELMAN, "bias_ih": None, "bias_hh": None, "activation": "tanh"},

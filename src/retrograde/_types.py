@@ -1,4 +1,4 @@
-"""Axis letters of every shape in the package, and the one order of each cell's gates.
+"""Axis letters of every shape in the package.
 
 Shapes stand in the signatures, as jaxtyping annotations, and are checked while the tests run:
 
@@ -20,9 +20,3 @@ Projected = Float[Tensor, "*L P"]
 
 State = Float[Tensor, "*L S"]
 """s_k: h, and c where there is one, of all layers."""
-
-LSTM_GATES = ("input", "forget", "cell", "output")
-"""The order of torch.nn.LSTM (i, f, g, o) and of its weight rows."""
-
-GRU_GATES = ("reset", "update", "candidate")
-"""The order of torch.nn.GRU (r, z, n) and of its weight rows."""

@@ -12,6 +12,7 @@ from retrograde.cells.gru import GRU, GRU2014
 from retrograde.cells.graph import Graph
 from retrograde.cells.lstm import LSTM
 from retrograde.cells.plan import CellAdjoint, pull_back
+from retrograde.cells.position import Position
 from retrograde.cells.projected import ProjectedLSTM
 from retrograde.cells.side_by_side import SideBySide
 from retrograde.cells.stacked import Stacked
@@ -33,6 +34,7 @@ __all__ = [
     "Gate",
     "Generation",
     "Graph",
+    "Position",
     "ProjectedLSTM",
     "SideBySide",
     "Stacked",

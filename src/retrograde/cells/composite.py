@@ -12,6 +12,7 @@ from torch import Tensor
 from retrograde.cells.base import AbstractCell, CellStep
 from retrograde.cells.gates import Gate
 from retrograde.cells.graph import Graph, renamed
+from retrograde.cells.position import Position
 
 
 class AbstractComposite(AbstractCell):
@@ -23,6 +24,11 @@ class AbstractComposite(AbstractCell):
     @abstractmethod
     def suffixes(self) -> tuple[str, ...]:
         """The suffix of each cell's weights and slots."""
+
+    @property
+    def positions(self) -> tuple[Position | None, ...]:
+        """The position of each cell; None where its suffix is not one of torch.nn."""
+        return tuple(map(Position.of, self.suffixes))
 
     @property
     def route_suffixes(self) -> tuple[str, ...]:

@@ -7,12 +7,12 @@ adds one.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from retrograde import _checks
-from retrograde._types import LSTM_GATES
 from retrograde.cells.base import standard_shapes
+from retrograde.cells.gates import ACTIVATIONS, LSTM_GATES, Gate
 from retrograde.errors import ArgumentError
 
 HOCHREITER_1997 = (
@@ -31,7 +31,8 @@ GREFF_2017 = (
     '"LSTM: A Search Space Odyssey", IEEE TNNLS 28(10) (2017), arXiv 1503.04069'
 )
 
-SIGMOID_GATES = ("input", "forget", "output")
+NAMES = tuple(gate.name for gate in LSTM_GATES)
+SIGMOID_GATES = tuple(gate.name for gate in LSTM_GATES if gate.role != "candidate")
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Generation:
     name: str
     meaning: str
     paper: str
-    gates: tuple[str, ...] = LSTM_GATES
+    gates: tuple[str, ...] = NAMES
     peepholes: bool = False
     coupled: bool = False
     gate_recurrence: bool = False
@@ -75,6 +76,16 @@ class Generation:
         """The gates that see the cell state, in the order of the rows of `weight_ch`."""
         gates = SIGMOID_GATES if self.peepholes else ()
         return tuple(gate for gate in gates if gate in self.gates)
+
+    @cached_property
+    def blocks(self) -> tuple[Gate, ...]:
+        """The gates as values, in the same order."""
+        candidate = ACTIVATIONS[self.cell_squashing]
+        return tuple(
+            replace(gate, activation=candidate) if gate.role == "candidate" else gate
+            for gate in LSTM_GATES
+            if gate.name in self.gates
+        )
 
     def shapes(self, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
         """The shape of each weight by name, both biases included."""
@@ -97,7 +108,7 @@ class Generation:
 
 
 def _without(gate: str) -> tuple[str, ...]:
-    return tuple(each for each in LSTM_GATES if each != gate)
+    return tuple(each for each in NAMES if each != gate)
 
 
 TABLE = (

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from retrograde._types import Input, Projected, State
 from retrograde.cells.base import AbstractLayer, CellStep, affine, plus_product
-from retrograde.cells.gates import ACTIVATIONS, LSTM_GATES, SIGMOID, Gate, with_role
+from retrograde.cells.gates import ACTIVATIONS, SIGMOID, Gate, with_role
 from retrograde.cells.graph import Diagonal, Edge, Graph, Use, weights
 from retrograde.cells.generations import SIGMOID_GATES, Generation, generation
 from retrograde.errors import ArgumentError
@@ -79,9 +79,7 @@ class LSTM(AbstractLayer):
 
     @cached_property
     def gates(self) -> tuple[Gate, ...]:
-        candidate = Gate("cell", ACTIVATIONS[self.kind.cell_squashing], "candidate")
-        every = (candidate if gate.role == "candidate" else gate for gate in LSTM_GATES)
-        return tuple(gate for gate in every if gate.name in self.kind.gates)
+        return self.kind.blocks
 
     @cached_property
     def activations(self) -> tuple[Gate, ...]:

@@ -11,6 +11,7 @@ from retrograde._types import Input, Projected, State
 from retrograde.cells.base import AbstractCell, CellStep
 from retrograde.cells.composite import AbstractComposite
 from retrograde.cells.graph import Diagonal, Edge, Graph, Part, joined, moved
+from retrograde.cells.position import Position
 from retrograde.errors import ArgumentError
 
 
@@ -53,7 +54,7 @@ class Stacked(AbstractComposite):
 
     @cached_property
     def suffixes(self) -> tuple[str, ...]:
-        return tuple(f"_l{number}" for number in range(len(self.layers)))
+        return tuple(Position(number).suffix for number in range(len(self.layers)))
 
     @cached_property
     def route_suffixes(self) -> tuple[str, ...]:

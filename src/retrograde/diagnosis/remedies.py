@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from retrograde.cells.gates import with_role
 from retrograde.cells.generations import generation
 from retrograde.clipping import StateNorm
 from retrograde.diagnosis.activity import keeping_for
@@ -304,7 +305,7 @@ def no_forget_gate(patient: Patient) -> Applied:
 )
 def forget_gate(patient: Patient) -> Applied:
     layer = patient.layer
-    if not isinstance(layer, LSTM) or "forget" in generation(layer.generation).gates:
+    if not isinstance(layer, LSTM) or with_role(generation(layer.generation).blocks, "forget"):
         raise Unfit
     made = _made(nn.LSTM, layer)
     code = assignment(patient.path, _call("torch.nn.LSTM", layer))

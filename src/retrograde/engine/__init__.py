@@ -1,13 +1,11 @@
 """Time: the forward unrolling, and the one backward recursion that every analysis folds over."""
 
 from retrograde.engine.adjoint import (
-    AdjointSpan,
     AdjointStep,
     Fold,
     backpropagate,
     fold,
     input_adjoints,
-    spans,
 )
 from retrograde.engine.border import Border, Read
 from retrograde.engine.clipping import with_factors
@@ -19,7 +17,6 @@ from retrograde.engine.scan import scan
 from retrograde.engine.unroll import Chunk, Unrolled, unroll
 
 __all__ = [
-    "AdjointSpan",
     "AdjointStep",
     "AdjointSums",
     "Border",
@@ -35,7 +32,6 @@ __all__ = [
     "fold",
     "input_adjoints",
     "scan",
-    "spans",
     "unroll",
     "with_factors",
 ]

@@ -3,11 +3,11 @@
     delta_k = dL/ds_k (direct) + J_{k+1}^T delta_{k+1}
 
 Each entry row is pulled back on its own, so that what enters at t can be told apart at every k.
-Steps are handed on in spans of neighbours. They are all that a decomposition sees; each is a fold
-over them and keeps only its own result.
+The stream of steps is all that a decomposition sees; each is a fold over it and keeps only its own
+result.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, runtime_checkable
@@ -16,16 +16,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from retrograde.cells.plan import CellAdjoint, FormedGradients
+from retrograde.cells.plan import CellAdjoint
 from retrograde.engine.entries import Entries
-from retrograde.engine.scaling import NOTHING, Scaled
+from retrograde.engine.scaling import Scaled
 from retrograde.engine.scan import AbstractRule, scan
 from retrograde.engine.unroll import Chunk, Unrolled
 from retrograde.errors import NonFiniteError
-
-GATHERED = 2**21
-"""Adjoints of neighbouring steps are handed on together up to this many numbers (8 MiB in float32)."""
-
 
 @dataclass(frozen=True)
 class AdjointStep:
@@ -42,80 +38,18 @@ class AdjointStep:
     lags: Int[Tensor, "N"]
     chunk: Chunk
 
-    @property
+    @cached_property
     def adjoint(self) -> CellAdjoint:
         """The pull-back of the values through step k."""
         return self.chunk.pull_back(self.delta.values, self.k)
-
-
-@dataclass(frozen=True, eq=False)
-class AdjointSpan:
-    """All adjoint rows at some neighbouring use steps.
-
-    The rows are those of the earliest step; at a later one those that have not entered yet are 0.
-
-    Attributes:
-        first: the earliest step.
-        values: the adjoints of s_first, s_first+1, ..., [N, K, B, S].
-        exponent: each row's at each step, 2**exponent is what its values are multiplied by, [N, K].
-        norms: L2 norms of the values over batch and state; where rows are told apart further, the
-            sizes of their largest entries; [N, K].
-        lags: of each entry at each step, -1 where it has not entered yet, [E, K].
-        chunk: what holds these steps.
-    """
-
-    first: int
-    values: Float[Tensor, "N K B S"]
-    exponent: Int[Tensor, "N K"]
-    norms: Float[Tensor, "N K"]
-    lags: Int[Tensor, "E K"]
-    chunk: Chunk
-
-    @staticmethod
-    def of(steps: "Sequence[AdjointStep]", lags: Int[Tensor, "E K"]) -> "AdjointSpan":
-        """Steps as one, the latest first."""
-        rows, last = len(steps[-1].norms), steps[-1]
-        alike = len(steps[0].norms) == rows
-        values, exponents, norms = zip(*((s.delta.values, s.delta.exponent, s.norms) for s in reversed(steps)), strict=True)
-
-        def together(each: Sequence[Tensor]) -> Tensor:
-            if alike:
-                return each[0].unsqueeze(1) if len(each) == 1 else torch.stack(each, 1)
-            whole = each[0].new_zeros(rows, len(each), *each[0].shape[1:])
-            for number, one in enumerate(each):
-                whole[: len(one), number] = one
-            return whole
-
-        return AdjointSpan(last.k, together(values), together(exponents), together(norms), lags, last.chunk)
-
-    def __len__(self) -> int:
-        return self.values.shape[1]
-
-    @property
-    def steps(self) -> range:
-        """The numbers of the steps."""
-        return range(self.first, self.first + len(self))
-
-    @cached_property
-    def adjoint(self) -> CellAdjoint:
-        """The pull-back of the values, the steps as samples of one step: [N, K*B, ...]."""
-        return self.chunk.pull_back(self.values.flatten(1, 2), self.first, len(self))
-
-    @cached_property
-    def formed(self) -> tuple[tuple[FormedGradients, ...], ...]:
-        """The gradients that only a function gives, step by step."""
-        if not self.chunk.plan.functions:
-            return ((),) * len(self)
-        each = zip(self.steps, self.values.unbind(1), strict=True)
-        return tuple(self.chunk.pull_back(values, k).formed for k, values in each)
 
 
 @runtime_checkable
 class Fold(Protocol):
     """A consumer of the stream; what it collects is its own business."""
 
-    def update(self, span: AdjointSpan) -> None:
-        """Take some steps, the last ones first."""
+    def update(self, step: AdjointStep) -> None:
+        """Take one step, k = T-1 first."""
 
 
 class PerEntry(AbstractRule):
@@ -179,17 +113,6 @@ def backpropagate(unrolled: Unrolled, entries: Entries) -> Iterator[AdjointStep]
         yield AdjointStep(k, rule.delta, rule.norms, lags, chunk)
 
 
-def spans(steps: Iterable[AdjointStep], entries: Entries) -> Iterator[AdjointSpan]:
-    """The same steps in spans of neighbours."""
-    gathered: list[AdjointStep] = []
-    for step in steps:
-        gathered.append(step)
-        full = (len(gathered) + 1) * step.delta.values.numel() > GATHERED
-        if full or step.k == step.chunk.first:
-            yield AdjointSpan.of(gathered, entries.lags_between(step.k, len(gathered), len(step.lags)))
-            gathered = []
-
-
 def refuse_non_finite(sizes: Float[Tensor, "N"], k: int) -> None:
     """Refuse rows that left the range within a single step, where no exponent can help.
 
@@ -208,9 +131,9 @@ def refuse_non_finite(sizes: Float[Tensor, "N"], k: int) -> None:
 def fold(unrolled: Unrolled, entries: Entries, folds: Iterable[Fold]) -> None:
     """Feed one backward pass to any number of folds."""
     folds = tuple(folds)
-    for span in spans(backpropagate(unrolled, entries), entries):
+    for step in backpropagate(unrolled, entries):
         for each in folds:
-            each.update(span)
+            each.update(step)
 
 
 @torch.no_grad()

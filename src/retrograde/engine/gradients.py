@@ -12,11 +12,12 @@ from torch import Tensor
 
 from retrograde.cells.base import AbstractCell
 from retrograde.cells.plan import CellAdjoint
+from retrograde.engine.adjoint import AdjointStep
 from retrograde.engine.scaling import NOTHING, Scaled, power_of_two
 from retrograde.engine.unroll import Chunk
 
 GATHERED = 2**21
-"""Rows of several steps are pulled back together up to this many numbers (8 MiB in float32)."""
+"""No more numbers than this are gathered, unless it be of a single step (8 MiB in float32)."""
 
 BAND = 64
 """Numbers further apart than 2^BAND are added only when all are there: what is nothing beside the
@@ -90,27 +91,38 @@ def _far_apart(exponents: Int[Tensor, "M K"]) -> bool:
 
 
 class AdjointSums:
-    """The same from adjoint rows of neighbouring steps, spans of which come one after the other."""
+    """The same from adjoint rows [M, B, S] that come step by step."""
 
     def __init__(self, cell: AbstractCell, rows: int):
         self._sums = ParameterSums(cell.parameters, rows)
+        self._gathered: list[Scaled] = []
 
-    def add(
+    def add(self, step: AdjointStep, rows: Scaled) -> None:
+        """Rows of one step; steps come in the order of the recursion, last one first."""
+        self._gathered.insert(0, rows)
+        full = (len(self._gathered) + 1) * rows.values.numel() > GATHERED
+        if full or step.k == step.chunk.first:
+            values = torch.stack([each.values for each in self._gathered], 1)
+            exponent = torch.stack([each.exponent for each in self._gathered], 1)
+            self._pull_back(step.k, values, exponent, step.chunk)
+            self._gathered = []
+
+    def _pull_back(
         self,
-        chunk: Chunk,
         k: int,
         values: Float[Tensor, "M K B S"],
         exponent: Int[Tensor, "M K"],
+        chunk: Chunk,
     ) -> None:
-        """Rows of steps k, k+1, ...; by halves if they are many, or their scales far apart."""
+        """Rows of neighbouring steps from step k on; by halves if their scales are far apart."""
         count = exponent.shape[1]
-        if count > 1 and (values.numel() > GATHERED or _far_apart(exponent)):
-            half = count // 2
-            self.add(chunk, k + half, values[:, half:], exponent[:, half:])
-            self.add(chunk, k, values[:, :half], exponent[:, :half])
+        if count > 1 and _far_apart(exponent):
+            early, late = slice(0, count // 2), slice(count // 2, None)
+            self._pull_back(k + count // 2, values[:, late], exponent[:, late], chunk)
+            self._pull_back(k, values[:, early], exponent[:, early], chunk)
             return
         units = self._sums.units(exponent.amax(1))
-        values = values * power_of_two(exponent - units.unsqueeze(1), values)[..., None, None]
+        values *= power_of_two(exponent - units.unsqueeze(1), values)[..., None, None]
         self._sums.add(chunk.pull_back(values.flatten(1, 2), k, count))
 
     def result(self) -> dict[str, Scaled]:

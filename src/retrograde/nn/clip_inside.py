@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from retrograde import _checks
-from retrograde.cells import clipped
+from retrograde.cells import Position, clipped
 from retrograde.clipping import AbstractInside
 from retrograde.clipping.policies import is_inside
 from retrograde.errors import ArgumentError
 from retrograde.nn.clipping import Clipping
 from retrograde.nn.recurrent import AbstractRecurrent
-from retrograde.nn.sequence import Sequences, State, sizes_of, suffixes, through
+from retrograde.nn.sequence import Sequences, State, sizes_of, through
 from retrograde.nn.torch_layers import torch_cells
 
 Layer = nn.RNNBase | AbstractRecurrent
@@ -174,7 +174,8 @@ class _ClippedLayer(nn.RNNBase):
             return super().forward(input, hx)
         names = [name for of_layer in self._all_weights for name in of_layer]
         weights: dict[str, Tensor] = {name: getattr(self, name) for name in names}
-        plain = torch_cells(self.mode, suffixes(self.num_layers, self.bidirectional), weights)
+        every = Position.every(self.num_layers, self.bidirectional)
+        plain = torch_cells(self.mode, tuple(each.suffix for each in every), weights)
         cells = [clipped(cell, self.clipping.policy) for cell in plain]
         sequences = Sequences.of(input, self.input_size, self.batch_first)
         initial = sequences.initial(hx, len(cells), sizes_of(cells[0]))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from retrograde import _checks
-from retrograde._types import GRU_GATES, LSTM_GATES
+from retrograde.cells.gates import ACTIVATIONS, GRU_GATES, LSTM_GATES, Gate, Role, with_role
 from retrograde.cells.generations import generation
 from retrograde.errors import ArgumentError
 from retrograde.nn.modules import GRU, LSTM, RNN
@@ -91,28 +91,31 @@ class _Options:
 
 @dataclass(frozen=True)
 class _Target:
-    """The weights of a module, gate by gate."""
+    """The weights of a module, gate by gate; gates are asked for by their role."""
 
     module: Module
     name: str
 
     @property
-    def gates(self) -> tuple[str, ...]:
+    def gates(self) -> tuple[Gate, ...]:
         if isinstance(self.module, LSTM):
-            return generation(self.module.generation).gates
+            return generation(self.module.generation).blocks
         if isinstance(self.module, nn.LSTM | nn.LSTMCell):
             return LSTM_GATES
-        return GRU_GATES if isinstance(self.module, nn.GRU | nn.GRUCell | GRU) else ("hidden",)
+        if isinstance(self.module, nn.GRU | nn.GRUCell | GRU):
+            return GRU_GATES
+        return (Gate("hidden", ACTIVATIONS[self.module.nonlinearity], "candidate"),)
 
-    def every(self, kind: str) -> Iterator[dict[str, Tensor]]:
+    def every(self, kind: str) -> Iterator[dict[Gate, Tensor]]:
         """The blocks of every weight of that kind (layer by layer), by gate."""
         for name, weight in self.module.named_parameters(recurse=False):
             if name == kind or name.startswith(kind + "_l"):
                 yield dict(zip(self.gates, weight.chunk(len(self.gates)), strict=True))
 
-    def set_bias(self, gate: str, draw: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """Set b_ih of a gate and clear its b_hh; what was set, layer by layer."""
-        if gate not in self.gates:
+    def set_bias(self, role: Role, draw: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """Set b_ih of the gate of a role and clear its b_hh; what was set, layer by layer."""
+        found = with_role(self.gates, role)
+        if not found:
             raise ArgumentError(
                 f"initialisation {self.name!r} sets the bias of a gate that {self.module!r} lacks"
             )
@@ -120,14 +123,10 @@ class _Target:
             raise ArgumentError(
                 f"initialisation {self.name!r} sets a bias, and {self.module!r} has bias=False"
             )
+        (gate,) = found
         for gates in self.every("bias_hh"):
             gates[gate].zero_()
         return [gates[gate].copy_(draw(gates[gate])) for gates in self.every("bias_ih")]
-
-    @property
-    def keeping(self) -> str:
-        """The gate that keeps the state."""
-        return "update" if "update" in self.gates else "forget"
 
 
 def _torch(target: _Target, options: _Options) -> None:
@@ -137,7 +136,7 @@ def _torch(target: _Target, options: _Options) -> None:
 
 
 def _forget_bias(target: _Target, options: _Options) -> None:
-    target.set_bias(target.keeping, lambda bias: torch.full_like(bias, options.value))
+    target.set_bias("forget", lambda bias: torch.full_like(bias, options.value))
 
 
 def _chrono(target: _Target, options: _Options) -> None:
@@ -145,9 +144,9 @@ def _chrono(target: _Target, options: _Options) -> None:
     if horizon is None:
         raise ArgumentError("chrono needs horizon=, the longest lag in steps, of at least 3")
     drawn = target.set_bias(
-        target.keeping, lambda bias: torch.log(options.uniform(bias, 1.0, horizon - 1.0))
+        "forget", lambda bias: torch.log(options.uniform(bias, 1.0, horizon - 1.0))
     )
-    if "input" in target.gates:
+    if with_role(target.gates, "input"):
         mirrored = iter(drawn)
         target.set_bias("input", lambda _: -next(mirrored))
 
@@ -156,7 +155,7 @@ def _uniform_gate(target: _Target, options: _Options) -> None:
     edge = 1 / target.module.hidden_size
     if edge > 0.5:
         raise ArgumentError("uniform-gate draws from U[1/H, 1 - 1/H]: it needs H of at least 2")
-    target.set_bias(target.keeping, lambda bias: torch.logit(options.uniform(bias, edge, 1 - edge)))
+    target.set_bias("forget", lambda bias: torch.logit(options.uniform(bias, edge, 1 - edge)))
 
 
 def _orthogonal(target: _Target, options: _Options) -> None:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from retrograde import _checks
-from retrograde.cells import AbstractCell, AbstractLayer, clipped, truncated
+from retrograde.cells import AbstractCell, AbstractLayer, Position, clipped, truncated
 from retrograde.errors import ArgumentError
 from retrograde.nn.clipping import Clipping
-from retrograde.nn.sequence import Sequences, State, sizes_of, suffixes, through
+from retrograde.nn.sequence import Sequences, State, sizes_of, through
 
 Activations = tuple[Mapping[str, Tensor | PackedSequence], ...]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -155,7 +155,8 @@ class AbstractRecurrent(nn.Module):
             cell = clipped(layer, self.clipping.policy) if self.clipping else layer
             return truncated(cell) if self.truncated else cell
 
-        return tuple(cell(suffix) for suffix in suffixes(self.num_layers, self.bidirectional))
+        every = Position.every(self.num_layers, self.bidirectional)
+        return tuple(cell(position.suffix) for position in every)
 
     def to_torch(self) -> nn.RNNBase:
         """The same layer as a module of torch.nn, weights copied.
@@ -200,12 +201,12 @@ class AbstractRecurrent(nn.Module):
     def _named_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every weight of the module."""
         named = {}
-        for suffix in suffixes(self.num_layers, self.bidirectional):
-            first = suffix.startswith("_l0")
-            inputs = self.input_size if first else self.hidden_size * (1 + self.bidirectional)
+        for position in Position.every(self.num_layers, self.bidirectional):
+            above = self.hidden_size * (1 + self.bidirectional)
+            inputs = above if position.layer else self.input_size
             for name, shape in self._shapes(inputs, self.hidden_size).items():
                 if self.bias or not name.startswith("bias"):
-                    named[name + suffix] = shape
+                    named[name + position.suffix] = shape
         return named
 
     def load_state_dict(
@@ -256,7 +257,8 @@ class AbstractRecurrent(nn.Module):
         named = "; ".join(
             f"{what}: {', '.join(names)}" for what, names in complaints.items() if names
         )
-        first = {n.removesuffix("_l0"): shape for n, shape in found.items() if n.endswith("_l0")}
+        end = Position(0).suffix
+        first = {n.removesuffix(end): shape for n, shape in found.items() if n.endswith(end)}
         advice = self._fitting(first, self.input_size, self.hidden_size)
         return f"these weights are not those of {self!r} ({named}). {advice}"
 

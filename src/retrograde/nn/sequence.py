@@ -151,12 +151,6 @@ class Sequences:
         return tuple(parts) if len(parts) > 1 else parts[0]
 
 
-def suffixes(layers: int, bidirectional: bool) -> tuple[str, ...]:
-    """The ends of the weights' names, by layer and direction in torch's order."""
-    ends = ("", "_reverse") if bidirectional else ("",)
-    return tuple(f"_l{layer}{end}" for layer in range(layers) for end in ends)
-
-
 def sizes_of(cell: AbstractCell) -> dict[str, int]:
     """The parts of a cell's state and their sizes."""
     return {name: slot.stop - slot.start for name, slot in cell.slots.items()}

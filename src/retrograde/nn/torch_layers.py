@@ -16,23 +16,16 @@ CELLS: Mapping[str, Callable[..., AbstractCell]] = {
 """By the `mode` of torch's layers."""
 
 
+NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+
+
 def torch_cells(
     mode: str, ends: tuple[str, ...], weights: Mapping[str, Tensor]
 ) -> tuple[AbstractCell, ...]:
-    """The cell of each layer and direction, from weights named as in torch.nn."""
+    """The cell of each layer and direction, by the ends of its weights' names in torch.nn."""
 
     def cell(suffix: str) -> AbstractCell:
-        own = {
-            name.removesuffix(suffix): weight
-            for name, weight in weights.items()
-            if _layer_of(name) == suffix
-        }
+        own = {name: weights[name + suffix] for name in NAMES if name + suffix in weights}
         return ProjectedLSTM(**own) if "weight_hr" in own else CELLS[mode](**own)
 
     return tuple(cell(suffix) for suffix in ends)
-
-
-def _layer_of(name: str) -> str:
-    """The suffix of a weight's name: weight_ih_l1_reverse belongs to _l1_reverse."""
-    start = name.find("_l")
-    return name[start:] if start >= 0 else ""

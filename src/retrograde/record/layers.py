@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from retrograde.cells import AbstractCell, clipped
+from retrograde.cells import AbstractCell, Position, clipped
 from retrograde.nn import AbstractRecurrent
-from retrograde.nn.sequence import suffixes
 from retrograde.nn.torch_layers import CELLS, torch_cells
 from retrograde.record.forward import is_own
 
@@ -100,7 +99,7 @@ class Form:
         directions: 2 if it reads both ways.
         dropout: the probability that acted between its layers, 0 in eval mode.
         overridden: it is a subclass with a forward of its own.
-        suffixes: of its weights' names, by layer and direction in torch's order.
+        positions: its layers and directions in torch's order; none for a single step.
         weights: the names of its weights.
     """
 
@@ -110,12 +109,17 @@ class Form:
     directions: int
     dropout: float
     overridden: bool
-    suffixes: tuple[str, ...]
+    positions: tuple[Position, ...]
     weights: tuple[str, ...]
 
     @property
     def layers(self) -> int:
-        return len(self.suffixes) // self.directions
+        return 1 if self.stepped else len(self.positions) // self.directions
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Of its weights' names, in the same order."""
+        return ("",) if self.stepped else tuple(each.suffix for each in self.positions)
 
 
 def form_of(module: Layer) -> Form:
@@ -123,13 +127,13 @@ def form_of(module: Layer) -> Form:
     kind, overridden = class_of(module), not is_own(type(module).forward)
     if isinstance(module, nn.RNNCellBase):
         names = tuple(n for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if has(module, n))
-        return Form(kind, True, False, 1, 0.0, overridden, ("",), names)
-    ends = suffixes(module.num_layers, bool(module.bidirectional))
+        return Form(kind, True, False, 1, 0.0, overridden, (), names)
+    positions = Position.every(module.num_layers, bool(module.bidirectional))
     dropout = module.dropout if module.training and module.num_layers > 1 else 0.0
     listed = module._flat_weights_names if isinstance(module, nn.RNNBase) else module.weight_names
     names = tuple(map(str, listed))
     directions, batch_first = 1 + bool(module.bidirectional), bool(module.batch_first)
-    return Form(kind, False, batch_first, directions, dropout, overridden, ends, names)
+    return Form(kind, False, batch_first, directions, dropout, overridden, positions, names)
 
 
 def class_of(module: nn.Module) -> str:

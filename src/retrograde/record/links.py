@@ -8,6 +8,7 @@ else is the loss. The same holds for every tensor on that way (bridges.py).
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -43,11 +44,25 @@ LATEST = 8
 
 @dataclass(frozen=True, eq=False)
 class _Place:
-    """Where a call sits in the graph: the edges of its results and of what went into it."""
+    """Where a call sits in the graph: the edges of its results and of what went into it.
+
+    A module with backward hooks hands on what it was given as a tensor of its own; what its caller
+    holds is in `held`, by the part of the state that it is.
+    """
 
     results: Mapping[str, Edge]
     given: Mapping[str, Edge]
     x: Edge | None
+
+    @cached_property
+    def held(self) -> dict[Edge, str]:
+        found: dict[Edge, str] = {}
+        for name, edge in self.given.items():
+            while type(edge[0]).__name__ == HOOKED:
+                edge = edge[0].next_functions[edge[1]]
+                if edge[0] is not None:
+                    found[edge] = name
+        return found
 
     @property
     def into(self) -> list[Edge]:
@@ -99,7 +114,8 @@ class Surroundings:
         self._places[call] = place
         self._order[call] = len(self._order)
         self._results |= {edge: (call, name) for name, edge in place.results.items()}
-        sites = [*place.results.values(), *(place.given.values() if call.link else ())]
+        entered = (*place.given.values(), *place.held) if call.link else ()
+        sites = [*place.results.values(), *entered]
         for edge in sites:
             self._sites.setdefault(edge, call)
         return list(self._hooked)[known:] if len(self._hooked) > known else []
@@ -165,9 +181,9 @@ class Surroundings:
     def _registers(self, before: Call) -> dict[Edge, tuple[bool, str]]:
         """What of a call the next one may read: its results, and the state that entered it."""
         place = self._places[before]
-        entered = place.given.items() if before.link else ()
+        entered = {**place.held, **{e: n for n, e in place.given.items()}} if before.link else {}
         return {
-            **{edge: (True, name) for name, edge in entered},
+            **{edge: (True, name) for edge, name in entered.items()},
             **{edge: (False, name) for name, edge in place.results.items()},
         }
 
@@ -263,6 +279,9 @@ class Surroundings:
                 results = places[call.link.before].results
                 states |= {results[n]: (call.link.before, n) for n in call.link.results}
         sites: dict[Call, dict[Edge, Way]] = {}
+        held = {
+            edge: (call, name) for call, place in places.items() for edge, name in place.held.items()
+        }
 
         def sites_of(before: Call) -> dict[Edge, Way]:
             """What of a call a later one may read, each as a way of its own."""
@@ -289,6 +308,8 @@ class Surroundings:
                     add(to.between, way, gradient)
             if edge in states and not returned:
                 add(to.entered, states[edge], gradient)
+            if edge in held and onwards and type(node).__name__ != HOOKED:
+                add(to.given, held[edge], gradient)
 
         def look(node: Node, edge: Edge, gradient: Tensor) -> None:
             try:

@@ -160,10 +160,10 @@ def _biases(weights: Mapping[str, Tensor], kind: Kind, hidden: int) -> tuple[Lik
     if kind.keeping is None or kind.coupled:
         return (_other_biases("biases", gates.values(), hidden),)
     keeping = kind.keeping
-    mirror = gates.get("input")
+    mirror = gates.get(kind.written or "")
     likeness = _keeping_bias(keeping, gates.pop(keeping), mirror, tuple(biases), hidden)
-    if likeness.initialisation == "chrono" and mirror is not None:
-        del gates["input"]
+    if likeness.initialisation == "chrono" and kind.written is not None:
+        del gates[kind.written]
     return (likeness, _other_biases("other biases", gates.values(), hidden))
 
 

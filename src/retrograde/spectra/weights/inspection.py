@@ -17,6 +17,7 @@ from retrograde import _checks
 from retrograde._json import strict
 from retrograde.cells.gates import ACTIVATIONS, SIGMOID
 from retrograde.cells.generations import generation
+from retrograde.cells.position import Position
 from retrograde.errors import UnsupportedModelError
 from retrograde.nn import GRU, LSTM, RNN
 from retrograde.record.layers import Layer, form_of, recurrent_layers, why_not
@@ -110,7 +111,7 @@ class LayerWeights:
 
     Attributes:
         name: of the module, as in the model; its kind where that is the model itself.
-        suffix: of the weights' names, such as "_l1_reverse"; empty for a cell.
+        position: its layer and direction in the module; None for a cell.
         kind: what it is, as far as that is known.
         input_size: I, the number of input features; None if weight_ih is missing.
         hidden_size: H, the number of units.
@@ -125,7 +126,7 @@ class LayerWeights:
     """
 
     name: str
-    suffix: str
+    position: Position | None
     kind: Kind
     input_size: int | None
     hidden_size: int
@@ -137,6 +138,11 @@ class LayerWeights:
     horizon: BiasHorizon | None
     likenesses: tuple[Likeness, ...]
     non_finite: tuple[str, ...]
+
+    @property
+    def suffix(self) -> str:
+        """Of the weights' names, such as "_l1_reverse"; empty for a cell."""
+        return "" if self.position is None else self.position.suffix
 
 
 @dataclass(frozen=True)
@@ -154,6 +160,8 @@ class Inspection:
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, lists and texts; an infinity is the text "Infinity", as in reports."""
         found = strict({"schema": SCHEMA, **asdict(self)})
+        for told, layer in zip(found["layers"], self.layers, strict=True):
+            told["suffix"] = layer.suffix
         assert isinstance(found, dict)
         return found
 
@@ -221,15 +229,16 @@ def inspect_weights(source: nn.Module | Mapping[str, Any]) -> Inspection:
 
 @dataclass(frozen=True)
 class _Group:
-    """The weights of one layer and direction, by name without suffix."""
+    """The weights of one layer and direction, by name without the suffix of its position."""
 
     path: str
-    suffix: str
+    position: Position | None
     weights: Mapping[str, Tensor]
     kind: Kind | None = None
 
     def named(self, name: str) -> str:
-        return f"{self.path}.{name}{self.suffix}" if self.path else name + self.suffix
+        name += "" if self.position is None else self.position.suffix
+        return f"{self.path}.{name}" if self.path else name
 
 
 def _groups(source: nn.Module | Mapping[str, Any], notes: list[str]) -> Iterator[_Group]:
@@ -262,7 +271,7 @@ def _of_module(name: str, module: Layer) -> Iterator[_Group]:
         weights = {each: getattr(module, each) for each in form.weights}
     for group in _grouped(weights, name):
         shapes = {each: tuple(weight.shape) for each, weight in group.weights.items()}
-        yield _Group(name, group.suffix, group.weights, _kind_of_module(module, shapes))
+        yield _Group(name, group.position, group.weights, _kind_of_module(module, shapes))
 
 
 def _kind_of_module(module: Layer, shapes: Mapping[str, tuple[int, ...]]) -> Kind | None:
@@ -287,15 +296,15 @@ def _kind_of_module(module: Layer, shapes: Mapping[str, tuple[int, ...]]) -> Kin
 
 def _grouped(weights: Mapping[str, Tensor], place: str) -> Iterator[_Group]:
     """The weights by layer and direction, for those that have recurrent ones."""
-    groups: dict[tuple[str, str], dict[str, Tensor]] = {}
+    groups: dict[tuple[str, Position | None], dict[str, Tensor]] = {}
     for name, weight in weights.items():
         if (parts := split_name(name)) is not None:
-            path, kind, suffix = parts
+            path, kind, position = parts
             path = ".".join(filter(None, (place, path)))
-            groups.setdefault((path, suffix), {})[kind] = weight.detach()
-    for (path, suffix), named in groups.items():
+            groups.setdefault((path, position), {})[kind] = weight.detach()
+    for (path, position), named in groups.items():
         if "weight_hh" in named:
-            yield _Group(path, suffix, named)
+            yield _Group(path, position, named)
 
 
 def _layer(group: _Group) -> LayerWeights | str:
@@ -336,7 +345,7 @@ def _layer(group: _Group) -> LayerWeights | str:
     gates = tuple(_gates(weights, kind))
     return LayerWeights(
         group.path or kind.name,
-        group.suffix,
+        group.position,
         kind,
         shapes["weight_ih"][1] if "weight_ih" in shapes else None,
         hidden,
@@ -386,14 +395,12 @@ def _gates(weights: Mapping[str, Tensor], kind: Kind) -> Iterator[GateWeights]:
 
 
 def _limit(gate: str, kind: Kind) -> float | None:
-    """1/gamma; every cell input of the table of generations has gamma = 1."""
-    if gate == "hidden":
-        return (
-            None if kind.nonlinearity is None else 1 / ACTIVATIONS[kind.nonlinearity].largest_slope
-        )
-    if gate[0].isdigit():  # "1 of 3": shapes do not tell which
-        return None
-    return 1.0 if gate in ("cell", "candidate") else 1 / SIGMOID.largest_slope
+    """1/gamma of the activation function behind a gate; None where that is not known."""
+    activations = {block.name: block.activation for block in kind.blocks}
+    if gate not in activations:  # the weights between gates lead to sigmoids alone
+        return 1 / SIGMOID.largest_slope
+    activation = activations[gate]
+    return None if activation is None else 1 / activation.largest_slope
 
 
 def _bounds(kind: Kind, recurrent: GateWeights) -> tuple[WeightBound, ...]:

@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from retrograde._types import GRU_GATES
+from retrograde.cells.gates import ACTIVATIONS, GRU_GATES, Gate, with_role
 from retrograde.cells.generations import TABLE, generation
+from retrograde.cells.position import SUFFIX, Position
 
 NAME = re.compile(
     r"(?:(?P<path>.*)\.)?(?P<weight>weight_(?:ih|hh|hr|ch|gg)|bias_(?:ih|hh))"
-    r"(?P<suffix>(?:_l\d+(?:_reverse)?)?)",
+    rf"(?P<suffix>(?:{SUFFIX.pattern})?)",
     re.DOTALL,
 )
 
@@ -38,12 +39,28 @@ class Kind:
     nonlinearity: str | None = None
 
     @property
+    def blocks(self) -> tuple[Gate, ...]:
+        """The gates as values; of one that shapes do not tell neither activation nor role."""
+        if self.name == "GRU":
+            return GRU_GATES
+        if self.name == "RNN":
+            return (Gate("hidden", ACTIVATIONS.get(self.nonlinearity or ""), "candidate"),)
+        rows = [generation(name) for name in self.generations]
+        if any(row.gates != self.gates for row in rows):
+            return tuple(Gate(name, None) for name in self.gates)
+        return rows[0].blocks  # they differ in activations of the same largest slope, if at all
+
+    @property
     def keeping(self) -> str | None:
         """The gate whose bias sets how long the state is kept; None if there is none."""
-        gate = "update" if self.name == "GRU" else "forget"
-        if gate in self.gates:
-            return gate
-        return "input" if self.coupled else None
+        found = with_role(self.blocks, "input" if self.coupled else "forget")
+        return found[0].name if found else None
+
+    @property
+    def written(self) -> str | None:
+        """The gate that lets the candidate in; None if there is none."""
+        found = with_role(self.blocks, "input")
+        return found[0].name if found else None
 
     @property
     def coupled(self) -> bool:
@@ -51,15 +68,19 @@ class Kind:
         return self.name == "LSTM" and all(generation(name).coupled for name in self.generations)
 
 
-def split_name(name: str) -> tuple[str, str, str] | None:
-    """Path of the layer, weight and suffix of a weight's name; None for any other name.
+def split_name(name: str) -> tuple[str, str, Position | None] | None:
+    """Path of the layer, weight and position of a weight's name; None for any other name.
 
     Example:
         >>> split_name("encoder.lstm.weight_hh_l1_reverse")
-        ('encoder.lstm', 'weight_hh', '_l1_reverse')
+        ('encoder.lstm', 'weight_hh', Position(layer=1, reverse=True))
+        >>> split_name("decoder.weight_hh")  # of a cell, which has no layers
+        ('decoder', 'weight_hh', None)
     """
     found = NAME.fullmatch(name)
-    return None if found is None else (found["path"] or "", found["weight"], found["suffix"])
+    if found is None:
+        return None
+    return found["path"] or "", found["weight"], Position.of(found["suffix"])
 
 
 def state_dicts(checkpoint: Mapping[Any, Any]) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -139,7 +160,7 @@ def kind_of(shapes: Shapes) -> Kind | None:
     fitting = [row for row in TABLE if _without_rest(row.shapes(1, hidden)) == found]
     lstms = tuple(row.name for row in fitting)
     if not _extras(shapes) and rows == 3 * hidden:
-        return Kind("GRU", ("gru-torch", "gru-2014"), GRU_GATES, lstms)
+        return Kind("GRU", ("gru-torch", "gru-2014"), tuple(gate.name for gate in GRU_GATES), lstms)
     if not _extras(shapes) and rows == hidden:
         return Kind("RNN", (), ("hidden",), lstms)
     if not fitting:

@@ -73,11 +73,12 @@ def _title(layers: Sequence[LayerWeights]) -> str:
     sure = f" {' or '.join(kind.generations)}" if kind.generations else ""
     other = f" (or an LSTM of generation {' or '.join(kind.others)})" if kind.others else ""
     name = kind.name + (f" with {kind.nonlinearity}" if kind.nonlinearity else "")
-    stacked = len({layer.suffix.removesuffix("_reverse") for layer in layers})
+    positions = {layer.position for layer in layers if layer.position is not None}
+    stacked = len({position.layer for position in positions})
     parts = [f"{first.name}: {name}{sure}{other}"]
     if stacked > 1:
         parts.append(f"{stacked} layers")
-    if any(layer.suffix.endswith("_reverse") for layer in layers):
+    if any(position.reverse for position in positions):
         parts.append("both directions")
     if first.input_size is not None:
         parts.append(f"{first.input_size} input{'s' * (first.input_size != 1)}")
