@@ -232,6 +232,12 @@ class Graph:
                 leaving.setdefault(source, []).append(edge)
         return leaving
 
+    @cached_property
+    def parameters(self) -> tuple[str, ...]:
+        """The parameters that edges use; those of functions are not among them."""
+        uses = (edge.use for edge in self.edges if not isinstance(edge, Opaque))
+        return tuple(dict.fromkeys(use.parameter for use in uses if use is not None))
+
     @property
     def routes(self) -> tuple[str, ...]:
         """The labels of the edges that leave the state before; they partition the Jacobian."""

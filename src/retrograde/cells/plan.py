@@ -10,6 +10,7 @@ an LSTM five operations are left.
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -313,7 +314,8 @@ class Frame:
 
 
 Register = int
-Registers = list[Tensor]
+Registers = list[Any]
+"""Tensors; None where nothing has been computed yet."""
 Operation = Callable[[Registers, Frame], None]
 Product = Callable[[Registers, Frame, Tensor | None, bool], Tensor]
 
@@ -666,7 +668,7 @@ class Program:
     def _run(
         self, frame: Frame, delta: Float[Tensor, "N B S"], results: Sequence[Float[Tensor, "N B _"]]
     ) -> Registers:
-        registers: Registers = [None] * self._size  # type: ignore[list-item]
+        registers: Registers = [None] * self._size
         registers[0] = delta
         for register, number, slot in self._views:
             registers[register] = results[number][..., slot]
@@ -759,7 +761,7 @@ class Uses:
     """
 
     adjoint: Float[Tensor, "N B P"]
-    operands: tuple[tuple[str, int, Float[Tensor, "B M"] | None], ...]
+    operands: tuple[tuple[str, int, Float[Tensor, "B _"] | None], ...]
 
 
 class CellAdjoint:
