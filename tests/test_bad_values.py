@@ -619,7 +619,7 @@ EXEMPT = {
             *("report.Layer", "report.Report", "report.Settings", "cells.CellAdjoint"),
             *("cells.CellStep", "cells.Graph", "cells.Generation", "retrograde.nn.ClippedInside"),
             *("engine.AdjointStep", "engine.AdjointSums", "engine.Border", "engine.Chunk"),
-            "engine.Read",
+            *("engine.Read", "engine.CrossingStep"),
             *("engine.Entries", "engine.ParameterSums", "engine.Scaled"),
             "engine.Unrolled",
         ),

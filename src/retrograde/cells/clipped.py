@@ -103,8 +103,10 @@ class ClippedPass:
                 self._waiting |= dict.fromkeys(group, (clip, group))
 
     def previous(self) -> Float[Tensor, "B S"]:
-        """The adjoint of the state before."""
+        """The adjoint of the state before; afterwards all factors are chosen."""
         total = torch.zeros_like(self._delta)
+        for node in tuple(self._waiting):  # gradients are clipped too where nothing goes on back
+            self._of(node)
         for node, slot in self._graph.before.items():
             part = self._arriving(node)
             if part is not None:

@@ -525,6 +525,9 @@ def _forwards(
 ) -> Float[Tensor, "N *L S"]:
     """Changes of nodes, followed along the edges to the state after."""
     done: set[str] = set()
+    uses = (edge.use for edge in graph.edges if not isinstance(edge, Opaque))
+    operands = (use.operand for use in uses if use is not None and use.operand is not None)
+    leading = next((operand.shape[:-1] for operand in operands), ())
 
     def of(node: str) -> Tensor | None:
         """The change of a node to which all edges were followed."""
@@ -542,7 +545,7 @@ def _forwards(
                 add(target, change)
             continue
         if edge.use is not None and edge.use.parameter in parameters:
-            add(edge.target, _by_parameters(edge.use, parameters))
+            add(edge.target, _by_parameters(edge.use, parameters, leading))
         before = of(edge.source)
         if before is not None:
             add(edge.target, _forward(edge, before))
@@ -564,14 +567,16 @@ def _forward(edge: Diagonal | Weight, change: Tensor) -> Tensor:
     return torch.nn.functional.pad(change, (edge.at.start, edge.at.size - edge.at.stop))
 
 
-def _by_parameters(use: Use, parameters: Mapping[str, Tensor]) -> Float[Tensor, "N *L H"]:
+def _by_parameters(
+    use: Use, parameters: Mapping[str, Tensor], leading: Sequence[int]
+) -> Float[Tensor, "N *L H"]:
     """The change of a node that goes with that of a parameter: a row of it, among rows of zeros."""
     block = parameters[use.parameter][use.rows]
     if use.operand is None:
         row = block
     else:
         row = use.operand * block if use.diagonal else use.operand @ block.T
-    rows = row.new_zeros(len(parameters), *row.shape)
+    rows = row.new_zeros(len(parameters), *leading, row.shape[-1])
     rows[list(parameters).index(use.parameter)] = row
     return rows
 

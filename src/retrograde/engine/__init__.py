@@ -9,7 +9,7 @@ from retrograde.engine.adjoint import (
 )
 from retrograde.engine.border import Border, Read
 from retrograde.engine.clipping import with_factors
-from retrograde.engine.crossings import backpropagate_by_crossing
+from retrograde.engine.crossings import CrossingStep, backpropagate_by_crossing
 from retrograde.engine.entries import Entries
 from retrograde.engine.gradients import AdjointSums, ParameterSums
 from retrograde.engine.scaling import Scaled
@@ -21,6 +21,7 @@ __all__ = [
     "AdjointSums",
     "Border",
     "Chunk",
+    "CrossingStep",
     "Entries",
     "Fold",
     "ParameterSums",

@@ -13,6 +13,7 @@ from torch import Tensor
 from retrograde.cells.base import AbstractCell
 from retrograde.cells.plan import CellAdjoint
 from retrograde.engine.adjoint import AdjointStep
+from retrograde.engine.crossings import CrossingStep
 from retrograde.engine.scaling import NOTHING, Scaled, power_of_two
 from retrograde.engine.unroll import Chunk
 
@@ -97,7 +98,7 @@ class AdjointSums:
         self._sums = ParameterSums(cell.parameters, rows)
         self._gathered: list[Scaled] = []
 
-    def add(self, step: AdjointStep, rows: Scaled) -> None:
+    def add(self, step: AdjointStep | CrossingStep, rows: Scaled) -> None:
         """Rows of one step; steps come in the order of the recursion, last one first."""
         self._gathered.insert(0, rows)
         full = (len(self._gathered) + 1) * rows.values.numel() > GATHERED
