@@ -8,8 +8,8 @@ from retrograde.cells.elman import Elman
 from retrograde.cells.from_function import from_function
 from retrograde.cells.gates import ACTIVATIONS, Activation, Gate
 from retrograde.cells.generations import Generation, generations
-from retrograde.cells.gru import GRU, GRU2014
 from retrograde.cells.graph import Graph
+from retrograde.cells.gru import GRU, GRU2014
 from retrograde.cells.lstm import LSTM
 from retrograde.cells.plan import CellAdjoint, pull_back
 from retrograde.cells.position import Position

@@ -6,7 +6,7 @@ pull-back of adjoints among it, is read off that graph, and no cell writes it do
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cached_property
 
@@ -209,7 +209,7 @@ class AbstractLayer(AbstractCell):
         return replace(self, **parameters)  # type: ignore[type-var]
 
     def graph(self, *edges: Edge) -> Graph:
-        """The graph of these edges: h- and h+ are h before and after the step, and so are others."""
+        """The graph of these edges: h- and h+ are h before and after the step, and so on."""
         return Graph(
             edges,
             before={name + "-": slot for name, slot in self.slots.items()},

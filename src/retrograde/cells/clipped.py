@@ -126,8 +126,9 @@ class ClippedPass:
 
     def _here(self, value: Tensor | None) -> Tensor | None:
         """What holds for all steps at this one."""
-        alike = value is None or value.ndim == 1 or self._step is None
-        return value if alike else value[self._step]
+        if value is None or value.ndim == 1 or self._step is None:
+            return value
+        return value[self._step]
 
     def _arriving(self, node: str) -> Tensor | None:
         """What the edges of a node bring back to it, before it is scaled."""
@@ -182,9 +183,12 @@ class ClippedPass:
 
     def _choose(self, clip: Clip, group: tuple[str, ...]) -> None:
         """Have a policy look at nodes whose adjoints do not depend on each other."""
-        arriving = [self._arriving(node) for node in group]
+        found = {node: adjoint for node in group if (adjoint := self._arriving(node)) is not None}
         for node in group:
             del self._waiting[node]
+        if not found:  # every way on was cut
+            return
+        arriving = list(found.values())
         if group == clip.state:
             whole = torch.cat(arriving, -1)
             scale = clip.policy.on_state(whole)
@@ -199,7 +203,7 @@ class ClippedPass:
             return
         factors = clip.policy.on_pre_activation(torch.stack(arriving, -2))
         if factors is not None:
-            chosen = dict(zip(group, factors.unbind(-2), strict=True))
+            chosen = dict(zip(found, factors.unbind(-2), strict=True))
             self.factors |= chosen
             self._by_node |= chosen
 

@@ -31,9 +31,9 @@ CONSTANT = ""
 Change = Callable[[Tensor], Tensor]
 
 Factors = Mapping[str, Float[Tensor, "*L _"]]
-"""What clipping policies multiply adjoints by: of each pre-activation by node, [*L, H]; of a layer's
-whole state and of all that goes back through its recurrent weights by the names of `Clip`, [*L, 1].
-"""
+"""What clipping policies multiply adjoints by: that of each pre-activation by its node, [*L, H];
+that of a layer's whole state, and of all that goes back through its recurrent weights, by the names
+that `Clip` has for them, [*L, 1]."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -216,12 +216,12 @@ class Graph:
     @property
     def state_size(self) -> int:
         """S."""
-        return max(slot.stop for slot in self.before.values())
+        return max(int(slot.stop) for slot in self.before.values())
 
     @property
     def input_size(self) -> int:
         """I."""
-        return max(slot.stop for slot in self.reads.values())
+        return max(int(slot.stop) for slot in self.reads.values())
 
     @cached_property
     def leaving(self) -> "dict[str, list[Edge]]":
@@ -294,7 +294,7 @@ class Graph:
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """Where a policy clips one layer: on its state after, its pre-activations, its recurrent routes.
+    """Where a policy clips a layer: on its state after, its pre-activations, its recurrent routes.
 
     Attributes:
         policy: what chooses the factors.
@@ -416,9 +416,7 @@ def moved(slot: slice, offset: int) -> slice:
     return slice(slot.start + offset, slot.stop + offset)
 
 
-def renamed(
-    graph: Graph, suffix: str, route_suffix: str, state: int, inputs: int
-) -> Graph:
+def renamed(graph: Graph, suffix: str, route_suffix: str, state: int, inputs: int) -> Graph:
     """The step of a layer inside a larger cell.
 
     Args:
@@ -585,7 +583,9 @@ def _through(
     edge: Opaque, of: Callable[[str], Tensor | None]
 ) -> Iterator[tuple[str, Float[Tensor, "N *L _"]]]:
     """What changes before a function make of the parts after it, by its Jacobian, row by row."""
-    given = {node: change for node in (*edge.sources, edge.reads) if (change := of(node)) is not None}
+    given = {
+        node: change for node in (*edge.sources, edge.reads) if (change := of(node)) is not None
+    }
     if not given:
         return
     size = max(slot.stop for slot in edge.targets.values())

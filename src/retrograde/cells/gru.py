@@ -83,8 +83,8 @@ class GRU(AbstractGRU):
     def linearise(self, step: CellStep) -> Graph:
         """The deltas; ' is the slope of an activation function.
 
-            da_z = dh (h_{k-1} - n) z'      da_n = dh (1 - z) n'      da_r = da_n q r'
-            dq = da_n r                     dh_{k-1} = R^T (da_r, da_z, dq) + dh z
+        da_z = dh (h_{k-1} - n) z'      da_n = dh (1 - z) n'      da_r = da_n q r'
+        dq = da_n r                     dh_{k-1} = R^T (da_r, da_z, dq) + dh z
         """
         r, z, n, q = step.activations.values()
         return self.graph(
@@ -144,8 +144,8 @@ class GRU2014(AbstractGRU):
     def linearise(self, step: CellStep) -> Graph:
         """The deltas; ' is the slope of an activation function.
 
-            da_z = dh (h_{k-1} - n) z'      da_n = dh (1 - z) n'      dq = R_n^T da_n
-            da_r = dq h_{k-1} r'            dh_{k-1} = R_r^T da_r + R_z^T da_z + dq r + dh z
+        da_z = dh (h_{k-1} - n) z'      da_n = dh (1 - z) n'      dq = R_n^T da_n
+        da_r = dq h_{k-1} r'            dh_{k-1} = R_r^T da_r + R_z^T da_z + dq r + dh z
         """
         r, z, n, q = step.activations.values()
         nodes, h = ("a.reset", "a.update", "a.candidate"), step.previous

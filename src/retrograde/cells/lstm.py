@@ -15,8 +15,8 @@ from torch import Tensor
 from retrograde._types import Input, Projected, State
 from retrograde.cells.base import AbstractLayer, CellStep, affine, plus_product
 from retrograde.cells.gates import ACTIVATIONS, SIGMOID, Gate, with_role
-from retrograde.cells.graph import Diagonal, Edge, Graph, Use, weights
 from retrograde.cells.generations import SIGMOID_GATES, Generation, generation
+from retrograde.cells.graph import Diagonal, Edge, Graph, Use, weights
 from retrograde.errors import ArgumentError
 
 
@@ -133,7 +133,7 @@ class LSTM(AbstractLayer):
         return CellStep(x, state, torch.cat(new, -1), activations)
 
     def linearise(self, step: CellStep) -> Graph:
-        """The deltas of Greff et al. (2017), section II-B; ' is the slope of an activation function.
+        """The deltas of Greff et al. (2017), section II-B; ' is the slope of an activation.
 
             da_o = dh h(c) o'       dc <- dc + dh o h'(c) + p_o da_o
             da_i = dc g i'          da_f = dc c_{k-1} f'          da_g = dc i g'

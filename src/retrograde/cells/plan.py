@@ -19,7 +19,7 @@ from torch import Tensor
 from retrograde.cells.graph import AbstractDerivative, Diagonal, Graph, Opaque, Use, Weight
 
 FEW_ROWS = 16
-"""Above this many rows, going through the Jacobian of each sample is cheaper than through weights."""
+"""Above this many rows forming the Jacobian of each sample is cheaper."""
 
 TOGETHER = 2**20
 """Jacobians of all steps are formed together up to this many numbers, else step by step."""
@@ -72,9 +72,7 @@ class Blocks:
     def takes(self, other: "Blocks") -> bool:
         """Whether another block continues this one."""
         return (
-            self.last == other.first
-            and self.matrix is other.matrix
-            and self.height == other.height
+            self.last == other.first and self.matrix is other.matrix and self.height == other.height
         )
 
     def plus(self, other: "Blocks") -> "Blocks":
@@ -85,7 +83,7 @@ class Blocks:
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """Neighbouring blocks, from the first to the last - 1, whose adjoints are multiples of one base.
+    """Blocks first .. last-1, whose adjoints are multiples of one base.
 
     The factor has shape [*L, G, H], [*L, H] for a single block; None is a factor of 1.
     """
@@ -271,9 +269,7 @@ class Plan:
             self._segments[key] = tuple(found)
         return self._segments[key]
 
-    def _stacked(
-        self, factors: Sequence[Tensor | None], height: int
-    ) -> tuple[Tensor | None, bool]:
+    def _stacked(self, factors: Sequence[Tensor | None], height: int) -> tuple[Tensor | None, bool]:
         """Factors of several blocks as one, and whether all samples share it."""
         given = [self._one if factor is None else factor for factor in factors]
         if len(factors) == 1:
@@ -396,8 +392,14 @@ class Program:
             if base.node and base.stop is None:
                 self._of_base[base] = self._formed(base.node)
             else:
-                whole = Base("", 0, self._plan.graph.state_size) if not base.node else Base(base.node)
-                source, register, part = self._base(whole), self._new(), slice(base.start, base.stop)
+                whole = (
+                    Base("", 0, self._plan.graph.state_size) if not base.node else Base(base.node)
+                )
+                source, register, part = (
+                    self._base(whole),
+                    self._new(),
+                    slice(base.start, base.stop),
+                )
 
                 def cut_out(registers: Registers, frame: Frame) -> None:
                     registers[register] = registers[source][..., part]
@@ -485,10 +487,11 @@ class Program:
 
         def alone(registers: Registers, frame: Frame) -> Tensor:
             source = registers[base]
-            return source if only is None else source * frame.tensors[only]
+            found: Tensor = source if only is None else source * frame.tensors[only]
+            return found
 
         def together(registers: Registers, frame: Frame) -> Tensor:
-            found = registers[register]
+            found: Tensor | None = registers[register]
             if found is None:
                 rows, batch, _ = registers[0].shape
                 wide = new_rows(registers[0], rows, batch, count, height)
@@ -521,15 +524,17 @@ class Program:
         width, few = weight.shape[1], len(blocks.targets) == len(segments)
         by_gate = weight.view(len(blocks.targets), -1, width)
         through = [
-            (self._base(each.base), self._tensor(each.factor, each.shared), by_gate[each.first : each.last])
+            (
+                self._base(each.base),
+                self._tensor(each.factor, each.shared),
+                by_gate[each.first : each.last],
+            )
             for each in segments
             if not few and each.factor is not None
         ]
         few = few or len(through) < len(segments)
 
-        def product(
-            registers: Registers, frame: Frame, out: Tensor | None, add: bool
-        ) -> Tensor:
+        def product(registers: Registers, frame: Frame, out: Tensor | None, add: bool) -> Tensor:
             rows, batch, _ = registers[0].shape
             if few or rows <= FEW_ROWS:
                 flat = adjoints(registers, frame).flatten(0, 1)
@@ -539,7 +544,10 @@ class Program:
                 return out
             by_sample = new_rows(registers[0], rows, batch * width).view(batch, rows, width)
             for number, (base, factor, some) in enumerate(through):
-                source, jacobian = registers[base].transpose(0, 1), self._jacobian(frame, factor, some)
+                source, jacobian = (
+                    registers[base].transpose(0, 1),
+                    self._jacobian(frame, factor, some),
+                )
                 by_sample.baddbmm_(source, jacobian, beta=int(number > 0))
             if out is None:
                 return by_sample.transpose(0, 1).contiguous()
@@ -561,24 +569,20 @@ class Program:
             if shared or count > TOGETHER:
                 return _jacobians(frame.tensors[factor], blocks)
             formed = _jacobians(value.flatten(0, 1), blocks)
-            self._jacobians[key] = list(formed.unflatten(0, value.shape[:2]).unbind())
+            self._jacobians[key] = list(formed.view(*value.shape[:2], *formed.shape[1:]).unbind())
         return self._jacobians[key][frame.step]
 
     def _rows_of(self, edge: Opaque, targets: tuple[str, ...]) -> Register:
         """The adjoint of a function's state, as far as it comes to these parts of it."""
         forms = {target: self._plan.form(target) for target in targets}
-        moved = set()
-        for target in edge.targets:
-            slot, form = edge.targets[target], forms.get(target, {})
-            for base, factor in form.items():
-                plain = factor is None and not base.node
-                moved.add(base.start - slot.start if plain and len(form) == 1 else None)
-            if not form:
-                moved.add(None)
-        size = max(slot.stop for slot in edge.targets.values())
-        if len(moved) == 1 and None not in moved:  # as it is given, in one piece
-            (start,) = moved
-            return self._base(Base("", start, start + size))
+        size = max(int(slot.stop) for slot in edge.targets.values())
+        starts = {
+            base.start - slot.start if factor is None and not base.node else -1
+            for target, slot in edge.targets.items()
+            for base, factor in forms.get(target, {Base("?"): None}).items()
+        }
+        if len(starts) == 1 and min(starts) >= 0:  # as it is given, in one piece
+            return self._base(Base("", min(starts), min(starts) + size))
         terms = [(edge.targets[target], self._terms(form)) for target, form in forms.items()]
         register = self._new()
 
@@ -613,7 +617,7 @@ class Program:
 
         def give(registers: Registers, frame: Frame) -> Tensor:
             whole = registers[found]
-            some = whole if part is None else whole[..., part]
+            some: Tensor = whole if part is None else whole[..., part]
             return some if scale is None else some * frame.tensors[scale]
 
         return give
@@ -678,9 +682,7 @@ class Program:
 
     def kept(
         self, frame: Frame, delta: Float[Tensor, "N B S"]
-    ) -> tuple[
-        list[tuple[Tensor, list[Tensor | None]]], list[tuple[Tensor, AbstractDerivative]]
-    ]:
+    ) -> tuple[list[tuple[Tensor, list[Tensor | None]]], list[tuple[Tensor, AbstractDerivative]]]:
         """What `keep_side_by_side` and `keep_function` asked for."""
         registers = self._run(frame, delta, [])
         tensors = frame.tensors
@@ -691,7 +693,9 @@ class Program:
         return found, [(registers[at], frame.functions[n]) for at, n in self._kept_functions]
 
 
-def _jacobians(factor: Float[Tensor, "..."], blocks: Float[Tensor, "G H M"]) -> Float[Tensor, "B H M"]:
+def _jacobians(
+    factor: Float[Tensor, "..."], blocks: Float[Tensor, "G H M"]
+) -> Float[Tensor, "B H M"]:
     """sum_g diag(factor_g) W_g of each sample, [B, G, H], or [B, H] for a single block."""
     if factor.ndim == 2:
         return factor.unsqueeze(-1) * blocks[0]
@@ -774,9 +778,7 @@ class CellAdjoint:
             only step of a graph.
     """
 
-    def __init__(
-        self, plan: Plan, delta: Float[Tensor, "N B S"], steps: range | None = None
-    ):
+    def __init__(self, plan: Plan, delta: Float[Tensor, "N B S"], steps: range | None = None):
         self._plan, self.delta, self._steps = plan, delta, steps
 
     def _frame(self, program: Program) -> Frame:

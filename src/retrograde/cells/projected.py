@@ -102,9 +102,9 @@ class ProjectedLSTM(AbstractLayer):
     def linearise(self, step: CellStep) -> Graph:
         """dy = M^T dh, then as in any LSTM; ' is the slope of an activation function.
 
-            da_o = dy tanh(c) o'    dc <- dc + dy o tanh'(c)
-            da_i = dc g i'          da_f = dc c_{k-1} f'          da_g = dc i g'
-            dh_{k-1} = R^T da       dc_{k-1} = dc f
+        da_o = dy tanh(c) o'    dc <- dc + dy o tanh'(c)
+        da_i = dc g i'          da_f = dc c_{k-1} f'          da_g = dc i g'
+        dh_{k-1} = R^T da       dc_{k-1} = dc f
         """
         i, f, g, o, squashed = step.activations.values()
         c_previous = step.previous[..., self.slots["c"]]

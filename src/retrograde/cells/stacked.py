@@ -130,8 +130,8 @@ def _runs(
         ]
         if not found or found[0][1].stop > slot.stop:
             raise ArgumentError(
-                f"the layers of a stack must read whole parts of the state below ({', '.join(after)}), "
-                f"each in one part of their input; {target} reads something else"
+                f"the layers of a stack must read whole parts of the state below, of "
+                f"{', '.join(after)}, each in one part of their input; {target} does not"
             )
         source, entries = found[0]
         at = Part(first - slot.start, entries.stop - slot.start, slot.stop - slot.start)

@@ -178,11 +178,11 @@ class ContributionShares:
             names = step.chunk.graph.parameters
             self._add(step.k, slice(0, len(exponent)), names, inner, exponent)
         for some, gradients in _formed(step.adjoint):
-            inner = [
+            columns = [
                 as_vectors(parts) @ self._gradient[name].values.flatten()
                 for name, parts in gradients.items()
             ]
-            self._add(step.k, some, list(gradients), torch.stack(inner, -1), exponent[some])
+            self._add(step.k, some, list(gradients), torch.stack(columns, -1), exponent[some])
 
     def _add(
         self,

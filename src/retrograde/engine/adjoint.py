@@ -7,9 +7,9 @@ The stream of steps is all that a decomposition sees; each is a fold over it and
 result.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -22,6 +22,7 @@ from retrograde.engine.scaling import Scaled
 from retrograde.engine.scan import AbstractRule, scan
 from retrograde.engine.unroll import Chunk, Unrolled
 from retrograde.errors import NonFiniteError
+
 
 @dataclass(frozen=True)
 class AdjointStep:
@@ -65,7 +66,7 @@ class PerEntry(AbstractRule):
 
     def __init__(self, entries: Entries):
         self._entries = entries
-        self._back: Tensor | None = None
+        self._back: Callable[[], list[Tensor]] | None = None
         self._exponent = torch.zeros(0, dtype=torch.int64, device=entries.direct.device)
 
     def rows(self, k: int) -> Float[Tensor, "N B S"] | None:
@@ -79,7 +80,7 @@ class PerEntry(AbstractRule):
 
     def pull(self, chunk: Chunk, k: int, rows: Float[Tensor, "N B S"]) -> None:
         spare = int(self._entries.opens(k - 1, len(rows)))
-        (self._back,) = chunk.through(chunk.plan.back, k, rows, spare)
+        self._back = partial(chunk.through, chunk.plan.back, k, rows, spare)  # if asked for
         self._exponent = self.delta.exponent
 
     def _arriving(self, k: int) -> Scaled:
@@ -87,11 +88,13 @@ class PerEntry(AbstractRule):
 
         The latter is a new row, or part of the newest row if k belongs to that row's block.
         """
-        entries, exponent, values = self._entries, self._exponent, self._back
+        entries, exponent = self._entries, self._exponent
         rows = len(exponent)
         opens = entries.opens(k, rows)
-        if values is None:
+        if self._back is None:
             values = entries.direct.new_empty(int(opens), *entries.direct.shape[1:])
+        else:
+            (values,) = self._back()
         if opens:
             exponent = torch.cat((exponent, entries.write(k, values[-1:])))
         elif entries.covers(k, rows):

@@ -65,7 +65,7 @@ class Border:
         return total
 
     def push(self, before: Float[Tensor, "N B S"]) -> Float[Tensor, "N B S"]:
-        """Changes of the state before as changes of what enters: `pull_back` the other way round."""
+        """Changes of the state before as changes of what enters."""
         total = torch.zeros_like(before)
         for read in self.reads:
             source = before if read.source is None else before.flatten(1)[:, read.source]

@@ -6,8 +6,9 @@ R holds the routes that cross recurrent weights, A the others; the last class ke
 that often or more. The sum over n is the adjoint of adjoint.py. Class 0 is the carousel alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -51,7 +52,7 @@ class PerCrossing(AbstractRule):
     def __init__(self, cell: AbstractCell, entries: Entries, classes: int):
         self._recurrent = frozenset(cell.recurrent_routes)
         self._entries, self._classes = entries, classes
-        self._came: tuple[Parts, Parts] | None = None  # staying in its class, crossing to the next
+        self._back: Callable[[], tuple[Parts, Parts]] | None = None
         self.delta = Scaled.of(entries.direct.new_zeros(0, *entries.direct.shape[1:]))
         self.sizes = self.delta.values.new_zeros(0)
 
@@ -59,8 +60,8 @@ class PerCrossing(AbstractRule):
         entries, classes = self._entries, self._classes
         rows = len(self.delta.exponent) // classes
         opens = entries.opens(k, rows)
-        if self._came is not None:
-            delta = self._arriving(*self._came, opens)
+        if self._back is not None:
+            delta = self._arriving(*self._back(), opens)
         elif opens:
             delta = Scaled.of(entries.direct.new_zeros(classes, *entries.direct.shape[1:]))
         else:
@@ -83,6 +84,10 @@ class PerCrossing(AbstractRule):
         return delta.values
 
     def pull(self, chunk: Chunk, k: int, rows: Float[Tensor, "N B S"]) -> None:
+        self._back = partial(self._split, chunk, k, rows)  # if asked for
+
+    def _split(self, chunk: Chunk, k: int, rows: Float[Tensor, "N B S"]) -> tuple[Parts, Parts]:
+        """What comes back and stays in its class, and what crosses to the next one."""
         program, whole = chunk.plan.by_crossing(self._recurrent), k in chunk.borders
         results = chunk.through(program, k, rows, fill=whole)
         parts = []
@@ -90,7 +95,7 @@ class PerCrossing(AbstractRule):
             if whole and slots:
                 slots = [slice(0, rows.shape[-1])]
             parts.append([(slot, result[..., slot]) for slot in slots])
-        self._came = parts[0], parts[1]
+        return parts[0], parts[1]
 
     def _arriving(self, staying: Parts, crossing: Parts, opens: bool) -> Scaled:
         """delta_{k-1}: what stays in its class, and what crossed and moves to the next one.
@@ -119,9 +124,9 @@ class PerCrossing(AbstractRule):
         if sum(stop - start for start, stop in slots) < shape[-1]:
             total.zero_()
         for slot, part in staying:
-            torch.mul(part.unflatten(0, top.shape), stays, out=total[..., slot])
+            torch.mul(part.view(*top.shape, *part.shape[1:]), stays, out=total[..., slot])
         for slot, part in crossing:
-            moving, here = part.unflatten(0, top.shape), total[..., slot]
+            moving, here = part.view(*top.shape, *part.shape[1:]), total[..., slot]
             if any(slot == other for other, _ in staying):
                 here[:, 1:].addcmul_(moving[:, :-1], moves[:, 1:])
             else:

@@ -24,11 +24,11 @@ class AbstractRule(ABC):
 
     @abstractmethod
     def rows(self, k: int) -> Float[Tensor, "N B S"] | None:
-        """The adjoints of s_k that are to be pulled back through step k; None before there are any."""
+        """The adjoints of s_k to be pulled back through step k; None before there are any."""
 
     @abstractmethod
     def pull(self, chunk: Chunk, k: int, rows: Float[Tensor, "N B S"]) -> None:
-        """Pull them back through step k of a chunk, and keep what comes back for the step before."""
+        """Pull them back through step k of a chunk, and keep what comes back."""
 
 
 class AbstractBackend(ABC):

@@ -280,7 +280,9 @@ class Surroundings:
                 states |= {results[n]: (call.link.before, n) for n in call.link.results}
         sites: dict[Call, dict[Edge, Way]] = {}
         held = {
-            edge: (call, name) for call, place in places.items() for edge, name in place.held.items()
+            edge: (call, name)
+            for call, place in places.items()
+            for edge, name in place.held.items()
         }
 
         def sites_of(before: Call) -> dict[Edge, Way]:

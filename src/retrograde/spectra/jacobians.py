@@ -161,9 +161,7 @@ class Chain:
         return self.pull(k, self.identity()).transpose(0, 1)
 
     @torch.no_grad()
-    def follow(
-        self, start: Rows, between: Callable[[Rows], Rows]
-    ) -> Iterator[tuple[int, Chunk]]:
+    def follow(self, start: Rows, between: Callable[[Rows], Rows]) -> Iterator[tuple[int, Chunk]]:
         """Rows pulled back through one step after the other, from the end of the chain.
 
         Args:
@@ -229,7 +227,8 @@ class Chain:
 
         def measure(jacobian: Float[Tensor, "B R R"]) -> Float[Tensor, "B"]:
             squares = torch.linalg.eigvalsh(jacobian @ jacobian.mT)  # the largest loses nothing
-            return squares[:, -1].clamp(min=0).sqrt()
+            largest: Tensor = squares[:, -1].clamp(min=0).sqrt()
+            return largest
 
         return self._of_each(measure)
 
