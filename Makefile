@@ -6,12 +6,14 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-portability test-integrations lint bench docs clean
+.PHONY: help demo test test-install test-oldest test-portability test-integrations lint bench docs clean
 
 help:
 	@echo "make demo   two forecasters of CO2, and how far back their gradients reach"
 	@echo "make test   lint, types and all tests"
 	@echo "make lint   ruff and mypy"
+	@echo "make test-install  the wheel in an environment of its own: core dependencies, then [cli]"
+	@echo "make test-oldest   the tests of the core with the oldest versions allowed (downloads 3 GB)"
 	@echo "make test-portability  pages, numerics and demo under other instruction sets (SETTINGS='plain avx2-2')"
 	@echo "make test-integrations  packages that train recurrent layers, as they are (installs a lot)"
 	@echo "make bench  speed and memory, as ratios measured here"
@@ -22,6 +24,12 @@ demo: .venv/demo
 
 test: lint
 	$(BIN)/python -m pytest -q --numprocesses 2
+
+test-install: .venv/created
+	$(BIN)/python scripts/installation.py core
+
+test-oldest: .venv/created
+	$(BIN)/python scripts/installation.py oldest
 
 test-portability: .venv/dev
 	$(BIN)/python scripts/portability.py $(SETTINGS)

@@ -8,7 +8,7 @@ import torch
 from _measure import THREADS, Size, Spread, answer, interleaved, lstm_pass, ratios
 
 from retrograde.decompose.bins import lag_bins
-from retrograde.decompose.by_crossing import by_crossing
+from retrograde.decompose.by_crossing import Crossings
 from retrograde.decompose.by_lag import LagSums
 from retrograde.decompose.by_route import RouteSums
 from retrograde.engine import Entries, fold, unroll
@@ -36,7 +36,7 @@ if __name__ == "__main__":
             "by lag": lambda: fold(unrolled, entries, [by_lag()]),
             "by lag and by route": lambda: fold(unrolled, entries, [by_lag(), by_route()]),
             "by route": lambda: fold(unrolled, entries, [by_route()]),
-            "by crossing, 8": lambda: by_crossing(unrolled, entries, octaves, 8),
+            "by crossing, 8": lambda: Crossings(octaves, 8).parts(unrolled, entries),
         },
         ROUNDS,
     )

@@ -1,8 +1,8 @@
 """Runs the Python blocks of a Markdown page and puts what they print into its `text` blocks.
 
-A mkdocs hook and the tests share it: figures in the built documentation are measured while it is
-built, and those in the repository are checked against a fresh run. Blocks run in order, in one
-namespace a page; what is printed belongs into the next `text` block.
+The tests check every page against a fresh run, and the documentation is built of the pages as they
+are. Blocks run in order, in one namespace a page; what is printed belongs into the next `text`
+block.
 
     python scripts/run_pages.py PAGE.md...    brings pages up to date, images into docs/images
 """
@@ -45,13 +45,6 @@ def run(text: str, name: str, folder: Path) -> str:
     if printed:
         raise SystemExit(f"{name} prints this and does not show it:\n{printed}")
     return result
-
-
-def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
-    """mkdocs calls this for every page that it builds."""
-    images = Path(config["docs_dir"]) / "images"
-    os.makedirs(images, exist_ok=True)
-    return run(markdown, page.file.src_path, images)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import retrograde
@@ -47,24 +48,90 @@ def test_a_level_imports_only_from_the_levels_above_it():
             assert level(name) <= level(own), f"{path.name} ({own}) imports {name}"
 
 
+def module_of(path: Path) -> str:
+    *parts, last = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts if last == "__init__" else [*parts, last])
+
+
+MODULES = {module_of(path): path for path in SOURCE.rglob("*.py")}
+
+
+def imports_of(tree: ast.AST) -> set[str]:
+    """The modules that a module, or a part of one, imports; of our own those where a name lives."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level and node.module, "imports are absolute"
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in inside}
+    return found
+
+
+def cycle_in(imports: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle, none if there are none."""
+    try:
+        tuple(TopologicalSorter(imports).static_order())
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_modules_import_each_other():
+    """Imports inside functions, and those for type checkers alone, count like any other."""
+    imports = {name: imports_of(ast.parse(path.read_text())) for name, path in MODULES.items()}
+    imports = {name: found & set(MODULES) for name, found in imports.items()}
+    assert cycle_in(imports) == []
+    assert cycle_in(imports | {"retrograde.errors": {"retrograde.report"}})  # it would be found
+
+
+def behind_functions(tree: ast.Module) -> tuple[set[str], set[str]]:
+    """What functions import: in `with optional(...)`, and elsewhere."""
+    behind: set[str] = set()
+    bare: set[str] = set()
+
+    def look(node: ast.AST, function: bool, optional: bool) -> None:
+        if isinstance(node, ast.With):
+            called = [ast.unparse(item.context_expr) for item in node.items]
+            optional |= any(words.startswith("optional(") for words in called)
+        function |= isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        if function and isinstance(node, ast.Import | ast.ImportFrom):
+            (behind if optional else bare).update(imports_of(node))
+        for child in ast.iter_child_nodes(node):
+            look(child, function, optional)
+
+    look(tree, False, False)
+    return behind, bare
+
+
+def test_functions_import_optional_dependencies_only():
+    """Our own modules stand at the top of a file, unless the one imported needs an extra itself."""
+    late, delayed = {}, {}
+    for name, path in MODULES.items():
+        behind, bare = behind_functions(ast.parse(path.read_text()))
+        late[name] = {module for module in bare if module.split(".")[0] not in HEAVY}
+        delayed[name] = {module for module in behind if module in MODULES}
+    assert {name: found for name, found in late.items() if found} == {}
+    assert {name: found for name, found in delayed.items() if found} == {
+        "retrograde.cli": {"retrograde.cli.commands"},  # typer
+        "retrograde.cli.commands": {"retrograde.demo"},  # lightning
+    }
+
+
+HEAVY = {
+    *("altair", "vl_convert", "jinja2", "rich", "typer", "lightning", "pytorch_lightning"),
+    *("jsonschema", "pydantic", "safetensors", "pandas", "PIL"),
+}
+"""Packages of extras, and those of the core that take long to load."""
+
+
 def test_the_package_imports_nothing_heavy():
     """Charts, command line, integrations, examples and studies load when they are used."""
-    heavy = {
-        "altair",
-        "vl_convert",
-        "jinja2",
-        "rich",
-        "typer",
-        "lightning",
-        "pytorch_lightning",
-        "jsonschema",
-        "pydantic",
-        "safetensors",
-    }
     code = "import sys, retrograde; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules = done.stdout.split()
-    assert not heavy & {name.split(".")[0] for name in modules}
+    assert not HEAVY & {name.split(".")[0] for name in modules}
     apart = {"cli", "data", "demo", "integrations", "tasks"}
     assert not apart & {name.split(".")[1] for name in modules if name.startswith("retrograde.")}
 

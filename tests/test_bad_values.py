@@ -443,6 +443,11 @@ ROWS: dict[str, Row] = {
         {"parameter": None, "bins": (0, 2)},
         {"parameter": NAME_OR_NONE, "bins": BINS},
     ),
+    "Flow.by_unit": Row(
+        FLOW.by_unit,
+        {"parameter": None, "bins": (0, 2)},
+        {"parameter": NAME_OR_NONE, "bins": BINS},
+    ),
     "Flow.by_crossing": Row(
         FLOW.by_crossing,
         {"parameter": None, "max_crossings": 2, "bins": (0, 2)},
@@ -607,7 +612,7 @@ EXEMPT = {
         (
             *("retrograde.Flow", "retrograde.Recorded", "retrograde.Recording"),
             *("retrograde.Report", "retrograde.Spectrum", "decompose.Flow", "decompose.ByLag"),
-            *("decompose.ByParameter", "decompose.ByTime", "decompose.Residual"),
+            *("decompose.ByParameter", "decompose.ByTime", "decompose.Parts", "decompose.Residual"),
             *("decompose.Split", "spectra.Bound", "spectra.Chain", "spectra.Exponents"),
             *("spectra.Horizons", "spectra.Radius", "spectra.SingularValues", "spectra.Spectrum"),
             *("weights.WeightBound", "weights.GateWeights", "weights.BiasHorizon"),

@@ -14,7 +14,7 @@ from torch import nn
 import retrograde
 from retrograde.diagnosis import Evidence, Finding, limits
 from retrograde.report import Horizon, Layer, Report, Settings, compare
-from retrograde.report.comparison import Difference
+from retrograde.report.changes import Difference
 
 HOSTILE = "<script>alert('x')</script> \"quotes\" [bold]長い名前\x1b[31m"
 SETTINGS = Settings(

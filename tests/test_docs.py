@@ -1,5 +1,6 @@
 """README and docs are run: Python blocks in order, in one namespace a page, output as printed."""
 
+import inspect
 import re
 import runpy
 import subprocess
@@ -44,14 +45,39 @@ def test_links_inside_the_project_lead_somewhere(page):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_every_public_name_is_documented():
-    import retrograde
+def public_names():
+    """Classes and functions of the reference, by the name under which a user imports them."""
+    pages = runpy.run_path(str(ROOT / "scripts" / "api_pages.py"))["names"]()
+    every = (pair for entries in pages.values() for pair in entries.values())
+    return {
+        name: value for name, value in every if inspect.isclass(value) or inspect.isroutine(value)
+    }
 
+
+def parameters(value):
+    """What a user gives, by name; an error that is raised with any message has none."""
+    if inspect.isclass(value) and not inspect.isfunction(value.__init__):
+        return []
+    names = inspect.signature(value).parameters
+    return [name for name in names if not name.startswith("_") and name not in ("args", "kwargs")]
+
+
+PUBLIC = public_names()
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_is_documented_with_an_example(name):
+    """Its examples run with the tests of the package; every parameter is explained by name."""
+    said = PUBLIC[name].__doc__ or ""  # its own, not an inherited one
+    assert ">>> " in said, f"{name} has no example"
+    for parameter in parameters(PUBLIC[name]):
+        assert re.search(rf"\b{parameter}\b", said), f"{name} does not say what {parameter} is"
+
+
+def test_the_pages_show_how_to_begin():
     text = " ".join(page.read_text() for page in PAGES)
     for name in ("record", "decompose", "diagnose"):
-        assert name in text and getattr(retrograde, name).__doc__
-    for name in retrograde.__all__:
-        assert getattr(retrograde, name).__doc__, f"{name} has no docstring"
+        assert f"retrograde.{name}(" in text
 
 
 def test_the_pages_of_the_rules_are_fresh():

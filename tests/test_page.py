@@ -14,6 +14,7 @@ from torch import nn
 
 import retrograde
 from retrograde import charts
+from retrograde.decompose import Parts
 from retrograde.diagnosis import Course, Evidence, Finding, Threshold, Training, Trial
 from retrograde.report import Report, Settings, html
 
@@ -293,7 +294,9 @@ def hostile(layer):
     trial = Trial(HOSTILE, HOSTILE, HOSTILE, 1.0, 2.0, note=HOSTILE, training=TRIALS[0].training)
     bad = replace(bad, evidence=(Evidence(HOSTILE, 1.0, HOSTILE, 3.0, "above", HOSTILE),))
     bad = replace(bad, causes=(HOSTILE,), advice=(HOSTILE,), gate=HOSTILE, trials=(trial,))
-    blocks = replace(layer.by_parameter, blocks=((HOSTILE, HOSTILE),), log2=(1.0,), share=(1.0,))
+    one = torch.ones(1, dtype=torch.float64)
+    axes = ({"parameter": (HOSTILE,), "gate": (HOSTILE,)},)
+    blocks = Parts.measured(axes, None, one, one)
     course = replace(layer.courses[0], name=HOSTILE)
     layers = (replace(layer, name=HOSTILE, by_parameter=blocks, courses=(course,)),)
     settings = replace(SETTINGS, model=HOSTILE, batch=HOSTILE, rules=(HOSTILE,))
@@ -452,9 +455,11 @@ def test_pages_with_little_to_draw(page, show, layer, case):
     if case == "nothing finite":
         none = (math.nan, math.inf, -math.inf, math.nan, math.nan)
         course = Course("forget", (0, 1), *((math.nan, math.nan),) * 4)
-        blocks = layer.by_parameter
-        empty = replace(blocks, log2=(math.nan,) * len(blocks.blocks))
-        map_ = replace(layer.by_time, log2=tuple(none[: len(row)] for row in layer.by_time.log2))
+        blocks, map_ = layer.by_parameter, layer.by_time
+        nan = torch.full_like(blocks.log2, math.nan)
+        empty = Parts.measured(blocks.axes, None, nan, blocks.share)
+        wide = torch.tensor(none, dtype=torch.float64).expand(map_.shape)
+        map_ = Parts.measured(map_.axes, None, wide, map_.share)
         layer = replace(
             *(layer,),
             **{"log2_mean_by_lag": none, "log2_adjoint_by_lag": none, "half_life": math.nan},

@@ -19,10 +19,12 @@ from torch import nn
 import retrograde
 from retrograde import charts
 from retrograde._files import write_text
-from retrograde.decompose.by_time import POOLED, ByTime
+from retrograde.decompose import Parts
+from retrograde.decompose.lags import POOLED
 from retrograde.diagnosis import Evidence, Finding, Training, Trial
 from retrograde.errors import ArgumentError, InputError
 from retrograde.report import Horizon, Layer, Report, Settings
+from retrograde.report.json import render as json_text
 from retrograde.report.layer import by_crossing
 
 
@@ -240,9 +242,9 @@ def test_a_layer_holds_the_numbers_of_its_flow(report, flows, models):
         assert layer.gradient_norm == pytest.approx(float(torch.cat(gradients).norm()))
         assert layer.share_near == pytest.approx(1 - float(flow.by_lag(bins=(0, 11)).share[1]))
         assert layer.beyond == pytest.approx(float(flow.by_lag(bins=(0, 8)).share[1]))
-        assert layer.by_lag.lags == ((0, 2), (3, 7), (8, 11))
-        assert sum(layer.by_lag.share) == pytest.approx(1)
-        assert sum(layer.by_parameter.share) == pytest.approx(1)
+        assert layer.by_lag.lags == (range(0, 3), range(3, 8), range(8, 12))
+        assert float(layer.by_lag.share.sum()) == pytest.approx(1)
+        assert float(layer.by_parameter.share.sum()) == pytest.approx(1)
         assert layer.log2_mean_by_lag == tuple(flow.by_time().log2_mean_by_lag.tolist())
         if layer.name == "RNN":  # one route and as many crossings as lags: nothing to tell apart
             assert layer.by_route is layer.by_crossing is None
@@ -250,11 +252,9 @@ def test_a_layer_holds_the_numbers_of_its_flow(report, flows, models):
             continue
         crossings = flow.by_crossing(max_crossings=8)
         for part, split in ((layer.by_route, flow.by_route()), (layer.by_crossing, crossings)):
-            assert part.ways == split.ways
-            assert part.lags == tuple((lag.start, lag.stop - 1) for lag in split.lags)
-            share = torch.tensor(part.share, dtype=torch.float64)
-            torch.testing.assert_close(share, split.share)
-            assert float(share.sum()) == pytest.approx(1)
+            assert part.axes == split.axes and part == split
+            torch.testing.assert_close(part.share, split.share)
+            assert float(part.share.sum()) == pytest.approx(1)
         arrived = flow.by_route().share[flow.by_route().ways.index("carousel")].sum()
         assert layer.share_carousel == pytest.approx(float(arrived))
 
@@ -308,9 +308,9 @@ def test_the_map_holds_every_pair(report, flows):
     assert len(rows) == 12 * 13 // 2
     log2 = flow.by_time("weight_ih_l0").log2
     whole = report.layers[0].by_time
-    assert whole.entries == whole.uses == tuple(range(13))
-    for t, row in enumerate(whole.log2):
-        assert row == tuple(flow.by_time().log2[t, : t + 1].tolist())
+    assert whole.axes == ({"loss_step": tuple(range(12))}, {"use_step": tuple(range(12))})
+    assert whole.log2.equal(flow.by_time().log2)
+    assert bool((whole.log2.triu(1) == torch.full((12, 12), -torch.inf).triu(1)).all())
     for row in rows:
         assert row["log2"] == pytest.approx(float(log2[int(row["t"]), int(row["k"])]), abs=0.006)
 
@@ -322,10 +322,12 @@ def test_routes_of_short_sequences_and_of_no_gradient(steps, factor, tmp_path):
     layer = Layer.of("deep", flow, (0,))
     for split in (layer.by_route, layer.by_crossing):
         assert split.chart().to_dict()
-        assert all(math.isnan(share) for row in split.share for share in row) == (factor == 0)
+        assert bool(split.share.isnan().all()) == (factor == 0)
     Report("Title", (layer,)).to_html(tmp_path / "page.html")
     Report("Title", (layer,)).to_json(tmp_path / "page.json")
-    assert repr(Report.from_json(tmp_path / "page.json").layers) == repr((layer,))
+    (read,) = Report.from_json(tmp_path / "page.json").layers
+    assert repr(read) == repr(layer)
+    assert json_text(Report("Title", (read,))) == json_text(Report("Title", (layer,)))
 
 
 def test_the_chart_of_routes_shows_every_part_with_a_colour_of_its_own():
@@ -357,17 +359,21 @@ def test_a_large_map_is_pooled_by_the_maximum():
     steps = 3 * POOLED
     log2 = torch.randn(steps, steps, dtype=torch.float64)
     log2[~torch.ones(steps, steps).tril().bool()] = -torch.inf
-    entries = torch.arange(steps)
-    by_time = ByTime(None, log2, torch.zeros_like(log2), entries, entries[:, None] - entries)
-    starts, columns, rows = by_time.pooled()
-    assert starts == columns == (*range(0, steps, 3), steps)
-    assert [len(row) for row in rows] == list(range(1, POOLED + 1))
-    assert rows[2][1] == float(log2[6:9, 3:6].max())
+    share = torch.randn(steps, steps, dtype=torch.float64).tril()
+    axes = ({"loss_step": tuple(range(steps))}, {"use_step": tuple(range(steps))})
+    by_time = Parts.measured(axes, None, log2, share)
+    pooled = by_time.pooled()
+    labels = tuple(range(first, first + 3) for first in range(0, steps, 3))
+    assert pooled.axes == ({"loss_step": labels}, {"use_step": labels})
+    rows = pooled.log2
+    assert rows.isfinite().equal(torch.ones(POOLED, POOLED).tril().bool())
+    assert rows[2, 1] == log2[6:9, 3:6].max()
+    torch.testing.assert_close(pooled.share[2, 1], share[6:9, 3:6].sum())
     values = rows_of(by_time.chart().to_dict())
     assert len(values) == POOLED * (POOLED + 1) // 2
     cell = next(row for row in values if (row["t"], row["k"]) == (6, 3))
     assert cell["t2"] == 9
-    assert cell["log2"] == pytest.approx(rows[2][1], abs=0.006)
+    assert cell["log2"] == pytest.approx(float(rows[2, 1]), abs=0.006)
 
 
 def test_long_curves_are_thinned_and_what_is_not_finite_is_left_out():

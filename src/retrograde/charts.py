@@ -7,7 +7,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import torch
@@ -182,6 +182,57 @@ def shares_by_lag(lags: Sequence[range], log2: Tensor, share: Tensor) -> Any:
         )
         .properties(width=WIDTH, height=220)
     )
+
+
+def shares(
+    axes: Sequence[Mapping[str, Sequence[Any]]], log2: Tensor, share: Tensor, most: int = 60
+) -> Any:
+    """Signed shares by the labels of the first axis, and of all others in their order.
+
+    One axis gives bars, several a map. Of more places than `most` on the first axis those with the
+    largest shares are drawn, in their order.
+    """
+    alt = _altair()
+    (first, *rest) = [
+        (" and ".join(axis), [_label(labels) for labels in zip(*axis.values(), strict=True)])
+        for axis in axes
+    ] or [("part", ["all"])]
+    (down, names), title = first, f"Share of the gradient by {first[0]}"
+    across = ", ".join(name for name, _ in rest)
+    columns = [" · ".join(labels) for labels in product(*(labels for _, labels in rest))]
+    share, log2 = share.reshape(len(names), -1), log2.reshape(len(names), -1)
+    size = share.abs().sum(1)
+    drawn = size.argsort(descending=True)[:most].sort().values.tolist()
+    rows = [
+        (names[at], column, round(value, 6), in_words(norm))
+        for at in drawn
+        for column, value, norm in zip(columns, share[at].tolist(), log2[at].tolist(), strict=True)
+        if math.isfinite(value)
+    ]
+    if not rows:
+        return _nothing(alt, title)
+    kinds = {"part": "string", "of": "string", "share": "number", "norm": "string"}
+    tooltip = [alt.Tooltip("part:N", title=down), alt.Tooltip("share:Q", format=".2%"), "norm:N"]
+    y = alt.Y("part:N", sort=[names[at] for at in drawn], title=down, axis=alt.Axis(labelLimit=260))
+    subtitle = f"the {most} with the largest shares of {len(names)}" if len(names) > most else ""
+    chart = alt.Chart(
+        _table(alt, kinds, rows), title=alt.TitleParams(title, subtitle=subtitle)
+    ).transform_calculate(against="datum.share < 0")
+    if not rest:
+        colour = alt.Scale(domain=[False, True], range=[INK, COUNTER])
+        chart = chart.mark_bar().encode(
+            x=alt.X("share:Q", title="signed share", axis=alt.Axis(format="%")),
+            color=alt.Color("against:N", legend=None, scale=colour),
+        )
+    else:
+        top = max(abs(value) for *_, value, _ in rows) or 1.0
+        colour = alt.Scale(domain=[-top, 0, top], range=[COUNTER, "#f4f4f4", INK])
+        tooltip.insert(1, alt.Tooltip("of:N", title=across))
+        chart = chart.mark_rect().encode(
+            x=alt.X("of:N", sort=columns, title=across, axis=alt.Axis(labelAngle=0)),
+            color=alt.Color("share:Q", title="signed share", scale=colour),
+        )
+    return chart.encode(y=y, tooltip=tooltip).properties(width=WIDTH - 140, height={"step": 14})
 
 
 def ways_by_lag(
@@ -727,6 +778,16 @@ def _ramp(count: int) -> list[str]:
         mixed = torch.lerp(colours[first], colours[first + 1], at - first)
         found.append("#" + "".join(f"{round(value):02x}" for value in mixed.tolist()))
     return found
+
+
+def _label(labels: Sequence[Any]) -> str:
+    """The label of a place, or its labels side by side."""
+    words = [
+        lag_in_words(label) if isinstance(label, range) else str(label)
+        for label in labels
+        if label is not None
+    ]
+    return " · ".join(words)
 
 
 def _block(name: tuple[str, str | None]) -> str:

@@ -25,8 +25,16 @@ from retrograde.errors import ArgumentError
 class CellStep:
     """One step of a cell (or, with leading axes, many): what the derivative needs to know.
 
-    `activations` holds the gates and other activated values by name; `layers` the steps of a
-    stack's layers, none for a plain cell.
+    `x` is what it read, `previous` and `state` are s_{k-1} and s_k. `activations` holds the gates
+    and other activated values by name; `layers` the steps of a stack's layers, none for a plain
+    cell.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.cells import GRU
+        >>> step = GRU(torch.zeros(6, 3), torch.zeros(6, 2)).step(torch.zeros(3), torch.ones(2))
+        >>> step.previous, step.state
+        (tensor([1., 1.]), tensor([0.5000, 0.5000]))
     """
 
     x: Float[Tensor, "*L I"]
@@ -61,6 +69,15 @@ class AbstractCell(ABC):
 
     The state is one vector `s`. `slots` says which part of it is which (`h`, and `c` where there
     is one), and `output` which part the layer hands on.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.cells import GRU, AbstractCell
+        >>> cell = GRU(torch.zeros(6, 3), torch.zeros(6, 2))
+        >>> isinstance(cell, AbstractCell), cell.input_size, cell.state_size
+        (True, 3, 2)
+        >>> sorted(cell.routes)
+        ['carousel', 'recurrent.candidate', 'recurrent.reset', 'recurrent.update']
     """
 
     @property
@@ -164,7 +181,15 @@ class AbstractCell(ABC):
 
 
 class AbstractLayer(AbstractCell):
-    """A cell of one layer: weights named as in torch.nn.LSTMCell, gates stacked along the rows."""
+    """A cell of one layer: weights named as in torch.nn.LSTMCell, gates stacked along the rows.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.cells import GRU, AbstractLayer
+        >>> cell = GRU(torch.zeros(6, 3), torch.zeros(6, 2))
+        >>> isinstance(cell, AbstractLayer), cell.hidden_size, list(cell.parameters)
+        (True, 2, ['weight_ih', 'weight_hh'])
+    """
 
     weight_ih: Float[Tensor, "..."]
     weight_hh: Float[Tensor, "..."]

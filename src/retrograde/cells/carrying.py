@@ -72,6 +72,14 @@ class Carrying(AbstractWrapped):
 
 
 def stepping(cell: AbstractCell) -> AbstractCell:
-    """The cell that steps, without the state that is held beside it."""
+    """The cell that steps, without the state that is held beside it.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.cells import GRU, stepping
+        >>> cell = GRU(torch.zeros(6, 3), torch.zeros(6, 2))
+        >>> stepping(cell) is cell  # nothing is held beside its state
+        True
+    """
     is_cell(cell)
     return cell.cell if isinstance(cell, Carrying) else cell

@@ -209,7 +209,15 @@ class ClippedPass:
 
 
 def clipped(cell: AbstractCell, policy: AbstractInside) -> AbstractCell:
-    """The cell with a policy in the back-propagation of each of its layers; cut routes stay so."""
+    """The cell with a policy in the back-propagation of each of its layers; cut routes stay so.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.cells import GRU, clipped, policy_of
+        >>> from retrograde.clipping import StateNorm
+        >>> policy_of(clipped(GRU(torch.zeros(6, 3), torch.zeros(6, 2)), StateNorm(1.0)))
+        StateNorm(max_norm=1.0)
+    """
     is_cell(cell)
     if isinstance(cell, Cut | Carrying):
         return replace(cell, cell=clipped(cell.cell, policy))
@@ -219,7 +227,16 @@ def clipped(cell: AbstractCell, policy: AbstractInside) -> AbstractCell:
 
 
 def unclipped(cell: AbstractCell) -> AbstractCell:
-    """The cell without any policy in its back-propagation; the very cell if there is none."""
+    """The cell without any policy in its back-propagation; the very cell if there is none.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.cells import GRU, clipped, policy_of, unclipped
+        >>> from retrograde.clipping import StateNorm
+        >>> cell = clipped(GRU(torch.zeros(6, 3), torch.zeros(6, 2)), StateNorm(1.0))
+        >>> policy_of(unclipped(cell)) is None
+        True
+    """
     is_cell(cell)
     if isinstance(cell, Clipped):
         return cell.cell
@@ -234,7 +251,14 @@ def unclipped(cell: AbstractCell) -> AbstractCell:
 
 
 def policy_of(cell: AbstractCell) -> AbstractInside | None:
-    """What clips in the back-propagation of a cell, or of the layers inside it."""
+    """What clips in the back-propagation of a cell, or of the layers inside it.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.cells import GRU, policy_of
+        >>> policy_of(GRU(torch.zeros(6, 3), torch.zeros(6, 2))) is None
+        True
+    """
     is_cell(cell)
     if isinstance(cell, Clipped):
         return cell.policy

@@ -54,6 +54,13 @@ class Cut(AbstractWrapped):
 def truncated(cell: AbstractCell) -> AbstractCell:
     """The cell with the truncated backward pass of 1997: nothing comes back through h_{k-1}.
 
+    Example:
+        >>> import torch
+        >>> from retrograde.cells import GRU, truncated
+        >>> cell = truncated(GRU(torch.zeros(6, 3), torch.zeros(6, 2)))
+        >>> cell.recurrent_routes
+        ()
+
     Reference: Hochreiter and Schmidhuber (1997), appendix A.1.
     """
     is_cell(cell)

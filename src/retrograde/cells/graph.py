@@ -192,6 +192,19 @@ class Graph:
         scales: what the adjoint of a node is multiplied by where a policy clips it, [*L, H] or
             [*L, 1].
         clips: where policies clip, and choose such factors from the whole adjoint.
+
+    Raises:
+        ValueError: for an edge into a node that stands behind one out of it.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.cells import LSTM
+        >>> cell = LSTM(torch.zeros(8, 3), torch.zeros(8, 2))
+        >>> graph = cell.linearise(cell.step(torch.zeros(1, 3), torch.zeros(1, 4)))
+        >>> [(edge.source, edge.target) for edge in graph.edges if edge.route == "carousel"]
+        [('c-', 'c')]
+        >>> graph.inner_routes
+        ('readout',)
     """
 
     edges: tuple[Edge, ...]

@@ -769,13 +769,23 @@ class Uses:
 
 
 class CellAdjoint:
-    """The pull-back of N adjoint rows through one step, or several as samples of one.
+    """The pull-back of N adjoint rows through one step, everything still unsummed over rows.
+
+    Nothing is computed before it is asked for; `pull_back` makes one.
 
     Args:
         plan: that of the linearised step.
         delta: rows of adjoints of the state after, [N, B, S].
         steps: which of many steps are pulled through as if they were samples of one; None for the
             only step of a graph.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.cells import Elman, pull_back
+        >>> cell = Elman(torch.ones(1, 1), torch.full((1, 1), 0.5), activation="identity")
+        >>> graph = cell.linearise(cell.step(torch.ones(4, 1), torch.zeros(4, 1)))
+        >>> pull_back(graph, torch.ones(3, 4, 1)).previous().shape  # 3 rows, 4 samples
+        torch.Size([3, 4, 1])
     """
 
     def __init__(self, plan: Plan, delta: Float[Tensor, "N B S"], steps: range | None = None):

@@ -16,12 +16,20 @@ from typing import Annotated
 
 import torch
 import typer
+from rich.markdown import Markdown
+from rich.table import Table
 
-from retrograde import _files
+from retrograde import _files, diagnosis
+from retrograde import report as reporting
 from retrograde._optional import optional
 from retrograde._terminal import plain
+from retrograde.cli import device as devices
+from retrograde.cli import subject as subjects
+from retrograde.cli import weights_file
 from retrograde.cli.terminal import complain, forgive_encodings, guarded_output, progress, show
+from retrograde.diagnosis.finding import SEVERITIES
 from retrograde.errors import InputError, RetrogradeError
+from retrograde.spectra import inspect_weights
 
 FINDINGS, UNUSABLE, BUG, INTERRUPTED = 1, 2, 70, 130
 """Exit codes; 70 is what sysexits.h calls an internal software error."""
@@ -136,11 +144,6 @@ def diagnose(
     _check_outputs(html, json)
     changed = _thresholds(threshold or ())
 
-    from retrograde import report as reporting
-    from retrograde.cli import device as devices
-    from retrograde.cli import subject as subjects
-    from retrograde.diagnosis.finding import SEVERITIES
-
     place = None if device is None else devices.find(device)
     with _hushed(quiet), progress(f"loading {target}", quiet) as tell:
         subject = subjects.load(target, seed)
@@ -181,11 +184,10 @@ def compare(
     html: Html = None,
 ) -> None:
     _check_outputs(html, reads=(before, after))
-    from retrograde.report import Report
-    from retrograde.report import compare as compare_reports
-
     names = (str(before), str(after))
-    comparison = compare_reports(Report.from_json(before), Report.from_json(after), names)
+    comparison = reporting.compare(
+        reporting.Report.from_json(before), reporting.Report.from_json(after), names
+    )
     if html is not None:
         comparison.to_html(html)
     show(comparison)
@@ -206,10 +208,6 @@ def inspect(
     file, _, function = weights.rpartition(":")
     called = bool(function) and file.endswith(".py") and not os.path.exists(path)
     _check_outputs(json, reads=(Path(file) if called else path,))
-    from retrograde.cli import subject as subjects
-    from retrograde.cli import weights_file
-    from retrograde.spectra import inspect_weights
-
     with progress(f"reading {weights}", quiet=False):
         source = subjects.load(weights, seed=0).model if called else weights_file.read(path)
         found = inspect_weights(source)
@@ -224,11 +222,6 @@ def inspect(
 def explain(
     rule: Annotated[str | None, typer.Argument(help="A rule; without it, all are listed.")] = None,
 ) -> None:
-    from rich.markdown import Markdown
-    from rich.table import Table
-
-    from retrograde import diagnosis
-
     if rule is not None:
         show(Markdown(diagnosis.explain(rule)))
         return
@@ -285,9 +278,7 @@ def _thresholds(options: Sequence[str]) -> dict[str, float]:
                 f"{option!r}"
             )
         changed[name.strip()] = value
-    from retrograde.diagnosis import limits
-
-    limits(changed)
+    diagnosis.limits(changed)
     return changed
 
 

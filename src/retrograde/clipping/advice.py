@@ -27,6 +27,12 @@ class GroupAdvice:
         bit: share of the steps in which the threshold for all would have bitten, applied to this
             group alone.
         median, mean, largest: of its norms.
+
+    Example:
+        >>> import retrograde
+        >>> found = retrograde.clipping.suggest({"all": [2.0] * 50, "recurrent": [1.0] * 50})
+        >>> found.groups["recurrent"].threshold, found.groups["recurrent"].bit
+        (1.0, 0.0)
     """
 
     threshold: float
@@ -46,6 +52,12 @@ class Suggestion:
         groups: by group, as they were given.
         steps: how many norms it stands on.
         unused: how many more were not finite.
+
+    Example:
+        >>> import retrograde
+        >>> found = retrograde.clipping.suggest([1.0] * 97 + [8.0, 9.0, 30.0])
+        >>> found.threshold, found.bit, found.policy
+        (1.0, 0.03, GlobalNorm(max_norm=1.0))
     """
 
     threshold: float

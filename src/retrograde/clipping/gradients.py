@@ -186,6 +186,16 @@ class Part:
     Attributes:
         gradients: all gradients of the step.
         groups: the names of those groups.
+
+    Example:
+        >>> import torch, retrograde
+        >>> class Tell(retrograde.clipping.AbstractPolicy):
+        ...     def apply(self, part, memory):
+        ...         print(part.groups, float(part.norm))
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> model(torch.tensor([[4.0]])).sum().backward()
+        >>> norm = retrograde.clipping.clip(model, Tell())
+        ('output',) 4.0
     """
 
     gradients: Gradients

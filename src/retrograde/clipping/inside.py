@@ -23,6 +23,17 @@ class AbstractInside:
     """What to do at every step of back-propagation; a subclass says it for one place or several.
 
     A place that it leaves alone (None) it leaves alone at every step; factors of 1 change nothing.
+
+    Example:
+        >>> import torch, retrograde
+        >>> class Halve(retrograde.clipping.AbstractInside):
+        ...     def on_state(self, delta):
+        ...         return torch.full_like(delta[..., :1], 0.5)
+        >>> lstm = torch.nn.LSTM(2, 3)
+        >>> inside = retrograde.nn.clip_inside(lstm, Halve())
+        >>> lstm(torch.ones(5, 4, 2))[0].sum().backward()
+        >>> inside.bit["LSTM"]  # at every step
+        1.0
     """
 
     @property
@@ -61,6 +72,15 @@ class PreActivationValue(AbstractInside):
     Raises:
         ArgumentError: unless the threshold is positive.
 
+    Example:
+        >>> import torch, retrograde
+        >>> lstm = torch.nn.LSTM(2, 3)
+        >>> policy = retrograde.clipping.PreActivationValue(1e-3)
+        >>> inside = retrograde.nn.clip_inside(lstm, policy)
+        >>> lstm(torch.ones(5, 4, 2))[0].sum().backward()
+        >>> bool(lstm.bias_ih_l0.grad.abs().max() < 1.001 * 5 * 4 * 1e-3)  # a sum over T and B
+        True
+
     References:
         Alex Graves, "Generating Sequences With Recurrent Neural Networks" (2013), arXiv 1308.0850:
         the derivatives with respect to the inputs of the LSTM layers, before the squashing
@@ -92,6 +112,14 @@ class StateNorm(AbstractInside):
 
     Raises:
         ArgumentError: unless the threshold is positive.
+
+    Example:
+        >>> import torch, retrograde
+        >>> lstm = torch.nn.LSTM(2, 3)
+        >>> inside = retrograde.nn.clip_inside(lstm, retrograde.clipping.StateNorm(1e-3))
+        >>> lstm(torch.ones(5, 4, 2))[0].sum().backward()
+        >>> inside.bit["LSTM"]  # at every step and for every sample
+        1.0
     """
 
     max_norm: float
@@ -121,6 +149,15 @@ class HDetach(AbstractInside):
     Raises:
         ArgumentError: for a probability outside (0, 1].
 
+    Example:
+        >>> import torch, retrograde
+        >>> lstm = torch.nn.LSTM(2, 3)
+        >>> inside = retrograde.nn.clip_inside(lstm, retrograde.clipping.HDetach(1.0))
+        >>> h0, c0 = (torch.zeros(1, 4, 3, requires_grad=True) for _ in range(2))
+        >>> lstm(torch.ones(5, 4, 2), (h0, c0))[0].sum().backward()
+        >>> bool(h0.grad.any()), bool(c0.grad.any())  # the carousel carries all of it
+        (False, True)
+
     References:
         Devansh Arpit, Bhargav Kanuparthi et al., "h-detach: Modifying the LSTM Gradient Towards
         Better Optimization", ICLR (2019), arXiv 1810.03023.
@@ -146,6 +183,13 @@ class ChainInside(AbstractInside):
 
     Args:
         policies: in the order in which they act on the same place.
+
+    Example:
+        >>> import retrograde
+        >>> clipping = retrograde.clipping
+        >>> policy = clipping.chain(clipping.HDetach(0.25), clipping.StateNorm(1.0))
+        >>> [type(each).__name__ for each in policy.policies]
+        ['HDetach', 'StateNorm']
     """
 
     policies: tuple[AbstractInside, ...]

@@ -30,6 +30,17 @@ class AbstractPolicy(ABC):
 
     Attributes:
         remembers: whether it looks back at earlier steps.
+
+    Example:
+        >>> import torch, retrograde
+        >>> class Sign(retrograde.clipping.AbstractPolicy):
+        ...     def apply(self, part, memory):
+        ...         part.edit(lambda parameters: [p.grad.sign_() for p in parameters])
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> model(torch.tensor([[3.0, -4.0]])).sum().backward()
+        >>> norm = retrograde.clipping.clip(model, Sign())
+        >>> model.weight.grad
+        tensor([[ 1., -1.]])
     """
 
     remembers: ClassVar[bool] = False
@@ -95,6 +106,14 @@ class Value(AbstractPolicy):
 
     Raises:
         ArgumentError: unless the threshold is positive.
+
+    Example:
+        >>> import torch, retrograde
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> model(torch.tensor([[4.0, 0.5]])).sum().backward()
+        >>> norm = retrograde.clipping.clip(model, retrograde.clipping.Value(1.0))
+        >>> model.weight.grad
+        tensor([[1.0000, 0.5000]])
     """
 
     max_value: float
@@ -125,6 +144,16 @@ class AGC(AbstractPolicy):
 
     Raises:
         ArgumentError: unless both are positive.
+
+    Example:
+        >>> import torch, retrograde
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> with torch.no_grad():
+        ...     model.weight[:] = 2.0
+        >>> model(torch.tensor([[4.0]])).sum().backward()
+        >>> norm = retrograde.clipping.clip(model, retrograde.clipping.AGC(0.01))
+        >>> model.weight.grad  # 1 % of the weight
+        tensor([[0.0200]])
 
     References:
         Andrew Brock, Soham De, Samuel L. Smith, Karen Simonyan, "High-Performance Large-Scale Image
@@ -166,6 +195,17 @@ class AutoClip(AbstractPolicy):
     Raises:
         ArgumentError: for a percentile outside that range, or a history that is not a positive
             integer.
+
+    Example:
+        >>> import torch, retrograde
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> clipper = retrograde.clipping.Clipper(model, retrograde.clipping.AutoClip(50.0))
+        >>> for size in (1.0, 2.0, 9.0):
+        ...     model.zero_grad()
+        ...     model(torch.tensor([[size]])).sum().backward()
+        ...     norm = clipper()
+        >>> model.weight.grad  # the median of 1, 2 and 9
+        tensor([[2.0000]])
 
     References:
         Prem Seetharaman, Gordon Wichern, Bryan Pardo, Jonathan Le Roux, "AutoClip: Adaptive
@@ -213,6 +253,17 @@ class ZClip(AbstractPolicy):
     Raises:
         ArgumentError: for an alpha outside (0, 1), a warmup that is not a positive integer, and
             others that are not positive.
+
+    Example:
+        >>> import torch, retrograde
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> clipper = retrograde.clipping.Clipper(model, retrograde.clipping.ZClip(warmup=3))
+        >>> for size in (1.0, 1.2, 0.8, 50.0):
+        ...     model.zero_grad()
+        ...     model(torch.tensor([[size]])).sum().backward()
+        ...     norm = clipper()
+        >>> bool(model.weight.grad < 2)  # the spike was clipped
+        True
 
     References:
         "ZClip" (2025), arXiv 2504.02507.
@@ -297,6 +348,13 @@ class Chain(AbstractPolicy):
 
     Args:
         policies: in the order in which they act.
+
+    Example:
+        >>> import retrograde
+        >>> clipping = retrograde.clipping
+        >>> policy = clipping.chain(clipping.ZClip(), clipping.GlobalNorm(1.0))
+        >>> [type(each).__name__ for each in policy.policies]
+        ['ZClip', 'GlobalNorm']
     """
 
     policies: tuple[AbstractPolicy, ...]

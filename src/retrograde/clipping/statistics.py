@@ -70,6 +70,16 @@ class GroupStatistics:
             clipped; 1 if it never was.
         share: of the group in the whole gradient before clipping, <part, part> / <whole, whole>,
             mean over the steps; the shares of all groups sum to 1. NaN if there was no gradient.
+
+    Example:
+        >>> import torch, retrograde
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> clipper = retrograde.clipping.Clipper(model, retrograde.clipping.GlobalNorm(1.0))
+        >>> model(torch.tensor([[4.0]])).sum().backward()
+        >>> norm = clipper()
+        >>> group = clipper.statistics().groups["all"]
+        >>> group.bit, group.norm[100], round(group.kept, 3)
+        (1.0, 4.0, 0.25)
     """
 
     bit: float
@@ -88,6 +98,16 @@ class Statistics:
         steps: how many there were.
         skipped: how many more had a gradient that was not finite, and were given up.
         groups: by group; "all" is the whole.
+
+    Example:
+        >>> import math, torch, retrograde
+        >>> lstm = torch.nn.LSTM(1, 2)
+        >>> clipper = retrograde.clipping.Clipper(lstm, retrograde.clipping.GlobalNorm(math.inf))
+        >>> lstm(torch.ones(5, 3, 1))[0].sum().backward()
+        >>> norm = clipper()
+        >>> statistics = clipper.statistics()
+        >>> statistics.steps, sorted(statistics.groups)
+        (1, ['all', 'input', 'recurrent'])
     """
 
     steps: int

@@ -1,10 +1,10 @@
 """Questions to one backward pass: each is a fold over the engine's stream of adjoint steps."""
 
-from retrograde.decompose.by_lag import ByLag
-from retrograde.decompose.by_parameter import ByParameter
-from retrograde.decompose.by_time import ByTime
 from retrograde.decompose.flow import Flow, decompose
+from retrograde.decompose.parts import Parts
 from retrograde.decompose.residual import Residual
-from retrograde.decompose.split import Split
 
-__all__ = ["ByLag", "ByParameter", "ByTime", "Flow", "Residual", "Split", "decompose"]
+ByTime = ByLag = ByParameter = Split = Parts
+"""Names from when each decomposition had a type of its own, kept for one release."""
+
+__all__ = ["ByLag", "ByParameter", "ByTime", "Flow", "Parts", "Residual", "Split", "decompose"]

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from retrograde.decompose.by_time import mean_by_lag
+from retrograde.decompose.lags import mean_by_lag
 from retrograde.engine.adjoint import AdjointStep
 from retrograde.engine.entries import Entries
 

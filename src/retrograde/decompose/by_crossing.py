@@ -1,26 +1,34 @@
 """By crossing: the parts by lag, split by how often their paths crossed recurrent weights."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from retrograde.decompose.bins import LagBins
-from retrograde.decompose.split import Split
+from retrograde.decompose.labels import AbstractLabels
+from retrograde.decompose.parts import Parts
 from retrograde.engine.crossings import backpropagate_by_crossing
 from retrograde.engine.entries import Entries
 from retrograde.engine.gradients import AdjointSums
 from retrograde.engine.unroll import Unrolled
 
 
-def by_crossing(
-    unrolled: Unrolled, entries: Entries, lags: tuple[range, ...], max_crossings: int
-) -> Mapping[str, Split]:
-    """One pass with a row for every entry and number of crossings, parameter by parameter."""
-    classes = max_crossings + 1
-    bins = LagBins(lags, classes)
-    sums = AdjointSums(unrolled.cell, classes * len(lags))
-    for step in backpropagate_by_crossing(unrolled, entries, classes):
-        sums.add(step, bins.sum(step.delta, step.sizes, step.lags))
-    ways = (*map(str, range(max_crossings)), f"{max_crossings}+")
-    return {
-        name: Split(name, "crossings", ways, lags, bins.nearest_first(total))
-        for name, total in sums.result().items()
-    }
+@dataclass(frozen=True)
+class Crossings(AbstractLabels):
+    """The question: how often the paths of a part crossed recurrent weights, and at which lags."""
+
+    lags: tuple[range, ...]
+    max_crossings: int
+
+    def parts(self, unrolled: Unrolled, entries: Entries) -> Mapping[str, Parts]:
+        """One pass with a row for every loss step and number of crossings."""
+        classes = self.max_crossings + 1
+        bins = LagBins(self.lags, classes)
+        sums = AdjointSums(unrolled.cell, classes * len(self.lags))
+        for step in backpropagate_by_crossing(unrolled, entries, classes):
+            sums.add(step, bins.sum(step.delta, step.sizes, step.lags))
+        ways = (*map(str, range(self.max_crossings)), f"{self.max_crossings}+")
+        axes = ({"crossing": ways}, {"lag": self.lags})
+        return {
+            name: Parts.of(axes, name, bins.nearest_first(total))
+            for name, total in sums.result().items()
+        }

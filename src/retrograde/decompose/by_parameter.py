@@ -1,52 +1,43 @@
 """By parameter: the gradient in its blocks, layer by layer, gate by gate, weight by weight."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Int
 from torch import Tensor
 
-from retrograde import charts
 from retrograde.cells.base import AbstractCell
+from retrograde.decompose.parts import Parts, joined
 from retrograde.engine.scaling import Scaled, as_vectors
 
 
-@dataclass(frozen=True, eq=False)
-class ByParameter:
-    """The blocks of the gradient, in the order of the parameters and of their gates.
-
-    Attributes:
-        blocks: (parameter, gate) of each block; the gate is None where a cell has none.
-        log2: log2 of the Frobenius norm of each block, float64, shape [number of blocks].
-        share: share <block, G> / <G, G> in the whole gradient G; they sum to 1.
-    """
-
-    blocks: tuple[tuple[str, str | None], ...]
-    log2: Float[Tensor, "K"]
-    share: Float[Tensor, "K"]
-
-    @property
-    def norm(self) -> Float[Tensor, "K"]:
-        """The norms as plain numbers, which may read 0 or inf where the range ends."""
-        return torch.exp2(self.log2)
-
-    def chart(self) -> Any:
-        """Sizes of the blocks as an Altair chart."""
-        return charts.blocks(self.blocks, self.log2, self.share)
-
-
-def by_parameter(cell: AbstractCell, gradient: Mapping[str, Scaled]) -> ByParameter:
+def by_parameter(cell: AbstractCell, gradient: Mapping[str, Scaled]) -> Parts:
     """Cut the gradient into its blocks. Blocks do not overlap, so a share is never negative."""
-    blocks: list[tuple[str, str | None]] = []
+    parameters: list[str] = []
+    gates: list[str | None] = []
+    lengths: list[int] = []
     log2: list[Tensor] = []
     for name, whole in gradient.items():
-        gates = cell.gates_of(name) or (None,)
-        blocks_of = as_vectors(whole.values).chunk(len(gates), 1)  # gates lie in blocks of rows
-        for gate, rows in zip(gates, blocks_of, strict=True):
-            blocks.append((name, gate))
+        of_this = cell.gates_of(name) or (None,)
+        blocks = as_vectors(whole.values).chunk(len(of_this), 1)  # gates lie in blocks of rows
+        for gate, rows in zip(of_this, blocks, strict=True):
+            parameters.append(name)
+            gates.append(gate)
+            lengths.append(rows.shape[1])
             log2.append(Scaled(rows, whole.exponent).log2_norms().squeeze(0))
     sizes = torch.stack(log2)
     share = torch.softmax(2 * sizes * torch.log(sizes.new_tensor(2.0)), 0)
-    return ByParameter(tuple(blocks), sizes, share)
+    every = joined(list(gradient.values()))
+    axes = ({"parameter": tuple(parameters), "gate": tuple(gates)},)
+    former = partial(_blocks, every, torch.tensor(lengths))
+    return Parts.measured(axes, None, sizes, share, every, former)
+
+
+def _blocks(
+    every: Scaled, lengths: Int[Tensor, "N"], groups: Int[Tensor, "N"], count: int
+) -> Mapping[str, Scaled]:
+    """The whole gradient as one vector for each group, with zeros in place of other blocks."""
+    number = groups.repeat_interleave(lengths).to(every.values.device)
+    inside = number == torch.arange(count, device=number.device).unsqueeze(1)
+    return {"": Scaled(every.values * inside, every.exponent.expand(count))}

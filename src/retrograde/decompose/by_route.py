@@ -5,19 +5,35 @@ route costs as much as a bin.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
 from retrograde.cells.base import AbstractCell
 from retrograde.decompose.bins import LagBins
-from retrograde.decompose.split import Split
-from retrograde.engine.adjoint import AdjointStep
+from retrograde.decompose.labels import AbstractLabels
+from retrograde.decompose.parts import Parts
+from retrograde.engine.adjoint import AdjointStep, fold
 from retrograde.engine.entries import Entries
 from retrograde.engine.gradients import AdjointSums
 from retrograde.engine.scaling import Scaled
+from retrograde.engine.unroll import Unrolled
 
 DIRECT = "direct"
 """What has made no hop: it enters at the use step itself."""
+
+
+@dataclass(frozen=True)
+class Routes(AbstractLabels):
+    """The question: along which routes, and at which lags, parts arrive."""
+
+    lags: tuple[range, ...]
+
+    def parts(self, unrolled: Unrolled, entries: Entries) -> Mapping[str, Parts]:
+        """One pass."""
+        sums = RouteSums(self.lags, unrolled.cell, entries)
+        fold(unrolled, entries, [sums])
+        return sums.result()
 
 
 class RouteSums:
@@ -44,8 +60,9 @@ class RouteSums:
         self._sums.add(step, Scaled(every.values, every.log2_scale()))
         self._later = step
 
-    def result(self) -> Mapping[str, Split]:
+    def result(self) -> dict[str, Parts]:
+        axes = ({"route": self._ways}, {"lag": self._lags})
         return {
-            name: Split(name, "route", self._ways, self._lags, self._bins.nearest_first(total))
+            name: Parts.of(axes, name, self._bins.nearest_first(total))
             for name, total in self._sums.result().items()
         }

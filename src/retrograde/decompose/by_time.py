@@ -10,114 +10,26 @@ Private Learners", ICLR (2022), arXiv 2110.05679 ("ghost clipping").
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from retrograde import charts
 from retrograde.cells.graph import jvp_of_parameters
 from retrograde.cells.plan import CellAdjoint
-from retrograde.engine.adjoint import AdjointStep
+from retrograde.decompose.parts import Parts, summed
+from retrograde.engine.adjoint import AdjointStep, backpropagate
 from retrograde.engine.entries import Entries
+from retrograde.engine.gradients import ParameterSums
 from retrograde.engine.scaling import Scaled, as_vectors
-from retrograde.engine.unroll import Chunk
+from retrograde.engine.unroll import Chunk, Unrolled
 
 FORMED = 2**22
 """Parts are formed so many numbers at a time, 16 MiB in float32."""
 
-POOLED = 104
-"""A map shows at most so many cells a side."""
-
 Operands = Sequence[Float[Tensor, "B _"] | None]
 """What adjoints are multiplied by to give gradients; None for those of biases."""
-
-REACH = 0.01
-"""A lag is within reach while its mean contribution is this share of that at lag 0."""
-
-
-@dataclass(frozen=True, eq=False)
-class ByTime:
-    """The contributions C[t,k] to the gradient of one parameter, or of all of them together.
-
-    Attributes:
-        parameter: the parameter's name, None for the whole gradient.
-        log2: log2 of the Frobenius norm of C[t,k], summed over the batch; shape [E, T], float64,
-            -inf where k > t.
-        share: signed share <C[t,k], G> / <G, G> in the whole gradient G; shape [E, T], sums to 1.
-        entries: the entry step t of each row (the last one of a block), shape [E].
-        lags: lag of each pair in steps, shape [E, T], -1 where k > t.
-    """
-
-    parameter: str | None
-    log2: Float[Tensor, "E T"]
-    share: Float[Tensor, "E T"]
-    entries: Int[Tensor, "E"]
-    lags: Int[Tensor, "E T"]
-
-    @property
-    def norm(self) -> Float[Tensor, "E T"]:
-        """The norms as plain numbers, which may read 0 or inf where the range ends."""
-        return torch.exp2(self.log2)
-
-    @property
-    def log2_mean_by_lag(self) -> Float[Tensor, "K"]:
-        """log2 of the mean norm of the pairs at each lag 0 .. T-1; -inf where there is none."""
-        return mean_by_lag(self.log2, self.lags)
-
-    @property
-    def reach(self) -> int:
-        """The largest lag, in steps, at which the mean norm is still 1 % of that at lag 0."""
-        return reach_of(self.log2_mean_by_lag)
-
-    def pooled(
-        self, most: int = POOLED
-    ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[float, ...], ...]]:
-        """The map in at most so many rows and columns, a larger one pooled by the maximum.
-
-        Returns:
-            The entry step at which each row begins, and where the last one ends; the use step at
-            which each column begins, and where the last one ends; log2 of the norms, row by row, as
-            far as there is anything.
-        """
-        entries, steps = self.log2.shape
-        high, wide = max(1, -(-entries // most)), max(1, -(-steps // most))
-        log2 = self.log2.cpu()
-        rows = []
-        for first in range(0, entries, high):
-            largest = log2[first : first + high].amax(0)
-            row = [max(part).item() for part in torch.split(largest, wide)]
-            while row and row[-1] == -torch.inf:
-                row.pop()
-            rows.append(tuple(row))
-        starts = self.entries[::high].tolist()
-        ends = [int(self.entries[-1]) + 1] if entries else []
-        return (*starts, *ends), (*range(0, steps, wide), steps), tuple(rows)
-
-    def chart(self) -> Any:
-        """The entry-by-use map as an Altair chart; `.save("map.png")` needs no browser."""
-        return charts.entry_by_use(*self.pooled(), self.parameter)
-
-
-def mean_by_lag(log2: Float[Tensor, "E T"], lags: Int[Tensor, "E T"]) -> Float[Tensor, "T"]:
-    """log2 of the mean of 2^log2 over the pairs at each lag; -inf where there is none."""
-    inside = lags >= 0
-    lag, size = lags[inside], log2[inside]
-    count = torch.zeros(lags.shape[1], dtype=size.dtype, device=size.device)
-    count.index_add_(0, lag, torch.ones_like(size))
-    top = torch.full_like(count, -torch.inf).scatter_reduce_(0, lag, size, "amax")
-    base = torch.where(top.isinf(), 0, top)
-    total = torch.zeros_like(count).index_add_(0, lag, torch.exp2(size - base[lag]))
-    return torch.where(count > 0, base + torch.log2(total / count), -torch.inf)
-
-
-def reach_of(log2_mean: Float[Tensor, "T"]) -> int:
-    """The largest lag at which the mean norm is still 1 % of that at lag 0."""
-    floor = log2_mean[0] + torch.log2(torch.tensor(REACH, dtype=log2_mean.dtype))
-    within = torch.nonzero((log2_mean >= floor) & log2_mean.isfinite())
-    return int(within.max()) if len(within) else 0
 
 
 class ContributionNorms:
@@ -219,28 +131,58 @@ def _by_entry(tables: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "E T"]]:
     return {name: table.T.flip(0) for name, table in tables.items()}
 
 
-def tables_by_time(
-    entries: Entries, norms: ContributionNorms, shares: ContributionShares
-) -> dict[str, ByTime]:
+def parts_by_time(
+    unrolled: Unrolled,
+    entries: Entries,
+    gradient: Mapping[str, Scaled],
+    norms: ContributionNorms,
+    shares: ContributionShares,
+) -> dict[str, Parts]:
     """What the two folds found, parameter by parameter."""
     log2, share = norms.result(), shares.result()
-    lags = entries.lag_table
-    return {name: ByTime(name, log2[name], share[name], entries.steps, lags) for name in log2}
+    steps = tuple(
+        first if first == last else range(first, last + 1) for first, last in entries.blocks
+    )
+    axes = ({"loss_step": steps}, {"use_step": tuple(range(len(unrolled)))})
+    former = partial(contributions, unrolled, entries)
+    return {
+        name: Parts.measured(axes, name, log2[name], share[name], gradient[name], former)
+        for name in log2
+    }
 
 
-def combined(parts: Sequence[ByTime], gradient: Mapping[str, Scaled]) -> ByTime:
-    """All parameters together: squared norms add up, shares are weighted by <G_p, G_p>."""
-    log2 = torch.stack([part.log2 for part in parts])
-    weights = torch.stack([gradient[str(part.parameter)].log2_norms().squeeze() for part in parts])
-    weights = torch.softmax(2 * weights * torch.log(weights.new_tensor(2.0)), 0).nan_to_num()
-    share = sum(part.share * weight for part, weight in zip(parts, weights, strict=True))
-    return ByTime(None, log2_of_sum(2 * log2) / 2, share, parts[0].entries, parts[0].lags)
+@torch.no_grad()
+def contributions(
+    unrolled: Unrolled, entries: Entries, groups: Int[Tensor, "N"], count: int
+) -> dict[str, Scaled]:
+    """Sums of C[t,k], formed, for every parameter.
 
-
-def log2_of_sum(log2: Float[Tensor, "K *R"]) -> Float[Tensor, "*R"]:
-    """log2 of the sum of 2^log2 over the leading axis."""
-    ln2 = torch.log(log2.new_tensor(2.0))
-    return torch.logsumexp(log2 * ln2, 0) / ln2
+    Args:
+        unrolled, entries: the pass.
+        groups: the sum that each pair belongs to, loss step by loss step; -1 for none.
+        count: how many sums there are.
+    """
+    weights = unrolled.cell.parameters
+    totals = {
+        name: Scaled.of(value.new_zeros(count, *value.shape)) for name, value in weights.items()
+    }
+    table = groups.view(len(entries), -1).flip(0)  # latest loss step first, as rows come
+    for step in backpropagate(unrolled, entries):
+        column = table[: len(step.delta.exponent), step.k]
+        present, place = torch.unique(column, return_inverse=True)
+        place = place - int((present < 0).sum())
+        present = present[present >= 0].to(step.delta.exponent.device)
+        if not len(present):
+            continue
+        rows = summed(step.delta, place, len(present))
+        sums = ParameterSums(weights, len(present))
+        sums.units(rows.exponent)
+        sums.add(step.pull_back(rows.values))
+        for name, part in sums.result().items():
+            total = totals[name]
+            here = Scaled(total.values[present], total.exponent[present]).plus(part)
+            total.values[present], total.exponent[present] = here.values, here.exponent
+    return totals
 
 
 def _formed(

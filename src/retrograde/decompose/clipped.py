@@ -5,9 +5,10 @@ of each step. At the end it comes to a factor for each element of the gradient. 
 is multiplied by what the whole was multiplied by, and the parts sum to the clipped gradient.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -16,19 +17,42 @@ from torch import Tensor, nn
 from retrograde import charts
 from retrograde.clipping import AbstractPolicy, clip
 from retrograde.decompose.bins import Bins
-from retrograde.decompose.by_lag import ByLag
-from retrograde.decompose.parts import joined
-from retrograde.decompose.split import Split
+from retrograde.decompose.parts import Parts, joined, together
 from retrograde.engine import Scaled
 
-if TYPE_CHECKING:
-    from retrograde.decompose.flow import Flow
-else:
-    Flow = Any
+
+class AbstractGradient(ABC):
+    """What can be asked of the gradient of a pass and of a clipped one alike."""
+
+    @property
+    @abstractmethod
+    def gradient(self) -> Mapping[str, Scaled]:
+        """The whole gradient of each parameter, as one row [1, ...]."""
+
+    @abstractmethod
+    def names(self, parameter: str | None = None) -> tuple[str, ...]:
+        """One parameter, or all of them for None."""
+
+    @abstractmethod
+    def by_lag(self, parameter: str | None = None, bins: Bins = "octaves") -> Parts:
+        """The parts by lag."""
+
+    @abstractmethod
+    def by_route(self, parameter: str | None = None, bins: Bins = "octaves") -> Parts:
+        """The parts by route and lag."""
+
+    @abstractmethod
+    def by_crossing(
+        self, parameter: str | None = None, max_crossings: int = 8, bins: Bins = "octaves"
+    ) -> Parts:
+        """The parts by crossings and lag."""
+
+
+Pass = TypeVar("Pass", bound=AbstractGradient)
 
 
 @dataclass(frozen=True, eq=False)
-class ClippedFlow:
+class ClippedFlow(AbstractGradient, Generic[Pass]):
     """A pass before and after clipping; made by `Flow.clipped`.
 
     Attributes:
@@ -38,14 +62,23 @@ class ClippedFlow:
             acts there.
     """
 
-    before: Flow
-    after: Flow
+    before: Pass
+    after: Pass
     factors: Mapping[str, Float[Tensor, "..."]]
 
     @property
     def gradient(self) -> Mapping[str, Scaled]:
         """The clipped gradient of each parameter, as one row [1, ...]."""
-        return {n: self._times(n, whole) for n, whole in self.after.gradient.items()}
+        return {
+            name: Scaled(whole.values * self.factors[name], whole.exponent)
+            if name in self.factors
+            else whole
+            for name, whole in self.after.gradient.items()
+        }
+
+    def names(self, parameter: str | None = None) -> tuple[str, ...]:
+        """One parameter, or all of them for None."""
+        return self.before.names(parameter)
 
     def cosine(self, parameter: str | None = None) -> float:
         """Between the clipped and the true gradient of a parameter, or of all as one vector.
@@ -69,27 +102,19 @@ class ClippedFlow:
         )
         return float(torch.exp2(after - before))
 
-    def by_lag(self, parameter: str | None = None, bins: Bins = "octaves") -> ByLag:
+    def by_lag(self, parameter: str | None = None, bins: Bins = "octaves") -> Parts:
         """The parts of the clipped gradient by lag, as `Flow.by_lag` those of the true one."""
-        names = self.before.names(parameter)
-        parts = [self.after.by_lag(name, bins) for name in names]
-        scaled = [self._times(n, part.scaled) for n, part in zip(names, parts, strict=True)]
-        return replace(
-            parts[0], parameter=parameter, scaled=joined(scaled) if parameter is None else scaled[0]
-        )
+        return self._of_all(parameter, lambda name: self.after.by_lag(name, bins))
 
-    def by_route(self, parameter: str | None = None, bins: Bins = "octaves") -> Split:
+    def by_route(self, parameter: str | None = None, bins: Bins = "octaves") -> Parts:
         """The parts of the clipped gradient by route and lag, as `Flow.by_route`."""
-        names = self.before.names(parameter)
-        return self._split(parameter, {n: self.after.by_route(n, bins) for n in names})
+        return self._of_all(parameter, lambda name: self.after.by_route(name, bins))
 
     def by_crossing(
         self, parameter: str | None = None, max_crossings: int = 8, bins: Bins = "octaves"
-    ) -> Split:
+    ) -> Parts:
         """The parts of the clipped gradient by crossings and lag, as `Flow.by_crossing`."""
-        names = self.before.names(parameter)
-        parts = {n: self.after.by_crossing(n, max_crossings, bins) for n in names}
-        return self._split(parameter, parts)
+        return self._of_all(parameter, lambda n: self.after.by_crossing(n, max_crossings, bins))
 
     def chart(self, parameter: str | None = None) -> Any:
         """Shares by lag and by route before and after, with the cosine, as an Altair chart."""
@@ -105,16 +130,14 @@ class ClippedFlow:
             self.kept(parameter),
         )
 
-    def _split(self, parameter: str | None, parts: Mapping[str, Split]) -> Split:
-        scaled = [self._times(name, part.scaled) for name, part in parts.items()]
-        first = next(iter(parts.values()))
-        whole = joined(scaled) if parameter is None else scaled[0]
-        return replace(first, parameter=parameter, scaled=whole)
-
-    def _times(self, name: str, rows: Scaled) -> Scaled:
-        if name not in self.factors:
-            return rows
-        return Scaled(rows.values * self.factors[name], rows.exponent)
+    def _of_all(self, parameter: str | None, ask: Callable[[str], Parts]) -> Parts:
+        """The answer for each parameter, times its factors."""
+        names = self.before.names(parameter)
+        parts = [
+            ask(name).times(self.factors[name]) if name in self.factors else ask(name)
+            for name in names
+        ]
+        return parts[0] if parameter is not None else together(parts)
 
 
 def factors_at_the_end(

@@ -13,21 +13,22 @@ from torch import Tensor
 from retrograde import _checks, charts
 from retrograde.cells import AbstractCell, Cut, clipped, unclipped
 from retrograde.clipping import AbstractInside, AbstractPolicy, chain
-from retrograde.decompose import by_time
 from retrograde.decompose.adjoints import AdjointNorms, Adjoints
 from retrograde.decompose.bins import Bins, lag_bins
-from retrograde.decompose.by_crossing import by_crossing
-from retrograde.decompose.by_lag import ByLag, LagSums
-from retrograde.decompose.by_parameter import ByParameter, by_parameter
-from retrograde.decompose.by_route import RouteSums
-from retrograde.decompose.by_time import ByTime, ContributionNorms, ContributionShares
-from retrograde.decompose.clipped import ClippedFlow, factors_at_the_end
+from retrograde.decompose.by_crossing import Crossings
+from retrograde.decompose.by_lag import Lags, LagSums
+from retrograde.decompose.by_parameter import by_parameter
+from retrograde.decompose.by_route import Routes
+from retrograde.decompose.by_time import ContributionNorms, ContributionShares, parts_by_time
+from retrograde.decompose.by_unit import Units
+from retrograde.decompose.clipped import AbstractGradient, ClippedFlow, factors_at_the_end
+from retrograde.decompose.labels import AbstractLabels
+from retrograde.decompose.lags import REACH
 from retrograde.decompose.non_finite import NonFinite, first_overflow
-from retrograde.decompose.parts import joined
+from retrograde.decompose.parts import Parts, log2_of_sum, together
 from retrograde.decompose.replay import replay
 from retrograde.decompose.residual import Allowance, Residual, residual
 from retrograde.decompose.rounding import moved_by_rounding, whole_gradient
-from retrograde.decompose.split import Split
 from retrograde.engine import Entries, Scaled, Unrolled, fold, with_factors
 from retrograde.errors import ArgumentError, VoidDecompositionWarning
 from retrograde.record import Recorded, Recording
@@ -41,7 +42,7 @@ LOW = 2.0**-10
 
 
 @dataclass(frozen=True, eq=False)
-class Flow:
+class Flow(AbstractGradient):
     """One backward pass through one recurrent layer (or stack), taken apart.
 
     Made by `decompose`. Norms are returned as log2, so that nothing leaves the range; shares are
@@ -51,13 +52,24 @@ class Flow:
         recorded: the pass that was taken apart.
         unrolled: the cell, its inputs and its states.
         entries: where the loss enters.
+
+    Example:
+        >>> import torch, retrograde
+        >>> lstm = torch.nn.LSTM(2, 3)
+        >>> with retrograde.record(lstm) as recording:
+        ...     lstm(torch.ones(20, 4, 2))[0][-1].sum().backward()
+        >>> flow = retrograde.decompose(recording)
+        >>> flow.steps, flow.parameters[:2], "carousel" in flow.routes
+        (20, ('weight_ih_l0', 'weight_hh_l0'), True)
+        >>> parts = flow.by_lag("weight_hh_l0").parts()  # they sum to the gradient
+        >>> torch.allclose(sum(parts).float(), lstm.weight_hh_l0.grad, atol=1e-6)
+        True
     """
 
     recorded: Recorded
     unrolled: Unrolled
     entries: Entries
-    _by_lag: dict[tuple[range, ...], Mapping[str, ByLag]] = field(default_factory=dict)
-    _splits: dict[tuple[object, ...], Mapping[str, Split]] = field(default_factory=dict)
+    _found: dict[AbstractLabels, Mapping[str, Parts]] = field(default_factory=dict)
 
     @cached_property
     def gradient(self) -> Mapping[str, Scaled]:
@@ -65,7 +77,7 @@ class Flow:
         return whole_gradient(self.unrolled, self.recorded.direct)
 
     @cached_property
-    def _tables(self) -> tuple[Mapping[str, ByTime], Adjoints]:
+    def _tables(self) -> tuple[Mapping[str, Parts], Adjoints]:
         """What most questions need, from a single pass."""
         norms = ContributionNorms(self.entries, self.steps, self.parameters)
         shares = ContributionShares(self.entries, self.steps, self.gradient)
@@ -73,8 +85,9 @@ class Flow:
         octaves = lag_bins("octaves", self.steps)
         sums = LagSums(octaves, self._cell)
         fold(self.unrolled, self.entries, [norms, shares, adjoints, sums])
-        self._by_lag[octaves] = sums.result()
-        return by_time.tables_by_time(self.entries, norms, shares), adjoints.result()
+        self._found[Lags(octaves)] = sums.result()
+        parts = parts_by_time(self.unrolled, self.entries, self.gradient, norms, shares)
+        return parts, adjoints.result()
 
     @property
     def adjoints(self) -> Adjoints:
@@ -111,8 +124,8 @@ class Flow:
         returns, and what a `Recorded.part` leads to, is compared with its own gradient, pulled
         back in one row.
         """
+        sizes = {n: log2_of_sum(self.by_time(n).log2.flatten()) for n in self.parameters}
         parts = {name: self.by_lag(name).scaled.total() for name in self.parameters}
-        sizes = {n: by_time.log2_of_sum(self.by_time(n).log2.flatten()) for n in parts}
         cancelling = {
             name: float(torch.exp2(size - self.gradient[name].log2_norms()))
             for name, size in sizes.items()
@@ -237,8 +250,8 @@ class Flow:
         """Steps in which the adjoint of the state halves; negative (doubling) if it grows."""
         return self.adjoints.half_life
 
-    def by_time(self, parameter: str | None = None) -> ByTime:
-        """C[t,k] for every entry step t and use step k.
+    def by_time(self, parameter: str | None = None) -> Parts:
+        """C[t,k] for every loss step t and use step k; axes `loss_step` and `use_step`.
 
         Raises:
             ArgumentError: for a parameter that this layer does not have.
@@ -247,10 +260,10 @@ class Flow:
         return self._tables[0][name] if name else self._whole_by_time
 
     @cached_property
-    def _whole_by_time(self) -> ByTime:
-        return by_time.combined(tuple(self._tables[0].values()), self.gradient)
+    def _whole_by_time(self) -> Parts:
+        return together(tuple(self._tables[0].values()))
 
-    def by_lag(self, parameter: str | None = None, bins: Bins = "octaves") -> ByLag:
+    def by_lag(self, parameter: str | None = None, bins: Bins = "octaves") -> Parts:
         """The sum of C[t,k] over all pairs whose lag falls in a bin.
 
         Args:
@@ -261,17 +274,9 @@ class Flow:
         Raises:
             ArgumentError: for an unknown parameter or bins that do not ascend from 0.
         """
-        name, lags = self._known(parameter), lag_bins(bins, self.steps)
-        if lags not in self._by_lag:
-            sums = LagSums(lags, self._cell)
-            fold(self.unrolled, self.entries, [sums])
-            self._by_lag[lags] = sums.result()
-        parts = self._by_lag[lags]
-        return (
-            parts[name] if name else ByLag(None, lags, joined([p.scaled for p in parts.values()]))
-        )
+        return self._by(Lags(lag_bins(bins, self.steps)), parameter)
 
-    def by_route(self, parameter: str | None = None, bins: Bins = "octaves") -> Split:
+    def by_route(self, parameter: str | None = None, bins: Bins = "octaves") -> Parts:
         """The parts by lag, split by the route of the last hop, the one that arrives at step k.
 
         A part that has made no hop (t = k) is "direct". Summed over the ways this is `by_lag`.
@@ -283,16 +288,11 @@ class Flow:
         Raises:
             ArgumentError: for an unknown parameter or bins that do not ascend from 0.
         """
-        name, lags = self._known(parameter), lag_bins(bins, self.steps)
-        if lags not in self._splits:
-            sums = RouteSums(lags, self._cell, self.entries)
-            fold(self.unrolled, self.entries, [sums])
-            self._splits[lags] = sums.result()
-        return self._part(self._splits[lags], name)
+        return self._by(Routes(lag_bins(bins, self.steps)), parameter)
 
     def by_crossing(
         self, parameter: str | None = None, max_crossings: int = 8, bins: Bins = "octaves"
-    ) -> Split:
+    ) -> Parts:
         """The parts by lag, split by how often their paths crossed recurrent weights.
 
             v(n)_{k-1} = A^T v(n)_k + R^T v(n-1)_k      sum over n = the adjoint
@@ -310,13 +310,55 @@ class Flow:
             ArgumentError: for an unknown parameter, bins that do not ascend from 0, or a number of
                 crossings that is not a positive integer.
         """
-        name, lags = self._known(parameter), lag_bins(bins, self.steps)
-        max_crossings = _checks.whole("max_crossings", max_crossings)
-        key = (*lags, max_crossings)
-        if key not in self._splits:
-            split = by_crossing(self.unrolled, self.entries, lags, max_crossings)
-            self._splits[key] = split
-        return self._part(self._splits[key], name)
+        lags = lag_bins(bins, self.steps)
+        return self._by(Crossings(lags, _checks.whole("max_crossings", max_crossings)), parameter)
+
+    def by_unit(self, parameter: str | None = None, bins: Bins = "octaves") -> Parts:
+        """The parts by lag, split by the unit of the state through which they come back to step k.
+
+            C[t,k;j] = what step k makes of e_j e_j^T delta_k      sum over j = C[t,k]
+
+        with delta_k the adjoint of s_k and e_j the unit vector of its entry j: which hidden units
+        carry the gradient back, and over which lags. Units are those of the state after the step
+        that uses the weights. In a cell whose step is pointwise (RNN, LSTM, GRU) the part of unit j
+        in a weight lies in the rows of that unit, one in each gate; what is new there is the split
+        by lag, and by h and c.
+
+        A layer with S units and P weights has S times the bins parts of P numbers each. Where those
+        are more than 2^24, the parts are measured some at a time, in as many passes, and not kept.
+
+        Args:
+            parameter: a name, or None for the whole gradient as one vector.
+            bins: as in `by_lag`.
+
+        Returns:
+            Parts with an axis of `state` ("h" or "c", with the layer in a stack) and `unit` (its
+            number there), and the axis `lag`; `.sum("state")` adds h_j and c_j.
+
+        Raises:
+            ArgumentError: for an unknown parameter or bins that do not ascend from 0.
+
+        Example:
+            >>> import torch, retrograde
+            >>> model = torch.nn.LSTM(1, 2)
+            >>> with retrograde.record(model) as recording:
+            ...     model(torch.ones(5, 1, 1))[0].sum().backward()
+            >>> parts = retrograde.decompose(recording).by_unit("weight_hh_l0", bins=(0, 3))
+            >>> parts
+            Parts(weight_hh_l0 by state and unit [4] and lag [2])
+            >>> far = parts.sum("state").select(lag=3)
+            >>> far.axes
+            ({'unit': (0, 1)},)
+        """
+        return self._by(Units(lag_bins(bins, self.steps)), parameter)
+
+    def _by(self, labels: AbstractLabels, parameter: str | None) -> Parts:
+        """The parts with these labels, from the pass that sorts by them or one made before."""
+        name = self._known(parameter)
+        if labels not in self._found:
+            self._found[labels] = labels.parts(self.unrolled, self.entries)
+        parts = self._found[labels]
+        return parts[name] if name else together(tuple(parts.values()))
 
     def without(self, *routes: str) -> "Flow":
         """The same pass with some routes cut everywhere: the gradient that would be left.
@@ -343,7 +385,7 @@ class Flow:
             return self
         return Flow(self.recorded, replace(self.unrolled, cell=cell, factors=()), self.entries)
 
-    def clipped(self, *policies: AbstractInside | AbstractPolicy) -> ClippedFlow:
+    def clipped(self, *policies: AbstractInside | AbstractPolicy) -> "ClippedFlow[Flow]":
         """What clipping makes of the gradient: its parts, before and after.
 
         Policies inside back-propagation act first, then those at the end, which see this layer
@@ -400,21 +442,14 @@ class Flow:
         entries = Entries.of(self.recorded.direct, _checks.whole("max_rows", max_rows))
         return Flow(self.recorded, self.unrolled, entries)
 
-    @staticmethod
-    def _part(split: Mapping[str, Split], name: str | None) -> Split:
-        if name:
-            return split[name]
-        first = next(iter(split.values()))
-        return replace(first, parameter=None, scaled=joined([p.scaled for p in split.values()]))
-
-    def by_parameter(self) -> ByParameter:
+    def by_parameter(self) -> Parts:
         """The blocks of the gradient itself: layer by layer, gate by gate, weight by weight."""
         return by_parameter(self._cell, self.gradient)
 
     def chart(self) -> Any:
         """The mean contribution over lag, with reach and half-life, as an Altair chart."""
         mean = self.by_time().log2_mean_by_lag
-        return charts.lag_curve(mean, self.reach, self.half_life, by_time.REACH)
+        return charts.lag_curve(mean, self.reach, self.half_life, REACH)
 
     def contribution(self, parameter: str, t: int, k: int) -> Float[Tensor, "*R"]:
         """C[t,k] itself: the part of dL/dW that enters at step t and uses the weights at step k.
@@ -494,8 +529,7 @@ def decompose(recording: Recording | Recorded, *, max_rows: int | None = None) -
     """
     recorded, max_rows = the_one(recording), _checks.optional_whole("max_rows", max_rows)
     flow = unasked(recorded, max_rows)
-    flow.adjoints  # noqa: B018  the pass runs here, so that its errors are raised here
-    if not flow.residual.ok:
+    if not flow.residual.ok:  # the pass runs here, so that its errors are raised here
         warnings.warn(
             void_in_words(recorded.name, flow.residual), VoidDecompositionWarning, stacklevel=2
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from retrograde.cells.plan import CellAdjoint
 from retrograde.decompose.adjoints import Adjoints
-from retrograde.decompose.by_time import mean_by_lag, reach_of
+from retrograde.decompose.lags import mean_by_lag, reach_of
 from retrograde.decompose.parts import joined, shares
 from retrograde.decompose.replay import replay
 from retrograde.engine import AdjointStep, Entries, ParameterSums, Scaled, Unrolled, fold

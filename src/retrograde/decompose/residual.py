@@ -54,6 +54,15 @@ class Residual(float):
         against: what the parts are compared with.
         sensitive: whether rounding alone explains that it is void: the parts are then those of a
             pass that a rounding separates from the one that ran, and their sizes hold for both.
+
+    Example:
+        >>> import torch, retrograde
+        >>> lstm = torch.nn.LSTM(2, 3)
+        >>> with retrograde.record(lstm) as recording:
+        ...     lstm(torch.ones(20, 4, 2))[0][-1].sum().backward()
+        >>> residual = retrograde.decompose(recording).residual
+        >>> residual.ok, residual < residual.bound, residual.note
+        (True, True, '')
     """
 
     note: str

@@ -25,7 +25,7 @@ def whole_gradient(unrolled: Unrolled, direct: Tensor) -> dict[str, Scaled]:
     """The gradient of each parameter as one row [1, ...] that holds the summed loss."""
     sums = LagSums((range(0, max(1, len(unrolled))),), unrolled.cell)
     fold(unrolled, Entries.of(direct, 1), [sums])
-    return {name: lag.scaled for name, lag in sums.result().items()}
+    return {name: parts.scaled for name, parts in sums.result().items()}
 
 
 def moved_by_rounding(recorded: Recorded, rounding: float) -> dict[str, float]:

@@ -12,6 +12,12 @@ class Course:
         steps: the steps shown; long sequences are thinned out.
         low, median, high: 10th, 50th and 90th percentile of the activation at each of them.
         saturated: the share of samples and units that are saturated there.
+
+    Example:
+        >>> from retrograde.diagnosis import Course
+        >>> course = Course("forget", (0, 1), (0.4, 0.9), (0.5, 0.95), (0.6, 0.99), (0.0, 0.5))
+        >>> dict(zip(course.steps, course.median))
+        {0: 0.5, 1: 0.95}
     """
 
     name: str

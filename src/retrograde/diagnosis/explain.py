@@ -10,6 +10,9 @@ from retrograde.errors import ArgumentError
 def explain(name: str) -> str:
     """A rule in Markdown: what it looks at, its thresholds, its remedies and its sources.
 
+    Args:
+        name: of the rule, a key of `RULES`.
+
     Raises:
         ArgumentError: for an unknown rule; the message lists those there are.
 

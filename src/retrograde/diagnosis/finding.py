@@ -22,6 +22,11 @@ class Evidence:
         threshold: what it was compared with, None for a number that only explains.
         healthy: which side of the threshold is the healthy one.
         setting: the threshold's name in the table, where it is one; `thresholds=` changes it.
+
+    Example:
+        >>> from retrograde.diagnosis import Evidence
+        >>> Evidence("reach", 9.0, "steps", threshold=100.0).is_healthy()
+        False
     """
 
     name: str
@@ -41,7 +46,18 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Training:
-    """Losses of the original and of a remedy, trained side by side from the same seed."""
+    """Losses of the original and of a remedy, trained side by side from the same seed.
+
+    Attributes:
+        optimizer: what trained both, with its learning rate.
+        original, remedy: the loss at each step.
+
+    Example:
+        >>> from retrograde.diagnosis import Training
+        >>> training = Training("Adam", original=(1.0, 0.9), remedy=(1.0, 0.4))
+        >>> training.remedy[-1] < training.original[-1]
+        True
+    """
 
     optimizer: str
     original: tuple[float, ...]
@@ -68,6 +84,18 @@ class Trial:
             throws away what was learned.
         note: why it could not be tried, or what else it did.
         training: what training did with it, if that was asked for.
+
+    Example:
+        >>> import torch, retrograde
+        >>> report = retrograde.diagnose(
+        ...     torch.nn.LSTM(2, 4),
+        ...     torch.ones(40, 1, 2),
+        ...     lambda model, x: model(x)[0][-1].sum(),
+        ...     needs_lag=39,
+        ... )
+        >>> trials = {trial.remedy: trial for trial in report.findings[0].trials}
+        >>> trials["forget-bias"].helped, trials["forget-bias"].code
+        (True, 'retrograde.nn.initialise(model, "forget-bias", value=2.08)')
     """
 
     remedy: str
@@ -101,6 +129,19 @@ class Finding:
         route: the route concerned.
         steps: first and last step concerned.
         trials: remedies that were tried, the one with the largest effect first.
+
+    Example:
+        >>> import torch, retrograde
+        >>> report = retrograde.diagnose(
+        ...     torch.nn.LSTM(2, 4),
+        ...     torch.ones(40, 1, 2),
+        ...     lambda model, x: model(x)[0][-1].sum(),
+        ...     needs_lag=39,
+        ...     remedies=False,
+        ... )
+        >>> finding = report.findings[0]
+        >>> finding.rule, finding.layer, finding.evidence[0].unit
+        ('forget-gate-too-short', 'LSTM', 'steps')
     """
 
     rule: str

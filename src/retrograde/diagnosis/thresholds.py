@@ -17,6 +17,11 @@ class Threshold:
         value: its value, the default of the table or the user's.
         unit: its unit.
         reason: why this value.
+
+    Example:
+        >>> from retrograde.diagnosis import limits
+        >>> {limit.name: limit.unit for limit in limits()}["reach_fraction"]
+        'of the sequence'
     """
 
     name: str
@@ -133,6 +138,11 @@ def limits(changed: Mapping[str, float] | None = None) -> tuple[Threshold, ...]:
     Raises:
         ArgumentError: for a name that the table does not have (the message lists those it has), or
             a value that is no number, or none that the threshold can have.
+
+    Example:
+        >>> from retrograde.diagnosis import limits
+        >>> {limit.name: limit.value for limit in limits({"reach_fraction": 0.2})}["reach_fraction"]
+        0.2
     """
     changed = _checks.mapping(
         "thresholds", {} if changed is None else changed, "of names to numbers"

@@ -42,7 +42,11 @@ class AdjointStep:
     @cached_property
     def adjoint(self) -> CellAdjoint:
         """The pull-back of the values through step k."""
-        return self.chunk.pull_back(self.delta.values, self.k)
+        return self.pull_back(self.delta.values)
+
+    def pull_back(self, values: Float[Tensor, "N B S"]) -> CellAdjoint:
+        """The pull-back of other values."""
+        return self.chunk.pull_back(values, self.k)
 
 
 @runtime_checkable

@@ -7,6 +7,8 @@ from importlib import import_module
 from io import BytesIO
 from typing import Any
 
+import numpy as np
+
 from retrograde import _checks
 from retrograde.clipping import AbstractPolicy, Clipper
 from retrograde.clipping.clipper import check_nonfinite
@@ -223,8 +225,6 @@ def _image_taker(logger: Any) -> Any:
     if hasattr(logger, "log_image"):
         return lambda name, image, step: logger.log_image(key=name, images=[image], step=step)
     if hasattr(logger.experiment, "add_image"):
-        import numpy as np
-
         return lambda name, image, step: logger.experiment.add_image(
             name, np.asarray(image), step, dataformats="HWC"
         )

@@ -29,6 +29,15 @@ class ClippedInside:
     Attributes:
         policy: what clips.
         layers: the names of the layers.
+
+    Example:
+        >>> import torch, retrograde
+        >>> lstm = torch.nn.LSTM(2, 3)
+        >>> inside = retrograde.nn.clip_inside(lstm, retrograde.clipping.StateNorm(1e6))
+        >>> lstm(torch.ones(5, 4, 2))[0].sum().backward()
+        >>> inside.bit  # the share of steps and samples that were clipped, by layer
+        {'LSTM': 0.0}
+        >>> inside.remove()
     """
 
     def __init__(self, policy: AbstractInside, layers: Mapping[str, Layer]):
@@ -136,6 +145,14 @@ def unclip(model: nn.Module) -> None:
 
     Raises:
         ArgumentError: for a layer that was parametrized since, which is of another class now.
+
+    Example:
+        >>> import torch, retrograde
+        >>> lstm = torch.nn.LSTM(2, 3)
+        >>> inside = retrograde.nn.clip_inside(lstm, retrograde.clipping.StateNorm(1.0))
+        >>> retrograde.nn.unclip(lstm)
+        >>> type(lstm)
+        <class 'torch.nn.modules.rnn.LSTM'>
     """
     _checks.model("model", model)
     _take_off(

@@ -24,6 +24,21 @@ class AbstractRecurrent(nn.Module):
 
     Weights are named as in torch.nn (`weight_ih_l0`, `bias_hh_l1_reverse`, ...), and drawn as
     there: all of them from U(-1/sqrt(H), 1/sqrt(H)). `initialise` has others.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional: as in
+            torch.nn.LSTM.
+        truncated: train with the truncated backward pass of Hochreiter and Schmidhuber (1997).
+        device, dtype: of the weights.
+
+    Example:
+        >>> import torch, retrograde
+        >>> gru = retrograde.nn.GRU(2, 3, num_layers=2, bidirectional=True)
+        >>> isinstance(gru, retrograde.nn.AbstractRecurrent), hasattr(gru, "weight_hh_l1_reverse")
+        (True, True)
+        >>> output, state = gru(torch.ones(5, 4, 2))
+        >>> output.shape, state.shape
+        (torch.Size([5, 4, 6]), torch.Size([4, 4, 3]))
     """
 
     clipping: Clipping | None = None

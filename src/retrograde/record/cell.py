@@ -76,7 +76,10 @@ def record_cell(
         value = _checks.loss(
             "loss(outputs, last state)", loss(leaf_output, leaf_state), "its arguments"
         )
-        direct = torch.autograd.grad(value, (leaf_output, leaf_state), materialize_grads=True)
+        entering_grads = torch.autograd.grad(
+            value, (leaf_output, leaf_state), materialize_grads=True
+        )
+        direct = [g.detach() for g in entering_grads]  # torch 2.6 lets the zeros require grad
         grads = torch.autograd.grad(
             (output, state), list(weights.values()), direct, materialize_grads=True
         )

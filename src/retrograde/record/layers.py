@@ -30,6 +30,13 @@ def recurrent_layers(model: nn.Module) -> dict[str, nn.Module]:
 
     Also those in forms that cannot be recorded. What wraps a model (DistributedDataParallel,
     torch.compile) has no part in the names.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.record import recurrent_layers
+        >>> model = torch.nn.ModuleDict({"encoder": torch.nn.GRU(2, 3), "out": torch.nn.ReLU()})
+        >>> recurrent_layers(model)
+        {'encoder': GRU(2, 3)}
     """
     while isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         model = model.module

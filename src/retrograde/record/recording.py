@@ -45,6 +45,17 @@ class Recorded:
         final: the state after the last step as the pass itself left it, shape [B, S], for the
             replayed one to be compared with; None where that is not known.
         against: what `gradients` are, if they are not autograd's of the pass that ran.
+
+    Example:
+        >>> import torch, retrograde
+        >>> lstm = torch.nn.LSTM(2, 3)
+        >>> with retrograde.record(lstm) as recording:
+        ...     lstm(torch.ones(5, 4, 2))[0].sum().backward()
+        >>> recorded = recording["LSTM"]
+        >>> recorded.x.shape, recorded.h0.shape, recorded.direct.shape  # the state is (h, c)
+        (torch.Size([5, 4, 2]), torch.Size([1, 4, 3]), torch.Size([5, 4, 6]))
+        >>> torch.equal(recorded.gradients["weight_hh_l0"], lstm.weight_hh_l0.grad)
+        True
     """
 
     name: str
@@ -149,6 +160,14 @@ class Recording(Layers):
 
     Asking for a layer that could not be recorded raises an error that says why. Where several
     backward passes ran in the block, `passes` holds a recording of each.
+
+    Example:
+        >>> import torch, retrograde
+        >>> model = torch.nn.ModuleDict({"a": torch.nn.RNN(2, 3), "b": torch.nn.GRU(3, 4)})
+        >>> with retrograde.record(model) as recording:
+        ...     model["b"](model["a"](torch.ones(5, 4, 2))[0])[0].sum().backward()
+        >>> list(recording), recording["b"].x.shape
+        (['a', 'b'], torch.Size([5, 4, 3]))
     """
 
     def __init__(self) -> None:

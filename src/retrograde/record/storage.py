@@ -106,6 +106,16 @@ def load(path: str | PathLike[str]) -> Recording | Recorded:
     Raises:
         InputError: if the file cannot be read, is none that `save` wrote, is damaged, or was
             written in a form that only a later version of Retrograde knows.
+
+    Example:
+        >>> import tempfile, torch, retrograde
+        >>> gru = torch.nn.GRU(2, 3)
+        >>> with retrograde.record(gru) as recording:
+        ...     gru(torch.ones(4, 1, 2))[0].sum().backward()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     retrograde.save(recording, f"{folder}/pass.safetensors")
+        ...     print(list(retrograde.load(f"{folder}/pass.safetensors")))
+        ['GRU']
     """
     path = _files.check_readable(path, "a file that retrograde.save wrote")
     name = _files.named(path)

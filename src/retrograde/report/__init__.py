@@ -3,7 +3,8 @@
 from retrograde.report.compare import compare
 from retrograde.report.comparison import Comparison
 from retrograde.report.diagnose import diagnose
+from retrograde.report.files import Report
 from retrograde.report.layer import Horizon, Layer
-from retrograde.report.report import Report, Settings
+from retrograde.report.report import Settings
 
 __all__ = ["Comparison", "Horizon", "Layer", "Report", "Settings", "compare", "diagnose"]

@@ -9,16 +9,11 @@ from retrograde import _checks
 from retrograde.diagnosis import Evidence, Finding
 from retrograde.diagnosis.finding import SEVERITIES
 from retrograde.errors import ArgumentError
-from retrograde.report.comparison import (
-    Comparison,
-    Difference,
-    FindingChange,
-    LayerChange,
-    Number,
-    Verdict,
-)
+from retrograde.report.changes import Difference, FindingChange, LayerChange, Number, Verdict
+from retrograde.report.comparison import Comparison
+from retrograde.report.files import Report
 from retrograde.report.layer import Horizon, Layer
-from retrograde.report.report import Report, counted, number
+from retrograde.report.report import counted, number
 
 ROUNDING = 1e-3
 """Numbers nearer to each other than this share of the larger one show the same three digits."""

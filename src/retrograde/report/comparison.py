@@ -1,151 +1,32 @@
-"""What changed from one report to another, as data; text and page are views of it."""
+"""The comparison that a user holds: what changed, and the text and the page that are made of it."""
 
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, Literal
+from typing import Any
 
 from retrograde import _files
-from retrograde.diagnosis import Finding
-from retrograde.report.report import counted
-
-Verdict = Literal["better", "worse", "changed", "same"]
+from retrograde.report import compare_views
+from retrograde.report.changes import Changes
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A setting that the two reports do not share, in words."""
+class Comparison(Changes):
+    """What changed from one report to another; made by `compare`.
 
-    name: str
-    before: str
-    after: str
+    `print` shows it. Its contents are those of `Changes`: `settings`, `findings`, `layers`,
+    `only_before`, `only_after`.
 
-
-@dataclass(frozen=True)
-class Number:
-    """One number before and after.
-
-    Attributes:
-        name, unit: what it is.
-        before, after: its values; None where a report does not have it.
-        verdict: "better" or "worse" where a need or a rule says which way is healthy, "changed"
-            where nothing does, "same" where they differ by rounding only.
+    Example:
+        >>> import torch, retrograde
+        >>> from retrograde.report import compare
+        >>> model, x = torch.nn.LSTM(2, 4), torch.ones(20, 3, 2)
+        >>> before = retrograde.diagnose(model, x, lambda model, x: model(x)[0].sum())
+        >>> retrograde.nn.initialise(model, "forget-bias", value=3.0)
+        >>> after = retrograde.diagnose(model, x, lambda model, x: model(x)[0].sum())
+        >>> comparison = compare(before, after, names=("as drawn", "with a forget bias"))
+        >>> comparison.same, comparison.names
+        (False, ('as drawn', 'with a forget bias'))
     """
-
-    name: str
-    unit: str
-    before: float | None
-    after: float | None
-    verdict: Verdict
-
-
-@dataclass(frozen=True)
-class FindingChange:
-    """A finding before and after; None where there was none.
-
-    Attributes:
-        verdict: "better" if it is gone or less severe, "worse" if it is new or more severe; for a
-            finding of the same severity, which way its first evidence moved that moved at all.
-        evidence: its numbers before and after.
-        doubt: why it cannot be judged, "" if it can: the rule or the layer was not looked at in one
-            of the two, or a threshold that it stands on was changed.
-    """
-
-    before: Finding | None
-    after: Finding | None
-    verdict: Verdict
-    evidence: tuple[Number, ...] = ()
-    doubt: str = ""
-
-    @property
-    def finding(self) -> Finding:
-        """The later one, or the earlier one where it is gone."""
-        found = self.after or self.before
-        assert found is not None
-        return found
-
-    @property
-    def words(self) -> str:
-        """What happened to it."""
-        if self.after is None:
-            return "gone"
-        if self.before is None:
-            return "new"
-        if self.before.severity != self.after.severity:
-            return f"{self.before.severity} -> {self.after.severity}"
-        return "as before" if self.verdict == "same" else "other numbers"
-
-
-@dataclass(frozen=True)
-class LayerChange:
-    """A layer of both reports, number by number; what neither report has is left out."""
-
-    name: str
-    numbers: tuple[Number, ...]
-    findings: tuple[FindingChange, ...]
-
-    @property
-    def same(self) -> bool:
-        """Whether nothing of it changed."""
-        numbers, findings = self.numbers, self.findings
-        return all(part.verdict == "same" for part in numbers) and all(
-            found.verdict == "same" for found in findings
-        )
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What changed from one report to another.
-
-    Attributes:
-        names: what to call the two.
-        settings: what was set or run differently; a change below may come from there.
-        findings: findings of the model as a whole, and of layers that one report alone has.
-        layers: the layers that both have, with their findings.
-        only_before, only_after: layers that one report alone has.
-    """
-
-    names: tuple[str, str]
-    settings: tuple[Difference, ...]
-    findings: tuple[FindingChange, ...]
-    layers: tuple[LayerChange, ...]
-    only_before: tuple[str, ...]
-    only_after: tuple[str, ...]
-
-    @property
-    def same(self) -> bool:
-        """Whether nothing changed: no finding, no number, no layer. Settings may differ."""
-        return (
-            not (self.only_before or self.only_after)
-            and all(found.verdict == "same" for found in self.findings)
-            and all(layer.same for layer in self.layers)
-        )
-
-    @property
-    def summary(self) -> str:
-        """How much got better and worse, in a sentence."""
-        if self.same:
-            return "Nothing changed."
-        changes = [*self.findings, *(found for layer in self.layers for found in layer.findings)]
-        numbers = [part for layer in self.layers for part in layer.numbers]
-        parts = []
-        for verdict, words in (
-            ("better", "better"),
-            ("worse", "worse"),
-            ("changed", "changed in a way that nothing judges"),
-        ):
-            found = sum(part.verdict == verdict for part in changes)
-            values = sum(part.verdict == verdict for part in numbers)
-            some = [
-                counted(many, noun)
-                for many, noun in ((found, "finding"), (values, "number"))
-                if many
-            ]
-            if some:
-                parts.append(f"{' and '.join(some)} {words}")
-        alone = len(self.only_before) + len(self.only_after)
-        if alone:
-            parts.append(f"{counted(alone, 'layer')} in one report only")
-        return "; ".join(parts).capitalize() + "."
 
     def to_html(self, path: str | PathLike[str]) -> None:
         """Write one self-contained page that opens offline.
@@ -154,16 +35,10 @@ class Comparison:
             InputError: if the path cannot be written.
         """
         _files.check_writable(path)
-        from retrograde.report import compare_views
-
         _files.write_text(path, compare_views.page(self))
 
     def __str__(self) -> str:
-        from retrograde.report import compare_views
-
         return compare_views.text(self)
 
     def __rich__(self) -> Any:
-        from retrograde.report import compare_views
-
         return compare_views.renderable(self)

@@ -4,20 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
+from types import SimpleNamespace
 from typing import Any
 
 from retrograde import _files
 from retrograde._optional import optional
 from retrograde.diagnosis import Finding
 from retrograde.report.layer import Layer
-from retrograde.report.report import Report, number
-
-with optional("the page of a report", "report"):
-    import altair
-    import vl_convert
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from jinja2.utils import htmlsafe_json_dumps
-    from markupsafe import Markup
+from retrograde.report.report import ReportData, number
 
 MOST_BYTES = 1_950_000
 """Charts that would make a page larger than this are left out, and the page says which."""
@@ -102,9 +96,10 @@ EVIDENCE: dict[str, Callable[[Layer, Finding], tuple[str, Any]]] = {
 """By rule: the chart of the layer that shows what the rule saw, with a key among its charts."""
 
 
-def render(report: Report) -> str:
+def render(report: ReportData) -> str:
     """The page as text."""
-    page = _environment().get_template("page.html.jinja")
+    markup = _drawing().Markup
+    page = environment(number=number).get_template("page.html.jinja")
     javascript = _javascript()
 
     def written(gallery: _Gallery) -> str:
@@ -112,7 +107,7 @@ def render(report: Report) -> str:
             report=report,
             gallery=gallery,
             kinds=KINDS,
-            javascript=Markup(javascript),
+            javascript=markup(javascript),
             most_findings=MOST_FINDINGS,
             most_model=MOST_MODEL,
             version=version("retrograde"),
@@ -126,9 +121,9 @@ def render(report: Report) -> str:
     return written(gallery)
 
 
-def excerpt(report: Report) -> str:
+def excerpt(report: ReportData) -> str:
     """What a notebook shows: no script, no style that reaches beyond it, no charts."""
-    page = _environment().get_template("excerpt.html.jinja")
+    page = environment(number=number).get_template("excerpt.html.jinja")
     text = page.render(report=report, most_findings=MOST_FINDINGS, **_table(report))
     return _files.encodable(text)
 
@@ -141,10 +136,10 @@ class _Gallery:
         left_out: the layers without it, by kind.
     """
 
-    def __init__(self, report: Report, room: int):
+    def __init__(self, report: ReportData, room: int):
         self.report = report
         self.room = room
-        self.specs: dict[str, Markup] = {}
+        self.specs: dict[str, Any] = {}
         self.left_out: dict[str, list[str]] = {}
 
     def fill(self) -> None:
@@ -179,10 +174,11 @@ class _Gallery:
         return {key: label for key, label in keys.items() if key in self.specs}
 
     @property
-    def javascript(self) -> Markup:
+    def javascript(self) -> Any:
         """All specifications as one JavaScript object."""
-        rows = (htmlsafe_json_dumps(key) + Markup(":") + spec for key, spec in self.specs.items())
-        return Markup("{") + Markup(",\n").join(rows) + Markup("}")
+        markup, written = _drawing().Markup, _drawing().htmlsafe_json_dumps
+        rows = (written(key) + markup(":") + spec for key, spec in self.specs.items())
+        return markup("{") + markup(",\n").join(rows) + markup("}")
 
     def _evidence(self, finding: Finding) -> tuple[str, Callable[[], Any]] | None:
         for place, layer in enumerate(self.report.layers):
@@ -195,13 +191,13 @@ class _Gallery:
         """Keep a chart if there is one and room for it; False if only the room was missing."""
         if key in self.specs:
             return True
-        with altair.utils.schemapi.debug_mode(False):
+        with _drawing().altair.utils.schemapi.debug_mode(False):
             chart = make()
             if chart is None:
                 return True
             spec = chart.to_dict(validate=False)
         del spec["config"], spec["$schema"]
-        text = htmlsafe_json_dumps(spec, separators=(",", ":"))
+        text = _drawing().htmlsafe_json_dumps(spec, separators=(",", ":"))
         size = len(text.encode()) + 500
         if size > self.room:
             return False
@@ -210,19 +206,40 @@ class _Gallery:
         return True
 
 
-def _environment() -> Environment:
-    environment = Environment(
+@cache
+def _drawing() -> Any:
+    """The packages that draw a page."""
+    with optional("the page of a report", "report"):
+        import altair
+        import vl_convert
+        from jinja2.utils import htmlsafe_json_dumps
+        from markupsafe import Markup
+
+    return SimpleNamespace(
+        altair=altair,
+        vl_convert=vl_convert,
+        htmlsafe_json_dumps=htmlsafe_json_dumps,
+        Markup=Markup,
+    )
+
+
+def environment(**filters: Callable[..., object]) -> Any:
+    """The templates of this folder, with everything escaped."""
+    with optional("a page", "report"):
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    found = Environment(
         loader=PackageLoader("retrograde", "report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = number
-    return environment
+    found.filters |= filters
+    return found
 
 
-def _table(report: Report) -> dict[str, Any]:
+def _table(report: ReportData) -> dict[str, Any]:
     titles, rows = report.table()
     return {"titles": titles, "rows": rows}
 
@@ -230,7 +247,8 @@ def _table(report: Report) -> dict[str, Any]:
 @cache
 def _javascript() -> str:
     """Vega, Vega-Lite and Vega-Embed; bundling them takes a second, once."""
-    return vl_convert.javascript_bundle(  # None: the libraries alone
-        None,  # type: ignore[arg-type]
-        vl_version=".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2]),
+    draw = _drawing()
+    text: str = draw.vl_convert.javascript_bundle(  # None: the libraries alone
+        None, vl_version=".".join(draw.altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     )
+    return text

@@ -5,53 +5,57 @@ that JSON has no word for is one of the strings "NaN", "Infinity" and "-Infinity
 """
 
 import json
+from collections.abc import Callable
+from functools import cache
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar
 
 from retrograde import _files
 from retrograde._json import strict
 from retrograde._optional import optional
 from retrograde.errors import InputError
-from retrograde.report.report import Report
+from retrograde.report.report import ReportData
 
-with optional("a report as JSON", "report"):
-    from pydantic import TypeAdapter, ValidationError
-    from pydantic.json_schema import GenerateJsonSchema
-
-SCHEMA = "retrograde-report/3"
+SCHEMA = "retrograde-report/4"
 
 SHOWN = 3
 """So many of the complaints about a file are shown."""
 
-ADAPTER = TypeAdapter(Report)
+Kind = TypeVar("Kind", bound=ReportData)
 
 
-class _Schema(GenerateJsonSchema):
-    def float_schema(self, schema: Any) -> dict[str, Any]:
-        """Numbers, and the strings for those that JSON cannot hold."""
-        return {"anyOf": [super().float_schema(schema), {"enum": ["NaN", "Infinity", "-Infinity"]}]}
+def schema(kind: type[ReportData]) -> dict[str, Any]:
+    """The JSON Schema of a written report of this class, as in docs/report.schema.json."""
+    with optional("a report as JSON", "report"):
+        from pydantic.json_schema import GenerateJsonSchema
 
+    class Schema(GenerateJsonSchema):
+        def float_schema(self, schema: Any) -> dict[str, Any]:
+            """Numbers, and the strings for those that JSON cannot hold."""
+            strings = {"enum": ["NaN", "Infinity", "-Infinity"]}
+            return {"anyOf": [super().float_schema(schema), strings]}
 
-def schema() -> dict[str, Any]:
-    """The JSON Schema of a written report, as it stands in docs/report.schema.json."""
-    found = ADAPTER.json_schema(schema_generator=_Schema, mode="serialization")
+    found = _adapter(kind).json_schema(schema_generator=Schema, mode="serialization")
     found["properties"] = {"schema": {"const": SCHEMA}, **found["properties"]}
     found["required"] = ["schema", *found["required"]]
     return {"$schema": GenerateJsonSchema.schema_dialect, **found}
 
 
-def render(report: Report) -> str:
+def render(report: ReportData) -> str:
     """The report as a JSON text."""
-    document = {"schema": SCHEMA, **ADAPTER.dump_python(report)}
+    document = {"schema": SCHEMA, **_adapter(type(report)).dump_python(report)}
     return json.dumps(strict(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def read(path: str | PathLike[str]) -> Report:
-    """Read a report back.
+def read(path: str | PathLike[str], kind: type[Kind]) -> Kind:
+    """Read a report back, as one of this class.
 
     Raises:
         InputError: if the file cannot be read or is no report of this schema.
     """
+    with optional("a report as JSON", "report"):
+        from pydantic import ValidationError
+
     path = _files.check_readable(path, "a file that to_json wrote")
     shown = _files.named(path)
     try:
@@ -67,18 +71,29 @@ def read(path: str | PathLike[str]) -> Report:
             + (f" ({advice})" if advice else "")
         )
     try:
-        return ADAPTER.validate_python(document)
+        read: Kind = _adapter(kind).validate_python(document)
     except ValidationError as error:
         raise InputError(
             f"{shown} is no report of schema {SCHEMA!r}: {_complaints(error)}"
         ) from None
+    return read
+
+
+def _made(kind: type[ReportData]) -> Any:
+    with optional("a report as JSON", "report"):
+        from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+_adapter: Callable[[Any], Any] = cache(_made)
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-def _complaints(error: ValidationError) -> str:
+def _complaints(error: Any) -> str:
     """The first few things that are wrong, each with its place."""
     found = [
         f"{'.'.join(map(str, each['loc']))}: {each['msg']}"

@@ -4,17 +4,21 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from retrograde import charts
-from retrograde.decompose import ByLag, Flow, Split
-from retrograde.decompose.by_time import REACH
+from retrograde._optional import optional
+from retrograde.decompose import Flow, Parts
 from retrograde.decompose.glance import NEAR, growth
+from retrograde.decompose.lags import REACH
 from retrograde.diagnosis import Course
 from retrograde.spectra import Spectrum
+
+WrittenLabel = int | str | tuple[int, int] | None
+Numbers = list[float] | list[list[float]]
 
 CROSSING_NUMBERS = 2**26
 """The rows of `by_crossing` hold at most so many numbers, 256 MiB in float32."""
@@ -22,85 +26,91 @@ CROSSING_NUMBERS = 2**26
 
 @dataclass(frozen=True)
 class Horizon:
-    """A lag that matters to the reader, and what lies there: 52 weeks, "last year's season"."""
+    """A lag that matters to the reader, and what lies there: 52 weeks, "last year's season".
+
+    Attributes:
+        lag: in steps.
+        name: what lies there, in words.
+
+    Example:
+        >>> from retrograde.report import Horizon
+        >>> Horizon(52, "last year's season").lag
+        52
+    """
 
     lag: int
     name: str
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The gradient by lag: first and last lag of each part, log2 of its norm, its signed share."""
-
-    lags: tuple[tuple[int, int], ...]
-    log2: tuple[float, ...]
-    share: tuple[float, ...]
-
-    @staticmethod
-    def of(by_lag: ByLag) -> "Parts":
-        """The plain numbers of a decomposition by lag."""
-        return Parts(_pairs(by_lag.lags), _row(by_lag.log2), _row(by_lag.share))
-
-    def chart(self) -> Any:
-        """Signed share by lag, as an Altair chart."""
-        return charts.shares_by_lag(_ranges(self.lags), _tensor(self.log2), _tensor(self.share))
-
-
-@dataclass(frozen=True)
-class Ways:
-    """The gradient by route or by number of crossings, and by lag: a row for each way."""
-
-    kind: str
-    ways: tuple[str, ...]
-    lags: tuple[tuple[int, int], ...]
-    log2: tuple[tuple[float, ...], ...]
-    share: tuple[tuple[float, ...], ...]
-
-    @staticmethod
-    def of(split: Split) -> "Ways":
-        """The plain numbers of a split."""
-        return Ways(
-            split.kind, split.ways, _pairs(split.lags), _rows(split.log2), _rows(split.share)
-        )
-
-    def chart(self) -> Any:
-        """Sizes as lines, shares stacked, as an Altair chart."""
-        lags = _ranges(self.lags)
-        return charts.ways_by_lag(
-            self.kind, self.ways, lags, _tensor(self.log2), _tensor(self.share)
-        )
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """The gradient by parameter and gate: log2 of the norm and share of each block."""
-
-    blocks: tuple[tuple[str, str | None], ...]
-    log2: tuple[float, ...]
-    share: tuple[float, ...]
-
-    def chart(self) -> Any:
-        """Sizes of the blocks, as an Altair chart."""
-        return charts.blocks(self.blocks, _tensor(self.log2), _tensor(self.share))
-
-
-@dataclass(frozen=True)
-class Map:
-    """log2 of the norm of C[t,k], pooled by the maximum where the sequence is long.
+class WrittenParts:
+    """Parts as JSON has them: plain labels, sizes and shares.
 
     Attributes:
-        entries: the entry step t at which each row begins, and where the last one ends.
-        uses: the use step k at which each column begins, and where the last one ends.
-        log2: a row for each entry, as many columns as there are at or before it.
+        parameter: null for the whole gradient.
+        axes: for each axis the labels of its places, by the name of what it runs over; lags and
+            steps that share a place are the first and the last of them.
+        log2: log2 of the norm of each part, by place on the axes.
+        share: the signed share of each part.
     """
 
-    entries: tuple[int, ...]
-    uses: tuple[int, ...]
-    log2: tuple[tuple[float, ...], ...]
+    parameter: str | None
+    axes: tuple[dict[str, tuple[WrittenLabel, ...]], ...]
+    log2: Numbers
+    share: Numbers
 
-    def chart(self) -> Any:
-        """The entry-by-use map, as an Altair chart."""
-        return charts.entry_by_use(self.entries, self.uses, self.log2, None)
+    # Read by pydantic: what has another field is no such file.
+    __pydantic_config__ = {"extra": "forbid"}
+
+    @staticmethod
+    def of(parts: Parts) -> "WrittenParts":
+        """The plain numbers of some parts."""
+        axes = tuple(
+            {name: tuple(map(_written, labels)) for name, labels in axis.items()}
+            for axis in parts.axes
+        )
+        return WrittenParts(parts.parameter, axes, parts.log2.tolist(), parts.share.tolist())
+
+    def read(self) -> Parts:
+        """The parts that were written.
+
+        Raises:
+            ValueError: where the numbers are not as many as the labels.
+        """
+        axes = tuple(
+            {name: tuple(map(_read, labels)) for name, labels in axis.items()} for axis in self.axes
+        )
+        if not all(axes) or any(len(set(map(len, axis.values()))) > 1 for axis in axes):
+            raise ValueError("an axis needs names, and as many labels for each of them")
+        shape = [len(next(iter(axis.values()))) for axis in axes]
+        log2, share = _tensor(self.log2), _tensor(self.share)
+        if not log2.numel() and not share.numel() and 0 in shape:
+            log2, share = log2.reshape(shape), share.reshape(shape)
+        if not list(log2.shape) == list(share.shape) == shape:
+            raise ValueError(f"log2 and share must have a number for each label, shape {shape}")
+        return Parts.measured(axes, self.parameter, log2, share)
+
+
+class _AsJson:
+    """How pydantic writes and reads parts in a report."""
+
+    @staticmethod
+    def __get_pydantic_core_schema__(source: Any, handler: Any) -> Any:
+        with optional("a report as JSON", "report"):
+            from pydantic_core import core_schema
+
+        plain = handler.generate_schema(WrittenParts)
+        return core_schema.no_info_after_validator_function(
+            WrittenParts.read,
+            plain,
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                WrittenParts.of, return_schema=plain
+            ),
+        )
+
+
+Kept = Annotated[Parts, _AsJson]
+"""Parts in a report: labels, sizes and shares, which outlive the pass."""
 
 
 @dataclass(frozen=True)
@@ -169,8 +179,9 @@ class Layer:
         log2_adjoint_by_lag: log2 of the mean norm of the adjoint at each lag, over that of the same
             entries at lag 0.
         by_time, by_lag, by_octave, by_parameter, by_route, by_crossing: the gradient taken apart,
-            by lag in the groups of the table and in octaves; routes and crossings are None for a
-            cell without a carousel, where they tell nothing.
+            as `Parts` without the parts themselves: by time pooled where the sequence is long, by
+            lag in the groups of the table and in octaves; routes and crossings are None for a cell
+            without a carousel, where they tell nothing.
         courses: the gates over time.
         figures: further figures for its row of the table, by column title.
         directions: its spectrum, where that was asked for.
@@ -178,6 +189,15 @@ class Layer:
             then those of another gradient, and none of the numbers above holds.
         residual_bound: how large the residual might be.
         reach_is_lower_bound: whether the gradient may reach further than can be followed.
+
+    Example:
+        >>> import torch, retrograde
+        >>> report = retrograde.diagnose(
+        ...     torch.nn.GRU(2, 4), torch.ones(20, 3, 2), lambda model, x: model(x)[0].sum()
+        ... )
+        >>> layer = report.layers[0]
+        >>> layer.name, layer.steps, layer.batch, layer.void
+        ('GRU', 20, 3, False)
     """
 
     name: str
@@ -195,12 +215,12 @@ class Layer:
     beyond: float | None
     log2_mean_by_lag: tuple[float, ...]
     log2_adjoint_by_lag: tuple[float, ...]
-    by_time: Map
-    by_lag: Parts
-    by_octave: Parts
-    by_parameter: Blocks
-    by_route: Ways | None
-    by_crossing: Ways | None
+    by_time: Kept
+    by_lag: Kept
+    by_octave: Kept
+    by_parameter: Kept
+    by_route: Kept | None
+    by_crossing: Kept | None
     courses: tuple[Course, ...] = ()
     figures: Mapping[str, str] = field(default_factory=dict)
     directions: Directions | None = None
@@ -230,7 +250,7 @@ class Layer:
             directions: its spectrum.
         """
         lags = flow.by_lag(bins=[start for start in bins if start < max(1, flow.steps)])
-        blocks, by_time, whole = flow.by_parameter(), flow.by_time(), flow.by_lag(bins=(0,))
+        by_time, whole = flow.by_time(), flow.by_lag(bins=(0,))
         near = flow.by_lag(bins=(0, NEAR)) if flow.steps > NEAR else whole
         inside = horizon is not None and 0 < horizon.lag < flow.steps
         far = flow.by_lag(bins=(0, horizon.lag)) if horizon and inside else None
@@ -251,12 +271,12 @@ class Layer:
             beyond=float(far.share[1]) if far else None,
             log2_mean_by_lag=_row(by_time.log2_mean_by_lag),
             log2_adjoint_by_lag=_row(flow.adjoints.log2_growth_by_lag),
-            by_time=Map(*by_time.pooled()),
-            by_lag=Parts.of(lags),
-            by_octave=Parts.of(flow.by_lag()),
-            by_parameter=Blocks(blocks.blocks, _row(blocks.log2), _row(blocks.share)),
-            by_route=Ways.of(route) if route else None,
-            by_crossing=Ways.of(by_crossing(flow)) if route else None,
+            by_time=by_time.pooled(),
+            by_lag=lags.sizes(),
+            by_octave=flow.by_lag().sizes(),
+            by_parameter=flow.by_parameter().sizes(),
+            by_route=route.sizes() if route else None,
+            by_crossing=by_crossing(flow).sizes() if route else None,
             courses=tuple(courses),
             figures=dict(figures or {}),
             directions=directions,
@@ -307,14 +327,14 @@ def has_carousel(flow: Flow) -> bool:
     return set(flow.routes) != set(flow.unrolled.cell.recurrent_routes)
 
 
-def share_of_carousel(flow: Flow, split: Split) -> float:
+def share_of_carousel(flow: Flow, routes: Parts) -> float:
     """Signed share of what arrives along routes that cross no recurrent weights."""
     recurrent = {"direct", *flow.unrolled.cell.recurrent_routes}
-    kept = [number for number, way in enumerate(split.ways) if way not in recurrent]
-    return float(split.share[kept].sum())
+    kept = [route for route in routes.ways if route not in recurrent]
+    return float(routes.select(route=kept).share.sum())
 
 
-def by_crossing(flow: Flow) -> Split:
+def by_crossing(flow: Flow) -> Parts:
     """The gradient by number of crossings, in fewer rows where the memory would not do."""
     cell, batch = flow.unrolled.cell, flow.unrolled.x.shape[1]
     rows = max(1, CROSSING_NUMBERS // (9 * batch * cell.state_size))
@@ -322,12 +342,12 @@ def by_crossing(flow: Flow) -> Split:
     return coarser.by_crossing(max_crossings=8)
 
 
-def _pairs(lags: Sequence[range]) -> tuple[tuple[int, int], ...]:
-    return tuple((lag.start, lag.stop - 1) for lag in lags)
+def _written(label: Any) -> WrittenLabel:
+    return (label.start, label.stop - 1) if isinstance(label, range) else label
 
 
-def _ranges(lags: Sequence[tuple[int, int]]) -> list[range]:
-    return [range(first, last + 1) for first, last in lags]
+def _read(label: WrittenLabel) -> Any:
+    return range(label[0], label[1] + 1) if isinstance(label, tuple) else label
 
 
 def _row(values: Tensor) -> tuple[float, ...]:

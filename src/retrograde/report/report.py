@@ -2,14 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from os import PathLike
-from typing import Any
 
-from retrograde import _files
 from retrograde.charts import half_life_in_words, lag_in_words
 from retrograde.diagnosis import Finding, Threshold
 from retrograde.diagnosis.finding import at_least
-from retrograde.errors import MissingExtraError
 from retrograde.report.layer import Horizon, Layer
 
 FAINT = 0.01
@@ -29,6 +25,14 @@ class Settings:
         needs_lag: the lag that was said to matter.
         rules: the rules that looked.
         thresholds: what they compared with.
+
+    Example:
+        >>> import torch, retrograde
+        >>> report = retrograde.diagnose(
+        ...     torch.nn.GRU(2, 4), torch.ones(20, 3, 2), lambda model, x: model(x)[0].sum(), seed=7
+        ... )
+        >>> report.settings.seed, report.settings.batch
+        (7, '[20, 3, 2] float32')
     """
 
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -42,7 +46,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Report:
+class ReportData:
     """What one backward pass says about the recurrent layers of a model.
 
     Attributes:
@@ -52,6 +56,16 @@ class Report:
         horizon: the lag that the sentences answer to, if there is one.
         notes: what a reader must know about data and setting.
         settings: all that is needed to repeat it.
+
+    Example:
+        >>> import torch, retrograde
+        >>> report = retrograde.diagnose(
+        ...     torch.nn.GRU(2, 4), torch.ones(20, 3, 2), lambda model, x: model(x)[0].sum()
+        ... )
+        >>> report.ok, report.findings
+        (True, ())
+        >>> [name for name in report.scalars() if name.endswith("reach")]
+        ['retrograde/GRU/reach']
     """
 
     title: str
@@ -105,11 +119,10 @@ class Report:
         """Column titles and one row of text for each layer."""
         figures = list(dict.fromkeys(name for layer in self.layers for name in layer.figures))
         widest = max(self.layers, key=lambda layer: layer.steps, default=None)
-        lags = widest.by_lag.lags if widest else ()
-        groups = [f"lags {lag_in_words(range(first, last + 1))}" for first, last in lags]
+        groups = [f"lags {lag_in_words(lags)}" for lags in (widest.by_lag.lags if widest else ())]
         rows = []
         for layer in self.layers:
-            share = [percent(value) for value in layer.by_lag.share]
+            share = [percent(value) for value in layer.by_lag.share.tolist()]
             half = half_life_in_words(layer.half_life).removesuffix(" steps")
             least = "at least " if layer.reach_is_lower_bound else ""
             reach = f"{least}{layer.reach} of {layer.steps - 1}"
@@ -162,57 +175,6 @@ class Report:
             finite = {name: value for name, value in values.items() if abs(value) < float("inf")}
             found |= {f"retrograde/{layer.name}/{name}": value for name, value in finite.items()}
         return found
-
-    def to_html(self, path: str | PathLike[str]) -> None:
-        """Write one self-contained page that opens offline.
-
-        Raises:
-            InputError: if the path cannot be written.
-        """
-        _files.check_writable(path)
-        from retrograde.report import html
-
-        _files.write_text(path, html.render(self))
-
-    def to_json(self, path: str | PathLike[str]) -> None:
-        """Write the report as JSON, which `from_json` reads back.
-
-        Raises:
-            InputError: if the path cannot be written.
-        """
-        _files.check_writable(path)
-        from retrograde.report import json
-
-        _files.write_text(path, json.render(self))
-
-    @staticmethod
-    def from_json(path: str | PathLike[str]) -> "Report":
-        """Read a report that `to_json` wrote.
-
-        Raises:
-            InputError: if the file cannot be read or is no report of this schema.
-        """
-        from retrograde.report import json
-
-        return json.read(path)
-
-    def __str__(self) -> str:
-        from retrograde.report import text
-
-        return text.render(self)
-
-    def __rich__(self) -> Any:
-        from retrograde.report import text
-
-        return text.renderable(self)
-
-    def _repr_html_(self) -> str | None:
-        try:
-            from retrograde.report import html
-        except MissingExtraError:
-            return None  # a notebook then shows the text
-
-        return html.excerpt(self)
 
     def _reaches(self) -> str:
         return self.sentences[0] if self.layers else "No layer could be taken apart."

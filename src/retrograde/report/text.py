@@ -4,34 +4,29 @@ Styles only colour what the words say already, so that the text reads the same w
 """
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
-from rich.console import Group, RenderableType
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
-
-from retrograde._terminal import as_text, indented, plain
+from retrograde._terminal import as_text, indented, plain, rich
 from retrograde.diagnosis import Evidence, Finding, Trial
-from retrograde.report.report import Report, number
+from retrograde.report.report import ReportData, number
 
 STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
 
 
-def renderable(report: Report) -> Group:
+def renderable(report: ReportData) -> Any:
     """The report as something that a rich console can print."""
-    parts: list[RenderableType] = [Text(plain(report.title), style="bold")]
+    parts: list[Any] = [rich().Text(plain(report.title), style="bold")]
     if report.findings or report.settings.rules:
-        parts.append(Text(plain(report.summary)))
+        parts.append(rich().Text(plain(report.summary)))
     for found in report.findings:
         parts += ["", _finding(found)]
     parts += ["", _table(report)]
-    parts += [Text(plain(sentence)) for sentence in report.sentences]
-    parts += [Text(plain(note), style="dim") for note in report.notes]
-    return Group(*parts)
+    parts += [rich().Text(plain(sentence)) for sentence in report.sentences]
+    parts += [rich().Text(plain(note), style="dim") for note in report.notes]
+    return rich().Group(*parts)
 
 
-def render(report: Report) -> str:
+def render(report: ReportData) -> str:
     """The report as plain text, 120 columns wide."""
     return as_text(renderable(report))
 
@@ -95,46 +90,46 @@ def training_in_words(trial: Trial) -> str:
     )
 
 
-def _finding(found: Finding) -> RenderableType:
-    heading = Text(found.severity, style=STYLES[found.severity])
+def _finding(found: Finding) -> Any:
+    heading = rich().Text(found.severity, style=STYLES[found.severity])
     heading.append(f"  {plain(found.rule)}  ", style="bold")
     heading.append(plain(place(found)))
     first = found.evidence[0] if found.evidence else None
-    inside: list[RenderableType] = [Text(plain(found.message))]
-    inside += [Text(plain(evidence_in_words(evidence))) for evidence in found.evidence]
+    inside: list[Any] = [rich().Text(plain(found.message))]
+    inside += [rich().Text(plain(evidence_in_words(evidence))) for evidence in found.evidence]
     inside += _listed("likely causes, the likeliest first:", found.causes)
     if found.trials:
-        inside.append(Text("tried on a copy of the model:"))
+        inside.append(rich().Text("tried on a copy of the model:"))
     for trial in found.trials:
         inside.append(_item(trial_in_words(trial, first), "green" if trial.helped else ""))
         if more := training_in_words(trial):
-            inside.append(indented(Text(plain(more)), by=4))
+            inside.append(indented(rich().Text(plain(more)), by=4))
     best = next((trial for trial in found.trials if trial.helped and trial.code), None)
     if best is not None:
-        inside.append(Text("the lines that do it:"))
-        inside.append(indented(Text(plain(best.code.strip("\n")), overflow="fold"), by=4))
+        inside.append(rich().Text("the lines that do it:"))
+        inside.append(indented(rich().Text(plain(best.code.strip("\n")), overflow="fold"), by=4))
     inside += _listed("what to do:", found.advice)
-    return Group(heading, indented(Group(*inside)))
+    return rich().Group(heading, indented(rich().Group(*inside)))
 
 
-def _listed(heading: str, lines: Iterable[str]) -> list[RenderableType]:
-    drawn: list[RenderableType] = [_item(line) for line in lines]
-    return [Text(heading), *drawn] if drawn else []
+def _listed(heading: str, lines: Iterable[str]) -> list[Any]:
+    drawn: list[Any] = [_item(line) for line in lines]
+    return [rich().Text(heading), *drawn] if drawn else []
 
 
-def _item(words: str, style: str = "") -> Padding:
+def _item(words: str, style: str = "") -> Any:
     """An item of a list, further lines under the first."""
-    row = Table.grid(padding=(0, 1))
-    row.add_row("-", Text(plain(words), style=style))
+    row = rich().Table.grid(padding=(0, 1))
+    row.add_row("-", rich().Text(plain(words), style=style))
     return indented(row)
 
 
-def _table(report: Report) -> Table:
+def _table(report: ReportData) -> Any:
     titles, rows = report.table()
-    table = Table(pad_edge=False)
+    table = rich().Table(pad_edge=False)
     for column, title in enumerate(titles):
         justify: Literal["left", "right"] = "right" if column else "left"
-        table.add_column(Text(plain(title)), justify=justify, overflow="fold")
+        table.add_column(rich().Text(plain(title)), justify=justify, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(plain(cell)) for cell in row))
+        table.add_row(*(rich().Text(plain(cell)) for cell in row))
     return table

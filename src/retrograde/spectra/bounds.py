@@ -109,6 +109,12 @@ class Radius:
         value: the radius.
         threshold: 1/gamma: 1 behind a tanh, 4 behind a sigmoid.
         exponent: the leading Lyapunov exponent of the layer, in nats per step: `Exponents.leading`.
+
+    Example:
+        >>> from retrograde.spectra import Radius
+        >>> radius = Radius("recurrent", value=1.2, threshold=1.0, exponent=-0.1)
+        >>> radius.value > radius.threshold, radius.exponent < 0  # it may explode, and vanishes
+        (True, True)
     """
 
     route: str

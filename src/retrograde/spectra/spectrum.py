@@ -45,6 +45,15 @@ class Spectrum:
         n: how many leading directions `exponents` follows.
         transient: how many steps at each end they leave out.
         has_loss: whether the pass had a loss, so that its reach can be compared.
+
+    Example:
+        >>> import torch, retrograde
+        >>> rnn = torch.nn.RNN(2, 3)
+        >>> with retrograde.record(rnn) as recording:
+        ...     rnn(torch.ones(40, 1, 2))[0].sum().backward()
+        >>> spectrum = retrograde.spectrum(recording)
+        >>> spectrum.exponents.each.shape, spectrum.residual < 1e-5
+        (torch.Size([1, 3]), True)
     """
 
     recorded: Recorded

@@ -29,6 +29,12 @@ class Rule:
             are silent where it could not be run again; what was "given" (weights, data, autograd's
             gradients) is there anyway.
         missing: what a layer lacks that it would have to look at, in words; "" if nothing.
+
+    Example:
+        >>> from retrograde.diagnosis import RULES
+        >>> rule = RULES["vanishing"]
+        >>> rule.title, rule.thresholds[0], rule.remedies[0]
+        ('The gradient vanishes', 'reach_fraction', 'forget-bias')
     """
 
     name: str

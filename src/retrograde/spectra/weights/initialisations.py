@@ -41,6 +41,15 @@ class Likeness:
         value: of "forget-bias" the bias; of "chrono" an estimate of its horizon in steps; of
             "orthogonal" and "identity" the factor; None for others.
         reason: the test and its outcome.
+
+    Example:
+        >>> import torch, retrograde
+        >>> from retrograde.spectra import inspect_weights
+        >>> rnn = torch.nn.RNN(2, 16)
+        >>> retrograde.nn.initialise(rnn, "orthogonal")
+        >>> likeness = inspect_weights(rnn).layers[0].likenesses[1]
+        >>> likeness.part, likeness.initialisation
+        ('recurrent weights', 'orthogonal')
     """
 
     part: str

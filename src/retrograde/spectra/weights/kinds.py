@@ -30,6 +30,13 @@ class Kind:
         gates: the blocks of rows of its matrices, in order; "1 of 3", ... where they may be either.
         others: further readings of the same shapes.
         nonlinearity: of an RNN, where it is known: shapes do not tell.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.spectra import inspect_weights
+        >>> kind = inspect_weights(torch.nn.GRU(2, 3)).layers[0].kind
+        >>> kind.name, kind.gates
+        ('GRU', ('reset', 'update', 'candidate'))
     """
 
     name: str

@@ -2,34 +2,31 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
+from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
-from retrograde._terminal import as_text, indented, plain
+from retrograde._terminal import as_text, indented, plain, rich
 from retrograde.spectra.weights.extremes import EXACT
-from retrograde.spectra.weights.inspection import Inspection, LayerWeights, WeightBound
+from retrograde.spectra.weights.layers import LayerWeights, WeightBound
 
 
-def render(inspection: Inspection) -> str:
-    """The inspection as plain text, 120 columns wide."""
-    return as_text(renderable(inspection))
+def render(layers: Sequence[LayerWeights], notes: Sequence[str]) -> str:
+    """What was found as plain text, 120 columns wide."""
+    return as_text(renderable(layers, notes))
 
 
-def renderable(inspection: Inspection) -> Group:
-    """The inspection as something that a rich console can print."""
-    parts: list[RenderableType] = []
-    for _, group in groupby(inspection.layers, lambda layer: layer.name):
+def renderable(layers: Sequence[LayerWeights], notes: Sequence[str]) -> Any:
+    """What was found as something that a rich console can print."""
+    parts: list[Any] = []
+    for _, group in groupby(layers, lambda layer: layer.name):
         parts += [*_module(list(group)), ""]
-    parts += [Text(plain(f"not read: {note}")) for note in inspection.notes]
-    parts += [Text(sentence, style="dim") for sentence in _caveats(inspection.layers)]
-    return Group(*parts)
+    parts += [rich().Text(plain(f"not read: {note}")) for note in notes]
+    parts += [rich().Text(sentence, style="dim") for sentence in _caveats(layers)]
+    return rich().Group(*parts)
 
 
-def _module(layers: Sequence[LayerWeights]) -> Iterator[RenderableType]:
+def _module(layers: Sequence[LayerWeights]) -> Iterator[Any]:
     """What is said of one recurrent module: its layers and directions together."""
-    yield Text(plain(_title(layers)), style="bold")
+    yield rich().Text(plain(_title(layers)), style="bold")
     for layer in layers:
         yield from (_line(words) for words in layer.non_finite)
     yield indented(
@@ -89,7 +86,7 @@ def _title(layers: Sequence[LayerWeights]) -> str:
     return ", ".join(parts)
 
 
-def _horizons(layers: Sequence[LayerWeights]) -> Iterator[RenderableType]:
+def _horizons(layers: Sequence[LayerWeights]) -> Iterator[Any]:
     rows = [
         (_where(layer), layer.horizon.gate, *map(_number, layer.horizon.bias + layer.horizon.steps))
         for layer in layers
@@ -173,20 +170,18 @@ def _where(layer: LayerWeights) -> str:
     return plain(layer.suffix.removeprefix("_")) or "cell"
 
 
-def _table(
-    titles: Sequence[str], rows: Iterable[Sequence[str]], right: bool = True
-) -> RenderableType:
-    table = Table(box=None, pad_edge=False)
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]], right: bool = True) -> Any:
+    table = rich().Table(box=None, pad_edge=False)
     for column, title in enumerate(titles):
         number = right and column > 1
         table.add_column(title, justify="right" if number else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(plain(cell)) for cell in row))
+        table.add_row(*(rich().Text(plain(cell)) for cell in row))
     return table
 
 
-def _line(words: str) -> RenderableType:
-    return indented(Text(plain(words)))
+def _line(words: str) -> Any:
+    return indented(rich().Text(plain(words)))
 
 
 def _number(value: float | None) -> str:

@@ -1,0 +1,160 @@
+"""Does what is published work where nothing else is installed?
+
+    python scripts/installation.py core      the wheel with core dependencies, then with `cli`
+    python scripts/installation.py oldest    the oldest versions that pyproject.toml allows
+
+Each builds the wheel and makes an environment of its own in a temporary folder, which it removes.
+`core` installs the versions of constraints.txt, uses the package as a program and as a library, and
+lets `pip check` look for dependencies that do not fit. `oldest` installs the lower bound of every
+core dependency and runs the tests of the core there. Of torch 2.6.0 the registry has only the build
+with CUDA for Linux, so that `oldest` downloads 3 GB; the tests run on the CPU.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+CONSTRAINTS = ROOT / "constraints.txt"
+
+CORE = """
+import importlib.metadata, tempfile, torch, retrograde
+
+for name in ("altair", "lightning", "pydantic", "scipy", "typer"):
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        continue
+    raise SystemExit(f"{name} is installed; a core dependency needs it now?")
+
+torch.manual_seed(0)
+model, x = torch.nn.LSTM(3, 8), torch.randn(40, 4, 3)
+loss_fn = lambda model, x: model(x)[0][-1].square().mean()
+with retrograde.record(model) as recording:
+    loss_fn(model, x).backward()
+flow = retrograde.decompose(recording)
+assert flow.residual < 1e-5, flow.residual
+with tempfile.TemporaryDirectory() as folder:
+    retrograde.save(recording, f"{folder}/pass.safetensors")
+    again = retrograde.decompose(retrograde.load(f"{folder}/pass.safetensors"))
+assert again.reach == flow.reach
+report = retrograde.diagnose(model, x, loss_fn, needs_lag=39)
+assert not report.ok and "vanishing" in str(report)
+print(f"reach {flow.reach} of {flow.steps - 1} steps, residual {float(flow.residual):.0e}")
+"""
+
+USER = """
+import torch
+
+def example():
+    torch.manual_seed(0)
+    loss_fn = lambda model, x: model(x)[0][-1].square().mean()
+    return torch.nn.LSTM(3, 8), torch.randn(40, 4, 3), loss_fn
+"""
+
+TESTS = "cells forms nn non_finite record storage ways"
+"""Of the core, without charts and pages: those that touch most of torch."""
+
+
+def run(*command: object, where: Path, expected: int = 0) -> str:
+    """What a program prints, its complaints included.
+
+    Raises:
+        SystemExit: if it ends with another exit code.
+    """
+    words = [str(word) for word in command]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        words,
+        cwd=where,
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    if done.returncode != expected:
+        raise SystemExit(f"{' '.join(words)[:300]} ended with {done.returncode}:\n{done.stdout}")
+    return done.stdout
+
+
+def installed(where: Path, *requirements: object) -> Path:
+    """The folder with the programs of a new environment that holds these packages."""
+    run(sys.executable, "-m", "venv", where / "venv", where=where)
+    programs = where / "venv" / "bin"
+    install(programs, where, *requirements)
+    return programs
+
+
+def install(programs: Path, where: Path, *requirements: object) -> None:
+    """Install into an environment, and have pip check that everything fits together."""
+    pip = programs / "python", "-m", "pip", "--disable-pip-version-check"
+    run(*pip, "install", "--quiet", *requirements, where=where)
+    run(*pip, "check", where=where)
+
+
+def wheel(where: Path) -> Path:
+    """The built wheel."""
+    pip = sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"
+    run(*pip, "--no-deps", "--wheel-dir", where, ROOT, where=where)
+    (built,) = where.glob("*.whl")
+    return built
+
+
+def core(where: Path) -> str:
+    """The core alone, then the command line."""
+    built = wheel(where)
+    programs = installed(where, "--constraint", CONSTRAINTS, built)
+    said = run(programs / "python", "-W", "error", "-c", CORE, where=where)
+    refused = run(programs / "retrograde", "--version", where=where, expected=2)
+    assert "pip install 'retrograde[cli]'" in refused, refused
+
+    install(programs, where, "--constraint", CONSTRAINTS, f"{built}[cli]")
+    retrograde = programs / "retrograde"
+    assert run(retrograde, "--version", where=where).startswith("retrograde ")
+    (where / "user.py").write_text(USER)
+    files = "--html", where / "page.html", "--json", where / "report.json"
+    run(
+        retrograde,
+        "diagnose",
+        "user.py:example",
+        "--needs-lag",
+        39,
+        *files,
+        where=where,
+        expected=1,
+    )
+    run(retrograde, "compare", "report.json", "report.json", "--html", "two.html", where=where)
+    needs = run(retrograde, "demo", "--quick", where=where, expected=2)
+    assert "pip install 'retrograde[demo]'" in needs, needs
+    return said
+
+
+def oldest(where: Path) -> str:
+    """The tests of the core with the lower bound of each of its dependencies."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    bounds = [requirement.replace(">=", "==") for requirement in project["dependencies"]]
+    tools = [
+        requirement
+        for requirement in project["optional-dependencies"]["dev"]
+        if re.match("beartype|hypothesis|pytest", requirement)
+    ]
+    built = wheel(where)
+    programs = installed(where, built, *bounds, *tools)
+    tests = [ROOT / "tests" / f"test_{name}.py" for name in TESTS.split()]
+    # The tests are those of the checkout, the package is the one that was installed.
+    options = ("-q", "-p", "no:cacheprovider", "--numprocesses", 2)
+    said = run(programs / "python", "-m", "pytest", *options, *tests, where=ROOT)
+    return f"{', '.join(bounds)}\n{said.splitlines()[-1]}"
+
+
+if __name__ == "__main__":
+    for asked in sys.argv[1:]:
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix="retrograde-") as folder:
+            print({"core": core, "oldest": oldest}[asked](Path(folder)).strip())
+        print(f"{asked}: {time.perf_counter() - start:.0f} s", flush=True)

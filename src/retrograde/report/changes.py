@@ -1,0 +1,146 @@
+"""What changed from one report to another, as data."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from retrograde.diagnosis import Finding
+from retrograde.report.report import counted
+
+Verdict = Literal["better", "worse", "changed", "same"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A setting that the two reports do not share, in words."""
+
+    name: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Number:
+    """One number before and after.
+
+    Attributes:
+        name, unit: what it is.
+        before, after: its values; None where a report does not have it.
+        verdict: "better" or "worse" where a need or a rule says which way is healthy, "changed"
+            where nothing does, "same" where they differ by rounding only.
+    """
+
+    name: str
+    unit: str
+    before: float | None
+    after: float | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class FindingChange:
+    """A finding before and after; None where there was none.
+
+    Attributes:
+        verdict: "better" if it is gone or less severe, "worse" if it is new or more severe; for a
+            finding of the same severity, which way its first evidence moved that moved at all.
+        evidence: its numbers before and after.
+        doubt: why it cannot be judged, "" if it can: the rule or the layer was not looked at in one
+            of the two, or a threshold that it stands on was changed.
+    """
+
+    before: Finding | None
+    after: Finding | None
+    verdict: Verdict
+    evidence: tuple[Number, ...] = ()
+    doubt: str = ""
+
+    @property
+    def finding(self) -> Finding:
+        """The later one, or the earlier one where it is gone."""
+        found = self.after or self.before
+        assert found is not None
+        return found
+
+    @property
+    def words(self) -> str:
+        """What happened to it."""
+        if self.after is None:
+            return "gone"
+        if self.before is None:
+            return "new"
+        if self.before.severity != self.after.severity:
+            return f"{self.before.severity} -> {self.after.severity}"
+        return "as before" if self.verdict == "same" else "other numbers"
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """A layer of both reports, number by number; what neither report has is left out."""
+
+    name: str
+    numbers: tuple[Number, ...]
+    findings: tuple[FindingChange, ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing of it changed."""
+        numbers, findings = self.numbers, self.findings
+        return all(part.verdict == "same" for part in numbers) and all(
+            found.verdict == "same" for found in findings
+        )
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What changed from one report to another.
+
+    Attributes:
+        names: what to call the two.
+        settings: what was set or run differently; a change below may come from there.
+        findings: findings of the model as a whole, and of layers that one report alone has.
+        layers: the layers that both have, with their findings.
+        only_before, only_after: layers that one report alone has.
+    """
+
+    names: tuple[str, str]
+    settings: tuple[Difference, ...]
+    findings: tuple[FindingChange, ...]
+    layers: tuple[LayerChange, ...]
+    only_before: tuple[str, ...]
+    only_after: tuple[str, ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing changed: no finding, no number, no layer. Settings may differ."""
+        return (
+            not (self.only_before or self.only_after)
+            and all(found.verdict == "same" for found in self.findings)
+            and all(layer.same for layer in self.layers)
+        )
+
+    @property
+    def summary(self) -> str:
+        """How much got better and worse, in a sentence."""
+        if self.same:
+            return "Nothing changed."
+        changes = [*self.findings, *(found for layer in self.layers for found in layer.findings)]
+        numbers = [part for layer in self.layers for part in layer.numbers]
+        parts = []
+        for verdict, words in (
+            ("better", "better"),
+            ("worse", "worse"),
+            ("changed", "changed in a way that nothing judges"),
+        ):
+            found = sum(part.verdict == verdict for part in changes)
+            values = sum(part.verdict == verdict for part in numbers)
+            some = [
+                counted(many, noun)
+                for many, noun in ((found, "finding"), (values, "number"))
+                if many
+            ]
+            if some:
+                parts.append(f"{' and '.join(some)} {words}")
+        alone = len(self.only_before) + len(self.only_after)
+        if alone:
+            parts.append(f"{counted(alone, 'layer')} in one report only")
+        return "; ".join(parts).capitalize() + "."

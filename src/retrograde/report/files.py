@@ -1,0 +1,66 @@
+"""The report that a user holds: the data, and the texts and files that are made of them."""
+
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+from retrograde import _files
+from retrograde.errors import MissingExtraError
+from retrograde.report import html, json, text
+from retrograde.report.report import ReportData
+
+
+@dataclass(frozen=True)
+class Report(ReportData):
+    """What one backward pass says about the recurrent layers of a model; made by `diagnose`.
+
+    `print` shows it, and so does a notebook. Its numbers are those of `ReportData`: `title`,
+    `layers`, `findings`, `horizon`, `notes`, `settings`.
+
+    Example:
+        >>> import torch, retrograde
+        >>> report = retrograde.diagnose(
+        ...     torch.nn.GRU(1, 2), torch.ones(5, 1, 1), lambda model, x: model(x)[0].sum()
+        ... )
+        >>> report.ok, [layer.name for layer in report.layers]
+        (True, ['GRU'])
+    """
+
+    def to_html(self, path: str | PathLike[str]) -> None:
+        """Write one self-contained page that opens offline.
+
+        Raises:
+            InputError: if the path cannot be written.
+        """
+        _files.check_writable(path)
+        _files.write_text(path, html.render(self))
+
+    def to_json(self, path: str | PathLike[str]) -> None:
+        """Write the report as JSON, which `from_json` reads back.
+
+        Raises:
+            InputError: if the path cannot be written.
+        """
+        _files.check_writable(path)
+        _files.write_text(path, json.render(self))
+
+    @staticmethod
+    def from_json(path: str | PathLike[str]) -> "Report":
+        """Read a report that `to_json` wrote.
+
+        Raises:
+            InputError: if the file cannot be read or is no report of this schema.
+        """
+        return json.read(path, Report)
+
+    def __str__(self) -> str:
+        return text.render(self)
+
+    def __rich__(self) -> Any:
+        return text.renderable(self)
+
+    def _repr_html_(self) -> str | None:
+        try:
+            return html.excerpt(self)
+        except MissingExtraError:
+            return None  # a notebook then shows the text
