@@ -258,13 +258,15 @@ def from_function(
     if isinstance(carousel, str):
         raise ArgumentError(f"carousel must hold names of routes: write ({carousel!r},)")
     _checks.instance("carousel", carousel, Iterable, "a sequence of names of routes")  # type: ignore[type-abstract]
-    cell = FunctionCell(step, dict(parameters), input_size, pieces, named, output, tuple(carousel))
-    unknown = [route for route in cell.carousel if route not in cell.routes]
+    cell = FunctionCell(step, dict(parameters), input_size, pieces, named, output, ())
+    carousel = tuple(carousel)
+    unknown = [route for route in carousel if route not in cell.routes]
     if unknown:
         raise ArgumentError(
             f"carousel names no route {', '.join(map(repr, unknown))}; the routes of this state "
             f"are {', '.join(cell.routes)}"
         )
+    cell = replace(cell, carousel=carousel)
     _try_out(cell)
     return cell
 
