@@ -69,6 +69,15 @@ OBJECT = Kind(NO_OBJECT)
 OBJECT_OR_NONE = Kind(NO_OBJECT[1:])
 FUNCTION = Kind((NOTHING, 3, TEXT, LIST, torch.ones(2)))
 FUNCTION_OR_NONE = Kind((3, TEXT, LIST, torch.ones(2)))
+
+
+def taking(count: int, kind: Kind = FUNCTION) -> Kind:
+    """A function of so many arguments: one of none, fewer, more or other ones is refused."""
+    fewer, more = ", ".join("abc"[: count - 1]), ", ".join("abcd"[: count + 1])
+    others = [f"lambda{' ' * bool(a)}{a}: 0" for a in (fewer, more, "*, a", "**a")]
+    return Kind((*kind.bad, lambda: 0, *map(eval, others)))
+
+
 MODEL = Kind((*NO_OBJECT, nn.Linear))
 RECURRENT = Kind((*NO_OBJECT, nn.Linear(1, 1), nn.Sequential()))
 RECORDING = Kind((*NO_OBJECT, nn.LSTM(1, 1), {"LSTM": 1}))
@@ -180,7 +189,7 @@ DIAGNOSE = {
         lambda value: ({"reach_fraction": np.float32(0.2)}, MappingProxyType({"conflict": -2})),
     ),
     "spectrum": Kind(FLAG.bad),
-    "progress": FUNCTION_OR_NONE,
+    "progress": taking(3, FUNCTION_OR_NONE),
 }
 
 ROWS: dict[str, Row] = {
@@ -197,7 +206,7 @@ ROWS: dict[str, Row] = {
             **{"remedies": False, "try_training": 0, "seed": 1, "progress": None},
         },
         {
-            **{"subject": RECURRENT, "batch": FREE, "loss_fn": FUNCTION, **DIAGNOSE},
+            **{"subject": RECURRENT, "batch": FREE, "loss_fn": taking(2), **DIAGNOSE},
             **{"remedies": Kind(FLAG.bad), "try_training": Kind((*NO_WHOLE, NOTHING, -1), _an_int)},
             "seed": Kind(INTEGER.bad, _an_int),
         },
@@ -217,7 +226,7 @@ ROWS: dict[str, Row] = {
         {
             **{"cell": OBJECT, "x": SEQUENCE, "name": LABEL, "initial": STATE},
             "gradients": Kind((*MAPPING.bad, {}, {"nonesuch": torch.ones(1)}, nn.RNNCell(1, 1))),
-            "loss": Kind((*FUNCTION.bad, lambda h, s: h, lambda h, s: 3.0, lambda h, s: None)),
+            "loss": Kind((*taking(2).bad, lambda h, s: h, lambda h, s: 3.0, lambda h, s: None)),
         },
     ),
     "retrograde.spectrum": Row(
@@ -239,7 +248,7 @@ ROWS: dict[str, Row] = {
         retrograde.Monitor,
         {"model": nn.LSTM(1, 2), "every": 3, "log": None, "samples": 4, "entries": 8},
         {
-            **{"model": MODEL, "log": FUNCTION_OR_NONE},
+            **{"model": MODEL, "log": taking(2, FUNCTION_OR_NONE)},
             **dict.fromkeys(("every", "samples", "entries"), COUNT),
         },
     ),
@@ -370,7 +379,7 @@ ROWS: dict[str, Row] = {
             **{"output": None, "carousel": ()},
         },
         {
-            "step": Kind((*FUNCTION.bad, lambda: None, lambda w, x, h: 3, lambda w, x, h: x)),
+            "step": Kind((*taking(3).bad, lambda w, x, h: 3, lambda w, x, h: x)),
             "parameters": Kind((*NO_OBJECT, {}, {"w": 3}, {"w": torch.ones(2, 1).long()})),
             "input_size": COUNT,
             "state": Kind((*COUNT.bad, {"h": 0}, {"h": "x"}, {3: 3}, {"h": 2.5}), _wholes),
@@ -619,7 +628,8 @@ EXEMPT = {
             *("weights.Inspection", "weights.Kind", "weights.LayerWeights", "weights.Likeness"),
             *("clipping.GroupAdvice", "clipping.GroupStatistics", "clipping.Part"),
             *("clipping.Statistics", "clipping.Suggestion", "diagnosis.Course"),
-            *("diagnosis.Evidence", "diagnosis.Finding", "diagnosis.Rule", "diagnosis.Threshold"),
+            *("diagnosis.Check", "diagnosis.Evidence", "diagnosis.Finding", "diagnosis.Rule"),
+            *("diagnosis.NotApplicable", "diagnosis.Threshold"),
             *("diagnosis.Training", "diagnosis.Trial", "report.Comparison", "report.Horizon"),
             *("report.Layer", "report.Report", "report.Settings", "cells.CellAdjoint"),
             *("cells.CellStep", "cells.Graph", "cells.Generation", "retrograde.nn.ClippedInside"),

@@ -13,7 +13,7 @@ from torch import nn
 
 import retrograde
 from measured_apart import Measured
-from retrograde.diagnosis import RULES, Evidence, explain, limits
+from retrograde.diagnosis import RULES, Evidence, NotApplicable, explain, limits
 from retrograde.diagnosis.activity import keeping_for, look
 from retrograde.diagnosis.examine import examine
 from retrograde.diagnosis.finding import at_least
@@ -657,4 +657,7 @@ def test_where_the_radius_is_right_or_has_no_say():
         assert "misleading-radius" not in [finding.rule for finding in findings]
     lstm = examined("forget bias 1 in both biases")
     assert "misleading-radius" not in [finding.rule for finding in lstm.findings]
-    assert lstm.subjects["recurrent"].radii == ()
+    assert lstm.subjects["recurrent"].radii == NotApplicable(
+        "it is not known to be a plain recurrence"
+    )
+    assert ("misleading-radius", "not applicable") in {(c.name, c.status) for c in lstm.checks}

@@ -5,12 +5,17 @@ import re
 import runpy
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+DRAWING = ROOT / "docs" / "images" / "vocabulary.svg"
+"""The one picture that a script draws and no page."""
 
 
 def named(page):
@@ -34,7 +39,7 @@ def test_the_page_runs_and_prints_what_it_shows(page, tmp_path):
     done = subprocess.run(command, cwd=ROOT / "scripts", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == page.read_text()
-    for image in re.findall(r"\]\(images/([^)]+\.svg)\)", done.stdout):
+    for image in set(re.findall(r"\]\(images/([^)]+\.svg)\)", done.stdout)) - {DRAWING.name}:
         assert (tmp_path / image).exists(), f"{page.name} shows {image} and does not draw it"
 
 
@@ -67,16 +72,19 @@ PUBLIC = public_names()
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_every_public_name_is_documented_with_an_example(name):
-    """Its examples run with the tests of the package; every parameter is explained by name."""
-    said = PUBLIC[name].__doc__ or ""  # its own, not an inherited one
-    assert ">>> " in said, f"{name} has no example"
-    for parameter in parameters(PUBLIC[name]):
+    """Its examples run with the tests of the package; every parameter is explained by name, be it
+    where it is inherited from.
+    """
+    value = PUBLIC[name]
+    assert ">>> " in (value.__doc__ or ""), f"{name} has no example"
+    said = "".join(each.__doc__ or "" for each in getattr(value, "__mro__", (value,)))
+    for parameter in parameters(value):
         assert re.search(rf"\b{parameter}\b", said), f"{name} does not say what {parameter} is"
 
 
 def test_the_pages_show_how_to_begin():
     text = " ".join(page.read_text() for page in PAGES)
-    for name in ("record", "decompose", "diagnose"):
+    for name in ("record", "decompose", "diagnose", "save", "load"):
         assert f"retrograde.{name}(" in text
 
 
@@ -85,6 +93,16 @@ def test_the_pages_of_the_rules_are_fresh():
     rule_pages = runpy.run_path(str(ROOT / "scripts" / "rule_pages.py"))
     there = {path.name: path.read_text() for path in rule_pages["FOLDER"].iterdir()}
     assert there == rule_pages["render"](), "run python scripts/rule_pages.py"
+
+
+def test_the_drawing_is_fresh():
+    drawing = runpy.run_path(str(ROOT / "scripts" / "vocabulary_drawing.py"))
+    assert DRAWING.read_text() == drawing["render"](), "run python scripts/vocabulary_drawing.py"
+
+
+def test_the_citation_names_this_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"\nversion: {project['version']}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_every_page_is_in_the_navigation():

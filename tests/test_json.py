@@ -17,6 +17,7 @@ from torch import nn
 import retrograde
 from conftest import unchecked
 from retrograde import diagnosis, report
+from retrograde.cells import Position
 from retrograde.decompose import Parts
 from retrograde.errors import InputError
 from retrograde.report import Report
@@ -37,6 +38,9 @@ def arbitrary(kind):
     words = st.dictionaries(st.text(), st.text(), max_size=3)
     drawn |= {name: words for name in ("versions", "figures") if name in drawn}
     return st.builds(kind, **drawn)
+
+
+st.register_type_strategy(Position, st.builds(Position, st.integers(0, 99), st.booleans()))
 
 
 @st.composite

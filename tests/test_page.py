@@ -15,7 +15,7 @@ from torch import nn
 import retrograde
 from retrograde import charts
 from retrograde.decompose import Parts
-from retrograde.diagnosis import Course, Evidence, Finding, Threshold, Training, Trial
+from retrograde.diagnosis import Check, Course, Evidence, Finding, Threshold, Training, Trial
 from retrograde.report import Report, Settings, html
 
 BROWSER = next(
@@ -361,9 +361,16 @@ def test_a_huge_model_is_cut(layer):
 
 @in_a_browser
 def test_nothing_found_is_said_plainly(page, show, layer):
-    show(Report("Title", (layer,), settings=SETTINGS))
+    why = "its reach falls short of the lag that matters"
+    checks = (
+        Check("vanishing", layer.name, "passed"),
+        Check("exploding", layer.name, "passed"),
+        Check("near-lags-dominate", layer.name, "not applicable", why),
+    )
+    show(Report("Title", (layer,), settings=SETTINGS, checks=checks))
     text = page.locator("body").inner_text()
-    assert "Nothing was found. The rules that looked: vanishing, near-lags-dominate" in text
+    assert "Nothing was found. The rules that looked: vanishing, exploding." in text
+    assert f"near-lags-dominate does not apply, since {why}." in text
     assert page.locator("details.finding").count() == 0
 
 

@@ -21,7 +21,7 @@ from retrograde import charts
 from retrograde._files import write_text
 from retrograde.decompose import Parts
 from retrograde.decompose.lags import POOLED
-from retrograde.diagnosis import Evidence, Finding, Training, Trial
+from retrograde.diagnosis import Check, Evidence, Finding, Training, Trial
 from retrograde.errors import ArgumentError, InputError
 from retrograde.report import Horizon, Layer, Report, Settings
 from retrograde.report.json import render as json_text
@@ -215,8 +215,24 @@ def test_code_of_a_remedy_that_did_not_help_is_not_shown(report):
 
 
 def test_nothing_found_is_said_only_if_a_rule_looked(report):
-    looked = replace(report, settings=Settings(rules=("vanishing", "exploding")))
+    rules = ("vanishing", "exploding")
+    asked = replace(report, settings=Settings(rules=rules))
+    assert "Nothing found" not in str(asked), "none of them answered"
+    names = [layer.name for layer in report.layers]
+    checks = [Check(rule, name, "passed") for rule in rules for name in names]
+    looked = replace(asked, checks=tuple(checks))
     assert "Nothing found: 2 rules looked at 2 layers." in str(looked)
+
+    checks[0] = replace(checks[0], status="not applicable", reason="it is one")
+    some = replace(asked, checks=tuple(checks))
+    assert "Nothing found: 1 of 2 rules looked at 2 layers; vanishing at some of them." in str(some)
+    assert f"{names[0]}: vanishing does not apply, since it is one." in str(some)
+    checks[1] = replace(checks[1], status="not applicable", reason="it is another")
+    one = replace(asked, checks=tuple(checks))
+    assert "Nothing found: 1 of 2 rules looked at 2 layers; vanishing does not apply." in str(one)
+    assert one.looked == ("exploding",)
+    none = replace(asked, checks=(checks[0], checks[1]))
+    assert "Nothing can be said: 0 of 1 rule looked" in str(none) and none.looked == ()
 
 
 def test_colour_says_nothing_and_names_steer_no_terminal(report):

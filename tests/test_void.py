@@ -332,7 +332,10 @@ def test_void_comes_first_and_silences_what_rests_on_it(unchecked):
     rest = {finding.rule for finding in report.findings[1:]}
     assert all(RULES[rule].rests_on != "parts" for rule in rest) and "vanishing" not in rest
     assert "forget-gate-too-short" in rest  # the forward pass agrees, and this rests on it
-    assert any("these rules cannot tell: no-gradient" in note for note in report.notes)
+    void = [check for check in report.checks if "gradient are void" in check.reason]
+    assert "no-gradient" in {check.name for check in void}
+    assert {check.status for check in void} == {"not applicable"}
+    assert "LSTM: no-gradient, exploding, vanishing" in str(report)
     healthy = retrograde.diagnose(retrograde_recording(), needs_lag=11)
     assert "vanishing" in {finding.rule for finding in healthy.findings}
 
@@ -553,8 +556,12 @@ def test_a_recorded_cell_is_diagnosed():
     recorded = retrograde.record_cell(cell, torch.randn(30, 2, 4), lambda h, s: h[-1].sum())
     report = retrograde.diagnose(recorded, needs_lag=25)
     assert "vanishing" in {finding.rule for finding in report.findings}
-    assert any("saturated does not apply, since the activations" in n for n in report.notes)
-    assert any("double-bias does not apply, since it is no LSTM" in n for n in report.notes)
+    text = " ".join(str(report).split())
+    assert "cell: saturated does not apply, since the activations of its step are not" in text
+    assert "cell: double-bias does not apply, since it has no forget gate with two" in text
+    assert {check.status for check in report.checks if check.name == "saturated"} == {
+        "not applicable"
+    }
     retrograde.diagnose(recorded, layer="cell")
     with pytest.raises(ArgumentError, match="no layer 'rnn'"):
         retrograde.diagnose(recorded, layer="rnn")

@@ -6,6 +6,7 @@ tensor of one integer), a float for a real one. A bool is no number, and NaN is 
     max_rows must be a positive integer; got 2.5
 """
 
+import inspect
 import math
 import reprlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -180,15 +181,32 @@ def model(name: str, value: object) -> nn.Module:
     return instance(name, value, nn.Module, "a torch.nn.Module")
 
 
-def function(name: str, value: object, words: str) -> Callable[..., Any]:
+def function(name: str, value: object, words: str, takes: int = 0) -> Callable[..., Any]:
     """Something that can be called.
 
+    Args:
+        name: of the argument, for the message.
+        value: what arrived.
+        words: what it is a function of.
+        takes: with how many arguments it is called, by position; 0 where it is not known.
+
     Raises:
-        ArgumentError: for anything else.
+        ArgumentError: for anything else, and for a function that takes other arguments.
     """
-    if callable(value):
+    if not callable(value):
+        raise ArgumentError(f"{name} must be a function {words}; got {shown(value)}")
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # of a builtin, which does not say
         return value
-    raise ArgumentError(f"{name} must be a function {words}; got {shown(value)}")
+    try:
+        signature.bind(*range(takes))
+    except TypeError:
+        if takes:
+            raise ArgumentError(
+                f"{name} must be a function {words}; got {shown(value)}, which takes {signature}"
+            ) from None
+    return value
 
 
 def mapping(name: str, value: object, words: str) -> Mapping[Any, Any]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from retrograde.diagnosis import RULES, Finding, limits
+from retrograde.diagnosis import RULES, Check, Finding, limits
 from retrograde.diagnosis.examine import by_severity, examine
 from retrograde.report import Horizon, Layer, Report, Settings
 from retrograde.tasks import forecast
@@ -26,6 +26,7 @@ def run(seed: int, quick: bool, progress: bool) -> Report:
     horizon = Horizon(forecast.YEAR, "last year's season")
     layers: list[Layer] = []
     findings: list[Finding] = []
+    checks: list[Check] = []
 
     def loss_fn(model: nn.Module, windows: forecast.Windows) -> Tensor:
         return forecast.masked_loss(model(windows.x), windows.y, windows.scored)
@@ -39,6 +40,7 @@ def run(seed: int, quick: bool, progress: bool) -> Report:
         courses = [each.course for each in subject.activities]
         layers.append(Layer.of(name, subject.flow, SEASONS, horizon, courses, figures))
         findings += [replace(finding, layer=name) for finding in found.findings]
+        checks += [replace(check, layer=check.layer and name) for check in found.checks]
     naive = ", ".join(f"{name}: {error:.3f} ppm" for name, error in task.naive.items())
     return Report(
         "How far back do the gradients of two CO2 forecasters reach?",
@@ -59,4 +61,5 @@ def run(seed: int, quick: bool, progress: bool) -> Report:
         settings=Settings(
             seed=seed, needs_lag=horizon.lag, rules=tuple(RULES), thresholds=limits()
         ),
+        checks=tuple(checks),
     )

@@ -112,7 +112,7 @@ class Monitor:
         self.samples = _checks.whole("samples", samples)
         self.entries = _checks.whole("entries", entries)
         if log is not None:
-            _checks.function("log", log, "of the scalars and the step")
+            _checks.function("log", log, "of the scalars and the step", takes=2)
         self.log = log
         self.step = -1
         self._warned = False

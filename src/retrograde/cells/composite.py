@@ -27,7 +27,7 @@ class AbstractComposite(AbstractCell):
 
     @property
     def positions(self) -> tuple[Position | None, ...]:
-        """The position of each cell; None where its suffix is not one of torch.nn."""
+        """The position of each cell; None where its names do not tell one."""
         return tuple(map(Position.of, self.suffixes))
 
     @property

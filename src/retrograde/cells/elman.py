@@ -5,6 +5,7 @@ Reference: Jeffrey L. Elman, "Finding Structure in Time", Cognitive Science 14 (
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from jaxtyping import Float
 from torch import Tensor
@@ -48,7 +49,7 @@ class Elman(AbstractLayer):
         _checks.one_of("activation", self.activation, ACTIVATIONS)
         self.check()
 
-    @property
+    @cached_property
     def gates(self) -> tuple[Gate, ...]:
         return (Gate("hidden", ACTIVATIONS[self.activation], "candidate"),)
 

@@ -245,7 +245,7 @@ def from_function(
     """
     pieces = _pieces(state)
     named = isinstance(state, Mapping)
-    _checks.function("step", step, "(parameters, x, state) -> state")
+    _checks.function("step", step, "(parameters, x, state) -> state", takes=3)
     _check_parameters(parameters)
     input_size = _checks.whole("input_size", input_size)
     if output is None:

@@ -76,7 +76,7 @@ class Gate:
 
     Attributes:
         name: the author's name for it; that of its tensor in `CellStep.activations`.
-        activation: its activation function; None where it has none (a constant), or none is known.
+        activation: its activation function; None where that is not known.
         role: what it does to the state (see `Role`); None where the cell does not say. Rules of the
             diagnosis that depend on a role then do not apply.
         keeps: the part of the state that a forget gate multiplies, "c" in an LSTM, "h" in a GRU.
@@ -163,6 +163,9 @@ ACTIVATIONS: Mapping[str, Activation] = {
 }
 """Activation functions by name. The last two are those of Hochreiter and Schmidhuber (1997),
 appendix equations 4 and 5: they take the cell input to [-2, 2] and the cell state to [-1, 1]."""
+
+CONSTANT = Activation("constant", torch.ones_like, torch.zeros_like, 1.0, saturates=False)
+"""The 1 in the place of a gate that a cell lacks; no weights lead to it."""
 
 SIGMOID = ACTIVATIONS["sigmoid"]
 TANH = ACTIVATIONS["tanh"]

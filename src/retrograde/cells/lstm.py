@@ -14,7 +14,7 @@ from torch import Tensor
 
 from retrograde._types import Input, Projected, State
 from retrograde.cells.base import AbstractLayer, CellStep, affine, plus_product
-from retrograde.cells.gates import ACTIVATIONS, SIGMOID, Gate, with_role
+from retrograde.cells.gates import ACTIVATIONS, CONSTANT, SIGMOID, Gate, with_role
 from retrograde.cells.generations import SIGMOID_GATES, Generation, generation
 from retrograde.cells.graph import Diagonal, Edge, Graph, Use, weights
 from retrograde.errors import ArgumentError
@@ -83,7 +83,7 @@ class LSTM(AbstractLayer):
 
     @cached_property
     def activations(self) -> tuple[Gate, ...]:
-        forget = Gate("forget", SIGMOID if self.kind.coupled else None, "forget", keeps="c")
+        forget = Gate("forget", SIGMOID if self.kind.coupled else CONSTANT, "forget", keeps="c")
         without = () if with_role(self.gates, "forget") else (forget,)  # f = 1 - i, or f = 1
         squashed = Gate("squashed", ACTIVATIONS[self.kind.state_squashing], "state")
         return (*self.gates, *without, squashed)

@@ -56,6 +56,12 @@ class Stacked(AbstractComposite):
     def suffixes(self) -> tuple[str, ...]:
         return tuple(Position(number).suffix for number in range(len(self.layers)))
 
+    @property
+    def positions(self) -> tuple[Position | None, ...]:
+        """The number of each layer; None for a single one, of which there is none to tell apart."""
+        several = len(self.layers) > 1
+        return tuple(Position(number) if several else None for number in range(len(self.layers)))
+
     @cached_property
     def route_suffixes(self) -> tuple[str, ...]:
         return self.suffixes if len(self.layers) > 1 else ("",)

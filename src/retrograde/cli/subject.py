@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
@@ -64,6 +65,7 @@ def load(target: str, seed: int) -> Subject:
 def users(function: Callable[..., Any]) -> Callable[..., Any]:
     """The user's function; if it raises, the user's own traceback is the message."""
 
+    @wraps(function)
     def call(*args: Any) -> Any:
         try:
             return function(*args)

@@ -89,6 +89,15 @@ class Flow(AbstractGradient):
         parts = parts_by_time(self.unrolled, self.entries, self.gradient, norms, shares)
         return parts, adjoints.result()
 
+    def walked(self) -> "Flow":
+        """The same flow, its backward pass done: what is not finite on the way is raised here.
+
+        Raises:
+            NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
+        """
+        _ = self._tables
+        return self
+
     @property
     def adjoints(self) -> Adjoints:
         """Sizes of the adjoint of the state for every entry and use step."""

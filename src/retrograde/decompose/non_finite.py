@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retrograde.cells.base import AbstractCell, CellStep
+from retrograde.cells.leaves import gate_of
 from retrograde.cells.plan import pull_back
 from retrograde.engine import Entries, Unrolled, backpropagate
 from retrograde.record import Recorded
@@ -103,9 +104,8 @@ def first_overflow(recorded: Recorded, unrolled: Unrolled) -> NonFinite | None:
                 f"step {step.k}, {len(unrolled) - 1 - step.k} steps before the end; it grew by a "
                 f"factor of 2^{growth:.1f} a step on the way there, most of it along {route}"
             )
-            return NonFinite(
-                recorded.name, "adjoint", step.k, None, _gate(route), route, growth, words
-            )
+            gate = _gate(unrolled.cell, route)
+            return NonFinite(recorded.name, "adjoint", step.k, None, gate, route, growth, words)
     words = (
         f"autograd's gradient of {', '.join(spoilt)} in {recorded.name!r} is not finite, although "
         "every adjoint of the state is within range: the sum over steps and samples leaves it"
@@ -189,10 +189,10 @@ def _gate_of(step: CellStep) -> str | None:
     return None
 
 
-def _gate(route: str) -> str | None:
+def _gate(cell: AbstractCell, route: str) -> str | None:
     """The gate of a route: recurrent.forget_l0 passes the forget gate."""
-    _, _, gate = route.rpartition(".")
-    return gate.split("_l")[0] if "." in route else None
+    found = gate_of(cell, route)
+    return found[0].name if found else None
 
 
 def _largest(parts: dict[str, Any]) -> str:

@@ -148,7 +148,7 @@ class Parts:
         >>> near = parts.select(route="carousel", lag=range(0, 3))
         >>> near.axes
         ({'lag': (range(0, 1), range(1, 3))},)
-        >>> torch.allclose(near.share, parts.share[1, :2])
+        >>> torch.allclose(near.share, parts.share[parts.ways.index("carousel"), :2])
         True
     """
 

@@ -8,15 +8,25 @@ compare it with the table (thresholds.py); what crosses becomes a finding (findi
 
 from retrograde.diagnosis.courses import Course
 from retrograde.diagnosis.explain import explain
-from retrograde.diagnosis.finding import Evidence, Finding, Severity, Training, Trial
+from retrograde.diagnosis.finding import (
+    Check,
+    Evidence,
+    Finding,
+    NotApplicable,
+    Severity,
+    Training,
+    Trial,
+)
 from retrograde.diagnosis.rules import RULES, Rule
 from retrograde.diagnosis.thresholds import Threshold, limits
 
 __all__ = [
     "RULES",
+    "Check",
     "Course",
     "Evidence",
     "Finding",
+    "NotApplicable",
     "Rule",
     "Severity",
     "Threshold",

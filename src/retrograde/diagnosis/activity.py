@@ -12,8 +12,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from retrograde.cells.base import AbstractCell, CellStep
-from retrograde.cells.gates import Activation, Gate, with_role
+from retrograde.cells.gates import CONSTANT, Activation, Gate, with_role
 from retrograde.cells.leaves import leaves
+from retrograde.cells.position import Position
 from retrograde.diagnosis.courses import Course
 from retrograde.engine import Unrolled
 from retrograde.record import Recorded
@@ -29,6 +30,7 @@ class Activity:
     Attributes:
         name: "forget", or "forget_l1" in a stack.
         gate: what it is.
+        position: its layer and direction, where the module has several.
         course: its percentiles and its saturated share over time.
         saturated: the share of all samples, units and steps that are saturated.
         mean: mean activation of each unit, shape [H].
@@ -36,6 +38,7 @@ class Activity:
 
     name: str
     gate: Gate
+    position: Position | None
     course: Course
     saturated: float
     mean: Float[Tensor, "H"]
@@ -100,14 +103,15 @@ def look(
             cell, end, step = leaf.cell, leaf.route_suffix, leaf.of(many)
             holding = _holding(cell.activations, step)
             for gate in cell.activations:
-                if gate.activation is None:
+                value = step.activations.get(gate.name)
+                if value is None or gate.activation is None or gate.activation == CONSTANT:
                     continue
-                value = step.activations[gate.name]
                 flat = gate.activation.relative_slope(value) < slope
                 if holding is not None and gate.role in ("forget", "input"):
                     flat &= ~holding
                 name = gate.name + end
-                gates.setdefault(name, _Gate(name, gate)).add(start, value, flat, valid, shown)
+                row = gates.setdefault(name, _Gate(name, gate, leaf.position))
+                row.add(start, value, flat, valid, shown)
             if "h" in cell.slots:
                 units = outputs.setdefault(end, _Outputs("h" + end, _activation_of_h(cell)))
                 units.add(step.state[..., cell.slots["h"]], valid)
@@ -121,7 +125,8 @@ def keeping_for(lag: int, share: float = 0.01) -> float:
 
 def _holding(gates: Sequence[Gate], step: CellStep) -> Tensor | None:
     """Where a unit holds what it has: all gates that keep it are open, and that is no defect."""
-    keeping = [step.activations[gate.name] > 0.99 for gate in with_role(gates, "forget")]
+    values = [step.activations.get(gate.name) for gate in with_role(gates, "forget")]
+    keeping = [value > 0.99 for value in values if value is not None]
     return torch.stack(keeping).all(0) if keeping else None
 
 
@@ -134,8 +139,8 @@ def _activation_of_h(cell: AbstractCell) -> Activation | None:
 class _Gate:
     """Gathers one gate, chunk by chunk."""
 
-    def __init__(self, name: str, gate: Gate):
-        self.name, self.gate = name, gate
+    def __init__(self, name: str, gate: Gate, position: Position | None):
+        self.name, self.gate, self.position = name, gate, position
         self._steps: dict[int, tuple[float, float, float, float]] = {}
         self._sum: Tensor | float = 0.0
         self._count = self._flat = self._width = 0
@@ -167,9 +172,12 @@ class _Gate:
         steps = sorted(self._steps)
         columns = tuple(zip(*(self._steps[step] for step in steps), strict=True))
         assert isinstance(self._sum, Tensor)
-        course = Course(self.name, tuple(steps), *columns)
+        low, median, high, flat = columns
+        place = (self.gate.name, self.position)
+        course = Course(self.name, tuple(steps), low, median, high, flat, *place)
         saturated = self._flat / (self._count * self._width)
-        return Activity(self.name, self.gate, course, saturated, self._sum / self._count)
+        mean = self._sum / self._count
+        return Activity(self.name, self.gate, self.position, course, saturated, mean)
 
 
 class _Outputs:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from retrograde.cells import Position
+
 
 @dataclass(frozen=True)
 class Course:
@@ -12,6 +14,8 @@ class Course:
         steps: the steps shown; long sequences are thinned out.
         low, median, high: 10th, 50th and 90th percentile of the activation at each of them.
         saturated: the share of samples and units that are saturated there.
+        gate: the name of the gate alone.
+        position: its layer and direction, where the module has several.
 
     Example:
         >>> from retrograde.diagnosis import Course
@@ -26,3 +30,5 @@ class Course:
     median: tuple[float, ...]
     high: tuple[float, ...]
     saturated: tuple[float, ...]
+    gate: str = ""
+    position: Position | None = None

@@ -1,15 +1,15 @@
 """A whole examination: the pass, what rules find in it, remedies, and training with them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from retrograde.diagnosis.finding import SEVERITIES, Finding
+from retrograde.diagnosis.finding import SEVERITIES, Check, Finding
 from retrograde.diagnosis.rules import RULES
-from retrograde.diagnosis.rules.kept import kept_graph
+from retrograde.diagnosis.rules.kept import KEPT, kept_graph
 from retrograde.diagnosis.run import LossFunction, Run, run
 from retrograde.diagnosis.subject import Subject, subjects
 from retrograde.diagnosis.thresholds import Threshold
@@ -34,6 +34,7 @@ class Examination:
         findings: the severest first, with the remedies that were tried.
         errors: why other layers could not be looked at.
         notes: what a reader must know.
+        checks: what became of every rule at every layer.
     """
 
     recording: Recording
@@ -41,22 +42,16 @@ class Examination:
     findings: tuple[Finding, ...]
     errors: tuple[RetrogradeError, ...] = ()
     notes: tuple[str, ...] = ()
+    checks: tuple[Check, ...] = ()
 
 
 def examine_layer(
     recorded: Recorded, limits: Sequence[Threshold], needs_lag: int | None = None
 ) -> Examination:
-    """Look at one layer on its own, perhaps a cell of one's own, and say which rules cannot."""
+    """Look at one layer on its own, perhaps a cell of one's own."""
     recording = Recording()
     recording.fill(recorded.name, lambda: recorded)
-    found = examine_recording(recording, limits, needs_lag)
-    reasons = [
-        f"{name}: {rule.name} does not apply, {why}."
-        for name, subject in found.subjects.items()
-        for rule in RULES.values()
-        if (why := rule.missing(subject))
-    ]
-    return replace(found, notes=(*reasons, *found.notes))
+    return examine_recording(recording, limits, needs_lag)
 
 
 def examine_recording(
@@ -67,9 +62,16 @@ def examine_recording(
 ) -> Examination:
     """Look at a pass that was recorded elsewhere; there is no model on which to try anything."""
     found, errors = subjects(recording, limits, needs_lag, layer)
+    findings, checks = _apply(found)
+    checks += [
+        Check(rule.name, None, "not applicable", "the model itself was not run here")
+        for rule in RULES.values()
+        if rule.concerns == "model"
+    ]
     note = "Remedies were not tried: that takes diagnose(model, batch, loss_fn)."
-    notes = (*_cannot_tell(found), note)
-    return Examination(recording, found, by_severity(_findings(found)), tuple(errors), notes)
+    notes = (*_ended(found), note)
+    severest = by_severity(findings)
+    return Examination(recording, found, severest, tuple(errors), notes, tuple(checks))
 
 
 @torch.inference_mode(False)
@@ -100,10 +102,17 @@ def examine(
             ) from None
     tell("taking it apart")
     found, errors = subjects(before.recording, limits, needs_lag, layer, before.balance)
-    notes = _cannot_tell(found)
-    carried = [kept_graph(copy.reached)] if copy.reached else []
-    findings = list(by_severity(_of_the_loss(before, found) + carried + _findings(found)))
-    if remedies:
+    notes = _ended(found)
+    of_layers, checks = _apply(found)
+    of_model = _of_the_loss(before, found)
+    of_model += [kept_graph(copy.reached)] if copy.reached else []
+    checks += [Check(finding.rule, None, "found") for finding in of_model]
+    if not copy.reached:
+        checks.append(Check(KEPT.name, None, "passed"))
+    findings = list(by_severity(of_model + of_layers))
+    if not remedies:
+        notes.append("Remedies were not tried: remedies=False.")
+    else:
         clinic = Clinic(model, batch, loss_fn, seed, limits, before)
         planned = len(plan(findings))
         tell.more(planned + (min(planned, MOST_TRAINED) + 1 if try_training else 0))
@@ -114,7 +123,8 @@ def examine(
         if left:
             notes.append(f"{left} remedies of further findings were not tried; layer= picks one.")
     tell("routes, crossings and gates")
-    return Examination(before.recording, found, tuple(findings), tuple(errors), tuple(notes))
+    told = (tuple(findings), tuple(errors), tuple(notes), tuple(checks))
+    return Examination(before.recording, found, *told)
 
 
 class Teller:
@@ -139,33 +149,27 @@ def by_severity(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(findings, key=lambda finding: -SEVERITIES.index(finding.severity)))
 
 
-def _findings(found: Mapping[str, Subject]) -> list[Finding]:
-    """What the rules find in all layers, in the order of the rules."""
-    return [
-        finding
+def _apply(found: Mapping[str, Subject]) -> tuple[list[Finding], list[Check]]:
+    """What becomes of every rule at every layer, in the order of the rules."""
+    answers = [
+        rule.check(subject)
         for rule in RULES.values()
+        if rule.concerns == "layers"
         for subject in found.values()
-        if (finding := rule.check(subject)) is not None
     ]
+    findings = [finding for _, finding in answers if finding is not None]
+    return findings, [check for check, _ in answers]
 
 
-def _cannot_tell(found: Mapping[str, Subject]) -> list[str]:
-    """The rules that could not look at a layer, and why."""
-    notes = []
-    for name, subject in found.items():
-        silent = [rule.name for rule in RULES.values() if not rule.can_tell(subject)]
-        if silent:
-            notes.append(
-                f"{name}: its parts are void; these rules cannot tell: {', '.join(silent)}."
-            )
-        elif subject.flow is not None and subject.flow.reach_is_lower_bound:
-            notes.append(
-                f"{name}: lags end before {_steps(subject.recorded.lags_end)}, where the state was "
-                "computed from the one before by something that the recursion does not pass; the "
-                "reach is a lower bound, and a gradient that reaches less than it should is not "
-                "said to vanish."
-            )
-    return notes
+def _ended(found: Mapping[str, Subject]) -> list[str]:
+    """Where lags end before the sequence does."""
+    return [
+        f"{name}: lags end before {_steps(subject.recorded.lags_end)}, where the state was "
+        "computed from the one before by something that the recursion does not pass; the reach is "
+        "a lower bound, and a gradient that reaches less than it should is not said to vanish."
+        for name, subject in found.items()
+        if subject.flow is not None and not subject.void and subject.flow.reach_is_lower_bound
+    ]
 
 
 def _steps(numbers: Sequence[int], shown: int = 5) -> str:

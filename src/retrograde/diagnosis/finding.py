@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from retrograde import charts
+from retrograde.cells import Position
 
 Severity = Literal["info", "warning", "error"]
 
@@ -42,6 +43,50 @@ class Evidence:
         if self.threshold is None or value != value:
             return True
         return value >= self.threshold if self.healthy == "above" else value <= self.threshold
+
+
+@dataclass(frozen=True)
+class NotApplicable:
+    """That a rule can say nothing about a layer, and why.
+
+    Attributes:
+        reason: what completes "the rule does not apply, since ...".
+
+    Example:
+        >>> from retrograde.diagnosis import NotApplicable
+        >>> NotApplicable("the cell has no gates").reason
+        'the cell has no gates'
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """What became of one rule at one layer.
+
+    Attributes:
+        name: the rule.
+        layer: the recurrent layer, None for a rule about the model as a whole.
+        status: whether its number is on the healthy side ("passed"), whether there is a finding, or
+            whether it has nothing to look at.
+        reason: of a rule that does not apply, why; of another, what part of the layer it could not
+            look at, and why.
+
+    Example:
+        >>> import torch, retrograde
+        >>> report = retrograde.diagnose(
+        ...     torch.nn.RNN(2, 4), torch.ones(20, 3, 2), lambda model, x: model(x)[0].sum()
+        ... )
+        >>> checks = {check.name: check for check in report.checks}
+        >>> checks["exploding"].status, checks["forget-gate-too-short"].status
+        ('passed', 'not applicable')
+    """
+
+    name: str
+    layer: str | None
+    status: Literal["passed", "found", "not applicable"]
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,6 +171,7 @@ class Finding:
         causes: likely causes, the likeliest first.
         advice: what to do, the first thing first, also what cannot be tried here.
         gate: the gate concerned.
+        position: the layer and direction of a module with several that is concerned.
         route: the route concerned.
         steps: first and last step concerned.
         trials: remedies that were tried, the one with the largest effect first.
@@ -155,6 +201,7 @@ class Finding:
     route: str | None = None
     steps: tuple[int, int] | None = None
     trials: tuple[Trial, ...] = ()
+    position: Position | None = None
 
     def chart(self) -> Any:
         """The first evidence before and after each trial, as an Altair chart; None without any."""

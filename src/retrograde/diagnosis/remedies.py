@@ -429,20 +429,20 @@ def standardise_input(patient: Patient) -> Applied:
 
 @remedy(
     "one-bias",
-    "The forget gate's slice of `bias_hh` is set to 0: torch adds it to that of `bias_ih`, "
-    "and the bias that was meant is the one that is left.",
+    "The slice of `bias_hh` that belongs to the forget gate (a GRU's update gate) is set to 0: "
+    "torch adds it to that of `bias_ih`, and the bias that was meant is the one that is left.",
 )
 def one_bias(patient: Patient) -> Applied:
     layer = patient.layer
-    if not isinstance(layer, nn.LSTM | nn.LSTMCell):
+    if not isinstance(layer, nn.LSTM | nn.LSTMCell | nn.GRU | nn.GRUCell):
         raise Unfit
-    hidden = layer.hidden_size
+    hidden = layer.hidden_size  # the second gate in both of torch's orders, i, f, g, o and r, z, n
     with torch.no_grad():
         for name, bias in layer.named_parameters():
             if name.startswith("bias_hh"):
                 bias[hidden : 2 * hidden] = 0
     return Applied(
-        "the forget bias in bias_ih alone",
+        "the gate's bias in bias_ih alone",
         "with torch.no_grad():\n"
         f"    for name, bias in {patient.here}.named_parameters():\n"
         '        if name.startswith("bias_hh"):\n'

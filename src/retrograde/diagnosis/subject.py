@@ -11,12 +11,14 @@ from torch import Tensor
 
 from retrograde import _checks
 from retrograde.cells import Elman
+from retrograde.cells.gates import CONSTANT
 from retrograde.cells.leaves import leaves
 from retrograde.decompose import Flow
 from retrograde.decompose.adjoints import AdjointNorms, Adjoints
 from retrograde.decompose.flow import unasked
 from retrograde.decompose.non_finite import NonFinite
 from retrograde.diagnosis.activity import Activity, Units, look
+from retrograde.diagnosis.finding import NotApplicable
 from retrograde.diagnosis.need import Need, need_of
 from retrograde.diagnosis.run import Balance
 from retrograde.diagnosis.thresholds import Threshold
@@ -59,6 +61,15 @@ class Subject:
         """The flow, if a gradient arrives at all and there is something to look back on."""
         flow = self.flow
         return flow if flow is not None and len(flow.entries) and flow.steps > 1 else None
+
+    @property
+    def why_not_live(self) -> str:
+        """Why there is no gradient to follow back through time; "" if there is one."""
+        if self.flow is None:
+            return "its pass is not finite"
+        if not len(self.flow.entries):
+            return "the loss gives it no gradient"
+        return "" if self.flow.steps > 1 else "its sequence has a single step"
 
     @property
     def void(self) -> bool:
@@ -113,6 +124,22 @@ class Subject:
         return self._look[0]
 
     @property
+    def known(self) -> list[Activity]:
+        """Those of the gates that have a role, so that it is known what being saturated means."""
+        return [activity for activity in self.activities if activity.gate.role is not None]
+
+    @property
+    def unknown_gates(self) -> list[str]:
+        """The gates of which it is not known how they are activated, or what they are there for."""
+        judged = {activity.name for activity in self.known}
+        return [
+            gate.name + leaf.route_suffix
+            for leaf in leaves(self.recorded.cell)
+            for gate in leaf.cell.activations
+            if gate.activation != CONSTANT and gate.name + leaf.route_suffix not in judged
+        ]
+
+    @property
     def units(self) -> list[Units]:
         """The outputs of every layer."""
         return self._look[1]
@@ -130,20 +157,25 @@ class Subject:
         return {route: peak(_adjoints(self.flow.without(route)))[0] for route in self.flow.routes}
 
     @cached_property
-    def radii(self) -> tuple[Radius, ...]:
+    def radii(self) -> tuple[Radius, ...] | NotApplicable:
         """Spectral radius and leading exponent of each layer of a plain recurrence.
 
-        From a few samples. None for gated cells, whose several matrices have no such rule, and
-        where a state was detached or a sample ends before the others. None for a sequence so short
-        that it has no transient: the iteration starts in a random direction, not the leading one.
+        From a few samples. There are none for gated cells, whose several matrices have no such
+        rule, nor where a state was detached or a sample ends before the others, nor for a sequence
+        so short that it has no transient: the iteration starts in a random direction, not the
+        leading one.
         """
-        if self.live is None or not self._plain:
-            return ()
+        if self.live is None:
+            return NotApplicable(self.why_not_live)
+        if not self._plain:
+            return NotApplicable("it is not known to be a plain recurrence")
         try:
             found = spectrum(self.recorded.part(SAMPLES), n=1)
-            return found.radii if found.transient else ()
-        except ArgumentError:
-            return ()
+        except ArgumentError as error:
+            return NotApplicable(f"it has no exponents: {error}")
+        if not found.transient:
+            return NotApplicable("its sequence is too short for a leading exponent")
+        return found.radii
 
     @cached_property
     def spectral_radius(self) -> float | None:
@@ -190,8 +222,7 @@ def subjects(
             subject = Subject(name, recorded, None, None, values, needs_lag)
             subject = replace(subject, balance=(balance or {}).get(name), fixed=fixed)
             try:
-                flow = unasked(recorded)
-                flow.adjoints  # noqa: B018  what is not finite is found here
+                flow = unasked(recorded).walked()  # what is not finite is found here
                 found[name] = replace(subject, flow=flow, place=flow.non_finite)
             except NonFiniteError as error:
                 if not isinstance(error.place, NonFinite):

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from retrograde.diagnosis.finding import Evidence, Finding, Trial, at_least
+from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable, Trial, at_least
 from retrograde.diagnosis.remedies import REMEDIES, Applied, Patient, Unfit
 from retrograde.diagnosis.rules import RULES
 from retrograde.diagnosis.run import LossFunction, Run, run
@@ -128,17 +128,21 @@ def judge(
     rule = RULES[finding.rule]
     residual = subject.flow.residual if subject.flow else None
     if residual is not None and not residual.ok:
-        number = rule.measure(subject) if rule.can_tell(subject) else None
-        after = None if number is None or math.isnan(number.value) else number.value
+        number = None if rule.unknown(subject) else rule.measure(subject)
+        value = number.value if isinstance(number, Evidence) else math.nan
+        after = None if math.isnan(value) else value
         note = f"what is left is void: {residual.note}"
         return replace(trial, after=after, residual=float(residual), note=note)
     measured = rule.measure(subject)
-    if measured is None or math.isnan(measured.value):
+    if isinstance(measured, NotApplicable):
+        why = f"the number cannot be measured after it, since {measured.reason}"
+        return replace(trial, note=why)
+    if math.isnan(measured.value):
         return replace(trial, note="the number cannot be measured after it")
     after, gone = measured.value, measured.is_healthy()
     way = progress(before, after)
     brought = [
-        name for name, rule in RULES.items() if name not in known and _serious(rule.check(subject))
+        name for name, rule in RULES.items() if name not in known and _serious(rule.answer(subject))
     ]
     notes = [f"brings a new finding: {', '.join(brought)}"] if brought else []
     notes += [applied.note] if applied.note else []
@@ -154,8 +158,8 @@ def judge(
     )
 
 
-def _serious(finding: Finding | None) -> bool:
-    return finding is not None and at_least(finding.severity, "warning")
+def _serious(answer: Finding | Evidence | NotApplicable) -> bool:
+    return isinstance(answer, Finding) and at_least(answer.severity, "warning")
 
 
 def progress(before: Evidence, after: float) -> float:

@@ -57,7 +57,7 @@ def record_cell(
     _checks.tensor("x", x, ["T", "B", cell.input_size], dtype)
     if not x.numel():
         raise ArgumentError(f"x must hold a step and a sample; got shape {list(x.shape)}")
-    _checks.function("loss", loss, "(outputs, last state) -> loss")
+    _checks.function("loss", loss, "(outputs, last state) -> loss", takes=2)
     _checks.instance("name", name, str, "a text")
     if initial is None:
         initial = x.new_zeros(x.shape[1], cell.state_size)

@@ -97,6 +97,10 @@ class _Doubts:
         self._layers = tuple({layer.name for layer in report.layers} for report in (a, b))
         self._moved = {name for name, *_ in _moved_thresholds(a, b)}
         self._need = a.settings.needs_lag != b.settings.needs_lag
+        self._reasons = tuple(
+            {(c.name, c.layer): c.reason for c in report.checks if c.status == "not applicable"}
+            for report in (a, b)
+        )
         self._void = tuple({one.name for one in report.layers if one.void} for report in (a, b))
 
     def about(self, found: Finding, other: int) -> str:
@@ -109,6 +113,9 @@ class _Doubts:
             return f"the {which} report does not have this layer"
         if found.layer in self._void[other]:
             return f"its parts are void in the {which} report"
+        reason = self._reasons[other].get((found.rule, found.layer))
+        if reason is not None:
+            return f"the {which} report could not look for it, since {reason}"
         return self.threshold(found)
 
     def threshold(self, found: Finding) -> str:
@@ -125,7 +132,7 @@ class _Doubts:
 def _paired(
     before: Sequence[Finding], after: Sequence[Finding], doubts: _Doubts
 ) -> tuple[FindingChange, ...]:
-    """Findings of one layer: the same rule, gate and route first, then the same rule in order."""
+    """Findings of one layer: the same rule and place first, then the same rule in order."""
     left, partner = list(after), dict[int, Finding]()
     for alike in (_key, _rule):
         for position, found in enumerate(before):
@@ -160,7 +167,7 @@ def _both(before: Finding, after: Finding, doubts: _Doubts) -> FindingChange:
     doubt = doubts.threshold(after) or doubts.threshold(before)
     if rank and doubt:
         verdict = "changed"
-    elsewhere = (before.gate, before.route) != (after.gate, after.route)
+    elsewhere = _key(before) != _key(after)
     if verdict == "same" and elsewhere:
         verdict = "changed"
     return FindingChange(before, after, verdict, evidence, doubt if verdict != "same" else "")
@@ -272,12 +279,12 @@ def _elsewhere(report: Report, layers: set[str]) -> list[Finding]:
     return [found for found in report.findings if found.layer not in layers]
 
 
-def _rule(found: Finding) -> tuple[str | None, ...]:
+def _rule(found: Finding) -> tuple[object, ...]:
     return found.layer, found.rule
 
 
-def _key(found: Finding) -> tuple[str | None, ...]:
-    return found.layer, found.rule, found.gate, found.route
+def _key(found: Finding) -> tuple[object, ...]:
+    return found.layer, found.rule, found.gate, found.position, found.route
 
 
 def _settings(a: Report, b: Report) -> Iterator[Difference]:

@@ -142,9 +142,9 @@ def diagnose(
             "diagnose takes a recording, or a model, a batch and a loss function; got "
             f"{_checks.shown(subject)}{' alone' if loss_fn is None else ''}"
         )
-    _checks.function("loss_fn", loss_fn, "(model, batch) -> loss")
+    _checks.function("loss_fn", loss_fn, "(model, batch) -> loss", takes=2)
     if progress is not None:
-        _checks.function("progress", progress, "(done, total, what comes next)")
+        _checks.function("progress", progress, "(done, total, what comes next)", takes=3)
     examination = examine(
         subject,
         batch,
@@ -195,7 +195,8 @@ def _report(
     refused = {*examination.recording.refused.values(), *map(str, errors)}
     notes += [f"Not taken apart: {why}" for why in sorted(refused)]
     notes += examination.notes
-    return Report(TITLE, layers, examination.findings, horizon, tuple(notes), settings)
+    told = (examination.findings, horizon, tuple(notes), settings, examination.checks)
+    return Report(TITLE, layers, *told)
 
 
 def _directions(

@@ -80,12 +80,12 @@ EVIDENCE: dict[str, Callable[[Layer, Finding], tuple[str, Any]]] = {
     "exploding": lambda layer, finding: ("adjoint", layer.adjoint_chart),
     "non-finite": lambda layer, finding: ("adjoint", layer.adjoint_chart),
     "saturated": lambda layer, finding: (
-        f"saturation {finding.gate or ''}",
-        lambda: layer.saturation_chart(finding.gate),
+        f"saturation {_gate(finding)}",
+        lambda: layer.saturation_chart(finding.gate, finding.position),
     ),
     "forget-gate-too-short": lambda layer, finding: (
-        f"gates {finding.gate or ''}",
-        lambda: layer.gates_chart(finding.gate),
+        f"gates {_gate(finding)}",
+        lambda: layer.gates_chart(finding.gate, finding.position),
     ),
     "conflicting-lags": lambda layer, finding: ("shares", layer.by_octave.chart),
     "dead-units": lambda layer, finding: ("blocks", layer.by_parameter.chart),
@@ -94,6 +94,11 @@ EVIDENCE: dict[str, Callable[[Layer, Finding], tuple[str, Any]]] = {
     "misleading-radius": lambda layer, finding: ("adjoint", layer.adjoint_chart),
 }
 """By rule: the chart of the layer that shows what the rule saw, with a key among its charts."""
+
+
+def _gate(finding: Finding) -> str:
+    """Its gate, and where in the module, as part of a key."""
+    return ", ".join(str(part) for part in (finding.gate, finding.position) if part)
 
 
 def render(report: ReportData) -> str:

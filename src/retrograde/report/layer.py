@@ -1,7 +1,6 @@
 """One layer of a report: the numbers of its decomposition as data that outlives the model."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from retrograde import charts
 from retrograde._optional import optional
+from retrograde.cells import Position
 from retrograde.decompose import Flow, Parts
 from retrograde.decompose.glance import NEAR, growth
 from retrograde.decompose.lags import REACH
@@ -294,9 +294,14 @@ class Layer:
         """The mean norm of the adjoint over lag, as an Altair chart."""
         return charts.adjoint_curve(self.log2_adjoint_by_lag, self.half_life)
 
-    def gates_chart(self, gate: str | None = None) -> Any:
-        """The gates over time, all or one of them, as an Altair chart; None if there are none."""
-        courses = self._courses(gate)
+    def gates_chart(self, gate: str | None = None, position: Position | None = None) -> Any:
+        """The gates over time, all or one of them, as an Altair chart; None if there are none.
+
+        Args:
+            gate: the one to show, in every layer and direction.
+            position: the layer and direction to show it of.
+        """
+        courses = self._courses(gate, position)
         return courses and charts.gates_over_time(
             [course.name for course in courses],
             [course.steps for course in courses],
@@ -306,9 +311,9 @@ class Layer:
             _gates(courses),
         )
 
-    def saturation_chart(self, gate: str | None = None) -> Any:
-        """The saturated share of the gates over time; None if there are none."""
-        courses = self._courses(gate)
+    def saturation_chart(self, gate: str | None = None, position: Position | None = None) -> Any:
+        """The saturated share of the gates over time, arguments as of `gates_chart`."""
+        courses = self._courses(gate, position)
         return courses and charts.saturation_over_time(
             [course.name for course in courses],
             [course.steps for course in courses],
@@ -316,10 +321,11 @@ class Layer:
             _gates(courses),
         )
 
-    def _courses(self, gate: str | None) -> tuple[Course, ...] | None:
-        """Those of a gate, in every layer of a stack; all where there are none of it."""
-        one = tuple(course for course in self.courses if gate in (course.name, _gate(course)))
-        return one or self.courses or None
+    def _courses(self, gate: str | None, position: Position | None) -> tuple[Course, ...] | None:
+        """Those of a gate, everywhere or at a position; all where there are none of it."""
+        everywhere = tuple(c for c in self.courses if gate in (c.name, _gate(c)))
+        here = tuple(course for course in everywhere if course.position == position)
+        return (here if position is not None else ()) or everywhere or self.courses or None
 
 
 def has_carousel(flow: Flow) -> bool:
@@ -363,7 +369,7 @@ def _tensor(values: Any) -> Tensor:
 
 
 def _gate(course: Course) -> str:
-    return re.sub(r"_l\d+$", "", course.name)
+    return course.gate or course.name
 
 
 def _gates(courses: Sequence[Course]) -> int:

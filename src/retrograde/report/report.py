@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from retrograde._checks import listed
 from retrograde.charts import half_life_in_words, lag_in_words
-from retrograde.diagnosis import Finding, Threshold
+from retrograde.diagnosis import Check, Finding, Threshold
 from retrograde.diagnosis.finding import at_least
 from retrograde.report.layer import Horizon, Layer
 
@@ -23,7 +24,7 @@ class Settings:
         device: where it ran.
         seed: of everything random in it.
         needs_lag: the lag that was said to matter.
-        rules: the rules that looked.
+        rules: the rules that were applied; `Report.checks` says which of them could look.
         thresholds: what they compared with.
 
     Example:
@@ -56,6 +57,8 @@ class ReportData:
         horizon: the lag that the sentences answer to, if there is one.
         notes: what a reader must know about data and setting.
         settings: all that is needed to repeat it.
+        checks: what became of each rule at each layer: whether it looked, and why not if it did
+            not.
 
     Example:
         >>> import torch, retrograde
@@ -74,6 +77,7 @@ class ReportData:
     horizon: Horizon | None = None
     notes: tuple[str, ...] = ()
     settings: Settings = Settings()
+    checks: tuple[Check, ...] = ()
 
     # What pydantic reads when the report is written and read: numbers beyond JSON's are strings.
     __pydantic_config__ = {"ser_json_inf_nan": "strings", "extra": "forbid"}
@@ -84,6 +88,32 @@ class ReportData:
         return not any(at_least(finding.severity, "warning") for finding in self.findings)
 
     @property
+    def looked(self) -> tuple[str, ...]:
+        """The rules that looked at one layer at least, or at the model as a whole."""
+        looked = {check.name for check in self.checks if check.status != "not applicable"}
+        return tuple(name for name in self._rules if name in looked)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why rules do not apply, a sentence for each layer and reason."""
+        silent: dict[tuple[str | None, str, str], list[str]] = {}
+        for check in self.checks:
+            if check.reason:
+                kept = check.status == "not applicable"
+                verb = "not apply" if kept else "not look at all of it"
+                silent.setdefault((check.layer, verb, check.reason), []).append(check.name)
+        return tuple(
+            f"{layer or 'the whole model'}: {listed(names)} {'does' if len(names) == 1 else 'do'} "
+            f"{verb}, since {reason}."
+            for (layer, verb, reason), names in silent.items()
+        )
+
+    @property
+    def _rules(self) -> tuple[str, ...]:
+        """The rules that were applied, in order."""
+        return tuple(dict.fromkeys(check.name for check in self.checks))
+
+    @property
     def sentences(self) -> tuple[str, ...]:
         """One plain sentence for each layer."""
         return tuple(sentence(layer, self.horizon) for layer in self.layers)
@@ -92,10 +122,9 @@ class ReportData:
     def summary(self) -> str:
         """Three sentences: what is wrong, what probably causes it, and what helped."""
         if self.ok:
-            looked = (
-                f"{counted(len(self.settings.rules), 'rule')} looked at "
-                f"{counted(len(self.layers), 'layer')}."
-            )
+            looked = self._looked()
+            if self.settings.rules and not self.looked:
+                return f"Nothing can be said: {looked} {self._reaches()}"
             if self.findings:
                 remark = _ended(self.findings[0].message)
                 return f"Nothing found that needs mending: {looked} {self._reaches()} {remark}"
@@ -175,6 +204,19 @@ class ReportData:
             finite = {name: value for name, value in values.items() if abs(value) < float("inf")}
             found |= {f"retrograde/{layer.name}/{name}": value for name, value in finite.items()}
         return found
+
+    def _looked(self) -> str:
+        """How many rules looked at every layer, and which others at some or none."""
+        silent = {check.name for check in self.checks if check.status == "not applicable"}
+        whole = [name for name in self._rules if name not in silent]
+        some = [name for name in self._rules if name in silent and name in self.looked]
+        none = [name for name in self._rules if name not in self.looked]
+        where = counted(len({check.layer for check in self.checks if check.layer}), "layer")
+        of = f"{len(whole)} of " if silent else ""
+        parts = [f"{of}{counted(len(self._rules), 'rule')} looked at {where}"]
+        parts += [f"{listed(some)} at some of them"] * bool(some)
+        parts += [f"{listed(none)} {'does' if len(none) == 1 else 'do'} not apply"] * bool(none)
+        return _ended("; ".join(parts))
 
     def _reaches(self) -> str:
         return self.sentences[0] if self.layers else "No layer could be taken apart."

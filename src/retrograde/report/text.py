@@ -22,6 +22,7 @@ def renderable(report: ReportData) -> Any:
         parts += ["", _finding(found)]
     parts += ["", _table(report)]
     parts += [rich().Text(plain(sentence)) for sentence in report.sentences]
+    parts += [rich().Text(plain(reason), style="dim") for reason in report.reasons]
     parts += [rich().Text(plain(note), style="dim") for note in report.notes]
     return rich().Group(*parts)
 
@@ -32,10 +33,12 @@ def render(report: ReportData) -> str:
 
 
 def place(found: Finding) -> str:
-    """Where it was found: layer, gate, route and steps, as far as it has them."""
+    """Where it was found: layer, gate, position, route and steps, as far as it has them."""
     parts = [found.layer or "the whole model"]
     if found.gate is not None:
         parts.append(f"gate {found.gate}")
+    if found.position is not None:
+        parts.append(str(found.position))
     if found.route is not None:
         parts.append(f"route {found.route}")
     if found.steps is not None:

@@ -187,6 +187,26 @@ def bounds(chain: Chain, transient: int) -> tuple[Bound, ...]:
     return tuple(found)
 
 
+def without_bounds(cell: AbstractCell) -> tuple[str, ...]:
+    """Why there are no bounds, for each layer or route that has none."""
+    reasons = []
+    for leaf in leaves(cell):
+        if not isinstance(leaf.cell, AbstractLayer):
+            name = "the cell" if leaf.position is None else str(leaf.position)
+            reasons.append(
+                f"{name}: it does not say which of its weights are recurrent, and no rule about "
+                "recurrent matrices applies"
+            )
+            continue
+        reasons += [
+            f"{route}: the activation behind it is not given (retrograde.cells.Gate), and with it "
+            "the threshold of its matrix"
+            for route, gate in zip(_matrices(leaf), leaf.cell.gates, strict=True)
+            if gate.activation is None
+        ]
+    return tuple(reasons)
+
+
 def _matrices(leaf: Leaf) -> dict[str, Tensor]:
     cell = leaf.cell
     if not isinstance(cell, AbstractLayer):

@@ -137,6 +137,8 @@ def time_constants(chain: Chain) -> dict[str, Float[Tensor, "H"]]:
         for leaf in every:
             activations = leaf.of(step).activations
             for gate in with_role(leaf.cell.activations, "forget"):
+                if gate.name not in activations:
+                    continue
                 total = activations[gate.name].log().sum((0, 1))
                 name = gate.keeps + leaf.suffix
                 logs[name] = logs[name] + total if name in logs else total

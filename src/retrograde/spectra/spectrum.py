@@ -180,8 +180,16 @@ class Spectrum:
 
     @cached_property
     def bounds(self) -> tuple[Bound, ...]:
-        """What is said of recurrent matrices in general, beside what the recurrence does here."""
+        """What is said of recurrent matrices in general, beside what the recurrence does here.
+
+        Empty where no rule is known to apply; `without_bounds` says why.
+        """
         return rules.bounds(self.chain, self.transient)
+
+    @property
+    def without_bounds(self) -> tuple[str, ...]:
+        """Why layers or routes have no bounds, a sentence for each; empty if all have them."""
+        return rules.without_bounds(self.chain.cell)
 
     @cached_property
     def radii(self) -> tuple[Radius, ...]:

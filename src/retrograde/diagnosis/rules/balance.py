@@ -2,7 +2,7 @@
 
 import math
 
-from retrograde.diagnosis.finding import Evidence, Finding
+from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
 from retrograde.diagnosis.rules.reach import PASCANU
 from retrograde.diagnosis.rules.rule import Rule
 from retrograde.diagnosis.subject import Subject
@@ -18,10 +18,14 @@ def _decades(subject: Subject) -> float:
     return math.log10((b.after / b.after_weight) / (b.layer / b.layer_weight))
 
 
-def _imbalance(subject: Subject) -> Evidence | None:
-    if subject.balance is None or subject.live is None:
-        return None
+def _imbalance(subject: Subject) -> Evidence | NotApplicable:
+    if subject.balance is None:
+        return NotApplicable("nothing with weights is known to run after it")
+    if subject.live is None:
+        return NotApplicable(subject.why_not_live)
     value = abs(_decades(subject) - subject.limits["usual_imbalance"])
+    if math.isnan(value):
+        return NotApplicable("a gradient or a weight is 0 as a whole, or not finite")
     limit = subject.limits["imbalance"]
     return Evidence("imbalance", value, "powers of ten", limit, "below", "imbalance")
 
@@ -64,11 +68,13 @@ def _outweighs(subject: Subject, evidence: Evidence) -> Finding:
     )
 
 
-def _against(subject: Subject) -> Evidence | None:
+def _against(subject: Subject) -> Evidence | NotApplicable:
     flow = subject.live
     if flow is None:
-        return None
+        return NotApplicable(subject.why_not_live)
     share = flow.by_lag().share
+    if not bool(share.isfinite().all()):
+        return NotApplicable("its gradient is 0 as a whole, or not finite: parts have no share")
     against = float(share[share < 0].sum())
     limit = subject.limits["conflict"]
     return Evidence(
@@ -112,10 +118,6 @@ def _conflict(subject: Subject, evidence: Evidence) -> Finding:
     )
 
 
-def _alone(subject: Subject) -> str:
-    return "" if subject.balance else "since what comes after the layer was not run here"
-
-
 OUTWEIGHS = Rule(
     "output-outweighs",
     "The output layer outweighs the recurrence",
@@ -131,7 +133,6 @@ OUTWEIGHS = Rule(
         "https://github.com/google-research/flood-forecasting/issues/298",
     ),
     rests_on="given",
-    missing=_alone,
 )
 CONFLICT = Rule(
     "conflicting-lags",

@@ -2,40 +2,44 @@
 
 import math
 
-from retrograde.diagnosis.finding import Evidence, Finding
+from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
 from retrograde.diagnosis.rules.reach import PASCANU
 from retrograde.diagnosis.rules.rule import Rule
 from retrograde.diagnosis.subject import Subject
 from retrograde.spectra import Radius
 
 
-def _exponent(subject: Subject) -> Evidence | None:
+def _exponent(subject: Subject) -> Evidence | NotApplicable:
     """That of the first layer where radius and measurement disagree, or of the first.
 
     Nothing is said of a radius, or an exponent, within the margin of neither growing nor shrinking.
     """
     radius, margin = _first(subject), subject.limits["radius_margin"]
-    if radius is None:
-        return None
+    if isinstance(radius, NotApplicable):
+        return radius
     name, unit = "leading Lyapunov exponent", "nats per step"
     if radius.says > 0:
         return Evidence(name, radius.exponent, unit, -margin, "above", "radius_margin")
     return Evidence(name, radius.exponent, unit, margin, "below", "radius_margin")
 
 
-def _first(subject: Subject) -> Radius | None:
-    margin = subject.limits["radius_margin"]
-    decided = [radius for radius in subject.radii if abs(radius.says) > margin]
+def _first(subject: Subject) -> Radius | NotApplicable:
+    margin, radii = subject.limits["radius_margin"], subject.radii
+    if isinstance(radii, NotApplicable):
+        return radii
+    decided = [radius for radius in radii if abs(radius.says) > margin]
+    if not decided:
+        return NotApplicable("its spectral radius is too near its threshold to foretell anything")
 
     def disagrees(radius: Radius) -> bool:
         return radius.says * radius.exponent < 0 and abs(radius.exponent) > margin
 
-    return next(filter(disagrees, decided), next(iter(decided), None))
+    return next(filter(disagrees, decided), decided[0])
 
 
 def _misleads(subject: Subject, evidence: Evidence) -> Finding:
     radius, growth = _first(subject), math.exp(evidence.value)
-    assert radius is not None
+    assert isinstance(radius, Radius)
     above = radius.says > 0
     said, done = ("explode", "shrink") if above else ("vanish", "grow")
     return Finding(
@@ -68,11 +72,6 @@ def _misleads(subject: Subject, evidence: Evidence) -> Finding:
     )
 
 
-def _not_plain(subject: Subject) -> str:
-    plain = subject.spectral_radius is not None
-    return "" if plain else "since it is not known to be a plain recurrence"
-
-
 MISLEADS = Rule(
     "misleading-radius",
     "The spectral radius misleads",
@@ -86,5 +85,4 @@ MISLEADS = Rule(
     (),
     (PASCANU,),
     rests_on="forward",
-    missing=_not_plain,
 )

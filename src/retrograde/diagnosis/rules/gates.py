@@ -1,13 +1,16 @@
 """Gates and units that cannot do their work: saturated, too short, dead, or biased twice."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from retrograde.cells import LSTM
+from retrograde._checks import listed
+from retrograde.cells import AbstractLayer, Gate
 from retrograde.cells.gates import ACTIVATIONS, with_role
-from retrograde.cells.leaves import leaves
+from retrograde.cells.leaves import Leaf, leaves
 from retrograde.diagnosis.activity import Activity
-from retrograde.diagnosis.finding import Evidence, Finding
+from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
 from retrograde.diagnosis.rules.reach import TALLEC, keeping_too_short, reaches, severity_of
 from retrograde.diagnosis.rules.rule import Rule, steps
 from retrograde.diagnosis.subject import Subject
@@ -30,16 +33,18 @@ def _limit(activity: Activity) -> str:
 def _worst(subject: Subject) -> Activity | None:
     """The gate or state furthest beyond its threshold, or nearest to it."""
     return max(
-        subject.activities,
+        subject.known,
         key=lambda each: each.saturated - subject.limits[_limit(each)],
         default=None,
     )
 
 
-def _saturated(subject: Subject) -> Evidence | None:
-    worst = _worst(subject) if subject.live else None
+def _saturated(subject: Subject) -> Evidence | NotApplicable:
+    if subject.live is None:
+        return NotApplicable(subject.why_not_live)
+    worst = _worst(subject)
     if worst is None:
-        return None
+        return NotApplicable(_without_role(subject) or "the activations of its step are not known")
     name = _limit(worst)
     unit, limit = "of units and steps", subject.limits[name]
     return Evidence("saturated share", worst.saturated, unit, limit, "below", name)
@@ -55,7 +60,7 @@ def _decided(subject: Subject, evidence: Evidence) -> Finding:
     mean = float(subject.recorded.x.double().mean())
     since, last = worst.since, len(subject.recorded.x) - 1
     when = "" if since is None else f", more than half of it at every step from {since} on"
-    others = sorted(subject.activities, key=lambda each: -each.saturated)[1:4]
+    others = sorted(subject.known, key=lambda each: -each.saturated)[1:4]
     causes = [
         "The cell state has drifted: it adds up what comes in, and nothing takes it away again"
         if of_state
@@ -86,14 +91,19 @@ def _decided(subject: Subject, evidence: Evidence) -> Finding:
             "Start from smaller weights",
         ),
         gate=worst.gate.name,
+        position=worst.position,
         steps=None if since is None else (since, last),
     )
 
 
-def _constant(subject: Subject) -> Evidence | None:
-    short = keeping_too_short(subject) if subject.live and subject.need.lag > 1 else None
+def _constant(subject: Subject) -> Evidence | NotApplicable:
+    if subject.live is None:
+        return NotApplicable(subject.why_not_live)
+    if subject.need.lag <= 1:
+        return NotApplicable("no lag beyond 1 matters to it")
+    short = keeping_too_short(subject)
     if short is None:
-        return None
+        return NotApplicable("it has no gate that is known to keep its state")
     _, longest, needed = short
     setting = subject.need.setting
     return Evidence("time constant", longest, "steps", needed, "above", setting)
@@ -103,7 +113,6 @@ def _short(subject: Subject, evidence: Evidence) -> Finding:
     found, need = keeping_too_short(subject), subject.need
     assert found is not None
     gate, longest, needed = found
-    mean = next(each for each in subject.activities if each.name == gate).mean
     other_ways = ", but the gradient gets there by other routes" if reaches(subject) else ""
     if subject.far_unknown and not other_ways:
         other_ways = "; whether the gradient gets there by other routes cannot be told"
@@ -111,12 +120,12 @@ def _short(subject: Subject, evidence: Evidence) -> Finding:
         "forget-gate-too-short",
         "info" if other_ways else severity_of(need),
         subject.name,
-        f"The {gate} gate forgets too fast: even its longest-lived tenth of units has a time "
+        f"The {gate.name} gate forgets too fast: even its longest-lived tenth of units has a time "
         f"constant of {steps(longest)}; to keep 1 % over {need.lag} steps ({need.words}) takes "
         f"{steps(needed)}{other_ways}",
         (
             evidence,
-            Evidence(f"mean of the {gate} gate", float(mean.mean()), "activation"),
+            Evidence(f"mean of the {gate.name} gate", float(gate.mean.mean()), "activation"),
         ),
         (
             "The gate's bias is too low: torch draws it around 0, which leaves half at every step",
@@ -126,14 +135,18 @@ def _short(subject: Subject, evidence: Evidence) -> Finding:
             "Set the gate's bias for the lag you need, or spread the units' time constants up to "
             "it (chrono)",
         ),
-        gate=gate.split("_l")[0],
+        gate=gate.gate.name,
+        position=gate.position,
     )
 
 
-def _dead(subject: Subject) -> Evidence | None:
-    varied = bool((subject.recorded.x != subject.recorded.x[:1, :1]).any())
-    if subject.live is None or not subject.units or not varied:
-        return None
+def _dead(subject: Subject) -> Evidence | NotApplicable:
+    if subject.live is None:
+        return NotApplicable(subject.why_not_live)
+    if not subject.units:
+        return NotApplicable("no piece of its state is called h")
+    if not bool((subject.recorded.x != subject.recorded.x[:1, :1]).any()):
+        return NotApplicable("its input is the same at every step of every sample")
     dead, count = _count(subject)
     limit = subject.limits["dead_share"]
     return Evidence("dead units", dead / count, "of the units", limit, "below", "dead_share")
@@ -167,37 +180,54 @@ def _idle(subject: Subject, evidence: Evidence) -> Finding:
     )
 
 
-def _set_twice(subject: Subject) -> list[tuple[str, Tensor]]:
-    """The forget slices that are the same in both biases, of every LSTM layer that has two."""
+def _pairs(subject: Subject) -> list[tuple[Leaf, Gate, Tensor, Tensor]]:
+    """Both biases of the forget gate of every layer of torch's that has two."""
     found = []
     for leaf in leaves(subject.recorded.cell):
         cell = leaf.cell
-        if isinstance(cell, LSTM) and (forget := with_role(cell.gates, "forget")):
-            if cell.bias_ih is not None and cell.bias_hh is not None:
-                number, count = cell.gates.index(forget[0]), len(cell.gates)
-                one, other = (b.chunk(count)[number] for b in (cell.bias_ih, cell.bias_hh))
-                if torch.allclose(one, other, rtol=1e-5, atol=1e-7):
-                    found.append((f"bias_ih{leaf.suffix}", one))
+        forget = with_role(cell.gates, "forget")
+        if not isinstance(cell, AbstractLayer) or not forget:
+            continue
+        if cell.bias_ih is not None and cell.bias_hh is not None:
+            number, count = cell.gates.index(forget[0]), len(cell.gates)
+            one, other = (bias.chunk(count)[number] for bias in (cell.bias_ih, cell.bias_hh))
+            found.append((leaf, forget[0], one, other))
     return found
 
 
-def _twice(subject: Subject) -> Evidence:
-    limit = subject.limits["double_bias"]
-    largest = max((float(bias.abs().min()) for _, bias in _set_twice(subject)), default=0.0)
-    name, unit = "forget bias set in both biases", "bias"
-    return Evidence(name, largest, unit, limit, "below", "double_bias")
+def _set_twice(subject: Subject) -> tuple[Leaf, Gate, Tensor] | None:
+    """The forget slice that is the same in both biases, the largest of any layer."""
+    equal = [
+        (leaf, gate, one)
+        for leaf, gate, one, other in _pairs(subject)
+        if torch.allclose(one, other, rtol=1e-5, atol=1e-7)
+    ]
+    return max(equal, key=lambda row: float(row[2].abs().min()), default=None)
+
+
+def _twice(subject: Subject) -> Evidence | NotApplicable:
+    if not _pairs(subject):
+        return NotApplicable("it has no forget gate with two biases")
+    found = _set_twice(subject)
+    largest = float(found[2].abs().min()) if found else 0.0
+    limit, name = subject.limits["double_bias"], "forget bias set in both biases"
+    return Evidence(name, largest, "bias", limit, "below", "double_bias")
 
 
 def _doubled(subject: Subject, evidence: Evidence) -> Finding:
-    name, bias = max(_set_twice(subject), key=lambda row: float(row[1].abs().min()))
+    found = _set_twice(subject)
+    assert found is not None
+    leaf, gate, bias = found
+    name = f"bias_ih{leaf.suffix}"
     total = float(2 * bias.mean())
     horizon = 1 / (1 - float((2 * bias).sigmoid().mean()))
     return Finding(
         "double-bias",
         "warning",
         subject.name,
-        f"The forget bias is set twice: {name} and {name.replace('_ih', '_hh')} both hold "
-        f"{float(bias.mean()):.3g}, and torch adds the two to {total:.3g}",
+        f"The bias of the {gate.name} gate is set twice: {name} and "
+        f"{name.replace('_ih', '_hh')} both hold {float(bias.mean()):.3g}, and torch adds the two "
+        f"to {total:.3g}",
         (
             evidence,
             Evidence("forget bias in effect", total, "bias"),
@@ -205,27 +235,42 @@ def _doubled(subject: Subject, evidence: Evidence) -> Finding:
         ),
         ("A loop filled every parameter whose name holds 'bias', and torch has two of them",),
         ("Set the bias in bias_ih and leave 0 in bias_hh",),
-        gate="forget",
+        gate=gate.name,
+        position=leaf.position,
     )
 
 
-def _no_gates(subject: Subject) -> str:
-    return "" if subject.activities else "since the activations of its step are not known"
-
-
-def _no_keeping(subject: Subject) -> str:
-    if any(activity.gate.role == "forget" for activity in subject.activities):
+def _without_role(subject: Subject) -> str:
+    """The gates of which nothing can be said, and why; "" if there are none."""
+    unknown = subject.unknown_gates
+    if not unknown:
         return ""
-    return "since it has no gate that is known to keep its state"
+    return (
+        f"activation or role of {listed(unknown)} {'is' if len(unknown) == 1 else 'are'} not given "
+        "(retrograde.cells.Gate), so that it cannot be told whether a saturated gate blocks the "
+        "state or holds it"
+    )
 
 
-def _no_units(subject: Subject) -> str:
-    return "" if subject.units else "since no piece of its state is called h"
+def _elsewhere(subject: Subject, seen: Callable[[Leaf], bool], what: str) -> str:
+    """The layers of a stack of different cells in which a rule has nothing to look at."""
+    places = [
+        str(leaf.position or leaf.route_suffix.removeprefix("_"))
+        for leaf in leaves(subject.recorded.cell)
+        if not seen(leaf)
+    ]
+    return f"there is no {what} in {listed(places)}" if places else ""
 
 
-def _no_pair(subject: Subject) -> str:
-    cells = [leaf.cell for leaf in leaves(subject.recorded.cell)]
-    return "" if any(isinstance(cell, LSTM) for cell in cells) else "since it is no LSTM"
+def _without_units(subject: Subject) -> str:
+    return _elsewhere(subject, lambda leaf: "h" in leaf.cell.slots, "piece of the state called h")
+
+
+def _without_forget(subject: Subject) -> str:
+    def seen(leaf: Leaf) -> bool:
+        return bool(with_role(leaf.cell.activations, "forget"))
+
+    return _elsewhere(subject, seen, "forget gate")
 
 
 SATURATED = Rule(
@@ -243,7 +288,7 @@ SATURATED = Rule(
         "(1997): state drift",
     ),
     rests_on="forward",
-    missing=_no_gates,
+    left_out=_without_role,
 )
 SHORT = Rule(
     "forget-gate-too-short",
@@ -258,7 +303,7 @@ SHORT = Rule(
     ("forget-bias", "chrono"),
     (GERS, JOZEFOWICZ, TALLEC),
     rests_on="forward",
-    missing=_no_keeping,
+    left_out=_without_forget,
 )
 DEAD = Rule(
     "dead-units",
@@ -274,19 +319,20 @@ DEAD = Rule(
         'Networks of Rectified Linear Units" (2015), arXiv 1504.00941',
     ),
     rests_on="forward",
-    missing=_no_units,
+    left_out=_without_units,
 )
 DOUBLE = Rule(
     "double-bias",
     "The forget bias is set twice",
-    "torch.nn.LSTM has two biases that it adds. A loop that sets the forget gate's slice of every "
-    "bias to 1 makes it 2: the two slices are then the same number in every unit, which two drawn "
-    "at random never are, and training, which moves both alike, keeps them so.",
+    "torch.nn.LSTM has two biases that it adds, and so has the update gate of torch.nn.GRU. A loop "
+    "that sets the gate's slice of every bias to 1 makes it 2: the two slices are then the same "
+    "number in every unit, which two drawn at random never are, and training, which moves both "
+    "alike, keeps them so.",
     _twice,
     _doubled,
     ("double_bias",),
     ("one-bias",),
     (JOZEFOWICZ, "https://github.com/pytorch/pytorch/issues/750"),
     rests_on="given",
-    missing=_no_pair,
+    left_out=_without_forget,
 )

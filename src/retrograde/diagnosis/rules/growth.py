@@ -4,7 +4,8 @@ import math
 
 import torch
 
-from retrograde.diagnosis.finding import Evidence, Finding
+from retrograde.cells.leaves import gate_of
+from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
 from retrograde.diagnosis.rules.reach import PASCANU
 from retrograde.diagnosis.rules.rule import Rule, steps
 from retrograde.diagnosis.subject import Subject
@@ -19,9 +20,9 @@ CHAOS = 1e-3
 """A residual above this is no rounding of one pass, it has grown along the sequence."""
 
 
-def _growth(subject: Subject) -> Evidence | None:
+def _growth(subject: Subject) -> Evidence | NotApplicable:
     if subject.live is None:
-        return None
+        return NotApplicable(subject.why_not_live)
     total, _ = subject.growth
     limit = subject.limits["growth_total"]
     return Evidence("growth of the adjoint", total, "powers of two", limit, "below", "growth_total")
@@ -39,6 +40,7 @@ def _exploding(subject: Subject, evidence: Evidence) -> Finding:
     )
     alone = math.nan if without != without else without
     within = steps_left < flow.steps
+    passed = gate_of(subject.recorded.cell, route)
     return Finding(
         "exploding",
         "error" if within or subject.sensitive or not _finite(subject) else "warning",
@@ -60,7 +62,8 @@ def _exploding(subject: Subject, evidence: Evidence) -> Finding:
             "is the direction of the earliest steps",
             "Cut the sequence (truncated back-propagation) if the far past does not matter",
         ),
-        gate=route.rpartition(".")[2] if "." in route else None,
+        gate=passed[0].name if passed else None,
+        position=passed[1] if passed else None,
         route=route,
         steps=(flow.steps - 1 - lag, flow.steps - 1),
     )
@@ -107,7 +110,7 @@ def _finite(subject: Subject) -> bool:
     return all(bool(g.isfinite().all()) for g in subject.recorded.gradients.values())
 
 
-def _non_finite(subject: Subject) -> Evidence | None:
+def _non_finite(subject: Subject) -> Evidence:
     values = [subject.recorded.inputs, subject.recorded.direct]
     values += subject.recorded.weights.values()
     values += subject.recorded.gradients.values()
@@ -145,9 +148,9 @@ def _sentence(words: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def _entries(subject: Subject) -> Evidence | None:
+def _entries(subject: Subject) -> Evidence | NotApplicable:
     if subject.flow is None:
-        return None
+        return NotApplicable(subject.why_not_live)
     count = float(len(subject.flow.entries))
     return Evidence("steps at which the loss enters", count, "steps", 1.0, "above")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from retrograde.diagnosis.finding import Evidence, Finding
+from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
 from retrograde.diagnosis.rules.rule import Rule
 from retrograde.diagnosis.subject import Subject
 
@@ -38,9 +38,9 @@ SHOWN = 3
 """The message names so many places."""
 
 
-def _nothing(subject: Subject) -> Evidence | None:
+def _nothing(subject: Subject) -> NotApplicable:
     """A layer has no number for it; `kept_graph` is told by the copy of the whole model."""
-    return None
+    return NotApplicable("it concerns the model as a whole")
 
 
 def _of_the_model(subject: Subject, evidence: Evidence) -> Finding:
@@ -55,4 +55,5 @@ KEPT = Rule(
     "are copied without their graph, and looked at for a gradient.",
     _nothing,
     _of_the_model,
+    concerns="model",
 )

@@ -1,7 +1,7 @@
 """How far back the gradient sees: vanishing, and near lags that drown the far ones."""
 
-from retrograde.diagnosis.activity import keeping_for
-from retrograde.diagnosis.finding import Evidence, Finding, Severity
+from retrograde.diagnosis.activity import Activity, keeping_for
+from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable, Severity
 from retrograde.diagnosis.need import Need
 from retrograde.diagnosis.rules.rule import Rule, steps
 from retrograde.diagnosis.subject import Subject, share_beyond
@@ -25,23 +25,26 @@ def severity_of(need: Need) -> Severity:
     return "error" if need.why == "named" else "warning"
 
 
-def keeping_too_short(subject: Subject) -> tuple[str, float, float] | None:
-    """The keeping gate with the shortest time constant, that time constant, and the one needed."""
+def keeping_too_short(subject: Subject) -> tuple[Activity, float, float] | None:
+    """The forget gate with the shortest time constant, that time constant, and the one needed."""
     needed = 1 / (1 - keeping_for(subject.need.lag))
     worst = None
-    for activity in subject.activities:
+    for activity in subject.known:
         if activity.gate.role == "forget":
             longest = float(activity.time_constants.double().quantile(0.9))
             if worst is None or longest < worst[1]:
-                worst = (activity.name, longest, needed)
+                worst = (activity, longest, needed)
     return worst
 
 
-def _reach(subject: Subject) -> Evidence | None:
-    flow = subject.live
-    if flow is None or subject.need.lag < 1 or (subject.far_unknown and not reaches(subject)):
-        return None  # the gradient may reach further than can be seen
-    need = subject.need
+def _reach(subject: Subject) -> Evidence | NotApplicable:
+    flow, need = subject.live, subject.need
+    if flow is None:
+        return NotApplicable(subject.why_not_live)
+    if need.lag < 1:
+        return NotApplicable("no lag beyond 0 matters to it")
+    if subject.far_unknown and not reaches(subject):
+        return NotApplicable("its gradient may reach further than can be seen")
     return Evidence("reach", float(flow.reach), "steps", float(need.lag), "above", need.setting)
 
 
@@ -80,10 +83,11 @@ def _causes(subject: Subject) -> list[str]:
     if short and short[1] < short[2]:
         gate, longest, needed = short
         found.append(
-            f"The {gate} gate lets go: the longest-lived tenth of its units has a time constant of "
-            f"{steps(longest)}, and {steps(needed)} would keep 1 % over {need.lag} steps"
+            f"The {gate.name} gate lets go: the longest-lived tenth of its units has a time "
+            f"constant of {steps(longest)}, and {steps(needed)} would keep 1 % over {need.lag} "
+            "steps"
         )
-    worst = max(subject.activities, key=lambda each: each.saturated, default=None)
+    worst = max(subject.known, key=lambda each: each.saturated, default=None)
     if worst and worst.saturated > subject.limits["saturated_share"]:
         found.append(f"{worst.saturated:.0%} of {worst.name} is saturated and lets little through")
     radius = subject.spectral_radius
@@ -109,11 +113,16 @@ def _too_short_a_pass(subject: Subject) -> str:
     return f"{seen}: the loss enters too early"
 
 
-def _far(subject: Subject) -> Evidence | None:
-    flow = subject.live
-    if flow is None or subject.far_unknown or not 1 <= subject.need.lag < flow.steps:
-        return None
-    need = subject.need
+def _far(subject: Subject) -> Evidence | NotApplicable:
+    flow, need = subject.live, subject.need
+    if flow is None:
+        return NotApplicable(subject.why_not_live)
+    if subject.far_unknown:
+        return NotApplicable("its gradient may reach further than can be seen")
+    if need.lag < 1:
+        return NotApplicable("no lag beyond 0 matters to it")
+    if need.lag >= flow.steps:
+        return NotApplicable("its sequence is no longer than the lag that matters")
     share = abs(float(share_beyond(flow, need.lag)))
     limit = subject.limits["far_share"]
     return Evidence("share of the far lags", share, "of the gradient", limit, "above", "far_share")
@@ -124,6 +133,10 @@ def reaches(subject: Subject) -> bool:
     if subject.void or subject.live is None:
         return False
     return subject.live.reach >= subject.need.lag
+
+
+def _falls_short(subject: Subject) -> str:
+    return "" if reaches(subject) else "its reach falls short of the lag that matters"
 
 
 def _near(subject: Subject, evidence: Evidence) -> Finding:
@@ -181,5 +194,5 @@ NEAR = Rule(
     ("far_share",),
     ("forget-bias", "chrono", "orthogonal", "no-forget-gate"),
     (PASCANU,),
-    when=reaches,
+    unless=_falls_short,
 )

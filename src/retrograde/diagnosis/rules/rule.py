@@ -1,11 +1,16 @@
 """What a rule is: one number measured on a layer, a threshold, and what it means to cross it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from retrograde.diagnosis.finding import Evidence, Finding
+from retrograde.diagnosis.finding import Check, Evidence, Finding, NotApplicable
 from retrograde.diagnosis.subject import Subject
+
+
+def _nothing(subject: Subject) -> str:
+    return ""
 
 
 @dataclass(frozen=True)
@@ -16,19 +21,20 @@ class Rule:
         name: its name, in findings and on the command line.
         title: the same in words.
         meaning: what it looks at and why that matters.
-        measure: the number it stands on and the threshold beside it; None where it has nothing to
-            look at. Remedies are judged by this number.
+        measure: the number it stands on and the threshold beside it, or why there is none. Remedies
+            are judged by this number.
         describe: the finding, once the number has crossed the threshold.
         thresholds: the rows of the table that it uses.
         remedies: the remedies that are tried, by name.
         sources: papers and threads behind it.
-        when: whether it has a say at all; another rule may be the one to speak.
-        rests_on: what its number is made of. Rules that rest on the "parts" of the gradient are
-            silent where these are void; those that rest on "sizes" alone speak where nothing but
+        rests_on: what its number is made of. Rules that rest on the "parts" of the gradient do not
+            apply where these are void; those that rest on "sizes" alone do where nothing but
             rounding separates them from the pass that ran; those that rest on the "forward" pass
-            are silent where it could not be run again; what was "given" (weights, data, autograd's
+            do not where it could not be run again; what was "given" (weights, data, autograd's
             gradients) is there anyway.
-        missing: what a layer lacks that it would have to look at, in words; "" if nothing.
+        unless: why another rule speaks in its place, "" if none does.
+        left_out: what part of a layer it could not look at and why, "" if it saw all of it.
+        concerns: the recurrent layers one by one, or the model as a whole.
 
     Example:
         >>> from retrograde.diagnosis import RULES
@@ -40,30 +46,52 @@ class Rule:
     name: str
     title: str
     meaning: str
-    measure: Callable[[Subject], Evidence | None]
+    measure: Callable[[Subject], Evidence | NotApplicable]
     describe: Callable[[Subject, Evidence], Finding]
     thresholds: tuple[str, ...] = ()
     remedies: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
-    when: Callable[[Subject], bool] = lambda subject: True
     rests_on: Literal["parts", "sizes", "forward", "given"] = "parts"
-    missing: Callable[[Subject], str] = lambda subject: ""
+    unless: Callable[[Subject], str] = _nothing
+    left_out: Callable[[Subject], str] = _nothing
+    concerns: Literal["layers", "model"] = "layers"
 
-    def check(self, subject: Subject) -> Finding | None:
-        """The finding about a layer, or None."""
-        evidence = self.measure(subject) if self.can_tell(subject) else None
-        if evidence is None or evidence.is_healthy() or not self.when(subject):
-            return None
-        return self.describe(subject, evidence)
+    def answer(self, subject: Subject) -> Finding | Evidence | NotApplicable:
+        """The finding about a layer, the healthy number that there is instead, or why neither."""
+        if why := self.unknown(subject):
+            return NotApplicable(why)
+        found = self.measure(subject)
+        if isinstance(found, NotApplicable):
+            return found
+        if math.isnan(found.value):
+            return NotApplicable(f"its {found.name} cannot be measured here")
+        if why := self.unless(subject):
+            return NotApplicable(why)
+        return found if found.is_healthy() else self.describe(subject, found)
 
-    def can_tell(self, subject: Subject) -> bool:
-        """Whether what it rests on is known of this layer."""
-        return {
+    def check(self, subject: Subject) -> tuple[Check, Finding | None]:
+        """What became of it at a layer, and the finding if there is one."""
+        found = self.answer(subject)
+        if isinstance(found, NotApplicable):
+            return Check(self.name, subject.name, "not applicable", found.reason), None
+        left_out = self.left_out(subject)
+        if isinstance(found, Evidence):
+            return Check(self.name, subject.name, "passed", left_out), None
+        return Check(self.name, subject.name, "found", left_out), found
+
+    def unknown(self, subject: Subject) -> str:
+        """Why what it rests on is not known of this layer; "" if it is."""
+        known = {
             "parts": not subject.void,
             "sizes": not subject.void or subject.sensitive,
             "forward": not subject.void or subject.replayed,
             "given": True,
-        }[self.rests_on]
+        }
+        if known[self.rests_on]:
+            return ""
+        if self.rests_on == "forward":
+            return "its forward pass could not be run again as it was"
+        return "the parts of its gradient are void"
 
 
 def steps(count: int | float) -> str:

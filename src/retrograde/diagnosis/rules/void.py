@@ -1,23 +1,30 @@
 """Parts that do not add up to the gradient: nothing that rests on them may be believed."""
 
-from retrograde.diagnosis.finding import Evidence, Finding
+import math
+
+from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
 from retrograde.diagnosis.rules.rule import Rule
 from retrograde.diagnosis.subject import Subject
 
 
-def _residual(subject: Subject) -> Evidence | None:
-    if subject.flow is None or subject.sensitive:
-        return None
+def _residual(subject: Subject) -> Evidence | NotApplicable:
+    if subject.sensitive:
+        return NotApplicable("rounding alone moves its parts that far, which rounding-decides says")
     return _evidence(subject)
 
 
-def _by_rounding(subject: Subject) -> Evidence | None:
-    return _evidence(subject) if subject.sensitive else None
+def _by_rounding(subject: Subject) -> Evidence | NotApplicable:
+    if subject.void and not subject.sensitive:
+        return NotApplicable("it is not rounding that makes its parts void")
+    return _evidence(subject)
 
 
-def _evidence(subject: Subject) -> Evidence:
-    assert subject.flow is not None
+def _evidence(subject: Subject) -> Evidence | NotApplicable:
+    if subject.flow is None:
+        return NotApplicable(subject.why_not_live)
     found = subject.flow.residual
+    if math.isnan(found):
+        return NotApplicable(f"there is no residual: {found.note}")
     return Evidence("residual", float(found), "of the gradient", found.bound, "below")
 
 
