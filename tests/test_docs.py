@@ -22,25 +22,65 @@ def named(page):
     return str(page.relative_to(ROOT))
 
 
-RUN = """
-import sys
-from pathlib import Path
-from run_pages import run
+RUN_PAGES = ROOT / "scripts" / "run_pages.py"
 
-page, folder = map(Path, sys.argv[1:])
-print(run(page.read_text(), page.name, folder), end="")
-"""
+
+def check(page, folder):
+    """In a process of its own, as a reader would run it: without the tests' type checks."""
+    command = [sys.executable, "-W", "error", str(RUN_PAGES), "--check", str(folder), str(page)]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_the_page_runs_and_prints_what_it_shows(page, tmp_path):
-    """In a process of its own, as a reader would run it: without the tests' type checks."""
-    command = [sys.executable, "-W", "error", "-c", RUN, str(page), str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT / "scripts", capture_output=True, text=True)
+    done = check(page, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == page.read_text()
-    for image in set(re.findall(r"\]\(images/([^)]+\.svg)\)", done.stdout)) - {DRAWING.name}:
+    images = set(re.findall(r"\]\(images/([^)]+\.svg)\)", page.read_text())) - {DRAWING.name}
+    for image in images:
         assert (tmp_path / image).exists(), f"{page.name} shows {image} and does not draw it"
+
+
+A_PAGE = """# A page
+
+```python
+size = 3
+print(f"{size} steps, {size / 7:.3f}")
+```
+
+Words.
+
+```text
+3 steps, 0.429
+```
+
+```python
+assert size == 3  # one namespace
+```
+"""
+
+
+@pytest.mark.parametrize(
+    ("shown", "instead", "says"),
+    [
+        ("0.429", "0.428", None),  # 0.42857: its last digit is one that rounding may decide
+        ("0.429", "0.427", "shows"),
+        ("3 steps", "4 steps", "shows"),  # a whole number is exact
+        ("3 steps", "3 step", "shows"),
+        ("```text\n3 steps, 0.429\n```\n", "", "not shown"),
+        ("== 3", "== 4", "AssertionError"),
+    ],
+)
+def test_a_page_that_shows_something_else_is_refused(shown, instead, says, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(A_PAGE)
+    assert check(page, tmp_path).returncode == 0
+    assert A_PAGE.count(shown) == 1
+    page.write_text(A_PAGE.replace(shown, instead))
+    done = check(page, tmp_path)
+    assert (done.returncode == 0) == (says is None), done.stderr
+    assert says is None or says in done.stderr
+    subprocess.run([sys.executable, str(RUN_PAGES), str(page)], capture_output=True)
+    assert (page.read_text() == A_PAGE) == (says == "shows")  # brought up to date
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
