@@ -442,6 +442,15 @@ SICK = {
         "target-scale",
         compared(mse, lambda: torch.randn(B, 1), change=lambda y: 1e4 * y),
     ),
+    "features of 1,000": (
+        "input-scale",
+        lambda: (
+            Net(nn.LSTM(I, H, batch_first=True), last),
+            (1e3 * torch.randn(B, T, I), torch.randn(B, 1)),
+            mse,
+            None,
+        ),
+    ),
     "eight layers": ("vanishing-in-depth", deep(8)),
     "twelve layers in one module": (
         "vanishing-in-depth",

@@ -109,6 +109,7 @@ def examine(
     values = {row.name: row.value for row in limits}
     at_hand = (before, found, needs_lag, values, copy.reached)
     of_model, tried = _experiments(model, batch, loss_fn, seed, *at_hand)
+    of_model = [each for each in of_model if layer is None or each.layer in (None, layer)]
     if not any(finding.rule.startswith("non-finite") for finding in of_model):
         of_layers = _of_the_loss(before, found) + of_layers
     findings, checks = _without_consequences([*of_model, *of_layers], [*tried, *checks])

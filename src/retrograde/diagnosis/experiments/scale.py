@@ -82,12 +82,5 @@ INPUT_SCALE = Experiment(
     "gate.",
     _look,
     thresholds=("input_scale", "saturated_share"),
-    replaces=(
-        "saturated",
-        "dead-units",
-        "output-outweighs",
-        "vanishing",
-        "near-lags-dominate",
-        "forget-gate-too-short",
-    ),
+    replaces=("dead-units", "output-outweighs"),
 )
