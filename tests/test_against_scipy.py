@@ -1,7 +1,7 @@
 """What is computed here without SciPy, as it is no dependency of the core, beside SciPy's answer.
 
-torch finds all eigenvalues of a matrix, or the outermost of a symmetric one. The spectral radius of a
-large recurrent matrix, a distance between distributions and the peaks of a curve it does not have.
+torch finds all eigenvalues of a matrix, or the outermost of a symmetric one. The spectral radius of
+a large recurrent matrix, distances of distributions and the peaks of a curve it does not have.
 """
 
 import math
@@ -24,9 +24,9 @@ def matrix():
 
 
 def test_the_spectral_radius_of_a_large_matrix(matrix):
-    """200 vectors of a Krylov space stop short of the edge of a disc full of eigenvalues."""
+    """The eigenvalues fill a disc; four such matrices gave relative differences of 4e-8 at most."""
     values = linalg.eigs(matrix.numpy(), k=6, which="LM", ncv=200, return_eigenvectors=False)
-    assert extremes.spectral_radius(matrix) == pytest.approx(abs(values).max(), rel=0.02)
+    assert extremes.spectral_radius(matrix) == pytest.approx(abs(values).max(), rel=1e-6)
 
 
 def test_the_spectral_radius_where_one_eigenvalue_stands_out(matrix):
@@ -38,7 +38,7 @@ def test_the_spectral_radius_where_one_eigenvalue_stands_out(matrix):
 def test_the_largest_singular_value_of_a_large_matrix(matrix):
     expected = linalg.svds(matrix.numpy(), k=1, return_singular_vectors=False)[0]
     found = extremes.largest_singular_value(matrix)
-    assert found == pytest.approx(expected, rel=1e-6)
+    assert found == pytest.approx(expected, rel=1e-10)
     assert found <= expected * (1 + 1e-9)  # a Ritz value lies inside
 
 
