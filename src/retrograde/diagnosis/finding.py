@@ -51,6 +51,11 @@ class NotApplicable:
 
     Attributes:
         reason: what completes "the rule does not apply, since ...".
+
+    Example:
+        >>> from retrograde.diagnosis import NotApplicable
+        >>> f"It does not apply, since {NotApplicable('it has no forget gate').reason}."
+        'It does not apply, since it has no forget gate.'
     """
 
     reason: str
@@ -67,6 +72,17 @@ class Check:
             whether it has nothing to look at.
         reason: of a rule that does not apply, why; of another, what part of the layer it could not
             look at, and why.
+
+    Example:
+        >>> import torch, retrograde
+        >>> report = retrograde.diagnose(
+        ...     torch.nn.RNN(2, 4), torch.ones(20, 3, 2), lambda model, x: model(x)[0].sum()
+        ... )
+        >>> checks = {check.name: check for check in report.checks}
+        >>> checks["non-finite"].status, checks["double-bias"].status
+        ('passed', 'not applicable')
+        >>> checks["double-bias"].reason
+        'it has no forget gate with two biases'
     """
 
     name: str
