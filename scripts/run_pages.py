@@ -1,10 +1,14 @@
-"""Runs the Python blocks of a Markdown page and puts what they print into its `text` blocks.
+"""Runs the Python blocks of a Markdown page and holds what they print against its `text` blocks.
 
-The tests check every page against a fresh run, and the documentation is built of the pages as they
-are. Blocks run in order, in one namespace a page; what is printed belongs into the next `text`
-block.
+    python scripts/run_pages.py PAGE.md...              brings pages up to date
+    python scripts/run_pages.py --check FOLDER PAGE.md  fails where a page shows something else
 
-    python scripts/run_pages.py PAGE.md...    brings pages up to date, images into docs/images
+Sybil reads a page and runs its blocks in order, in one namespace; what is printed belongs into the
+next `text` block. Files that a page saves lie in docs/images, or in FOLDER for a check.
+
+What a page shows must not hang on the processor: words and whole numbers are compared exactly, and
+numbers with decimals or an exponent may differ by one unit of their last digit, since a number may
+lie so near to the middle between two that rounding decides which is printed.
 """
 
 import contextlib
@@ -12,42 +16,85 @@ import io
 import os
 import re
 import sys
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
+
+from sybil import Document, Example
+from sybil.evaluators.python import PythonEvaluator
+from sybil.example import SybilFailure
+from sybil.parsers.markdown import CodeBlockParser
 
 # The pages' networks are so small that a second thread only waits for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before a page imports torch
 
-BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+IMAGES = Path(__file__).parent.parent / "docs" / "images"
+
+NUMBER = re.compile(r"-?\d+\.\d+(?:e[+-]?\d+)?|-?\d+e[+-]?\d+")
+"""With decimals or an exponent; all other digits are text."""
 
 
-def run(text: str, name: str, folder: Path) -> str:
-    """The page with fresh output; files that its code saves lie in `folder`."""
-    namespace: dict[str, Any] = {}
-    printed = ""
+class Page:
+    """A page that is run block by block.
 
-    def fresh(match: re.Match[str]) -> str:
-        nonlocal printed
-        language, code = match.groups()
-        if language == "text":
-            shown, printed = printed, ""
-            return f"```text\n{shown}```"
-        if printed:
-            raise SystemExit(f"{name} prints this and does not show it:\n{printed}")
+    Attributes:
+        fresh: the text of the page with the output of this run.
+    """
+
+    def __init__(self, path: Path, check: bool):
+        self.check = check
+        self._run = PythonEvaluator()
+        self._printed = ""
+        document = Document.parse(
+            str(path),
+            CodeBlockParser("python", self._code),
+            CodeBlockParser("text", self._shown),
+        )
+        self._blocks: list[tuple[int, int, str]] = []
+        last = None
+        for last in document.examples():
+            last.evaluate()
+        if last is not None:
+            self._nothing_left(last)
+        self.fresh = document.text
+        for start, end, text in reversed(self._blocks):
+            self.fresh = self.fresh[:start] + text + self.fresh[end:]
+
+    def _code(self, example: Example) -> None:
+        self._nothing_left(example)
         output = io.StringIO()
         with contextlib.redirect_stdout(output):
-            exec(compile(code, name, "exec"), namespace)
-        printed = output.getvalue()
-        return match.group()
+            self._run(example)
+        self._printed = output.getvalue()
 
-    with contextlib.chdir(folder):
-        result = BLOCK.sub(fresh, text)
-    if printed:
-        raise SystemExit(f"{name} prints this and does not show it:\n{printed}")
-    return result
+    def _shown(self, example: Example) -> str | None:
+        printed, self._printed = self._printed, ""
+        if agree(str(example.parsed), printed):
+            return None
+        self._blocks.append((example.start, example.end, f"```text\n{printed}```"))
+        return f"the page shows\n{example.parsed}\nand this run printed\n{printed}" * self.check
+
+    def _nothing_left(self, example: Example) -> None:
+        if self._printed:
+            raise SybilFailure(example, f"this was printed before and not shown:\n{self._printed}")
+
+
+def agree(shown: str, printed: str) -> bool:
+    """Whether two outputs are the same, but for the last digit of a number with decimals."""
+    words, others = (NUMBER.sub("#", text).split() for text in (shown, printed))
+    numbers = zip(NUMBER.findall(shown), NUMBER.findall(printed), strict=False)
+    return words == others and all(_near(Decimal(a), Decimal(b)) for a, b in numbers)
+
+
+def _near(a: Decimal, b: Decimal) -> bool:
+    finest = min(int(number.as_tuple().exponent) for number in (a, b))
+    return abs(a - b) <= Decimal(1).scaleb(finest)
 
 
 if __name__ == "__main__":
-    images = Path(__file__).parent.parent / "docs" / "images"
-    for path in map(Path, sys.argv[1:]):
-        path.write_text(run(path.read_text(), path.name, images))
+    checked = sys.argv[1] == "--check"
+    folder, names = (Path(sys.argv[2]), sys.argv[3:]) if checked else (IMAGES, sys.argv[1:])
+    for path in [Path(name).resolve() for name in names]:
+        with contextlib.chdir(folder):
+            page = Page(path, checked)
+        if not checked:
+            path.write_text(page.fresh, encoding="utf-8")

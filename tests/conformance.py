@@ -1,6 +1,6 @@
 """What every cell is held to. Each check is a function of a cell and raises if the cell is wrong.
 
-The oracles know nothing of `pull_back`: autograd on a plain loop over `step`, forward-mode
+The oracles know nothing of graphs: autograd on a plain loop over `step`, forward-mode
 differentiation, finite differences. That `step` itself is right is torch.nn's business
 (test_cells.py) and, for cells that torch lacks, that of closed forms (test_engine.py).
 """
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from problems import B, T
-from retrograde.cells import AbstractCell
-from retrograde.cells.base import FEW_ROWS
+from retrograde.cells import AbstractCell, pull_back
+from retrograde.cells.plan import FEW_ROWS
 from retrograde.decompose.by_lag import LagSums
 from retrograde.engine import Entries, backpropagate, fold, gradients, unroll
 
@@ -110,7 +110,7 @@ def check_step_against_differences(cell: AbstractCell) -> None:
     generator = torch.Generator().manual_seed(1)
     v = torch.randn(state.shape, generator=generator, dtype=torch.float64)
     w = torch.randn(state.shape, generator=generator, dtype=torch.float64)
-    pulled = cell.pull_back(cell.linearise(cell.step(x, state)), w.unsqueeze(0)).previous()[0]
+    pulled = pull_back(cell.linearise(cell.step(x, state)), w.unsqueeze(0)).previous()[0]
     exact = float((pulled * v).sum())
     sizes = torch.tensor([1e-1, 1e-2, 1e-3], dtype=torch.float64)
 
@@ -130,7 +130,7 @@ def check_transpose_and_routes(cell: AbstractCell) -> None:
     x, state = plain.x[2].detach(), plain.states[2].detach()
     eye = torch.eye(cell.state_size, dtype=torch.float64)
     rows = eye.unsqueeze(1).expand(-1, B, -1)
-    adjoint = cell.pull_back(cell.linearise(cell.step(x, state)), rows)
+    adjoint = pull_back(cell.linearise(cell.step(x, state)), rows)
 
     def state_of(s, x_k):
         return cell.step(x_k, s).state
@@ -147,14 +147,14 @@ def check_transpose_and_routes(cell: AbstractCell) -> None:
 def check_many_rows_equal_one_at_a_time(cell: AbstractCell) -> None:
     """Many rows go through each sample's Jacobian, few through the weights: the same adjoints."""
     plain = plain_pass(cell)
-    step = cell.linearise(cell.step(plain.x[2].detach(), plain.states[2].detach()))
+    graph = cell.linearise(cell.step(plain.x[2].detach(), plain.states[2].detach()))
     generator = torch.Generator().manual_seed(2)
     shape = (FEW_ROWS + 3, B, cell.state_size)
     delta = torch.randn(shape, generator=generator, dtype=torch.float64)
-    many = cell.pull_back(step, delta)
+    many = pull_back(graph, delta)
     routes = many.by_route()
     for row in range(len(delta)):
-        one = cell.pull_back(step, delta[row : row + 1])
+        one = pull_back(graph, delta[row : row + 1])
         torch.testing.assert_close(many.previous()[row], one.previous()[0], **EXACT)
         torch.testing.assert_close(many.input()[row], one.input()[0], **EXACT)
         for route, part in one.by_route().items():

@@ -632,10 +632,10 @@ EXEMPT = {
             *("diagnosis.NotApplicable", "diagnosis.Threshold"),
             *("diagnosis.Training", "diagnosis.Trial", "report.Comparison", "report.Horizon"),
             *("report.Layer", "report.Report", "report.Settings", "cells.CellAdjoint"),
-            *("cells.CellStep", "cells.Generation", "retrograde.nn.ClippedInside"),
+            *("cells.CellStep", "cells.Graph", "cells.Generation", "retrograde.nn.ClippedInside"),
             *("engine.AdjointStep", "engine.AdjointSums", "engine.Border", "engine.Chunk"),
-            "engine.Read",
-            *("engine.CrossingStep", "engine.Entries", "engine.ParameterSums", "engine.Scaled"),
+            *("engine.Read", "engine.CrossingStep"),
+            *("engine.Entries", "engine.ParameterSums", "engine.Scaled"),
             "engine.Unrolled",
         ),
         "a result, made by another function",
@@ -650,7 +650,7 @@ EXEMPT = {
     **dict.fromkeys(
         (
             *("engine.backpropagate", "engine.backpropagate_by_crossing", "engine.fold"),
-            *("engine.input_adjoints", "engine.with_factors"),
+            *("engine.input_adjoints", "engine.scan", "engine.with_factors", "cells.pull_back"),
         ),
         "takes what unroll and Entries.of made, and is called for every step",
     ),

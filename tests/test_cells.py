@@ -40,8 +40,8 @@ def test_states_equal_torch(problem):
 def test_relu_is_flat_at_zero():
     """torch takes the derivative of relu at 0 to be 0; so does the cell."""
     cell = cells.Elman(torch.zeros(1, 1), torch.ones(1, 1), activation="relu")
-    step = cell.linearise(cell.step(torch.zeros(1, 1), torch.zeros(1, 1)))
-    assert float(cell.pull_back(step, torch.ones(1, 1, 1)).previous()) == 0
+    graph = cell.linearise(cell.step(torch.zeros(1, 1), torch.zeros(1, 1)))
+    assert float(cells.pull_back(graph, torch.ones(1, 1, 1)).previous()) == 0
 
 
 def test_a_saturated_forget_gate_carries_the_cell_state_unchanged():
@@ -50,10 +50,10 @@ def test_a_saturated_forget_gate_carries_the_cell_state_unchanged():
     bias[H : 2 * H] = 1000.0
     zeros = torch.zeros(4 * H, H, dtype=torch.float64)
     cell = cells.LSTM(zeros, zeros, bias)
-    step = cell.linearise(cell.step(torch.ones(2, H).double(), torch.ones(2, 2 * H).double()))
+    graph = cell.linearise(cell.step(torch.ones(2, H).double(), torch.ones(2, 2 * H).double()))
     delta = torch.randn(3, 2, 2 * H, dtype=torch.float64)
     delta[..., :H] = 0
-    assert torch.equal(cell.pull_back(step, delta).previous(), delta)
+    assert torch.equal(cells.pull_back(graph, delta).previous(), delta)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import re
 import runpy
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,29 +14,73 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
+DRAWING = ROOT / "docs" / "images" / "vocabulary.svg"
+"""The one picture that a script draws and no page."""
+
+
 def named(page):
     return str(page.relative_to(ROOT))
 
 
-RUN = """
-import sys
-from pathlib import Path
-from run_pages import run
+RUN_PAGES = ROOT / "scripts" / "run_pages.py"
 
-page, folder = map(Path, sys.argv[1:])
-print(run(page.read_text(), page.name, folder), end="")
-"""
+
+def check(page, folder):
+    """In a process of its own, as a reader would run it: without the tests' type checks."""
+    command = [sys.executable, "-W", "error", str(RUN_PAGES), "--check", str(folder), str(page)]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_the_page_runs_and_prints_what_it_shows(page, tmp_path):
-    """In a process of its own, as a reader would run it: without the tests' type checks."""
-    command = [sys.executable, "-W", "error", "-c", RUN, str(page), str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT / "scripts", capture_output=True, text=True)
+    done = check(page, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == page.read_text()
-    for image in re.findall(r"\]\(images/([^)]+\.svg)\)", done.stdout):
+    images = set(re.findall(r"\]\(images/([^)]+\.svg)\)", page.read_text())) - {DRAWING.name}
+    for image in images:
         assert (tmp_path / image).exists(), f"{page.name} shows {image} and does not draw it"
+
+
+A_PAGE = """# A page
+
+```python
+size = 3
+print(f"{size} steps, {size / 7:.3f}")
+```
+
+Words.
+
+```text
+3 steps, 0.429
+```
+
+```python
+assert size == 3  # one namespace
+```
+"""
+
+
+@pytest.mark.parametrize(
+    ("shown", "instead", "says"),
+    [
+        ("0.429", "0.428", None),  # 0.42857: its last digit is one that rounding may decide
+        ("0.429", "0.427", "shows"),
+        ("3 steps", "4 steps", "shows"),  # a whole number is exact
+        ("3 steps", "3 step", "shows"),
+        ("```text\n3 steps, 0.429\n```\n", "", "not shown"),
+        ("== 3", "== 4", "AssertionError"),
+    ],
+)
+def test_a_page_that_shows_something_else_is_refused(shown, instead, says, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(A_PAGE)
+    assert check(page, tmp_path).returncode == 0
+    assert A_PAGE.count(shown) == 1
+    page.write_text(A_PAGE.replace(shown, instead))
+    done = check(page, tmp_path)
+    assert (done.returncode == 0) == (says is None), done.stderr
+    assert says is None or says in done.stderr
+    subprocess.run([sys.executable, str(RUN_PAGES), str(page)], capture_output=True)
+    assert (page.read_text() == A_PAGE) == (says == "shows")  # brought up to date
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
@@ -67,16 +112,19 @@ PUBLIC = public_names()
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_every_public_name_is_documented_with_an_example(name):
-    """Its examples run with the tests of the package; every parameter is explained by name."""
-    said = PUBLIC[name].__doc__ or ""  # its own, not an inherited one
-    assert ">>> " in said, f"{name} has no example"
-    for parameter in parameters(PUBLIC[name]):
+    """Its examples run with the tests of the package; every parameter is explained by name, be it
+    where it is inherited from.
+    """
+    value = PUBLIC[name]
+    assert ">>> " in (value.__doc__ or ""), f"{name} has no example"
+    said = "".join(each.__doc__ or "" for each in getattr(value, "__mro__", (value,)))
+    for parameter in parameters(value):
         assert re.search(rf"\b{parameter}\b", said), f"{name} does not say what {parameter} is"
 
 
 def test_the_pages_show_how_to_begin():
     text = " ".join(page.read_text() for page in PAGES)
-    for name in ("record", "decompose", "diagnose"):
+    for name in ("record", "decompose", "diagnose", "save", "load"):
         assert f"retrograde.{name}(" in text
 
 
@@ -85,6 +133,16 @@ def test_the_pages_of_the_rules_are_fresh():
     rule_pages = runpy.run_path(str(ROOT / "scripts" / "rule_pages.py"))
     there = {path.name: path.read_text() for path in rule_pages["FOLDER"].iterdir()}
     assert there == rule_pages["render"](), "run python scripts/rule_pages.py"
+
+
+def test_the_drawing_is_fresh():
+    drawing = runpy.run_path(str(ROOT / "scripts" / "vocabulary_drawing.py"))
+    assert DRAWING.read_text() == drawing["render"](), "run python scripts/vocabulary_drawing.py"
+
+
+def test_the_citation_names_this_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"\nversion: {project['version']}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_every_page_is_in_the_navigation():

@@ -6,178 +6,179 @@ import pytest
 import torch
 
 from conformance import CHECKS
-from problems import FAMILY, GRU2014_, GRU_, LEAKY, LSTM_, MGU, SLSTM, TANH
-from retrograde.cells import GRU, GRU2014, LSTM, Elman
-from retrograde.cells.base import FEW_ROWS
-from retrograde.cells.from_function import FunctionCell
+from problems import FAMILY, GRU2014_, GRU_, LEAKY, LSTM_, MGU, SLSTM, TANH, H
+from retrograde.cells import GRU, GRU2014, LSTM, Elman, plan
+from retrograde.cells.from_function import FunctionCell, FunctionDerivative
+from retrograde.cells.graph import Diagonal, Opaque, Weight
 
 
-class SignFlip(Elman):
-    def pull_back(self, step, delta):
-        return super().pull_back(step, -delta)
+class _Rewired:
+    """A cell with one thing wrong in the graph of its step: some edges are others, or missing."""
+
+    def linearise(self, step):
+        graph = super().linearise(step)
+        edges = [self.rewire(edge, step) for edge in graph.edges]
+        return replace(graph, edges=tuple(edge for edge in edges if edge is not None))
 
 
-class MissingTanhDerivative(Elman):
-    def linearise(self, step, cut=frozenset()):
-        return replace(step, derivatives={"h by a": torch.ones_like(step.state).unsqueeze(-2)})
+def leads(edge, source, target):
+    """Whether an edge joins these nodes."""
+    return isinstance(edge, Diagonal | Weight) and (edge.source, edge.target) == (source, target)
 
 
-class OffByOneInTime(Elman):
-    def pull_back(self, step, delta):
-        return super().pull_back(replace(step, previous=step.state), delta)
+class SignFlip(_Rewired, Elman):
+    def rewire(self, edge, step):
+        return replace(edge, factor=-edge.factor) if edge.target == "h+" else edge
 
 
-class UntransposedWeights(Elman):
-    def pull_back(self, step, delta):
-        adjoint = super().pull_back(step, delta)
-        return replace(adjoint, edges=(replace(adjoint.edges[0], weight=self.weight_hh.T),))
+class MissingTanhDerivative(_Rewired, Elman):
+    def rewire(self, edge, step):
+        return replace(edge, factor=None) if edge.target == "h+" else edge
 
 
-class _Altered:
-    """Changes one pointwise derivative of a gated cell."""
+class OffByOneInTime(_Rewired, Elman):
+    """A wrong operand."""
 
-    def linearise(self, step, cut=frozenset()):
-        derivatives = dict(super().linearise(step).derivatives)
-        self.alter(step, derivatives)
-        return replace(step, derivatives=derivatives)
-
-
-class SwappedGates(_Altered, LSTM):
-    def alter(self, step, derivatives):
-        derivatives["a by c"] = derivatives["a by c"].flip(-2)
+    def rewire(self, edge, step):
+        if edge.source != "h-":
+            return edge
+        return replace(edge, use=replace(edge.use, operand=step.state))
 
 
-class MissingReadout(_Altered, LSTM):
-    def alter(self, step, derivatives):
-        derivatives["h by c"] = torch.zeros_like(derivatives["h by c"])
+class UntransposedWeights(_Rewired, Elman):
+    def rewire(self, edge, step):
+        return replace(edge, matrix=self.weight_hh.T) if edge.source == "h-" else edge
 
 
-class DroppedOneMinusF(_Altered, LSTM):
-    def alter(self, step, derivatives):
-        f = slice(1, 2)
-        by_a = derivatives["a by c"].clone()
-        by_a[..., f, :] /= (1 - step.activations["forget"]).unsqueeze(-2)
-        derivatives["a by c"] = by_a
+class MissingRecurrentEdge(_Rewired, Elman):
+    def rewire(self, edge, step):
+        return None if edge.source == "h-" else edge
 
 
-class NewCellStateInsteadOfOld(_Altered, LSTM):
-    def alter(self, step, derivatives):
-        shifted = LSTM.linearise(self, replace(step, previous=step.state)).derivatives
-        derivatives["a by c"] = shifted["a by c"]
+class MissingBias(_Rewired, Elman):
+    def rewire(self, edge, step):
+        return None if edge.use and edge.use.parameter == "bias_hh" else edge
 
 
-class ClosedCarousel(_Altered, LSTM):
-    def alter(self, step, derivatives):
-        derivatives["carousel"] = torch.zeros_like(derivatives["carousel"])
-        derivatives.pop("c by c", None)
+class SwappedGates(_Rewired, LSTM):
+    """The factors of two edges are swapped."""
+
+    def rewire(self, edge, step):
+        i, f, g, _, _ = step.activations.values()
+        c_previous = step.previous[..., self.slots["c"]]
+        if leads(edge, "a.input", "c"):
+            return replace(edge, factor=c_previous * f * (1 - f))
+        if leads(edge, "a.forget", "c"):
+            return replace(edge, factor=g * i * (1 - i))
+        return edge
 
 
-class ResetGateForgotten(_Altered, GRU):
-    def alter(self, step, derivatives):
-        derivatives["h by q"] = derivatives["h by a"]
+class SwappedRows(_Rewired, LSTM):
+    """Two gates have each other's rows of the weights."""
+
+    def rewire(self, edge, step):
+        first, second = slice(0, H), slice(H, 2 * H)
+        if leads(edge, "h-", "a.input"):
+            return replace(edge, rows=second)
+        return replace(edge, rows=first) if leads(edge, "h-", "a.forget") else edge
 
 
-class UpdateGateTurnedRound(_Altered, GRU):
-    def alter(self, step, derivatives):
-        derivatives["h by h"] = 1 - derivatives["h by h"]
+class MissingReadout(_Rewired, LSTM):
+    def rewire(self, edge, step):
+        return None if edge.route == "readout" else edge
 
 
-class PeepholeOfTheOutputGateForgotten(_Altered, LSTM):
-    def alter(self, step, derivatives):
-        o, y = step.activations["output"], step.activations["squashed"]
-        derivatives["h by c"] = o * (1 - y * y)
+class DroppedOneMinusF(_Rewired, LSTM):
+    def rewire(self, edge, step):
+        f, c_previous = step.activations["forget"], step.previous[..., self.slots["c"]]
+        return replace(edge, factor=c_previous * f) if leads(edge, "a.forget", "c") else edge
 
 
-class PeepholeSeesTheOldCell(_Altered, LSTM):
-    def alter(self, step, derivatives):
-        o, y = step.activations["output"], step.activations["squashed"]
+class NewCellStateInsteadOfOld(_Rewired, LSTM):
+    def rewire(self, edge, step):
+        f, c = step.activations["forget"], step.state[..., self.slots["c"]]
+        return replace(edge, factor=c * f * (1 - f)) if leads(edge, "a.forget", "c") else edge
+
+
+class ClosedCarousel(_Rewired, LSTM):
+    def rewire(self, edge, step):
+        if edge.route != "carousel":
+            return edge
+        return replace(edge, factor=torch.zeros_like(edge.factor))
+
+
+class ResetGateForgotten(_Rewired, GRU):
+    def rewire(self, edge, step):
+        return replace(edge, factor=None) if leads(edge, "q", "a.candidate") else edge
+
+
+class UpdateGateTurnedRound(_Rewired, GRU):
+    def rewire(self, edge, step):
+        return replace(edge, factor=1 - edge.factor) if edge.route == "carousel" else edge
+
+
+class PeepholeOfTheOutputGateForgotten(_Rewired, LSTM):
+    def rewire(self, edge, step):
+        return replace(edge, source="") if edge.route == "peephole.output" else edge
+
+
+class PeepholeSeesTheOldCell(_Rewired, LSTM):
+    def rewire(self, edge, step):
+        if edge.route != "peephole.output":
+            return edge
         old = step.previous[..., self.slots["c"]]
-        derivatives["p by h"] = (old * y * o * (1 - o)).unsqueeze(-2)
+        return replace(edge, use=replace(edge.use, operand=old))
 
 
-class PeepholeRouteForgotten(_Altered, LSTM):
-    def alter(self, step, derivatives):
-        derivatives["peephole.forget"] = torch.zeros_like(derivatives["peephole.forget"])
-        derivatives.pop("c by c")
+class PeepholeRouteForgotten(_Rewired, LSTM):
+    def rewire(self, edge, step):
+        return replace(edge, source="") if edge.route == "peephole.forget" else edge
 
 
-class CarouselAndPeepholesThatDoNotAddUp(_Altered, LSTM):
-    def alter(self, step, derivatives):
-        derivatives["c by c"] = derivatives["carousel"]
+class PeepholeOfAnotherUnit(_Rewired, LSTM):
+    def rewire(self, edge, step):
+        if edge.route != "peephole.forget":
+            return edge
+        return replace(edge, factor=edge.factor.flip(0))
 
 
-class CouplingForgotten(_Altered, LSTM):
-    def alter(self, step, derivatives):
-        by_a = derivatives["a by c"].clone()
+class CouplingForgotten(_Rewired, LSTM):
+    def rewire(self, edge, step):
         i, g = step.activations["input"], step.activations["cell"]
-        by_a[..., 0, :] = g * i * (1 - i)
-        derivatives["a by c"] = by_a
+        return replace(edge, factor=g * i * (1 - i)) if leads(edge, "a.input", "c") else edge
 
 
-class TanhDerivativeForTheSquashingOf1997(_Altered, LSTM):
-    def alter(self, step, derivatives):
+class TanhDerivativeForTheSquashingOf1997(_Rewired, LSTM):
+    def rewire(self, edge, step):
         o, y = step.activations["output"], step.activations["squashed"]
-        derivatives["h by c"] = o * (1 - y * y)
+        return replace(edge, factor=o * (1 - y * y)) if edge.route == "readout" else edge
 
 
-class GatesOfTheStepBeforeForgotten(_Altered, LSTM):
-    def alter(self, step, derivatives):
-        derivatives["h by o"] = torch.zeros_like(derivatives["h by o"])
+class GatesOfTheStepBeforeForgotten(_Rewired, LSTM):
+    def rewire(self, edge, step):
+        return None if leads(edge, "o", "o+") else edge
 
 
-class ResetGateMultipliesTheWrongSide(_Altered, GRU2014):
-    def alter(self, step, derivatives):
-        derivatives["q by h"] = torch.ones_like(derivatives["q by h"])
+class ResetGateMultipliesTheWrongSide(_Rewired, GRU2014):
+    def rewire(self, edge, step):
+        return replace(edge, factor=None) if leads(edge, "h-", "q") else edge
 
 
-class OperandBeforeTheReset(GRU2014):
-    def pull_back(self, step, delta):
-        adjoint = super().pull_back(step, delta)
-        gates, candidate = adjoint.uses["weight_hh"]
-        uses = dict(adjoint.uses, weight_hh=(gates, replace(candidate, operand=step.previous)))
-        return replace(adjoint, find_uses=lambda: uses)
+class OperandBeforeTheReset(_Rewired, GRU2014):
+    def rewire(self, edge, step):
+        if not leads(edge, "q", "a.candidate"):
+            return edge
+        return replace(edge, use=replace(edge.use, operand=step.previous))
 
 
-class JacobianOfTheWrongSample(LSTM):
-    """Right for few rows, wrong where each sample's Jacobian is formed."""
-
-    def pull_back(self, step, delta):
-        if len(delta) < FEW_ROWS:
-            return super().pull_back(step, delta)
-        shifted = {name: value.roll(1, 0) for name, value in step.derivatives.items()}
-        return super().pull_back(replace(step, derivatives=shifted), delta)
-
-
-class BiasOfTheWrongSide(GRU):
-    def pull_back(self, step, delta):
-        adjoint = super().pull_back(step, delta)
-        uses = dict(adjoint.uses, bias_hh=adjoint.uses["bias_ih"])
-        return replace(adjoint, find_uses=lambda: uses)
+class BiasOfTheWrongSide(_Rewired, GRU):
+    def rewire(self, edge, step):
+        return replace(edge, target="a.candidate") if leads(edge, "", "q") else edge
 
 
 class FunctionSeesTheNewState(FunctionCell):
-    def pull_back(self, step, delta):
-        return super().pull_back(replace(step, previous=step.state), delta)
-
-
-class RoutesThatOverlap(FunctionCell):
-    """Each route brings what all routes from its piece bring."""
-
-    def pull_back(self, step, delta):
-        adjoint = super().pull_back(step, delta)
-        edges = (replace(edge, pulls=(edge.pull,) * len(edge.pulls)) for edge in adjoint.edges)
-        return replace(adjoint, edges=tuple(edges))
-
-
-class GradientsAveragedOverTheBatch(FunctionCell):
-    def pull_back(self, step, delta):
-        adjoint = super().pull_back(step, delta)
-        (formed,) = adjoint.formed
-
-        def pull(rows):
-            return {name: sums / rows.shape[1] for name, sums in formed.pull(rows).items()}
-
-        return replace(adjoint, formed=(replace(formed, pull=pull),))
+    def linearise(self, step):
+        return super().linearise(replace(step, previous=step.state))
 
 
 class SamplesOfOtherStates(FunctionCell):
@@ -195,6 +196,8 @@ FAULTS = [
     (MissingTanhDerivative, TANH),
     (OffByOneInTime, TANH),
     (UntransposedWeights, TANH),
+    (MissingRecurrentEdge, TANH),
+    (MissingBias, TANH),
     (SwappedGates, LSTM_),
     (MissingReadout, LSTM_),
     (DroppedOneMinusF, LSTM_),
@@ -202,20 +205,18 @@ FAULTS = [
     (ClosedCarousel, LSTM_),
     (ResetGateForgotten, GRU_),
     (UpdateGateTurnedRound, GRU_),
-    (JacobianOfTheWrongSample, LSTM_),
+    (SwappedRows, LSTM_),
     (BiasOfTheWrongSide, GRU_),
     (PeepholeOfTheOutputGateForgotten, FAMILY["lstm-2002"]),
     (PeepholeSeesTheOldCell, FAMILY["lstm-2002"]),
     (PeepholeRouteForgotten, FAMILY["lstm-2002"]),
-    (CarouselAndPeepholesThatDoNotAddUp, FAMILY["lstm-2002"]),
+    (PeepholeOfAnotherUnit, FAMILY["lstm-2002"]),
     (CouplingForgotten, FAMILY["cifg"]),
     (TanhDerivativeForTheSquashingOf1997, FAMILY["lstm-1997"]),
     (GatesOfTheStepBeforeForgotten, FAMILY["fgr"]),
     (ResetGateMultipliesTheWrongSide, GRU2014_),
     (OperandBeforeTheReset, GRU2014_),
     (FunctionSeesTheNewState, MGU),
-    (RoutesThatOverlap, SLSTM),
-    (GradientsAveragedOverTheBatch, LEAKY),
     (SamplesOfOtherStates, MGU),
 ]
 
@@ -242,3 +243,63 @@ def test_the_suite_rejects(broken, make):
         except AssertionError:
             rejected.append(check.__name__)
     assert rejected, f"no check noticed {broken.__name__}"
+
+
+def jacobian_of_the_wrong_sample(factor, blocks, sound=plan._jacobians):
+    return sound(factor.roll(1, 0), blocks)
+
+
+def routes_that_do_not_add_up(self, edge, form, sound=plan.Plan._through):
+    """Of the routes that lie side by side on one base the last is taken for their sum."""
+    alone = {}
+    sound(self, edge, alone)
+    form.update(alone)
+
+
+def blocks_in_another_order(self, blocks, sound=plan.Plan.segments):
+    segments = sound(self, blocks)
+    if len(blocks.targets) < 3:
+        return segments
+    return tuple(
+        replace(each, factor=each.factor.flip(-2)) if each.last - each.first > 1 else each
+        for each in segments
+    )
+
+
+def routes_that_overlap(self, wanted=None, apart=(), sound=Opaque.groups):
+    """Each route brings what all routes from its piece bring."""
+    if wanted is None:
+        return sound(self, wanted, apart)
+    sources = tuple(s for s in self.sources if any(wanted(self.routes[s, t]) for t in self.targets))
+    return [(tuple(self.targets), sources, "")]
+
+
+def gradients_averaged_over_the_batch(self, delta, sound=FunctionDerivative.to_parameters):
+    return {name: sums / delta.shape[1] for name, sums in sound(self, delta).items()}
+
+
+OF_ALL_CELLS = [
+    (plan, "_jacobians", jacobian_of_the_wrong_sample, LSTM_),
+    (plan.Plan, "_through", routes_that_do_not_add_up, FAMILY["lstm-2002"]),
+    (plan.Plan, "segments", blocks_in_another_order, LSTM_),
+    (Opaque, "groups", routes_that_overlap, SLSTM),
+    (FunctionDerivative, "to_parameters", gradients_averaged_over_the_batch, LEAKY),
+]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "fault", "make"),
+    [pytest.param(*fault, id=fault[2].__name__) for fault in OF_ALL_CELLS],
+)
+def test_the_suite_rejects_what_is_wrong_for_all_cells(owner, name, fault, make, monkeypatch):
+    cell = make()
+    for check in CHECKS:
+        check(cell)
+    monkeypatch.setattr(owner, name, fault)
+    rejected = []
+    for check in CHECKS:
+        try:
+            check(cell)
+        except AssertionError:
+            rejected.append(check.__name__)
+    assert rejected, f"no check noticed {fault.__name__}"

@@ -6,7 +6,7 @@ from torch import nn
 
 from conformance import EXACT, plain_pass, unrolled_and_entries
 from problems import FAMILY, GRU2014_, INPUTS, B, H, T
-from retrograde.cells import GRU2014, LSTM, generations, truncated
+from retrograde.cells import GRU2014, LSTM, generations, pull_back, truncated
 from retrograde.cells.generations import TABLE
 from retrograde.decompose.by_lag import LagSums
 from retrograde.engine import fold, unroll
@@ -150,8 +150,8 @@ def test_the_jacobian_splits_into_carousel_and_crossings():
         expected[route] = torch.cat((D @ rows, rows))
 
     eye = torch.eye(2 * H, dtype=torch.float64).unsqueeze(1)
-    step = cell.linearise(cell.step(x.unsqueeze(0), state.unsqueeze(0)))
-    routes = cell.pull_back(step, eye).by_route()
+    graph = cell.linearise(cell.step(x.unsqueeze(0), state.unsqueeze(0)))
+    routes = pull_back(graph, eye).by_route()
     assert set(routes) == set(expected)
     for route, rows in routes.items():
         torch.testing.assert_close(rows[:, 0], expected[route], **PAPER)

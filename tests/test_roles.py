@@ -3,15 +3,16 @@
 import csv
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import retrograde
-from retrograde.cells import ACTIVATIONS, AbstractLayer, CellAdjoint, CellStep, Gate, Position
-from retrograde.cells.base import Elementwise, GateAdjoint, Product, affine, standard_shapes
+from retrograde.cells import ACTIVATIONS, AbstractLayer, CellStep, Gate, Position
+from retrograde.cells.base import affine, standard_shapes
+from retrograde.cells.graph import Diagonal
 from retrograde.diagnosis import RULES
 from retrograde.errors import ArgumentError
 from retrograde.report import Report, Settings
@@ -51,18 +52,6 @@ class Unit(AbstractLayer):
     def slots(self) -> Mapping[str, slice]:
         return {"h": slice(0, self.hidden_size)}
 
-    @property
-    def recurrent_routes(self) -> tuple[str, ...]:
-        return tuple(f"recurrent.{gate.name}" for gate in self.gates)
-
-    @property
-    def routes(self) -> tuple[str, ...]:
-        return (*self.recurrent_routes, "carousel")
-
-    @property
-    def inner_routes(self) -> tuple[str, ...]:
-        return ()
-
     def gates_of(self, parameter: str) -> tuple[str, ...]:
         return self.pre_activations
 
@@ -75,22 +64,14 @@ class Unit(AbstractLayer):
         activations = dict(zip(self.pre_activations, (f, n), strict=True))
         return CellStep(x, state, f * state + (1 - f) * n, activations)
 
-    def linearise(self, step, cut=frozenset()):
+    def linearise(self, step):
         f, n = step.activations.values()
-        by_f = (step.previous - n) * f * (1 - f)
-        by_n = (1 - f) * (1 - n * n)
-        return replace(step, derivatives={"a": torch.stack((by_f, by_n), -2), "carousel": f})
-
-    def pull_back(self, step, delta):
-        h, da = self.slots["h"], GateAdjoint(((delta, step.derivatives["a"]),))
-        return CellAdjoint(
-            edges=(
-                Product(self.recurrent_routes, da, self.weight_hh, h),
-                Elementwise(("carousel",), delta, step.derivatives["carousel"], h),
-            ),
-            to_input=Product(("input",), da, self.weight_ih, slice(0, self.input_size)),
-            find_uses=lambda: self.uses(step, da, da),
-            like=delta,
+        keep, new = self.pre_activations
+        return self.graph(
+            *self.affine_edges(step, (f"recurrent.{keep}", f"recurrent.{new}")),
+            Diagonal("h-", "h+", f, "carousel"),
+            Diagonal(f"a.{keep}", "h+", (step.previous - n) * f * (1 - f)),
+            Diagonal(f"a.{new}", "h+", (1 - f) * (1 - n * n)),
         )
 
 

@@ -10,7 +10,7 @@ import retrograde
 from conformance import EXACT, plain_pass, unrolled_and_entries
 from conftest import unchecked
 from problems import FAMILY, GRU2014_, GRU_, LSTM_, PROBLEMS, TANH, B, T, _stack
-from retrograde.cells import GRU, Elman, truncated
+from retrograde.cells import GRU, Elman, pull_back, truncated
 from retrograde.decompose.by_lag import LagSums
 from retrograde.engine import fold
 from retrograde.errors import ArgumentError
@@ -30,7 +30,7 @@ def dense_routes(cell, plain) -> list[dict[str, Tensor]]:
         x, state = x.detach(), state.detach()
         eye = torch.eye(cell.state_size, dtype=torch.float64)
         rows = eye.unsqueeze(1).expand(-1, B, -1)
-        routes = cell.pull_back(cell.linearise(cell.step(x, state)), rows).by_route()
+        routes = pull_back(cell.linearise(cell.step(x, state)), rows).by_route()
         steps.append({name: part.transpose(0, 1) for name, part in routes.items()})
     return steps
 

@@ -1,6 +1,6 @@
 """The recurrences: one file each, forward and derivative side by side."""
 
-from retrograde.cells.base import AbstractCell, AbstractLayer, CellAdjoint, CellStep
+from retrograde.cells.base import AbstractCell, AbstractLayer, CellStep
 from retrograde.cells.carrying import Carrying, stepping
 from retrograde.cells.clipped import Clipped, clipped, policy_of, unclipped
 from retrograde.cells.cut import Cut, truncated
@@ -8,8 +8,10 @@ from retrograde.cells.elman import Elman
 from retrograde.cells.from_function import from_function
 from retrograde.cells.gates import ACTIVATIONS, Activation, Gate
 from retrograde.cells.generations import Generation, generations
+from retrograde.cells.graph import Graph
 from retrograde.cells.gru import GRU, GRU2014
 from retrograde.cells.lstm import LSTM
+from retrograde.cells.plan import CellAdjoint, pull_back
 from retrograde.cells.position import Position
 from retrograde.cells.projected import ProjectedLSTM
 from retrograde.cells.side_by_side import SideBySide
@@ -31,6 +33,7 @@ __all__ = [
     "Elman",
     "Gate",
     "Generation",
+    "Graph",
     "Position",
     "ProjectedLSTM",
     "SideBySide",
@@ -39,6 +42,7 @@ __all__ = [
     "from_function",
     "generations",
     "policy_of",
+    "pull_back",
     "stepping",
     "truncated",
     "unclipped",

@@ -1,16 +1,14 @@
-"""What a recurrence is to the rest of the package: one step, and the pull-back of that step.
+"""What a recurrence is to the rest of the package: one step, and the derivative of that step.
 
-A cell knows no time. `step` maps (x_k, s_{k-1}) to s_k; `linearise` adds the derivatives of its
-pointwise functions; `pull_back` maps adjoints of s_k to those of the pre-activations, of x_k and of
-s_{k-1}. The adjoint of s_{k-1} is never written out twice: a cell names the *edges* that lead from
-step k back to step k-1, and both the sum over them and the split by route are read off that list.
+A cell knows no time. `step` maps (x_k, s_{k-1}) to s_k; `linearise` gives the derivative as a graph
+of named nodes and labelled edges (graph.py). All that follows from a derivative, the routes and the
+pull-back of adjoints among it, is read off that graph, and no cell writes it down again.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cached_property
-from itertools import combinations
 
 import torch
 from jaxtyping import Float
@@ -19,67 +17,17 @@ from torch import Tensor
 from retrograde import _checks
 from retrograde._types import Input, Projected, State
 from retrograde.cells.gates import Gate
+from retrograde.cells.graph import Edge, Graph, biases, weights
 from retrograde.errors import ArgumentError
-
-FEW_ROWS = 32
-"""From so many rows on, a Jacobian formed once for each sample pays for itself."""
-
-
-@dataclass(frozen=True)
-class Factors:
-    """What a clipping policy multiplies the adjoints of one step by, or of many along a first axis.
-
-    `here` holds the factor of the adjoint of each pre-activation by gate ([*L, H]), that of the
-    whole state as "state" and that of all that goes back through recurrent weights as "recurrent"
-    ([*L, 1]), as far as the policy acts there; `layers` those of a stack's layers.
-    """
-
-    here: Mapping[str, Float[Tensor, "*L _"]] = field(default_factory=dict)
-    layers: "tuple[Factors, ...]" = ()
-
-    @staticmethod
-    def stack(steps: "Sequence[Factors]") -> "Factors":
-        """Those of many steps as one with a leading axis.
-
-        Raises:
-            ArgumentError: if the policy acted at some of the steps only.
-        """
-        if any(step.here.keys() != steps[0].here.keys() for step in steps):
-            raise ArgumentError(
-                "a policy gave factors at some steps and None at others; where nothing is to be "
-                "clipped the factors are ones"
-            )
-        here = {name: torch.stack([step.here[name] for step in steps]) for name in steps[0].here}
-        layers = zip(*(step.layers for step in steps), strict=True)
-        return Factors(here, tuple(map(Factors.stack, layers)))
-
-
-@dataclass(frozen=True)
-class _At(Mapping[str, Tensor]):
-    """The activations of many steps at one of them; a pull-back hardly ever asks for any."""
-
-    many: Mapping[str, Tensor]
-    step: int
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.many[name][self.step]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.many)
-
-    def __len__(self) -> int:
-        return len(self.many)
 
 
 @dataclass(frozen=True)
 class CellStep:
-    """One step of a cell (or, with a leading axis, many): what the pull-back needs to know.
+    """One step of a cell (or, with leading axes, many): what the derivative needs to know.
 
     `x` is what it read, `previous` and `state` are s_{k-1} and s_k. `activations` holds the gates
-    and squashed values by name; `derivatives` the pointwise factors
-    that `linearise` derives from them ([*L, H], or [*L, G, H] for several gates); `layers` the
-    steps of a stack's layers, none for a plain cell; `factors` those of a clipping policy, which
-    chooses them from what is left of a step with some edges inside it `cut`.
+    and other activated values by name; `layers` the steps of a stack's layers, none for a plain
+    cell.
 
     Example:
         >>> import torch
@@ -93,45 +41,7 @@ class CellStep:
     previous: Float[Tensor, "*L S"]
     state: Float[Tensor, "*L S"]
     activations: Mapping[str, Float[Tensor, "*L H"]] = field(default_factory=dict)
-    derivatives: Mapping[str, Float[Tensor, "..."]] = field(default_factory=dict)
     layers: "tuple[CellStep, ...]" = ()
-    factors: Mapping[str, Float[Tensor, "*L _"]] = field(default_factory=dict)
-    cut: frozenset[str] = frozenset()
-
-    def unbind(self) -> "list[CellStep]":
-        """The single steps along the leading axis."""
-
-        def by_name(named: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-            columns = [value.unbind() for value in named.values()]
-            return (dict(zip(named, row, strict=True)) for row in zip(*columns, strict=True))
-
-        count = self.x.shape[0]
-        layers = zip(*(layer.unbind() for layer in self.layers), strict=True)
-        return [
-            CellStep(*parts)
-            for parts in zip(
-                self.x.unbind(),
-                self.previous.unbind(),
-                self.state.unbind(),
-                [_At(self.activations, step) for step in range(count)],
-                by_name(self.derivatives) if self.derivatives else [{}] * count,
-                layers if self.layers else [()] * count,
-                by_name(self.factors) if self.factors else [{}] * count,
-                [self.cut] * count,
-                strict=True,
-            )
-        ]
-
-    def clipped(self, factors: Factors) -> "CellStep":
-        """The step with the factors of a clipping policy; to be linearised after."""
-        pairs = zip(self.layers, factors.layers, strict=True)
-        layers = tuple(layer.clipped(own) for layer, own in pairs)
-        return replace(self, factors=factors.here, layers=layers)
-
-    def slope(self, gate: str, by_a: Float[Tensor, "*L H"]) -> Float[Tensor, "*L H"]:
-        """The slope of a gate's squashing function, times the factor of its adjoint if clipped."""
-        factor = self.factors.get(gate)
-        return by_a if factor is None else by_a * factor
 
     @staticmethod
     def stack(
@@ -151,361 +61,7 @@ class CellStep:
             for name in steps[0].activations
         }
         layers = zip(*(step.layers for step in steps), strict=True)
-        return CellStep(x, previous, state, activations, layers=tuple(map(of_layer, layers)))
-
-    def between(self, start: int, stop: int) -> "CellStep":
-        """Steps start..stop-1 of many."""
-        return self._each(lambda value: value[start:stop])
-
-    def merged(self) -> "CellStep":
-        """The first two leading axes as one: many steps as if they were samples of one step."""
-        return self._each(lambda value: value.flatten(0, 1))
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "CellStep":
-        """The same with all tensors changed in the same way."""
-
-        def by_name(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {name: change(value) for name, value in named.items()}
-
-        return CellStep(
-            change(self.x),
-            change(self.previous),
-            change(self.state),
-            by_name(self.activations),
-            by_name(self.derivatives),
-            tuple(layer._each(change) for layer in self.layers),
-            by_name(self.factors),
-            self.cut,
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class GateAdjoint:
-    """Adjoints of the pre-activations of all gates, not multiplied out: da_g = source * factor_g.
-
-    `parts` holds (source [N, B, H], factor [B, G, H]) with the gates in order over all parts.
-    Many rows share the factors, so that most questions cost less when they are put this way.
-    """
-
-    parts: tuple[tuple[Float[Tensor, "N B H"], Float[Tensor, "B _ H"]], ...]
-
-    @cached_property
-    def gates(self) -> int:
-        return sum(factor.shape[-2] for _, factor in self.parts)
-
-    @property
-    def batch(self) -> int:
-        return self.parts[0][0].shape[1]
-
-    @property
-    def size(self) -> int:
-        """P, the number of pre-activations."""
-        return self.gates * self.parts[0][1].shape[-1]
-
-    @cached_property
-    def dense(self) -> Float[Tensor, "N B P"]:
-        """da itself, the gates side by side."""
-        source = self.parts[0][0]
-        da = new_rows(source, len(source), self.batch, self.size)
-        gates, first = da.view(*da.shape[:-1], self.gates, -1), 0
-        for source, factor in self.parts:
-            last = first + factor.shape[-2]
-            torch.mul(source.unsqueeze(-2), factor, out=gates[..., first:last, :])
-            first = last
-        return da
-
-    def times(self, each: Float[Tensor, "B 1"]) -> "GateAdjoint":
-        """All of it multiplied by a factor for each sample."""
-        parts = ((source, factor * each.unsqueeze(-1)) for source, factor in self.parts)
-        return GateAdjoint(tuple(parts))
-
-    def gate(self, number: int) -> "GateAdjoint":
-        """The adjoint of one gate alone."""
-        for source, factor in self.parts:
-            if number < factor.shape[-2]:
-                return GateAdjoint(((source, factor[:, number : number + 1]),))
-            number -= factor.shape[-2]
-        raise IndexError(number)
-
-    def inner(self, others: Float[Tensor, "K B P"]) -> Float[Tensor, "N K"]:
-        """<da, other> over batch and gates, for K others: <source, sum_g factor_g other_g>."""
-        gates = others.unflatten(-1, (self.gates, -1))  # type: ignore[no-untyped-call]
-        inner, first = [], 0
-        for source, factor in self.parts:
-            last = first + factor.shape[-2]
-            towards = (factor * gates[..., first:last, :]).sum(-2)
-            inner.append(source.flatten(1) @ towards.flatten(1).T)
-            first = last
-        return torch.stack(inner).sum(0)
-
-    def product(
-        self, weight: Float[Tensor, "P M"], out: Float[Tensor, "N B M"], add: bool = False
-    ) -> None:
-        """da @ weight, written to `out` or added to it.
-
-        Few rows go through the weights one gate after the other. For many, sum_g diag(factor_g) W_g
-        is formed once for each sample: it is that sample's Jacobian, and every row is multiplied
-        by it alone, in 1/G of the operations.
-        """
-        if len(out) < FEW_ROWS or self.gates == len(self.parts):
-            out.flatten(0, 1).addmm_(self.dense.flatten(0, 1), weight, beta=int(add))
-            return
-        by_sample, first = new_samples(out), 0
-        for source, factor in self.parts:
-            blocks = weight.view(self.gates, -1, weight.shape[1])[first : first + factor.shape[-2]]
-            factors = factor.unsqueeze(-1)
-            jacobian = factors[:, 0] * blocks[0]
-            for gate in range(1, len(blocks)):
-                jacobian.addcmul_(factors[:, gate], blocks[gate])
-            by_sample.baddbmm_(source.transpose(0, 1), jacobian, beta=int(first > 0))
-            first += factor.shape[-2]
-        write(by_sample.transpose(0, 1), out, add)
-
-
-@dataclass(frozen=True, eq=False)
-class Product:
-    """An edge through a weight matrix: `adjoint @ weight`, given to `slot` of the previous state.
-
-    `routes` names one route for each gate, that is for each equal block of rows of the weight.
-    """
-
-    routes: tuple[str, ...]
-    adjoint: GateAdjoint
-    weight: Float[Tensor, "P M"]
-    slot: slice
-
-    def give(self, total: Float[Tensor, "N B S"], add: bool) -> None:
-        self.adjoint.product(self.weight, total[..., self.slot], add)
-
-    def split(self) -> "dict[str, Product]":
-        """The same edge, one gate at a time."""
-        weights = self.weight.chunk(len(self.routes), 0)
-        return {
-            route: Product((route,), self.adjoint.gate(number), weight, self.slot)
-            for number, (route, weight) in enumerate(zip(self.routes, weights, strict=True))
-        }
-
-
-@dataclass(frozen=True)
-class Elementwise:
-    """An edge that crosses no weights: `adjoint * factor`, given to `slot` of s_{k-1}.
-
-    Where several routes lie side by side, `factors` holds that of each and `factor` their sum.
-    """
-
-    routes: tuple[str, ...]
-    adjoint: Float[Tensor, "N B H"]
-    factor: Float[Tensor, "B H"]
-    slot: slice
-    factors: tuple[Float[Tensor, "B H"], ...] = ()
-
-    def give(self, total: Float[Tensor, "N B S"], add: bool) -> None:
-        if add:
-            total[..., self.slot].addcmul_(self.adjoint, self.factor)
-        else:
-            torch.mul(self.adjoint, self.factor, out=total[..., self.slot])
-
-    def split(self) -> "dict[str, Elementwise]":
-        if not self.factors:
-            return {self.routes[0]: self}
-        return {
-            route: Elementwise((route,), self.adjoint, factor, self.slot)
-            for route, factor in zip(self.routes, self.factors, strict=True)
-        }
-
-
-@dataclass(frozen=True, eq=False)
-class Operator:
-    """An edge known only by what it does to the adjoint: `pull()`, given to `slot` of s_{k-1}.
-
-    Where several routes lie side by side, `pulls` holds that of each and `pull` their sum.
-    """
-
-    routes: tuple[str, ...]
-    pull: Callable[[], Float[Tensor, "N B M"]]
-    slot: slice
-    pulls: tuple[Callable[[], Float[Tensor, "N B M"]], ...] = ()
-
-    def give(self, total: Float[Tensor, "N B S"], add: bool) -> None:
-        write(self.pull(), total[..., self.slot], add)
-
-    def split(self) -> "dict[str, Operator]":
-        if not self.pulls:
-            return {self.routes[0]: self}
-        return {
-            route: Operator((route,), pull, self.slot)
-            for route, pull in zip(self.routes, self.pulls, strict=True)
-        }
-
-
-Edge = Product | Elementwise | Operator
-
-
-def edges_along(edges: Iterable[Edge], wanted: Callable[[str], bool]) -> tuple[Edge, ...]:
-    """The edges with the wanted routes alone; one that has others as well is split."""
-    found: list[Edge] = []
-    for edge in edges:
-        kept = [route for route in edge.routes if wanted(route)]
-        if len(kept) == len(edge.routes):
-            found.append(edge)
-        elif kept:
-            parts = edge.split()
-            found += [parts[route] for route in kept]
-    return tuple(found)
-
-
-def damped(edge: Edge, factor: Float[Tensor, "B 1"]) -> Edge:
-    """The same edge with all that passes along it multiplied by a factor for each sample."""
-    if isinstance(edge, Product):
-        return replace(edge, adjoint=edge.adjoint.times(factor))
-    if isinstance(edge, Elementwise):
-        factors = tuple(each * factor for each in edge.factors)
-        return replace(edge, factor=edge.factor * factor, factors=factors)
-
-    def times(pull: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        return lambda: pull() * factor
-
-    return replace(edge, pull=times(edge.pull), pulls=tuple(map(times, edge.pulls)))
-
-
-@dataclass(frozen=True)
-class Use:
-    """One use of a parameter in a step: its gradient is `sum_b adjoint_b (x) operand_b`.
-
-    `operand` is None for a bias, whose gradient is the plain sum of the adjoint over the batch (and
-    for a peephole, whose operand is already in the adjoint's factors).
-    """
-
-    adjoint: GateAdjoint
-    operand: Float[Tensor, "B M"] | None
-
-
-@dataclass(frozen=True, eq=False)
-class FormedGradients:
-    """Gradients of several parameters that are no outer products: one function gives them formed.
-
-    `pull` maps n adjoint rows [n, B, S] to gradients [n, *shape] by name, `size` counts the numbers
-    that one row gives. Nothing is pulled back before it is asked for.
-    """
-
-    delta: Float[Tensor, "N B S"]
-    pull: Callable[[Float[Tensor, "_ B S"]], Mapping[str, Float[Tensor, "..."]]]
-    size: int
-
-    def blocks(self, most: int) -> Iterator[tuple[slice, Mapping[str, Float[Tensor, "..."]]]]:
-        """All rows and their gradients, few enough at a time that these are `most` numbers."""
-        rows = max(1, most // self.size)
-        if rows >= len(self.delta):
-            yield slice(0, len(self.delta)), self._at_once
-            return
-        for first in range(0, len(self.delta), rows):
-            some = slice(first, min(first + rows, len(self.delta)))
-            yield some, self.pull(self.delta[some])
-
-    @cached_property
-    def _at_once(self) -> Mapping[str, Float[Tensor, "..."]]:
-        """Kept, as sizes and shares both ask for it."""
-        return self.pull(self.delta)
-
-    def suffixed(self, suffix: str) -> "FormedGradients":
-        """The same under longer names."""
-
-        def pull(rows: Tensor) -> dict[str, Tensor]:
-            return {name + suffix: gradient for name, gradient in self.pull(rows).items()}
-
-        return replace(self, pull=pull)
-
-
-@dataclass(frozen=True)
-class CellAdjoint:
-    """The pull-back of N adjoint rows through one step, everything still unsummed over rows.
-
-    `edges` lead to the previous state, each to a slot of it that it has to itself or shares with
-    others as a whole; `to_input` leads to x_k, and `find_uses` says how the gradient of each
-    parameter follows from the adjoints of the pre-activations (several uses hold one block of its
-    rows each, from the top); `formed` gives those of parameters for which no such rule is known.
-    `like` is the adjoint that was pulled back; that of s_{k-1} has its shape. Where s_{k-1} was not
-    simply handed on to the step, `to_before` maps the adjoint of what entered to that of s_{k-1}.
-    `factors` are those of a clipping policy, where one acts.
-
-    Example:
-        >>> import torch
-        >>> from retrograde.cells import Elman
-        >>> cell = Elman(torch.ones(1, 1), torch.full((1, 1), 0.5), activation="identity")
-        >>> step = cell.linearise(cell.step(torch.ones(4, 1), torch.zeros(4, 1)))
-        >>> cell.pull_back(step, torch.ones(3, 4, 1)).previous().shape  # 3 rows, 4 samples
-        torch.Size([3, 4, 1])
-    """
-
-    edges: tuple[Edge, ...]
-    to_input: Edge
-    find_uses: Callable[[], Mapping[str, tuple[Use, ...]]]
-    like: Float[Tensor, "N B S"]
-    formed: tuple[FormedGradients, ...] = ()
-    to_before: Callable[[Float[Tensor, "N B S"]], Float[Tensor, "N B S"]] | None = None
-    factors: Factors | None = None
-
-    @cached_property
-    def uses(self) -> Mapping[str, tuple[Use, ...]]:
-        """The uses of each parameter; found when asked for, which a recursion never does."""
-        return self.find_uses()
-
-    def previous(self, spare: int = 0) -> Float[Tensor, "N1 B S"]:
-        """Adjoint of s_{k-1}: J_k^T delta, the sum over all routes.
-
-        With `spare` rows at the end, not written yet, for entries that start there.
-        """
-        return self._back(self.edges, spare)
-
-    def along(self, routes: Container[str]) -> Float[Tensor, "N B S"]:
-        """The part of `previous()` that comes along these routes."""
-        return self._back(edges_along(self.edges, lambda route: route in routes))
-
-    def by_slot(self, routes: Container[str]) -> list[tuple[slice, Float[Tensor, "N B _"]]]:
-        """The same, as far as it is not zero: each part of the state that these routes lead to."""
-        edges = edges_along(self.edges, lambda route: route in routes)
-        width = self.like.shape[-1]
-        if self.to_before is not None or _overlap(edge.slot for edge in self.edges):
-            return [(slice(0, width), self._back(edges))] if edges else []
-        found: dict[tuple[int, int], list[Edge]] = {}
-        for edge in edges:
-            found.setdefault((edge.slot.start, edge.slot.stop), []).append(edge)
-        parts = []
-        for (start, stop), some in found.items():
-            slot, moved = slice(start, stop), [shifted(edge, -start, "") for edge in some]
-            parts.append((slot, self._sum(moved, stop - start)))
-        return parts
-
-    def by_route(self) -> dict[str, Float[Tensor, "N B S"]]:
-        """Adjoint of s_{k-1} split by route; the parts sum to `previous()`."""
-        return {
-            route: self._back((part,))
-            for edge in self.edges
-            for route, part in edge.split().items()
-        }
-
-    def input(self) -> Float[Tensor, "N B I"]:
-        """Adjoint of x_k."""
-        return self._sum((self.to_input,), self.to_input.slot.stop)
-
-    def _back(self, edges: tuple[Edge, ...], spare: int = 0) -> Float[Tensor, "N1 B S"]:
-        """What these edges give to s_{k-1}."""
-        total = self._sum(edges, self.like.shape[-1], spare)
-        if self.to_before is not None:
-            rows = len(self.like)
-            total[:rows] = self.to_before(total[:rows])
-        return total
-
-    def _sum(self, edges: Sequence[Edge], size: int, spare: int = 0) -> Float[Tensor, "N1 B size"]:
-        rows, batch = self.like.shape[:2]
-        total = new_rows(self.like, rows + spare, batch, size)
-        given = total[:rows]
-        slots = [edge.slot for edge in edges]
-        if not fill(slots, size):
-            given.zero_()
-        for number, edge in enumerate(edges):
-            edge.give(given, add=any(_meet(edge.slot, slot) for slot in slots[:number]))
-        return total
+        return CellStep(x, previous, state, activations, tuple(map(of_layer, layers)))
 
 
 class AbstractCell(ABC):
@@ -557,21 +113,6 @@ class AbstractCell(ABC):
 
     @property
     @abstractmethod
-    def routes(self) -> tuple[str, ...]:
-        """The names of the edges from s_{k-1} to s_k, which partition the one-step Jacobian."""
-
-    @property
-    @abstractmethod
-    def recurrent_routes(self) -> tuple[str, ...]:
-        """Those of the routes that cross recurrent weights; the others are the carousel's."""
-
-    @property
-    @abstractmethod
-    def inner_routes(self) -> tuple[str, ...]:
-        """Edges that lie inside a step, which can be cut too but are no part of the sum."""
-
-    @property
-    @abstractmethod
     def gates(self) -> tuple[Gate, ...]:
         """The gates in the order of the weight rows; a cell without any gives its one activation.
 
@@ -604,15 +145,34 @@ class AbstractCell(ABC):
         return self.advance(x, self.project(x), state)
 
     @abstractmethod
-    def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
-        """The step with the derivatives of its pointwise functions, which `pull_back` needs.
+    def linearise(self, step: CellStep) -> Graph:
+        """The derivative of a step, of many along leading axes.
 
-        Those of the inner routes in `cut` are taken to be 0.
+        The routes of the cell are the labels of the edges that leave the state before.
         """
 
-    @abstractmethod
-    def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
-        """Pull N rows of adjoints dL/ds_k back through a linearised step, without summing them."""
+    @cached_property
+    def structure(self) -> Graph:
+        """The derivative of a step from zeros, of which the nodes and labels are of interest."""
+        some = next(iter(self.parameters.values())).detach()
+        with torch.no_grad():
+            x, state = some.new_zeros(1, self.input_size), some.new_zeros(1, self.state_size)
+            return self.linearise(self.step(x, state))
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        """The names of the edges from s_{k-1} to s_k, which partition the one-step Jacobian."""
+        return self.structure.routes
+
+    @property
+    def recurrent_routes(self) -> tuple[str, ...]:
+        """Those of the routes that cross recurrent weights; the others are the carousel's."""
+        return self.structure.recurrent_routes
+
+    @property
+    def inner_routes(self) -> tuple[str, ...]:
+        """Edges that lie inside a step, which can be cut too but are no part of the sum."""
+        return self.structure.inner_routes
 
     @property
     def state_size(self) -> int:
@@ -640,14 +200,6 @@ class AbstractLayer(AbstractCell):
     def pre_activations(self) -> tuple[str, ...]:
         """The names of the blocks of a_k, in the order of the weight rows."""
         return tuple(gate.name for gate in self.gates)
-
-    @property
-    def adjoint_order(self) -> tuple[tuple[str, ...], ...]:
-        """The same names in the order in which a pull-back finds their adjoints.
-
-        Those of one group do not depend on each other; those of a later one may on earlier ones.
-        """
-        return (self.pre_activations,)
 
     @abstractmethod
     def shapes(self, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
@@ -681,22 +233,33 @@ class AbstractLayer(AbstractCell):
     def with_parameters(self, parameters: Mapping[str, Tensor]) -> "AbstractLayer":
         return replace(self, **parameters)  # type: ignore[type-var]
 
-    def uses(
-        self,
-        step: CellStep,
-        input_adjoint: GateAdjoint,
-        hidden_adjoint: GateAdjoint,
-    ) -> dict[str, tuple[Use, ...]]:
-        """dW = sum da (x) x_k, dR = sum da (x) h_{k-1}, db = sum da, for the weights there are."""
-        uses: dict[str, tuple[Use, ...]] = {
-            "weight_ih": (Use(input_adjoint, step.x),),
-            "weight_hh": (Use(hidden_adjoint, step.previous[..., self.slots["h"]]),),
-        }
-        if self.bias_ih is not None:
-            uses["bias_ih"] = (Use(input_adjoint, None),)
-        if self.bias_hh is not None:
-            uses["bias_hh"] = (Use(hidden_adjoint, None),)
-        return uses
+    def graph(self, *edges: Edge) -> Graph:
+        """The graph of these edges: h- and h+ are h before and after the step, and so on."""
+        return Graph(
+            edges,
+            before={name + "-": slot for name, slot in self.slots.items()},
+            after={name + "+": slot for name, slot in self.slots.items()},
+            reads={"x": slice(0, self.input_size)},
+        )
+
+    def affine_edges(
+        self, step: CellStep, routes: Sequence[str], inner: Sequence[str] | None = None
+    ) -> list[Edge]:
+        """W x_k + b_ih + R h_{k-1} + b_hh: the edges to the pre-activation of each gate.
+
+        Args:
+            step: the step.
+            routes: the label of the edge from h_{k-1} for each gate.
+            inner: where R h_{k-1} + b_hh leads to instead of the pre-activations.
+        """
+        nodes = tuple(f"a.{gate}" for gate in self.pre_activations)
+        inner, h = inner or nodes, step.previous[..., self.slots["h"]]
+        return [
+            *weights("weight_ih", self.weight_ih, "x", nodes, step.x),
+            *biases("bias_ih", self.bias_ih, nodes),
+            *weights("weight_hh", self.weight_hh, "h-", inner, h, routes),
+            *biases("bias_hh", self.bias_hh, inner),
+        ]
 
     def check(self) -> None:
         """Refuse weights whose shapes do not belong together.
@@ -774,51 +337,3 @@ def plus_product(
     if h.ndim == 2:
         return torch.addmm(a, h, weight.T)
     return a + torch.nn.functional.linear(h, weight)
-
-
-def new_rows(like: Tensor, rows: int, *shape: int) -> Tensor:
-    """An uninitialised tensor [rows, *shape], its memory for 1, 2, 4, ..., 64, 128, 192, ... rows.
-
-    The recursion gains a row at every step. Blocks that keep their size are handed out by the
-    allocator again and again; blocks that grew a little would be fresh memory each time.
-    """
-    room = 1 << (rows - 1).bit_length() if rows <= 64 else -(-rows // 64) * 64
-    return like.new_empty(room, *shape)[:rows]
-
-
-def new_samples(like: Float[Tensor, "N B M"]) -> Float[Tensor, "B N M"]:
-    """As many uninitialised rows sample by sample; its memory is rounded up in the same way."""
-    rows, batch, size = like.shape
-    return new_rows(like, rows, batch * size).view(batch, rows, size)
-
-
-def fill(slots: Iterable[slice], size: int) -> bool:
-    """Whether slots that are the same or apart make up a state of this size."""
-    apart = {(int(slot.start), int(slot.stop)) for slot in slots}
-    return sum(stop - start for start, stop in apart) == size
-
-
-def _meet(one: slice, other: slice) -> bool:
-    """Whether two slots have entries in common."""
-    return bool(one.start < other.stop and other.start < one.stop)
-
-
-def _overlap(slots: Iterable[slice]) -> bool:
-    """Whether some slots are neither the same nor apart."""
-    return any(one != other and _meet(one, other) for one, other in combinations(slots, 2))
-
-
-def write(values: Tensor, out: Tensor, add: bool) -> None:
-    """Put values in the place of what is in `out`, or add them to it."""
-    if add:
-        out += values
-    else:
-        out.copy_(values)
-
-
-def shifted(edge: Edge, offset: int, suffix: str) -> Edge:
-    """The same edge inside a larger state: slots moved by `offset`, routes marked by `suffix`."""
-    if not offset and not suffix:
-        return edge
-    slot = slice(edge.slot.start + offset, edge.slot.stop + offset)
-    return replace(edge, slot=slot, routes=tuple(route + suffix for route in edge.routes))

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from retrograde._types import Input, Projected, State
-from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep, Edge, Operator, is_cell
+from retrograde.cells.base import AbstractCell, CellStep, is_cell
+from retrograde.cells.graph import Diagonal, Graph
 from retrograde.cells.wrapped import AbstractWrapped
 
 HELD = "held"
@@ -37,13 +36,13 @@ class Carrying(AbstractWrapped):
 
     Example:
         >>> import torch
-        >>> from retrograde.cells import Carrying, Elman
+        >>> from retrograde.cells import Carrying, Elman, pull_back
         >>> linear = Elman(torch.ones(1, 1), torch.full((1, 1), 0.5), activation="identity")
         >>> cell = Carrying(linear)
         >>> step = cell.step(torch.ones(1, 1), torch.tensor([[4.0, 7.0]]))
         >>> step.state
         tensor([[3., 7.]])
-        >>> cell.pull_back(cell.linearise(step), torch.ones(1, 1, 2)).previous()
+        >>> pull_back(cell.linearise(step), torch.ones(1, 1, 2)).previous()
         tensor([[[0.5000, 1.0000]]])
     """
 
@@ -55,30 +54,21 @@ class Carrying(AbstractWrapped):
         size = self.cell.state_size
         return {**self.cell.slots, HELD: slice(size, 2 * size)}
 
-    @property
-    def routes(self) -> tuple[str, ...]:
-        return (*self.cell.routes, SKIP)
-
     def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
         size = self.cell.state_size
         step = self.cell.advance(x, projected, state[..., :size])
         return replace(step, previous=state, state=torch.cat((step.state, state[..., size:]), -1))
 
-    def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
-        linear = self.cell.linearise(self._inner(step), cut)
-        return replace(linear, previous=step.previous, state=step.state)
-
-    def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
+    def linearise(self, step: CellStep) -> Graph:
         size = self.cell.state_size
-        pulled = self.cell.pull_back(self._inner(step), delta[..., :size].contiguous())
-        held = delta[..., size:]
-        skip: Edge = Operator((SKIP,), lambda: held, slice(size, 2 * size))
-        return replace(pulled, edges=(*pulled.edges, skip), like=delta)
-
-    def _inner(self, step: CellStep) -> CellStep:
-        """The step as the cell itself knows it."""
-        size = self.cell.state_size
-        return replace(step, previous=step.previous[..., :size], state=step.state[..., :size])
+        inner = replace(step, previous=step.previous[..., :size], state=step.state[..., :size])
+        graph, held = self.cell.linearise(inner), slice(size, 2 * size)
+        return replace(
+            graph,
+            edges=(*graph.edges, Diagonal(HELD + "-", HELD + "+", route=SKIP)),
+            before={**graph.before, HELD + "-": held},
+            after={**graph.after, HELD + "+": held},
+        )
 
 
 def stepping(cell: AbstractCell) -> AbstractCell:

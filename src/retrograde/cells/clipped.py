@@ -1,30 +1,23 @@
 """A cell with a policy of `retrograde.clipping` inside its back-propagation.
 
-It runs as before. The pull-back of the whole adjoint chooses the factors by which the policy clips
-it, and hands them out; pulled back with these factors, every part of the adjoint is clipped as the
-whole was, and the parts still sum to it.
+It runs as before. While the whole adjoint passes back the policy looks at it, node by node, and
+chooses factors (`ClippedPass`). Multiplied by these (`graph.scaled`), every part of the adjoint is
+clipped as the whole was, and the parts still sum to it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retrograde.cells.base import (
-    AbstractCell,
-    AbstractLayer,
-    CellAdjoint,
-    CellStep,
-    Edge,
-    Factors,
-    damped,
-    is_cell,
-)
+from retrograde.cells.base import AbstractCell, AbstractLayer, CellStep, is_cell
 from retrograde.cells.carrying import Carrying
 from retrograde.cells.composite import AbstractComposite
 from retrograde.cells.cut import Cut
+from retrograde.cells.graph import AbstractDerivative, Clip, Diagonal, Graph, Opaque, Weight
 from retrograde.cells.wrapped import AbstractWrapped
 from retrograde.clipping.inside import AbstractInside
 from retrograde.clipping.policies import is_inside
@@ -45,12 +38,13 @@ class Clipped(AbstractWrapped):
     Example:
         >>> import torch
         >>> from retrograde.cells import Clipped, Elman
+        >>> from retrograde.cells.clipped import ClippedPass
         >>> from retrograde.clipping import PreActivationValue
         >>> plain = Elman(torch.ones(1, 1), torch.full((1, 1), 2.0), activation="identity")
         >>> cell = Clipped(plain, PreActivationValue(1.0))
-        >>> step = cell.linearise(cell.step(torch.ones(1, 1), torch.zeros(1, 1)))
-        >>> cell.pull_back(step, torch.full((1, 1, 1), 3.0)).previous()  # not 6
-        tensor([[[2.]]])
+        >>> graph = cell.linearise(cell.step(torch.ones(1, 1), torch.zeros(1, 1)))
+        >>> ClippedPass(graph, torch.full((1, 1), 3.0)).previous()  # not 6
+        tensor([[2.]])
     """
 
     policy: AbstractInside
@@ -64,69 +58,154 @@ class Clipped(AbstractWrapped):
                 "are not known; StateNorm acts on any cell's state"
             )
 
-    def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
-        return replace(self.cell.linearise(step, cut), cut=cut)
-
-    def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
-        """Pull rows of adjoints back; where the step has no factors yet, choose them.
-
-        They are chosen from the sum of the rows, which then has to be the whole adjoint.
-        """
-        if not step.factors:
-            step = self._chosen(step, delta.sum(0, keepdim=True))
-        factors = step.factors
-        if "state" in factors:
-            delta = delta * factors["state"]
-        pulled = self.cell.pull_back(step, delta)
-        if "recurrent" in factors:
-            edges = (part for edge in pulled.edges for part in self._told_apart(edge))
-            pulled = replace(pulled, edges=tuple(self._damped(e, factors) for e in edges))
-        return replace(pulled, factors=Factors(factors))
-
-    def _told_apart(self, edge: Edge) -> Iterable[Edge]:
-        """The edge itself, or its routes where only some of them cross recurrent weights."""
-        crossing = [route in self.recurrent_routes for route in edge.routes]
-        return edge.split().values() if any(crossing) and not all(crossing) else (edge,)
-
-    def _damped(self, edge: Edge, factors: Mapping[str, Tensor]) -> Edge:
-        crosses = edge.routes[0] in self.recurrent_routes
-        return damped(edge, factors["recurrent"]) if crosses else edge
-
-    def _chosen(self, step: CellStep, whole: Float[Tensor, "1 B S"]) -> CellStep:
-        """The step with the factors by which the policy clips an adjoint."""
-        factors: dict[str, Tensor] = {}
-        state, recurrent = self.policy.on_state(whole[0]), self.policy.on_recurrent(whole[0])
-        if state is not None:
-            factors["state"], whole = state, whole * state
-        if recurrent is not None:
-            factors["recurrent"] = recurrent
-        step = replace(step, factors=factors)
-        return self._with_gates(step, whole) if self._on_gates else step
-
-    def _with_gates(self, step: CellStep, whole: Float[Tensor, "1 B S"]) -> CellStep:
-        """The step with the factors of its pre-activations too, group by group as they are found.
-
-        Only these have a part in the derivatives of the step.
-        """
-        layer = self.cell
-        assert isinstance(layer, AbstractLayer)
-        names = layer.pre_activations
-        for group in layer.adjoint_order:
-            (use,) = layer.pull_back(step, whole).uses["weight_ih"]
-            da = use.adjoint.dense[0].unflatten(-1, (len(names), -1))  # type: ignore[no-untyped-call]
-            if len(group) < len(names):
-                da = da[:, [names.index(gate) for gate in group]]
-            factor = self.policy.on_pre_activation(da)
-            if factor is not None:
-                chosen = dict(zip(group, factor.unbind(1), strict=True))
-                step = self.linearise(replace(step, factors={**step.factors, **chosen}), step.cut)
-        return step
+    def linearise(self, step: CellStep) -> Graph:
+        graph, layer = self.cell.linearise(step), self.cell
+        nodes: tuple[str, ...] = ()
+        if self._on_gates:
+            assert isinstance(layer, AbstractLayer)
+            nodes = tuple(f"a.{gate}" for gate in layer.pre_activations)
+        clip = Clip(self.policy, "", tuple(graph.after), nodes, layer.recurrent_routes)
+        return replace(graph, clips=(*graph.clips, clip))
 
     @cached_property
     def _on_gates(self) -> bool:
         """Whether the policy acts on pre-activations."""
         some = next(iter(self.parameters.values())).new_zeros(1, 1, 1)
         return self.policy.on_pre_activation(some) is not None
+
+
+class ClippedPass:
+    """One step of a clipped graph pulled back, its policies choosing the factors on the way.
+
+        adjoint(source) = scale * sum over its edges of edge^T adjoint(target)
+
+    The adjoint of every node is found when it is asked for; a policy looks at it then.
+
+    Args:
+        graph: the step, or many along a first axis.
+        delta: the whole adjoint of the state after.
+        step: which of many steps; None for the only one.
+
+    Attributes:
+        factors: what was chosen, by pre-activation and, for each layer, for its state after and all
+            that goes back through its recurrent weights: what `scaled` takes.
+    """
+
+    def __init__(self, graph: Graph, delta: Float[Tensor, "B S"], step: int | None = None):
+        self.factors: dict[str, Tensor] = {}
+        self._graph, self._delta, self._step = graph, delta, step
+        self._by_node, self._by_route = dict[str, Tensor](), dict[str, Tensor]()
+        self._found: dict[str, Tensor | None] = {}
+        self._functions: dict[int, AbstractDerivative] = {}
+        self._waiting: dict[str, tuple[Clip, tuple[str, ...]]] = {}
+        for clip in graph.clips:
+            for group in (clip.state, *graph.depths(clip.pre_activations)):
+                self._waiting |= dict.fromkeys(group, (clip, group))
+
+    def previous(self) -> Float[Tensor, "B S"]:
+        """The adjoint of the state before; afterwards all factors are chosen."""
+        total = torch.zeros_like(self._delta)
+        for node in tuple(self._waiting):  # gradients are clipped too where nothing goes on back
+            self._of(node)
+        for node, slot in self._graph.before.items():
+            part = self._arriving(node)
+            if part is not None:
+                total[..., slot] = part
+        return total
+
+    def _of(self, node: str) -> Float[Tensor, "B _"] | None:
+        """The adjoint of a node; None where nothing comes back to it."""
+        if node in self._waiting:
+            self._choose(*self._waiting[node])
+        if node not in self._found:
+            found = self._arriving(node)
+            for scale in (self._here(self._graph.scales.get(node)), self._by_node.get(node)):
+                found = found if found is None or scale is None else found * scale
+            self._found[node] = found
+        return self._found[node]
+
+    def _here(self, value: Tensor | None) -> Tensor | None:
+        """What holds for all steps at this one."""
+        if value is None or value.ndim == 1 or self._step is None:
+            return value
+        return value[self._step]
+
+    def _arriving(self, node: str) -> Tensor | None:
+        """What the edges of a node bring back to it, before it is scaled."""
+        parts = []
+        if node in self._graph.after:
+            parts.append(self._delta[..., self._graph.after[node]])
+        for edge in self._graph.leaving.get(node, ()):
+            if isinstance(edge, Opaque):
+                parts += self._through(edge, node)
+                continue
+            adjoint = self._of(edge.target)
+            if adjoint is not None:
+                parts.append(self._back(edge, adjoint))
+        return sum(parts[1:], parts[0]) if parts else None
+
+    def _back(self, edge: Diagonal | Weight, adjoint: Tensor) -> Tensor:
+        if isinstance(edge, Weight):
+            adjoint, factor = adjoint @ edge.matrix[edge.rows], self._here(edge.scale)
+        else:
+            at, factor = edge.at, self._here(edge.factor)
+            adjoint = adjoint if at is None else adjoint[..., at.start : at.stop]
+        for scale in (factor, self._by_route.get(edge.route)):
+            adjoint = adjoint if scale is None else adjoint * scale
+        return adjoint
+
+    def _through(self, edge: Opaque, node: str) -> Iterator[Tensor]:
+        if id(edge) not in self._functions:
+            at = self._step
+            whole = edge.derivative
+            here = whole if at is None else whole.each(lambda value: value[at])
+            self._functions[id(edge)] = here
+        derivative = self._functions[id(edge)]
+        if node == edge.reads:
+            yield derivative.to_input(self._rows(edge, edge.targets))[0]
+            return
+        for targets, sources, label in edge.groups(apart=self._by_route):
+            if node in sources:
+                part = derivative.to_state(self._rows(edge, targets))[0][..., edge.sources[node]]
+                for scale in (self._here(edge.scales.get(label)), self._by_route.get(label)):
+                    part = part if scale is None else part * scale
+                yield part
+
+    def _rows(self, edge: Opaque, targets: Iterable[str]) -> Float[Tensor, "1 B S"]:
+        """The adjoint of a function's state, as far as it comes to these parts of it."""
+        size = max(slot.stop for slot in edge.targets.values())
+        rows = self._delta.new_zeros(1, *self._delta.shape[:-1], size)
+        for target in targets:
+            adjoint = self._of(target)
+            if adjoint is not None:
+                rows[0][..., edge.targets[target]] = adjoint
+        return rows
+
+    def _choose(self, clip: Clip, group: tuple[str, ...]) -> None:
+        """Have a policy look at nodes whose adjoints do not depend on each other."""
+        found = {node: adjoint for node in group if (adjoint := self._arriving(node)) is not None}
+        for node in group:
+            del self._waiting[node]
+        if not found:  # every way on was cut
+            return
+        arriving = list(found.values())
+        if group == clip.state:
+            whole = torch.cat(arriving, -1)
+            scale = clip.policy.on_state(whole)
+            if scale is not None:
+                self.factors[clip.all] = scale
+                self._by_node |= dict.fromkeys(group, scale)
+                whole = whole * scale
+            scale = clip.policy.on_recurrent(whole)
+            if scale is not None:
+                self.factors[clip.crossing] = scale
+                self._by_route |= dict.fromkeys(clip.recurrent, scale)
+            return
+        factors = clip.policy.on_pre_activation(torch.stack(arriving, -2))
+        if factors is not None:
+            chosen = dict(zip(found, factors.unbind(-2), strict=True))
+            self.factors |= chosen
+            self._by_node |= chosen
 
 
 def clipped(cell: AbstractCell, policy: AbstractInside) -> AbstractCell:

@@ -9,15 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retrograde.cells.base import (
-    AbstractCell,
-    CellAdjoint,
-    CellStep,
-    Edge,
-    Factors,
-    shifted,
-)
+from retrograde.cells.base import AbstractCell, CellStep
 from retrograde.cells.gates import Gate
+from retrograde.cells.graph import Graph, renamed
 from retrograde.cells.position import Position
 
 
@@ -67,18 +61,6 @@ class AbstractComposite(AbstractCell):
         }
 
     @property
-    def routes(self) -> tuple[str, ...]:
-        return self._suffixed([layer.routes for layer in self.layers])
-
-    @property
-    def recurrent_routes(self) -> tuple[str, ...]:
-        return self._suffixed([layer.recurrent_routes for layer in self.layers])
-
-    @property
-    def inner_routes(self) -> tuple[str, ...]:
-        return self._suffixed([layer.inner_routes for layer in self.layers])
-
-    @property
     def gates(self) -> tuple[Gate, ...]:
         return self._of_layers([layer.gates for layer in self.layers])
 
@@ -89,10 +71,6 @@ class AbstractComposite(AbstractCell):
     def _of_layers(self, gates: Sequence[tuple[Gate, ...]]) -> tuple[Gate, ...]:
         ends = zip(self.route_suffixes, self.suffixes, gates, strict=True)
         return tuple(gate.suffixed(*end) for *end, of_cell in ends for gate in of_cell)
-
-    def _suffixed(self, routes: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-        pairs = zip(self.route_suffixes, routes, strict=True)
-        return tuple(route + suffix for suffix, of_cell in pairs for route in of_cell)
 
     def with_parameters(self, parameters: Mapping[str, Tensor]) -> "AbstractComposite":
         layers = tuple(
@@ -108,49 +86,20 @@ class AbstractComposite(AbstractCell):
                 return layer.gates_of(name)
         return ()
 
-    def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
-        parts = []
-        for suffix, layer, part in zip(self.route_suffixes, self.layers, step.layers, strict=True):
-            known = (*layer.routes, *layer.inner_routes)
-            parts.append(layer.linearise(part, frozenset(r for r in known if r + suffix in cut)))
-        return replace(step, layers=tuple(parts))
-
     def split(self, state: Float[Tensor, "*L S"]) -> tuple[Tensor, ...]:
         """The cells' own parts of a state."""
         if len(self.layers) == 1:
             return (state,)
         return torch.split(state, [layer.state_size for layer in self.layers], -1)
 
-    def joined(
-        self, adjoints: Sequence[CellAdjoint], to_input: Edge, like: Float[Tensor, "N B S"]
-    ) -> CellAdjoint:
-        """The pull-backs of all cells as one."""
-        return CellAdjoint(
-            edges=tuple(
-                shifted(edge, offset, suffix)
-                for offset, suffix, adjoint in zip(
-                    self.offsets, self.route_suffixes, adjoints, strict=True
-                )
-                for edge in adjoint.edges
-            ),
-            to_input=to_input,
-            find_uses=lambda: {
-                name + suffix: uses
-                for suffix, adjoint in zip(self.suffixes, adjoints, strict=True)
-                for name, uses in adjoint.uses.items()
-            },
-            like=like,
-            formed=tuple(
-                gradients.suffixed(suffix)
-                for suffix, adjoint in zip(self.suffixes, adjoints, strict=True)
-                for gradients in adjoint.formed
-            ),
-            factors=_joined([adjoint.factors for adjoint in adjoints]),
-        )
+    def layer(self, number: int, step: CellStep, inputs: int) -> Graph:
+        """The derivative of one of the cells inside the whole step.
 
-
-def _joined(factors: Sequence[Factors | None]) -> Factors | None:
-    """Those of several cells; None where no policy acts."""
-    if not any(factors):
-        return None
-    return Factors(layers=tuple(one or Factors() for one in factors))
+        Args:
+            number: which cell.
+            step: the whole step.
+            inputs: where its part of x begins.
+        """
+        graph = self.layers[number].linearise(step.layers[number])
+        names = self.suffixes[number], self.route_suffixes[number]
+        return renamed(graph, *names, self.offsets[number], inputs)

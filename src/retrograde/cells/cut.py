@@ -4,19 +4,11 @@ Cutting every route through recurrent weights gives the truncated backward pass 
 Schmidhuber trained their LSTM with (1997, appendix A.1): what the carousel alone brings back.
 """
 
-from dataclasses import dataclass, replace
-
-from jaxtyping import Float
-from torch import Tensor
+from dataclasses import dataclass
 
 from retrograde import _checks
-from retrograde.cells.base import (
-    AbstractCell,
-    CellAdjoint,
-    CellStep,
-    edges_along,
-    is_cell,
-)
+from retrograde.cells.base import AbstractCell, CellStep, is_cell
+from retrograde.cells.graph import Graph, cut
 from retrograde.cells.wrapped import AbstractWrapped
 from retrograde.errors import ArgumentError
 
@@ -55,26 +47,8 @@ class Cut(AbstractWrapped):
                 f"no route {', '.join(map(repr, unknown))} in this cell; it has {', '.join(known)}"
             )
 
-    @property
-    def routes(self) -> tuple[str, ...]:
-        return tuple(route for route in self.cell.routes if route not in self.cut)
-
-    @property
-    def recurrent_routes(self) -> tuple[str, ...]:
-        return tuple(route for route in self.cell.recurrent_routes if route not in self.cut)
-
-    @property
-    def inner_routes(self) -> tuple[str, ...]:
-        return tuple(route for route in self.cell.inner_routes if route not in self.cut)
-
-    def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
-        return self.cell.linearise(step, self.cut | cut)
-
-    def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
-        adjoint = self.cell.pull_back(step, delta)
-        return replace(
-            adjoint, edges=edges_along(adjoint.edges, lambda route: route not in self.cut)
-        )
+    def linearise(self, step: CellStep) -> Graph:
+        return cut(self.cell.linearise(step), self.cut)
 
 
 def truncated(cell: AbstractCell) -> AbstractCell:

@@ -4,7 +4,7 @@ Reference: Jeffrey L. Elman, "Finding Structure in Time", Cognitive Science 14 (
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from jaxtyping import Float
@@ -12,17 +12,9 @@ from torch import Tensor
 
 from retrograde import _checks
 from retrograde._types import Input, Projected, State
-from retrograde.cells.base import (
-    AbstractLayer,
-    CellAdjoint,
-    CellStep,
-    GateAdjoint,
-    Product,
-    affine,
-    plus_product,
-    standard_shapes,
-)
+from retrograde.cells.base import AbstractLayer, CellStep, affine, plus_product, standard_shapes
 from retrograde.cells.gates import ACTIVATIONS, Gate
+from retrograde.cells.graph import Diagonal, Graph
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,18 +60,6 @@ class Elman(AbstractLayer):
     def slots(self) -> Mapping[str, slice]:
         return {"h": slice(0, self.hidden_size)}
 
-    @property
-    def routes(self) -> tuple[str, ...]:
-        return ("recurrent",)
-
-    @property
-    def recurrent_routes(self) -> tuple[str, ...]:
-        return ("recurrent",)
-
-    @property
-    def inner_routes(self) -> tuple[str, ...]:
-        return ()
-
     def gates_of(self, parameter: str) -> tuple[str, ...]:
         return ()
 
@@ -90,16 +70,10 @@ class Elman(AbstractLayer):
         h = ACTIVATIONS[self.activation].function(plus_product(projected, state, self.weight_hh))
         return CellStep(x, state, h, {"hidden": h})
 
-    def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
-        by_a = ACTIVATIONS[self.activation].derivative(step.activations["hidden"])
-        h_by_a = step.slope("hidden", by_a)
-        return replace(step, derivatives={"h by a": h_by_a.unsqueeze(-2)})
-
-    def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
-        da = GateAdjoint(((delta, step.derivatives["h by a"]),))
-        return CellAdjoint(
-            edges=(Product(self.recurrent_routes, da, self.weight_hh, self.slots["h"]),),
-            to_input=Product(("input",), da, self.weight_ih, slice(0, self.input_size)),
-            find_uses=lambda: self.uses(step, da, da),
-            like=delta,
+    def linearise(self, step: CellStep) -> Graph:
+        """da = dh phi'(a)        dh_{k-1} = R^T da"""
+        h_by_a = ACTIVATIONS[self.activation].derivative(step.activations["hidden"])
+        return self.graph(
+            *self.affine_edges(step, ("recurrent",)),
+            Diagonal("a.hidden", "h+", h_by_a),
         )

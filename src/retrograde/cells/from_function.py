@@ -8,7 +8,7 @@ the piece of s_{k-1} from which it leaves.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from retrograde import _checks
 from retrograde._types import Input, Projected, State
-from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep, FormedGradients, Operator
+from retrograde.cells.base import AbstractCell, CellStep
 from retrograde.cells.gates import Gate
+from retrograde.cells.graph import AbstractDerivative, Change, Graph, Opaque
 from retrograde.errors import ArgumentError
 
 ONLY_ROUTE = "recurrent"
@@ -70,18 +71,6 @@ class FunctionCell(AbstractCell):
         return self.slots[self.handed_on]
 
     @property
-    def routes(self) -> tuple[str, ...]:
-        return tuple(route for piece in self.pieces for route in self._leaving(piece))
-
-    @property
-    def recurrent_routes(self) -> tuple[str, ...]:
-        return tuple(route for route in self.routes if route not in self.carousel)
-
-    @property
-    def inner_routes(self) -> tuple[str, ...]:
-        return ()
-
-    @property
     def gates(self) -> tuple[Gate, ...]:
         return ()
 
@@ -104,47 +93,28 @@ class FunctionCell(AbstractCell):
         new = self._apply(self.weights, *samples)
         return CellStep(x, state, new.reshape(state.shape))
 
-    def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
-        return step
-
-    def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
-        # torch.func does not heed an outer no_grad, so that live weights would be tracked here.
-        weights = {name: value.detach() for name, value in self.weights.items()}
-        x, previous = step.x, step.previous
-
-        @cache
-        def through_state() -> Callable[[Tensor], Tensor]:
-            return _pull_back(lambda state: self._apply(weights, x, state), previous)
-
-        @cache
-        def arriving(at: str | None = None) -> Tensor:
-            """Adjoint of s_{k-1} from one piece of s_k, or from all of them."""
-            if at is None:
-                return through_state()(delta)
-            part = torch.zeros_like(delta)
-            part[..., self.slots[at]] = delta[..., self.slots[at]]
-            return through_state()(part)
-
-        def edge(piece: str, slot: slice) -> Operator:
-            def part(at: str | None) -> Callable[[], Tensor]:
-                return lambda: arriving(at)[..., slot]
-
-            parts = tuple(map(part, self.pieces)) if self.named else ()
-            return Operator(self._leaving(piece), part(None), slot, parts)
-
-        def to_weights(rows: Tensor) -> Mapping[str, Tensor]:
-            return _pull_back(lambda live: self._apply(live, x, previous), weights)(rows)
-
-        def to_input() -> Tensor:
-            return _pull_back(lambda live: self._apply(weights, live, previous), x)(delta)
-
-        return CellAdjoint(
-            edges=tuple(edge(piece, slot) for piece, slot in self.slots.items()),
-            to_input=Operator(("input",), to_input, slice(0, self.inputs)),
-            find_uses=dict,
-            like=delta,
-            formed=(FormedGradients(delta, to_weights, sum(w.numel() for w in weights.values())),),
+    def linearise(self, step: CellStep) -> Graph:
+        labels = {
+            (piece + "-", to + "+"): route
+            for piece in self.pieces
+            for to, route in zip(self.pieces, self._leaving(piece), strict=True)
+        }
+        before = {piece + "-": slot for piece, slot in self.slots.items()}
+        after = {piece + "+": slot for piece, slot in self.slots.items()}
+        crossing = frozenset(labels.values()) - frozenset(self.carousel)
+        derivative = FunctionDerivative(self, step.x, step.previous)
+        return Graph(
+            (Opaque(before, after, "x", derivative, labels, crossing),),
+            before=before,
+            after=after,
+            reads={"x": slice(0, self.inputs)},
         )
+
+    @cached_property
+    def structure(self) -> Graph:  # the function is not asked
+        x = next(iter(self.weights.values())).detach().new_zeros(1, self.inputs)
+        state = x.new_zeros(1, self.state_size)
+        return self.linearise(CellStep(x, state, state))
 
     def _apply(
         self,
@@ -159,6 +129,48 @@ class FunctionCell(AbstractCell):
             weights, x, {piece: state[:, slot] for piece, slot in self.slots.items()}
         )
         return torch.cat([new[piece] for piece in self.pieces], -1)
+
+
+@dataclass(frozen=True, eq=False)
+class FunctionDerivative(AbstractDerivative):
+    """What torch.func finds of a step at x_k and s_{k-1}, for all rows by one vectorised call."""
+
+    cell: FunctionCell
+    x: Float[Tensor, "*L I"]
+    previous: Float[Tensor, "*L S"]
+
+    @property
+    def size(self) -> int:
+        return sum(weight.numel() for weight in self.cell.weights.values())
+
+    def each(self, change: Change) -> "FunctionDerivative":
+        return FunctionDerivative(self.cell, change(self.x), change(self.previous))
+
+    def to_state(self, delta: Float[Tensor, "N *L S"]) -> Float[Tensor, "N *L S"]:
+        return self._to_state(delta.flatten(1, -2)).view(delta.shape)
+
+    def to_input(self, delta: Float[Tensor, "N *L S"]) -> Float[Tensor, "N *L I"]:
+        weights, x, previous = self._at
+        found = _pull_back(lambda live: self.cell._apply(weights, live, previous), x)(
+            delta.flatten(1, -2)
+        )
+        return found.view(*delta.shape[:-1], -1)
+
+    def to_parameters(self, delta: Float[Tensor, "N *L S"]) -> Mapping[str, Tensor]:
+        weights, x, previous = self._at
+        pull = _pull_back(lambda live: self.cell._apply(live, x, previous), weights)
+        return pull(delta.flatten(1, -2))
+
+    @cached_property
+    def _at(self) -> tuple[dict[str, Tensor], Float[Tensor, "B I"], Float[Tensor, "B S"]]:
+        # torch.func does not heed an outer no_grad, so that live weights would be tracked here.
+        weights = {name: value.detach() for name, value in self.cell.weights.items()}
+        return weights, self.x.flatten(0, -2), self.previous.flatten(0, -2)
+
+    @cached_property
+    def _to_state(self) -> Callable[[Tensor], Tensor]:
+        weights, x, previous = self._at
+        return _pull_back(lambda state: self.cell._apply(weights, x, state), previous)
 
 
 def _pull_back(function: Callable[[Primal], Tensor], at: Primal) -> Callable[[Tensor], Primal]:
@@ -246,13 +258,15 @@ def from_function(
     if isinstance(carousel, str):
         raise ArgumentError(f"carousel must hold names of routes: write ({carousel!r},)")
     _checks.instance("carousel", carousel, Iterable, "a sequence of names of routes")  # type: ignore[type-abstract]
-    cell = FunctionCell(step, dict(parameters), input_size, pieces, named, output, tuple(carousel))
-    unknown = [route for route in cell.carousel if route not in cell.routes]
+    cell = FunctionCell(step, dict(parameters), input_size, pieces, named, output, ())
+    carousel = tuple(carousel)
+    unknown = [route for route in carousel if route not in cell.routes]
     if unknown:
         raise ArgumentError(
             f"carousel names no route {', '.join(map(repr, unknown))}; the routes of this state "
             f"are {', '.join(cell.routes)}"
         )
+    cell = replace(cell, carousel=carousel)
     _try_out(cell)
     return cell
 
@@ -351,9 +365,9 @@ def _check_pull_back(cell: FunctionCell, step: CellStep) -> None:
     delta[:, 0] = 1  # the loss of the first sample alone
     try:
         with torch.no_grad():
-            pulled = cell.pull_back(step, delta)
-            second = torch.cat((pulled.previous(), pulled.input()), -1)[:, 1]
-            pulled.formed[0].pull(delta)
+            derivative = FunctionDerivative(cell, step.x, step.previous)
+            second = torch.cat((derivative.to_state(delta), derivative.to_input(delta)), -1)[:, 1]
+            derivative.to_parameters(delta)
     except Exception as error:
         raise ArgumentError(
             f"torch.func cannot pull back through step: {type(error).__name__}: {error}. "
@@ -415,8 +429,9 @@ def _check_effects(cell: FunctionCell, weights: Mapping[str, Tensor]) -> None:
         delta = drawn(1, SAMPLES, cell.state_size)
         try:
             with torch.no_grad():
-                pulled = cell.with_parameters(at).pull_back(CellStep(x, state, state), delta)
-                gradients = pulled.formed[0].pull(delta)
+                gradients = FunctionDerivative(cell.with_parameters(at), x, state).to_parameters(
+                    delta
+                )
         except Exception:  # not every step takes any number, as one that looks up an index
             continue
         idle = [name for name in idle if bool((gradients[name] == 0).all())]

@@ -6,26 +6,15 @@ applies it to R_n h + b_hn, after. The update gate z keeps the state in both, as
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from retrograde._types import Input, Projected, State
-from retrograde.cells.base import (
-    AbstractLayer,
-    CellAdjoint,
-    CellStep,
-    Elementwise,
-    GateAdjoint,
-    Product,
-    Use,
-    affine,
-    new_rows,
-    standard_shapes,
-)
-from retrograde.cells.gates import GRU_GATES, Gate
+from retrograde.cells.base import AbstractLayer, CellStep, affine, standard_shapes
+from retrograde.cells.gates import GRU_GATES, SIGMOID, TANH, Gate
+from retrograde.cells.graph import Diagonal, Graph, biases, weights
 
 RECURRENT_ROUTES = tuple(f"recurrent.{gate.name}" for gate in GRU_GATES)
 
@@ -43,22 +32,6 @@ class AbstractGRU(AbstractLayer):
     @property
     def slots(self) -> Mapping[str, slice]:
         return {"h": slice(0, self.hidden_size)}
-
-    @property
-    def routes(self) -> tuple[str, ...]:
-        return (*RECURRENT_ROUTES, "carousel")
-
-    @property
-    def recurrent_routes(self) -> tuple[str, ...]:
-        return RECURRENT_ROUTES
-
-    @property
-    def inner_routes(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def adjoint_order(self) -> tuple[tuple[str, ...], ...]:
-        return ("update", "candidate"), ("reset",)
 
     def gates_of(self, parameter: str) -> tuple[str, ...]:
         return tuple(gate.name for gate in GRU_GATES)
@@ -107,33 +80,20 @@ class GRU(AbstractGRU):
         h = (1 - z) * n + z * state
         return CellStep(x, state, h, {"reset": r, "update": z, "candidate": n, "inner": q})
 
-    def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
+    def linearise(self, step: CellStep) -> Graph:
+        """The deltas; ' is the slope of an activation function.
+
+        da_z = dh (h_{k-1} - n) z'      da_n = dh (1 - z) n'      da_r = da_n q r'
+        dq = da_n r                     dh_{k-1} = R^T (da_r, da_z, dq) + dh z
+        """
         r, z, n, q = step.activations.values()
-        h_by_a_n = (1 - z) * step.slope("candidate", 1 - n * n)
-        h_by_a_z = (step.previous - n) * step.slope("update", z * (1 - z))
-        a_n_by_a_r = q * step.slope("reset", r * (1 - r))
-        return replace(
-            step,
-            derivatives={
-                "h by a": torch.stack((h_by_a_n * a_n_by_a_r, h_by_a_z, h_by_a_n), -2),
-                "h by q": torch.stack((h_by_a_n * a_n_by_a_r, h_by_a_z, h_by_a_n * r), -2),
-                "h by h": z,
-            },
-        )
-
-    def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
-        h_by_a, h_by_q, h_by_h = step.derivatives.values()
-        through_x = GateAdjoint(((delta, h_by_a),))  # r, z, n
-        through_h = GateAdjoint(((delta, h_by_q),))  # r, z and q, which r multiplies
-
-        return CellAdjoint(
-            edges=(
-                Product(RECURRENT_ROUTES, through_h, self.weight_hh, self.slots["h"]),
-                Elementwise(("carousel",), delta, h_by_h, self.slots["h"]),
-            ),
-            to_input=Product(("input",), through_x, self.weight_ih, slice(0, self.input_size)),
-            find_uses=lambda: self.uses(step, through_x, through_h),
-            like=delta,
+        return self.graph(
+            *self.affine_edges(step, RECURRENT_ROUTES, inner=("a.reset", "a.update", "q")),
+            Diagonal("h-", "h+", z, "carousel"),
+            Diagonal("a.reset", "a.candidate", q * SIGMOID.derivative(r)),
+            Diagonal("q", "a.candidate", r),
+            Diagonal("a.update", "h+", (step.previous - n) * SIGMOID.derivative(z)),
+            Diagonal("a.candidate", "h+", (1 - z) * TANH.derivative(n)),
         )
 
 
@@ -181,45 +141,24 @@ class GRU2014(AbstractGRU):
         h = (1 - z) * n + z * state
         return CellStep(x, state, h, {"reset": r, "update": z, "candidate": n, "inner": q})
 
-    def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
-        r, z, n, _ = step.activations.values()
-        h_by_a_n = (1 - z) * step.slope("candidate", 1 - n * n)
-        h_by_a_z = (step.previous - n) * step.slope("update", z * (1 - z))
-        q_by_a_r = step.previous * step.slope("reset", r * (1 - r))
-        return replace(
-            step,
-            derivatives={
-                "q by a_r": q_by_a_r.unsqueeze(-2),
-                "h by a": torch.stack((h_by_a_z, h_by_a_n), -2),
-                "h by a_z": h_by_a_z.unsqueeze(-2),
-                "h by a_n": h_by_a_n.unsqueeze(-2),
-                "q by h": r,
-                "h by h": z,
-            },
-        )
+    def linearise(self, step: CellStep) -> Graph:
+        """The deltas; ' is the slope of an activation function.
 
-    def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
-        by, h = step.derivatives, self.slots["h"]
-        gates = 2 * self.hidden_size
-        R_gates, R_n = self.weight_hh[:gates], self.weight_hh[gates:]
-
-        da_n = GateAdjoint(((delta, by["h by a_n"]),))
-        dq = new_rows(delta, *delta.shape)
-        da_n.product(R_n, dq)
-        da_gates = GateAdjoint(((dq, by["q by a_r"]), (delta, by["h by a_z"])))  # r, z
-        da = GateAdjoint(((dq, by["q by a_r"]), (delta, by["h by a"])))  # r, z, n
-
-        def uses() -> dict[str, tuple[Use, ...]]:
-            by_rows = (Use(da_gates, step.previous), Use(da_n, step.activations["inner"]))
-            return {**self.uses(step, da, da), "weight_hh": by_rows}
-
-        return CellAdjoint(
-            edges=(
-                Product(RECURRENT_ROUTES[:2], da_gates, R_gates, h),
-                Elementwise((RECURRENT_ROUTES[2],), dq, by["q by h"], h),
-                Elementwise(("carousel",), delta, by["h by h"], h),
-            ),
-            to_input=Product(("input",), da, self.weight_ih, slice(0, self.input_size)),
-            find_uses=uses,
-            like=delta,
+        da_z = dh (h_{k-1} - n) z'      da_n = dh (1 - z) n'      dq = R_n^T da_n
+        da_r = dq h_{k-1} r'            dh_{k-1} = R_r^T da_r + R_z^T da_z + dq r + dh z
+        """
+        r, z, n, q = step.activations.values()
+        nodes, h = ("a.reset", "a.update", "a.candidate"), step.previous
+        R = ("weight_hh", self.weight_hh)
+        return self.graph(
+            *weights("weight_ih", self.weight_ih, "x", nodes, step.x),
+            *biases("bias_ih", self.bias_ih, nodes),
+            *biases("bias_hh", self.bias_hh, nodes),
+            *weights(*R, "h-", nodes[:2], h, RECURRENT_ROUTES[:2], range(0, 3)),
+            Diagonal("h-", "q", r, RECURRENT_ROUTES[2]),
+            Diagonal("a.reset", "q", h * SIGMOID.derivative(r)),
+            *weights(*R, "q", nodes[2:], q, blocks=range(2, 3)),
+            Diagonal("h-", "h+", z, "carousel"),
+            Diagonal("a.update", "h+", (h - n) * SIGMOID.derivative(z)),
+            Diagonal("a.candidate", "h+", (1 - z) * TANH.derivative(n)),
         )

@@ -13,21 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retrograde._types import Input, Projected, State
-from retrograde.cells.base import (
-    AbstractLayer,
-    CellAdjoint,
-    CellStep,
-    Edge,
-    Elementwise,
-    GateAdjoint,
-    Product,
-    Use,
-    affine,
-    new_rows,
-    plus_product,
-)
+from retrograde.cells.base import AbstractLayer, CellStep, affine, plus_product
 from retrograde.cells.gates import ACTIVATIONS, CONSTANT, SIGMOID, Gate, with_role
 from retrograde.cells.generations import SIGMOID_GATES, Generation, generation
+from retrograde.cells.graph import Diagonal, Edge, Graph, Use, weights
 from retrograde.errors import ArgumentError
 
 
@@ -108,28 +97,6 @@ class LSTM(AbstractLayer):
         size = self.hidden_size
         return {name: slice(n * size, (n + 1) * size) for n, name in enumerate(names)}
 
-    @cached_property
-    def recurrent_routes(self) -> tuple[str, ...]:
-        through_h = tuple(f"recurrent.{gate}" for gate in self.kind.gates)
-        through_gates = SIGMOID_GATES if self.kind.gate_recurrence else ()
-        return through_h + tuple(f"recurrent.gates.{gate}" for gate in through_gates)
-
-    @cached_property
-    def routes(self) -> tuple[str, ...]:
-        seen = [f"peephole.{gate}" for gate in self.kind.peephole_gates if gate != "output"]
-        return (*self.recurrent_routes, "carousel", *seen)
-
-    @property
-    def inner_routes(self) -> tuple[str, ...]:
-        sees_new_c = "output" in self.kind.peephole_gates
-        return ("readout", "peephole.output") if sees_new_c else ("readout",)
-
-    @property
-    def adjoint_order(self) -> tuple[tuple[str, ...], ...]:
-        if "output" not in self.kind.peephole_gates:
-            return (self.kind.gates,)
-        return ("output",), tuple(gate for gate in self.kind.gates if gate != "output")
-
     def gates_of(self, parameter: str) -> tuple[str, ...]:
         others = {"weight_ch": self.kind.peephole_gates, "weight_gg": SIGMOID_GATES}
         return others.get(parameter, self.kind.gates)
@@ -165,49 +132,8 @@ class LSTM(AbstractLayer):
         activations = {"input": i, "forget": f, "cell": g, "output": o, "squashed": y}
         return CellStep(x, state, torch.cat(new, -1), activations)
 
-    def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
-        kind, p = self.kind, self._peepholes
-        i, f, g, o, y = step.activations.values()
-        c_previous, c = step.previous[..., self.slots["c"]], step.state[..., self.slots["c"]]
-        i_by_a, f_by_a = step.slope("input", i * (1 - i)), step.slope("forget", f * (1 - f))
-        g_by_a = step.slope("cell", ACTIVATIONS[kind.cell_squashing].derivative(g))
-        o_by_a = step.slope("output", o * (1 - o))
-        y_by_c = ACTIVATIONS[kind.state_squashing].derivative(y)
-        c_by_i = g - c_previous if kind.coupled else g
-
-        # The adjoint of each a is that of its source times a factor. The gates lie inside the step,
-        # so that their source is c or h, unless they are part of the state themselves.
-        if kind.gate_recurrence:
-            a_by = {"input": ("i", i_by_a), "forget": ("f", f_by_a), "output": ("o", o_by_a)}
-        else:
-            a_by = {"input": ("c", c_by_i * i_by_a), "forget": ("c", c_previous * f_by_a)}
-            a_by["output"] = ("h", y * o_by_a)
-        a_by["cell"] = ("c", i * g_by_a)
-        through = {f"peephole.{gate}": p[gate] * a_by[gate][1] for gate in p}
-        into_c = {"h": {"readout": o * y_by_c}}
-        if "output" in p:
-            seeing = into_c.setdefault(a_by["output"][0], {})
-            seeing["peephole.output"] = through.pop("peephole.output")
-
-        derivatives = {"carousel": f, **through}
-        if through and not kind.gate_recurrence:  # side by side with the carousel
-            derivatives["c by c"] = sum(through.values(), f)
-        for source, parts in into_c.items():
-            kept = [part for route, part in parts.items() if route not in cut]
-            derivatives[f"{source} by c"] = sum(kept[1:], kept[0]) if kept else torch.zeros_like(c)
-        for source in ("i", "f", "c", "h", "o"):
-            gates = [gate for gate in self.kind.gates if a_by[gate][0] == source]
-            if gates:
-                derivatives[f"a by {source}"] = torch.stack([a_by[g][1] for g in gates], -2)
-            seen = [a_by[g][1] * (c if g == "output" else c_previous) for g in gates if g in p]
-            if seen:
-                derivatives[f"p by {source}"] = torch.stack(seen, -2)
-        if kind.gate_recurrence:
-            derivatives |= {"c by i": c_by_i, "c by f": c_previous, "h by o": y}
-        return replace(step, derivatives=derivatives)
-
-    def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
-        """The deltas of Greff et al. (2017), section II-B; ' is the slope of a squashing function.
+    def linearise(self, step: CellStep) -> Graph:
+        """The deltas of Greff et al. (2017), section II-B; ' is the slope of an activation.
 
             da_o = dh h(c) o'       dc <- dc + dh o h'(c) + p_o da_o
             da_i = dc g i'          da_f = dc c_{k-1} f'          da_g = dc i g'
@@ -216,56 +142,69 @@ class LSTM(AbstractLayer):
         Where f = 1 - i, da_i = dc (g - c_{k-1}) i'. Where the gates are part of the state, what
         arrives at i, f and o from later steps is added before its slope is multiplied.
         """
-        by = step.derivatives
-        dh, dc, *to_gates = delta.chunk(len(self.slots), -1)
+        kind, slots = self.kind, self.slots
+        i, f, g, o, y = step.activations.values()
+        c_previous, c = step.previous[..., slots["c"]], step.state[..., slots["c"]]
+        c_by = {"input": g - c_previous if kind.coupled else g, "forget": c_previous, "cell": i}
+        slope = {
+            gate.name: gate.activation.derivative(step.activations[gate.name])
+            for gate in self.activations
+            if gate.activation is not None
+        }
+        letter = {"input": "i", "forget": "f", "output": "o"} if kind.gate_recurrence else {}
 
-        dc = torch.addcmul(dc, dh, by["h by c"], out=new_rows(delta, *dh.shape))
-        sources = {"c": dc, "h": dh}
-        if to_gates:
-            di, df, do = to_gates
-            do = torch.addcmul(do, dh, by["h by o"])
-            dc.addcmul_(do, by["o by c"])
-            di, df = torch.addcmul(di, dc, by["c by i"]), torch.addcmul(df, dc, by["c by f"])
-            sources = {"i": di, "f": df, "c": dc, "o": do}
+        def through(gate: str, target: str, by: Tensor) -> list[Edge]:
+            """From a pre-activation by way of its gate, which may be part of the state itself."""
+            if gate not in kind.gates:
+                return []
+            if gate not in letter:
+                return [Diagonal(f"a.{gate}", target, by * slope[gate])]
+            value = letter[gate]
+            return [
+                Diagonal(f"a.{gate}", value, slope[gate]),
+                Diagonal(value, value + "+"),
+                Diagonal(value, target, by),
+            ]
 
-        def adjoint(of: str, *among: str) -> GateAdjoint:
-            present = [name for name in among or sources if f"{of} by {name}" in by]
-            return GateAdjoint(tuple((sources[name], by[f"{of} by {name}"]) for name in present))
+        def peephole(gate: str, source: str, seen: Tensor) -> list[Edge]:
+            if gate not in kind.peephole_gates:
+                return []
+            number, size = kind.peephole_gates.index(gate), self.hidden_size
+            rows = slice(number * size, (number + 1) * size)
+            use = Use("weight_ch", rows, seen, diagonal=True)
+            return [Diagonal(source, f"a.{gate}", self._peepholes[gate], f"peephole.{gate}", use)]
 
-        da = adjoint("a")
-        edges: list[Edge] = [
-            Product(
-                self.recurrent_routes[: len(self.kind.gates)], da, self.weight_hh, self.slots["h"]
-            )
+        edges = [
+            *self.affine_edges(step, [f"recurrent.{gate}" for gate in kind.gates]),
+            *self._between_gates(step),
+            Diagonal("c-", "c", f, "carousel"),
+            *peephole("input", "c-", c_previous),
+            *peephole("forget", "c-", c_previous),
+            *(edge for gate, by in c_by.items() for edge in through(gate, "c", by)),
+            Diagonal("c", "c+"),
+            Diagonal("c", "h+", o * slope["squashed"], "readout"),
+            *peephole("output", "c", c),
+            *through("output", "h+", y),
         ]
-        if self.weight_gg is not None:
-            before = slice(self.slots["i"].start, self.slots["o"].stop)
-            da_gates = adjoint("a", "i", "f", "o")
-            routes = self.recurrent_routes[len(self.kind.gates) :]
-            edges.append(Product(routes, da_gates, self.weight_gg, before))
+        graph = self.graph(*edges)
+        if not kind.gate_recurrence:
+            return graph
+        before = {"h-": slots["h"], "c-": slots["c"], "gates-": self._gates_before}
+        return replace(graph, before=before)
 
-        def uses() -> dict[str, tuple[Use, ...]]:
-            found = self.uses(step, da, da)
-            if self.weight_gg is not None:
-                found["weight_gg"] = (Use(da_gates, step.previous[..., before]),)
-            if self.weight_ch is not None:
-                found["weight_ch"] = (Use(adjoint("p"), None),)
-            return found
+    @property
+    def _gates_before(self) -> slice:
+        """The part of the state that holds i, f and o."""
+        return slice(self.slots["i"].start, self.slots["o"].stop)
 
-        kept, slot = self.routes[len(self.recurrent_routes) :], self.slots["c"]
-        if "c by c" in by:
-            factors = tuple(by[route] for route in kept)
-            edges.append(Elementwise(kept, dc, by["c by c"], slot, factors))
-        else:
-            into = {"peephole.input": sources.get("i", dc), "peephole.forget": sources.get("f", dc)}
-            for route in kept:
-                edges.append(Elementwise((route,), into.get(route, dc), by[route], slot))
-        return CellAdjoint(
-            edges=tuple(edges),
-            to_input=Product(("input",), da, self.weight_ih, slice(0, self.input_size)),
-            find_uses=uses,
-            like=delta,
-        )
+    def _between_gates(self, step: CellStep) -> list[Edge]:
+        """R_gg (i, f, o)_{k-1}."""
+        if self.weight_gg is None:
+            return []
+        nodes = tuple(f"a.{gate}" for gate in SIGMOID_GATES)
+        routes = tuple(f"recurrent.gates.{gate}" for gate in SIGMOID_GATES)
+        before = step.previous[..., self._gates_before]
+        return weights("weight_gg", self.weight_gg, "gates-", nodes, before, routes)
 
     @property
     def _peepholes(self) -> dict[str, Tensor]:

@@ -5,27 +5,16 @@ Neural Network Architectures for Large Vocabulary Speech Recognition" (2014), ar
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from retrograde._types import Input, Projected, State
-from retrograde.cells.base import (
-    AbstractLayer,
-    CellAdjoint,
-    CellStep,
-    Elementwise,
-    GateAdjoint,
-    Product,
-    Use,
-    affine,
-    new_rows,
-    plus_product,
-    standard_shapes,
-)
-from retrograde.cells.gates import LSTM_GATES, TANH, Gate
+from retrograde.cells.base import AbstractLayer, CellStep, affine, plus_product, standard_shapes
+from retrograde.cells.gates import LSTM_GATES, SIGMOID, TANH, Gate
+from retrograde.cells.graph import Diagonal, Graph, weights
 from retrograde.errors import ArgumentError
 
 RECURRENT_ROUTES = tuple(f"recurrent.{gate.name}" for gate in LSTM_GATES)
@@ -93,18 +82,6 @@ class ProjectedLSTM(AbstractLayer):
         outputs, hidden = self.weight_hr.shape
         return {"h": slice(0, outputs), "c": slice(outputs, outputs + hidden)}
 
-    @property
-    def recurrent_routes(self) -> tuple[str, ...]:
-        return RECURRENT_ROUTES
-
-    @property
-    def routes(self) -> tuple[str, ...]:
-        return (*RECURRENT_ROUTES, "carousel")
-
-    @property
-    def inner_routes(self) -> tuple[str, ...]:
-        return ("readout",)
-
     def gates_of(self, parameter: str) -> tuple[str, ...]:
         return () if parameter == "weight_hr" else tuple(gate.name for gate in LSTM_GATES)
 
@@ -122,42 +99,23 @@ class ProjectedLSTM(AbstractLayer):
         activations = {"input": i, "forget": f, "cell": g, "output": o, "squashed": squashed}
         return CellStep(x, state, new, activations)
 
-    def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
+    def linearise(self, step: CellStep) -> Graph:
+        """dy = M^T dh, then as in any LSTM; ' is the slope of an activation function.
+
+        da_o = dy tanh(c) o'    dc <- dc + dy o tanh'(c)
+        da_i = dc g i'          da_f = dc c_{k-1} f'          da_g = dc i g'
+        dh_{k-1} = R^T da       dc_{k-1} = dc f
+        """
         i, f, g, o, squashed = step.activations.values()
         c_previous = step.previous[..., self.slots["c"]]
-        i_by_a, f_by_a = step.slope("input", i * (1 - i)), step.slope("forget", f * (1 - f))
-        g_by_a, o_by_a = step.slope("cell", 1 - g * g), step.slope("output", o * (1 - o))
-        readout = o * (1 - squashed * squashed)
-        return replace(
-            step,
-            derivatives={
-                "a by c": torch.stack((g * i_by_a, c_previous * f_by_a, i * g_by_a), -2),
-                "a by y": (squashed * o_by_a).unsqueeze(-2),
-                "y by c": torch.zeros_like(readout) if "readout" in cut else readout,
-                "carousel": f,
-                "y": o * squashed,
-                "1": torch.ones_like(step.state[..., self.slots["h"]]).unsqueeze(-2),
-            },
-        )
-
-    def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
-        """dy = M^T dh, then as in any LSTM: dc <- dc + dy o tanh'(c), da_o = dy tanh(c) o', ..."""
-        by = step.derivatives
-        dh, dc = delta[..., self.slots["h"]], delta[..., self.slots["c"]]
-        through = GateAdjoint(((dh, by["1"]),))
-        dy = new_rows(delta, *dc.shape)
-        through.product(self.weight_hr, dy)
-        dc = torch.addcmul(dc, dy, by["y by c"], out=new_rows(delta, *dc.shape))
-        da = GateAdjoint(((dc, by["a by c"]), (dy, by["a by y"])))
-        return CellAdjoint(
-            edges=(
-                Product(RECURRENT_ROUTES, da, self.weight_hh, self.slots["h"]),
-                Elementwise(("carousel",), dc, by["carousel"], self.slots["c"]),
-            ),
-            to_input=Product(("input",), da, self.weight_ih, slice(0, self.input_size)),
-            find_uses=lambda: {
-                **self.uses(step, da, da),
-                "weight_hr": (Use(through, by["y"]),),
-            },
-            like=delta,
+        return self.graph(
+            *self.affine_edges(step, RECURRENT_ROUTES),
+            Diagonal("c-", "c", f, "carousel"),
+            Diagonal("a.input", "c", g * SIGMOID.derivative(i)),
+            Diagonal("a.forget", "c", c_previous * SIGMOID.derivative(f)),
+            Diagonal("a.cell", "c", i * TANH.derivative(g)),
+            Diagonal("c", "c+"),
+            Diagonal("c", "y", o * TANH.derivative(squashed), "readout"),
+            Diagonal("a.output", "y", squashed * SIGMOID.derivative(o)),
+            *weights("weight_hr", self.weight_hr, "y", ("h+",), o * squashed),
         )

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from retrograde import _checks
 from retrograde._types import Input, Projected, State
-from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep, Operator
+from retrograde.cells.base import AbstractCell, CellStep
 from retrograde.cells.composite import AbstractComposite
+from retrograde.cells.graph import Graph, joined
 from retrograde.errors import ArgumentError
 
 
@@ -84,12 +85,9 @@ class SideBySide(AbstractComposite):
         steps = tuple(layer.advance(*part) for layer, *part in parts)
         return CellStep(x, state, torch.cat([step.state for step in steps], -1), layers=steps)
 
-    def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
-        parts = zip(self.layers, step.layers, self.split(delta), strict=True)
-        adjoints = [layer.pull_back(own, part) for layer, own, part in parts]
-
-        def to_input() -> Tensor:
-            return torch.cat([adjoint.input() for adjoint in adjoints], -1)
-
-        whole = Operator(("input",), to_input, slice(0, self.input_size))
-        return self.joined(adjoints, whole, delta)
+    def linearise(self, step: CellStep) -> Graph:
+        graphs, inputs = [], 0
+        for number, layer in enumerate(self.layers):
+            graphs.append(self.layer(number, step, inputs))
+            inputs += layer.input_size
+        return joined(graphs, [[]] * len(graphs))

@@ -1,16 +1,16 @@
 """A stack of layers is itself a cell: its state is the states of all layers, side by side."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from retrograde import _checks
 from retrograde._types import Input, Projected, State
-from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep, Operator
+from retrograde.cells.base import AbstractCell, CellStep
 from retrograde.cells.composite import AbstractComposite
+from retrograde.cells.graph import Diagonal, Edge, Graph, Part, joined, moved
 from retrograde.cells.position import Position
 from retrograde.errors import ArgumentError
 
@@ -97,22 +97,49 @@ class Stacked(AbstractComposite):
         joined = torch.cat(states, -1) if others else states[0]
         return CellStep(x, state, joined, layers=tuple(steps))
 
-    def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
+    def linearise(self, step: CellStep) -> Graph:
         masks = torch.split(step.x, self._widths, -1)[1:] if self.masked else ()
-        adjoints: list[CellAdjoint] = []
-        by_masks: list[Tensor] = []
-        for number, part in reversed(list(enumerate(self.split(delta)))):
-            layer, own = self.layers[number], step.layers[number]
-            if adjoints:  # what the layer above reads of this one's output
-                read = adjoints[0].input()
-                part = part.clone()
-                part[..., layer.output] += read * masks[number] if masks else read
+        graphs, links = [self.layer(0, step, 0)], list[list[Edge]]()
+        reads, width = dict(graphs[0].reads), self._widths[0]
+        for number, below in enumerate(self.layers[:-1]):
+            above, on, offset = self.layer(number + 1, step, 0), list[Edge](), self.offsets[number]
+            after = {node: moved(slot, -offset) for node, slot in graphs[-1].after.items()}
+            for source, target, entries, at in _runs(below.output_entries, after, above.reads):
+                factor = None
                 if masks:
-                    by_masks.insert(0, read * own.state[..., layer.output])
-            adjoints.insert(0, layer.pull_back(own, part))
+                    factor, mask = masks[number][..., entries], f"mask.{source}"
+                    read = step.layers[number].state[..., after[source]]
+                    on.append(Diagonal(mask, target, read, at=at))
+                    reads[mask] = moved(entries, width)
+                on.append(Diagonal(source, target, factor, at=at))
+            width += above.input_size
+            links.append(on)
+            graphs.append(above)
+        return replace(joined(graphs, [*links, []]), reads=reads)
 
-        def to_input() -> Tensor:
-            return torch.cat((adjoints[0].input(), *by_masks), -1)
 
-        whole = Operator(("input",), to_input, slice(0, self.input_size))
-        return self.joined(adjoints, whole if masks else adjoints[0].to_input, delta)
+def _runs(
+    output: Sequence[int], after: Mapping[str, slice], reads: Mapping[str, slice]
+) -> Iterator[tuple[str, str, slice, Part | None]]:
+    """(node of the state below, node that reads it, which outputs these are, part of the reader).
+
+    Raises:
+        ArgumentError: if anything but whole parts of the state is read.
+    """
+    first = 0
+    while first < len(output):
+        target, slot = next((n, s) for n, s in reads.items() if s.start <= first < s.stop)
+        found = [
+            (source, slice(first, first + part.stop - part.start))
+            for source, part in after.items()
+            if output[first : first + part.stop - part.start] == list(range(part.start, part.stop))
+        ]
+        if not found or found[0][1].stop > slot.stop:
+            raise ArgumentError(
+                f"the layers of a stack must read whole parts of the state below, of "
+                f"{', '.join(after)}, each in one part of their input; {target} does not"
+            )
+        source, entries = found[0]
+        at = Part(first - slot.start, entries.stop - slot.start, slot.stop - slot.start)
+        yield source, target, entries, None if at.stop - at.start == at.size else at
+        first = entries.stop

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from jaxtyping import Float
 from torch import Tensor
 
 from retrograde._types import Input, Projected, State
-from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep
+from retrograde.cells.base import AbstractCell, CellStep
 from retrograde.cells.gates import Gate
+from retrograde.cells.graph import Graph
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,18 +34,6 @@ class AbstractWrapped(AbstractCell):
         return self.cell.output
 
     @property
-    def routes(self) -> tuple[str, ...]:
-        return self.cell.routes
-
-    @property
-    def recurrent_routes(self) -> tuple[str, ...]:
-        return self.cell.recurrent_routes
-
-    @property
-    def inner_routes(self) -> tuple[str, ...]:
-        return self.cell.inner_routes
-
-    @property
     def gates(self) -> tuple[Gate, ...]:
         return self.cell.gates
 
@@ -65,8 +53,5 @@ class AbstractWrapped(AbstractCell):
     def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
         return self.cell.advance(x, projected, state)
 
-    def linearise(self, step: CellStep, cut: frozenset[str] = frozenset()) -> CellStep:
-        return self.cell.linearise(step, cut)
-
-    def pull_back(self, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
-        return self.cell.pull_back(step, delta)
+    def linearise(self, step: CellStep) -> Graph:
+        return self.cell.linearise(step)

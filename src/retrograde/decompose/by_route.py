@@ -53,8 +53,9 @@ class RouteSums:
         else:
             before = self._later
             sums = self._bins.sum(before.delta, before.norms, step.lags[: len(before.lags)])
-            arriving = before.pull_back(sums.values).by_route()
-            rows += [Scaled(values, sums.exponent) for values in arriving.values()]
+            chunk = before.chunk
+            arriving = chunk.through(chunk.plan.by_route, before.k, sums.values)
+            rows += [Scaled(values, sums.exponent) for values in arriving]
         every = Scaled(torch.cat([r.values for r in rows]), torch.cat([r.exponent for r in rows]))
         self._sums.add(step, Scaled(every.values, every.log2_scale()))
         self._later = step

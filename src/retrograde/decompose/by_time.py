@@ -16,16 +16,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from retrograde.cells.base import CellAdjoint, GateAdjoint, Use
+from retrograde.cells.graph import jvp_of_parameters
+from retrograde.cells.plan import CellAdjoint
 from retrograde.decompose.parts import Parts, summed
 from retrograde.engine.adjoint import AdjointStep, backpropagate
 from retrograde.engine.entries import Entries
 from retrograde.engine.gradients import ParameterSums
 from retrograde.engine.scaling import Scaled, as_vectors
-from retrograde.engine.unroll import Unrolled
+from retrograde.engine.unroll import Chunk, Unrolled
 
 FORMED = 2**22
 """Parts are formed so many numbers at a time, 16 MiB in float32."""
+
+Operands = Sequence[Float[Tensor, "B _"] | None]
+"""What adjoints are multiplied by to give gradients; None for those of biases."""
 
 
 class ContributionNorms:
@@ -36,10 +40,10 @@ class ContributionNorms:
 
     def update(self, step: AdjointStep) -> None:
         rows = len(step.delta.exponent)
-        for adjoint, uses in _sharing_an_adjoint(step.adjoint):
-            log2 = _log2_norms(adjoint.dense, list(uses.values()))
+        for uses in step.adjoint.uses:
+            log2 = _log2_norms(uses.adjoint, [operand for _, _, operand in uses.operands])
             log2 += step.delta.exponent.unsqueeze(-1)
-            for column, (name, first) in enumerate(uses):
+            for column, (name, first, _) in enumerate(uses.operands):
                 row = self._tables[name][step.k, :rows]
                 found = log2[:, column]
                 if first:  # squared norms of further rows of the same parameter add up
@@ -57,7 +61,10 @@ class ContributionNorms:
 class ContributionShares:
     """The fold behind the shares of `by_time`: <C[t,k], G> over <G, G> for every parameter.
 
-    <C, G> = sum_b <da_b, G u_b>, so that the part is not needed.
+        <C[t,k], G> = <delta_k, push_k(G)>
+
+    push_k(G) is the change of s_k that goes with the change G of the weights at step k, so that
+    neither the part nor its factors are needed.
     """
 
     def __init__(self, entries: Entries, steps: int, gradient: Mapping[str, Scaled]):
@@ -68,19 +75,26 @@ class ContributionShares:
             for name, whole in self._gradient.items()
         }
         self._tables = _tables(entries, steps, gradient, 0.0)
+        self._chunk: Chunk | None = None
+        self._pushed: Tensor | None = None
 
     def update(self, step: AdjointStep) -> None:
         exponent = step.delta.exponent
-        for adjoint, uses in _sharing_an_adjoint(step.adjoint):
-            towards = torch.stack([self._towards(*each, use) for each, use in uses.items()])
-            names = [name for name, _ in uses]
-            self._add(step.k, slice(0, len(exponent)), names, adjoint.inner(towards), exponent)
+        if self._chunk is not step.chunk:
+            self._chunk, graph = step.chunk, step.chunk.graph
+            whole = {name: self._gradient[name].values.squeeze(0) for name in graph.parameters}
+            self._pushed = jvp_of_parameters(graph, whole) if whole else None
+        if self._pushed is not None:
+            pushed = self._pushed[:, step.k - step.chunk.first].flatten(1)
+            inner = step.delta.values.flatten(1) @ pushed.T
+            names = step.chunk.graph.parameters
+            self._add(step.k, slice(0, len(exponent)), names, inner, exponent)
         for some, gradients in _formed(step.adjoint):
-            inner = [
+            columns = [
                 as_vectors(parts) @ self._gradient[name].values.flatten()
                 for name, parts in gradients.items()
             ]
-            self._add(step.k, some, list(gradients), torch.stack(inner, -1), exponent[some])
+            self._add(step.k, some, list(gradients), torch.stack(columns, -1), exponent[some])
 
     def _add(
         self,
@@ -101,14 +115,6 @@ class ContributionShares:
 
     def result(self) -> dict[str, Float[Tensor, "E T"]]:
         return _by_entry(self._tables)
-
-    def _towards(self, name: str, first: int, use: Use) -> Float[Tensor, "B P"]:
-        """G u_b: the change of each pre-activation that the whole gradient stands for."""
-        whole = self._gradient[name].values.squeeze(0)
-        whole = whole[first : first + use.adjoint.size]
-        if use.operand is None:
-            return whole.expand(use.adjoint.batch, -1)
-        return use.operand @ whole.T
 
 
 def _tables(
@@ -179,19 +185,6 @@ def contributions(
     return totals
 
 
-def _sharing_an_adjoint(
-    pulled: CellAdjoint,
-) -> list[tuple[GateAdjoint, dict[tuple[str, int], Use]]]:
-    """The uses by (parameter, first of its rows), grouped by their adjoint."""
-    groups: dict[int, tuple[GateAdjoint, dict[tuple[str, int], Use]]] = {}
-    for name, uses in pulled.uses.items():
-        first = 0
-        for use in uses:
-            groups.setdefault(id(use.adjoint), (use.adjoint, {}))[1][name, first] = use
-            first += use.adjoint.size
-    return list(groups.values())
-
-
 def _formed(
     pulled: CellAdjoint,
 ) -> Iterator[tuple[slice, Mapping[str, Float[Tensor, "..."]]]]:
@@ -200,21 +193,21 @@ def _formed(
         yield from formed.blocks(FORMED)
 
 
-def _log2_norms(adjoint: Float[Tensor, "N B P"], uses: Sequence[Use]) -> Float[Tensor, "N U"]:
-    """log2 ||sum_b da_b (x) u_b|| for every row and use, by whichever way costs less."""
-    columns = sum(1 if use.operand is None else use.operand.shape[1] for use in uses)
+def _log2_norms(adjoint: Float[Tensor, "N B P"], operands: Operands) -> Float[Tensor, "N U"]:
+    """log2 ||sum_b da_b (x) u_b|| for every row and operand, by whichever way costs less."""
+    columns = sum(1 if operand is None else operand.shape[1] for operand in operands)
     if adjoint.shape[1] > columns:
-        return _by_forming(adjoint, uses)
-    squares, cancels = _by_gram(adjoint, uses)
+        return _by_forming(adjoint, operands)
+    squares, cancels = _by_gram(adjoint, operands)
     log2 = torch.log2(squares.clamp(min=0)) / 2
     if bool(cancels.any()):
         rows = torch.nonzero(cancels.any(1)).squeeze(1)
-        log2[rows] = _by_forming(adjoint[rows], uses)
+        log2[rows] = _by_forming(adjoint[rows], operands)
     return log2
 
 
 def _by_gram(
-    adjoint: Float[Tensor, "N B P"], uses: Sequence[Use]
+    adjoint: Float[Tensor, "N B P"], operands: Operands
 ) -> tuple[Float[Tensor, "N U"], Tensor]:
     """Squared norms, and where the sum over sample pairs cancels too far to be trusted.
 
@@ -224,28 +217,30 @@ def _by_gram(
     """
     batch = adjoint.shape[1]
     gram = torch.bmm(adjoint, adjoint.mT).double()
-    operands = torch.stack([_gram_of_operand(use, gram) for use in uses], -1)
-    squares = gram.flatten(1) @ operands.flatten(0, 1)
-    bound = torch.diagonal(gram, dim1=1, dim2=2) @ (batch * torch.diagonal(operands).T)
+    of_operands = torch.stack([_gram_of_operand(operand, gram) for operand in operands], -1)
+    squares = gram.flatten(1) @ of_operands.flatten(0, 1)
+    bound = torch.diagonal(gram, dim1=1, dim2=2) @ (batch * torch.diagonal(of_operands).T)
     return squares, squares < 2**14 * torch.finfo(adjoint.dtype).eps * bound
 
 
-def _gram_of_operand(use: Use, gram: Float[Tensor, "N B B"]) -> Float[Tensor, "B B"]:
-    if use.operand is None:
+def _gram_of_operand(
+    operand: Float[Tensor, "B M"] | None, gram: Float[Tensor, "N B B"]
+) -> Float[Tensor, "B B"]:
+    if operand is None:
         return gram.new_ones(()).expand(gram.shape[1:])
-    operand = use.operand.to(gram.dtype)
+    operand = operand.to(gram.dtype)
     return operand @ operand.T
 
 
-def _by_forming(adjoint: Float[Tensor, "N B P"], uses: Sequence[Use]) -> Float[Tensor, "N U"]:
+def _by_forming(adjoint: Float[Tensor, "N B P"], operands: Operands) -> Float[Tensor, "N U"]:
     norms = []
-    for use in uses:
-        if use.operand is None:
+    for operand in operands:
+        if operand is None:
             norms.append(Scaled.of(adjoint.sum(1)).log2_norms())
             continue
-        rows = max(1, FORMED // (adjoint.shape[2] * use.operand.shape[1]))
+        rows = max(1, FORMED // (adjoint.shape[2] * operand.shape[1]))
         parts = (
-            torch.bmm(some.mT, use.operand.expand(len(some), -1, -1))
+            torch.bmm(some.mT, operand.expand(len(some), -1, -1))
             for some in torch.split(adjoint, rows)
         )
         norms.append(torch.cat([Scaled.of(part).log2_norms() for part in parts]))

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retrograde.cells.base import CellAdjoint, GateAdjoint, Use
+from retrograde.cells.plan import CellAdjoint
 from retrograde.decompose.adjoints import Adjoints
 from retrograde.decompose.lags import mean_by_lag, reach_of
 from retrograde.decompose.parts import joined, shares
@@ -118,8 +118,7 @@ class _Chunks:
         first, rows, count = step.k, len(step.norms), self._count
         span = slice(first, first + count)
         delta, exponent = self._delta[:rows, -count:], self._exponent[:rows, -count:]
-        many = step.chunk.merged(first, count)
-        pulled = self._unrolled.cell.pull_back(many, delta.flatten(1, 2))
+        pulled = step.chunk.pull_back(delta.flatten(1, 2), first, count)
         norms = torch.linalg.vector_norm(delta.flatten(2), dim=2).double()
         table = slice(len(self.adjoints) - rows, None)
         self.adjoints[table, span] = (torch.log2(norms) + exponent).flip(0)
@@ -139,7 +138,7 @@ class _Chunks:
         last = self._arriving.values * power_of_two(self._arriving.exponent - top, delta)
         parts = torch.cat((parts, torch.cat((leaving[1:], last)).unsqueeze(0)))
         self._arriving = Scaled(leaving[:1], top)
-        self._sums.add(self._unrolled.cell.pull_back(many, parts.flatten(1, 2)))
+        self._sums.add(step.chunk.pull_back(parts.flatten(1, 2), first, count))
 
 
 def _log2_norms(pulled: CellAdjoint, steps: int) -> Float[Tensor, "N K"]:
@@ -148,20 +147,16 @@ def _log2_norms(pulled: CellAdjoint, steps: int) -> Float[Tensor, "N K"]:
     From Gram matrices as in by_time.py, of all parameters that share an adjoint at once. Where
     samples cancel to less than a thousandth of their sizes, rounding shows; a reach does not ask.
     """
-    groups: dict[int, tuple[GateAdjoint, list[Use]]] = {}
-    for uses in pulled.uses.values():
-        for use in uses:
-            groups.setdefault(id(use.adjoint), (use.adjoint, []))[1].append(use)
     squares = []
-    for adjoint, together in groups.values():
-        da = adjoint.dense.unflatten(1, (steps, -1))  # type: ignore[no-untyped-call]
+    for uses in pulled.uses:
+        da = uses.adjoint.unflatten(1, (steps, -1))  # type: ignore[no-untyped-call]
         gram = da @ da.mT
         of_operands = torch.zeros_like(gram[0])
-        for use in together:
-            if use.operand is None:
+        for _, _, operand in uses.operands:
+            if operand is None:
                 of_operands += 1
             else:
-                operand = use.operand.unflatten(0, (steps, -1))  # type: ignore[no-untyped-call]
+                operand = operand.unflatten(0, (steps, -1))  # type: ignore[no-untyped-call]
                 of_operands += operand @ operand.mT
         squares.append((gram.double() * of_operands).sum((-1, -2)))
     log2: Tensor = torch.log2(torch.stack(squares).sum(0).clamp(min=0)) / 2

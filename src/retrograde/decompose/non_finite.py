@@ -14,6 +14,7 @@ from torch import Tensor
 
 from retrograde.cells.base import AbstractCell, CellStep
 from retrograde.cells.leaves import gate_of
+from retrograde.cells.plan import pull_back
 from retrograde.engine import Entries, Unrolled, backpropagate
 from retrograde.record import Recorded
 
@@ -154,9 +155,9 @@ def _steepest(unrolled: Unrolled, step: int, sample: int) -> str:
     """The route with the largest part of a sample's Jacobian at a step."""
     cell, one = unrolled.cell, slice(sample, sample + 1)
     previous = unrolled.steps(step, step + 1).previous[0, one]
-    linear = cell.linearise(cell.step(unrolled.x[step, one], previous))
+    graph = cell.linearise(cell.step(unrolled.x[step, one], previous))
     rows = torch.eye(cell.state_size, dtype=previous.dtype, device=previous.device)
-    return _largest(cell.pull_back(linear, rows.unsqueeze(1)).by_route())
+    return _largest(pull_back(graph, rows.unsqueeze(1)).by_route())
 
 
 def _first(values: Tensor, what: str, axes: tuple[str, ...], advice: str) -> str:

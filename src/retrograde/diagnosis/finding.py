@@ -54,8 +54,8 @@ class NotApplicable:
 
     Example:
         >>> from retrograde.diagnosis import NotApplicable
-        >>> f"It does not apply, since {NotApplicable('it has no forget gate').reason}."
-        'It does not apply, since it has no forget gate.'
+        >>> NotApplicable("the cell has no gates").reason
+        'the cell has no gates'
     """
 
     reason: str
@@ -79,10 +79,8 @@ class Check:
         ...     torch.nn.RNN(2, 4), torch.ones(20, 3, 2), lambda model, x: model(x)[0].sum()
         ... )
         >>> checks = {check.name: check for check in report.checks}
-        >>> checks["non-finite"].status, checks["double-bias"].status
+        >>> checks["exploding"].status, checks["forget-gate-too-short"].status
         ('passed', 'not applicable')
-        >>> checks["double-bias"].reason
-        'it has no forget gate with two biases'
     """
 
     name: str

@@ -1,12 +1,19 @@
 """Time: the forward unrolling, and the one backward recursion that every analysis folds over."""
 
-from retrograde.engine.adjoint import AdjointStep, Fold, backpropagate, fold, input_adjoints
+from retrograde.engine.adjoint import (
+    AdjointStep,
+    Fold,
+    backpropagate,
+    fold,
+    input_adjoints,
+)
 from retrograde.engine.border import Border, Read
 from retrograde.engine.clipping import with_factors
 from retrograde.engine.crossings import CrossingStep, backpropagate_by_crossing
 from retrograde.engine.entries import Entries
 from retrograde.engine.gradients import AdjointSums, ParameterSums
 from retrograde.engine.scaling import Scaled
+from retrograde.engine.scan import scan
 from retrograde.engine.unroll import Chunk, Unrolled, unroll
 
 __all__ = [
@@ -25,6 +32,7 @@ __all__ = [
     "backpropagate_by_crossing",
     "fold",
     "input_adjoints",
+    "scan",
     "unroll",
     "with_factors",
 ]

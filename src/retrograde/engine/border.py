@@ -64,6 +64,14 @@ class Border:
                 total.flatten(1).index_add_(1, read.source.flatten(), part.flatten(1))
         return total
 
+    def push(self, before: Float[Tensor, "N B S"]) -> Float[Tensor, "N B S"]:
+        """Changes of the state before as changes of what enters."""
+        total = torch.zeros_like(before)
+        for read in self.reads:
+            source = before if read.source is None else before.flatten(1)[:, read.source]
+            total += source * read.factor
+        return total
+
     @property
     def mixes_samples(self) -> bool:
         """Whether a sample reads the state of another one."""

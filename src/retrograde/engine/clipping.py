@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retrograde.cells.base import Factors
 from retrograde.cells.clipped import policy_of
+from retrograde.engine.scan import Summed, scan
 from retrograde.engine.unroll import Unrolled
 from retrograde.errors import NonFiniteError
 
@@ -27,16 +27,11 @@ def with_factors(unrolled: Unrolled, direct: Float[Tensor, "T B S"]) -> Unrolled
     """
     if policy_of(unrolled.cell) is None:
         return unrolled
-    delta, factors = torch.zeros_like(direct[:1]), list[Factors]()
-    for k, step in unrolled.backwards():
-        delta = delta + direct[k]
-        if not bool(delta.isfinite().all()):
+    summed = Summed(direct)
+    for k, _ in scan(unrolled, summed):
+        if not bool(summed.deltas.pop().isfinite().all()):
             raise NonFiniteError(
                 f"the clipped adjoint becomes infinite or NaN at step {k}: the policy does not "
                 "hold what grows there. Lower its threshold, or clip in float64"
             )
-        pulled = unrolled.pull_back(k, step, delta)
-        assert pulled.factors is not None
-        factors.append(pulled.factors)
-        delta = pulled.previous()
-    return replace(unrolled, factors=tuple(reversed(factors)))
+    return replace(unrolled, factors=tuple(reversed(summed.factors)))

@@ -97,6 +97,10 @@ class Entries:
         """
         return self._lags[k, :rows]
 
+    def lags_between(self, k: int, steps: int, rows: int) -> Int[Tensor, "N K"]:
+        """The same at step k and the steps after it; -1 where the step is later than the entry."""
+        return self._lags[k : k + steps, :rows].T
+
     @cached_property
     def _lags(self) -> Int[Tensor, "T E"]:
         k = torch.arange(len(self.direct), device=self.direct.device).unsqueeze(1)

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from retrograde.cells.base import AbstractCell, CellAdjoint
+from retrograde.cells.base import AbstractCell
+from retrograde.cells.plan import CellAdjoint
 from retrograde.engine.adjoint import AdjointStep
 from retrograde.engine.crossings import CrossingStep
 from retrograde.engine.scaling import NOTHING, Scaled, power_of_two
@@ -56,24 +57,20 @@ class ParameterSums:
         return top
 
     def add(self, pulled: CellAdjoint) -> None:
-        """What `pull_back` says of the parameters, its rows in `units` (plain numbers before)."""
+        """What a pull-back says of the parameters, its rows in `units` (plain numbers before)."""
         for formed in pulled.formed:
             for some, gradients in formed.blocks(GATHERED):
                 for name, parts in gradients.items():
                     self._sums[name][some] += parts
-        summed: dict[int, Tensor] = {}
-        for name, uses in pulled.uses.items():
-            row = 0
-            for use in uses:
-                total = self._sums[name][:, row : row + use.adjoint.size]
-                row += use.adjoint.size
-                da = use.adjoint.dense
-                if use.operand is not None:
-                    total.baddbmm_(da.mT, use.operand.expand(len(da), -1, -1))
-                    continue
-                key = id(use.adjoint)  # two biases, one sum
-                summed[key] = summed[key] if key in summed else da.sum(1)
-                total += summed[key]
+        for uses in pulled.uses:
+            da, summed = uses.adjoint, None
+            for name, first, operand in uses.operands:
+                total = self._sums[name][:, first : first + da.shape[2]]
+                if operand is not None:
+                    total.baddbmm_(da.mT, operand.expand(len(da), -1, -1))
+                else:  # two biases, one sum
+                    summed = da.sum(1) if summed is None else summed
+                    total += summed
 
     def result(self) -> dict[str, Scaled]:
         """The sums, by parameter."""
@@ -98,7 +95,6 @@ class AdjointSums:
     """The same from adjoint rows [M, B, S] that come step by step."""
 
     def __init__(self, cell: AbstractCell, rows: int):
-        self._cell = cell
         self._sums = ParameterSums(cell.parameters, rows)
         self._gathered: list[Scaled] = []
 
@@ -128,7 +124,7 @@ class AdjointSums:
             return
         units = self._sums.units(exponent.amax(1))
         values *= power_of_two(exponent - units.unsqueeze(1), values)[..., None, None]
-        self._sums.add(self._cell.pull_back(chunk.merged(k, count), values.flatten(1, 2)))
+        self._sums.add(chunk.pull_back(values.flatten(1, 2), k, count))
 
     def result(self) -> dict[str, Scaled]:
         """The sums, by parameter."""

@@ -1,14 +1,17 @@
 """The forward pass as a value: the states, and any step recomputed from the state before it."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from retrograde import _checks
-from retrograde.cells.base import AbstractCell, CellAdjoint, CellStep, Factors, is_cell
+from retrograde.cells.base import AbstractCell, CellStep, is_cell
+from retrograde.cells.graph import Factors, Graph, scaled
+from retrograde.cells.plan import CellAdjoint, Plan, Program
 from retrograde.engine.border import Border
 from retrograde.errors import ArgumentError
 
@@ -23,7 +26,7 @@ class Unrolled:
     `borders` are the steps that were not entered with the state before. `kept` are the steps
     themselves, for those who have the memory; without them each is computed again from the state
     that enters it. `factors` are those by which a clipped cell multiplies its adjoints, step by
-    step; without them each pull-back chooses its own.
+    step; without them nothing is clipped.
     """
 
     cell: AbstractCell
@@ -42,7 +45,7 @@ class Unrolled:
         return self.states[1:, :, self.cell.output]
 
     def steps(self, start: int, stop: int) -> CellStep:
-        """Steps start..stop-1, linearised, all at once."""
+        """Steps start..stop-1, all at once."""
         x, previous = self.x[start:stop], self.states[start:stop]
         here = {k: border for k, border in self.borders.items() if start <= k < stop}
         if here:
@@ -51,46 +54,97 @@ class Unrolled:
             previous[k - start] = border.entering(previous[k - start])
         if self.kept:
             states = self.states[start + 1 : stop + 1]
-            steps = CellStep.stack(self.kept[start:stop], x, previous, states)
-        else:
-            steps = self.cell.step(x, previous)
-        if self.factors:
-            steps = steps.clipped(Factors.stack(self.factors[start:stop]))
-        return self.cell.linearise(steps)
+            return CellStep.stack(self.kept[start:stop], x, previous, states)
+        return self.cell.step(x, previous)
 
-    def pull_back(self, k: int, step: CellStep, delta: Float[Tensor, "N B S"]) -> CellAdjoint:
-        """Pull rows of dL/ds_k back through step k and the border before it, if there is one."""
-        pulled = self.cell.pull_back(step, delta)
-        if k not in self.borders:
-            return pulled
-        return replace(pulled, to_before=self.borders[k].pull_back)
+    def chunk(self, start: int, stop: int) -> "Chunk":
+        """Steps start..stop-1 with what is needed to pull adjoints back through them."""
+        borders = {k: self.borders[k] for k in range(start, stop) if k in self.borders}
+        return Chunk(self.cell, start, self.steps(start, stop), borders, self.factors[start:stop])
 
     def chunks(self) -> Iterator["Chunk"]:
         """CHUNK steps at a time, from the end of the sequence to its start."""
         for stop in range(len(self), 0, -CHUNK):
-            start = max(0, stop - CHUNK)
-            yield Chunk(start, self.steps(start, stop))
-
-    def backwards(self) -> Iterator[tuple[int, CellStep]]:
-        """(k, step k) for k = T-1 .. 0, holding CHUNK steps at a time."""
-        for chunk in self.chunks():
-            yield from chunk.backwards()
+            yield self.chunk(max(0, stop - CHUNK), stop)
 
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Neighbouring steps that were linearised together, the first of them step `first`."""
+    """Neighbouring steps that are linearised together.
 
+    Attributes:
+        cell: the recurrence.
+        first: the number of the first step.
+        steps: the steps, [K, B, ...].
+        borders: those of these steps that were not entered with the state before.
+        factors: those of a clipping policy, one mapping for each step; none where none is known.
+    """
+
+    cell: AbstractCell
     first: int
     steps: CellStep
+    borders: Mapping[int, Border] = field(default_factory=dict)
+    factors: tuple[Factors, ...] = ()
 
-    def backwards(self) -> Iterator[tuple[int, CellStep]]:
-        """(k, step k), the last one first."""
-        return reversed(list(enumerate(self.steps.unbind(), self.first)))
+    def __len__(self) -> int:
+        return self.steps.x.shape[0]
 
-    def merged(self, k: int, count: int) -> CellStep:
-        """Steps k..k+count-1 as if they were samples of one step: a cell knows no time."""
-        return self.steps.between(k - self.first, k - self.first + count).merged()
+    @cached_property
+    def graph(self) -> Graph:
+        """The linearised steps, clipped where the factors are known."""
+        graph = self.cell.linearise(self.steps)
+        return scaled(graph, stacked(self.factors)) if self.factors else graph
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The folded form of the graph."""
+        return Plan(self.graph)
+
+    def through(
+        self,
+        program: Program,
+        k: int,
+        delta: Float[Tensor, "N B S"],
+        spare: int = 0,
+        fill: bool = True,
+    ) -> list[Float[Tensor, "N1 B S"]]:
+        """The results of a program at step k, taken past the border before it.
+
+        With `spare` rows at the end, not written yet; and without zeros if not to be filled, where
+        nothing comes back to.
+        """
+        results = program.run(program.at(k - self.first), delta, spare, fill)
+        if k in self.borders:
+            for result in results:
+                result[: len(delta)] = self.borders[k].pull_back(result[: len(delta)])
+        return results
+
+    def pull_back(self, delta: Float[Tensor, "N B S"], first: int, count: int = 1) -> CellAdjoint:
+        """Rows of adjoints of s_k through step k, for several steps as if they were its samples.
+
+        A cell knows no time. What comes back is the adjoint of what entered each step.
+
+        Args:
+            delta: the rows, the samples of `count` steps side by side.
+            first: the first step.
+            count: how many steps.
+        """
+        start = first - self.first
+        return CellAdjoint(self.plan, delta, range(start, start + count))
+
+
+def stacked(steps: Sequence[Factors]) -> Factors:
+    """The factors of many steps as those of all, with a leading axis.
+
+    Raises:
+        ArgumentError: if a policy acted at some of the steps only.
+    """
+    if any(step.keys() != steps[0].keys() for step in steps):
+        raise ArgumentError(
+            "a policy gave factors at some steps and None at others; where nothing is to be "
+            "clipped the factors are ones"
+        )
+    return {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from retrograde.cells.base import Factors
+from retrograde.cells.graph import Factors
 from retrograde.clipping import AbstractInside
 
 
@@ -21,7 +21,7 @@ class Clipping:
 
     def note(self, factors: Factors) -> None:
         """Count the factors of some steps of one layer."""
-        for each in factors.here.values():
+        for each in factors.values():
             clipped = (each < 1).sum()
             self._clipped[each.device] = self._clipped.get(each.device, 0) + clipped
             self._looked_at += each.numel()

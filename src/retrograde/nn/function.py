@@ -1,4 +1,4 @@
-"""One autograd function for all cells: forward is `unroll`, backward the cell's own pull-back."""
+"""One autograd function for all cells: forward is `unroll`, backward the scan."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -8,8 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retrograde.cells.base import AbstractCell, Factors
-from retrograde.engine import ParameterSums, Unrolled, unroll
+from retrograde.cells.base import AbstractCell
+from retrograde.cells.graph import Factors, scaled
+from retrograde.cells.plan import CellAdjoint, Plan
+from retrograde.engine import ParameterSums, Unrolled, scan, unroll
+from retrograde.engine.scan import Summed
+from retrograde.engine.unroll import stacked
 from retrograde.errors import SecondDerivativeError
 
 Note = Callable[[Factors], None]
@@ -86,34 +90,29 @@ def _pull_back(
     note: Note | None,
 ) -> list[Tensor | None]:
     """The gradients of x, of the initial state and of the weights."""
-    cell, x, states = unrolled.cell, unrolled.x, unrolled.states
+    cell, x = unrolled.cell, unrolled.x
     sums = ParameterSums(cell.parameters, rows=1)
     by_x = torch.empty_like(x) if needs[0] else None
-    adjoint = torch.zeros_like(states[:1])
-    for chunk in unrolled.chunks():
-        linear, factors = chunk.steps, list[Factors]()
-        steps = slice(chunk.first, chunk.first + len(linear.x))
-        deltas = torch.empty_like(states[steps])
-        for delta, given, step in reversed(
-            list(zip(deltas, direct[steps], linear.unbind(), strict=True))
-        ):
-            torch.add(adjoint[0], given, out=delta)
-            pulled = cell.pull_back(step, delta.unsqueeze(0))
-            adjoint = pulled.previous()
-            if pulled.factors is not None:
-                factors.insert(0, pulled.factors)
-        if factors:
-            chosen = Factors.stack(factors)
-            linear = cell.linearise(linear.clipped(chosen))
-            if note is not None:
-                note(chosen)
+    summed = Summed(direct)
+    for k, chunk in scan(unrolled, summed):
+        if k > chunk.first:
+            continue
         # What the recursion does not need is pulled back for all steps of the chunk at once.
-        pulled = cell.pull_back(linear.merged(), deltas.flatten(0, 1).unsqueeze(0))
+        deltas, plan = torch.cat(summed.deltas[::-1], 1), chunk.plan
+        if summed.factors:
+            factors = stacked(summed.factors[::-1])
+            plan = Plan(scaled(chunk.graph, factors))
+            if note is not None:
+                note(factors)
+        summed.deltas.clear()
+        summed.factors.clear()
+        pulled = CellAdjoint(plan, deltas, range(len(chunk)))
         if any(needs[2:]):
             sums.add(pulled)
         if by_x is not None:
+            steps = slice(chunk.first, chunk.first + len(chunk))
             by_x[steps] = pulled.input().view_as(by_x[steps])
-    return [by_x, adjoint[0], *(total.values[0] for total in sums.result().values())]
+    return [by_x, summed.adjoint[0], *(total.values[0] for total in sums.result().values())]
 
 
 class _Once(torch.autograd.Function):

@@ -26,9 +26,9 @@ from retrograde.diagnosis.run import LossFunction
 from retrograde.diagnosis.subject import SAMPLES
 from retrograde.errors import ArgumentError
 from retrograde.record import Recorded, Recording
-from retrograde.report.files import Report
+from retrograde.report.data import Settings
 from retrograde.report.layer import Directions, Horizon, Layer
-from retrograde.report.report import Settings
+from retrograde.report.report import Report
 from retrograde.spectra import spectrum as whole_spectrum
 
 STATES = 512

@@ -10,8 +10,8 @@ from typing import Any
 from retrograde import _files
 from retrograde._optional import optional
 from retrograde.diagnosis import Finding
+from retrograde.report.data import ReportData, number
 from retrograde.report.layer import Layer
-from retrograde.report.report import ReportData, number
 
 MOST_BYTES = 1_950_000
 """Charts that would make a page larger than this are left out, and the page says which."""

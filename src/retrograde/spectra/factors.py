@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from retrograde.spectra.jacobians import Chain
+from retrograde.spectra.jacobians import Chain, Rows
 
 SUSPECT = 2.0**-20
 """Factors that are so small beside the largest column make a step look for lost rank. Rounding can
@@ -53,13 +53,19 @@ def factors(chain: Chain, n: int, start: Float[Tensor, "B R n"] | None = None) -
     """
     q = _random(chain, n) if start is None else start
     live = torch.ones(chain.batch, n, dtype=torch.bool, device=q.device)
-    for k, pull in chain.backwards():
-        columns = pull(q.permute(2, 0, 1).contiguous()).permute(1, 2, 0)
+    r, moved = q, None  # until the first step is passed
+
+    def between(rows: Rows) -> Rows:
+        nonlocal q, r, live, moved
+        columns = rows.permute(1, 2, 0)
         q, r = torch.linalg.qr(columns)
         moved, missing = None, _missing(r, live)
         if missing is not None:
             q, r, live, moved = _lost_last(columns, r, live, missing)
             r = r.gather(2, moved.argsort(1).unsqueeze(1).expand_as(r))
+        return q.permute(2, 0, 1).contiguous()
+
+    for k, _ in chain.follow(q.permute(2, 0, 1).contiguous(), between):
         r = r * live.unsqueeze(2)
         diagonal = r.diagonal(dim1=1, dim2=2)
         if moved is not None:

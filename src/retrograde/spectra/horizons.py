@@ -119,9 +119,10 @@ def horizons(chain: Chain, reach: int | None) -> Horizons:
     """What the gates promise and what the Jacobians do, from the last step of a chain."""
     state = chain.unrolled.x.new_empty(len(chain), chain.batch)
     read = torch.empty_like(state)
-    for k, product, adjoint in chain.pulled():
+    for k, chunk, product, _ in chain.products():
         lag = len(chain) - 1 - k
-        by_input = adjoint.input().transpose(0, 1)
+        rows = product.values.transpose(0, 1).contiguous()
+        by_input = chunk.pull_back(rows, k).input().transpose(0, 1)
         state[lag] = torch.log2(row_norms(product.values)) + product.exponent
         read[lag] = torch.log2(row_norms(by_input)) + product.exponent
     return Horizons(time_constants(chain), _mean(state), _mean(read), reach)

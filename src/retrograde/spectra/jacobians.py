@@ -2,23 +2,23 @@
 
     J_k = ds_k/ds_{k-1}      delta_{k-1} = J_k^T delta_k      v_k = J_k v_{k-1}
 
-No Jacobian is formed unless it is asked for. What the gradient does is J^T, the pull-back that
-every cell has written out, so that the chain is walked backwards: the singular values of a product
-and of its transpose are the same.
+No Jacobian is formed unless it is asked for. What the gradient does is J^T, so that the chain is
+walked backwards: the singular values of a product and of its transpose are the same.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from retrograde.cells import AbstractCell, stepping
-from retrograde.cells.base import CellAdjoint, CellStep
-from retrograde.engine import Scaled, Unrolled
-from retrograde.engine.unroll import CHUNK
+from retrograde.cells.base import CellStep
+from retrograde.cells.graph import jvp
+from retrograde.engine import Scaled, Unrolled, scan
+from retrograde.engine.scan import Carried
+from retrograde.engine.unroll import CHUNK, Chunk
 from retrograde.errors import ArgumentError
 
 Rows = Float[Tensor, "N B R"]
@@ -144,37 +144,57 @@ class Chain:
     @torch.no_grad()
     def pull(self, k: int, rows: Rows) -> Rows:
         """J_k^T times each row: the adjoint of s_{k-1} from that of s_k."""
-        return self._back(k, self._step(k), rows)
+        chunk = self.unrolled.chunk(k, k + 1)
+        return self._own(chunk.through(chunk.plan.back, k, self._whole(rows))[0])
 
     @torch.no_grad()
     def push(self, k: int, rows: Rows) -> Rows:
         """J_k times each row: what a perturbation of s_{k-1} has become in s_k."""
-        return torch.einsum("bij,nbj->nbi", self.dense(k), rows)
+        chunk, rows = self.unrolled.chunk(k, k + 1), self._whole(rows)
+        if k in chunk.borders:
+            rows = chunk.borders[k].push(rows)
+        return self._own(jvp(chunk.graph, rows.unsqueeze(1)).squeeze(1))
 
     @torch.no_grad()
     def dense(self, k: int) -> Float[Tensor, "B R R"]:
         """J_k itself, for every sample."""
-        return self._back(k, self._step(k), self.identity()).transpose(0, 1)
+        return self.pull(k, self.identity()).transpose(0, 1)
 
     @torch.no_grad()
-    def backwards(self) -> Iterator[tuple[int, Callable[[Rows], Rows]]]:
-        """(k, the product with J_k^T) for the steps of the chain, the last one first."""
-        for k, step in self.unrolled.backwards():
-            yield k, partial(self._back, k, step)
+    def follow(self, start: Rows, between: Callable[[Rows], Rows]) -> Iterator[tuple[int, Chunk]]:
+        """Rows pulled back through one step after the other, from the end of the chain.
 
-    @torch.no_grad()
-    def pulled(self) -> Iterator[tuple[int, Scaled, CellAdjoint]]:
-        """(k, ds_end/ds_k, its pull-back through step k), the last step first.
+        Args:
+            start: the rows at the end.
+            between: what is made of the rows that come back through a step; it sees those of the
+                first step too.
 
-        Of the whole state, whatever `part` is. The matrix is that of each sample, [B, S, S], with
-        an exponent for each; the adjoint is that of its values, row by row.
+        Yields:
+            a step, after it was passed, and what holds it.
         """
-        product = Scaled.of(replace(self, part=None).identity().transpose(0, 1))
-        for k, step in self.unrolled.backwards():
-            adjoint = self.unrolled.pull_back(k, step, product.values.transpose(0, 1).contiguous())
-            yield k, product, adjoint
-            values = adjoint.previous().transpose(0, 1)
-            product = Scaled(values, product.exponent).normalised()[0]
+
+        def whole(back: Rows) -> Rows:
+            return self._whole(between(self._own(back)))
+
+        yield from scan(self.unrolled, Carried(self._whole(start), whole))
+
+    @torch.no_grad()
+    def products(self) -> Iterator[tuple[int, Chunk, Scaled, Scaled]]:
+        """(k, what holds step k, ds_end/ds_k, ds_end/ds_{k-1}), the last step first.
+
+        The matrices are those of each sample, [B, R, R], with an exponent for each.
+        """
+        product = Scaled.of(self.identity().transpose(0, 1))
+
+        def between(rows: Rows) -> Rows:
+            nonlocal product
+            product = Scaled(rows.transpose(0, 1), product.exponent).normalised()[0]
+            return product.values.transpose(0, 1).contiguous()
+
+        before = product
+        for k, chunk in self.follow(self.identity(), between):
+            yield k, chunk, before, product
+            before = product
 
     @torch.no_grad()
     def product(self) -> Scaled:
@@ -183,10 +203,7 @@ class Chain:
         Its entries are right beside its largest. Singular values that are smaller by 2^52 are lost
         in any such sum; `singular_values` finds those too.
         """
-        product = Scaled.of(self.identity().transpose(0, 1))
-        for _, pull in self.backwards():
-            values = pull(product.values.transpose(0, 1).contiguous()).transpose(0, 1)
-            product = Scaled(values, product.exponent).normalised()[0]
+        *_, (_, _, _, product) = self.products()
         return product
 
     @torch.no_grad()
@@ -196,37 +213,49 @@ class Chain:
         That is where a singular value is below R eps of the largest: a determinant that should be 0
         comes out as rounding.
         """
-        found = self.unrolled.x.new_empty(len(self), self.batch)
-        identity = self.identity()
-        for k, pull in self.backwards():
-            jacobian = pull(identity).transpose(0, 1)
+
+        def measure(jacobian: Float[Tensor, "B R R"]) -> Float[Tensor, "B"]:
             values = torch.linalg.svdvals(jacobian)
             full = values[:, -1] > self.size * torch.finfo(values.dtype).eps * values[:, 0]
-            found[k] = torch.where(full, torch.linalg.slogdet(jacobian).logabsdet, -torch.inf)
-        return found
+            return torch.where(full, torch.linalg.slogdet(jacobian).logabsdet, -torch.inf)
+
+        return self._of_each(measure)
 
     @torch.no_grad()
     def step_norms(self) -> Float[Tensor, "T B"]:
         """||J_k||_2 of every step and sample, the most that one step can do."""
-        found = self.unrolled.x.new_empty(len(self), self.batch)
-        identity = self.identity()
-        for k, pull in self.backwards():
-            jacobian = pull(identity).transpose(0, 1)
+
+        def measure(jacobian: Float[Tensor, "B R R"]) -> Float[Tensor, "B"]:
             squares = torch.linalg.eigvalsh(jacobian @ jacobian.mT)  # the largest loses nothing
-            found[k] = squares[:, -1].clamp(min=0).sqrt()
-        return found
+            largest: Tensor = squares[:, -1].clamp(min=0).sqrt()
+            return largest
+
+        return self._of_each(measure)
+
+    def _of_each(self, measure: Callable[[Tensor], Float[Tensor, "B"]]) -> Float[Tensor, "T B"]:
+        """A number of the Jacobian of every step and sample."""
+        identity, found = self.identity(), list[Tensor]()
+
+        def between(rows: Rows) -> Rows:
+            found.append(measure(rows.transpose(0, 1)))
+            return identity
+
+        for _ in self.follow(identity, between):
+            pass
+        return torch.stack(found[::-1])
 
     def steps(self) -> Iterator[CellStep]:
         """All steps in chunks, the first one first: gates and states, [K, B, ...]."""
         for start in range(0, len(self), CHUNK):
             yield self.unrolled.steps(start, min(start + CHUNK, len(self)))
 
-    def _step(self, k: int) -> CellStep:
-        return self.unrolled.steps(k, k + 1).unbind()[0]
-
-    def _back(self, k: int, step: CellStep, rows: Rows) -> Rows:
+    def _whole(self, rows: Rows) -> Float[Tensor, "N B S"]:
+        """Rows of the part that is looked at as rows of the whole state."""
         if self.part is None:
-            return self.unrolled.pull_back(k, step, rows).previous()
+            return rows
         whole = rows.new_zeros(*rows.shape[:2], self.cell.state_size)
         whole[..., self.part] = rows
-        return self.unrolled.pull_back(k, step, whole).previous()[..., self.part]
+        return whole
+
+    def _own(self, rows: Float[Tensor, "N B S"]) -> Rows:
+        return rows if self.part is None else rows[..., self.part]
