@@ -1,4 +1,4 @@
-"""Plain numbers to Altair charts. Charts know no results; results hand over their numbers.
+"""Altair charts of plain numbers. This module imports no results; they pass their numbers to it.
 
 Altair is imported when the first chart is drawn, not with the package.
 """
@@ -17,13 +17,13 @@ from retrograde._optional import optional
 
 WIDTH = 500
 DEPTH = 40
-"""The colours of the map span at most so many powers of two below its largest norm."""
+"""The colours of the map span at most this many powers of two below its largest norm."""
 
 POINTS = 1000
-"""A curve is drawn with at most so many points; of a longer one every n-th is shown."""
+"""Maximum number of points of a curve; of a longer one every n-th is shown."""
 
 DIRECTIONS = 12
-"""Of more directions so many are drawn, evenly from the first to the last."""
+"""Maximum number of directions drawn, spaced evenly from the first to the last."""
 
 INK, ACCENT, COUNTER, GREY = "#3a7cab", "#c4478a", "#c96f0a", "#7f7f7f"
 SERIES = (
@@ -578,7 +578,7 @@ def memory(curves: Mapping[str, Sequence[float]], floor: float, what: str) -> An
 
 
 def directions(size: int) -> list[int]:
-    """The directions that are drawn of so many: all, or `DIRECTIONS` of them at even distances."""
+    """The directions that are drawn: all `size` of them, or `DIRECTIONS` spaced evenly."""
     if size <= DIRECTIONS:
         return list(range(size))
     return [round(i * (size - 1) / (DIRECTIONS - 1)) for i in range(DIRECTIONS)]
@@ -587,8 +587,9 @@ def directions(size: int) -> list[int]:
 def singular_values(
     lengths: Sequence[int], shown: Sequence[int], size: int, log2: Sequence[Sequence[float]]
 ) -> Any:
-    """log2 of the singular values over the length of the window, a column for each direction shown
-    of so many.
+    """log2 of the singular values over the length of the window.
+
+    `shown` are the directions drawn, of `size`; `log2` has a column for each.
     """
     title = "Singular values of the Jacobians' product"
     along, what = "length of the window (steps)", "log2 singular value"
@@ -598,8 +599,9 @@ def singular_values(
 def exponents(
     steps: Sequence[int], shown: Sequence[int], size: int, each: Sequence[Sequence[float]]
 ) -> Any:
-    """Lyapunov exponents as they are known after so many steps, a column for each direction shown
-    of so many.
+    """Lyapunov exponents as estimated from the first steps, for each number of steps.
+
+    `shown` are the directions drawn, of `size`; `each` has a column for each.
     """
     title = "How the Lyapunov exponents settle"
     along, what = "steps", "exponent so far (nats per step)"
@@ -729,7 +731,7 @@ def _slope(alt: Any, start: float, least: float, lags: int, half_life: float) ->
 
 
 def _panels(alt: Any, data: Any, layers: Sequence[Any], names: Sequence[str], columns: int) -> Any:
-    """The same layers once for each name, side by side in so many columns."""
+    """The same layers once for each name, in a grid with this number of columns."""
     columns = max(1, min(columns, len(names)))
     width = (WIDTH - 15 * (columns - 1)) // columns
     facet = alt.Facet("gate:N", sort=list(names), title=None, header=alt.Header(labelLimit=width))
@@ -767,7 +769,7 @@ def _repeated(values: Sequence[str], count: int) -> list[str]:
 
 
 def _ramp(count: int) -> list[str]:
-    """So many colours along the ramp, in equal steps."""
+    """Colours along the ramp, in equal steps."""
     colours = torch.tensor(
         [[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in RAMP], dtype=torch.float64
     )

@@ -1,4 +1,4 @@
-"""Flow: one backward pass, taken apart; every decomposition is a question put to it."""
+"""Flow: one backward pass, taken apart; every decomposition is a method of it."""
 
 import warnings
 from collections.abc import Mapping
@@ -311,7 +311,7 @@ class Flow(AbstractGradient):
 
         Args:
             parameter: a name, or None for the whole gradient as one vector.
-            max_crossings: the last part holds the paths with so many crossings and more; time and
+            max_crossings: the last part holds the paths with this many crossings and more; time and
                 memory grow in proportion.
             bins: as in `by_lag`.
 
@@ -443,7 +443,7 @@ class Flow(AbstractGradient):
         return ClippedFlow(before, after, factors)
 
     def with_rows(self, max_rows: int) -> "Flow":
-        """The same pass with its entry steps in at most so many rows: coarser lags, less memory.
+        """The same pass with its loss steps in at most `max_rows` rows: coarser lags, less memory.
 
         Raises:
             ArgumentError: if `max_rows` is not a positive integer.

@@ -333,7 +333,7 @@ class Parts:
         return charts.shares([dict(axis) for axis in self.axes], self.log2, self.share)
 
     def pooled(self, most: int = POOLED) -> "Parts":
-        """Parts by time for a picture: at most so many rows and columns.
+        """Parts by time for a picture, with at most `most` rows and columns.
 
         Neighbours are put together; their share is the sum, their size the largest of any.
         """
