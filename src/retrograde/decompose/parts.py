@@ -317,7 +317,7 @@ class Parts:
         """
         if self._by_time:
             shown = self.pooled()
-            return charts.entry_by_use(
+            return charts.loss_step_by_use_step(
                 _borders(shown.axes[0]["loss_step"]),
                 _borders(shown.axes[1]["use_step"]),
                 [_without_end(row) for row in shown.log2.tolist()],
@@ -333,7 +333,7 @@ class Parts:
         return charts.shares([dict(axis) for axis in self.axes], self.log2, self.share)
 
     def pooled(self, most: int = POOLED) -> "Parts":
-        """Parts by time for a picture: at most so many rows and columns.
+        """Parts by time for a picture, with at most `most` rows and columns.
 
         Neighbours are put together; their share is the sum, their size the largest of any.
         """

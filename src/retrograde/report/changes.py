@@ -121,7 +121,7 @@ class Changes:
         for verdict, words in (
             ("better", "better"),
             ("worse", "worse"),
-            ("changed", "changed in a way that nothing judges"),
+            ("changed", "changed, neither better nor worse"),
         ):
             found = sum(part.verdict == verdict for part in changes)
             values = sum(part.verdict == verdict for part in numbers)

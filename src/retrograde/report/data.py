@@ -74,17 +74,22 @@ class ReportData:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why rules do not apply, a sentence for each layer and reason."""
-        silent: dict[tuple[str | None, str, str], list[str]] = {}
+        """Why rules do not apply, or did not see all of a layer: a sentence for each reason."""
+        by_layer: dict[tuple[str | None, str, str], list[str]] = {}
         for check in self.checks:
             if check.reason:
-                kept = check.status == "not applicable"
-                verb = "not apply" if kept else "not look at all of it"
-                silent.setdefault((check.layer, verb, check.reason), []).append(check.name)
+                silent = check.status == "not applicable"
+                verb = "not apply" if silent else "not look at all of it"
+                by_layer.setdefault((check.layer, verb, check.reason), []).append(check.name)
+        places: dict[tuple[tuple[str, ...], str, str], list[str]] = {}
+        for (layer, verb, reason), names in by_layer.items():
+            alike = places.setdefault((tuple(names), verb, reason), [])
+            alike.append("the whole model" if layer is None else layer)
+        layers = {check.layer for check in self.checks} - {None}
         return tuple(
-            f"{layer or 'the whole model'}: {listed(names)} {'does' if len(names) == 1 else 'do'} "
-            f"{verb}, since {reason}."
-            for (layer, verb, reason), names in silent.items()
+            f"{'every layer' if 1 < len(layers) == len(where) else listed(where)}: {listed(names)} "
+            f"{'does' if len(names) == 1 else 'do'} {verb}, since {reason}."
+            for (names, verb, reason), where in places.items()
         )
 
     @property

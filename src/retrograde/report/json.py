@@ -19,7 +19,7 @@ from retrograde.report.data import ReportData
 SCHEMA = "retrograde-report/4"
 
 SHOWN = 3
-"""So many of the complaints about a file are shown."""
+"""Maximum number of complaints about a file that are shown."""
 
 Kind = TypeVar("Kind", bound=ReportData)
 
