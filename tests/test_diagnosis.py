@@ -87,7 +87,8 @@ def test_every_claim_of_a_remedy_is_measured_again(name):
 
     In float64: a pass whose gradient explodes is chaotic, and rounding grows in it.
     """
-    finding = examined(name, torch.float64).findings[0]
+    findings = examined(name, torch.float64).findings
+    finding = next(each for each in findings if each.rule in NUMBERS)
     number, own = NUMBERS[finding.rule], finding.evidence[0]
     assert number(Measured(*made(name, torch.float64))) == pytest.approx(own.value, rel=1e-5)
     claims = 0
