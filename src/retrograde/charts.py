@@ -43,13 +43,13 @@ SHAPES = (
 NORM = "abs(datum.log2) < 1000 ? format(pow(2, datum.log2), '.3g') : '2^' + datum.log2"
 
 
-def entry_by_use(
+def loss_step_by_use_step(
     entries: Sequence[int],
     uses: Sequence[int],
     log2: Sequence[Sequence[float]],
     parameter: str | None,
 ) -> Any:
-    """The map of C[t,k]: entry step t upwards, use step k to the right, log2 norm as colour.
+    """The map of C[t,k]: loss step t upwards, use step k to the right, log2 norm as colour.
 
     `entries` and `uses` say where each row and column begins, and where the last one ends.
     """
@@ -61,7 +61,7 @@ def entry_by_use(
         if math.isfinite(size)
     ]
     if not rows:
-        return _nothing(alt, "Entry by use")
+        return _nothing(alt, "Loss step by use step")
     wide, steps = (uses[1] - uses[0] if len(uses) > 1 else 1), uses[-1]
     sizes = [size for *_, size in rows] or [0.0]
     top, least = max(sizes), min(sizes)
@@ -70,11 +70,11 @@ def entry_by_use(
     return (
         alt.Chart(
             _table(alt, dict.fromkeys(("t", "t2", "k", "log2"), "number"), rows),
-            title=_titled("Entry by use", parameter),
+            title=_titled("Loss step by use step", parameter),
         )
         .transform_calculate(k2=f"min(datum.k + {wide}, {steps})")
         .transform_calculate(
-            entry=step.format("t", "t2"),
+            entered=step.format("t", "t2"),
             use=step.format("k", "k2"),
             lag="max(datum.t - datum.k, 0)",
             norm=NORM,
@@ -83,7 +83,7 @@ def entry_by_use(
         .encode(
             x=alt.X("k:Q", title="use step k", scale=scale),
             x2=alt.X2("k2:Q"),
-            y=alt.Y("t:Q", title="entry step t", scale=scale, axis=alt.Axis(tickMinStep=1)),
+            y=alt.Y("t:Q", title="loss step t", scale=scale, axis=alt.Axis(tickMinStep=1)),
             y2=alt.Y2("t2:Q"),
             color=alt.Color(
                 "log2:Q",
@@ -93,7 +93,7 @@ def entry_by_use(
                 ),
             ),
             tooltip=[
-                alt.Tooltip("entry:N", title="entry step t"),
+                alt.Tooltip("entered:N", title="loss step t"),
                 alt.Tooltip("use:N", title="use step k"),
                 alt.Tooltip("lag:Q", title="lag (steps)"),
                 alt.Tooltip("norm:N", title="norm"),
@@ -230,7 +230,9 @@ def shares(
         tooltip.insert(1, alt.Tooltip("of:N", title=across))
         chart = chart.mark_rect().encode(
             x=alt.X("of:N", sort=columns, title=across, axis=alt.Axis(labelAngle=0)),
-            color=alt.Color("share:Q", title="signed share", scale=colour),
+            color=alt.Color(
+                "share:Q", title="signed share", scale=colour, legend=alt.Legend(format="%")
+            ),
         )
     return chart.encode(y=y, tooltip=tooltip).properties(width=WIDTH - 140, height={"step": 14})
 

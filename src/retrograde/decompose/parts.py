@@ -317,7 +317,7 @@ class Parts:
         """
         if self._by_time:
             shown = self.pooled()
-            return charts.entry_by_use(
+            return charts.loss_step_by_use_step(
                 _borders(shown.axes[0]["loss_step"]),
                 _borders(shown.axes[1]["use_step"]),
                 [_without_end(row) for row in shown.log2.tolist()],
