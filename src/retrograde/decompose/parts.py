@@ -558,10 +558,8 @@ def _found(name: str, column: Sequence[Label], wanted: Any) -> Iterator[int]:
 
 
 def _means(name: str, label: Label, wanted: Any) -> bool:
-    if isinstance(wanted, bool):  # no number of ours
-        return False
-    if isinstance(wanted, Integral):
-        wanted = int(wanted)
+    if isinstance(wanted, Integral | Tensor):
+        wanted = _checks.whole(name, wanted, least=None)
     if isinstance(wanted, range):
         if not isinstance(label, range):
             return isinstance(label, int) and label in wanted
