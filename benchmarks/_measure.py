@@ -7,7 +7,6 @@ them all; ratios are formed within a round, and every figure is given with its s
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.utils.benchmark import timer
 
 import retrograde
 
@@ -62,14 +62,24 @@ def lstm_pass(size: Size) -> tuple[nn.LSTM, Tensor, Tensor, retrograde.Recorded]
     return model, x, output_adjoint, recording.only()
 
 
-def interleaved(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds that each case takes in each round, after one round of warming up."""
+def interleaved(
+    cases: Mapping[str, Callable[[], object]],
+    rounds: int,
+    before: Callable[[], object] = lambda: None,
+) -> dict[str, list[float]]:
+    """Seconds that each case takes in each round, after one round of warming up.
+
+    torch's clock waits for an accelerator. `before` runs before each case and is not timed. torch's
+    `Timer` is not used: it repeats one case many times, and cases that take turns meet the same
+    neighbours.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(rounds + 1):
         for name, run in cases.items():
-            start = time.perf_counter()
+            before()
+            start = timer()
             run()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(timer() - start)
     return {name: values[1:] for name, values in seconds.items()}
 
 

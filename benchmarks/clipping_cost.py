@@ -6,11 +6,10 @@ makes them new. Torch is measured as everybody calls it, with `model.parameters(
 through all modules, and with a list that was made before; the ratios are to the latter.
 """
 
-import time
 from collections.abc import Callable
 
 import torch
-from _measure import Spread, answer, ratios
+from _measure import Spread, answer, interleaved, ratios
 from torch import Tensor, nn
 
 from retrograde.clipping import AGC, AutoClip, ByGroup, Clipper, GlobalNorm, Value, ZClip
@@ -51,14 +50,7 @@ def seconds_of(size: int) -> dict[str, list[float]]:
         "Value": Clipper(model, Value(1e-3)),
         "AGC": Clipper(model, AGC()),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(ROUNDS + 1):
-        for name, way in ways.items():
-            torch._foreach_add_(grads, 0.01)
-            start = time.perf_counter()
-            way()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: values[1:] for name, values in seconds.items()}
+    return interleaved(ways, ROUNDS, before=lambda: torch._foreach_add_(grads, 0.01))
 
 
 def rows(size: int) -> list[dict[str, object]]:

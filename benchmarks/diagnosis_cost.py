@@ -7,13 +7,13 @@ timed in the same round.
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from _measure import THREADS, Size, Spread, answer, ratios
 from torch import nn
+from torch.utils.benchmark import timer
 
 import retrograde
 from retrograde.tasks.gallery import Forecaster, loss_fn
@@ -41,13 +41,11 @@ def measure(last: bool) -> list[float]:
     batch = x, torch.randn(SIZE.B, 1) if last else torch.randn(SIZE.T, SIZE.B, 1)
     loss_fn(model, batch).backward()
     told: list[float] = []
-    start = time.perf_counter()
+    start = timer()
     loss_fn(model, batch).backward()
-    a_pass = time.perf_counter()
-    report = retrograde.diagnose(
-        model, batch, loss_fn, progress=lambda *_: told.append(time.perf_counter())
-    )
-    done = time.perf_counter()
+    a_pass = timer()
+    report = retrograde.diagnose(model, batch, loss_fn, progress=lambda *_: told.append(timer()))
+    done = timer()
     return [a_pass - start, told[0] - a_pass, done - a_pass, page(report)]
 
 

@@ -135,6 +135,13 @@ def test_the_pages_of_the_rules_are_fresh():
     assert there == rule_pages["render"](), "run python scripts/rule_pages.py"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_nothing_that_is_shown_reads_as_a_tag(page):
+    """<a, b> outside of code would not be seen; docstrings are rewritten."""
+    prose = re.sub(r"^```.*?^```$|`[^`]*`", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert not re.findall(r"<[A-Za-z][^<>]*>", re.sub(r"^    .*$", "", prose, flags=re.MULTILINE))
+
+
 def test_the_drawing_is_fresh():
     drawing = runpy.run_path(str(ROOT / "scripts" / "vocabulary_drawing.py"))
     assert DRAWING.read_text() == drawing["render"](), "run python scripts/vocabulary_drawing.py"

@@ -1,13 +1,18 @@
 """Packages of an extra may be missing, and docstrings removed: what is printed says what to do."""
 
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
 from retrograde._optional import optional
 from retrograde.diagnosis import RULES, explain
 from retrograde.errors import MissingExtraError
+
+ROOT = Path(__file__).parent.parent
 
 EXTRAS = ("altair", "jinja2", "lightning", "pydantic", "pytorch_lightning", "typer", "vl_convert")
 """What the core does without (`make test-install` runs it where they are not installed at all)."""
@@ -86,6 +91,18 @@ def test_without_extras_the_core_works_and_the_rest_says_what_to_install(tmp_pat
     assert "vanishing" in printed and "residual" in printed
     assert complaints == f"error: the command line needs typer, {missing} 'retrograde[cli]'\n"
     assert code == 2
+
+
+def test_every_extra_that_a_message_names_is_there():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    named = {
+        extra
+        for path in (ROOT / "src").rglob("*.py")
+        for extra in re.findall(r'optional\("[^"]+", "([^"]+)"\)', path.read_text())
+    }
+    assert {"report", "cli", "lightning", "demo"} <= named <= set(extras)
 
 
 def test_a_missing_module_of_the_package_itself_is_a_fault():

@@ -201,7 +201,7 @@ def test_every_chart_is_drawn_and_answers(page, show, report):
     map_.locator("path[aria-roledescription='rect mark']").nth(30).hover()
     tooltip = page.locator("#vg-tooltip-element")
     tooltip.wait_for()
-    for word in ("entry step t", "use step k", "lag (steps)", "norm"):
+    for word in ("loss step t", "use step k", "lag (steps)", "norm"):
         assert word in tooltip.inner_text()
     gates = page.locator("[data-chart='0-gates']")
     assert gates.locator("text").filter(has_text=re.compile("_l1$")).count() == 4
@@ -445,7 +445,7 @@ def test_the_largest_map_leaves_room_for_twenty_on_a_page():
     """The charts' own JavaScript takes 0.9 MB of the 2 MB."""
     starts = tuple(range(0, 1001, 10))
     log2 = tuple(tuple(-1000.125 - k for k in range(t + 1)) for t in range(100))
-    spec = charts.entry_by_use(starts, starts, log2, None).to_dict()
+    spec = charts.loss_step_by_use_step(starts, starts, log2, None).to_dict()
     assert len(spec["data"]["values"].splitlines()) == 1 + 100 * 101 // 2
     assert len(json.dumps(spec)) < 130_000
 

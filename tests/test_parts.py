@@ -2,6 +2,8 @@
 
 import pickle
 import sys
+from functools import partial
+from inspect import signature
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +14,8 @@ from torch import nn
 import retrograde
 from conformance import EXACT, plain_pass
 from problems import PROBLEMS, T
-from retrograde.decompose import ByLag, ByParameter, ByTime, Parts, Split, by_unit
+from retrograde.decompose import ByLag, ByParameter, ByTime, Parts, Split, by_time, by_unit
+from retrograde.decompose import parts as parts_module
 from retrograde.engine.scaling import Scaled
 from retrograde.errors import ArgumentError, MissingExtraError
 from test_decompose import brute_force, flow_of, vectors
@@ -177,7 +180,7 @@ def test_a_selection_keeps_its_share_of_the_whole(flow):
     torch.testing.assert_close(some.log2, parts.log2[:2, 1:4], **EXACT)
     assert some.parts().equal(parts.parts()[:2, 1:4])
     torch.testing.assert_close(some.sum("lag").share, parts.share[:2, 1:4].sum(1), **EXACT)
-    for lag in (4, np.int64(4), torch.tensor(4).item()):
+    for lag in (4, np.int64(4), torch.tensor(4)):
         one = parts.select(lag=lag)
         assert one.axes == ({"route": parts.ways},)
         torch.testing.assert_close(one.share, parts.share[:, 3], **EXACT)
@@ -190,7 +193,7 @@ def test_a_selection_keeps_its_share_of_the_whole(flow):
         ({"step": 1}, "no axis 'step' in parts by route and lag"),
         ({"route": "peephole"}, "no part has route 'peephole'; there are: direct, recurrent"),
         ({"lag": 99}, "no part has lag 99"),
-        ({"lag": True}, "no part has lag True"),
+        ({"lag": True}, "lag must be an integer; got True"),
         ({"lag": range(0, 4)}, "begins or ends inside of range"),
         ({"route": ["carousel", 3]}, "no part has route 3"),
         ({"route": []}, "no part has all of these labels"),
@@ -294,3 +297,50 @@ def test_old_names_are_aliases(flow):
     assert coarse.axes[0]["loss_step"] == (range(0, 3), range(3, 6), 6)
     assert coarse.lags.equal(flow.with_rows(3).entries.lag_table)
     assert coarse.entries.tolist() == [2, 5, 6]
+
+
+def _regrouped(module, name, change):
+    """The same former with other numbers of the sums that parts belong to."""
+    sound = getattr(module, name)
+    return lambda *args: sound(*args[:-2], change(args[-2]), args[-1])
+
+
+def _without_whole(parts, groups, count):
+    return parts_module.Formed(parts_module.summed(parts.values, groups, count))
+
+
+FAULTS = {
+    "exponents forgotten": (
+        *(parts_module, "times_power_of_two", lambda values, exponent: values),
+        test_sums_never_leave_the_range,
+    ),
+    "shares of what is left": (
+        *(parts_module.Formed, "grouped", _without_whole),
+        test_a_selection_keeps_its_share_of_the_whole,
+    ),
+    "loss steps turned round": (
+        *(by_time, "contributions"),
+        _regrouped(by_time, "contributions", lambda groups: groups.view(T, -1).flip(0).flatten()),
+        test_sums_of_parts_by_time_against_autograd,
+    ),
+    "the unit beside it": (
+        *(by_unit, "sums_by_unit", _regrouped(by_unit, "sums_by_unit", lambda g: g.roll(2))),
+        partial(test_parts_by_unit_against_autograd, PROBLEMS[0]),
+    ),
+    "bins turned round": (
+        *(by_unit, "sums_by_unit"),
+        _regrouped(by_unit, "sums_by_unit", lambda groups: groups.view(-1, 2).flip(1).flatten()),
+        partial(test_parts_by_unit_against_autograd, PROBLEMS[0]),
+    ),
+}
+"""What is broken on purpose, how, and the test that must notice."""
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_suite_rejects(fault, flow, monkeypatch):
+    place, name, broken, test = FAULTS[fault]
+    monkeypatch.setattr(place, name, broken)
+    needs = {"flow": flow, "monkeypatch": monkeypatch}
+    needs = {key: value for key, value in needs.items() if key in signature(test).parameters}
+    with pytest.raises(AssertionError):
+        test(**needs)

@@ -231,6 +231,16 @@ def test_nothing_found_is_said_only_if_a_rule_looked(report):
     one = replace(asked, checks=tuple(checks))
     assert "Nothing found: 1 of 2 rules looked at 2 layers; vanishing does not apply." in str(one)
     assert one.looked == ("exploding",)
+    assert one.reasons == (
+        f"{names[0]}: vanishing does not apply, since it is one.",
+        f"{names[1]}: vanishing does not apply, since it is another.",
+    )
+    alike = [replace(check, status="not applicable", reason="it is so") for check in checks]
+    every = replace(asked, checks=(*alike, Check("kept-graph", None, "passed", "half is unseen")))
+    assert every.reasons == (
+        "every layer: vanishing, exploding do not apply, since it is so.",
+        "the whole model: kept-graph does not look at all of it, since half is unseen.",
+    )
     none = replace(asked, checks=(checks[0], checks[1]))
     assert "Nothing can be said: 0 of 1 rule looked" in str(none) and none.looked == ()
 

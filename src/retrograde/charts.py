@@ -1,4 +1,4 @@
-"""Plain numbers to Altair charts. Charts know no results; results hand over their numbers.
+"""Altair charts of plain numbers. This module imports no results; they pass their numbers to it.
 
 Altair is imported when the first chart is drawn, not with the package.
 """
@@ -17,13 +17,13 @@ from retrograde._optional import optional
 
 WIDTH = 500
 DEPTH = 40
-"""The colours of the map span at most so many powers of two below its largest norm."""
+"""The colours of the map span at most this many powers of two below its largest norm."""
 
 POINTS = 1000
-"""A curve is drawn with at most so many points; of a longer one every n-th is shown."""
+"""Maximum number of points of a curve; of a longer one every n-th is shown."""
 
 DIRECTIONS = 12
-"""Of more directions so many are drawn, evenly from the first to the last."""
+"""Maximum number of directions drawn, spaced evenly from the first to the last."""
 
 INK, ACCENT, COUNTER, GREY = "#3a7cab", "#c4478a", "#c96f0a", "#7f7f7f"
 SERIES = (
@@ -43,13 +43,13 @@ SHAPES = (
 NORM = "abs(datum.log2) < 1000 ? format(pow(2, datum.log2), '.3g') : '2^' + datum.log2"
 
 
-def entry_by_use(
+def loss_step_by_use_step(
     entries: Sequence[int],
     uses: Sequence[int],
     log2: Sequence[Sequence[float]],
     parameter: str | None,
 ) -> Any:
-    """The map of C[t,k]: entry step t upwards, use step k to the right, log2 norm as colour.
+    """The map of C[t,k]: loss step t upwards, use step k to the right, log2 norm as colour.
 
     `entries` and `uses` say where each row and column begins, and where the last one ends.
     """
@@ -61,7 +61,7 @@ def entry_by_use(
         if math.isfinite(size)
     ]
     if not rows:
-        return _nothing(alt, "Entry by use")
+        return _nothing(alt, "Loss step by use step")
     wide, steps = (uses[1] - uses[0] if len(uses) > 1 else 1), uses[-1]
     sizes = [size for *_, size in rows] or [0.0]
     top, least = max(sizes), min(sizes)
@@ -70,11 +70,11 @@ def entry_by_use(
     return (
         alt.Chart(
             _table(alt, dict.fromkeys(("t", "t2", "k", "log2"), "number"), rows),
-            title=_titled("Entry by use", parameter),
+            title=_titled("Loss step by use step", parameter),
         )
         .transform_calculate(k2=f"min(datum.k + {wide}, {steps})")
         .transform_calculate(
-            entry=step.format("t", "t2"),
+            entered=step.format("t", "t2"),
             use=step.format("k", "k2"),
             lag="max(datum.t - datum.k, 0)",
             norm=NORM,
@@ -83,7 +83,7 @@ def entry_by_use(
         .encode(
             x=alt.X("k:Q", title="use step k", scale=scale),
             x2=alt.X2("k2:Q"),
-            y=alt.Y("t:Q", title="entry step t", scale=scale, axis=alt.Axis(tickMinStep=1)),
+            y=alt.Y("t:Q", title="loss step t", scale=scale, axis=alt.Axis(tickMinStep=1)),
             y2=alt.Y2("t2:Q"),
             color=alt.Color(
                 "log2:Q",
@@ -93,7 +93,7 @@ def entry_by_use(
                 ),
             ),
             tooltip=[
-                alt.Tooltip("entry:N", title="entry step t"),
+                alt.Tooltip("entered:N", title="loss step t"),
                 alt.Tooltip("use:N", title="use step k"),
                 alt.Tooltip("lag:Q", title="lag (steps)"),
                 alt.Tooltip("norm:N", title="norm"),
@@ -230,7 +230,9 @@ def shares(
         tooltip.insert(1, alt.Tooltip("of:N", title=across))
         chart = chart.mark_rect().encode(
             x=alt.X("of:N", sort=columns, title=across, axis=alt.Axis(labelAngle=0)),
-            color=alt.Color("share:Q", title="signed share", scale=colour),
+            color=alt.Color(
+                "share:Q", title="signed share", scale=colour, legend=alt.Legend(format="%")
+            ),
         )
     return chart.encode(y=y, tooltip=tooltip).properties(width=WIDTH - 140, height={"step": 14})
 
@@ -578,7 +580,7 @@ def memory(curves: Mapping[str, Sequence[float]], floor: float, what: str) -> An
 
 
 def directions(size: int) -> list[int]:
-    """The directions that are drawn of so many: all, or `DIRECTIONS` of them at even distances."""
+    """The directions that are drawn: all `size` of them, or `DIRECTIONS` spaced evenly."""
     if size <= DIRECTIONS:
         return list(range(size))
     return [round(i * (size - 1) / (DIRECTIONS - 1)) for i in range(DIRECTIONS)]
@@ -587,8 +589,9 @@ def directions(size: int) -> list[int]:
 def singular_values(
     lengths: Sequence[int], shown: Sequence[int], size: int, log2: Sequence[Sequence[float]]
 ) -> Any:
-    """log2 of the singular values over the length of the window, a column for each direction shown
-    of so many.
+    """log2 of the singular values over the length of the window.
+
+    `shown` are the directions drawn, of `size`; `log2` has a column for each.
     """
     title = "Singular values of the Jacobians' product"
     along, what = "length of the window (steps)", "log2 singular value"
@@ -598,8 +601,9 @@ def singular_values(
 def exponents(
     steps: Sequence[int], shown: Sequence[int], size: int, each: Sequence[Sequence[float]]
 ) -> Any:
-    """Lyapunov exponents as they are known after so many steps, a column for each direction shown
-    of so many.
+    """Lyapunov exponents as estimated from the first steps, for each number of steps.
+
+    `shown` are the directions drawn, of `size`; `each` has a column for each.
     """
     title = "How the Lyapunov exponents settle"
     along, what = "steps", "exponent so far (nats per step)"
@@ -729,7 +733,7 @@ def _slope(alt: Any, start: float, least: float, lags: int, half_life: float) ->
 
 
 def _panels(alt: Any, data: Any, layers: Sequence[Any], names: Sequence[str], columns: int) -> Any:
-    """The same layers once for each name, side by side in so many columns."""
+    """The same layers once for each name, in a grid with this number of columns."""
     columns = max(1, min(columns, len(names)))
     width = (WIDTH - 15 * (columns - 1)) // columns
     facet = alt.Facet("gate:N", sort=list(names), title=None, header=alt.Header(labelLimit=width))
@@ -767,7 +771,7 @@ def _repeated(values: Sequence[str], count: int) -> list[str]:
 
 
 def _ramp(count: int) -> list[str]:
-    """So many colours along the ramp, in equal steps."""
+    """Colours along the ramp, in equal steps."""
     colours = torch.tensor(
         [[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in RAMP], dtype=torch.float64
     )

@@ -49,10 +49,9 @@ class RecordingError(RetrogradeError):
 
     Example:
         >>> import torch, retrograde
-        >>> with retrograde.record(torch.nn.GRU(2, 3)) as recording:
-        ...     pass  # no forward, no backward pass
         >>> try:
-        ...     retrograde.decompose(recording)
+        ...     with retrograde.record(torch.nn.GRU(2, 3)) as recording:
+        ...         pass  # no forward, no backward pass
         ... except retrograde.errors.RecordingError:
         ...     print("nothing was recorded")
         nothing was recorded

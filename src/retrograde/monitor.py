@@ -1,7 +1,7 @@
 """A few numbers of the backward pass, again and again while a model trains, for any logger.
 
-It looks at every so many passes and stands aside at all others. Whatever it cannot do is counted
-and said once: training goes on.
+It looks at one pass in every hundred (or `every`) and leaves all others alone. A failure of its own
+is counted and reported once; training goes on.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Flow: one backward pass, taken apart; every decomposition is a question put to it."""
+"""Flow: one backward pass, taken apart; every decomposition is a method of it."""
 
 import warnings
 from collections.abc import Mapping
@@ -100,7 +100,7 @@ class Flow(AbstractGradient):
 
     @property
     def adjoints(self) -> Adjoints:
-        """Sizes of the adjoint of the state for every entry and use step."""
+        """Sizes of the adjoint of the state for every loss step and use step."""
         return self._tables[1]
 
     @property
@@ -311,7 +311,7 @@ class Flow(AbstractGradient):
 
         Args:
             parameter: a name, or None for the whole gradient as one vector.
-            max_crossings: the last part holds the paths with so many crossings and more; time and
+            max_crossings: the last part holds the paths with this many crossings and more; time and
                 memory grow in proportion.
             bins: as in `by_lag`.
 
@@ -327,14 +327,15 @@ class Flow(AbstractGradient):
 
             C[t,k;j] = what step k makes of e_j e_j^T delta_k      sum over j = C[t,k]
 
-        with delta_k the adjoint of s_k and e_j the unit vector of its entry j: which hidden units
-        carry the gradient back, and over which lags. Units are those of the state after the step
-        that uses the weights. In a cell whose step is pointwise (RNN, LSTM, GRU) the part of unit j
-        in a weight lies in the rows of that unit, one in each gate; what is new there is the split
-        by lag, and by h and c.
+        with delta_k the adjoint of s_k and e_j the unit vector along its component j: which hidden
+        units carry the gradient back, and over which lags. Units are those of the state after the
+        step that uses the weights. In a cell whose step is pointwise (RNN, LSTM, GRU) the part of
+        unit j in a weight lies in the rows of that unit, one in each gate; what is new there is the
+        split by lag, and by h and c.
 
-        A layer with S units and P weights has S times the bins parts of P numbers each. Where those
-        are more than 2^24, the parts are measured some at a time, in as many passes, and not kept.
+        A layer with S units, P weights and M bins has S M parts of P numbers each, and takes about
+        S times as long as `by_lag`. Where all parts are more than 2^24 numbers, they are measured
+        some at a time, in as many passes, and not kept.
 
         Args:
             parameter: a name, or None for the whole gradient as one vector.
@@ -443,7 +444,7 @@ class Flow(AbstractGradient):
         return ClippedFlow(before, after, factors)
 
     def with_rows(self, max_rows: int) -> "Flow":
-        """The same pass with its entry steps in at most so many rows: coarser lags, less memory.
+        """The same pass with its loss steps in at most `max_rows` rows: coarser lags, less memory.
 
         Raises:
             ArgumentError: if `max_rows` is not a positive integer.
@@ -510,9 +511,9 @@ def decompose(recording: Recording | Recorded, *, max_rows: int | None = None) -
     Args:
         recording: what `record` recorded, if it holds one layer; else one of its values,
             `recording["encoder.lstm"]`.
-        max_rows: how many rows the entry steps may take up. By default each of up to 1024 entry
+        max_rows: how many rows the loss steps may take up. By default each of up to 1024 loss
             steps has its own; more share 512 rows in blocks of neighbouring steps. Sums over
-            entries stay exact, only lags are then known to the width of a block.
+            loss steps stay exact, only lags are then known to the width of a block.
 
     Returns:
         The `Flow`. Its losses are the ones that ran: a mean over the batch gives small numbers, a

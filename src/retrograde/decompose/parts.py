@@ -317,7 +317,7 @@ class Parts:
         """
         if self._by_time:
             shown = self.pooled()
-            return charts.entry_by_use(
+            return charts.loss_step_by_use_step(
                 _borders(shown.axes[0]["loss_step"]),
                 _borders(shown.axes[1]["use_step"]),
                 [_without_end(row) for row in shown.log2.tolist()],
@@ -333,7 +333,7 @@ class Parts:
         return charts.shares([dict(axis) for axis in self.axes], self.log2, self.share)
 
     def pooled(self, most: int = POOLED) -> "Parts":
-        """Parts by time for a picture: at most so many rows and columns.
+        """Parts by time for a picture, with at most `most` rows and columns.
 
         Neighbours are put together; their share is the sum, their size the largest of any.
         """
@@ -558,10 +558,8 @@ def _found(name: str, column: Sequence[Label], wanted: Any) -> Iterator[int]:
 
 
 def _means(name: str, label: Label, wanted: Any) -> bool:
-    if isinstance(wanted, bool):  # no number of ours
-        return False
-    if isinstance(wanted, Integral):
-        wanted = int(wanted)
+    if isinstance(wanted, Integral | Tensor):
+        wanted = _checks.whole(name, wanted, least=None)
     if isinstance(wanted, range):
         if not isinstance(label, range):
             return isinstance(label, int) and label in wanted

@@ -134,7 +134,7 @@ class Chunk:
         return CellAdjoint(self.plan, delta, range(start, start + count))
 
 
-def stacked(steps: Sequence[Factors]) -> Factors:
+def stacked(steps: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The factors of many steps as those of all, with a leading axis.
 
     Raises:

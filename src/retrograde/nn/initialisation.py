@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from retrograde import _checks
 from retrograde.cells.gates import ACTIVATIONS, GRU_GATES, LSTM_GATES, Gate, Role, with_role
 from retrograde.cells.generations import generation
+from retrograde.cells.position import Position
 from retrograde.errors import ArgumentError
 from retrograde.nn.modules import GRU, LSTM, RNN
 
@@ -109,7 +110,7 @@ class _Target:
     def every(self, kind: str) -> Iterator[dict[Gate, Tensor]]:
         """The blocks of every weight of that kind (layer by layer), by gate."""
         for name, weight in self.module.named_parameters(recurse=False):
-            if name == kind or name.startswith(kind + "_l"):
+            if name == kind or Position.of(name.removeprefix(kind)) is not None:
                 yield dict(zip(self.gates, weight.chunk(len(self.gates)), strict=True))
 
     def set_bias(self, role: Role, draw: Callable[[Tensor], Tensor]) -> list[Tensor]:

@@ -333,7 +333,8 @@ def _both_ways(sequence: _Sequence) -> Reading:
     masks, x, given = sequence.masks, sequence.x, sequence.given_to_output
     pairs, start = [], 0
     for number in range(sequence.form.layers):
-        pair = SideBySide(sequence.cells[2 * number : 2 * number + 2], ("", "_reverse"))
+        both = slice(2 * number, 2 * number + 2)
+        pair = SideBySide(sequence.cells[both], sequence.form.suffixes[both])
         part = slice(start, start + pair.state_size)
         start = part.stop
         reads = torch.cat((x, sequence.turned(x)), -1)

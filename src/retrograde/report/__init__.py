@@ -2,9 +2,9 @@
 
 from retrograde.report.compare import compare
 from retrograde.report.comparison import Comparison
+from retrograde.report.data import Settings
 from retrograde.report.diagnose import diagnose
-from retrograde.report.files import Report
 from retrograde.report.layer import Horizon, Layer
-from retrograde.report.report import Settings
+from retrograde.report.report import Report
 
 __all__ = ["Comparison", "Horizon", "Layer", "Report", "Settings", "compare", "diagnose"]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from retrograde.diagnosis import Finding
-from retrograde.report.report import counted
+from retrograde.report.data import counted
 
 Verdict = Literal["better", "worse", "changed", "same"]
 
@@ -92,15 +92,7 @@ class LayerChange:
 
 @dataclass(frozen=True)
 class Changes:
-    """What changed from one report to another.
-
-    Attributes:
-        names: what to call the two.
-        settings: what was set or run differently; a change below may come from there.
-        findings: findings of the model as a whole, and of layers that one report alone has.
-        layers: the layers that both have, with their findings.
-        only_before, only_after: layers that one report alone has.
-    """
+    """What two reports differ in; `Comparison` says what each field is."""
 
     names: tuple[str, str]
     settings: tuple[Difference, ...]
@@ -129,7 +121,7 @@ class Changes:
         for verdict, words in (
             ("better", "better"),
             ("worse", "worse"),
-            ("changed", "changed in a way that nothing judges"),
+            ("changed", "changed, neither better nor worse"),
         ):
             found = sum(part.verdict == verdict for part in changes)
             values = sum(part.verdict == verdict for part in numbers)

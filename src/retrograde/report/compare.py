@@ -11,9 +11,9 @@ from retrograde.diagnosis.finding import SEVERITIES
 from retrograde.errors import ArgumentError
 from retrograde.report.changes import Difference, FindingChange, LayerChange, Number, Verdict
 from retrograde.report.comparison import Comparison
-from retrograde.report.files import Report
+from retrograde.report.data import counted, number
 from retrograde.report.layer import Horizon, Layer
-from retrograde.report.report import counted, number
+from retrograde.report.report import Report
 
 ROUNDING = 1e-3
 """Numbers nearer to each other than this share of the larger one show the same three digits."""

@@ -5,8 +5,8 @@ from typing import Any
 
 from retrograde._terminal import as_text, indented, plain, rich
 from retrograde.report.changes import Changes, FindingChange, LayerChange, Number
+from retrograde.report.data import number
 from retrograde.report.html import environment
-from retrograde.report.report import number
 from retrograde.report.text import place
 
 STYLES = {"better": "green", "worse": "bold red", "changed": "yellow", "same": "dim"}

@@ -13,8 +13,12 @@ from retrograde.report.changes import Changes
 class Comparison(Changes):
     """What changed from one report to another; made by `compare`.
 
-    `print` shows it. Its contents are those of `Changes`: `settings`, `findings`, `layers`,
-    `only_before`, `only_after`.
+    Attributes:
+        names: what to call the two.
+        settings: what was set or run differently; a change below may come from there.
+        findings: findings of the model as a whole, and of layers that one report alone has.
+        layers: the layers that both have, with their findings.
+        only_before, only_after: layers that one report alone has.
 
     Example:
         >>> import torch, retrograde

@@ -26,13 +26,13 @@ from retrograde.diagnosis.run import LossFunction
 from retrograde.diagnosis.subject import SAMPLES
 from retrograde.errors import ArgumentError
 from retrograde.record import Recorded, Recording
-from retrograde.report.files import Report
+from retrograde.report.data import Settings
 from retrograde.report.layer import Directions, Horizon, Layer
-from retrograde.report.report import Settings
+from retrograde.report.report import Report
 from retrograde.spectra import spectrum as whole_spectrum
 
 STATES = 512
-"""The spectrum of a large state is that of fewer samples: samples times S are at most so many."""
+"""Maximum of samples times S in a spectrum: for a large state fewer samples are used."""
 
 TITLE = "How far back in time do the gradients reach?"
 
@@ -89,7 +89,8 @@ def diagnose(
         layer: the one layer to look at, all if None.
         thresholds: other values for rows of `retrograde.diagnosis.limits`, by name.
         remedies: try remedies on copies of the model.
-        try_training: train original and best remedies for so many steps; needs Lightning.
+        try_training: number of steps that the original and the best remedies are trained for; needs
+            Lightning.
         seed: of what is random in the pass, in fresh weights and in training. Random numbers
             outside are left as they are.
         spectrum: add what the recurrence would do with any gradient, from the first samples, 8 at

@@ -10,17 +10,17 @@ from typing import Any
 from retrograde import _files
 from retrograde._optional import optional
 from retrograde.diagnosis import Finding
+from retrograde.report.data import ReportData, number
 from retrograde.report.layer import Layer
-from retrograde.report.report import ReportData, number
 
 MOST_BYTES = 1_950_000
 """Charts that would make a page larger than this are left out, and the page says which."""
 
 MOST_FINDINGS = 40
-"""So many findings are shown with all they stand on; the rest with their message."""
+"""Maximum number of findings shown with their evidence; of the rest only the message is shown."""
 
 MOST_MODEL = 20_000
-"""So many characters of a model's description are shown."""
+"""Maximum number of characters shown of a model's description."""
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from retrograde import _files
 from retrograde._json import strict
 from retrograde._optional import optional
 from retrograde.errors import InputError
-from retrograde.report.report import ReportData
+from retrograde.report.data import ReportData
 
 SCHEMA = "retrograde-report/4"
 
 SHOWN = 3
-"""So many of the complaints about a file are shown."""
+"""Maximum number of complaints about a file that are shown."""
 
 Kind = TypeVar("Kind", bound=ReportData)
 
@@ -36,6 +36,9 @@ def schema(kind: type[ReportData]) -> dict[str, Any]:
             return {"anyOf": [super().float_schema(schema), strings]}
 
     found = _adapter(kind).json_schema(schema_generator=Schema, mode="serialization")
+    for part in (found, *found["$defs"].values()):  # examples of Python help no reader of JSON
+        if "description" in part:
+            part["description"] = part["description"].partition("\n\nExample:")[0]
     found["properties"] = {"schema": {"const": SCHEMA}, **found["properties"]}
     found["required"] = ["schema", *found["required"]]
     return {"$schema": GenerateJsonSchema.schema_dialect, **found}

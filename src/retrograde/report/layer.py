@@ -21,7 +21,7 @@ WrittenLabel = int | str | tuple[int, int] | None
 Numbers = list[float] | list[list[float]]
 
 CROSSING_NUMBERS = 2**26
-"""The rows of `by_crossing` hold at most so many numbers, 256 MiB in float32."""
+"""Maximum number of numbers in the rows of `by_crossing`, 256 MiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ class Directions:
         size: S, how many directions there are.
         shown: which of them stand here, the first being 0.
         exponents: their Lyapunov exponents, in nats per step.
-        steps, curve: the exponents as they were known after so many steps, a row for each.
-        lengths, log2: log2 of their singular values over windows of so many steps, a row for each.
+        steps, curve: numbers of steps, and the exponents estimated after each, a row for each.
+        lengths, log2: window lengths in steps, and log2 of the singular values, a row for each.
     """
 
     size: int

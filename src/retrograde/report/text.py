@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from retrograde._terminal import as_text, indented, plain, rich
 from retrograde.diagnosis import Evidence, Finding, Trial
-from retrograde.report.report import ReportData, number
+from retrograde.report.data import ReportData, number
 
 STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
 
