@@ -645,8 +645,14 @@ EXEMPT = {
             *("diagnosis.Training", "diagnosis.Trial", "report.Comparison", "report.Horizon"),
             *("report.Layer", "report.Report", "report.Settings", "cells.CellAdjoint"),
             *("cells.CellStep", "cells.Graph", "cells.Generation", "retrograde.nn.ClippedInside"),
-            *("engine.AdjointStep", "engine.AdjointSums", "engine.Border", "engine.Chunk"),
-            *("engine.Read", "engine.CrossingStep"),
+            *(
+                "engine.AdjointSpan",
+                "engine.AdjointStep",
+                "engine.AdjointSums",
+                "engine.Border",
+                "engine.Chunk",
+            ),
+            "engine.Read",
             *("engine.Entries", "engine.ParameterSums", "engine.Scaled"),
             "engine.Unrolled",
         ),
@@ -662,6 +668,7 @@ EXEMPT = {
     **dict.fromkeys(
         (
             *("engine.backpropagate", "engine.backpropagate_by_crossing", "engine.fold"),
+            "engine.spans",
             *("engine.input_adjoints", "engine.scan", "engine.with_factors", "cells.pull_back"),
         ),
         "takes what unroll and Entries.of made, and is called for every step",

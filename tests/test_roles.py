@@ -14,6 +14,7 @@ from retrograde.cells import ACTIVATIONS, AbstractLayer, CellStep, Gate, Positio
 from retrograde.cells.base import affine, standard_shapes
 from retrograde.cells.graph import Diagonal
 from retrograde.diagnosis import RULES
+from retrograde.diagnosis.experiments import EXPERIMENTS
 from retrograde.errors import ArgumentError
 from retrograde.report import Report, Settings
 
@@ -148,7 +149,8 @@ def test_a_cell_of_a_test_is_diagnosed_by_the_rules_that_apply():
     status = {check.name: check.status for check in report.checks}
     silent = {name for name, value in status.items() if value == "not applicable"}
     assert silent == {
-        *("double-bias", "output-outweighs", "misleading-radius", "kept-graph"),
+        *("double-bias", "output-outweighs", "misleading-radius"),
+        *EXPERIMENTS,
         *(["near-lags-dominate"] if status["vanishing"] == "found" else []),
     }
     assert all(check.reason for check in report.checks if check.status == "not applicable")
@@ -205,7 +207,11 @@ def test_nothing_is_said_to_have_looked_that_did_not():
     assert status["vanishing"] == ("not applicable", "its sequence has a single step")
     assert status["saturated"][0] == "not applicable" and status["double-bias"][0] == "passed"
     assert "vanishing" not in one_step.looked
-    assert "vanishing" in one_step.summary.split("do not apply")[0].split(";")[1]
+    model = nn.LSTM(2, 3)
+    with retrograde.record(model) as recording:
+        last(model, torch.ones(1, 1, 2)).backward()
+    summary = retrograde.diagnose(recording).summary
+    assert "vanishing" in summary.split("do not apply")[0].split(";")[1]
 
 
 def test_a_recording_says_that_the_model_was_not_run():
