@@ -14,6 +14,7 @@ from retrograde.cells import ACTIVATIONS, AbstractLayer, CellStep, Gate, Positio
 from retrograde.cells.base import affine, standard_shapes
 from retrograde.cells.graph import Diagonal
 from retrograde.diagnosis import RULES
+from retrograde.diagnosis.experiments import EXPERIMENTS
 from retrograde.errors import ArgumentError
 from retrograde.report import Report, Settings
 
@@ -148,7 +149,8 @@ def test_a_cell_of_a_test_is_diagnosed_by_the_rules_that_apply():
     status = {check.name: check.status for check in report.checks}
     silent = {name for name, value in status.items() if value == "not applicable"}
     assert silent == {
-        *("double-bias", "output-outweighs", "misleading-radius", "kept-graph"),
+        *("double-bias", "output-outweighs", "misleading-radius"),
+        *EXPERIMENTS,
         *(["near-lags-dominate"] if status["vanishing"] == "found" else []),
     }
     assert all(check.reason for check in report.checks if check.status == "not applicable")
@@ -205,7 +207,11 @@ def test_nothing_is_said_to_have_looked_that_did_not():
     assert status["vanishing"] == ("not applicable", "its sequence has a single step")
     assert status["saturated"][0] == "not applicable" and status["double-bias"][0] == "passed"
     assert "vanishing" not in one_step.looked
-    assert "vanishing" in one_step.summary.split("do not apply")[0].split(";")[1]
+    model = nn.LSTM(2, 3)
+    with retrograde.record(model) as recording:
+        last(model, torch.ones(1, 1, 2)).backward()
+    summary = retrograde.diagnose(recording).summary
+    assert "vanishing" in summary.split("do not apply")[0].split(";")[1]
 
 
 def test_a_recording_says_that_the_model_was_not_run():
@@ -281,3 +287,26 @@ def test_positions_are_written_as_they_are_read():
     assert list(dict.fromkeys(name.removeprefix("weight_ih") for name in names[::4])) == [
         position.suffix for position in every
     ]
+
+
+@pytest.mark.parametrize(
+    ("module", "gate"),
+    [
+        (lambda: nn.GRU(2, 4, 2), "update"),
+        (lambda: nn.LSTM(2, 4, 2), "forget"),
+        (lambda: nn.LSTM(2, 4, 2, proj_size=3), "forget"),
+    ],
+    ids=["GRU", "LSTM", "projected LSTM"],
+)
+def test_the_bias_of_any_forget_gate_of_torchs_may_be_set_twice(module, gate):
+    torch.manual_seed(0)
+    model = module().double()
+    with torch.no_grad():
+        for bias in (model.bias_ih_l1, model.bias_hh_l1):
+            bias[4:8] = 1.5
+    report = retrograde.diagnose(model, torch.randn(20, 3, 2).double(), last)
+    (finding,) = (each for each in report.findings if each.rule == "double-bias")
+    assert (finding.gate, finding.position) == (gate, Position(1))
+    assert finding.evidence[0].value == 1.5 and finding.evidence[1].value == 3.0
+    (trial,) = finding.trials
+    assert trial.remedy == "one-bias" and trial.helped and trial.after == 0

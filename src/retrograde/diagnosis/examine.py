@@ -1,16 +1,18 @@
 """A whole examination: the pass, what rules find in it, remedies, and training with them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from retrograde.diagnosis.experiments import EXPERIMENTS, Case
+from retrograde.diagnosis.experiments.solved import SOLVED
 from retrograde.diagnosis.finding import SEVERITIES, Check, Finding
-from retrograde.diagnosis.rules import RULES
-from retrograde.diagnosis.rules.kept import KEPT, kept_graph
+from retrograde.diagnosis.rules import LAYER_RULES
 from retrograde.diagnosis.run import LossFunction, Run, run
+from retrograde.diagnosis.sight import see
 from retrograde.diagnosis.subject import Subject, subjects
 from retrograde.diagnosis.thresholds import Threshold
 from retrograde.diagnosis.training import MOST as MOST_TRAINED
@@ -64,9 +66,8 @@ def examine_recording(
     found, errors = subjects(recording, limits, needs_lag, layer)
     findings, checks = _apply(found)
     checks += [
-        Check(rule.name, None, "not applicable", "the model itself was not run here")
-        for rule in RULES.values()
-        if rule.concerns == "model"
+        Check(name, None, "not applicable", "the model itself was not run here")
+        for name in EXPERIMENTS
     ]
     note = "Remedies were not tried: that takes diagnose(model, batch, loss_fn)."
     notes = (*_ended(found), note)
@@ -104,12 +105,15 @@ def examine(
     found, errors = subjects(before.recording, limits, needs_lag, layer, before.balance)
     notes = _ended(found)
     of_layers, checks = _apply(found)
-    of_model = _of_the_loss(before, found)
-    of_model += [kept_graph(copy.reached)] if copy.reached else []
-    checks += [Check(finding.rule, None, "found") for finding in of_model]
-    if not copy.reached:
-        checks.append(Check(KEPT.name, None, "passed"))
-    findings = list(by_severity(of_model + of_layers))
+    tell("experiments on the whole")
+    values = {row.name: row.value for row in limits}
+    at_hand = (before, found, needs_lag, values, copy.reached)
+    of_model, tried = _experiments(model, batch, loss_fn, seed, *at_hand)
+    of_model = [each for each in of_model if layer is None or each.layer in (None, layer)]
+    if not any(finding.rule.startswith("non-finite") for finding in of_model):
+        of_layers = _of_the_loss(before, found) + of_layers
+    findings, checks = _without_consequences([*of_model, *of_layers], [*tried, *checks])
+    findings = list(by_severity(findings))
     if not remedies:
         notes.append("Remedies were not tried: remedies=False.")
     else:
@@ -131,7 +135,7 @@ class Teller:
     """Counts the passes for a progress bar."""
 
     def __init__(self, progress: Progress | None):
-        self._progress, self._done, self._total = progress, -1, 3
+        self._progress, self._done, self._total = progress, -1, 4
 
     def __call__(self, what: str) -> None:
         """One pass is done, and this comes next."""
@@ -151,14 +155,66 @@ def by_severity(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 def _apply(found: Mapping[str, Subject]) -> tuple[list[Finding], list[Check]]:
     """What becomes of every rule at every layer, in the order of the rules."""
-    answers = [
-        rule.check(subject)
-        for rule in RULES.values()
-        if rule.concerns == "layers"
-        for subject in found.values()
-    ]
+    answers = [rule.check(subject) for rule in LAYER_RULES.values() for subject in found.values()]
     findings = [finding for _, finding in answers if finding is not None]
     return findings, [check for check, _ in answers]
+
+
+def _experiments(
+    model: nn.Module,
+    batch: Any,
+    loss_fn: LossFunction,
+    seed: int,
+    before: Run,
+    found: Mapping[str, Subject],
+    needs_lag: int | None,
+    limits: Mapping[str, float],
+    reached: tuple[str, ...],
+) -> tuple[list[Finding], list[Check]]:
+    """What the experiments on the whole model find, in their order."""
+    with untouched(model):
+        try:
+            sight = see(model, batch, loss_fn, seed)
+        except Exception as error:
+            why = f"the model could not be run again: {type(error).__name__}: {error}"
+            return [], [Check(name, None, "not applicable", why) for name in EXPERIMENTS]
+        case = Case(model, batch, loss_fn, seed, before, found, sight, needs_lag, limits, reached)
+        answers = [experiment.check(case) for experiment in EXPERIMENTS.values()]
+    return [each for _, some in answers for each in some], [check for check, _ in answers]
+
+
+CERTAIN = ("void", "rounding-decides", "non-finite", "no-gradient")
+"""Rules that hold for a model that has solved its task as for any other."""
+
+
+def _without_consequences(
+    findings: Sequence[Finding], checks: Sequence[Check]
+) -> tuple[list[Finding], list[Check]]:
+    """The findings without those that another one explains, which is said where they are checked.
+
+    Where there is little left to learn, what the rules find is a remark.
+    """
+    explained: dict[tuple[str, str | None], str] = {}
+    for cause in findings:
+        if cause.severity == "info" or cause.rule not in EXPERIMENTS:
+            continue
+        for finding in findings:
+            same = cause.layer is None or finding.layer in (None, cause.layer)
+            if finding.rule in EXPERIMENTS[cause.rule].replaces and same:
+                explained.setdefault((finding.rule, finding.layer), cause.rule)
+    kept = [f for f in findings if (f.rule, f.layer) not in explained]
+    if any(finding.rule == SOLVED.name for finding in kept):
+        kept = [
+            replace(f, severity="info") if f.rule in LAYER_RULES and f.rule not in CERTAIN else f
+            for f in kept
+        ]
+    told = [
+        Check(check.name, check.layer, "not applicable", f"{explained[key]} explains it")
+        if check.status == "found" and (key := (check.name, check.layer)) in explained
+        else check
+        for check in checks
+    ]
+    return kept, told
 
 
 def _ended(found: Mapping[str, Subject]) -> list[str]:

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from retrograde import _checks
-from retrograde.diagnosis.unharmed import copied, seeded
+from retrograde.diagnosis.unharmed import copied, copied_model, seeded
 from retrograde.errors import ArgumentError
 from retrograde.record import Recording, record, recurrent_layers
 
@@ -96,6 +97,32 @@ def run(
     }
     places = {module: path for path, module in model.named_modules()}
     return Run(recording, float(loss.detach()), balance, tuple(places[m] for m in after))
+
+
+def moved_by(model: nn.Module, batch: Any, loss_fn: LossFunction, seed: int, layer: str) -> float:
+    """By how much the loss moves if a layer returns something else, relative to the loss.
+
+    In a copy every number that the layer returns gets noise of the size of what it returned.
+    """
+    losses = []
+    for noisy in (False, True):
+        copy = copied_model(model)
+        generator = torch.Generator().manual_seed(seed % 2**63)
+
+        def other(result: Any, generator: torch.Generator = generator) -> Any:
+            if isinstance(result, Tensor):
+                noise = torch.randn(result.shape, generator=generator, dtype=torch.float64)
+                return result + noise.to(result) * result.detach().abs().mean()
+            if isinstance(result, PackedSequence):
+                return result._replace(data=other(result.data))
+            return tuple(map(other, result)) if isinstance(result, tuple) else result
+
+        if noisy:
+            recurrent_layers(copy)[layer].register_forward_hook(lambda _, __, out: other(out))
+        with seeded(seed), torch.no_grad():
+            losses.append(float(loss_fn(copy, copied(batch))))
+    before, after = losses
+    return abs(after - before) / max(abs(before), 1e-30)
 
 
 def scalar(loss: object) -> Tensor:

@@ -119,6 +119,38 @@ TABLE = (
         "nats per step",
         "So near to neither growing nor shrinking (5 % a step) a rule of thumb is not held to it.",
     ),
+    Threshold(
+        "input_scale",
+        10.0,
+        "units",
+        "Weights are drawn for features of size 1; ten times that saturates a gate by itself.",
+    ),
+    Threshold(
+        "target_scale",
+        100.0,
+        "times the predictions",
+        "Adam at a rate of 1e-3 moves an output bias by 1 in a thousand steps; targets a hundred "
+        "times as far away as any prediction are out of reach of any usual training.",
+    ),
+    Threshold(
+        "flushed_share",
+        0.1,
+        "of the gradient's entries",
+        "A tenth of the entries that float32 holds: rounding alone flushes hardly any.",
+    ),
+    Threshold(
+        "solved_share",
+        0.1,
+        "of the loss of the best constant",
+        "Nine tenths of what there is to explain are explained.",
+    ),
+    Threshold(
+        "depth_ratio",
+        -8.0,
+        "powers of two",
+        "A 256th: the lowest layers hardly learn while the highest do. As torch draws them, LSTM "
+        "stacks of up to four layers and GRU stacks of up to eight stay above it.",
+    ),
 )
 
 

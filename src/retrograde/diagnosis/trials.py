@@ -9,7 +9,7 @@ from torch import nn
 
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable, Trial, at_least
 from retrograde.diagnosis.remedies import REMEDIES, Applied, Patient, Unfit
-from retrograde.diagnosis.rules import RULES
+from retrograde.diagnosis.rules import LAYER_RULES, RULES
 from retrograde.diagnosis.run import LossFunction, Run, run
 from retrograde.diagnosis.subject import Subject, subjects
 from retrograde.diagnosis.thresholds import Threshold
@@ -125,7 +125,7 @@ def judge(
     if treated.subject is None:
         return replace(trial, note=treated.problem)
     subject = treated.subject
-    rule = RULES[finding.rule]
+    rule = LAYER_RULES[finding.rule]
     residual = subject.flow.residual if subject.flow else None
     if residual is not None and not residual.ok:
         number = None if rule.unknown(subject) else rule.measure(subject)
@@ -142,7 +142,9 @@ def judge(
     after, gone = measured.value, measured.is_healthy()
     way = progress(before, after)
     brought = [
-        name for name, rule in RULES.items() if name not in known and _serious(rule.answer(subject))
+        name
+        for name, rule in LAYER_RULES.items()
+        if name not in known and _serious(rule.answer(subject))
     ]
     notes = [f"brings a new finding: {', '.join(brought)}"] if brought else []
     notes += [applied.note] if applied.note else []

@@ -236,7 +236,7 @@ SICK: Sequence[Case] = (
         {"needs_lag": 30},
     ),
     Case("a season beyond its reach", _season, "vanishing"),
-    Case("state detached every 10 steps", _detached, "vanishing", {"needs_lag": 20}),
+    Case("state detached every 10 steps", _detached, "no-time", {"needs_lag": 20}),
     Case("huge recurrent weights (RNN)", _changed(nn.RNN, _scaled(8.0)), "exploding"),
     Case("huge recurrent weights (LSTM)", _changed(nn.LSTM, _scaled(20.0), steps=60), "exploding"),
     Case(
@@ -249,7 +249,7 @@ SICK: Sequence[Case] = (
         _changed(nn.RNN, _positive(1.3), steps=60, nonlinearity="relu"),
         "exploding",
     ),
-    Case("input that is not scaled", _input_not_scaled, "saturated"),
+    Case("input that is not scaled", _input_not_scaled, "input-scale"),
     Case("a cell state that drifts (no forget gate)", _drifting_state, "saturated"),
     Case(
         "forget bias -2", _changed(nn.LSTM, _keeping_bias(-2.0), steps=60), "forget-gate-too-short"
@@ -270,7 +270,7 @@ SICK: Sequence[Case] = (
         "double-bias",
     ),
     Case("NaN in one gate", _changed(nn.LSTM, _nan_in_a_gate), "non-finite"),
-    Case("infinity in the input", _infinite_input, "non-finite"),
+    Case("infinity in the input", _infinite_input, "non-finite-data"),
     Case(
         "states beyond float32",
         _changed(nn.RNN, _orthogonal(4.0), steps=120, nonlinearity="relu"),

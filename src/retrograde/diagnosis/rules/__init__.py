@@ -1,17 +1,17 @@
-"""The rules, in the order in which they are told: causes before their consequences."""
+"""Experiments and rules, in the order in which they are told: causes before their consequences."""
 
 from collections.abc import Mapping
 
+from retrograde.diagnosis.experiments import EXPERIMENTS, Experiment
 from retrograde.diagnosis.rules.balance import CONFLICT, OUTWEIGHS
 from retrograde.diagnosis.rules.folklore import MISLEADS
 from retrograde.diagnosis.rules.gates import DEAD, DOUBLE, SATURATED, SHORT
 from retrograde.diagnosis.rules.growth import EXPLODING, NO_GRADIENT, NON_FINITE
-from retrograde.diagnosis.rules.kept import KEPT
 from retrograde.diagnosis.rules.reach import NEAR, VANISHING
 from retrograde.diagnosis.rules.rule import Rule
 from retrograde.diagnosis.rules.void import DECIDED, VOID
 
-RULES: Mapping[str, Rule] = {
+LAYER_RULES: Mapping[str, Rule] = {
     rule.name: rule
     for rule in (
         VOID,
@@ -28,8 +28,10 @@ RULES: Mapping[str, Rule] = {
         OUTWEIGHS,
         CONFLICT,
         MISLEADS,
-        KEPT,
     )
 }
 
-__all__ = ["RULES", "Rule"]
+RULES: Mapping[str, Experiment | Rule] = {**EXPERIMENTS, **LAYER_RULES}
+"""What is looked at, the model as a whole first, and then layer by layer."""
+
+__all__ = ["LAYER_RULES", "RULES", "Rule"]

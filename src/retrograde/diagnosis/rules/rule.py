@@ -34,7 +34,7 @@ class Rule:
             gradients) is there anyway.
         unless: why another rule speaks in its place, "" if none does.
         left_out: what part of a layer it could not look at and why, "" if it saw all of it.
-        concerns: the recurrent layers one by one, or the model as a whole.
+        concerns: the recurrent layers one by one; experiments concern the model as a whole.
 
     Example:
         >>> from retrograde.diagnosis import RULES
@@ -54,7 +54,7 @@ class Rule:
     rests_on: Literal["parts", "sizes", "forward", "given"] = "parts"
     unless: Callable[[Subject], str] = _nothing
     left_out: Callable[[Subject], str] = _nothing
-    concerns: Literal["layers", "model"] = "layers"
+    concerns: Literal["layers"] = "layers"
 
     def answer(self, subject: Subject) -> Finding | Evidence | NotApplicable:
         """The finding about a layer, the healthy number that there is instead, or why neither."""

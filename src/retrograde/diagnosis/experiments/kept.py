@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 
+from retrograde.diagnosis.experiments.experiment import Case, Experiment
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
-from retrograde.diagnosis.rules.rule import Rule
-from retrograde.diagnosis.subject import Subject
 
 
-def kept_graph(places: Sequence[str]) -> Finding:
+def _look(case: Case) -> list[Finding] | NotApplicable:
+    return [_kept(case.reached)] if case.reached else []
+
+
+def _kept(places: Sequence[str]) -> Finding:
     """The finding about a model whose pass went back into what earlier passes left at some places.
 
-    It concerns the model, not one of its layers, and what was looked at was a copy in which the
-    graph is cut off there.
+    What was looked at was a copy in which the graph is cut off there.
     """
     named = ", ".join(places[:SHOWN]) + (f" and {len(places) - SHOWN} more" * (len(places) > SHOWN))
     return Finding(
@@ -35,25 +37,13 @@ def kept_graph(places: Sequence[str]) -> Finding:
 
 
 SHOWN = 3
-"""The message names so many places."""
+"""The message names at most this many places."""
 
-
-def _nothing(subject: Subject) -> NotApplicable:
-    """A layer has no number for it; `kept_graph` is told by the copy of the whole model."""
-    return NotApplicable("it concerns the model as a whole")
-
-
-def _of_the_model(subject: Subject, evidence: Evidence) -> Finding:
-    raise AssertionError("there is no such number of a layer")
-
-
-KEPT = Rule(
+KEPT = Experiment(
     "kept-graph",
     "A graph is kept and grows",
     "Whether the backward pass goes back into tensors that the model keeps from an earlier pass: a "
     "state that is carried on without detach(), and graphs held by retain_graph=True. Such tensors "
     "are copied without their graph, and looked at for a gradient.",
-    _nothing,
-    _of_the_model,
-    concerns="model",
+    _look,
 )

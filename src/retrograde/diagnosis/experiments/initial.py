@@ -1,0 +1,69 @@
+"""What does the state start from? Zero and a learnt state are usual; others are told."""
+
+import torch
+from torch import Tensor
+
+from retrograde.diagnosis.experiments.experiment import Case, Experiment
+from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
+from retrograde.diagnosis.sight import see
+
+
+def _look(case: Case) -> list[Finding] | NotApplicable:
+    started = {
+        name: states[0]
+        for name, states in case.sight.initial.items()
+        if states[0] is not None and any(bool(part.any()) for part in states[0])
+    }
+    constant = {
+        name: state
+        for name, state in started.items()
+        if not any(part.requires_grad for part in state)
+    }
+    if not constant:
+        return []
+    try:
+        other = see(case.model, case.batch, case.loss_fn, case.seed + 1).initial
+    except Exception as error:
+        return NotApplicable(f"a second pass failed: {type(error).__name__}")
+    return [_given(name, state, other.get(name)) for name, state in constant.items()]
+
+
+def _given(
+    name: str, state: tuple[Tensor, ...], others: list[tuple[Tensor, ...] | None] | None
+) -> Finding:
+    other = others[0] if others else None
+    drawn = other is not None and not all(map(torch.equal, state, other))
+    size = max(float(part.double().abs().max()) for part in state)
+    return Finding(
+        "initial-state",
+        "warning" if drawn else "info",
+        name,
+        f"{name!r} starts from a state that is neither zero nor learnt: it is "
+        + (
+            "drawn at random, another one with every seed"
+            if drawn
+            else "carried in from outside this pass, and no gradient goes back into it"
+        ),
+        (Evidence("largest entry of the initial state", size, "state"),),
+        (
+            "The initial state is made with torch.randn or the like: noise that the model has to "
+            "forget"
+            if drawn
+            else "The model keeps the state of the batch before, or of another sequence",
+        ),
+        (
+            "Start from zeros (hx=None) or from a parameter"
+            if drawn
+            else "Keep it if this batch goes on where the last one ended; else reset it: other "
+            "samples, or a new episode, must not start from it",
+        ),
+    )
+
+
+INITIAL = Experiment(
+    "initial-state",
+    "The state starts from neither zero nor a parameter",
+    "The state that each layer is first given, where it is not zero and gets no gradient. A second "
+    "pass with other random numbers tells one that is drawn from one that is carried in.",
+    _look,
+)

@@ -1,0 +1,223 @@
+"""Do samples see each other? Each prediction must depend on the input of its own sample alone.
+
+What is asked of the graph of one forward pass is the derivative of one sample's predictions by the
+layer's whole input, which is exactly 0 in all other samples unless something mixes them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from retrograde.diagnosis.experiments.experiment import Case, Experiment, listed
+from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
+from retrograde.diagnosis.sight import Read, Sight, see
+from retrograde.diagnosis.unharmed import copied_model
+
+PROBES = 3
+"""Samples whose predictions are asked."""
+
+NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+)
+"""Modules in which samples of a batch meet by design."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """Which samples the predictions of one depend on."""
+
+    sample: int
+    reached: list[int]
+
+    @property
+    def others(self) -> list[int]:
+        return [each for each in self.reached if each != self.sample]
+
+
+def _look(case: Case) -> list[Finding] | NotApplicable:
+    prediction = case.sight.prediction
+    if prediction is None or not prediction.requires_grad or not prediction.ndim:
+        return NotApplicable("it is not seen which tensor is the prediction")
+    if not bool(prediction.isfinite().all()):
+        return NotApplicable("the prediction is not finite")
+    if not case.sight.reads:
+        return NotApplicable("no layer was seen to read a sequence of numbers")
+    layer, reads = next(iter(case.sight.reads.items()))
+    samples = reads[0].samples
+    if any(read.samples != samples for read in reads):
+        return NotApplicable(f"the number of samples of {layer!r} changes from call to call")
+    if reads[0].steps == prediction.shape[0] != samples and _along_the_samples(case, layer):
+        return [_time_is_samples(layer, reads[0], prediction)]
+    if samples == 1:
+        return NotApplicable("there is one sample")
+    views = _by_sample(prediction, samples, reads[0].steps)
+    if not views:
+        return NotApplicable(
+            f"no axis of the prediction {list(prediction.shape)} is that of the {samples} samples "
+            f"of {layer!r}"
+        )
+    answers = [_ask(view, reads, samples) for view in views]
+    if any(not any(answer.others for answer in each) for each in answers):
+        return []
+    mixed = next(answer for answer in answers[0] if answer.others)
+    norms = _normalised(case.model)
+    if norms and _apart_without(case, samples):
+        return [_legitimate(layer, norms, mixed)]
+    return [_mixed(layer, mixed, samples)]
+
+
+def _by_sample(prediction: Tensor, samples: int, steps: int) -> list[Tensor]:
+    """The prediction with the samples along its first axis, in every way that can be meant."""
+    views = [
+        prediction.movedim(axis, 0)
+        for axis in range(min(2, prediction.ndim))
+        if prediction.shape[axis] == samples
+    ]
+    if steps > 1 and prediction.shape[0] == samples * steps:  # both axes as one
+        rest = prediction.shape[1:]
+        views.append(prediction.reshape(samples, steps, *rest))
+        views.append(prediction.reshape(steps, samples, *rest).movedim(1, 0))
+    return views
+
+
+def _ask(view: Tensor, reads: list[Read], samples: int) -> list[_Answer]:
+    """Of a few samples, which samples of the input their predictions depend on."""
+    answers = []
+    numbers = torch.Generator().manual_seed(0)
+    for sample in sorted({0, samples // 2, samples - 1}):
+        own = view[sample]
+        weights = torch.rand(own.shape, generator=numbers, dtype=torch.float64) + 0.5
+        total = (own * weights.to(own)).sum()
+        if not total.requires_grad:
+            continue
+        xs = [read.x for read in reads]
+        found = torch.autograd.grad(total, xs, retain_graph=True, allow_unused=True)
+        size = torch.zeros(samples)
+        for read, gradient in zip(reads, found, strict=True):
+            if gradient is not None:
+                size = torch.maximum(size, read.by_sample(gradient).detach().cpu().float())
+        answers.append(_Answer(sample, torch.nonzero(size).flatten().tolist()))
+    return answers
+
+
+def _along_the_samples(case: Case, layer: str) -> bool:
+    """Whether a row of the prediction depends on earlier steps of the layer's input."""
+    prediction, read = case.sight.prediction, case.sight.reads[layer][0]
+    assert prediction is not None
+    if read.time_axis is None or len(case.sight.reads[layer]) > 1:
+        return False
+    targets = [each.target for each in case.sight.comparisons]
+    if any(target.ndim > 1 and read.samples in target.shape for target in targets):
+        return False  # a target for every step and sample: the rows are steps
+    total = prediction[read.steps // 2].sum()
+    (found,) = torch.autograd.grad(total, read.x, retain_graph=True, materialize_grads=True)
+    size = found.abs().movedim(read.time_axis, 0).flatten(1).amax(1)
+    reached = torch.nonzero(size).flatten().tolist()
+    return any(step < read.steps // 2 for step in reached)
+
+
+def _normalised(model: nn.Module) -> list[str]:
+    """The normalisations at work in which samples meet."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, NORMS) and (module.training or not module.track_running_stats)
+    ]
+
+
+def _apart_without(case: Case, samples: int) -> bool:
+    """Whether samples do not see each other where statistics are not those of the batch."""
+    model = copied_model(case.model)
+    for module in model.modules():
+        if isinstance(module, NORMS):
+            module.eval()
+    try:
+        sight: Sight = see(model, case.batch, case.loss_fn, case.seed)
+    except Exception:
+        return False
+    prediction = sight.prediction
+    if prediction is None or not sight.reads:
+        return False
+    reads = next(iter(sight.reads.values()))
+    views = _by_sample(prediction, samples, reads[0].steps)
+    return any(not any(a.others for a in _ask(view, reads, samples)) for view in views)
+
+
+def _time_is_samples(layer: str, read: Read, prediction: Tensor) -> Finding:
+    shape = list(read.x.shape)
+    return Finding(
+        "samples-mixed",
+        "error",
+        layer,
+        f"{layer!r} runs along the samples: of its input {shape} it reads axis {read.time_axis} as "
+        f"{read.steps} steps and axis {read.batch_axis} as {read.samples} samples, but the loss "
+        f"has {len(prediction)} rows, so that the prediction of one sample depends on the input of "
+        "the samples before it",
+        (Evidence("rows of the loss that are steps of the layer", float(read.steps), "rows"),),
+        ("The axes of the batch are not in the order that the layer reads (batch_first)",),
+        (
+            f"{layer}.batch_first = True (or batch_first=True in its constructor)"
+            if read.batch_axis == 1
+            else f"{layer}.batch_first = False, or transpose the batch",
+        ),
+    )
+
+
+def _mixed(layer: str, answer: _Answer, samples: int) -> Finding:
+    return Finding(
+        "samples-mixed",
+        "error",
+        layer,
+        f"Samples see each other: the prediction of sample {answer.sample} depends on what "
+        f"{layer!r} reads in sample{'s' * (len(answer.others) > 1)} {listed(answer.others)}"
+        + ("" if answer.sample in answer.reached else ", and not on its own"),
+        (
+            Evidence(
+                "other samples that a prediction depends on",
+                float(len(answer.others)),
+                "samples",
+                0.0,
+                "below",
+            ),
+        ),
+        (
+            "A reshape or view puts the axes of samples, steps, layers or directions together in "
+            "the wrong order",
+            "The axes of the batch are not in the order that the layer reads (batch_first)",
+        ),
+        (
+            "Move axes by transpose or permute, never by view or reshape: h_n is [layers * "
+            "directions, B, H], and h_n.transpose(0, 1).reshape(B, -1) keeps samples apart",
+        ),
+    )
+
+
+def _legitimate(layer: str, norms: list[str], answer: _Answer) -> Finding:
+    return Finding(
+        "samples-mixed",
+        "info",
+        layer,
+        f"Samples see each other through the statistics of the batch in {', '.join(norms)}, and "
+        "through nothing else",
+        (
+            Evidence(
+                "other samples that a prediction depends on", float(len(answer.others)), "samples"
+            ),
+        ),
+        ("Batch normalisation in training mode",),
+        (),
+    )
+
+
+SAMPLES = Experiment(
+    "samples-mixed",
+    "Samples see each other",
+    "Whether the prediction of one sample depends on the input of another: the derivative of the "
+    "one by the other, which is exactly 0 where samples are kept apart. Axes in the wrong order "
+    "and a wrong reshape mix them, and the model then learns from what it will not have. Batch "
+    "normalisation mixes them by design, and is named as such.",
+    _look,
+    replaces=("unreached", "forget-gate-too-short", "vanishing", "near-lags-dominate"),
+)

@@ -1,0 +1,86 @@
+"""Is what a layer reads on a scale that its gates can meet? The same pass, standardised, tells."""
+
+import torch
+from torch import Tensor
+
+from retrograde.diagnosis.experiments.experiment import Case, Experiment
+from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
+from retrograde.diagnosis.run import run
+from retrograde.diagnosis.subject import Subject, subjects
+from retrograde.diagnosis.thresholds import limits
+from retrograde.diagnosis.unharmed import copied_model
+from retrograde.record import recurrent_layers
+
+
+def _saturated(subject: Subject) -> float:
+    return max((each.saturated for each in subject.activities), default=0.0)
+
+
+def _look(case: Case) -> list[Finding] | NotApplicable:
+    findings = []
+    for name, subject in case.subjects.items():
+        if subject.place is not None or subject.flow is None:
+            continue
+        x = subject.recorded.x.double()
+        size = float(x.square().mean((0, 1)).sqrt().max())
+        before = _saturated(subject)
+        if size <= case.limits["input_scale"] or before <= case.limits["saturated_share"]:
+            continue
+        after = _standardised(case, name)
+        if after is not None and after < before / 2:
+            findings.append(_large(name, size, before, after, case.limits["input_scale"]))
+    return findings
+
+
+def _standardised(case: Case, name: str) -> float | None:
+    """The saturated share where every feature that the layer reads has mean 0 and spread 1."""
+    copy = copied_model(case.model)
+
+    def scale(_: object, args: tuple[object, ...]) -> tuple[object, ...] | None:
+        x, *others = args
+        if not isinstance(x, Tensor):
+            return None
+        every = tuple(range(x.ndim - 1))
+        mean, spread = x.mean(every, keepdim=True), x.std(every, keepdim=True)
+        return ((x - mean) / torch.where(spread > 0, spread, 1), *others)
+
+    recurrent_layers(copy)[name].register_forward_pre_hook(scale)
+    try:
+        again = run(copy, case.batch, case.loss_fn, case.seed)
+        found, _ = subjects(again.recording, limits(), case.needs_lag, name)
+    except Exception:
+        return None
+    return _saturated(found[name]) if name in found and found[name].place is None else None
+
+
+def _large(name: str, size: float, before: float, after: float, limit: float) -> Finding:
+    return Finding(
+        "input-scale",
+        "warning",
+        name,
+        f"The input of {name!r} is too large for its gates: features are {size:.3g} in size, and "
+        f"{before:.0%} of a gate is saturated. With every feature standardised it is {after:.0%}",
+        (
+            Evidence(
+                "root mean square of the largest feature", size, "", limit, "below", "input_scale"
+            ),
+            Evidence("saturated share with standardised features", after, "of units and steps"),
+        ),
+        ("Features are in their own units (prices, counts, engine speeds)",),
+        (
+            "Standardise every feature with the mean and spread of the training set: "
+            "x = (x - mean) / std",
+        ),
+    )
+
+
+INPUT_SCALE = Experiment(
+    "input-scale",
+    "The input is too large for the gates",
+    "The size of the largest feature that a layer reads, where most of a gate is saturated; the "
+    "same pass is run with every feature standardised, and blamed on the input if that frees the "
+    "gate.",
+    _look,
+    thresholds=("input_scale", "saturated_share"),
+    replaces=("dead-units", "output-outweighs"),
+)

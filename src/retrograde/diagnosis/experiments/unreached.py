@@ -1,0 +1,181 @@
+"""Which parts of the model get no gradient at all, exactly zero, and what is the matter with them?
+
+Layers that ran and got none, layers and directions of a stack, samples, and a direction that the
+loss reads where it has seen one input.
+"""
+
+import torch
+from torch import Tensor
+
+from retrograde.cells import Position
+from retrograde.cells.leaves import leaves
+from retrograde.diagnosis.experiments.experiment import Case, Experiment, listed
+from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
+from retrograde.diagnosis.run import moved_by
+from retrograde.diagnosis.subject import Subject
+
+
+def _look(case: Case) -> list[Finding] | NotApplicable:
+    found = _cut_off(case)
+    for subject in case.subjects.values():
+        if subject.place is None:
+            found += _directions(subject) or _one_input(subject)
+            found += _samples(subject)
+    return found
+
+
+def _cut_off(case: Case) -> list[Finding]:
+    """Layers that ran and that the loss depends on, without a gradient."""
+    findings = []
+    refused = set(case.run.recording.refused)
+    for name in case.sight.reads:
+        if name not in refused or name in case.subjects:
+            continue
+        change = moved_by(case.model, case.batch, case.loss_fn, case.seed, name)
+        if not change:
+            continue
+        findings.append(
+            Finding(
+                "unreached",
+                "error",
+                name,
+                f"No gradient reaches {name!r}, although the loss depends on what it returns "
+                f"(another output moves the loss by {change:.2g}): the way back is cut",
+                (Evidence("change of the loss", change, "of the loss"),),
+                ("Its output or state is used through .data, .detach(), torch.no_grad() or NumPy",),
+                ("Use what the layer returns as it is",),
+            )
+        )
+    return findings
+
+
+def _zero(*tensors: Tensor) -> bool:
+    return not any(bool(tensor.any()) for tensor in tensors)
+
+
+def _places(subject: Subject) -> list[tuple[Position, dict[str, Tensor]]]:
+    """The gradients of each layer and direction; none for a module that has one of them."""
+    gradients = subject.recorded.gradients
+    positions = [leaf.position for leaf in leaves(subject.recorded.cell)]
+    found = []
+    for position in positions:
+        if position is not None:
+            own = {n: g for n, g in gradients.items() if n.endswith(position.suffix)}
+            own = {n: g for n, g in own.items() if position.reverse or "reverse" not in n}
+            if own:
+                found.append((position, own))
+    return found if len(found) > 1 else []
+
+
+def _directions(subject: Subject) -> list[Finding]:
+    places = _places(subject)
+    without = [position for position, own in places if _zero(*own.values())]
+    if not without or len(without) == len(places):
+        return []
+    layers = max(position.layer for position, _ in places)
+    findings = []
+    for position in without:
+        what = (
+            ("reverse direction" if position.reverse else "forward direction")
+            + (f" of layer {position.layer}" if layers else "")
+            if any(other.reverse for other, _ in places)
+            else f"layer {position.layer}"
+        )
+        reads_last = position.layer == layers
+        findings.append(
+            Finding(
+                "unreached",
+                "error",
+                subject.name,
+                f"The {what} of {subject.name!r} gets no gradient at all: the loss does not "
+                "depend on it",
+                (Evidence("gradient", 0.0, "of its weights"),),
+                (
+                    "h_n[-1] of a bidirectional layer is the reverse direction alone, h_n[-2] the "
+                    "forward one"
+                    if reads_last and not position.reverse
+                    else "What it returns is not read",
+                ),
+                (
+                    "Read both directions: torch.cat((h_n[-2], h_n[-1]), dim=-1)"
+                    if reads_last
+                    else "Read what it returns, or leave it out",
+                ),
+                position=position,
+            )
+        )
+    return findings
+
+
+def _one_input(subject: Subject) -> list[Finding]:
+    """A direction that is read at its first step: all it has seen is one input."""
+    recorded = subject.recorded
+    if len(recorded.x) < 2:
+        return []
+    findings = []
+    for position, own in _places(subject):
+        recurrent = [g for n, g in own.items() if n.startswith("weight_hh")]
+        first = [g for n, g in own.items() if n.startswith("weight_ih")]
+        if not recurrent or not _zero(*recurrent) or _zero(*first) or bool(recorded.initial.any()):
+            continue
+        findings.append(
+            Finding(
+                "unreached",
+                "error",
+                subject.name,
+                f"The {'reverse' if position.reverse else 'forward'} direction of "
+                f"{subject.name!r} is read where it has seen one input: its recurrent weights get "
+                "no gradient at all",
+                (Evidence("gradient", 0.0, "of its recurrent weights"),),
+                (
+                    "out[:, -1] of a bidirectional layer is the last step of the forward direction "
+                    "and the first one of the reverse direction",
+                ),
+                ("Read the last state of each direction: torch.cat((h_n[-2], h_n[-1]), dim=-1)",),
+                position=position,
+            )
+        )
+    return findings
+
+
+def _samples(subject: Subject) -> list[Finding]:
+    """Samples that give the layer no gradient."""
+    direct = subject.recorded.direct
+    reached = direct.abs().amax((0, 2)) != 0
+    without = torch.nonzero(~reached).flatten().tolist()
+    count = len(reached)
+    if not without or len(without) == count:
+        return []
+    share = len(without) / count
+    return [
+        Finding(
+            "unreached",
+            "error" if share > MOST else "info",
+            subject.name,
+            f"{len(without)} of {count} samples give {subject.name!r} no gradient at all "
+            f"(sample{'s' * (len(without) > 1)} {listed(without)})",
+            (Evidence("samples without a gradient", 100 * share, "%", 100 * MOST, "below"),),
+            (
+                "The loss reads past the end of the shorter samples, where padding is all that "
+                "there is (out[:, -1] of padded sequences)",
+                "Their part of the loss is masked, or exactly 0",
+            ),
+            (
+                "Read each sample at its own last step: out[torch.arange(B), lengths - 1], or h_n "
+                "of the packed sequence",
+            ),
+        )
+    ]
+
+
+MOST = 0.5
+"""A loss may leave out samples; hardly most of them."""
+
+UNREACHED = Experiment(
+    "unreached",
+    "A part gets no gradient",
+    "Layers, directions and samples whose gradient is exactly 0, which no initialisation and no "
+    "learning rate can make learn. Where a layer got none, its output is changed in a copy: a loss "
+    "that moves depends on it, and the way back is cut.",
+    _look,
+)

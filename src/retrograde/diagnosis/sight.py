@@ -1,0 +1,282 @@
+"""One forward pass of a copied model, watched from outside: what layers read, what the loss did.
+
+Nothing in the pass is changed. Layers are watched by hooks, the loss by torch's own protocol for
+functions that are called on tensors, and its graph is kept, so that questions can be asked of it.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.loss import _Loss
+from torch.nn.utils.rnn import PackedSequence
+from torch.overrides import TorchFunctionMode
+
+from retrograde.diagnosis.run import LossFunction
+from retrograde.diagnosis.unharmed import copied, copied_model, seeded
+from retrograde.record import recurrent_layers
+
+LOSSES: Mapping[Callable[..., Any], str] = {
+    getattr(nn.functional, name): name
+    for name in (
+        "binary_cross_entropy",
+        "binary_cross_entropy_with_logits",
+        "cross_entropy",
+        "ctc_loss",
+        "gaussian_nll_loss",
+        "huber_loss",
+        "kl_div",
+        "l1_loss",
+        "mse_loss",
+        "nll_loss",
+        "poisson_nll_loss",
+        "smooth_l1_loss",
+    )
+}
+"""The loss functions of torch that compare a prediction with a target."""
+
+DIFFERENCES = {torch.sub, torch.subtract, Tensor.sub, Tensor.__sub__, Tensor.__rsub__}
+"""How a loss that is written by hand compares them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A prediction that was compared with a target.
+
+    Attributes:
+        function: the name of the loss function; "difference" for one written by hand.
+        prediction: the tensor that depends on the model.
+        target: the one that does not.
+        result: what came of it.
+        call: the loss function for another prediction, everything else the same.
+        options: what else it was given.
+    """
+
+    function: str
+    prediction: Tensor
+    target: Tensor
+    result: Tensor
+    call: Callable[[Tensor], Tensor]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """What a layer read in one call.
+
+    Attributes:
+        x: the tensor that its gradient arrives at; rows of samples, steps, or both.
+        lengths: the packed sequence, if it was one.
+        batch_axis: the axis of the samples; None for a single sequence without such an axis.
+        time_axis: that of the steps; None for a cell, which is given one step.
+    """
+
+    x: Tensor
+    packed: PackedSequence | None
+    batch_axis: int | None
+    time_axis: int | None
+
+    @property
+    def samples(self) -> int:
+        """The number of samples, 1 without an axis for them."""
+        if self.packed is not None:
+            return int(self.packed.batch_sizes[0])
+        return 1 if self.batch_axis is None else self.x.shape[self.batch_axis]
+
+    @property
+    def steps(self) -> int:
+        """The number of steps."""
+        if self.packed is not None:
+            return len(self.packed.batch_sizes)
+        return 1 if self.time_axis is None else self.x.shape[self.time_axis]
+
+    def by_sample(self, rows: Tensor) -> Tensor:
+        """The largest absolute value of each sample in a tensor with the shape of `x`."""
+        if self.packed is not None:
+            sizes = self.packed.batch_sizes
+            place = torch.cat([torch.arange(int(size)) for size in sizes]).to(rows.device)
+            largest = rows.abs().flatten(1).amax(1)
+            found = largest.new_zeros(self.samples).scatter_reduce(0, place, largest, "amax")
+            order = self.packed.unsorted_indices
+            return found if order is None else found[order]
+        if self.batch_axis is None:
+            return rows.abs().max().reshape(1)
+        return rows.abs().movedim(self.batch_axis, 0).flatten(1).amax(1)
+
+
+@dataclass(eq=False)
+class Sight:
+    """What was seen of a pass.
+
+    Attributes:
+        loss: the loss, with its graph.
+        output: what the model returned, if that is one tensor; the last time it was called.
+        reads: what each layer read, call by call.
+        initial: the state that each layer was given, call by call; None where it was given none.
+        final: the state that it returned, call by call.
+        comparisons: predictions and targets.
+        warnings: what torch warned of in the loss.
+        autocast: the low precisions that autocast had layers run in.
+    """
+
+    loss: Tensor | None = None
+    output: Tensor | None = None
+    reads: dict[str, list[Read]] = field(default_factory=dict)
+    initial: dict[str, list[tuple[Tensor, ...] | None]] = field(default_factory=dict)
+    final: dict[str, list[tuple[Tensor, ...]]] = field(default_factory=dict)
+    comparisons: list[Comparison] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    autocast: set[torch.dtype] = field(default_factory=set)
+
+    @property
+    def prediction(self) -> Tensor | None:
+        """What is compared with the target, else what the model returned."""
+        if len(self.comparisons) == 1:
+            return self.comparisons[0].prediction
+        return self.output
+
+
+def see(model: nn.Module, batch: Any, loss_fn: LossFunction, seed: int) -> Sight:
+    """Watch one forward pass of a copy of the model, in the mode that it is in.
+
+    Whatever the loss function raises is raised. Random numbers outside are left alone.
+    """
+    copy, batch = copied_model(model), copied(batch)
+    sight = Sight()
+    with (
+        seeded(seed),
+        torch.enable_grad(),
+        warnings.catch_warnings(record=True) as warned,
+        _hooked(copy, sight) as depth,
+        _Functions(sight, depth),
+    ):
+        warnings.simplefilter("always")
+        loss = loss_fn(copy, batch)
+    sight.loss = loss if isinstance(loss, Tensor) else None
+    sight.warnings = list(dict.fromkeys(str(each.message) for each in warned))
+    return sight
+
+
+@dataclass
+class _Depth:
+    """How many calls of modules of the model are at work."""
+
+    calls: int = 0
+
+
+@contextmanager
+def _hooked(model: nn.Module, sight: Sight) -> Iterator[_Depth]:
+    """Hooks on the model and its layers; what each layer reads is made to get a gradient."""
+    depth, handles = _Depth(), []
+    layers = {module: name for name, module in recurrent_layers(model).items()}
+
+    def enters(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        depth.calls += 1
+        name = layers.get(module)
+        return None if name is None else _read(module, name, args, kwargs, sight)
+
+    def leaves(module: nn.Module, _: Any, result: Any) -> None:
+        depth.calls -= 1
+        if module in layers:
+            state = result if isinstance(module, nn.RNNCellBase) else result[1]
+            sight.final.setdefault(layers[module], []).append(_parts(state) or ())
+        if module is model and isinstance(result, Tensor):
+            sight.output = result
+
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule | _Loss):
+            continue
+        handles.append(module.register_forward_pre_hook(enters, with_kwargs=True))
+        handles.append(module.register_forward_hook(leaves, always_call=True))
+    try:
+        yield depth
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _read(
+    module: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], sight: Sight
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Note what a layer is called with, and hand on an input that gets a gradient."""
+    given = args[0] if args else kwargs.get("input")
+    packed = given if isinstance(given, PackedSequence) else None
+    x = packed.data if packed is not None else given
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        return None
+    state = args[1] if len(args) > 1 else kwargs.get("hx")
+    sight.initial.setdefault(name, []).append(_parts(state))
+    stepped, first = isinstance(module, nn.RNNCellBase), getattr(module, "batch_first", False)
+    axes: tuple[int | None, int | None]
+    if stepped:
+        axes = (0 if x.ndim == 2 else None, None)
+    elif x.ndim == 2:  # a single sequence
+        axes = (None, 0)
+    else:
+        axes = (0, 1) if first else (1, 0)
+    if torch.is_autocast_enabled(x.device.type):
+        sight.autocast.add(torch.get_autocast_dtype(x.device.type))
+    changed = not x.requires_grad
+    if changed:
+        x = x.detach().requires_grad_()
+    sight.reads.setdefault(name, []).append(Read(x, packed, *axes))
+    if not changed:
+        return None
+    given = packed._replace(data=x) if packed is not None else x
+    return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, "input": given})
+
+
+def _parts(state: Any) -> tuple[Tensor, ...] | None:
+    """The parts of a state, h or (h, c)."""
+    if state is None or isinstance(state, Tensor):
+        return None if state is None else (state,)
+    return tuple(part for part in state if isinstance(part, Tensor))
+
+
+class _Functions(TorchFunctionMode):
+    """Eyes on the functions that compare a prediction with a target."""
+
+    def __init__(self, sight: Sight, depth: _Depth) -> None:
+        super().__init__()
+        self._sight, self._depth = sight, depth
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor):
+            if func in LOSSES:
+                self._compared(LOSSES[func], func, args, kwargs, result)
+            elif func in DIFFERENCES and not self._depth.calls and len(args) == 2:
+                self._compared("difference", func, args, kwargs, result)
+        return result
+
+    def _compared(
+        self, name: str, func: Any, args: Any, kwargs: dict[str, Any], result: Tensor
+    ) -> None:
+        given = {**dict(zip(("input", "target"), args, strict=False)), **kwargs}
+        given |= {"input": given.get("input", given.get("log_probs"))}
+        given |= {"target": given.get("target", given.get("targets"))}
+        prediction, target = given["input"], given["target"]
+        if not isinstance(prediction, Tensor) or not isinstance(target, Tensor):
+            return
+        swapped = target.requires_grad and not prediction.requires_grad
+        if swapped:
+            prediction, target = target, prediction
+        if not prediction.requires_grad or target.requires_grad:
+            return
+
+        def call(other: Tensor) -> Tensor:
+            changed = [other if arg is prediction else arg for arg in args]
+            named = {key: other if arg is prediction else arg for key, arg in kwargs.items()}
+            again: Tensor = func(*changed, **named)
+            return again
+
+        options = {key: value for key, value in given.items() if key not in ("input", "target")}
+        if name == "ctc_loss":
+            options |= dict(zip(("input_lengths", "target_lengths"), args[2:4], strict=False))
+        found = Comparison(name, prediction, target, result, call, options)
+        self._sight.comparisons.append(found)
