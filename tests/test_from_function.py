@@ -11,7 +11,7 @@ from problems import GRU_, INPUTS, LSTM_, MGU, SLSTM, SLSTM_CAROUSEL, TANH, B, H
 from retrograde.cells import Stacked, from_function, truncated
 from retrograde.decompose import by_time as by_time_module
 from retrograde.decompose.by_time import ContributionNorms
-from retrograde.engine import Entries, Unrolled, backpropagate, unroll
+from retrograde.engine import Entries, Unrolled, backpropagate, fold, unroll
 from retrograde.engine import gradients as gradients_module
 from retrograde.errors import ArgumentError
 from retrograde.nn.function import run
@@ -211,7 +211,7 @@ def test_powers_far_beyond_the_range(log2):
         for step in backpropagate(unrolled, entries):
             adjoint = float(torch.log2(step.norms)) + int(step.delta.exponent)
             assert adjoint == log2 * (steps - 1 - step.k)
-            norms.update(step)
+        fold(unrolled, entries, [norms])
     assert float(norms.result()["v"][0, 0]) == log2 * (steps - 1)
 
 

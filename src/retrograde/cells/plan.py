@@ -717,7 +717,8 @@ def new_rows(like: Tensor, rows: int, *shape: int) -> Tensor:
     allocator again and again; blocks that grew a little would be fresh memory each time.
     """
     room = 1 << (rows - 1).bit_length() if rows <= 64 else -(-rows // 64) * 64
-    return like.new_empty(room, *shape)[:rows]
+    whole = like.new_empty(room, *shape)
+    return whole if room == rows else whole[:rows]
 
 
 @dataclass(frozen=True, eq=False)
