@@ -186,7 +186,7 @@ def _normalised(
 
 
 def _rounds(count: int) -> Iterator[list[tuple[int, int]]]:
-    """All pairs of a number of rows, in rounds of disjoint pairs (the circle method of tournaments)."""
+    """All pairs of rows, in rounds of disjoint pairs (the circle method of tournaments)."""
     ring = list(range(count + count % 2))
     for _ in range(len(ring) - 1):
         half = len(ring) // 2
