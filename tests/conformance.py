@@ -15,7 +15,7 @@ from problems import B, T
 from retrograde.cells import AbstractCell, pull_back
 from retrograde.cells.plan import FEW_ROWS
 from retrograde.decompose.by_lag import LagSums
-from retrograde.engine import Entries, adjoint, backpropagate, fold, unroll
+from retrograde.engine import Entries, adjoint, backpropagate, fold, gradients, unroll
 
 EXACT = {"atol": 1e-12, "rtol": 1e-12}  # float64 sums of a few dozen products
 
@@ -79,7 +79,8 @@ def check_parameter_gradients(cell: AbstractCell) -> None:
     """All steps pulled back at once, and two at a time."""
     plain = plain_pass(cell)
     at_once = total_gradient(*unrolled_and_entries(cell, plain))
-    with patch.object(adjoint, "GATHERED", 2 * B * cell.state_size):
+    few = 2 * B * cell.state_size
+    with patch.object(adjoint, "GATHERED", few), patch.object(gradients, "SUMMED", few):
         by_two = total_gradient(*unrolled_and_entries(cell, plain))
     for name in cell.parameters:
         theirs = sum(plain.grad([weights[name] for weights in plain.weights]))
