@@ -1,5 +1,6 @@
 """The linearised step as a value: products from both sides, and what follows from the wiring."""
 
+import itertools
 from dataclasses import dataclass, replace
 
 import pytest
@@ -130,8 +131,9 @@ def test_the_jacobian_is_that_of_autograd_by_rows_and_by_columns(name):
 def test_many_steps_are_as_each_alone(name):
     cell = CELLS[name]()
     x, state, graph = linearised(cell, 6)
-    plan, delta = Plan(graph), numbers(7, 4, B, cell.state_size)
-    for k in range(STEPS):
+    plan, few = Plan(graph), numbers(7, 4, B, cell.state_size)
+    many = numbers(8, FEW_ROWS + 2, B, cell.state_size)
+    for k, delta in itertools.product(range(STEPS), (few, many)):
         alone = pull_back(cell.linearise(cell.step(x[k], state[k])), delta)
         (back,) = plan.back.run(plan.back.at(k), delta)
         torch.testing.assert_close(back, alone.previous(), **EXACT)
