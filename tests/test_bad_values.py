@@ -485,6 +485,18 @@ ROWS: dict[str, Row] = {
         },
     ),
     "Flow.names": Row(FLOW.names, {"parameter": None}, {"parameter": NAME_OR_NONE}),
+    "Parts.sum": Row(
+        FLOW.by_route().sum,
+        {"names": ("route",)},
+        {"names": Kind(((3,), (TEXT,), (LIST,), (None,), ("route", 3)))},
+        "names",
+    ),
+    "Parts.select": Row(
+        FLOW.by_route().select,
+        {"route": "carousel", "lag": 3},
+        {"route": Kind((*NAME.bad, [])), "lag": Kind((*INTEGER.bad, 99, -1, range(9, 9)), _wholes)},
+    ),
+    "Parts.pooled": Row(FLOW.by_time().pooled, {"most": 2}, {"most": COUNT}),
     "Recorded.part": Row(RECORDED["LSTM"].part, {"samples": 1}, {"samples": COUNT}),
     "clipping.GlobalNorm": Row(clipping.GlobalNorm, {"max_norm": 2.0}, {"max_norm": SIZE}),
     "clipping.Value": Row(clipping.Value, {"max_value": 2.0}, {"max_value": SIZE}),
