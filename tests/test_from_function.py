@@ -221,7 +221,7 @@ def test_gradients_formed_a_few_rows_at_a_time_are_the_same(monkeypatch):
     whole = flow_of(cell, plain)
     whole.by_route()
     monkeypatch.setattr(by_time_module, "FORMED", 2 * 6 * H * H)
-    monkeypatch.setattr(gradients_module, "GATHERED", 100)
+    monkeypatch.setattr(gradients_module, "SUMMED", 100)
     few = flow_of(cell, plain)
     for name in whole.parameters:
         torch.testing.assert_close(few.by_time(name).norm, whole.by_time(name).norm, **EXACT)

@@ -75,6 +75,8 @@ class RouteSums:
             span, self._entries.lags_between(span.first - 1, steps, rows)
         )
         by_route = span.pull_back(sums).by_route()
+        if not by_route:  # a truncated plain RNN has none
+            return sums.new_zeros(0, *sums.shape), exponent
         routes = torch.stack(list(by_route.values())).view(-1, *sums.shape)
         for k, border in span.chunk.borders.items():
             if span.first <= k < span.first + steps:

@@ -536,7 +536,10 @@ def _judged(
     if pair in problems:
         return replace(trial, note="; ".join(filter(None, (trial.note, problems[pair]))))
     if pair not in results:
-        return trial
+        if not (trial.helped and results):
+            return trial
+        only = f"not trained, as at most {MOST} remedies are"
+        return replace(trial, note="; ".join(filter(None, (trial.note, only))))
     original, remedy = results[_ORIGINAL], results[pair]
     words = remedy.optimizer
     if original.optimizer != remedy.optimizer:

@@ -23,8 +23,8 @@ from retrograde.engine.scan import AbstractRule, scan
 from retrograde.engine.unroll import Chunk, Unrolled
 from retrograde.errors import NonFiniteError
 
-GATHERED = 2**21
-"""Adjoints of neighbouring steps are held together up to this many numbers, 8 MiB in float32."""
+GATHERED = 2**20
+"""Adjoints of neighbouring steps are held together up to this many numbers, 4 MiB in float32."""
 
 
 @dataclass(frozen=True)

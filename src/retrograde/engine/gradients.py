@@ -12,9 +12,12 @@ from torch import Tensor
 
 from retrograde.cells.base import AbstractCell
 from retrograde.cells.plan import CellAdjoint
-from retrograde.engine.adjoint import GATHERED, AdjointSpan
+from retrograde.engine.adjoint import AdjointSpan
 from retrograde.engine.scaling import NOTHING, Scaled, power_of_two
 from retrograde.engine.unroll import Chunk
+
+SUMMED = 2**21
+"""Rows of several spans are pulled back together up to this many numbers, 8 MiB in float32."""
 
 BAND = 64
 """Numbers further apart than 2^BAND are added only when all are there: what is nothing beside the
@@ -55,7 +58,7 @@ class ParameterSums:
     def add(self, pulled: CellAdjoint) -> None:
         """What a pull-back says of the parameters, its rows in `units` (plain numbers before)."""
         for formed in pulled.formed:
-            for some, gradients in formed.blocks(GATHERED):
+            for some, gradients in formed.blocks(SUMMED):
                 for name, parts in gradients.items():
                     self._sums[name][some] += parts
         for uses in pulled.uses:
@@ -92,12 +95,19 @@ class AdjointSums:
 
     def __init__(self, cell: AbstractCell, rows: int):
         self._sums = ParameterSums(cell.parameters, rows)
+        self._gathered: list[tuple[Float[Tensor, "M _ B S"], Int[Tensor, "M _"]]] = []
+        self._numbers = 0
 
     def add(
         self, span: AdjointSpan, values: Float[Tensor, "M K B S"], exponent: Int[Tensor, "M K"]
     ) -> None:
-        """Rows at the steps of a span; by halves if their scales are far apart."""
-        self._add(span.chunk, span.first, values, exponent)
+        """Rows at the steps of a span; spans come in the order of the recursion, last one first."""
+        self._gathered.insert(0, (values, exponent))
+        self._numbers += values.numel()
+        if span.first == span.chunk.first or self._numbers + values.numel() > SUMMED:
+            every, exponents = zip(*self._gathered, strict=True)
+            self._add(span.chunk, span.first, torch.cat(every, 1), torch.cat(exponents, 1))
+            self._gathered, self._numbers = [], 0
 
     def _add(
         self,
@@ -113,7 +123,7 @@ class AdjointSums:
             self._add(chunk, k, values[:, :half], exponent[:, :half])
             return
         units = self._sums.units(exponent.amax(1))
-        values = values * power_of_two(exponent - units.unsqueeze(1), values)[..., None, None]
+        values *= power_of_two(exponent - units.unsqueeze(1), values)[..., None, None]
         self._sums.add(chunk.pull_back(values.flatten(1, 2), k, count))
 
     def result(self) -> dict[str, Scaled]:

@@ -1,4 +1,4 @@
-"""A glance at one backward pass: a few numbers of a Flow, at a fraction of its cost.
+"""A summary of one backward pass: a few numbers of a Flow, at a fraction of its cost.
 
 Only the recursion itself goes step by step. All that is asked of its adjoints is worked out for a
 span of steps at once, as if they were samples of one step: a cell knows no time, and cannot tell.
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retrograde.cells.plan import CellAdjoint
-from retrograde.decompose.adjoints import Adjoints
+from retrograde.decompose.adjoints import AdjointNorms, Adjoints
 from retrograde.decompose.lags import mean_by_lag, reach_of
 from retrograde.decompose.parts import joined, shares
 from retrograde.decompose.replay import replay
@@ -25,7 +25,7 @@ NEAR = 11
 
 
 @dataclass(frozen=True)
-class Glance:
+class Summary:
     """A few numbers of one backward pass through one layer; each is the `Flow`'s own.
 
     A number that the pass does not have is NaN: no half-life after a single step, no carousel in a
@@ -48,18 +48,18 @@ class Glance:
     growth: float
 
 
-def glance(recorded: Recorded) -> Glance:
+def summarise(recorded: Recorded) -> Summary:
     """Work out the few numbers.
 
     Raises:
         NonFiniteError: if a NaN or an infinity was recorded, with the first place it is seen.
     """
     unrolled, entries = replay(recorded), Entries.of(recorded.direct)
-    seen = _Chunks(unrolled, entries)
-    fold(unrolled, entries, [seen])
-    adjoints = Adjoints(seen.adjoints, entries.lag_table)
+    norms, seen = AdjointNorms(entries, len(unrolled)), _Sums(unrolled, entries)
+    fold(unrolled, entries, [norms, seen])
+    adjoints = norms.result()
     reach = reach_of(mean_by_lag(seen.contributions, entries.lag_table))
-    return Glance(reach, adjoints.half_life, *seen.shares(), growth(adjoints))
+    return Summary(reach, adjoints.half_life, *seen.shares(), growth(adjoints))
 
 
 def growth(adjoints: Adjoints) -> float:
@@ -69,22 +69,20 @@ def growth(adjoints: Adjoints) -> float:
     return float(increase.max()) if len(increase) else math.nan
 
 
-class _Chunks:
-    """The fold behind `glance`: norms of adjoints and contributions, parts whose shares are asked.
+class _Sums:
+    """The fold behind `summarise`: norms of contributions, and parts whose shares are asked for.
 
     Attributes:
-        adjoints: log2 of the norm of every adjoint, shape [E, T].
         contributions: log2 of the norm of every contribution to the whole gradient, shape [E, T].
     """
 
-    adjoints: Float[Tensor, "E T"]
     contributions: Float[Tensor, "E T"]
 
     def __init__(self, unrolled: Unrolled, entries: Entries):
         cell, states, steps = unrolled.cell, unrolled.states, len(unrolled)
         self._carousel = frozenset(cell.routes) - frozenset(cell.recurrent_routes)
-        self.adjoints = states.new_full((len(entries), steps), -torch.inf, dtype=torch.float64)
-        self.contributions = self.adjoints.clone()
+        shape = (len(entries), steps)
+        self.contributions = states.new_full(shape, -torch.inf, dtype=torch.float64)
         # Near lags, far lags (the two make up the gradient), and what comes along the carousel.
         self._sums = ParameterSums(cell.parameters, 3)
         self._near = entries.lag_table.flip(0) < NEAR
@@ -94,9 +92,7 @@ class _Chunks:
     def update(self, span: AdjointSpan) -> None:
         rows, first, count = len(span.norms), span.first, len(span)
         delta, pulled = span.values, span.adjoint
-        table = slice(len(self.adjoints) - rows, None)
-        norms = torch.log2(span.norms.double()) + span.exponent
-        self.adjoints[table, span.steps] = norms.flip(0)
+        table = slice(len(self.contributions) - rows, None)
         self.contributions[table, span.steps] = (_log2_norms(pulled, count) + span.exponent).flip(0)
 
         near = self._near[:rows, span.steps]
