@@ -13,9 +13,9 @@ from torch import Tensor
 
 from problems import B, T
 from retrograde.cells import AbstractCell, pull_back
-from retrograde.cells.plan import FEW_ROWS
+from retrograde.cells.plan import FEW_ROWS, Plan
 from retrograde.decompose.by_lag import LagSums
-from retrograde.engine import Entries, backpropagate, fold, gradients, unroll
+from retrograde.engine import Entries, adjoint, backpropagate, fold, gradients, unroll
 
 EXACT = {"atol": 1e-12, "rtol": 1e-12}  # float64 sums of a few dozen products
 
@@ -79,7 +79,8 @@ def check_parameter_gradients(cell: AbstractCell) -> None:
     """All steps pulled back at once, and two at a time."""
     plain = plain_pass(cell)
     at_once = total_gradient(*unrolled_and_entries(cell, plain))
-    with patch.object(gradients, "GATHERED", 2 * B * cell.state_size):
+    few = 2 * B * cell.state_size
+    with patch.object(adjoint, "GATHERED", few), patch.object(gradients, "SUMMED", few):
         by_two = total_gradient(*unrolled_and_entries(cell, plain))
     for name in cell.parameters:
         theirs = sum(plain.grad([weights[name] for weights in plain.weights]))
@@ -130,18 +131,18 @@ def check_transpose_and_routes(cell: AbstractCell) -> None:
     x, state = plain.x[2].detach(), plain.states[2].detach()
     eye = torch.eye(cell.state_size, dtype=torch.float64)
     rows = eye.unsqueeze(1).expand(-1, B, -1)
-    adjoint = pull_back(cell.linearise(cell.step(x, state)), rows)
+    pulled = pull_back(cell.linearise(cell.step(x, state)), rows)
 
     def state_of(s, x_k):
         return cell.step(x_k, s).state
 
     for b in range(B):
         by_s, by_x = torch.func.jacfwd(state_of, argnums=(0, 1))(state[b], x[b])
-        torch.testing.assert_close(adjoint.previous()[:, b], by_s, **EXACT)
-        torch.testing.assert_close(adjoint.input()[:, b], by_x, **EXACT)
-    routes = adjoint.by_route()
+        torch.testing.assert_close(pulled.previous()[:, b], by_s, **EXACT)
+        torch.testing.assert_close(pulled.input()[:, b], by_x, **EXACT)
+    routes = pulled.by_route()
     assert tuple(routes) == cell.routes
-    torch.testing.assert_close(sum(routes.values()), adjoint.previous(), **EXACT)
+    torch.testing.assert_close(sum(routes.values()), pulled.previous(), **EXACT)
 
 
 def check_many_rows_equal_one_at_a_time(cell: AbstractCell) -> None:
@@ -159,6 +160,11 @@ def check_many_rows_equal_one_at_a_time(cell: AbstractCell) -> None:
         torch.testing.assert_close(many.input()[row], one.input()[0], **EXACT)
         for route, part in one.by_route().items():
             torch.testing.assert_close(routes[route][row], part[0], **EXACT)
+    # the Jacobians of many steps are formed together
+    x, states = (torch.stack(each[1:3]).detach() for each in (plain.x, plain.states))
+    back = Plan(cell.linearise(cell.step(x, states))).back
+    (together,) = back.run(back.at(1), delta)
+    torch.testing.assert_close(together, many.previous(), **EXACT)
 
 
 def check_autograd_gradcheck(cell: AbstractCell) -> None:

@@ -485,6 +485,18 @@ ROWS: dict[str, Row] = {
         },
     ),
     "Flow.names": Row(FLOW.names, {"parameter": None}, {"parameter": NAME_OR_NONE}),
+    "Parts.sum": Row(
+        FLOW.by_route().sum,
+        {"names": ("route",)},
+        {"names": Kind(((3,), (TEXT,), (LIST,), (None,), ("route", 3)))},
+        "names",
+    ),
+    "Parts.select": Row(
+        FLOW.by_route().select,
+        {"route": "carousel", "lag": 3},
+        {"route": Kind((*NAME.bad, [])), "lag": Kind((*INTEGER.bad, 99, -1, range(9, 9)), _wholes)},
+    ),
+    "Parts.pooled": Row(FLOW.by_time().pooled, {"most": 2}, {"most": COUNT}),
     "Recorded.part": Row(RECORDED["LSTM"].part, {"samples": 1}, {"samples": COUNT}),
     "clipping.GlobalNorm": Row(clipping.GlobalNorm, {"max_norm": 2.0}, {"max_norm": SIZE}),
     "clipping.Value": Row(clipping.Value, {"max_value": 2.0}, {"max_value": SIZE}),
@@ -633,8 +645,14 @@ EXEMPT = {
             *("diagnosis.Training", "diagnosis.Trial", "report.Comparison", "report.Horizon"),
             *("report.Layer", "report.Report", "report.Settings", "cells.CellAdjoint"),
             *("cells.CellStep", "cells.Graph", "cells.Generation", "retrograde.nn.ClippedInside"),
-            *("engine.AdjointStep", "engine.AdjointSums", "engine.Border", "engine.Chunk"),
-            *("engine.Read", "engine.CrossingStep"),
+            *(
+                "engine.AdjointSpan",
+                "engine.AdjointStep",
+                "engine.AdjointSums",
+                "engine.Border",
+                "engine.Chunk",
+            ),
+            "engine.Read",
             *("engine.Entries", "engine.ParameterSums", "engine.Scaled"),
             "engine.Unrolled",
         ),
@@ -650,6 +668,7 @@ EXEMPT = {
     **dict.fromkeys(
         (
             *("engine.backpropagate", "engine.backpropagate_by_crossing", "engine.fold"),
+            "engine.spans",
             *("engine.input_adjoints", "engine.scan", "engine.with_factors", "cells.pull_back"),
         ),
         "takes what unroll and Entries.of made, and is called for every step",

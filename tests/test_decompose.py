@@ -254,12 +254,13 @@ def test_gram_and_forming_agree():
     generator = torch.Generator().manual_seed(0)
     adjoint, operand = (
         torch.randn(shape, generator=generator, dtype=torch.float64)
-        for shape in ((7, 3, 8), (3, 5))
+        for shape in ((7, 2, 3, 8), (2, 3, 5))
     )
     squares, cancels = by_time_module._by_gram(adjoint, [operand, None])
     assert not bool(cancels.any())
-    formed = by_time_module._by_forming(adjoint, [operand, None])
-    torch.testing.assert_close(torch.log2(squares) / 2, formed, **EXACT)
+    steps = torch.arange(2).repeat(7)
+    formed = by_time_module._by_forming(adjoint.flatten(0, 1), steps, [operand, None])
+    torch.testing.assert_close(torch.log2(squares).flatten(0, 1) / 2, formed, **EXACT)
 
 
 @given(steps=st.integers(1, 300), every=st.booleans())

@@ -81,7 +81,7 @@ def test_one_parameter_may_have_its_gradient_on_quite_another_scale(
     monkeypatch, explodes, gathered
 ):
     """x enters at one end only, 110 steps and more than 150 powers of two from the rest."""
-    monkeypatch.setattr(gradients, "GATHERED", gathered)
+    monkeypatch.setattr(gradients, "SUMMED", gathered)
     torch.manual_seed(0)
     model = torch.nn.RNN(2, 4)
     x = torch.zeros(110, 3, 2)

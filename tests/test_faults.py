@@ -249,6 +249,10 @@ def jacobian_of_the_wrong_sample(factor, blocks, sound=plan._jacobians):
     return sound(factor.roll(1, 0), blocks)
 
 
+def jacobian_of_the_wrong_step(factor, blocks, sound=plan._all_jacobians):
+    return sound(factor.roll(1, 0), blocks)
+
+
 def routes_that_do_not_add_up(self, edge, form, sound=plan.Plan._through):
     """Of the routes that lie side by side on one base the last is taken for their sum."""
     alone = {}
@@ -280,6 +284,7 @@ def gradients_averaged_over_the_batch(self, delta, sound=FunctionDerivative.to_p
 
 OF_ALL_CELLS = [
     (plan, "_jacobians", jacobian_of_the_wrong_sample, LSTM_),
+    (plan, "_all_jacobians", jacobian_of_the_wrong_step, LSTM_),
     (plan.Plan, "_through", routes_that_do_not_add_up, FAMILY["lstm-2002"]),
     (plan.Plan, "segments", blocks_in_another_order, LSTM_),
     (Opaque, "groups", routes_that_overlap, SLSTM),

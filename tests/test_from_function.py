@@ -11,7 +11,7 @@ from problems import GRU_, INPUTS, LSTM_, MGU, SLSTM, SLSTM_CAROUSEL, TANH, B, H
 from retrograde.cells import Stacked, from_function, truncated
 from retrograde.decompose import by_time as by_time_module
 from retrograde.decompose.by_time import ContributionNorms
-from retrograde.engine import Entries, Unrolled, backpropagate, unroll
+from retrograde.engine import Entries, Unrolled, backpropagate, fold, unroll
 from retrograde.engine import gradients as gradients_module
 from retrograde.errors import ArgumentError
 from retrograde.nn.function import run
@@ -211,7 +211,7 @@ def test_powers_far_beyond_the_range(log2):
         for step in backpropagate(unrolled, entries):
             adjoint = float(torch.log2(step.norms)) + int(step.delta.exponent)
             assert adjoint == log2 * (steps - 1 - step.k)
-            norms.update(step)
+        fold(unrolled, entries, [norms])
     assert float(norms.result()["v"][0, 0]) == log2 * (steps - 1)
 
 
@@ -221,7 +221,7 @@ def test_gradients_formed_a_few_rows_at_a_time_are_the_same(monkeypatch):
     whole = flow_of(cell, plain)
     whole.by_route()
     monkeypatch.setattr(by_time_module, "FORMED", 2 * 6 * H * H)
-    monkeypatch.setattr(gradients_module, "GATHERED", 100)
+    monkeypatch.setattr(gradients_module, "SUMMED", 100)
     few = flow_of(cell, plain)
     for name in whole.parameters:
         torch.testing.assert_close(few.by_time(name).norm, whole.by_time(name).norm, **EXACT)

@@ -46,7 +46,7 @@ DRAWN = int(os.environ.get("PROGRAMS", "0"))
 
 
 def drawn(count):
-    """So many examples, each some passes; PROGRAMS asks for more."""
+    """The number of examples, each some passes; PROGRAMS asks for more."""
     return settings(
         max_examples=DRAWN or count,
         deadline=None,
@@ -411,7 +411,7 @@ def test_a_hook_that_looks(kind, everywhere, change):
     ("kind", "steps"), [("nn.LSTMCell", 48), ("nn.GRU", 16), ("ours.LSTM(peephole)", 16)]
 )
 def test_training_is_the_same_to_the_last_bit(kind, steps, unchecked):
-    """Each step of training hands the state on in another way; PROGRAMS=200 for so many steps."""
+    """Each step of training hands the state on in another way; PROGRAMS=200 takes 200 steps."""
     ways = ["scale", "dropout", "where on", "zoneout", "shrink", "reorder beams", "add an input"]
     ways += ["scale samples of a clone", "linear", "detach", "masked update", "add a sample"]
     loops = [loop_of(kind, op, steps=3) for op in ways]

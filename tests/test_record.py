@@ -3,6 +3,7 @@
 import copy
 import gc
 import sys
+import textwrap
 import warnings
 import weakref
 
@@ -430,3 +431,30 @@ def test_a_gradient_that_is_written_into_later_was_kept_as_it_came():
             parameter.grad.zero_()
     for name, gradient in recording.only().gradients.items():
         assert gradient.any() and gradient.equal(plain.gradients[name])
+
+
+def test_the_lines_for_a_recurrence_written_by_hand_work():
+    class Cell(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.both = nn.Linear(2 + 3, 3)
+
+        def forward(self, x, h):
+            return torch.tanh(self.both(torch.cat((x, h), 1)))
+
+    model = nn.Module()
+    model.cell = Cell()
+    with pytest.raises(UnsupportedModelError, match="written by hand") as refused:
+        with retrograde.record(model):
+            pass
+    lines = str(refused.value).partition(":\n")[2].rpartition("\nA state")[0]
+    given = {"torch": torch, "retrograde": retrograde, "model": model, "I": 2, "H": 3}
+    given |= {"x": torch.randn(6, 4, 2), "loss_of": lambda h: h[-1].square().mean()}
+    exec(textwrap.dedent(lines), given)
+    assert retrograde.decompose(given["recorded"]).residual < 1e-6
+    h = torch.zeros(4, 3)
+    for x in given["x"]:
+        h = model.cell(x, h)
+    h.square().mean().backward()
+    found = given["recorded"].gradients["both.weight"]
+    torch.testing.assert_close(found, model.cell.both.weight.grad)

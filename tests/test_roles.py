@@ -287,3 +287,26 @@ def test_positions_are_written_as_they_are_read():
     assert list(dict.fromkeys(name.removeprefix("weight_ih") for name in names[::4])) == [
         position.suffix for position in every
     ]
+
+
+@pytest.mark.parametrize(
+    ("module", "gate"),
+    [
+        (lambda: nn.GRU(2, 4, 2), "update"),
+        (lambda: nn.LSTM(2, 4, 2), "forget"),
+        (lambda: nn.LSTM(2, 4, 2, proj_size=3), "forget"),
+    ],
+    ids=["GRU", "LSTM", "projected LSTM"],
+)
+def test_the_bias_of_any_forget_gate_of_torchs_may_be_set_twice(module, gate):
+    torch.manual_seed(0)
+    model = module().double()
+    with torch.no_grad():
+        for bias in (model.bias_ih_l1, model.bias_hh_l1):
+            bias[4:8] = 1.5
+    report = retrograde.diagnose(model, torch.randn(20, 3, 2).double(), last)
+    (finding,) = (each for each in report.findings if each.rule == "double-bias")
+    assert (finding.gate, finding.position) == (gate, Position(1))
+    assert finding.evidence[0].value == 1.5 and finding.evidence[1].value == 3.0
+    (trial,) = finding.trials
+    assert trial.remedy == "one-bias" and trial.helped and trial.after == 0

@@ -18,7 +18,7 @@ from retrograde import _checks
 from retrograde.decompose import Flow, decompose
 from retrograde.decompose.check import check
 from retrograde.decompose.flow import void_in_words
-from retrograde.decompose.glance import glance
+from retrograde.decompose.summary import summarise
 from retrograde.errors import RecordingError, RetrogradeError
 from retrograde.record import Recorded, Recording, record, recurrent_layers
 
@@ -197,7 +197,7 @@ class Monitor:
             if not residual.ok:
                 self.problems[name] = void_in_words(name, residual)
                 return {}
-            seen = glance(self._part(name))
+            seen = summarise(self._part(name))
         except Exception as error:  # whatever it is, training must not pay for it
             self.problems[name] = _why(name, error)
             return {}

@@ -313,7 +313,7 @@ def is_cell(cell: object) -> AbstractCell:
 
 
 def standard_shapes(gates: int, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
-    """The weights that every layer of torch.nn has, for so many blocks of rows."""
+    """The weights that every layer of torch.nn has, for a number of blocks of rows."""
     rows = gates * hidden
     return {
         "weight_ih": (rows, inputs),

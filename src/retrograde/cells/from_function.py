@@ -26,7 +26,7 @@ ONLY_ROUTE = "recurrent"
 """The route of a state without named pieces."""
 
 SAMPLES = 16
-"""A step is probed with so many random samples."""
+"""The number of random samples with which a step is probed."""
 
 PROBES = ((1.0, 0.0), (1.0, 0.1), (1.0, 1.0), (0.0, 1.0), (0.0, 0.1), (0.0, 1e-3))
 """How much of the parameters is kept, and how much noise is added, probe by probe, until each has

@@ -217,14 +217,17 @@ class Graph:
     def __post_init__(self) -> None:
         left: set[str] = set()
         for edge in self.edges:
-            sources, targets = _ends(edge)
-            again = left.intersection(targets)
+            if isinstance(edge, Opaque):
+                again = left & edge.targets.keys()
+                left |= {*edge.sources, edge.reads}
+            else:
+                again = {edge.target} if edge.target in left else set()
+                left.add(edge.source)
             if again:
                 raise ValueError(
                     f"the edge to {', '.join(sorted(again))} stands behind one that leaves it: "
                     "edges into a node come before those out of it"
                 )
-            left.update(sources)
 
     @property
     def state_size(self) -> int:
@@ -447,7 +450,9 @@ def renamed(graph: Graph, suffix: str, route_suffix: str, state: int, inputs: in
         return name and name + route_suffix
 
     def use(of: Use | None) -> Use | None:
-        return of and replace(of, parameter=of.parameter + suffix)
+        if of is None:
+            return None
+        return Use(of.parameter + suffix, of.rows, of.operand, of.diagonal)
 
     def edge(of: Edge) -> Edge:
         if isinstance(of, Opaque):
@@ -461,13 +466,10 @@ def renamed(graph: Graph, suffix: str, route_suffix: str, state: int, inputs: in
                 suffix=of.suffix + suffix,
                 scales={label(r): scale for r, scale in of.scales.items()},
             )
-        return replace(
-            of,
-            source=node(of.source),
-            target=node(of.target),
-            route=label(of.route),
-            use=use(of.use),
-        )
+        source, target, route = node(of.source), node(of.target), label(of.route)
+        if isinstance(of, Diagonal):
+            return Diagonal(source, target, of.factor, route, use(of.use), of.at)
+        return Weight(source, target, of.matrix, of.rows, route, use(of.use), of.scale)
 
     def all_moved(slots: Mapping[str, slice], offset: int) -> dict[str, slice]:
         return {node(name): moved(slot, offset) for name, slot in slots.items()}

@@ -530,7 +530,7 @@ class Program:
                 by_gate[each.first : each.last],
             )
             for each in segments
-            if not few and each.factor is not None
+            if not few and each.factor is not None and not each.shared
         ]
         few = few or len(through) < len(segments)
 
@@ -560,16 +560,14 @@ class Program:
         self, frame: Frame, factor: int, blocks: Float[Tensor, "G H M"]
     ) -> Float[Tensor, "B H M"]:
         """sum_g diag(factor_g) W_g of each sample."""
-        if frame.step is None:
-            return _jacobians(frame.tensors[factor], blocks)
         value, shared = self._tensors[factor]
         key = factor, blocks.data_ptr()
-        if key not in self._jacobians:
+        if frame.step is not None and key not in self._jacobians:
             count = value.shape[0] * value.shape[1] * blocks[0].numel()
-            if shared or count > TOGETHER:
-                return _jacobians(frame.tensors[factor], blocks)
-            formed = _jacobians(value.flatten(0, 1), blocks)
-            self._jacobians[key] = list(formed.view(*value.shape[:2], *formed.shape[1:]).unbind())
+            if not shared and count <= TOGETHER:
+                self._jacobians[key] = _all_jacobians(value, blocks)
+        if frame.step is None or key not in self._jacobians:
+            return _jacobians(frame.tensors[factor], blocks)
         return self._jacobians[key][frame.step]
 
     def _rows_of(self, edge: Opaque, targets: tuple[str, ...]) -> Register:
@@ -696,10 +694,22 @@ class Program:
 def _jacobians(
     factor: Float[Tensor, "..."], blocks: Float[Tensor, "G H M"]
 ) -> Float[Tensor, "B H M"]:
-    """sum_g diag(factor_g) W_g of each sample, [B, G, H], or [B, H] for a single block."""
-    if factor.ndim == 2:
-        return factor.unsqueeze(-1) * blocks[0]
-    return torch.bmm(factor.permute(2, 0, 1), blocks.transpose(0, 1)).transpose(0, 1)
+    """sum_g diag(factor_g) W_g of each sample, from [B, G, H], or [B, H] for a single block."""
+    factors = factor.view(factor.shape[0], -1, factor.shape[-1], 1)
+    total = factors[:, 0] * blocks[0]
+    for block in range(1, len(blocks)):
+        total.addcmul_(factors[:, block], blocks[block])
+    return total
+
+
+def _all_jacobians(
+    factor: Float[Tensor, "..."], blocks: Float[Tensor, "G H M"]
+) -> list[Float[Tensor, "B H M"]]:
+    """The same for many steps, unit by unit one product of all steps and samples."""
+    steps, batch, *_, units = factor.shape
+    by_unit = factor.reshape(steps * batch, -1, units).permute(2, 0, 1)
+    found = torch.bmm(by_unit, blocks.transpose(0, 1)).transpose(0, 1)
+    return list(found.view(steps, batch, *found.shape[1:]).unbind())
 
 
 def _put(values: Tensor, out: Tensor, add: bool) -> None:
@@ -717,7 +727,8 @@ def new_rows(like: Tensor, rows: int, *shape: int) -> Tensor:
     allocator again and again; blocks that grew a little would be fresh memory each time.
     """
     room = 1 << (rows - 1).bit_length() if rows <= 64 else -(-rows // 64) * 64
-    return like.new_empty(room, *shape)[:rows]
+    whole = like.new_empty(room, *shape)
+    return whole if room == rows else whole[:rows]
 
 
 @dataclass(frozen=True, eq=False)

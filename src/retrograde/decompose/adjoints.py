@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from retrograde.decompose.lags import mean_by_lag
-from retrograde.engine.adjoint import AdjointStep
+from retrograde.engine.adjoint import AdjointSpan
 from retrograde.engine.entries import Entries
 
 
@@ -66,9 +66,9 @@ class AdjointNorms:
         shape = (len(entries), steps)
         self._log2 = entries.direct.new_full(shape, -torch.inf, dtype=torch.float64)
 
-    def update(self, step: AdjointStep) -> None:
-        log2 = torch.log2(step.norms.double()) + step.delta.exponent
-        self._log2[len(self._entries) - len(log2) :, step.k] = log2.flip(0)
+    def update(self, span: AdjointSpan) -> None:
+        log2 = torch.log2(span.norms.double()) + span.exponent
+        self._log2[len(self._entries) - len(log2) :, span.steps] = log2.flip(0)
 
     def result(self) -> Adjoints:
         return Adjoints(self._log2, self._entries.lag_table)

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from retrograde import _checks
+from retrograde.engine.adjoint import AdjointSpan
 from retrograde.engine.scaling import NOTHING, Scaled, power_of_two
 from retrograde.errors import ArgumentError
 
@@ -51,36 +52,57 @@ class LagBins:
     def __init__(self, lags: tuple[range, ...], classes: int = 1):
         self._count, self._classes = len(lags), classes
         self._starts = torch.tensor([bin_.start for bin_ in lags[1:]], dtype=torch.int64)
-        self._numbers = torch.arange(len(lags) * classes)
 
-    def sum(self, rows: Scaled, sizes: Float[Tensor, "N"], lags: Int[Tensor, "E"]) -> Scaled:
-        """One row for each class and bin, on the largest exponent of its rows that are not zero.
+    @property
+    def rows(self) -> int:
+        """The number of sums at each step."""
+        return self._count * self._classes
+
+    def sum(
+        self, span: AdjointSpan, lags: Int[Tensor, "E K"] | None = None
+    ) -> tuple[Float[Tensor, "M K B S"], Int[Tensor, "M K"]]:
+        """At each step a row for each class and bin, and the largest exponent of its nonzero rows.
 
         Rows come entry by entry, latest first; so do the sums, class by class, farthest bin first.
+
+        Args:
+            span: the rows.
+            lags: their lags, if they are to count as rows of other steps.
         """
-        numbers = self._numbers.to(lags.device)
-        farther = torch.bucketize(lags, self._starts.to(lags.device), right=True)
-        bin_of_row = (numbers[self._count - 1 :: self._count, None] - farther).flatten()
-        order = torch.arange(len(sizes), device=lags.device).view(-1, self._classes).T.flatten()
-        exponent = torch.where(sizes > 0, rows.exponent, NOTHING)[order]
-        top = torch.full_like(numbers, NOTHING).scatter_reduce_(0, bin_of_row, exponent, "amax")
+        steps, device = len(span), span.values.device
+        farther = self._farther(span.lags if lags is None else lags)
+        last = torch.arange(self._count - 1, self.rows, self._count, device=device)
+        bins = (last.view(-1, 1) - farther.unsqueeze(1)).flatten(0, 1)  # of each row, [N, K]
+        place = (bins * steps + torch.arange(steps, device=device)).flatten()
+        exponent = torch.where(span.norms > 0, span.exponent, NOTHING).flatten()
+        top = exponent.new_full((self.rows * steps,), NOTHING)
+        top.scatter_reduce_(0, place, exponent, "amax")
+        order = place.argsort(stable=True)
+        weights = power_of_two(exponent - top[place], span.values)
         sums = torch.nn.functional.embedding_bag(
             order,
-            rows.values.flatten(1),
-            torch.searchsorted(bin_of_row, numbers),
+            span.values.flatten(0, 1).flatten(1),
+            torch.searchsorted(place[order], torch.arange(len(top), device=device)),
             mode="sum",
-            per_sample_weights=power_of_two(exponent - top[bin_of_row], rows.values),
+            per_sample_weights=weights[order],
         )
-        return Scaled(sums.view(len(top), *rows.values.shape[1:]), top)
+        shape = self.rows, steps
+        return sums.view(*shape, *span.values.shape[2:]), top.view(shape)
 
-    def alone(self, row: Scaled, lag: Int[Tensor, "1"]) -> Scaled:
-        """The same of a single row, where there are no classes."""
-        bin_ = self._count - 1 - torch.bucketize(lag, self._starts.to(lag.device), right=True)
-        values = row.values.new_zeros(self._count, *row.values.shape[1:])
-        exponent = row.exponent.new_full((self._count,), NOTHING)
-        return Scaled(
-            values.index_copy_(0, bin_, row.values), exponent.index_copy_(0, bin_, row.exponent)
-        )
+    def alone(
+        self, values: Float[Tensor, "K B S"], exponent: Int[Tensor, "K"], lags: Int[Tensor, "K"]
+    ) -> tuple[Float[Tensor, "M K B S"], Int[Tensor, "M K"]]:
+        """The same of a single row at each step, where there are no classes."""
+        bins, steps = self._count - 1 - self._farther(lags), torch.arange(len(lags))
+        total = values.new_zeros(self._count, *values.shape)
+        top = exponent.new_full((self._count, len(exponent)), NOTHING)
+        steps = steps.to(bins.device)
+        total[bins, steps], top[bins, steps] = values, exponent
+        return total, top
+
+    def _farther(self, lags: Int[Tensor, "*R"]) -> Int[Tensor, "*R"]:
+        """The number of the bin of each lag, the nearest first."""
+        return torch.bucketize(lags.contiguous(), self._starts.to(lags.device), right=True)
 
     def nearest_first(self, sums: Scaled) -> Scaled:
         """The same rows with the bins of each class in order of lag."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from retrograde.decompose.bins import LagBins
 from retrograde.decompose.labels import AbstractLabels
 from retrograde.decompose.parts import Parts
+from retrograde.engine.adjoint import spans
 from retrograde.engine.crossings import backpropagate_by_crossing
 from retrograde.engine.entries import Entries
 from retrograde.engine.gradients import AdjointSums
@@ -24,8 +25,9 @@ class Crossings(AbstractLabels):
         classes = self.max_crossings + 1
         bins = LagBins(self.lags, classes)
         sums = AdjointSums(unrolled.cell, classes * len(self.lags))
-        for step in backpropagate_by_crossing(unrolled, entries, classes):
-            sums.add(step, bins.sum(step.delta, step.sizes, step.lags))
+        for span in spans(backpropagate_by_crossing(unrolled, entries, classes), entries):
+            for piece in span.pieces(bins.rows):
+                sums.add(piece, *bins.sum(piece))
         ways = (*map(str, range(self.max_crossings)), f"{self.max_crossings}+")
         axes = ({"crossing": ways}, {"lag": self.lags})
         return {

@@ -11,7 +11,7 @@ from retrograde.cells.base import AbstractCell
 from retrograde.decompose.bins import LagBins
 from retrograde.decompose.labels import AbstractLabels
 from retrograde.decompose.parts import Parts
-from retrograde.engine.adjoint import AdjointStep, fold
+from retrograde.engine.adjoint import AdjointSpan, fold
 from retrograde.engine.entries import Entries
 from retrograde.engine.gradients import AdjointSums
 from retrograde.engine.unroll import Unrolled
@@ -37,8 +37,9 @@ class LagSums:
         self._lags, self._bins = lags, LagBins(lags)
         self._sums = AdjointSums(cell, len(lags))
 
-    def update(self, step: AdjointStep) -> None:
-        self._sums.add(step, self._bins.sum(step.delta, step.norms, step.lags))
+    def update(self, span: AdjointSpan) -> None:
+        for piece in span.pieces(self._bins.rows):
+            self._sums.add(piece, *self._bins.sum(piece))
 
     def result(self) -> dict[str, Parts]:
         axes = ({"lag": self._lags},)

@@ -8,15 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from retrograde.cells.base import AbstractCell
 from retrograde.decompose.bins import LagBins
 from retrograde.decompose.labels import AbstractLabels
 from retrograde.decompose.parts import Parts
-from retrograde.engine.adjoint import AdjointStep, fold
+from retrograde.engine.adjoint import AdjointSpan, fold
 from retrograde.engine.entries import Entries
 from retrograde.engine.gradients import AdjointSums
-from retrograde.engine.scaling import Scaled
+from retrograde.engine.scaling import NOTHING
 from retrograde.engine.unroll import Unrolled
 
 DIRECT = "direct"
@@ -43,22 +45,44 @@ class RouteSums:
         self._lags, self._bins, self._entries = lags, LagBins(lags), entries
         self._ways = (DIRECT, *cell.routes)
         self._sums = AdjointSums(cell, len(self._ways) * len(lags))
-        self._later: AdjointStep | None = None
+        self._arriving: tuple[Tensor, Tensor] | None = None  # at the step before those seen
 
-    def update(self, step: AdjointStep) -> None:
-        rows = [self._bins.alone(self._entries.at(step.k), step.lags[-1:])]
-        if self._later is None:
-            nothing = Scaled(torch.zeros_like(rows[0].values), rows[0].exponent)
-            rows += [nothing] * (len(self._ways) - 1)
-        else:
-            before = self._later
-            sums = self._bins.sum(before.delta, before.norms, step.lags[: len(before.lags)])
-            chunk = before.chunk
-            arriving = chunk.through(chunk.plan.by_route, before.k, sums.values)
-            rows += [Scaled(values, sums.exponent) for values in arriving]
-        every = Scaled(torch.cat([r.values for r in rows]), torch.cat([r.exponent for r in rows]))
-        self._sums.add(step, Scaled(every.values, every.log2_scale()))
-        self._later = step
+    def update(self, span: AdjointSpan) -> None:
+        for piece in span.pieces(len(self._ways) * self._bins.rows):
+            self._take(piece)
+
+    def _take(self, span: AdjointSpan) -> None:
+        """What the loss gives to some steps, and what comes back to them along each route."""
+        newest = torch.where(span.lags >= 0, span.lags, len(self._entries.direct)).amin(0)
+        direct, entered = self._bins.alone(*self._entries.between(span.first, len(span)), newest)
+        leaving, exponent = self._leaving(span)
+        if self._arriving is None:
+            nothing = torch.zeros_like(leaving[:, :, :1])
+            self._arriving = nothing, torch.full_like(exponent[:, :1], NOTHING)
+        arriving = torch.cat((leaving[:, :, 1:], self._arriving[0]), 2)
+        exponent_of = torch.cat((exponent[:, 1:], self._arriving[1]), 1)
+        self._arriving = leaving[:, :, :1], exponent[:, :1]
+
+        values = torch.cat((direct, arriving.flatten(0, 1)))
+        exponents = torch.cat((entered, exponent_of.repeat(len(arriving), 1)))
+        some = values.flatten(2).any(2)
+        self._sums.add(span, values, torch.where(some, exponents, NOTHING))
+
+    def _leaving(self, span: AdjointSpan) -> tuple[Float[Tensor, "R M K B S"], Int[Tensor, "M K"]]:
+        """What goes from each step to the step before, by route, in the bins it has there."""
+        steps, rows = len(span), len(span.lags)
+        sums, exponent = self._bins.sum(
+            span, self._entries.lags_between(span.first - 1, steps, rows)
+        )
+        by_route = span.pull_back(sums).by_route()
+        if not by_route:  # a truncated plain RNN has none
+            return sums.new_zeros(0, *sums.shape), exponent
+        routes = torch.stack(list(by_route.values())).view(-1, *sums.shape)
+        for k, border in span.chunk.borders.items():
+            if span.first <= k < span.first + steps:
+                some = routes[:, :, k - span.first]
+                routes[:, :, k - span.first] = border.pull_back(some.flatten(0, 1)).view(some.shape)
+        return routes, exponent
 
     def result(self) -> dict[str, Parts]:
         axes = ({"route": self._ways}, {"lag": self._lags})

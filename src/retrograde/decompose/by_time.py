@@ -9,7 +9,7 @@ Reference for the Gram form: Xuechen Li et al., "Large Language Models Can Be St
 Private Learners", ICLR (2022), arXiv 2110.05679 ("ghost clipping").
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -17,9 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from retrograde.cells.graph import jvp_of_parameters
-from retrograde.cells.plan import CellAdjoint
+from retrograde.cells.plan import FormedGradients, Uses
 from retrograde.decompose.parts import Parts, summed
-from retrograde.engine.adjoint import AdjointStep, backpropagate
+from retrograde.engine.adjoint import AdjointSpan, backpropagate
 from retrograde.engine.entries import Entries
 from retrograde.engine.gradients import ParameterSums
 from retrograde.engine.scaling import Scaled, as_vectors
@@ -28,8 +28,8 @@ from retrograde.engine.unroll import Chunk, Unrolled
 FORMED = 2**22
 """Parts are formed so many numbers at a time, 16 MiB in float32."""
 
-Operands = Sequence[Float[Tensor, "B _"] | None]
-"""What adjoints are multiplied by to give gradients; None for those of biases."""
+Operands = Sequence[Float[Tensor, "K B _"] | None]
+"""What the adjoints of each step are multiplied by to give gradients; None for those of biases."""
 
 
 class ContributionNorms:
@@ -38,21 +38,21 @@ class ContributionNorms:
     def __init__(self, entries: Entries, steps: int, parameters: Iterable[str]):
         self._tables = _tables(entries, steps, parameters, -torch.inf)
 
-    def update(self, step: AdjointStep) -> None:
-        rows = len(step.delta.exponent)
-        for uses in step.adjoint.uses:
-            log2 = _log2_norms(uses.adjoint, [operand for _, _, operand in uses.operands])
-            log2 += step.delta.exponent.unsqueeze(-1)
+    def update(self, span: AdjointSpan) -> None:
+        rows = len(span.exponent)
+        for uses in span.adjoint.uses:
+            log2 = _log2_norms(*_by_step(uses, len(span))) + span.exponent.unsqueeze(-1)
             for column, (name, first, _) in enumerate(uses.operands):
-                row = self._tables[name][step.k, :rows]
-                found = log2[:, column]
+                table = self._tables[name][span.steps, :rows]
+                found = log2[..., column].T
                 if first:  # squared norms of further rows of the same parameter add up
-                    found = torch.logaddexp2(2 * row, 2 * found) / 2
-                row.copy_(found)
-        for some, gradients in _formed(step.adjoint):
-            for name, parts in gradients.items():
-                log2 = Scaled(parts, step.delta.exponent[some]).log2_norms()
-                self._tables[name][step.k, some] = log2
+                    found = torch.logaddexp2(2 * table, 2 * found) / 2
+                table.copy_(found)
+        for k, formed in enumerate(span.formed):
+            for some, gradients in _blocks(formed):
+                for name, parts in gradients.items():
+                    log2 = Scaled(parts, span.exponent[some, k]).log2_norms()
+                    self._tables[name][span.first + k, some] = log2
 
     def result(self) -> dict[str, Float[Tensor, "E T"]]:
         return _by_entry(self._tables)
@@ -78,40 +78,40 @@ class ContributionShares:
         self._chunk: Chunk | None = None
         self._pushed: Tensor | None = None
 
-    def update(self, step: AdjointStep) -> None:
-        exponent = step.delta.exponent
-        if self._chunk is not step.chunk:
-            self._chunk, graph = step.chunk, step.chunk.graph
+    def update(self, span: AdjointSpan) -> None:
+        graph = span.chunk.graph
+        if self._chunk is not span.chunk:
+            self._chunk = span.chunk
             whole = {name: self._gradient[name].values.squeeze(0) for name in graph.parameters}
             self._pushed = jvp_of_parameters(graph, whole) if whole else None
         if self._pushed is not None:
-            pushed = self._pushed[:, step.k - step.chunk.first].flatten(1)
-            inner = step.delta.values.flatten(1) @ pushed.T
-            names = step.chunk.graph.parameters
-            self._add(step.k, slice(0, len(exponent)), names, inner, exponent)
-        for some, gradients in _formed(step.adjoint):
-            columns = [
-                as_vectors(parts) @ self._gradient[name].values.flatten()
-                for name, parts in gradients.items()
-            ]
-            self._add(step.k, some, list(gradients), torch.stack(columns, -1), exponent[some])
+            pushed = self._pushed[:, span.here].flatten(2).permute(1, 2, 0)  # [K, B*S, U]
+            inner = torch.bmm(span.values.flatten(2).transpose(0, 1), pushed).transpose(0, 1)
+            share = self._shares(graph.parameters, inner, span.exponent)
+            for column, name in enumerate(graph.parameters):
+                self._tables[name][span.steps, : len(share)] += share[..., column].T
+        for k, formed in enumerate(span.formed):
+            for some, gradients in _blocks(formed):
+                columns = [
+                    as_vectors(parts) @ self._gradient[name].values.flatten()
+                    for name, parts in gradients.items()
+                ]
+                share = self._shares(gradients, torch.stack(columns, -1), span.exponent[some, k])
+                for column, name in enumerate(gradients):
+                    self._tables[name][span.first + k, some] += share[:, column]
 
-    def _add(
+    def _shares(
         self,
-        k: int,
-        rows: slice,
-        names: Sequence[str],
-        inner: Float[Tensor, "N U"],
-        exponent: Int[Tensor, "N"],
-    ) -> None:
-        """<C, G> in units of 2^exponent, a column for each name, as shares into the tables."""
+        names: Collection[str],
+        inner: Float[Tensor, "*R U"],
+        exponent: Int[Tensor, "*R"],
+    ) -> Float[Tensor, "*R U"]:
+        """<C, G> in units of 2^exponent, a column for each name, as shares."""
         inner = inner.double()
         square = inner.new_tensor([self._square[name] for name in names])
         scale = torch.cat([self._gradient[name].exponent for name in names])
         share = torch.where(square > 0, inner / square, 0)
-        share *= torch.exp2((exponent.unsqueeze(-1) - scale).double())
-        for column, name in enumerate(names):
-            self._tables[name][k, rows] += share[:, column]
+        return share * torch.exp2((exponent.unsqueeze(-1) - scale).double())
 
     def result(self) -> dict[str, Float[Tensor, "E T"]]:
         return _by_entry(self._tables)
@@ -185,63 +185,81 @@ def contributions(
     return totals
 
 
-def _formed(
-    pulled: CellAdjoint,
+def _blocks(
+    every: Sequence[FormedGradients],
 ) -> Iterator[tuple[slice, Mapping[str, Float[Tensor, "..."]]]]:
     """The parts that no outer product gives, some rows at a time, by parameter."""
-    for formed in pulled.formed:
+    for formed in every:
         yield from formed.blocks(FORMED)
 
 
-def _log2_norms(adjoint: Float[Tensor, "N B P"], operands: Operands) -> Float[Tensor, "N U"]:
-    """log2 ||sum_b da_b (x) u_b|| for every row and operand, by whichever way costs less."""
-    columns = sum(1 if operand is None else operand.shape[1] for operand in operands)
-    if adjoint.shape[1] > columns:
-        return _by_forming(adjoint, operands)
+def _by_step(uses: Uses, steps: int) -> tuple[Float[Tensor, "N K B P"], Operands]:
+    """Adjoints of several steps, and what they are multiplied by, step by step."""
+
+    def apart(values: Tensor, axis: int) -> Tensor:
+        return values.view(*values.shape[:axis], steps, -1, values.shape[-1])
+
+    operands = [None if operand is None else apart(operand, 0) for _, _, operand in uses.operands]
+    return apart(uses.adjoint, 1), operands
+
+
+def _log2_norms(adjoint: Float[Tensor, "N K B P"], operands: Operands) -> Float[Tensor, "N K U"]:
+    """log2 ||sum_b da_b (x) u_b|| for every row, step and operand, by whichever way costs less."""
+    rows, steps, batch, _ = adjoint.shape
+    columns = sum(1 if operand is None else operand.shape[2] for operand in operands)
+    step = torch.arange(steps, device=adjoint.device).expand(rows, -1)
+    if batch > columns:
+        found = _by_forming(adjoint.flatten(0, 1), step.flatten(), operands)
+        return found.view(rows, steps, -1)
     squares, cancels = _by_gram(adjoint, operands)
     log2 = torch.log2(squares.clamp(min=0)) / 2
     if bool(cancels.any()):
-        rows = torch.nonzero(cancels.any(1)).squeeze(1)
-        log2[rows] = _by_forming(adjoint[rows], operands)
+        some = cancels.any(2)
+        log2[some] = _by_forming(adjoint[some], step[some], operands)
     return log2
 
 
 def _by_gram(
-    adjoint: Float[Tensor, "N B P"], operands: Operands
-) -> tuple[Float[Tensor, "N U"], Tensor]:
+    adjoint: Float[Tensor, "N K B P"], operands: Operands
+) -> tuple[Float[Tensor, "N K U"], Tensor]:
     """Squared norms, and where the sum over sample pairs cancels too far to be trusted.
 
     A Gram entry is off by about eps |da_b| |da_b'|, so a sum of squares below 2^14 eps of
     (sum_b |da_b| |u_b|)^2 may be off by more than 2^-10 of itself. That square is at most
     B sum_b |da_b|^2 |u_b|^2.
     """
-    batch = adjoint.shape[1]
-    gram = torch.bmm(adjoint, adjoint.mT).double()
+    batch = adjoint.shape[2]
+    gram = (adjoint @ adjoint.mT).double()
     of_operands = torch.stack([_gram_of_operand(operand, gram) for operand in operands], -1)
-    squares = gram.flatten(1) @ of_operands.flatten(0, 1)
-    bound = torch.diagonal(gram, dim1=1, dim2=2) @ (batch * torch.diagonal(of_operands).T)
-    return squares, squares < 2**14 * torch.finfo(adjoint.dtype).eps * bound
+    squares = torch.bmm(gram.flatten(2).transpose(0, 1), of_operands.flatten(1, 2))
+    own = torch.diagonal(gram, dim1=2, dim2=3).transpose(0, 1)
+    bound = torch.bmm(own, batch * torch.diagonal(of_operands, dim1=1, dim2=2).mT)
+    cancels = squares < 2**14 * torch.finfo(adjoint.dtype).eps * bound
+    return squares.transpose(0, 1), cancels.transpose(0, 1)
 
 
 def _gram_of_operand(
-    operand: Float[Tensor, "B M"] | None, gram: Float[Tensor, "N B B"]
-) -> Float[Tensor, "B B"]:
+    operand: Float[Tensor, "K B M"] | None, gram: Float[Tensor, "N K B B"]
+) -> Float[Tensor, "K B B"]:
     if operand is None:
         return gram.new_ones(()).expand(gram.shape[1:])
     operand = operand.to(gram.dtype)
-    return operand @ operand.T
+    return operand @ operand.mT
 
 
-def _by_forming(adjoint: Float[Tensor, "N B P"], operands: Operands) -> Float[Tensor, "N U"]:
+def _by_forming(
+    adjoint: Float[Tensor, "R B P"], step: Int[Tensor, "R"], operands: Operands
+) -> Float[Tensor, "R U"]:
+    """Norms of the parts themselves, of rows that belong to some steps."""
     norms = []
     for operand in operands:
         if operand is None:
             norms.append(Scaled.of(adjoint.sum(1)).log2_norms())
             continue
-        rows = max(1, FORMED // (adjoint.shape[2] * operand.shape[1]))
+        rows = max(1, FORMED // (adjoint.shape[2] * operand.shape[2]))
         parts = (
-            torch.bmm(some.mT, operand.expand(len(some), -1, -1))
-            for some in torch.split(adjoint, rows)
+            torch.bmm(some.mT, operand[at])
+            for some, at in zip(torch.split(adjoint, rows), torch.split(step, rows), strict=True)
         )
         norms.append(torch.cat([Scaled.of(part).log2_norms() for part in parts]))
     return torch.stack(norms, -1)

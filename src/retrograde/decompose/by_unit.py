@@ -21,7 +21,7 @@ from retrograde.cells.base import AbstractCell
 from retrograde.decompose.bins import LagBins
 from retrograde.decompose.labels import AbstractLabels
 from retrograde.decompose.parts import Axis, Parts, shares
-from retrograde.engine.adjoint import AdjointStep, fold
+from retrograde.engine.adjoint import AdjointSpan, fold
 from retrograde.engine.entries import Entries
 from retrograde.engine.gradients import AdjointSums
 from retrograde.engine.scaling import NOTHING, Scaled, power_of_two
@@ -97,13 +97,17 @@ class _UnitSums:
         numbers = torch.arange(count, device=device).view(-1, 1, 1)
         self._members: Bool[Tensor, "G M S"] = groups.T == numbers
 
-    def update(self, step: AdjointStep) -> None:
-        bins = self._bins.sum(step.delta, step.norms, step.lags)
-        scale = torch.where(self._members.any(2), bins.log2_scale(), NOTHING)
-        top = scale.amax(1, keepdim=True)
-        weight = power_of_two(scale - top, bins.values).unsqueeze(2) * self._members
-        rows = torch.einsum("gms,mbs->gbs", weight, bins.values)
-        self._sums.add(step, Scaled(rows, top.squeeze(1)))
+    def update(self, span: AdjointSpan) -> None:
+        for piece in span.pieces(max(len(self._members), self._bins.rows)):
+            values, exponent = self._bins.sum(piece)
+            exponent = torch.where(values.flatten(2).any(2), exponent, NOTHING)
+            inside = self._members.any(2).unsqueeze(2)  # [G, M, 1]
+            scale = torch.where(inside, exponent, NOTHING)
+            top = scale.amax(1)
+            weight = power_of_two(scale - top.unsqueeze(1), values)
+            members = self._members.to(values.dtype)
+            rows = torch.einsum("gmk,gms,mkbs->gkbs", weight, members, values)
+            self._sums.add(piece, rows, top)
 
     def result(self) -> dict[str, Scaled]:
         return self._sums.result()

@@ -19,7 +19,7 @@ from retrograde.engine import Entries, Unrolled, backpropagate
 from retrograde.record import Recorded
 
 BEFORE = 16
-"""Growth is measured over so many steps before the one where the range ends."""
+"""The number of steps, before the one where the range ends, over which growth is measured."""
 
 
 @dataclass(frozen=True)

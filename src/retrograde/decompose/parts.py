@@ -12,6 +12,7 @@ from itertools import product
 from numbers import Integral
 from typing import Any
 
+import numpy
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -336,7 +337,11 @@ class Parts:
         """Parts by time for a picture, with at most `most` rows and columns.
 
         Neighbours are put together; their share is the sum, their size the largest of any.
+
+        Raises:
+            ArgumentError: if `most` is not a positive integer.
         """
+        most = _checks.whole("most", most)
         sides, widths = [], []
         for axis, size in zip(self.axes, self.shape, strict=True):
             ((name, labels),) = axis.items()
@@ -558,7 +563,7 @@ def _found(name: str, column: Sequence[Label], wanted: Any) -> Iterator[int]:
 
 
 def _means(name: str, label: Label, wanted: Any) -> bool:
-    if isinstance(wanted, Integral | Tensor):
+    if isinstance(wanted, Integral | Tensor | numpy.ndarray):
         wanted = _checks.whole(name, wanted, least=None)
     if isinstance(wanted, range):
         if not isinstance(label, range):

@@ -20,7 +20,7 @@ from retrograde.engine import Unrolled
 from retrograde.record import Recorded
 
 SHOWN = 200
-"""A course shows at most so many steps."""
+"""The largest number of steps that a course shows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +119,7 @@ def look(
 
 
 def keeping_for(lag: int, share: float = 0.01) -> float:
-    """The gate value f that still keeps this share after so many steps: f^lag = share."""
+    """The gate value f that still keeps this share after `lag` steps: f^lag = share."""
     return math.exp(math.log(share) / max(1, lag))
 
 

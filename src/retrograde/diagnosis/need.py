@@ -13,7 +13,8 @@ NEARLY = 0.9
 """A peak of this part of the highest one is as high as it, but for the noise."""
 
 CHANCE = 3.0
-"""The autocorrelation of n pairs of noise has a standard deviation of 1/sqrt(n); so many count."""
+"""The autocorrelation of n pairs of noise has a standard deviation of 1/sqrt(n);
+this multiple of it is no chance."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from retrograde.spectra import Radius, spectrum
 from retrograde.spectra.bounds import eigenvalues
 
 SAMPLES = 8
-"""The exponents of a rule are those of so many samples."""
+"""The number of samples from which a rule takes exponents."""
 
 
 @dataclass(frozen=True, eq=False)

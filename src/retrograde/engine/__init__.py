@@ -1,15 +1,17 @@
 """Time: the forward unrolling, and the one backward recursion that every analysis folds over."""
 
 from retrograde.engine.adjoint import (
+    AdjointSpan,
     AdjointStep,
     Fold,
     backpropagate,
     fold,
     input_adjoints,
+    spans,
 )
 from retrograde.engine.border import Border, Read
 from retrograde.engine.clipping import with_factors
-from retrograde.engine.crossings import CrossingStep, backpropagate_by_crossing
+from retrograde.engine.crossings import backpropagate_by_crossing
 from retrograde.engine.entries import Entries
 from retrograde.engine.gradients import AdjointSums, ParameterSums
 from retrograde.engine.scaling import Scaled
@@ -17,11 +19,11 @@ from retrograde.engine.scan import scan
 from retrograde.engine.unroll import Chunk, Unrolled, unroll
 
 __all__ = [
+    "AdjointSpan",
     "AdjointStep",
     "AdjointSums",
     "Border",
     "Chunk",
-    "CrossingStep",
     "Entries",
     "Fold",
     "ParameterSums",
@@ -33,6 +35,7 @@ __all__ = [
     "fold",
     "input_adjoints",
     "scan",
+    "spans",
     "unroll",
     "with_factors",
 ]

@@ -7,16 +7,15 @@ that often or more. The sum over n is the adjoint of adjoint.py. Class 0 is the 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from retrograde.cells.base import AbstractCell
 from retrograde.cells.plan import new_rows
-from retrograde.engine.adjoint import refuse_non_finite
+from retrograde.engine.adjoint import AdjointStep, refuse_non_finite
 from retrograde.engine.entries import Entries
 from retrograde.engine.scaling import CENTRE, NOTHING, Scaled, in_range, power_of_two
 from retrograde.engine.scan import AbstractRule, scan
@@ -24,21 +23,6 @@ from retrograde.engine.unroll import Chunk, Unrolled
 
 Parts = list[tuple[slice, Float[Tensor, "N B _"]]]
 """Adjoints of the state before, as far as they are not zero: parts of the state."""
-
-
-@dataclass(frozen=True)
-class CrossingStep:
-    """All adjoint rows at one use step: row `entry * classes + n` holds the paths of n crossings.
-
-    `sizes` are the largest entries of the rows, `lags` the lags of the entries, latest first.
-    `chunk` holds step k and its neighbours.
-    """
-
-    k: int
-    delta: Scaled
-    sizes: Float[Tensor, "N"]
-    lags: Int[Tensor, "E"]
-    chunk: Chunk
 
 
 class PerCrossing(AbstractRule):
@@ -141,7 +125,7 @@ class PerCrossing(AbstractRule):
 @torch.no_grad()
 def backpropagate_by_crossing(
     unrolled: Unrolled, entries: Entries, classes: int
-) -> Iterator[CrossingStep]:
+) -> Iterator[AdjointStep]:
     """The stream of steps for k = T-1 .. 0, with `classes` rows for each entry.
 
     Raises:
@@ -149,5 +133,5 @@ def backpropagate_by_crossing(
     """
     rule = PerCrossing(unrolled.cell, entries, classes)
     for k, chunk in scan(unrolled, rule):
-        lags = entries.lags(k, len(rule.sizes) // classes)
-        yield CrossingStep(k, rule.delta, rule.sizes, lags, chunk)
+        entered = len(rule.sizes) // classes
+        yield AdjointStep(k, rule.delta, rule.sizes, chunk, entries, entered)

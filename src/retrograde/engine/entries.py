@@ -8,13 +8,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from retrograde import _checks
-from retrograde.engine.scaling import Scaled, factors_to_centre
+from retrograde.engine.scaling import CENTRE, Scaled, factors_to_centre
 
 FULL_ROWS = 1024
 """Up to this many entry steps each have a row of their own unless the caller says otherwise."""
 
 BLOCK_ROWS = 512
 """Above that, neighbouring entry steps share rows, and there are at most this many."""
+
+REPRESENTABLE = 120
+"""2^e is an ordinary number of every data type up to this e."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +85,29 @@ class Entries:
         torch.mul(self.direct[k], factors[k], out=row[0])
         return exponents[k : k + 1]
 
+    def between(self, k: int, steps: int) -> tuple[Float[Tensor, "K B S"], Int[Tensor, "K"]]:
+        """dL/ds_k of several steps, without what comes through later ones, and exponents."""
+        factors, exponents = self._scales
+        some = slice(k, k + steps)
+        return self.direct[some] * factors[some, None, None], exponents[some]
+
+    @cached_property
+    def exponents(self) -> list[int | None]:
+        """Those of dL/ds_k for every step; None where it is zero."""
+        some = self.direct.flatten(1).any(1).tolist()
+        found: list[int] = self._scales[1].tolist()
+        return [exponent if any_ else None for exponent, any_ in zip(found, some, strict=True)]
+
+    def add(self, k: int, row: Float[Tensor, "B S"], exponent: int) -> bool:
+        """Add dL/ds_k to a row in units of 2^exponent; whether their scales are near enough."""
+        own = self.exponents[k]
+        if own is None:
+            return True
+        near = abs(own - exponent) <= CENTRE and abs(exponent) <= REPRESENTABLE
+        if near:
+            row.add_(self.direct[k], alpha=2.0**-exponent)
+        return near
+
     def opens(self, k: int, rows: int) -> bool:
         """Whether step k is the first entry, going backwards, of row number `rows`."""
         return rows < len(self.blocks) and self.blocks[-1 - rows][1] == k
@@ -98,8 +124,9 @@ class Entries:
         return self._lags[k, :rows]
 
     def lags_between(self, k: int, steps: int, rows: int) -> Int[Tensor, "N K"]:
-        """The same at step k and the steps after it; -1 where the step is later than the entry."""
-        return self._lags[k : k + steps, :rows].T
+        """The same at steps k, k+1, ...; -1 where the step is later than the entry, or none."""
+        found = self._lags[max(0, k) : k + steps, :rows].T
+        return found if k >= 0 else torch.nn.functional.pad(found, (-k, 0), value=-1)
 
     @cached_property
     def _lags(self) -> Int[Tensor, "T E"]:

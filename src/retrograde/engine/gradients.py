@@ -1,7 +1,7 @@
 """From adjoint rows to the gradients of the parameters, row by row, summed over steps.
 
-The outer products of many steps are one matrix product, so rows are gathered first and pulled back
-together, as if the steps were samples of one step.
+The outer products of many steps are one matrix product, so rows of neighbouring steps are pulled
+back together, as if the steps were samples of one step.
 """
 
 from collections.abc import Mapping
@@ -12,13 +12,12 @@ from torch import Tensor
 
 from retrograde.cells.base import AbstractCell
 from retrograde.cells.plan import CellAdjoint
-from retrograde.engine.adjoint import AdjointStep
-from retrograde.engine.crossings import CrossingStep
+from retrograde.engine.adjoint import AdjointSpan
 from retrograde.engine.scaling import NOTHING, Scaled, power_of_two
 from retrograde.engine.unroll import Chunk
 
-GATHERED = 2**21
-"""No more numbers than this are gathered, unless it be of a single step (8 MiB in float32)."""
+SUMMED = 2**21
+"""Rows of several spans are pulled back together up to this many numbers, 8 MiB in float32."""
 
 BAND = 64
 """Numbers further apart than 2^BAND are added only when all are there: what is nothing beside the
@@ -59,7 +58,7 @@ class ParameterSums:
     def add(self, pulled: CellAdjoint) -> None:
         """What a pull-back says of the parameters, its rows in `units` (plain numbers before)."""
         for formed in pulled.formed:
-            for some, gradients in formed.blocks(GATHERED):
+            for some, gradients in formed.blocks(SUMMED):
                 for name, parts in gradients.items():
                     self._sums[name][some] += parts
         for uses in pulled.uses:
@@ -92,35 +91,36 @@ def _far_apart(exponents: Int[Tensor, "M K"]) -> bool:
 
 
 class AdjointSums:
-    """The same from adjoint rows [M, B, S] that come step by step."""
+    """The same from adjoint rows of neighbouring steps, span by span."""
 
     def __init__(self, cell: AbstractCell, rows: int):
         self._sums = ParameterSums(cell.parameters, rows)
-        self._gathered: list[Scaled] = []
+        self._gathered: list[tuple[Float[Tensor, "M _ B S"], Int[Tensor, "M _"]]] = []
+        self._numbers = 0
 
-    def add(self, step: AdjointStep | CrossingStep, rows: Scaled) -> None:
-        """Rows of one step; steps come in the order of the recursion, last one first."""
-        self._gathered.insert(0, rows)
-        full = (len(self._gathered) + 1) * rows.values.numel() > GATHERED
-        if full or step.k == step.chunk.first:
-            values = torch.stack([each.values for each in self._gathered], 1)
-            exponent = torch.stack([each.exponent for each in self._gathered], 1)
-            self._pull_back(step.k, values, exponent, step.chunk)
-            self._gathered = []
+    def add(
+        self, span: AdjointSpan, values: Float[Tensor, "M K B S"], exponent: Int[Tensor, "M K"]
+    ) -> None:
+        """Rows at the steps of a span; spans come in the order of the recursion, last one first."""
+        self._gathered.insert(0, (values, exponent))
+        self._numbers += values.numel()
+        if span.first == span.chunk.first or self._numbers + values.numel() > SUMMED:
+            every, exponents = zip(*self._gathered, strict=True)
+            self._add(span.chunk, span.first, torch.cat(every, 1), torch.cat(exponents, 1))
+            self._gathered, self._numbers = [], 0
 
-    def _pull_back(
+    def _add(
         self,
+        chunk: Chunk,
         k: int,
         values: Float[Tensor, "M K B S"],
         exponent: Int[Tensor, "M K"],
-        chunk: Chunk,
     ) -> None:
-        """Rows of neighbouring steps from step k on; by halves if their scales are far apart."""
         count = exponent.shape[1]
         if count > 1 and _far_apart(exponent):
-            early, late = slice(0, count // 2), slice(count // 2, None)
-            self._pull_back(k + count // 2, values[:, late], exponent[:, late], chunk)
-            self._pull_back(k, values[:, early], exponent[:, early], chunk)
+            half = count // 2
+            self._add(chunk, k + half, values[:, half:], exponent[:, half:])
+            self._add(chunk, k, values[:, :half], exponent[:, :half])
             return
         units = self._sums.units(exponent.amax(1))
         values *= power_of_two(exponent - units.unsqueeze(1), values)[..., None, None]

@@ -116,7 +116,8 @@ class Chunk:
         results = program.run(program.at(k - self.first), delta, spare, fill)
         if k in self.borders:
             for result in results:
-                result[: len(delta)] = self.borders[k].pull_back(result[: len(delta)])
+                rows = result[: len(delta)]
+                rows.copy_(self.borders[k].pull_back(rows))
         return results
 
     def pull_back(self, delta: Float[Tensor, "N B S"], first: int, count: int = 1) -> CellAdjoint:

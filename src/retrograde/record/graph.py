@@ -22,7 +22,7 @@ Edge = tuple[Node, int]
 """One output of a node: the place where the gradient of one tensor arrives."""
 
 SEARCHED = 256
-"""So many nodes are looked at between a state that a layer is given and one that another gave."""
+"""The most nodes that are visited between the state given to a call and an earlier result."""
 
 Root = Tensor | GradientEdge
 

@@ -39,7 +39,7 @@ from retrograde.record.graph import (
 from retrograde.record.passes import Pass, add
 
 LATEST = 8
-"""A detached state is looked for among so many of the latest calls of its layer."""
+"""The number of latest calls of a layer among which a detached state is looked for."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -252,5 +252,17 @@ def _nothing_to_record(model: nn.Module, recording: Recording) -> str:
     return (
         f"{type(model).__name__} holds no recurrent layer: expected an nn.LSTM, nn.GRU or nn.RNN "
         "(or one of their cells) somewhere inside. Pass the module that owns it; a recurrence "
-        "written by hand is not found, retrograde.cells.from_function takes its step"
+        f"written by hand is not found, and these lines take its step:\n{BY_HAND}"
     )
+
+
+BY_HAND = """\
+    def step(weights, x, h):  # model.cell maps x and the state to the next state
+        return torch.func.functional_call(model.cell, weights, (x, h))
+
+    weights = dict(model.cell.named_parameters())
+    cell = retrograde.cells.from_function(step, weights, input_size=I, state=H)
+    recorded = retrograde.record_cell(cell, x, lambda h, s: loss_of(h))  # x and h are [T, B, *]
+    retrograde.diagnose(recorded)
+A state of several tensors is a dict, as in state={"h": H, "c": H}."""
+"""How a recurrence of one's own is taken apart; what stands in capitals is to be filled in."""

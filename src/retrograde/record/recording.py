@@ -54,8 +54,8 @@ class Recorded:
         >>> recorded = recording["LSTM"]
         >>> recorded.x.shape, recorded.h0.shape, recorded.direct.shape  # the state is (h, c)
         (torch.Size([5, 4, 2]), torch.Size([1, 4, 3]), torch.Size([5, 4, 6]))
-        >>> torch.equal(recorded.gradients["weight_hh_l0"], lstm.weight_hh_l0.grad)
-        True
+        >>> recorded.gradients["weight_hh_l0"].shape  # autograd's, four gates
+        torch.Size([12, 3])
     """
 
     name: str

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from retrograde import _checks
 from retrograde.decompose import Flow
-from retrograde.decompose.glance import NEAR
+from retrograde.decompose.summary import NEAR
 from retrograde.diagnosis import RULES, limits
 from retrograde.diagnosis.examine import (
     Examination,

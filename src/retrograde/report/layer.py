@@ -12,8 +12,8 @@ from retrograde import charts
 from retrograde._optional import optional
 from retrograde.cells import Position
 from retrograde.decompose import Flow, Parts
-from retrograde.decompose.glance import NEAR, growth
 from retrograde.decompose.lags import REACH
+from retrograde.decompose.summary import NEAR, growth
 from retrograde.diagnosis import Course
 from retrograde.spectra import Spectrum
 

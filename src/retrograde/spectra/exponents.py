@@ -23,7 +23,7 @@ from retrograde.spectra.factors import factors
 from retrograde.spectra.jacobians import Chain
 
 POINTS = 200
-"""A convergence curve has at most so many points, however long the sequence."""
+"""The largest number of points in a convergence curve, however long the sequence."""
 
 UNSETTLED = (0.01, 0.1)
 """The leading exponent is called unsettled if it still moves, over the second half of the curve, by

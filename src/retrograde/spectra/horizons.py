@@ -17,8 +17,8 @@ from retrograde.engine.scaling import row_norms
 from retrograde.spectra.jacobians import Chain
 
 AGREE = 2
-"""Two lags are said to agree within a factor of so many: the lag of 1 % moves by that much when the
-curve is a power law and the threshold is taken as 2 % or 1/2 %."""
+"""Two lags agree if they differ by less than this factor: the lag of 1 % moves by that much when
+the curve is a power law and the threshold is taken as 2 % or 1/2 %."""
 
 
 @dataclass(frozen=True, eq=False)

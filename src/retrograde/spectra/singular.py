@@ -31,10 +31,10 @@ from retrograde.spectra.factors import factors
 from retrograde.spectra.jacobians import Chain
 
 SWEEPS = 60
-"""At most so many times over all pairs of rows; three to ten do."""
+"""The largest number of sweeps over all pairs of rows; three to ten are enough."""
 
 ORTHOGONAL = 4
-"""Rows are left alone where their cosine is within so many times R eps of 0."""
+"""Rows are left alone where their cosine is below this multiple of R eps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +186,7 @@ def _normalised(
 
 
 def _rounds(count: int) -> Iterator[list[tuple[int, int]]]:
-    """All pairs of so many rows, in rounds of disjoint pairs (the circle method of tournaments)."""
+    """All pairs of rows, in rounds of disjoint pairs (the circle method of tournaments)."""
     ring = list(range(count + count % 2))
     for _ in range(len(ring) - 1):
         half = len(ring) // 2

@@ -28,7 +28,7 @@ from retrograde.spectra.jacobians import Chain
 from retrograde.spectra.singular import SingularValues, singular_values
 
 TRANSIENT = 10
-"""One part in so many of the steps is left out at each end unless the caller says otherwise."""
+"""Unless the caller says otherwise, 1/TRANSIENT of the steps is left out at each end."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +116,7 @@ class Spectrum:
         Args:
             lengths: of the windows, in steps; by default 1, 2, 4, ... and all steps.
             stop: the step after the last one of every window; by default the end.
-            n: give only so many of the largest. All of them are computed.
+            n: how many of the largest to give. All of them are computed.
 
         Raises:
             ArgumentError: for a window that is longer than there are steps before `stop`, a `stop`

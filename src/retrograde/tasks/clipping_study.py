@@ -43,7 +43,7 @@ LAG = 30
 """The length of the adding problem."""
 
 LOOK = 50
-"""So many steps from one comparison with the true gradient to the next, for clipping inside."""
+"""Steps from one comparison with the true gradient to the next, for clipping inside."""
 
 NEVER = GlobalNorm(math.inf)
 AT_THE_END: dict[str, AbstractPolicy] = {
@@ -217,7 +217,7 @@ class _Look(lightning.Callback):
 
 
 def train(name: str, layer: str, way: str, seed: int, steps: int | None = None) -> Run:
-    """One training, of all its steps or the first so many."""
+    """One training, of all its steps or of the first ones alone."""
     task = tasks()[name]
     model = made(layer, 2 if name == "adding" else 1, seed)
     look, inside = _Look(), None

@@ -40,7 +40,7 @@ READ = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """The kinds of weights that are inspected, all of them in float64."""
 
 LISTED = 5
-"""So many names are listed of a state dict that holds no recurrent weights."""
+"""The number of names listed from a state dict that holds no recurrent weights."""
 
 
 @dataclass(frozen=True)
