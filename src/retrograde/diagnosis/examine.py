@@ -9,6 +9,7 @@ from torch import nn
 
 from retrograde.diagnosis.experiments import EXPERIMENTS, Case
 from retrograde.diagnosis.experiments.solved import SOLVED
+from retrograde.diagnosis.experiments.weight_scale import WEIGHT_SCALE
 from retrograde.diagnosis.finding import SEVERITIES, Check, Finding
 from retrograde.diagnosis.rules import LAYER_RULES
 from retrograde.diagnosis.run import LossFunction, Run, run
@@ -117,7 +118,8 @@ def examine(
     of_model = [each for each in of_model if layer is None or each.layer in (None, layer)]
     if not any(finding.rule.startswith("non-finite") for finding in of_model):
         of_layers = _of_the_loss(before, found) + of_layers
-    findings, checks = _without_consequences([*of_model, *of_layers], [*tried, *checks])
+    told = _causes_behind([*of_model, *of_layers])
+    findings, checks = _without_consequences(told, [*tried, *checks])
     findings = list(by_severity(findings))
     if not remedies:
         notes.append("Remedies were not tried: remedies=False.")
@@ -137,8 +139,8 @@ def examine(
         if left:
             notes.append(f"{left} remedies of further findings were not tried; layer= picks one.")
     tell("routes, crossings and gates")
-    told = (tuple(findings), tuple(errors), tuple(notes), tuple(checks))
-    return Examination(before.recording, found, *told)
+    outcome = (tuple(findings), tuple(errors), tuple(notes), tuple(checks))
+    return Examination(before.recording, found, *outcome)
 
 
 class Teller:
@@ -193,6 +195,21 @@ def _experiments(
     return [each for _, some in answers for each in some], [check for check, _ in answers]
 
 
+def _causes_behind(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings in order, the size of the weights behind what it does to a layer."""
+    causes = {each.layer: each for each in findings if each.rule == WEIGHT_SCALE.name}
+    told: list[Finding] = []
+    for each in findings:
+        if each.rule != WEIGHT_SCALE.name:
+            told.append(each)
+            if each.rule in ("exploding", "saturated") and each.layer in causes:
+                told.append(replace(causes.pop(each.layer), severity=each.severity))
+    return [*told, *causes.values()]
+
+
+REMARKS = ("weight-scale", "input-scale", "target-scale", "vanishing-in-depth")
+"""Experiments whose findings are remarks where a model has solved its task."""
+
 CERTAIN = ("void", "rounding-decides", "non-finite", "no-gradient")
 """Rules that hold for a model that has solved its task as for any other."""
 
@@ -215,7 +232,9 @@ def _without_consequences(
     kept = [f for f in findings if (f.rule, f.layer) not in explained]
     if any(finding.rule == SOLVED.name for finding in kept):
         kept = [
-            replace(f, severity="info") if f.rule in LAYER_RULES and f.rule not in CERTAIN else f
+            replace(f, severity="info")
+            if f.rule in REMARKS or (f.rule in LAYER_RULES and f.rule not in CERTAIN)
+            else f
             for f in kept
         ]
     told = [
