@@ -9,6 +9,7 @@ one such step among every hundred, 1 + (times without - 1) / 100.
 """
 
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -42,6 +43,7 @@ MONITORED = (
 """Models that the monitor watches."""
 
 THREADS = 1 if "--one-thread" in sys.argv else 2
+CLOCK = {"clock": time.process_time} if "--processor-time" in sys.argv else {}
 STEP_ROUNDS, LARGER_ROUNDS, RUN_ROUNDS, LOOK_ROUNDS = 300, 30, 21, 15
 RUN, EVERY = 100, 100
 RECORDING, MONITORING = 0.03, 0.05
@@ -136,7 +138,7 @@ def rows(
     case: Case, cases: dict[str, Callable[[], None]], rounds: int, target: float | None = None
 ) -> list[dict[str, object]]:
     """What the second of two cases costs, in times the first."""
-    seconds, (plain, watched) = interleaved(cases, rounds), cases
+    seconds, (plain, watched) = interleaved(cases, rounds, **CLOCK), cases
     times = ratios(seconds[watched], seconds[plain])
     # Some rounds are lost to a neighbour; the spread shown is that of the middle half.
     each = sorted(w / p for w, p in zip(seconds[watched], seconds[plain], strict=True))
