@@ -33,7 +33,7 @@ def test_the_trouble_is_named_first(name):
     assert first.rule == rule, [(f.rule, f.message) for f in report.findings]
     serious = (
         "warning"
-        if rule in ("initial-state", "target-scale", "input-scale", "no-time")
+        if rule in ("initial-state", "target-scale", "input-scale", "no-time", "weight-scale")
         else "error"
     )
     assert first.severity in (serious, "error")

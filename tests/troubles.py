@@ -297,7 +297,327 @@ def cut_every(k):
 
 last = lambda rnn, x: rnn(x)[0][:, -1]  # noqa: E731
 
+
+class Made(nn.Module):
+    """A model of some modules and a function of them."""
+
+    def __init__(self, forward, **modules):
+        super().__init__()
+        for name, module in modules.items():
+            setattr(self, name, module)
+        self._forward = forward
+
+    def forward(self, *inputs):
+        return self._forward(self, *inputs)
+
+
+def made(forward, batch, loss=mse, lag=None, seed=13, **modules):
+    """The modules and the batch are made when they are needed, all from one seed."""
+
+    def build():
+        torch.manual_seed(seed)
+        net = Made(forward, **{name: module() for name, module in modules.items()})
+        return net, batch(), loss, lag
+
+    return build
+
+
+def gru(inputs=I, **options):
+    return lambda: nn.GRU(inputs, H, **{"batch_first": True, **options})
+
+
+def linear(outputs=1, inputs=H):
+    return lambda: nn.Linear(inputs, outputs)
+
+
+def data(*y, x=(B, T, I)):
+    return lambda: (torch.randn(x), torch.randn(*y or (B, 1)))
+
+
+def read_last(m, x):
+    return m.head(m.rnn(x)[0][:, -1])
+
+
+def every_step(m, x):
+    return m.head(m.rnn(x)[0])
+
+
+def documents(wrong=False):
+    """Words of sentences of documents, [B, S, W, I]; sentences are the steps of a layer above."""
+
+    def forward(m, x):
+        b, s, w, i = x.shape
+        sentences = m.words(x.reshape(b * s, w, i))[1][-1]
+        if wrong:
+            return m.head(m.sentences(sentences.view(s, b, -1).transpose(0, 1))[1][-1])
+        return m.head(m.sentences(sentences.view(b, s, -1))[0])
+
+    y = (B, 1) if wrong else (B, 4, 1)
+    return (
+        forward,
+        data(*y, x=(B, 4, 5, I)),
+        {"words": gru(), "sentences": gru(H), "head": linear()},
+    )
+
+
+def decoded(m, x, y):
+    """A decoder that looks at the encoder's outputs and is given no state."""
+    keys, state, out = m.encoder(x)[0], torch.zeros(len(x), H), []
+    for step in y.unbind(1):
+        weights = (keys @ m.query(state).unsqueeze(2)).softmax(1)
+        state = m.cell(torch.cat(((weights * keys).sum(1), step), 1), state)
+        out.append(m.head(state))
+    return torch.stack(out, 1)
+
+
+def contrastive(model, batch):
+    similarity = F.normalize(model(batch[0])) @ F.normalize(model(batch[1])).T
+    return F.cross_entropy(similarity / 0.1, torch.arange(len(similarity)))
+
+
+def masked_logits(model, batch):
+    x, mask, y = batch
+    return F.cross_entropy(model(x) - 1e9 * (1 - mask), y)
+
+
+def all_pairs(model, batch):
+    """A soft distance of whole sequences: each step of the one to each step of the other."""
+    difference = model(batch[0]) - batch[1].unsqueeze(1)
+    return -(-difference.square()).flatten(1).logsumexp(1).mean()
+
+
+def taught(model, batch):
+    with torch.no_grad():
+        target = model.teacher(batch[0])[0]
+    return F.mse_loss(model(batch[0]), target)
+
+
+def events(values):
+    """Few values, or one event at some time: what is the same at the end is no padding."""
+
+    def build():
+        x = torch.zeros(32, T, 1)
+        if values == "event":
+            x[torch.arange(32), torch.randint(0, T, (32,)), 0] = torch.randn(32)
+        elif values == "bits":
+            x = torch.randint(0, 2, (32, T, 1)).float()
+        else:  # a level that is held for some steps
+            at = torch.arange(T)[None] + torch.randint(0, 4, (32, 1))
+            x = torch.randn(32, 8, 1).repeat_interleave(4, 1)[torch.arange(32)[:, None], at]
+        return x, torch.randn(32, 1)
+
+    return build
+
+
+def padded_tokens(m, x):
+    return m.head(m.rnn(m.embed(x))[1][-1])
+
+
+def token_batch():
+    x = torch.randint(1, 20, (32, T))
+    x[torch.arange(T)[None] >= lengths_of(32, T)[:, None]] = 0
+    return x, torch.randn(32, 1)
+
+
+def padded_batch():
+    x = torch.randn(32, T, I)
+    x[torch.arange(T)[None] >= lengths_of(32, T)[:, None]] = 0.0
+    return x, torch.randn(32, 1)
+
+
+class Stateful(nn.Module):
+    """It goes on where the batch before ended."""
+
+    def __init__(self, detach):
+        super().__init__()
+        self.rnn, self.head = nn.GRU(I, H, batch_first=True), nn.Linear(H, 1)
+        self.state, self.detach = None, detach
+
+    def forward(self, x):
+        out, state = self.rnn(x, self.state)
+        self.state = state.detach() if self.detach else state
+        return self.head(out)
+
+
+def stateful(detach):
+    def build():
+        torch.manual_seed(14)
+        return Stateful(detach), (torch.randn(B, T, I), torch.randn(B, T, 1)), mse, None
+
+    return build
+
+
+def orthogonal(layer):
+    for name, parameter in layer.named_parameters():
+        if "weight_hh" in name:
+            for gate in parameter.data.chunk(3):
+                nn.init.orthogonal_(gate)
+    return layer
+
+
+def drawn(make, draw, steps=30):
+    def module():
+        layer = make()
+        for parameter in layer.parameters():
+            draw(parameter)
+        return layer
+
+    return made(
+        lambda m, x: m.head(m.rnn(x)[0][:, -1]),
+        data(x=(B, steps, I)),
+        rnn=module,
+        head=linear(inputs=32),
+    )
+
+
+def learnt_each_step(m, x):
+    return m.head(
+        torch.stack([m.cell(step, m.start.weight.expand(B, H)) for step in x.unbind(1)], 1)
+    )
+
+
 SICK = {
+    "input viewed with the axes swapped": (
+        "samples-mixed",
+        made(
+            lambda m, x: m.head(m.rnn(x.view(T, B, I))[0][-1]),
+            data(),
+            rnn=gru(batch_first=False),
+            head=linear(),
+        ),
+    ),
+    "embedded tokens viewed with the axes swapped": (
+        "samples-mixed",
+        made(
+            lambda m, x: m.head(m.rnn(m.embed(x).view(T, B, I))[0][-1]),
+            lambda: (torch.randint(0, 9, (B, T)), torch.randn(B, 1)),
+            embed=lambda: nn.Embedding(9, I),
+            rnn=gru(batch_first=False),
+            head=linear(),
+        ),
+    ),
+    "sentences viewed with the axes swapped": (
+        "samples-mixed",
+        made(*documents(wrong=True)[:2], **documents(wrong=True)[2]),
+    ),
+    "as many steps as samples, batch first not said": (
+        "samples-mixed",
+        regression(last, lambda: nn.LSTM(I, H), x=(B, B, I)),
+    ),
+    "the same learnt state for every step": (
+        "no-time",
+        made(
+            learnt_each_step,
+            data(B, T, 1),
+            cell=lambda: nn.GRUCell(I, H),
+            start=lambda: nn.Linear(H, 1, bias=False),
+            head=linear(),
+        ),
+    ),
+    "padded tokens, last state": (
+        "reads-padding",
+        made(
+            padded_tokens,
+            token_batch,
+            embed=lambda: nn.Embedding(20, I, padding_idx=0),
+            rnn=gru(),
+            head=linear(),
+        ),
+    ),
+    "padded, two layers": (
+        "reads-padding",
+        made(
+            lambda m, x: m.head(m.above(m.below(x)[0])[0][:, -1]),
+            padded_batch,
+            below=gru(),
+            above=gru(H),
+            head=linear(),
+        ),
+    ),
+    "graph kept by a fresh model": ("kept-graph", stateful(False)),
+    "broadcast inside the model": (
+        "broadcast",
+        made(
+            lambda m, x, y: (read_last(m, x) - y).square().mean(),
+            data(B),
+            lambda m, b: m(*b),
+            rnn=gru(),
+            head=linear(),
+        ),
+    ),
+    "[B, 1] against [B], absolute": (
+        "broadcast",
+        compared(by_hand(lambda d: d.abs().mean()), lambda: torch.randn(B)),
+    ),
+    "softmax over the wrong axis": (
+        "probabilities",
+        made(
+            lambda m, x: every_step(m, x).transpose(1, 2).softmax(-1),
+            lambda: (torch.randn(B, T, I), torch.randint(0, 4, (B, T))),
+            cross_entropy,
+            rnn=gru(),
+            head=linear(4),
+        ),
+    ),
+    "logits into ctc_loss": (
+        "probabilities",
+        made(
+            lambda m, x: every_step(m, x).transpose(0, 1),
+            lambda: (torch.randn(B, T, I), torch.randint(1, 4, (B, 3))),
+            lambda m, b: F.ctc_loss(m(b[0]), b[1], (T,) * B, (3,) * B),
+            rnn=gru(),
+            head=linear(4),
+        ),
+    ),
+    "softmax into kl_div": (
+        "probabilities",
+        compared(
+            lambda m, b: F.kl_div(m(b[0]).softmax(1), b[1], reduction="batchmean"),
+            lambda: torch.rand(B, 4).softmax(1),
+            4,
+        ),
+    ),
+    "features of 1e-5": (
+        "input-scale",
+        made(
+            read_last,
+            lambda: (1e-5 * torch.randn(B, T, I), torch.randn(B, 1)),
+            rnn=gru(),
+            head=linear(),
+        ),
+    ),
+    "packed features of 5,000": (
+        "input-scale",
+        made(
+            lambda m, x: m.head(
+                m.rnn(
+                    pack_padded_sequence(
+                        x, lengths_of(B, T), batch_first=True, enforce_sorted=False
+                    )
+                )[1][-1]
+            ),
+            lambda: (5e3 * torch.randn(B, T, I), torch.randn(B, 1)),
+            rnn=gru(),
+            head=linear(),
+        ),
+    ),
+    "tanh cannot reach the targets": (
+        "target-scale",
+        compared(lambda m, b: F.mse_loss(m(b[0]).tanh(), b[1]), lambda: 4 * torch.randn(B, 1)),
+    ),
+    "states cannot reach the targets": (
+        "target-scale",
+        made(
+            lambda m, x: m.rnn(x)[0][:, -1],
+            data(B, H),
+            lambda m, b: F.mse_loss(m(b[0]), 5 * b[1]),
+            rnn=gru(),
+        ),
+    ),
+    "weights from N(0, 1)": (
+        "weight-scale",
+        drawn(lambda: nn.LSTM(I, 32, batch_first=True), nn.init.normal_, T),
+    ),
     "batch first not said": (
         "samples-mixed",
         regression(last, lambda: nn.LSTM(I, H)),
@@ -460,6 +780,58 @@ SICK = {
 """The rule that names the trouble, and what has it."""
 
 HEALTHY = {
+    "contrastive": made(lambda m, x: m.rnn(x)[1][-1], data(B, T, I), contrastive, rnn=gru()),
+    "sentences of documents, each with a target": made(*documents()[:2], **documents()[2]),
+    "lag in the steps of one layer": made(
+        documents()[0],
+        data(B, 9, 1, x=(B, 9, 5, I)),
+        lag=8,
+        **documents()[2],
+    ),
+    "attention bridges the lag": made(
+        decoded,
+        lambda: (torch.randn(B, T, I), torch.randn(B, 4, 1), torch.randn(B, 4, 1)),
+        lag=T - 2,
+        encoder=gru(),
+        query=linear(H),
+        cell=lambda: nn.GRUCell(H + 1, H),
+        head=linear(),
+    ),
+    "logits masked with -1e9": made(
+        read_last,
+        lambda: (torch.randn(B, T, I), (torch.arange(5) < 4).float(), torch.randint(0, 4, (B,))),
+        masked_logits,
+        rnn=gru(),
+        head=linear(5),
+    ),
+    "distances of all pairs of steps": made(
+        every_step, data(B, T), all_pairs, rnn=gru(), head=linear()
+    ),
+    "frozen encoder": made(
+        lambda m, x: read_last(m, m.frozen(x)[0]),
+        data(),
+        frozen=lambda: gru()().requires_grad_(False),
+        rnn=gru(H),
+        head=linear(),
+    ),
+    "teacher": made(lambda m, x: m.rnn(x)[0], data(), taught, rnn=gru(), teacher=gru()),
+    "an event, then nothing": made(read_last, events("event"), rnn=gru(1), head=linear()),
+    "bits": made(read_last, events("bits"), rnn=gru(1), head=linear()),
+    "levels that are held": made(read_last, events("levels"), rnn=gru(1), head=linear()),
+    "state carried on, detached": stateful(True),
+    "normalised over the batch in the loss": made(
+        read_last,
+        data(),
+        lambda m, b: F.mse_loss((m(b[0]) - m(b[0]).mean(0)) / m(b[0]).std(0), b[1]),
+        rnn=gru(),
+        head=linear(),
+    ),
+    "orthogonal weights": made(
+        read_last,
+        data(),
+        rnn=lambda: orthogonal(nn.GRU(I, H, batch_first=True)),
+        head=linear(),
+    ),
     "batch first": regression(last),
     "time first": regression(lambda rnn, x: rnn(x)[0][-1], lambda: nn.LSTM(I, H), x=(T, B, I)),
     "as many steps as samples": regression(last, x=(B, B, I)),

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from retrograde.clipping.inside import AbstractInside
 
-CONSTANT = ""
+CONSTANT_NODE = ""
 """The source of what does not depend on the state or the input."""
 
 Change = Callable[[Tensor], Tensor]
@@ -381,7 +381,7 @@ def biases(parameter: str, bias: Float[Tensor, "P"] | None, targets: Sequence[st
     height = len(bias) // len(targets)
     blocks = (slice(n * height, (n + 1) * height) for n in range(len(targets)))
     return [
-        Diagonal(CONSTANT, target, use=Use(parameter, rows))
+        Diagonal(CONSTANT_NODE, target, use=Use(parameter, rows))
         for target, rows in zip(targets, blocks, strict=True)
     ]
 
@@ -393,7 +393,7 @@ def cut(graph: Graph, labels: Container[str]) -> Graph:
         if isinstance(edge, Opaque):
             kept = {ends: route for ends, route in edge.routes.items() if route not in labels}
             return replace(edge, routes=kept)
-        return replace(edge, source=CONSTANT) if edge.route in labels else edge
+        return replace(edge, source=CONSTANT_NODE) if edge.route in labels else edge
 
     return replace(graph, edges=tuple(map(of, graph.edges)))
 

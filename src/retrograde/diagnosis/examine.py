@@ -9,16 +9,16 @@ from torch import nn
 
 from retrograde.diagnosis.experiments import EXPERIMENTS, Case
 from retrograde.diagnosis.experiments.solved import SOLVED
+from retrograde.diagnosis.experiments.weight_scale import WEIGHT_SCALE
 from retrograde.diagnosis.finding import SEVERITIES, Check, Finding
 from retrograde.diagnosis.rules import LAYER_RULES
 from retrograde.diagnosis.run import LossFunction, Run, run
 from retrograde.diagnosis.sight import see
 from retrograde.diagnosis.subject import Subject, subjects
 from retrograde.diagnosis.thresholds import Threshold
-from retrograde.diagnosis.training import MOST as MOST_TRAINED
-from retrograde.diagnosis.training import train_remedies
+from retrograde.diagnosis.training import ONE_PASS, Plan, optimizer_of, train_remedies
 from retrograde.diagnosis.trials import Clinic, plan, try_remedies
-from retrograde.diagnosis.unharmed import copy_of, untouched
+from retrograde.diagnosis.unharmed import copy_of, seeded, untouched
 from retrograde.errors import RecordingError, RetrogradeError
 from retrograde.record import Recorded, Recording
 
@@ -85,16 +85,22 @@ def examine(
     needs_lag: int | None = None,
     layer: str | None = None,
     remedies: bool = True,
-    try_training: int = 0,
+    training: Plan | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Examination:
-    """Run a copy of the model, look at the pass and try remedies; arguments as in `diagnose`."""
+    """Run a copy of the model, look at the pass and try remedies; arguments as in `diagnose`.
+
+    `training` says how remedies are trained, None that they are not.
+    """
     tell = Teller(progress)
     tell("the backward pass")
     with untouched(model):
         try:
             copy = copy_of(model)
+            if training is not None and training.optimizer is not None:
+                with seeded(seed):
+                    optimizer_of(training.optimizer, copy.model)
             before = run(copy.model, batch, loss_fn, seed)
         except RecordingError as error:
             raise RecordingError(
@@ -112,23 +118,29 @@ def examine(
     of_model = [each for each in of_model if layer is None or each.layer in (None, layer)]
     if not any(finding.rule.startswith("non-finite") for finding in of_model):
         of_layers = _of_the_loss(before, found) + of_layers
-    findings, checks = _without_consequences([*of_model, *of_layers], [*tried, *checks])
+    told = _causes_behind([*of_model, *of_layers])
+    findings, checks = _without_consequences(told, [*tried, *checks])
     findings = list(by_severity(findings))
     if not remedies:
         notes.append("Remedies were not tried: remedies=False.")
     else:
         clinic = Clinic(model, batch, loss_fn, seed, limits, before)
         planned = len(plan(findings))
-        tell.more(planned + (min(planned, MOST_TRAINED) + 1 if try_training else 0))
+        tell.more(planned)
         findings, treated = try_remedies(clinic, found, findings, tell)
-        if try_training:
-            findings = train_remedies(clinic, findings, treated, try_training, tell)
+        if training is not None:
+            findings, how = train_remedies(
+                clinic, found, findings, treated, training, tell, tell.more
+            )
+            notes += how
+        elif any(finding.trials for finding in findings):
+            notes.append(ONE_PASS)
         left = len(plan(findings, most=10**6)) - planned
         if left:
             notes.append(f"{left} remedies of further findings were not tried; layer= picks one.")
     tell("routes, crossings and gates")
-    told = (tuple(findings), tuple(errors), tuple(notes), tuple(checks))
-    return Examination(before.recording, found, *told)
+    outcome = (tuple(findings), tuple(errors), tuple(notes), tuple(checks))
+    return Examination(before.recording, found, *outcome)
 
 
 class Teller:
@@ -183,6 +195,21 @@ def _experiments(
     return [each for _, some in answers for each in some], [check for check, _ in answers]
 
 
+def _causes_behind(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings in order, the size of the weights behind what it does to a layer."""
+    causes = {each.layer: each for each in findings if each.rule == WEIGHT_SCALE.name}
+    told: list[Finding] = []
+    for each in findings:
+        if each.rule != WEIGHT_SCALE.name:
+            told.append(each)
+            if each.rule in ("exploding", "saturated") and each.layer in causes:
+                told.append(replace(causes.pop(each.layer), severity=each.severity))
+    return [*told, *causes.values()]
+
+
+REMARKS = ("weight-scale", "input-scale", "target-scale", "vanishing-in-depth")
+"""Experiments whose findings are remarks where a model has solved its task."""
+
 CERTAIN = ("void", "rounding-decides", "non-finite", "no-gradient")
 """Rules that hold for a model that has solved its task as for any other."""
 
@@ -205,7 +232,9 @@ def _without_consequences(
     kept = [f for f in findings if (f.rule, f.layer) not in explained]
     if any(finding.rule == SOLVED.name for finding in kept):
         kept = [
-            replace(f, severity="info") if f.rule in LAYER_RULES and f.rule not in CERTAIN else f
+            replace(f, severity="info")
+            if f.rule in REMARKS or (f.rule in LAYER_RULES and f.rule not in CERTAIN)
+            else f
             for f in kept
         ]
     told = [

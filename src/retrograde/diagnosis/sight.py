@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
 from retrograde.diagnosis.run import LossFunction
-from retrograde.diagnosis.unharmed import copied, copied_model, seeded
+from retrograde.diagnosis.unharmed import copied, copied_model, seeded, within
 from retrograde.record import recurrent_layers
 
 LOSSES: Mapping[Callable[..., Any], str] = {
@@ -54,6 +54,7 @@ class Comparison:
         result: what came of it.
         call: the loss function for another prediction, everything else the same.
         options: what else it was given.
+        inside: whether the model itself made the comparison.
     """
 
     function: str
@@ -62,6 +63,7 @@ class Comparison:
     result: Tensor
     call: Callable[[Tensor], Tensor]
     options: Mapping[str, Any] = field(default_factory=dict)
+    inside: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +96,13 @@ class Read:
             return len(self.packed.batch_sizes)
         return 1 if self.time_axis is None else self.x.shape[self.time_axis]
 
+    def comes_from(self, other: "Read") -> bool:
+        """Whether what is read was computed from what another layer read."""
+        if not self.x.requires_grad or self.x is other.x:
+            return False
+        (found,) = torch.autograd.grad(self.x.sum(), other.x, retain_graph=True, allow_unused=True)
+        return found is not None
+
     def by_sample(self, rows: Tensor) -> Tensor:
         """The largest absolute value of each sample in a tensor with the shape of `x`."""
         if self.packed is not None:
@@ -115,21 +124,28 @@ class Sight:
     Attributes:
         loss: the loss, with its graph.
         output: what the model returned, if that is one tensor; the last time it was called.
+        outputs: all tensors that it returned then.
         reads: what each layer read, call by call.
         initial: the state that each layer was given, call by call; None where it was given none.
         final: the state that it returned, call by call.
         comparisons: predictions and targets.
         warnings: what torch warned of in the loss.
+        returned: the nodes of the graph that made what layers returned, by the largest absolute
+            value that they can return.
+        kept: the places in the model of tensors with a graph that it holds after the pass.
         autocast: the low precisions that autocast had layers run in.
     """
 
     loss: Tensor | None = None
     output: Tensor | None = None
+    outputs: tuple[Tensor, ...] = ()
     reads: dict[str, list[Read]] = field(default_factory=dict)
     initial: dict[str, list[tuple[Tensor, ...] | None]] = field(default_factory=dict)
     final: dict[str, list[tuple[Tensor, ...]]] = field(default_factory=dict)
     comparisons: list[Comparison] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    returned: dict[Any, float] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
     autocast: set[torch.dtype] = field(default_factory=set)
 
     @property
@@ -157,8 +173,46 @@ def see(model: nn.Module, batch: Any, loss_fn: LossFunction, seed: int) -> Sight
         warnings.simplefilter("always")
         loss = loss_fn(copy, batch)
     sight.loss = loss if isinstance(loss, Tensor) else None
+    sight.comparisons = _of_the_loss(sight)
+    sight.kept = tuple(
+        place
+        for place, value in within(copy)
+        if isinstance(value, Tensor) and not value.is_leaf and value.requires_grad
+    )
     sight.warnings = list(dict.fromkeys(str(each.message) for each in warned))
     return sight
+
+
+def _of_the_loss(sight: Sight) -> list[Comparison]:
+    """The comparisons without differences that are no comparison of a prediction with its target.
+
+    A difference that goes into the prediction of another comparison is a mask or a change of
+    units. Inside a model a difference counts only if the model returns the loss itself.
+    """
+    loss_inside = any(not each.ndim and each.requires_grad for each in sight.outputs)
+    found = [
+        each
+        for each in sight.comparisons
+        if each.function != "difference" or not each.inside or loss_inside
+    ]
+    before = {each.result.grad_fn: each for each in found if each.function == "difference"}
+    chained: set[int] = set()
+    for each in found if before else ():
+        nodes = upstream(each.prediction)
+        chained |= {id(one) for node, one in before.items() if one is not each and node in nodes}
+    return [each for each in found if id(each) not in chained]
+
+
+def upstream(tensor: Tensor) -> set[Any]:
+    """The nodes of the graph that a tensor was computed by."""
+    seen: set[Any] = set()
+    waiting = [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [following for following, _ in node.next_functions]
+    return seen
 
 
 @dataclass
@@ -184,8 +238,10 @@ def _hooked(model: nn.Module, sight: Sight) -> Iterator[_Depth]:
         if module in layers:
             state = result if isinstance(module, nn.RNNCellBase) else result[1]
             sight.final.setdefault(layers[module], []).append(_parts(state) or ())
-        if module is model and isinstance(result, Tensor):
-            sight.output = result
+            _note_returned(module, result, sight)
+        if module is model:
+            sight.outputs = tuple(_tensors(result))
+            sight.output = result if isinstance(result, Tensor) else None
 
     for module in model.modules():
         if isinstance(module, torch.jit.ScriptModule | _Loss):
@@ -230,6 +286,45 @@ def _read(
     return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, "input": given})
 
 
+def _note_returned(module: nn.Module, result: Any, sight: Sight) -> None:
+    """Note what made the states that a layer returned, if tanh bounds them."""
+    unbounded = getattr(module, "proj_size", 0) or getattr(module, "nonlinearity", "") == "relu"
+    if unbounded or not isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return
+    for each in result if isinstance(result, tuple) else (result,):
+        state = (
+            each[0] if isinstance(each, tuple) and not isinstance(each, PackedSequence) else each
+        )
+        if isinstance(state, Tensor):
+            sight.returned[last_node(state)] = 1.0
+        if isinstance(module, nn.LSTMCell):
+            break  # what follows is the cell state
+
+
+def last_node(tensor: Tensor) -> Any:
+    """The last node of its graph that is no change of shape or selection."""
+    node: Any = tensor.grad_fn
+    while type(node).__name__.startswith(SHAPES) and node.next_functions:
+        node = node.next_functions[0][0]
+    return node
+
+
+SHAPES = (
+    *("View", "UnsafeView", "Squeeze", "Unsqueeze", "Transpose", "TBackward", "Permute"),
+    *("Reshape", "Clone", "Select", "Slice", "Index", "Expand", "Alias"),
+)
+"""How the nodes begin that leave numbers as they are."""
+
+
+def _tensors(result: Any) -> Iterator[Tensor]:
+    """The tensors in what a model returned."""
+    if isinstance(result, Tensor):
+        yield result
+    elif isinstance(result, Mapping | list | tuple):
+        for part in result.values() if isinstance(result, Mapping) else result:
+            yield from _tensors(part)
+
+
 def _parts(state: Any) -> tuple[Tensor, ...] | None:
     """The parts of a state, h or (h, c)."""
     if state is None or isinstance(state, Tensor):
@@ -250,7 +345,7 @@ class _Functions(TorchFunctionMode):
         if isinstance(result, Tensor):
             if func in LOSSES:
                 self._compared(LOSSES[func], func, args, kwargs, result)
-            elif func in DIFFERENCES and not self._depth.calls and len(args) == 2:
+            elif func in DIFFERENCES and self._depth.calls <= 1 and len(args) == 2:
                 self._compared("difference", func, args, kwargs, result)
         return result
 
@@ -278,5 +373,6 @@ class _Functions(TorchFunctionMode):
         options = {key: value for key, value in given.items() if key not in ("input", "target")}
         if name == "ctc_loss":
             options |= dict(zip(("input_lengths", "target_lengths"), args[2:4], strict=False))
-        found = Comparison(name, prediction, target, result, call, options)
+        inside = self._depth.calls > 0
+        found = Comparison(name, prediction, target, result, call, options, inside)
         self._sight.comparisons.append(found)

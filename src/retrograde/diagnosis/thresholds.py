@@ -126,6 +126,21 @@ TABLE = (
         "Weights are drawn for features of size 1; ten times that saturates a gate by itself.",
     ),
     Threshold(
+        "input_scale_low",
+        1e-3,
+        "units",
+        "A thousandth of the size that weights are drawn for: the biases, of size 1/sqrt(H), then "
+        "outweigh anything that the input says.",
+    ),
+    Threshold(
+        "weight_scale",
+        3.0,
+        "times torch's own",
+        "Orthogonal, Xavier and He initialisations give recurrent weights 1.1 to 2.5 times the "
+        "spread of torch's. It is a finding only where gates are saturated or gradients explode, "
+        "and fresh weights mend that.",
+    ),
+    Threshold(
         "target_scale",
         100.0,
         "times the predictions",

@@ -108,7 +108,7 @@ def copy_of(model: nn.Module) -> Copy:
     memo: dict[int, Any] = {}  # where deepcopy looks for what is copied already
     kept: dict[str, Tensor] = {}
     places: dict[int, str] = {}
-    found = list(_within(model))  # as long as they are held, no id is used again
+    found = list(within(model))  # as long as they are held, no id is used again
     for place, value in found:
         places[id(value)] = place
         if isinstance(value, Tensor) and not value.is_leaf:
@@ -126,7 +126,7 @@ def copy_of(model: nn.Module) -> Copy:
         ) from error
 
 
-def _within(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def within(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Everything that a model holds, each thing once, with its place in words."""
     seen: dict[int, Any] = {id(model): model}
     waiting: list[tuple[str, Any]] = [("model", model)]

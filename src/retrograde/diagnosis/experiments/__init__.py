@@ -20,6 +20,7 @@ from retrograde.diagnosis.experiments.solved import SOLVED
 from retrograde.diagnosis.experiments.time_axis import TIME
 from retrograde.diagnosis.experiments.twins import TWINS
 from retrograde.diagnosis.experiments.unreached import UNREACHED
+from retrograde.diagnosis.experiments.weight_scale import WEIGHT_SCALE
 from retrograde.diagnosis.experiments.window import WINDOW
 
 EXPERIMENTS: Mapping[str, Experiment] = {
@@ -27,6 +28,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     for each in (
         *(SAMPLES, UNREACHED, TIME, PADDING, TWINS, INITIAL, KEPT),
         *(DATA, LOSS, PRECISION, BROADCAST, PROBABILITIES, INPUT_SCALE, TARGET_SCALE),
+        WEIGHT_SCALE,
         *(SOLVED, DEPTH, WINDOW),
     )
 }

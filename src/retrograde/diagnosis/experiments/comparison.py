@@ -1,14 +1,23 @@
 """Is the prediction compared with the target as it should be? Shapes, probabilities, scale."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from retrograde.diagnosis.experiments.experiment import Case, Experiment
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
-from retrograde.diagnosis.sight import Comparison
+from retrograde.diagnosis.sight import Comparison, Sight, last_node
 
 SQUASHED = {"SoftmaxBackward0": "softmax", "SigmoidBackward0": "sigmoid"}
 """The nodes of the graph that make probabilities."""
+
+LOGITS = ("cross_entropy", "binary_cross_entropy_with_logits")
+LOG_PROBABILITIES = ("nll_loss", "ctc_loss", "kl_div")
+"""Losses that take logits, and those that take logarithms of probabilities."""
+
+NOISE = 1e-3
+"""The logarithm of a probability may be this much above 0 by rounding, in low precision."""
 
 REGRESSIONS = ("difference", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 """Losses whose target is in the units of the prediction."""
@@ -17,12 +26,29 @@ REGRESSIONS = ("difference", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_los
 def _shapes(case: Case) -> list[Finding] | NotApplicable:
     if not case.sight.comparisons:
         return NotApplicable("the loss was not seen to compare a prediction with a target")
-    found: dict[tuple[torch.Size, torch.Size], Finding] = {}
+    found = {
+        (each.prediction.shape, each.target.shape): _broadcast(each, case.sight.warnings)
+        for each in broadcasts(case)
+    }
+    return list(found.values())
+
+
+def broadcasts(case: Case) -> list[Comparison]:
+    """The comparisons in which prediction and target were both enlarged by accident.
+
+    Whoever takes differences of all pairs by hand gives both tensors the same number of axes, or
+    puts the new one in the middle.
+    """
+    found = []
     for each in case.sight.comparisons:
         one, other = each.prediction.shape, each.target.shape
-        if each.function in REGRESSIONS and one != other and _both_grow(one, other):
-            found.setdefault((one, other), _broadcast(each, case.sight.warnings))
-    return list(found.values())
+        if each.function not in REGRESSIONS or one == other or not _both_grow(one, other):
+            continue
+        longer = max(one, other, key=len)
+        by_accident = len(one) != len(other) and longer[-1] == 1
+        if each.function != "difference" or by_accident:
+            found.append(each)
+    return found
 
 
 def _both_grow(one: torch.Size, other: torch.Size) -> bool:
@@ -50,7 +76,7 @@ def _broadcast(each: Comparison, warned: list[str]) -> Finding:
         None,
         f"The prediction {one} is compared with a target {other}: they are broadcast to "
         f"{list(together)}, so that every prediction is pulled towards every target, and the best "
-        "that the model can learn is their mean",
+        "that the model can learn is one number for all of them",
         (
             Evidence(
                 "numbers in the comparison for each target",
@@ -74,39 +100,53 @@ def _probabilities(case: Case) -> list[Finding] | NotApplicable:
     looked = [
         each
         for each in case.sight.comparisons
-        if each.function in ("cross_entropy", "binary_cross_entropy_with_logits", "nll_loss")
+        if each.function in LOGITS or each.function in LOG_PROBABILITIES
     ]
     if not looked:
-        return NotApplicable("the loss takes no logits")
+        return NotApplicable("the loss takes neither logits nor log-probabilities")
     return [found for each in looked[:1] if (found := _squashed(each)) is not None]
 
 
 def _squashed(each: Comparison) -> Finding | None:
     values = each.prediction.detach()
     by = _made_by(each.prediction)
-    axis = 1 if values.ndim > 1 else 0
+    axis = (values.ndim - 1 if each.function in ("ctc_loss", "kl_div") else 1) * (values.ndim > 1)
     sums = values.double().sum(axis)
     adds_up = bool((values >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
-    if each.function == "nll_loss":
-        wrong, expected = bool((values > 0).any()) or adds_up, "log-probabilities"
-        what = "probabilities" if adds_up else "numbers that are no log-probabilities"
+    logarithms = each.function in LOG_PROBABILITIES
+    if logarithms:
+        wrong = bool((values > NOISE).any()) or adds_up
+        if each.function == "ctc_loss":
+            wrong |= bool((values.double().logsumexp(axis).abs() > 0.1).any())
     elif each.function == "cross_entropy":
-        wrong, expected, what = adds_up and values.shape[axis] > 1, "logits", "probabilities"
+        wrong = (adds_up or by in ("softmax", "sigmoid")) and values.shape[axis] > 1
     else:
-        wrong, expected, what = by == "sigmoid", "logits", "probabilities"
+        wrong = by == "sigmoid"
     if not wrong:
         return None
+    what = "probabilities" if adds_up or by else "numbers that are not log-probabilities"
     return Finding(
         "probabilities",
         "error",
         None,
-        f"{each.function} is given {what}{f' (of {by})' if by else ''} and takes {expected}: it "
-        "squashes them once more, which leaves the gradient next to nothing of what the model says",
+        f"{each.function} expects {'log-probabilities' if logarithms else 'logits'} and is given "
+        f"{what}{f' (from a {by})' if by else ''}: "
+        + (
+            "it computes no likelihood then, and its minimum is not the right answer"
+            if logarithms
+            else "it squashes them once more, and the gradient that is left is small and hardly "
+            "depends on what the model says"
+        ),
         (Evidence("largest value that it was given", float(values.max()), ""),),
-        ("A softmax or sigmoid stands at the end of the model, and the loss has its own",),
         (
-            "Give the loss log_softmax(logits, dim=1), or use cross_entropy on the logits"
-            if each.function == "nll_loss"
+            "The model ends in its logits, or in a softmax instead of a log_softmax"
+            if logarithms
+            else "A softmax or sigmoid stands at the end of the model, and the loss has its own",
+        ),
+        (
+            f"Give the loss log_softmax(logits, dim={axis})"
+            + (", or use cross_entropy on the logits" if each.function == "nll_loss" else "")
+            if logarithms
             else "Leave the last softmax or sigmoid out; the loss applies it",
         ),
     )
@@ -114,17 +154,7 @@ def _squashed(each: Comparison) -> Finding | None:
 
 def _made_by(prediction: Tensor) -> str:
     """The function that made probabilities of it, through changes of shape alone."""
-    node = prediction.grad_fn
-    for _ in range(8):
-        if node is None:
-            return ""
-        name = type(node).__name__
-        if name in SQUASHED:
-            return SQUASHED[name]
-        if not name.startswith(("View", "Squeeze", "Unsqueeze", "Transpose", "Permute", "Reshape")):
-            return ""
-        node = node.next_functions[0][0]
-    return ""
+    return SQUASHED.get(type(last_node(prediction)).__name__, "")
 
 
 def _target_scale(case: Case) -> list[Finding] | NotApplicable:
@@ -133,6 +163,8 @@ def _target_scale(case: Case) -> list[Finding] | NotApplicable:
         return NotApplicable("no regression was seen")
     findings = []
     for each in looked[:1]:
+        if (found := _out_of_bounds(each, case.sight)) is not None:
+            return [found]
         target, prediction = each.target.detach().double(), each.prediction.detach().double()
         if not bool(target.isfinite().all()) or not bool(prediction.isfinite().all()):
             return NotApplicable("prediction or target is not finite")
@@ -172,6 +204,51 @@ def _target_scale(case: Case) -> list[Finding] | NotApplicable:
     return findings
 
 
+BOUNDS = {
+    "TanhBackward0": ("tanh", -1.0, 1.0),
+    "SigmoidBackward0": ("sigmoid", 0.0, 1.0),
+    "SoftmaxBackward0": ("softmax", 0.0, 1.0),
+    "ReluBackward0": ("relu", 0.0, math.inf),
+}
+"""The nodes of the graph that bound what they return, and by what."""
+
+OUTSIDE = 0.1
+"""Of the targets; outliers may lie beyond what the output can reach."""
+
+
+def _out_of_bounds(each: Comparison, sight: Sight) -> Finding | None:
+    """Targets that the function at the end of the model cannot reach."""
+    node = last_node(each.prediction)
+    target = each.target.detach().double()
+    state = node in sight.returned
+    if not state and type(node).__name__ not in BOUNDS or not target.numel():
+        return None
+    name, low, high = ("recurrent layer", -1.0, 1.0) if state else BOUNDS[type(node).__name__]
+    share = float(((target < low) | (target > high)).double().mean())
+    if share <= OUTSIDE:
+        return None
+    span = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
+    return Finding(
+        "target-scale",
+        "error",
+        None,
+        f"The model ends in a {name}, which returns numbers {span}, and {share:.0%} of the targets "
+        f"lie outside (they run from {float(target.min()):.3g} to {float(target.max()):.3g}): no "
+        "training can reach them",
+        (Evidence("targets out of reach", 100 * share, "%", 100 * OUTSIDE, "below"),),
+        (
+            "The state of the layer is compared with the target as it is"
+            if state
+            else f"The last {name} is one too many, or the targets are not scaled to it",
+        ),
+        (
+            "Add a linear output layer, or scale the targets to its range"
+            if state
+            else f"Leave the last {name} out, or scale the targets to its range",
+        ),
+    )
+
+
 BROADCAST = Experiment(
     "broadcast",
     "Prediction and target are broadcast",
@@ -182,15 +259,17 @@ BROADCAST = Experiment(
 PROBABILITIES = Experiment(
     "probabilities",
     "The loss takes logits and is given probabilities",
-    "What cross_entropy, nll_loss and binary_cross_entropy_with_logits are given: numbers that add "
-    "up to one, or that a softmax or sigmoid has made, are squashed once more.",
+    "What cross_entropy and binary_cross_entropy_with_logits are given: numbers that add up to "
+    "one, or that a softmax or sigmoid has made, are squashed once more. And what nll_loss, "
+    "ctc_loss and kl_div are given: numbers above 0 are no logarithms of probabilities.",
     _probabilities,
 )
 TARGET_SCALE = Experiment(
     "target-scale",
     "The targets are out of reach of the output",
-    "How far the targets lie from the predictions, in units of the largest prediction. States are "
-    "at most 1, and a fresh output layer turns them into numbers near 0.",
+    "How far the targets lie from the predictions, in units of the largest prediction: states are "
+    "at most 1, and a fresh output layer turns them into numbers near 0. And whether targets lie "
+    "where a tanh, sigmoid, softmax or relu at the end of the model never gets.",
     _target_scale,
     thresholds=("target_scale",),
 )

@@ -13,16 +13,33 @@ def _norm(tensors: list[Tensor]) -> float:
     return math.sqrt(sum(float(t.double().square().sum()) for t in tensors))
 
 
-def received(case: Case) -> dict[str, float]:
-    """The norm of the gradient of each layer's weights, the lowest layer first.
-
-    Layers of a stack, and modules in the order in which they are called.
-    """
-    found: dict[str, float] = {}
-    for name in case.sight.reads:
+def _chain(case: Case) -> list[str]:
+    """The longest row of layers of which each reads what the one before returns."""
+    reads = case.sight.reads
+    chains: list[list[str]] = []
+    for name in reads:
         subject = case.subjects.get(name)
         if subject is None or subject.place is not None:
             continue
+        below = [
+            chain
+            for chain in chains
+            if len(reads[chain[-1]]) == len(reads[name])
+            and reads[chain[-1]][0].steps == reads[name][0].steps
+            and reads[name][0].comes_from(reads[chain[-1]][0])
+        ]
+        chains.append([*max(below, key=len, default=[]), name])
+    return max(chains, key=len, default=[])
+
+
+def received(case: Case) -> dict[str, float]:
+    """The norm of the gradient of each layer's weights, the lowest layer first.
+
+    Layers of a stack, and modules that read each other's outputs step by step.
+    """
+    found: dict[str, float] = {}
+    for name in _chain(case):
+        subject = case.subjects[name]
         gradients = subject.recorded.gradients
         numbers = sorted(
             {leaf.position.layer for leaf in leaves(subject.recorded.cell) if leaf.position}
@@ -42,7 +59,11 @@ def received(case: Case) -> dict[str, float]:
 def _look(case: Case) -> list[Finding] | NotApplicable:
     sizes = received(case)
     if len(sizes) < 2:
-        return NotApplicable("there is one recurrent layer")
+        return NotApplicable(
+            "there is one recurrent layer"
+            if len(case.sight.reads) < 2
+            else "no recurrent layer reads the output of another step by step"
+        )
     (low, first), *_, (high, last) = sizes.items()
     if not first or not last or not math.isfinite(first) or not math.isfinite(last):
         return NotApplicable("a layer got no gradient, or none that is finite")
@@ -54,7 +75,7 @@ def _look(case: Case) -> list[Finding] | NotApplicable:
         Finding(
             "vanishing-in-depth",
             "error",
-            next(iter(case.sight.reads)),
+            _chain(case)[0],
             f"The gradient vanishes in depth: {low} receives 2^{ratio:.1f} of what {high} does, "
             f"over {len(sizes)} layers. It is not a question of lags",
             (
@@ -83,7 +104,7 @@ DEPTH = Experiment(
     "vanishing-in-depth",
     "The gradient vanishes in depth",
     "The norm of the gradient that the weights of the lowest layer receive, over that of the "
-    "highest, in a stack or in layers that read one another.",
+    "highest, in a stack or in layers that read one another step by step.",
     _look,
     thresholds=("depth_ratio",),
     replaces=("forget-gate-too-short", "vanishing", "near-lags-dominate"),

@@ -33,6 +33,7 @@ def _given(
 ) -> Finding:
     other = others[0] if others else None
     drawn = other is not None and not all(map(torch.equal, state, other))
+    fixed = not drawn and all(bool((part == part.flatten()[0]).all()) for part in state)
     size = max(float(part.double().abs().max()) for part in state)
     return Finding(
         "initial-state",
@@ -42,18 +43,22 @@ def _given(
         + (
             "drawn at random, another one with every seed"
             if drawn
-            else "carried in from outside this pass, and no gradient goes back into it"
+            else "one constant number throughout"
+            if fixed
+            else "given from outside the layer, and no gradient goes back into it"
         ),
         (Evidence("largest entry of the initial state", size, "state"),),
         (
             "The initial state is made with torch.randn or the like: noise that the model has to "
             "forget"
             if drawn
-            else "The model keeps the state of the batch before, or of another sequence",
+            else "It is filled with a constant"
+            if fixed
+            else "The model keeps the state of the batch before, or it comes with the batch",
         ),
         (
             "Start from zeros (hx=None) or from a parameter"
-            if drawn
+            if drawn or fixed
             else "Keep it if this batch goes on where the last one ended; else reset it: other "
             "samples, or a new episode, must not start from it",
         ),

@@ -1,6 +1,7 @@
 """Where are numbers not finite before the recurrence has done anything, or in the loss itself?"""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ def tensors(batch: Any, place: str = "batch") -> Iterator[tuple[str, Tensor]]:
     elif isinstance(batch, list | tuple):
         for number, value in enumerate(batch):
             yield from tensors(value, f"{place}[{number}]")
+    elif is_dataclass(batch) and not isinstance(batch, type):
+        for one in fields(batch):
+            yield from tensors(getattr(batch, one.name, None), f"{place}.{one.name}")
 
 
 def _in_data(case: Case) -> list[Finding] | NotApplicable:

@@ -5,14 +5,16 @@ layer's whole input, which is exactly 0 in all other samples unless something mi
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from retrograde.diagnosis.experiments.experiment import Case, Experiment, listed
+from retrograde.diagnosis.experiments.numbers import tensors
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
 from retrograde.diagnosis.sight import Read, Sight, see
-from retrograde.diagnosis.unharmed import copied_model
+from retrograde.diagnosis.unharmed import copied, copied_model
 
 PROBES = 3
 """Samples whose predictions are asked."""
@@ -53,19 +55,101 @@ def _look(case: Case) -> list[Finding] | NotApplicable:
     if samples == 1:
         return NotApplicable("there is one sample")
     views = _by_sample(prediction, samples, reads[0].steps)
+    for name, others in case.sight.reads.items():
+        if views:
+            break
+        layer, reads, samples = name, others, others[0].samples
+        views = _by_sample(prediction, samples, reads[0].steps) if samples > 1 else []
     if not views:
+        layer, reads = next(iter(case.sight.reads.items()))
+        samples = reads[0].samples
         return NotApplicable(
             f"no axis of the prediction {list(prediction.shape)} is that of the {samples} samples "
             f"of {layer!r}"
         )
     answers = [_ask(view, reads, samples) for view in views]
     if any(not any(answer.others for answer in each) for each in answers):
-        return []
+        return _exchanged(case, samples)
     mixed = next(answer for answer in answers[0] if answer.others)
+    for others in case.sight.reads.values():  # samples that are steps of a layer above
+        parts, steps = others[0].samples, others[0].steps
+        if parts > 1 and steps > 1 and parts * steps == samples:
+            above = [_ask(view, others, parts) for view in _by_sample(prediction, parts, steps)]
+            if any(not any(answer.others for answer in each) for each in above):
+                return []
     norms = _normalised(case.model)
     if norms and _apart_without(case, samples):
         return [_legitimate(layer, norms, mixed)]
+    everyone = all(len(answer.reached) == samples for answer in answers[0])
+    if everyone and _apart_in_the_model(case, reads, samples):
+        return [_in_the_loss(mixed)]
     return [_mixed(layer, mixed, samples)]
+
+
+def _apart_in_the_model(case: Case, reads: list[Read], samples: int) -> bool:
+    """Whether the model keeps apart what the loss brings together."""
+    found = []
+    for output in case.sight.outputs:
+        if output.requires_grad and output.ndim:
+            views = _by_sample(output, samples, reads[0].steps)
+            found += [any(not any(a.others for a in _ask(v, reads, samples)) for v in views)]
+    return bool(found) and all(found)
+
+
+def _exchanged(case: Case, samples: int) -> list[Finding]:
+    """Samples that were mixed before a layer reads them: one sample is given the data of another.
+
+    What is compared with the pass as it was is what the layers read. Where the pass cannot be made
+    again, or it is not seen which axis is that of the samples, nothing is said.
+    """
+    if _normalised(case.model):
+        return []
+    sample = samples // 2
+    found = []
+    for axis in (0, 1):
+        batch = _with_data_of(case.batch, sample, sample - 1, samples, axis)
+        if batch is None:
+            continue
+        try:
+            reads = see(case.model, batch, case.loss_fn, case.seed).reads
+        except Exception:
+            return []
+        moved = {
+            name: _moved(one[0], reads[name][0])
+            for name, one in case.sight.reads.items()
+            if one[0].samples == samples and name in reads
+        }
+        others = {n: [o for o in each if o != sample] for n, each in moved.items() if each}
+        if not any(others.values()):
+            return []
+        found.append(next((name, each) for name, each in others.items() if each))
+    return [_mixed_before(*found[0], sample)] if found else []
+
+
+def _with_data_of(batch: Any, sample: int, other: int, samples: int, axis: int) -> Any:
+    """A batch in which one sample has the data of another; None if none of it has the axis."""
+    batch, found = copied(batch), False
+    for _, tensor in tensors(batch):
+        along = axis if tensor.ndim > axis and tensor.shape[axis] == samples else 1 - axis
+        if tensor.ndim > along and tensor.shape[along] == samples:
+            with torch.no_grad():
+                tensor.select(along, sample).copy_(tensor.select(along, other).clone())
+            found = True
+    return batch if found else None
+
+
+def _moved(before: Read, after: Read) -> list[int]:
+    """The samples in which a layer reads other numbers; none if every number is another.
+
+    A statistic of the batch moves every number of it, axes in the wrong order only some.
+    """
+    if before.packed is not None or before.x.shape != after.x.shape:
+        return []
+    change = (after.x.detach() - before.x.detach()).abs()
+    change = torch.where(change > 1e-6 * before.x.detach().abs().max(), change, 0)
+    if bool(change.all()):
+        return []
+    return torch.nonzero(before.by_sample(change)).flatten().tolist()
 
 
 def _by_sample(prediction: Tensor, samples: int, steps: int) -> list[Tensor]:
@@ -107,6 +191,8 @@ def _along_the_samples(case: Case, layer: str) -> bool:
     prediction, read = case.sight.prediction, case.sight.reads[layer][0]
     assert prediction is not None
     if read.time_axis is None or len(case.sight.reads[layer]) > 1:
+        return False
+    if prediction.ndim > 2 and prediction.shape[1] == read.samples:
         return False
     targets = [each.target for each in case.sight.comparisons]
     if any(target.ndim > 1 and read.samples in target.shape for target in targets):
@@ -211,13 +297,52 @@ def _legitimate(layer: str, norms: list[str], answer: _Answer) -> Finding:
     )
 
 
+def _in_the_loss(answer: _Answer) -> Finding:
+    return Finding(
+        "samples-mixed",
+        "info",
+        None,
+        "Samples see each other in the loss, and nowhere in the model: what the loss compares of "
+        "one sample depends on all the others",
+        (
+            Evidence(
+                "other samples that a prediction depends on", float(len(answer.others)), "samples"
+            ),
+        ),
+        ("A contrastive loss, or one that normalises over the batch",),
+        (),
+    )
+
+
+def _mixed_before(layer: str, others: list[int], sample: int) -> Finding:
+    return Finding(
+        "samples-mixed",
+        "error",
+        layer,
+        f"Samples are mixed before {layer!r} reads them: when sample {sample} of the batch is "
+        f"given other data, what {layer!r} reads in sample{'s' * (len(others) > 1)} "
+        f"{listed(others)} changes too",
+        (
+            Evidence(
+                "other samples that depend on one", float(len(others)), "samples", 0.0, "below"
+            ),
+        ),
+        (
+            "A view or reshape that was meant to swap axes: x.view(T, B, features) of a batch "
+            "[B, T, features] renames the axes and leaves the numbers where they were",
+        ),
+        ("Move axes by x.transpose(0, 1), or tell the layer with batch_first=True",),
+    )
+
+
 SAMPLES = Experiment(
     "samples-mixed",
     "Samples see each other",
     "Whether the prediction of one sample depends on the input of another: the derivative of the "
-    "one by the other, which is exactly 0 where samples are kept apart. Axes in the wrong order "
+    "one by the other, which is exactly 0 where samples are kept apart. One sample is then given "
+    "the data of another, which shows whether they were mixed before. Axes in the wrong order "
     "and a wrong reshape mix them, and the model then learns from what it will not have. Batch "
-    "normalisation mixes them by design, and is named as such.",
+    "normalisation and contrastive losses mix them by design, and are named as such.",
     _look,
     replaces=("unreached", "forget-gate-too-short", "vanishing", "near-lags-dominate"),
 )

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from retrograde.diagnosis.experiments.experiment import Case, Experiment
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
@@ -23,6 +24,9 @@ def _look(case: Case) -> list[Finding] | NotApplicable:
             continue
         x = subject.recorded.x.double()
         size = float(x.square().mean((0, 1)).sqrt().max())
+        if 0 < size < case.limits["input_scale_low"]:
+            findings.append(_small(name, size, case.limits["input_scale_low"]))
+            continue
         before = _saturated(subject)
         if size <= case.limits["input_scale"] or before <= case.limits["saturated_share"]:
             continue
@@ -38,6 +42,10 @@ def _standardised(case: Case, name: str) -> float | None:
 
     def scale(_: object, args: tuple[object, ...]) -> tuple[object, ...] | None:
         x, *others = args
+        if isinstance(x, PackedSequence):
+            mean, spread = x.data.mean(0), x.data.std(0)
+            data = (x.data - mean) / torch.where(spread > 0, spread, 1)
+            return (x._replace(data=data), *others)
         if not isinstance(x, Tensor):
             return None
         every = tuple(range(x.ndim - 1))
@@ -74,13 +82,38 @@ def _large(name: str, size: float, before: float, after: float, limit: float) ->
     )
 
 
+def _small(name: str, size: float, limit: float) -> Finding:
+    return Finding(
+        "input-scale",
+        "warning",
+        name,
+        f"The input of {name!r} is too small for its gates: its largest feature is {size:.2g} in "
+        "size, and weights drawn for features of size 1 make next to nothing of it",
+        (
+            Evidence(
+                "root mean square of the largest feature",
+                size,
+                "",
+                limit,
+                "above",
+                "input_scale_low",
+            ),
+        ),
+        ("Features are in their own units (returns, concentrations, metres), not standardised",),
+        (
+            "Standardise every feature with the mean and spread of the training set: "
+            "x = (x - mean) / std",
+        ),
+    )
+
+
 INPUT_SCALE = Experiment(
     "input-scale",
-    "The input is too large for the gates",
+    "The input is out of scale for the gates",
     "The size of the largest feature that a layer reads, where most of a gate is saturated; the "
     "same pass is run with every feature standardised, and blamed on the input if that frees the "
-    "gate.",
+    "gate. Features a thousand times smaller than 1 are told as well.",
     _look,
-    thresholds=("input_scale", "saturated_share"),
+    thresholds=("input_scale", "input_scale_low", "saturated_share"),
     replaces=("dead-units", "output-outweighs"),
 )

@@ -3,6 +3,8 @@
 share = loss / loss of the constant that fits the targets of this batch best
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -35,14 +37,15 @@ def best_constant(each: Comparison) -> Tensor | None:
     if each.function in ("mse_loss", "difference", "huber_loss", "smooth_l1_loss"):
         if target.shape != prediction.shape:
             return None
-        return target.double().mean().expand_as(prediction).to(prediction)
+        return _of_each_output(target, torch.mean).expand_as(prediction).to(prediction)
     if each.function == "l1_loss":
         if target.shape != prediction.shape:
             return None
-        return target.double().median().expand_as(prediction).to(prediction)
+        return _of_each_output(target, torch.median).expand_as(prediction).to(prediction)
     if each.function == "cross_entropy" and not target.is_floating_point() and prediction.ndim > 1:
         classes = prediction.shape[1]
         known = target[(target >= 0) & (target < classes)]
+        known = known[known != each.options.get("ignore_index", -100)]
         counts = torch.bincount(known.flatten(), minlength=classes).double() + 1e-9
         shape = [1, classes] + [1] * (prediction.ndim - 2)
         return (counts / counts.sum()).log().view(shape).expand_as(prediction).to(prediction)
@@ -50,6 +53,15 @@ def best_constant(each: Comparison) -> Tensor | None:
         mean = target.double().mean().clamp(1e-6, 1 - 1e-6)
         return torch.logit(mean).expand_as(prediction).to(prediction)
     return None
+
+
+def _of_each_output(target: Tensor, middle: Callable[..., Tensor]) -> Tensor:
+    """The mean or median of each entry of the last axis, over everything else; else of all."""
+    if target.ndim < 2:
+        return middle(target.double())
+    rows = target.double().flatten(0, -2)
+    found = middle(rows, 0)
+    return found if isinstance(found, Tensor) else found.values
 
 
 def _look(case: Case) -> list[Finding] | NotApplicable:

@@ -35,12 +35,21 @@ def runs_of(sight: Sight, layer: str) -> Runs:
     cut, returned = 0, sight.final.get(layer, [])
     for call, read in enumerate(sight.reads[layer]):
         given = sight.initial[layer][call]
-        if call and given and any(part.requires_grad for part in given):
+        learnt = any(part.requires_grad for part in given or ())
+        if call and learnt and not _as_at_first(given, sight.initial[layer][0]):
             lengths[-1] += read.steps
             continue
         cut += bool(call and given and any(_same(given, other) for other in returned[:call]))
         lengths.append(read.steps)
     return Runs(tuple(lengths), cut)
+
+
+def _as_at_first(given: tuple[Tensor, ...] | None, first: tuple[Tensor, ...] | None) -> bool:
+    """Whether a call starts from what the first one started from, as a state that is learnt."""
+    return bool(given and first) and all(
+        one.shape == other.shape and torch.equal(one, other)
+        for one, other in zip(given or (), first or (), strict=False)
+    )
 
 
 def _same(given: tuple[Tensor, ...], returned: tuple[Tensor, ...]) -> bool:
@@ -63,7 +72,7 @@ def _look(case: Case) -> list[Finding] | NotApplicable:
             findings += _cut(subject, run, lag)
         elif run == 1 and not beside:
             findings.append(_one_step(subject, len(runs.lengths), lag))
-        elif lag is not None and lag >= run + beside:
+        elif lag is not None and lag >= run + beside and not _held_elsewhere(case, lag):
             findings.append(_too_short(subject, lag, run + beside, beside > 0))
     return findings
 
@@ -78,6 +87,11 @@ def _steps_beside(case: Case, layer: str) -> int:
                 together.add(name)
                 waiting.append(name)
     return sum(max(runs_of(case.sight, name).lengths) for name in together - {layer})
+
+
+def _held_elsewhere(case: Case, lag: int) -> bool:
+    """Whether another layer holds the lag: it may be meant in its steps, or be bridged by it."""
+    return any(max(runs_of(case.sight, name).lengths) > lag for name in case.sight.reads)
 
 
 def _passes_on(case: Case, one: str, other: str) -> bool:

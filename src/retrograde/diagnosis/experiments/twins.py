@@ -1,5 +1,7 @@
 """Are all units one unit? Units with the same weights stay the same for ever."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -37,7 +39,7 @@ def _twins(subject: Subject) -> list[Finding]:
         own = states[..., leaf.part][..., leaf.cell.slots["h"]]
         units = own.shape[-1]
         kinds = different(own)
-        if units < 2 or kinds > units * FEW:
+        if units < 2 or kinds > units * FEW or not _same_weights(leaf.cell, units):
             continue
         where = f" of {leaf.position}" if leaf.position is not None else ""
         found.append(
@@ -56,6 +58,15 @@ def _twins(subject: Subject) -> list[Finding]:
             )
         )
     return found
+
+
+def _same_weights(cell: Any, units: int) -> bool:
+    """Whether the units get their inputs by the same weights; states alone may agree at a limit."""
+    weight = getattr(cell, "weight_ih", None)
+    if not isinstance(weight, Tensor) or weight.shape[0] % units:
+        return True
+    rows = weight.detach().view(-1, units, weight.shape[1])  # [gates, H, I]
+    return different(rows.movedim(1, -1).flatten(0, -2)) <= units * FEW
 
 
 ENOUGH = 64

@@ -4,23 +4,31 @@ Layers that ran and got none, layers and directions of a stack, samples, and a d
 loss reads where it has seen one input.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from retrograde.cells import Position
 from retrograde.cells.leaves import leaves
+from retrograde.diagnosis.experiments.comparison import broadcasts
 from retrograde.diagnosis.experiments.experiment import Case, Experiment, listed
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
 from retrograde.diagnosis.run import moved_by
+from retrograde.diagnosis.sight import see
 from retrograde.diagnosis.subject import Subject
+from retrograde.diagnosis.unharmed import copied_model
+from retrograde.record import recurrent_layers
 
 
 def _look(case: Case) -> list[Finding] | NotApplicable:
     found = _cut_off(case)
+    broadcast = bool(broadcasts(case))  # signs that add up to 0 are no sample left out
     for subject in case.subjects.values():
         if subject.place is None:
             found += _directions(subject) or _one_input(subject)
-            found += _samples(subject)
+            found += [] if broadcast else _samples(subject)
     return found
 
 
@@ -29,10 +37,10 @@ def _cut_off(case: Case) -> list[Finding]:
     findings = []
     refused = set(case.run.recording.refused)
     for name in case.sight.reads:
-        if name not in refused or name in case.subjects:
+        if name not in refused or name in case.subjects or not _learns(case, name):
             continue
         change = moved_by(case.model, case.batch, case.loss_fn, case.seed, name)
-        if not change:
+        if not change or _gives_the_target(case, name):
             continue
         findings.append(
             Finding(
@@ -47,6 +55,38 @@ def _cut_off(case: Case) -> list[Finding]:
             )
         )
     return findings
+
+
+def _learns(case: Case, layer: str) -> bool:
+    """Whether the layer has weights that are to be trained; a frozen one gets no gradient."""
+    return any(p.requires_grad for p in recurrent_layers(case.model)[layer].parameters())
+
+
+def _gives_the_target(case: Case, layer: str) -> bool:
+    """Whether a layer moves what predictions are compared with, and no prediction.
+
+    So do a target network and a teacher, which get no gradient by design.
+    """
+    copy = copied_model(case.model)
+
+    def other(result: Any) -> Any:
+        if isinstance(result, Tensor):
+            return result + 0.5 if result.is_floating_point() else result
+        if isinstance(result, PackedSequence):
+            return result._replace(data=other(result.data))
+        return tuple(map(other, result)) if isinstance(result, tuple) else result
+
+    recurrent_layers(copy)[layer].register_forward_hook(lambda _, __, result: other(result))
+    try:
+        moved = see(copy, case.batch, case.loss_fn, case.seed).comparisons
+    except Exception:
+        return False
+    before = case.sight.comparisons
+    if not before or [each.function for each in before] != [each.function for each in moved]:
+        return False
+    pairs = list(zip(before, moved, strict=True))
+    same = all(torch.equal(one.prediction, another.prediction) for one, another in pairs)
+    return same and not all(torch.equal(one.target, another.target) for one, another in pairs)
 
 
 def _zero(*tensors: Tensor) -> bool:

@@ -137,10 +137,24 @@ def _first_place(subject: Subject, evidence: Evidence) -> Finding:
         _sentence(str(place) if place else "the gradient is not finite"),
         (evidence, *(Evidence("growth before", g, "powers of two per step") for g in named)),
         (causes[place.what],) if place else (),
-        ("Mend the first place: everything after it is its consequence",),
+        (
+            *_smaller_steps(subject),
+            "Mend the first place: everything after it is its consequence",
+        ),
         gate=place.gate if place else None,
         route=place.route if place else None,
         steps=(place.step, place.step) if place and place.step is not None else None,
+    )
+
+
+def _smaller_steps(subject: Subject) -> tuple[str, ...]:
+    """How to hold back a forward pass that has overflowed."""
+    if subject.place is None or subject.place.what != "state":
+        return ()
+    return (
+        "Start the recurrent weights from an orthogonal matrix or the identity "
+        "(torch.nn.init.orthogonal_, torch.nn.init.eye_), whose largest singular value is 1, or "
+        "use tanh, which bounds the state",
     )
 
 
