@@ -203,11 +203,17 @@ ROWS: dict[str, Row] = {
         {
             **{"subject": nn.LSTM(1, 2), "batch": X, "loss_fn": lambda m, x: m(x)[0].sum()},
             **{"needs_lag": 2, "layer": "LSTM", "thresholds": {}, "spectrum": False},
-            **{"remedies": False, "try_training": 0, "seed": 1, "progress": None},
+            **{"remedies": False, "budget": 1.0, "optimizer": torch.optim.Adam, "batches": [X]},
+            **{"try_training": 0, "seed": 1, "progress": None},
         },
         {
             **{"subject": RECURRENT, "batch": FREE, "loss_fn": taking(2), **DIAGNOSE},
-            **{"remedies": Kind(FLAG.bad), "try_training": Kind((*NO_WHOLE, NOTHING, -1), _an_int)},
+            **{
+                "remedies": Kind(FLAG.bad[1:]),
+                "budget": Kind((*NO_NUMBER, NOTHING, -1.0, -math.inf)),
+            },
+            **{"optimizer": FUNCTION_OR_NONE, "batches": Kind((3, 2.5, TEXT, nn.LSTM(1, 2)))},
+            **{"try_training": Kind((*NO_WHOLE, NOTHING, -1), _an_int)},
             "seed": Kind(INTEGER.bad, _an_int),
         },
     ),

@@ -252,8 +252,9 @@ def test_an_unknown_layer_is_a_message_with_those_there_are(run):
 
 
 def test_options_reach_diagnose(run, diagnosed):
-    options = "--needs-lag 7 --layer LSTM --no-remedies --try-training 3 --spectrum --seed 5"
+    options = "--needs-lag 7 --layer LSTM --no-remedies --try-training 3 --budget 9 --seed 5"
     thresholds = ("--threshold", "conflict=-0.2", "--threshold", "far_share=2e-3")
+    options += " --spectrum"
     code, _, err = run("diagnose", "user.py:good", *options.split(), *thresholds)
     assert (code, err) == (0, "")
     model, batch, loss_fn = diagnosed.pop("subject")
@@ -264,7 +265,8 @@ def test_options_reach_diagnose(run, diagnosed):
         "needs_lag": 7,
         "layer": "LSTM",
         "thresholds": {"conflict": -0.2, "far_share": 2e-3},
-        "remedies": False,
+        "remedies": None,
+        "budget": 9.0,
         "try_training": 3,
         "spectrum": True,
         "seed": 5,

@@ -40,7 +40,6 @@ for call in (
     lambda: report.to_html("report.html"),
     lambda: report.to_json("report.json"),
     lambda: retrograde.Report.from_json("report.json"),
-    lambda: retrograde.diagnose(model, x, loss_fn, needs_lag=29, try_training=1),
 ):
     try:
         call()
@@ -86,7 +85,6 @@ def test_without_extras_the_core_works_and_the_rest_says_what_to_install(tmp_pat
         f"the page of a report needs altair, {missing} 'retrograde[report]'",
         f"a report as JSON needs pydantic, {missing} 'retrograde[report]'",
         f"a report as JSON needs pydantic, {missing} 'retrograde[report]'",
-        f"training a remedy needs lightning, {missing} 'retrograde[lightning]'",
     ]
     assert "vanishing" in printed and "residual" in printed
     assert complaints == f"error: the command line needs typer, {missing} 'retrograde[cli]'\n"

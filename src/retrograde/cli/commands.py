@@ -12,7 +12,7 @@ from enum import StrEnum
 from importlib.metadata import version
 from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import typer
@@ -76,6 +76,22 @@ class FailOn(StrEnum):
     NEVER = "never"
 
 
+class Remedies(StrEnum):
+    """What is done with remedies."""
+
+    TRAIN = "train"
+    PASS = "pass"
+    NONE = "none"
+
+
+WITH_REMEDIES: dict[Remedies, Literal["train", "pass"] | None] = {
+    Remedies.TRAIN: "train",
+    Remedies.PASS: "pass",
+    Remedies.NONE: None,
+}
+"""What `retrograde.diagnose` calls them."""
+
+
 @app.command(help="Train two small forecasters of CO2 and show how far back their gradients reach.")
 def demo(
     seed: Seed = 0,
@@ -125,10 +141,20 @@ def diagnose(
         typer.Option(metavar="NAME=VALUE", help="Change a threshold of a rule; may be repeated."),
     ] = None,
     remedies: Annotated[
-        bool, typer.Option("--remedies/--no-remedies", help="Try remedies on a copy of the model.")
-    ] = True,
+        Remedies,
+        typer.Option(
+            help="Try remedies on copies of the model, by one backward pass (evidence) or by "
+            "training them beside the original (a verdict)."
+        ),
+    ] = Remedies.PASS,
+    no_remedies: Annotated[
+        bool, typer.Option("--no-remedies", help="The same as --remedies none.")
+    ] = False,
+    budget: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="For all trainings together.")
+    ] = 60.0,
     try_training: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Train original and remedy for N steps each.")
+        int, typer.Option(min=0, metavar="N", help="Train remedies, for N steps each.")
     ] = 0,
     spectrum: Annotated[
         bool,
@@ -156,7 +182,8 @@ def diagnose(
             needs_lag=needs_lag,
             layer=layer,
             thresholds=changed,
-            remedies=remedies,
+            remedies=None if no_remedies else WITH_REMEDIES[remedies],
+            budget=budget,
             try_training=try_training,
             spectrum=spectrum,
             seed=seed,

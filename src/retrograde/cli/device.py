@@ -1,5 +1,6 @@
 """Model and batch on another device, whatever the batch is made of."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch.utils import _pytree as tree
 
 from retrograde import _checks
 from retrograde.cli.subject import Subject
+from retrograde.diagnosis.batches import is_source
 from retrograde.errors import InputError
 
 
@@ -43,16 +45,23 @@ def move(subject: Subject, device: torch.device) -> Subject:
     """
     try:
         model = subject.model.to(device)
-        batch = tree.tree_map(
-            lambda leaf: leaf.to(device) if _can_move(leaf) else leaf,
-            subject.batch,
-            is_leaf=_can_move,
-        )
+        batch = _moved(subject.batch, device)
         if isinstance(subject.loss_fn, torch.nn.Module):
             return replace(subject, model=model, batch=batch, loss_fn=subject.loss_fn.to(device))
         return replace(subject, model=model, batch=batch)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise InputError(f"cannot move model and batch to {device}: {error}") from None
+
+
+def _moved(batch: Any, device: torch.device) -> Any:
+    """A batch on a device; what gives batches gives them there."""
+    if is_source(batch):
+        if isinstance(batch, Iterable):
+            return (_moved(each, device) for each in batch)
+        return lambda seed: _moved(batch(seed), device)
+    return tree.tree_map(
+        lambda leaf: leaf.to(device) if _can_move(leaf) else leaf, batch, is_leaf=_can_move
+    )
 
 
 def _can_move(part: Any) -> bool:

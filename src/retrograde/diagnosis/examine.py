@@ -16,10 +16,9 @@ from retrograde.diagnosis.run import LossFunction, Run, run
 from retrograde.diagnosis.sight import see
 from retrograde.diagnosis.subject import Subject, subjects
 from retrograde.diagnosis.thresholds import Threshold
-from retrograde.diagnosis.training import MOST as MOST_TRAINED
-from retrograde.diagnosis.training import train_remedies
+from retrograde.diagnosis.training import ONE_PASS, Plan, optimizer_of, train_remedies
 from retrograde.diagnosis.trials import Clinic, plan, try_remedies
-from retrograde.diagnosis.unharmed import copy_of, untouched
+from retrograde.diagnosis.unharmed import copy_of, seeded, untouched
 from retrograde.errors import RecordingError, RetrogradeError
 from retrograde.record import Recorded, Recording
 
@@ -86,16 +85,22 @@ def examine(
     needs_lag: int | None = None,
     layer: str | None = None,
     remedies: bool = True,
-    try_training: int = 0,
+    training: Plan | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Examination:
-    """Run a copy of the model, look at the pass and try remedies; arguments as in `diagnose`."""
+    """Run a copy of the model, look at the pass and try remedies; arguments as in `diagnose`.
+
+    `training` says how remedies are trained, None that they are not.
+    """
     tell = Teller(progress)
     tell("the backward pass")
     with untouched(model):
         try:
             copy = copy_of(model)
+            if training is not None and training.optimizer is not None:
+                with seeded(seed):
+                    optimizer_of(training.optimizer, copy.model)
             before = run(copy.model, batch, loss_fn, seed)
         except RecordingError as error:
             raise RecordingError(
@@ -121,10 +126,15 @@ def examine(
     else:
         clinic = Clinic(model, batch, loss_fn, seed, limits, before)
         planned = len(plan(findings))
-        tell.more(planned + (min(planned, MOST_TRAINED) + 1 if try_training else 0))
+        tell.more(planned)
         findings, treated = try_remedies(clinic, found, findings, tell)
-        if try_training:
-            findings = train_remedies(clinic, findings, treated, try_training, tell)
+        if training is not None:
+            findings, how = train_remedies(
+                clinic, found, findings, treated, training, tell, tell.more
+            )
+            notes += how
+        elif any(finding.trials for finding in findings):
+            notes.append(ONE_PASS)
         left = len(plan(findings, most=10**6)) - planned
         if left:
             notes.append(f"{left} remedies of further findings were not tried; layer= picks one.")

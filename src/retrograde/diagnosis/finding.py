@@ -1,6 +1,8 @@
 """Findings as data: what is wrong, how we know, what probably causes it, and what was tried."""
 
+import math
 from dataclasses import dataclass
+from statistics import stdev
 from typing import Any, Literal
 
 from retrograde import charts
@@ -10,6 +12,9 @@ Severity = Literal["info", "warning", "error"]
 
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")
 """In ascending order."""
+
+Verdict = Literal["trained better", "no difference", "trained worse", "diverged", "not trained"]
+"""What a paired training says of a remedy."""
 
 
 @dataclass(frozen=True)
@@ -91,22 +96,47 @@ class Check:
 
 @dataclass(frozen=True)
 class Training:
-    """Losses of the original and of a remedy, trained side by side from the same seed.
+    """Losses of the original and of a remedy, trained side by side from the same seeds.
 
     Attributes:
-        optimizer: what trained both, with its learning rate.
-        original, remedy: the loss at each step.
+        optimizer: what trained both, with the learning rates, and on which batches.
+        original, remedy: the loss at each step of the first seed.
+        original_final, remedy_final: the final loss for each seed, the mean of the last fifth of
+            the steps; infinite where the training diverged.
 
     Example:
         >>> from retrograde.diagnosis import Training
-        >>> training = Training("Adam", original=(1.0, 0.9), remedy=(1.0, 0.4))
-        >>> training.remedy[-1] < training.original[-1]
-        True
+        >>> training = Training("Adam", (1.0, 0.9), (1.0, 0.4), (0.9, 0.8, 0.9), (0.4, 0.3, 0.4))
+        >>> round(training.difference, 2), round(training.spread, 2)
+        (-0.5, 0.0)
     """
 
     optimizer: str
     original: tuple[float, ...]
     remedy: tuple[float, ...]
+    original_final: tuple[float, ...] = ()
+    remedy_final: tuple[float, ...] = ()
+
+    @property
+    def differences(self) -> tuple[float, ...]:
+        """By how much the remedy's final loss is above the original's, for each seed."""
+        pairs = zip(self.original_final, self.remedy_final, strict=True)
+        return tuple(remedy - original for original, remedy in pairs)
+
+    @property
+    def difference(self) -> float:
+        """The mean of the differences, in the unit of the loss; negative if the remedy is better.
+
+        Infinite where one of the two diverged; NaN where both did, or with no seed.
+        """
+        return sum(self.differences) / len(self.differences) if self.differences else math.nan
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation of the differences over seeds; NaN where one is infinite."""
+        if len(self.differences) < 2 or not all(map(math.isfinite, self.differences)):
+            return math.nan
+        return stdev(self.differences)
 
     def chart(self) -> Any:
         """Both losses over the training steps, as an Altair chart."""
@@ -122,13 +152,16 @@ class Trial:
         title: what was done, in a line.
         code: the lines that do it to the user's model.
         before, after: the number of the finding's first evidence; None if it could not be measured.
-        helped: whether the number moved to the healthy side, or at least a good way towards it.
+        helped: whether the number moved to the healthy side, or at least a good way towards it, and
+            nothing worse came in: no error, no explosion, no void residual. It is the evidence of
+            one pass, and no verdict.
         cured: whether the finding is gone.
         residual: of the decomposition after.
         loss_before, loss_after: the loss of that very batch; a remedy that draws fresh weights
             throws away what was learned.
         note: why it could not be tried, or what else it did.
         training: what training did with it, if that was asked for.
+        verdict: what follows from the training.
 
     Example:
         >>> import torch, retrograde
@@ -155,6 +188,14 @@ class Trial:
     loss_after: float | None = None
     note: str = ""
     training: Training | None = None
+    verdict: Verdict = "not trained"
+
+    @property
+    def recommended(self) -> bool:
+        """Whether it trained better; if it was not trained, whether it helped in one pass."""
+        if self.verdict == "not trained":
+            return self.helped
+        return self.verdict == "trained better"
 
 
 @dataclass(frozen=True)
@@ -174,7 +215,8 @@ class Finding:
         position: the layer and direction of a module with several that is concerned.
         route: the route concerned.
         steps: first and last step concerned.
-        trials: remedies that were tried, the one with the largest effect first.
+        trials: remedies that were tried, those that trained better first, then the one with the
+            largest effect in one pass.
 
     Example:
         >>> import torch, retrograde

@@ -1,128 +1,252 @@
-"""Original and remedy trained side by side, for what only training can tell. Lightning trains."""
+"""Remedies judged by training: original and remedy side by side, from the same seeds and batches.
 
-import logging
+One backward pass tells whether the gradient reaches; whether a model learns better, only training
+tells. Both sides are copies, trained with the user's loss and optimiser. Differences are taken
+seed by seed, so that what chance does to both sides alike cancels out.
+"""
+
 import math
+import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from statistics import mean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from retrograde._optional import optional
+from retrograde import _checks
 from retrograde.clipping import Clipper, GlobalNorm, suggest
 from retrograde.clipping.groups import ALL
-from retrograde.diagnosis.finding import Finding, Training, Trial
+from retrograde.diagnosis.batches import Batches, taken
+from retrograde.diagnosis.finding import Finding, Training, Trial, Verdict
 from retrograde.diagnosis.remedies import Afterwards
 from retrograde.diagnosis.run import LossFunction, scalar
+from retrograde.diagnosis.subject import Subject
 from retrograde.diagnosis.trials import Clinic, Treated, in_words
-from retrograde.diagnosis.unharmed import copied, copied_model, seeded
-from retrograde.errors import ClippingError, MissingExtraError, NonFiniteError
+from retrograde.diagnosis.unharmed import copied, copied_model, seeded, untouched
+from retrograde.errors import ArgumentError, ClippingError, NonFiniteError
 
-MOST = 4
-"""So many remedies are trained."""
+Factory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+"""Makes an optimiser for parameters."""
 
-LEARNING_RATE = 1e-3
-OPTIMIZER = f"Adam, learning rate {LEARNING_RATE:g}, the same batch at every step"
+MOST = 3
+"""Maximum number of remedies trained."""
+
+SEEDS = 5
+"""Number of paired trainings that a verdict rests on."""
+
+STUDENT = 2.776
+"""The 97.5 % quantile of Student's t with SEEDS - 1 degrees of freedom."""
+
+RATES = (1e-3, 3e-3, 1e-2)
+"""Learning rates of Adam that each side is tried with, where no optimiser is given."""
+
+STEPS = 300
+"""Maximum number of steps of a training; fewer where the budget does not allow them."""
+
+LEAST_STEPS = 20
+"""A training of fewer steps tells nothing, so that it is not begun."""
+
+LAST = 5
+"""The final loss is the mean over the last of so many equal parts of the steps."""
+
+JITTER = 0.01
+"""Standard deviation of the factors by which weights are scaled for each seed but the first.
+
+One factor for each tensor, the same for original and remedy: it varies the start, and leaves zeros
+zero, equal units equal and orthogonal matrices orthogonal up to their scale.
+"""
+
+MARGIN = 0.05
+"""A smaller part of the final loss is no difference, however certain it is."""
+
+SOLVED = 0.01
+"""And so is a smaller part of the loss that training started with: both have learned it."""
+
+BLOWN_UP = 10.0
+"""A training whose loss ends above this multiple of where it began has diverged."""
+
+SAME_LOSS = 1e-3
+"""Relative difference of losses that are the same but for rounding in a pass that magnifies it."""
+
+BUDGET_USED = 0.8
+"""Part of the budget that is planned for; the rest is for steps that take longer than the first."""
 
 
-@dataclass(frozen=True)
-class Trained:
-    """How a training went.
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How remedies are trained.
 
     Attributes:
-        losses: at each step.
-        norms: those of the gradient before anything was done to it, at each step at which it was
-            finite, by group.
+        batches: what they are trained on.
+        optimizer: the user's factory; None for Adam with the best of a few learning rates.
+        budget: seconds for all trainings together.
+        steps: steps of each training; None for as many as the budget allows.
     """
 
-    losses: tuple[float, ...]
+    batches: Batches
+    optimizer: Factory | None = None
+    budget: float = 60.0
+    steps: int | None = None
+
+    @property
+    def optimizers(self) -> tuple[Factory, ...]:
+        """Each side is trained with the best of these."""
+        if self.optimizer is not None:
+            return (self.optimizer,)
+        return tuple(partial(torch.optim.Adam, lr=rate) for rate in RATES)
+
+    @property
+    def runs(self) -> int:
+        """The number of trainings of each side: one for each rate that is tried, then the seeds."""
+        rates = len(self.optimizers)
+        return SEEDS + (rates if rates > 1 else 0)
+
+
+class _OutOfTime(Exception):
+    """The budget is used up."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """The original or a remedy, made anew for each training.
+
+    Attributes:
+        words: by which it is called.
+        make: maps a seed to a copied model and what is done to its gradients before each step.
+    """
+
+    words: str
+    make: Callable[[int], tuple[nn.Module, Afterwards | None]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Result:
+    """The trainings of one side: the losses for each seed, and by what they came about."""
+
+    steps: int
+    losses: tuple[tuple[float, ...], ...]
+    optimizer: str
+    batches: str
     norms: Mapping[str, Tensor]
+
+
+def optimizer_of(factory: Factory, model: nn.Module) -> torch.optim.Optimizer:
+    """An optimiser for a copied model, of the user's making.
+
+    Raises:
+        ArgumentError: if the factory fails, returns something else, or an optimiser of other
+            parameters than those it was given.
+    """
+    given = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        made = factory(list(given))
+    except Exception as error:
+        raise ArgumentError(
+            "optimizer must be a function parameters -> torch.optim.Optimizer; called with a list "
+            f"of {len(given)} parameters it failed: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(made, torch.optim.Optimizer):
+        raise ArgumentError(
+            "optimizer must be a function parameters -> torch.optim.Optimizer; it returned "
+            f"{_checks.shown(made)}"
+        )
+    known = set(map(id, given))
+    if any(id(p) not in known for group in made.param_groups for p in group["params"]):
+        raise ArgumentError(
+            "optimizer must optimise the parameters that it is given, which are those of a copy of "
+            "the model; it returned an optimiser of others"
+        )
+    return made
 
 
 def train(
     model: nn.Module,
-    batch: Any,
+    batches: Callable[[int], Any],
     loss_fn: LossFunction,
+    optimizer: torch.optim.Optimizer,
     steps: int,
-    seed: int,
-    afterwards: Afterwards | None = None,
-) -> Trained:
-    """So many steps of training; the model itself is left alone.
+    afterwards: Callable[[nn.Module], object] | None = None,
+    until: float = math.inf,
+) -> tuple[float, ...]:
+    """Train a copied model, in place.
 
     Args:
-        model: is copied.
-        batch: the one batch.
+        model: the copy.
+        batches: the batch of each step.
         loss_fn: as in `diagnose`.
-        steps: how many.
-        seed: of what is random.
+        optimizer: of the copy's parameters.
+        steps: number of steps; training ends at the first loss that is not finite.
         afterwards: what is done to the gradients before each step (clipping).
+        until: on the clock of time.monotonic.
+
+    Returns:
+        The loss at each step, before its update.
 
     Raises:
-        MissingExtraError: if Lightning is not installed.
+        _OutOfTime: when the time is up.
     """
-    with optional("training a remedy", "lightning"):
-        import lightning
-
     losses: list[float] = []
+    for step in range(steps):
+        if time.monotonic() > until:
+            raise _OutOfTime
+        batch, seen = batches(step), list[float]()
 
-    class Fit(lightning.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = copied_model(model)
-            self.norms = Clipper(self.model, GlobalNorm(math.inf))  # it only measures
-
-        def training_step(self, _: int) -> Tensor:
-            loss = scalar(loss_fn(self.model, copied(batch)))
-            losses.append(float(loss.detach()))
+        def closure(batch: Any = batch, seen: list[float] = seen) -> Any:
+            optimizer.zero_grad()
+            loss = scalar(loss_fn(model, copied(batch)))
+            loss.backward()  # type: ignore[no-untyped-call]
+            seen.append(float(loss.detach()))
+            if afterwards is not None:
+                afterwards(model)
             return loss
 
-        def on_before_optimizer_step(self, _: object) -> None:
-            with suppress(NonFiniteError, ClippingError):
-                self.norms()
-            if afterwards is not None:
-                afterwards(self.model)
-
-        def configure_optimizers(self) -> Any:
-            return torch.optim.Adam(self.parameters(), lr=LEARNING_RATE)
-
-    device = next(model.parameters()).device
-    with warnings.catch_warnings(), _hushed(), seeded(seed), torch.enable_grad():
-        warnings.simplefilter("ignore")  # Lightning's advice about workers, devices and loggers
-        trainer = lightning.Trainer(
-            accelerator="gpu" if device.type == "cuda" else "cpu",
-            devices=1,
-            max_steps=steps,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-        )
-        fit = Fit()
-        modes = {module: module.training for module in fit.model.modules()}
-        numbers: Any = DataLoader(range(steps), batch_size=None)  # type: ignore[arg-type]
-        fit.train()
-        for module, mode in modes.items():
-            module.training = mode
-        trainer.fit(fit, numbers)
-    with suppress(ClippingError):
-        return Trained(tuple(losses), fit.norms.norms())
-    return Trained(tuple(losses), {})
+        optimizer.step(closure)  # some evaluate it more than once
+        losses.append(seen[0])
+        if not math.isfinite(losses[-1]):
+            break
+    return tuple(losses)
 
 
-@contextmanager
-def _hushed() -> Iterator[None]:
-    """Without what Lightning says about devices, and with its logger as it was afterwards."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def final(losses: Sequence[float], steps: int, start: float) -> float:
+    """The mean loss over the last part of the steps, infinite if the training diverged.
+
+    Args:
+        losses: at each step.
+        steps: how many there should be.
+        start: a loss that it may begin with, however much lower the model itself begins.
+    """
+    end = mean(losses[-max(1, steps // LAST) :])
+    if len(losses) < steps or not math.isfinite(end):
+        return math.inf
+    return end if end <= BLOWN_UP * max(abs(losses[0]), abs(start)) else math.inf
+
+
+def verdict(training: Training) -> Verdict:
+    """What the final losses of all seeds say.
+
+    A difference counts if it has the same sign for every seed, is at least the margin for every
+    seed, and its mean is further from 0 than the 95 % interval of Student's t allows for chance.
+    """
+    if not all(map(math.isfinite, training.remedy_final)):
+        return "diverged"
+    if not all(map(math.isfinite, training.original_final)):
+        diverged = not any(map(math.isfinite, training.original_final))
+        return "trained better" if diverged else "no difference"
+    final_loss = max(abs(mean(training.original_final)), abs(mean(training.remedy_final)))
+    start = min(abs(training.original[0]), abs(training.remedy[0]))
+    margin = max(MARGIN * final_loss, SOLVED * start)
+    differences = training.differences
+    chance = STUDENT * training.spread / math.sqrt(len(differences))
+    if abs(training.difference) <= chance:
+        return "no difference"
+    if max(differences) <= -margin:
+        return "trained better"
+    return "trained worse" if min(differences) >= margin else "no difference"
 
 
 def plan(
@@ -130,76 +254,319 @@ def plan(
 ) -> list[tuple[str, str]]:
     """The (layer, remedy) pairs worth training.
 
-    The best of each finding, and those of which training tells more than one pass does.
+    The best of each finding in one pass, those of which training tells more than a pass does, and
+    then others that helped.
     """
-    pairs: dict[tuple[str, str], None] = {}
+    best: list[tuple[str, str]] = []
+    others: list[tuple[str, str]] = []
+    by_training: list[tuple[str, str]] = []
     for finding in findings:
         if finding.layer is None:
             continue
-        tried = [((finding.layer, trial.remedy), trial.helped) for trial in finding.trials]
-        best = [pair for pair, helped in tried if helped][:1]
-        others = [pair for pair, _ in tried if treated[pair].applied.by_training]
-        pairs |= dict.fromkeys(best + others)
-    return list(pairs)[:most]
+        helped = [(finding.layer, trial.remedy) for trial in finding.trials if trial.helped]
+        best += helped[:1]
+        others += helped[1:]
+        tried = [(finding.layer, trial.remedy) for trial in finding.trials]
+        by_training += [pair for pair in tried if treated[pair].applied.by_training]
+    return list(dict.fromkeys(best + by_training + others))[:most]
 
 
 def train_remedies(
     clinic: Clinic,
+    patients: Mapping[str, Subject],
     findings: Sequence[Finding],
     treated: Mapping[tuple[str, str], Treated],
-    steps: int,
+    how: Plan,
     tell: Callable[[str], object],
-) -> list[Finding]:
-    """The findings with the curves of their best remedies beside that of the original.
+    more: Callable[[int], object],
+) -> tuple[list[Finding], list[str]]:
+    """Train the best remedies beside the original.
 
     Args:
-        clinic: the model.
+        clinic: the model and its pass.
+        patients: the layers by name.
         findings: with their trials.
         treated: the models after each remedy.
-        steps: how many steps to train.
+        how: the optimiser, the batches and the budget.
         tell: called with what is trained next, before each training.
+        more: called with the number of trainings, when it is known.
+
+    Returns:
+        The findings with the verdicts, and notes on how they came about.
     """
-
-    problems: dict[tuple[str, str], str] = {}
-
-    def curve(model: nn.Module, afterwards: Afterwards | None = None) -> Trained:
-        return train(model, clinic.batch, clinic.loss_fn, steps, clinic.seed, afterwards)
-
     pairs = plan(findings, treated)
     if not pairs:
-        return list(findings)
-    tell("training the original")
-    curves: dict[tuple[str, str], Trained] = {}
-    original = Trained((), {})
-    try:
-        original = curve(clinic.model)
-    except MissingExtraError:
-        raise
-    except Exception as error:  # the model may not stand training; that is an answer too
-        problems = dict.fromkeys(pairs, in_words(error))
-        pairs = []
-    for layer, remedy in pairs:
-        tell(f"training {remedy} on {layer}")
-        one = treated[layer, remedy]
-        try:
-            curves[layer, remedy] = curve(one.model, one.applied.afterwards)
-        except Exception as error:
-            problems[layer, remedy] = in_words(error)
-
-    def with_curve(layer: str | None, trial: Trial) -> Trial:
-        if layer is not None and (layer, trial.remedy) in problems:
-            said = f"could not be trained: {problems[layer, trial.remedy]}"
-            return replace(trial, note="; ".join(filter(None, (trial.note, said))))
-        if layer is None or (layer, trial.remedy) not in curves:
-            return trial
-        training = Training(OPTIMIZER, original.losses, curves[layer, trial.remedy].losses)
-        note = "; ".join(filter(None, (trial.note, _threshold(trial.remedy, original.norms))))
-        return replace(trial, training=training, note=note)
-
-    return [
-        replace(finding, trials=tuple(with_curve(finding.layer, trial) for trial in finding.trials))
+        return list(findings), []
+    with untouched(clinic.model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the user's own loss, said in the recorded pass before
+        results, problems, note = _train_all(clinic, patients, pairs, how, tell, more)
+    told = [
+        replace(
+            finding,
+            trials=_sorted(
+                _judged(finding.layer, trial, results, problems) for trial in finding.trials
+            ),
+        )
         for finding in findings
     ]
+    return told, [note]
+
+
+ONE_PASS = (
+    "What is said of remedies is the evidence of one backward pass, and no verdict: "
+    'remedies="train" tells whether the model learns better with them.'
+)
+"""Of remedies that were not trained."""
+
+_ORIGINAL = ("", "")
+"""In the place of a (layer, remedy) pair."""
+
+
+def _train_all(
+    clinic: Clinic,
+    patients: Mapping[str, Subject],
+    pairs: list[tuple[str, str]],
+    how: Plan,
+    tell: Callable[[str], object],
+    more: Callable[[int], object],
+) -> tuple[dict[tuple[str, str], _Result], dict[tuple[str, str], str], str]:
+    """The results of all sides, why others have none, and how it was done, in a sentence."""
+    until = time.monotonic() + how.budget
+    how = replace(how, batches=_resampled(clinic, how.batches, patients.values()))
+    sides = {_ORIGINAL: _side(clinic, None, "")}
+    sides |= {pair: _side(clinic, patients[pair[0]], pair[1]) for pair in pairs}
+    results: dict[tuple[str, str], _Result] = {}
+    problems: dict[tuple[str, str], str] = {}
+    costs: dict[tuple[str, str], float] = {}
+    more(1)
+    tell("measuring how long a step of training takes")
+    for pair, side in sides.items():
+        try:
+            costs[pair] = _seconds(side, clinic, how, until)
+        except _OutOfTime:
+            break
+        except Exception as error:  # a loss or a model that does not stand a second step
+            problems[pair] = f"could not be trained: {in_words(error)}"
+    if _ORIGINAL in problems:
+        return _without_original(pairs, problems)
+    least = how.steps or LEAST_STEPS
+    left = BUDGET_USED * (until - time.monotonic())
+    able = [pair for pair in sides if pair in costs]
+    while len(able) > 1 and how.runs * least * sum(costs[pair] for pair in able) > left:
+        able.pop()
+    short = f"the budget of {how.budget:g} seconds"
+    for pair in sides.keys() - set(able) - problems.keys():
+        problems[pair] = f"was not trained, since {short} is too small"
+    if len(able) < 2:
+        why = "; ".join(f"{sides[pair].words} {problems[pair]}" for pair in pairs)
+        return {}, problems, f"No remedy was trained: {why}. {ONE_PASS}"
+    cost = how.runs * sum(costs[pair] for pair in able)
+    steps = how.steps or int(min(STEPS, left / max(cost, 1e-9)))
+    more(how.runs * len(able))
+    for pair in able:
+        try:
+            results[pair] = _trained(sides[pair], clinic, how, steps, until, tell, not any(pair))
+        except _OutOfTime:
+            problems[pair] = f"was not trained to the end, since {short} was used up"
+        except Exception as error:
+            problems[pair] = f"could not be trained: {in_words(error)}"
+        if _ORIGINAL in problems:
+            return _without_original(pairs, problems)
+    rates = "the best of its learning rates on each side" if len(how.optimizers) > 1 else "as given"
+    return (
+        results,
+        problems,
+        f"Verdicts rest on {SEEDS} paired trainings of {steps} steps, {rates}, on "
+        f"{how.batches.words}, from the weights as they are and from weights scaled by factors of "
+        f"about 1 %; a loss is the mean of the last {max(1, steps // LAST)} steps. They tell how "
+        "training starts, and are no test error.",
+    )
+
+
+def _without_original(
+    pairs: Sequence[tuple[str, str]], problems: Mapping[tuple[str, str], str]
+) -> tuple[dict[tuple[str, str], _Result], dict[tuple[str, str], str], str]:
+    """Where there is nothing to compare remedies with."""
+    why = f"the original {problems[_ORIGINAL]}"
+    note = f"No remedy was trained: {why}. {ONE_PASS}"
+    return {}, dict.fromkeys(pairs, why), note
+
+
+def _side(clinic: Clinic, subject: Subject | None, remedy: str) -> _Side:
+    def make(number: int) -> tuple[nn.Module, Afterwards | None]:
+        model = copied_model(clinic.model)
+        seed = _seed(clinic, number)
+        if number:
+            _scale(model, seed)
+        if subject is None:
+            return model, None
+        with seeded(seed):
+            patient, applied = clinic.apply(model, subject, remedy)
+        return patient.model, applied.afterwards
+
+    return _Side(f"{remedy} on {subject.name}" if subject else "the original", make)
+
+
+def _resampled(clinic: Clinic, batches: Batches, found: Iterable[Subject]) -> Batches:
+    """A single batch with its number of samples, if these can be drawn again.
+
+    They can if the loss of the same samples in another order is the same.
+    """
+    sizes = {subject.recorded.x.shape[1] for subject in found}
+    if len(batches.drawn) != 1 or len(sizes) != 1 or sizes <= {1}:
+        return batches
+    batch, size = batches.drawn[0], sizes.pop()
+    losses = []
+    try:
+        for order in (torch.arange(size), torch.arange(size).flip(0)):
+            with seeded(clinic.seed), torch.no_grad():
+                other = copied(taken(batch, order))
+                losses.append(float(clinic.loss_fn(copied_model(clinic.model).eval(), other)))
+    except Exception:  # a loss that wants its batch as it is
+        return batches
+    same = math.isclose(*losses, rel_tol=SAME_LOSS)
+    return replace(batches, samples=size) if same else batches
+
+
+def _seed(clinic: Clinic, number: int) -> int:
+    return (clinic.seed + number) % 2**63
+
+
+def _scale(model: nn.Module, seed: int) -> None:
+    """Scale every floating-point weight by a factor close to 1."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            factor = 1 + JITTER * float(torch.randn((), generator=generator))
+            if not nn.parameter.is_lazy(parameter) and parameter.is_floating_point():
+                parameter.mul_(factor)
+
+
+def _run(
+    side: _Side,
+    clinic: Clinic,
+    how: Plan,
+    factory: Factory,
+    number: int,
+    steps: int,
+    until: float,
+    measured: bool = False,
+) -> tuple[tuple[float, ...], torch.optim.Optimizer, Mapping[str, Tensor]]:
+    """One training of one side, and the norms of its gradients if they are to be measured."""
+    model, afterwards = side.make(number)
+    norms = Clipper(model, GlobalNorm(math.inf)) if measured else None  # it changes nothing
+
+    def before_step(model: nn.Module) -> None:
+        if norms is not None:
+            with suppress(NonFiniteError, ClippingError):
+                norms()
+        if afterwards is not None:
+            afterwards(model)
+
+    seed = _seed(clinic, number)
+    with seeded(seed), torch.enable_grad():
+        optimizer = optimizer_of(factory, model)
+        batches = how.batches.by_step(seed, as_it_is=number == 0)
+        losses = train(model, batches, clinic.loss_fn, optimizer, steps, before_step, until)
+    found: Mapping[str, Tensor] = {}
+    if norms is not None:
+        with suppress(ClippingError):
+            found = norms.norms()
+    return losses, optimizer, found
+
+
+def _seconds(side: _Side, clinic: Clinic, how: Plan, until: float) -> float:
+    """How long a step of training takes, after a first one that may take longer."""
+    times: list[float] = []
+    given = how.batches.by_step(_seed(clinic, 0), as_it_is=True)
+
+    def batches(step: int) -> Any:
+        times.append(time.monotonic())
+        return given(step)
+
+    model, afterwards = side.make(0)
+    with seeded(clinic.seed % 2**63), torch.enable_grad():
+        optimizer = optimizer_of(how.optimizers[0], model)
+        train(model, batches, clinic.loss_fn, optimizer, 3, afterwards, until)
+    times.append(time.monotonic())
+    return (times[-1] - times[1]) / max(1, len(times) - 2)
+
+
+def _trained(
+    side: _Side,
+    clinic: Clinic,
+    how: Plan,
+    steps: int,
+    until: float,
+    tell: Callable[[str], object],
+    measured: bool,
+) -> _Result:
+    """One side with its best optimiser, chosen on a seed of its own, for all seeds."""
+    choice = how.optimizers
+    if len(choice) > 1:
+
+        def loss(factory: Factory) -> float:
+            tell(f"training {side.words}: which learning rate")
+            losses, *_ = _run(side, clinic, how, factory, SEEDS, steps, until)
+            return final(losses, steps, losses[0])
+
+        choice = (min(choice, key=loss),)
+    runs = []
+    for number in range(SEEDS):
+        tell(f"training {side.words}, {number + 1} of {SEEDS}")
+        first = measured and number == 0
+        runs.append(_run(side, clinic, how, choice[0], number, steps, until, first))
+    losses, optimizer, norms = runs[0]
+    rate = optimizer.param_groups[0].get("lr")
+    words = type(optimizer).__name__
+    if isinstance(rate, float | int | Tensor):
+        words += f", learning rate {float(rate):g}"
+    curves = tuple(losses for losses, *_ in runs)
+    return _Result(steps, curves, words, how.batches.words, norms)
+
+
+def _judged(
+    layer: str | None,
+    trial: Trial,
+    results: Mapping[tuple[str, str], _Result],
+    problems: Mapping[tuple[str, str], str],
+) -> Trial:
+    """The trial with its verdict, or why there is none."""
+    pair = (layer or "", trial.remedy)
+    if pair in problems:
+        return replace(trial, note="; ".join(filter(None, (trial.note, problems[pair]))))
+    if pair not in results:
+        if not (trial.helped and results):
+            return trial
+        only = f"not trained, as at most {MOST} remedies are"
+        return replace(trial, note="; ".join(filter(None, (trial.note, only))))
+    original, remedy = results[_ORIGINAL], results[pair]
+    words = remedy.optimizer
+    if original.optimizer != remedy.optimizer:
+        words += f" (the original: {original.optimizer})"
+    start = original.losses[0][0]
+    ends = [[final(each, original.steps, start) for each in s.losses] for s in (original, remedy)]
+    training = Training(
+        f"{words}, {remedy.batches}",
+        original.losses[0],
+        remedy.losses[0],
+        tuple(ends[0]),
+        tuple(ends[1]),
+    )
+    note = "; ".join(filter(None, (trial.note, _threshold(trial.remedy, original.norms))))
+    return replace(trial, training=training, note=note, verdict=verdict(training))
+
+
+def _sorted(trials: Any) -> tuple[Trial, ...]:
+    """What trained better first, then what helped in one pass, and what training refuted last."""
+    refuted = ("no difference", "trained worse", "diverged")
+
+    def place(trial: Trial) -> int:
+        if trial.verdict == "not trained":
+            return 1 if trial.helped else 2
+        return 0 if trial.verdict == "trained better" else 3 + refuted.index(trial.verdict)
+
+    return tuple(sorted(trials, key=place))
 
 
 def _threshold(remedy: str, norms: Mapping[str, Tensor]) -> str:

@@ -61,18 +61,26 @@ class Clinic:
     limits: Sequence[Threshold]
     before: Run
 
-    def treat(self, subject: Subject, remedy: str) -> Treated | None:
-        """Apply a remedy to a copy and run the pass again; None where it has no place."""
-        model = copied_model(self.model)
+    def apply(self, model: nn.Module, subject: Subject, remedy: str) -> tuple[Patient, Applied]:
+        """Apply a remedy to a layer of a copied model.
+
+        Raises:
+            Unfit: where it has no place.
+        """
         layers = recurrent_layers(model)
         paths = {id(module): path for path, module in model.named_modules()}
         path = paths[id(layers[subject.name])]
         lag, direct = max(1, subject.need.lag), subject.recorded.direct
         entering = float(direct.norm(dim=-1).max())
         patient = Patient(model, subject.name, path, lag, self.before.after, entering)
+        return patient, REMEDIES[remedy].apply(patient)
+
+    def treat(self, subject: Subject, remedy: str) -> Treated | None:
+        """Apply a remedy to a copy and run the pass again; None where it has no place."""
+        model = copied_model(self.model)
         with seeded(self.seed):
             try:
-                applied = REMEDIES[remedy].apply(patient)
+                patient, applied = self.apply(model, subject, remedy)
             except Unfit:
                 return None
             except Exception as error:  # weights of a form that it cannot be done to
@@ -141,27 +149,26 @@ def judge(
         return replace(trial, note="the number cannot be measured after it")
     after, gone = measured.value, measured.is_healthy()
     way = progress(before, after)
-    brought = [
-        name
-        for name, rule in LAYER_RULES.items()
-        if name not in known and _serious(rule.answer(subject))
-    ]
+    answers = {name: r.answer(subject) for name, r in LAYER_RULES.items() if name not in known}
+    brought = {
+        name: answer
+        for name, answer in answers.items()
+        if isinstance(answer, Finding) and at_least(answer.severity, "warning")
+    }
+    worse = any(name == "exploding" or f.severity == "error" for name, f in brought.items())
+    worse |= math.isfinite(clinic.before.loss) and not math.isfinite(treated.loss)
     notes = [f"brings a new finding: {', '.join(brought)}"] if brought else []
     notes += [applied.note] if applied.note else []
     return replace(
         trial,
         after=after,
-        helped=gone or way >= GOOD_WAY,
-        cured=gone and not brought,
+        helped=(gone or way >= GOOD_WAY) and not worse,
+        cured=gone and not brought and not worse,
         residual=None if residual is None else float(residual),
         loss_before=clinic.before.loss,
         loss_after=treated.loss,
         note="; ".join(notes),
     )
-
-
-def _serious(answer: Finding | Evidence | NotApplicable) -> bool:
-    return isinstance(answer, Finding) and at_least(answer.severity, "warning")
 
 
 def progress(before: Evidence, after: float) -> float:

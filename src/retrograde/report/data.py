@@ -267,6 +267,11 @@ def number(value: float | None) -> str:
 def _what_helped(finding: Finding) -> str:
     """The best remedy with its numbers, or that none helped, or what to do."""
     unit = finding.evidence[0].unit if finding.evidence else ""
+    trained = [trial for trial in finding.trials if trial.verdict != "not trained"]
+    if trained and trained[0].verdict == "trained better":
+        return f"What trained better: {trained[0].title}"
+    if trained:
+        return f"{counted(len(trained), 'remedy was', 'remedies were')} trained, and none better"
     tried = [trial for trial in finding.trials if trial.after is not None]
     if tried and tried[0].helped:
         best = tried[0]

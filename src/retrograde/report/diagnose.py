@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from retrograde import _checks
 from retrograde.decompose import Flow
 from retrograde.decompose.summary import NEAR
 from retrograde.diagnosis import RULES, limits
+from retrograde.diagnosis.batches import MOST as MOST_BATCHES
+from retrograde.diagnosis.batches import Batches, draw, is_source
 from retrograde.diagnosis.examine import (
     Examination,
     Progress,
@@ -24,6 +26,7 @@ from retrograde.diagnosis.examine import (
 )
 from retrograde.diagnosis.run import LossFunction
 from retrograde.diagnosis.subject import SAMPLES
+from retrograde.diagnosis.training import Factory, Plan
 from retrograde.errors import ArgumentError
 from retrograde.record import Recorded, Recording
 from retrograde.report.data import Settings
@@ -56,7 +59,10 @@ def diagnose(
     needs_lag: int | None = None,
     layer: str | None = None,
     thresholds: Mapping[str, float] | None = None,
-    remedies: bool = True,
+    remedies: Literal["train", "pass"] | bool | None = True,
+    budget: float = 60.0,
+    optimizer: Factory | None = None,
+    batches: Any = None,
     try_training: int = 0,
     seed: int = 0,
     spectrum: bool = False,
@@ -70,7 +76,10 @@ def diagnose(
     needs_lag: int | None = None,
     layer: str | None = None,
     thresholds: Mapping[str, float] | None = None,
-    remedies: bool = True,
+    remedies: Literal["train", "pass"] | bool | None = True,
+    budget: float = 60.0,
+    optimizer: Factory | None = None,
+    batches: Any = None,
     try_training: int = 0,
     seed: int = 0,
     spectrum: bool = False,
@@ -82,15 +91,29 @@ def diagnose(
         subject: a recording, or one layer of it (also what `record_cell` returns), or a model. A
             model is copied first, and the copy is run. Remedies can be tried, and the output layer
             looked at, only where there is a model to run.
-        batch: what `loss_fn` takes beside the model.
+        batch: what `loss_fn` takes beside the model. A DataLoader, an iterator (a generator) or a
+            function of a seed is taken for what gives batches, as `batches` is; a list or a tuple
+            is one batch.
         loss_fn: maps (model, batch) to the scalar loss; it must use the model it is given.
         needs_lag: the lag, in steps, that the model has to see. Without it a season in the input
             counts, and without that a tenth of the sequence.
         layer: the one layer to look at, all if None.
         thresholds: other values for rows of `retrograde.diagnosis.limits`, by name.
-        remedies: try remedies on copies of the model.
-        try_training: number of steps that the original and the best remedies are trained for; needs
-            Lightning.
+        remedies: what is done with remedies, on copies of the model. "pass", or True, runs one
+            backward pass before and after each, which is evidence and no verdict. "train" also
+            trains the best of them beside the original, from the same seeds, with the same batches,
+            and says which trained better, worse or no differently (`Trial.verdict`). None, or
+            False, tries none.
+        budget: seconds that all trainings together may take, after the passes. Where it is too
+            small for one, the evidence of the pass is what is left, and a note says so.
+        optimizer: makes the optimiser for a list of parameters, as `lambda p: SGD(p, lr=0.1)`
+            does. Without it, Adam with the best of a few learning rates trains each side.
+        batches: what is trained on, other than the one batch: a DataLoader or another iterable of
+            batches, of which at most 32 are drawn (an iterator has given them up then), or a
+            function that maps a seed to a batch, which is called for every step. The first of them
+            is the batch if that is None.
+        try_training: steps of each training, in place of as many as the budget allows, 300 at most;
+            if positive, remedies that are tried are also trained.
         seed: of what is random in the pass, in fresh weights and in training. Random numbers
             outside are left as they are.
         spectrum: add what the recurrence would do with any gradient, from the first samples, 8 at
@@ -100,8 +123,9 @@ def diagnose(
             layer, with (spectra done, spectra in all, whose comes next).
 
     Raises:
-        ArgumentError: if the loss is not a scalar tensor with a gradient, or for a lag, a layer or
-            a threshold that cannot be.
+        ArgumentError: if the loss is not a scalar tensor with a gradient, for a lag, a layer or
+            a threshold that cannot be, if `optimizer` fails or makes no optimiser of the parameters
+            it is given, or if there is no batch.
         RetrogradeError: whatever `record` and `decompose` refuse in all layers.
 
     Example:
@@ -113,12 +137,30 @@ def diagnose(
         ... )
         >>> report.ok, report.findings[0].rule, report.findings[0].trials[0].helped
         (False, 'forget-gate-too-short', True)
+
+        Whether the model learns better with it, training tells:
+
+        >>> def few_steps(seed):
+        ...     x = torch.randn(60, 8, 1)
+        ...     return x, x[20]
+        >>> def loss_fn(model, batch):
+        ...     return (model(batch[0])[0][-1].sum(1, keepdim=True) - batch[1]).square().mean()
+        >>> report = retrograde.diagnose(
+        ...     torch.nn.LSTM(1, 8), few_steps, loss_fn, needs_lag=40, remedies="train",
+        ...     try_training=2,
+        ... )
+        >>> report.findings[0].trials[0].verdict
+        'no difference'
     """
     if needs_lag is not None:
         needs_lag = _checks.whole("needs_lag", needs_lag, words="a positive number of steps")
     try_training = _checks.whole("try_training", try_training, 0, words="a number of steps")
     seed = _checks.whole("seed", seed, -(2**63), 2**64 - 1)
-    remedies, spectrum = _checks.flag("remedies", remedies), _checks.flag("spectrum", spectrum)
+    spectrum = _checks.flag("spectrum", spectrum)
+    kind = _remedies(remedies)
+    budget = _checks.number("budget", budget, lambda real: real >= 0, "0 or a positive number")
+    if optimizer is not None:
+        _checks.function("optimizer", optimizer, "parameters -> torch.optim.Optimizer", takes=1)
     table = limits(thresholds)
     settings = Settings(
         versions={
@@ -146,6 +188,13 @@ def diagnose(
     _checks.function("loss_fn", loss_fn, "(model, batch) -> loss", takes=2)
     if progress is not None:
         _checks.function("progress", progress, "(done, total, what comes next)", takes=3)
+    training = None
+    if kind == "train" or (kind == "pass" and try_training):
+        given = _batches(batch, batches, seed, MOST_BATCHES, budget / 4)
+        training = Plan(given, optimizer, budget, try_training or None)
+    else:
+        given = _batches(batch, batches, seed, most=1)
+    batch = given.first
     examination = examine(
         subject,
         batch,
@@ -153,8 +202,8 @@ def diagnose(
         table,
         needs_lag=needs_lag,
         layer=layer,
-        remedies=remedies,
-        try_training=try_training,
+        remedies=kind is not None,
+        training=training,
         seed=seed,
         progress=progress,
     )
@@ -224,6 +273,31 @@ def _directions(
         )
         notes += [f"{name}: {warning.message}" for warning in warned]
     return found, notes
+
+
+def _remedies(value: object) -> str | None:
+    """What is done with remedies: "train", "pass" or None."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return _checks.one_of("remedies", value, ("train", "pass"))
+    try:
+        return "pass" if _checks.flag("remedies", value) else None
+    except ArgumentError:
+        raise ArgumentError(
+            f'remedies must be "train", "pass", True, False or None; got {_checks.shown(value)}'
+        ) from None
+
+
+def _batches(batch: Any, batches: Any, seed: int, most: int, seconds: float = math.inf) -> Batches:
+    """The batch of the pass, and those to train on."""
+    if batches is None and not is_source(batch):
+        return Batches(batch, (batch,))
+    drawn = draw(batch if batches is None else batches, seed, most, seconds)
+    if batches is None or batch is None:
+        return drawn
+    first = draw(batch, seed, 1).first if is_source(batch) else batch
+    return replace(drawn, first=first)
 
 
 def _described(batch: Any) -> str:

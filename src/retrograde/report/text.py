@@ -3,11 +3,13 @@
 Styles only colour what the words say already, so that the text reads the same without them.
 """
 
+import math
 from collections.abc import Iterable
+from statistics import mean
 from typing import Any, Literal
 
 from retrograde._terminal import as_text, indented, plain, rich
-from retrograde.diagnosis import Evidence, Finding, Trial
+from retrograde.diagnosis import Evidence, Finding, Training, Trial
 from retrograde.report.data import ReportData, number
 
 STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
@@ -66,12 +68,17 @@ def trial_in_words(trial: Trial, evidence: Evidence | None) -> str:
     """
     title = trial.title.rstrip(".")
     if trial.after is None and trial.training is not None:
-        return f"judged by training alone: {title}" + (f"; {trial.note}" if trial.note else "")
+        alone = "judged by training alone"
+        words = alone if trial.verdict == "not trained" else trial.verdict
+        return f"{words}: {title}" + (f"; {trial.note}" if trial.note else "")
     if trial.after is None:
         return f"could not be tried: {title}" + (f": {trial.note}" if trial.note else "")
     name, unit = (evidence.name, evidence.unit) if evidence else ("", "")
     moved = f"{name} {number(trial.before)} -> {number(trial.after)} {unit}".strip()
-    parts = [f"{'helped' if trial.helped else 'did not help'}: {title}", moved]
+    judged: str = "helped" if trial.helped else "did not help"
+    if trial.verdict != "not trained":
+        judged, moved = trial.verdict, f"in one pass {moved}"
+    parts = [f"{judged}: {title}", moved]
     if trial.helped and evidence is not None and not evidence.is_healthy(trial.after):
         parts.append("not yet enough")
     if trial.residual is not None:
@@ -87,10 +94,24 @@ def training_in_words(trial: Trial) -> str:
     if training is None or not training.original or not training.remedy:
         return ""
     original, remedy = training.original, training.remedy
+    if training.differences:
+        return (
+            f"after {max(len(original), len(remedy))} steps, the mean over "
+            f"{len(training.differences)} seeds: loss {number(mean(training.remedy_final))}, "
+            f"without the remedy {number(mean(training.original_final))}, difference "
+            f"{difference_in_words(training)} ({training.optimizer})"
+        )
     return (
         f"after {len(remedy)} steps of {training.optimizer}: loss {number(remedy[0])} -> "
         f"{number(remedy[-1])}, without the remedy {number(original[0])} -> {number(original[-1])}"
     )
+
+
+def difference_in_words(training: Training) -> str:
+    """The difference in the final loss with its spread over seeds: "-0.4 ± 0.05"."""
+    if not math.isfinite(training.spread):
+        return number(training.difference)
+    return f"{number(training.difference)} ± {number(training.spread)}"
 
 
 def _finding(found: Finding) -> Any:
@@ -104,10 +125,10 @@ def _finding(found: Finding) -> Any:
     if found.trials:
         inside.append(rich().Text("tried on a copy of the model:"))
     for trial in found.trials:
-        inside.append(_item(trial_in_words(trial, first), "green" if trial.helped else ""))
+        inside.append(_item(trial_in_words(trial, first), "green" if trial.recommended else ""))
         if more := training_in_words(trial):
             inside.append(indented(rich().Text(plain(more)), by=4))
-    best = next((trial for trial in found.trials if trial.helped and trial.code), None)
+    best = next((trial for trial in found.trials if trial.recommended and trial.code), None)
     if best is not None:
         inside.append(rich().Text("the lines that do it:"))
         inside.append(indented(rich().Text(plain(best.code.strip("\n")), overflow="fold"), by=4))

@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -88,8 +87,11 @@ def _without_autocast(off: bool) -> Iterator[None]:
     if not off:
         yield
         return
-    with mock.patch.object(torch.autocast, "__enter__", without):
+    torch.autocast.__enter__ = without  # type: ignore[method-assign]
+    try:
         yield
+    finally:
+        torch.autocast.__enter__ = enter  # type: ignore[method-assign]
 
 
 def _lost_loss(dtype: str, loss: float) -> Finding:

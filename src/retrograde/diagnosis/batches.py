@@ -1,0 +1,188 @@
+"""Where the batches of a training come from: one batch, a loader, an iterator, or a function."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils import _pytree as tree
+from torch.utils.data import DataLoader
+
+from retrograde import _checks
+from retrograde.diagnosis.unharmed import seeded
+from retrograde.errors import ArgumentError, RetrogradeError
+
+ROUND = 1024
+"""After this many steps the batches that were drawn come again in the same order."""
+
+MOST = 32
+"""Maximum number of batches drawn from a loader or an iterator; training goes round them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """What a model is run and trained on.
+
+    Attributes:
+        first: the batch of the recorded pass.
+        drawn: the batches to train on, where they are no function's.
+        function: maps a seed to a batch.
+        samples: the number of samples in a single batch that can be drawn again; None for one that
+            is used as it is.
+    """
+
+    first: Any
+    drawn: tuple[Any, ...] = ()
+    function: Callable[[int], Any] | None = None
+    samples: int | None = None
+
+    @property
+    def words(self) -> str:
+        """What is trained on, in words."""
+        if self.function is not None:
+            return "a new batch at every step"
+        if len(self.drawn) > 1:
+            return f"{len(self.drawn)} batches, drawn with replacement"
+        same = "the same batch at every step"
+        return f"{same}, its samples drawn with replacement for each seed" if self.samples else same
+
+    def by_step(self, seed: int, as_it_is: bool = False) -> Callable[[int], Any]:
+        """The batch of each step of a training, the same ones for the same seed.
+
+        What was drawn is drawn from again, with replacement, so that the spread over seeds is also
+        that of the data (the bootstrap).
+
+        Args:
+            seed: of what is drawn.
+            as_it_is: use a single batch as it is, not its samples drawn again.
+        """
+        if self.function is not None:
+            first = seed % 2**15 * 2**16
+            return lambda step: _called(self.function, first + step + 1)
+        generator = torch.Generator().manual_seed(seed)
+        if len(self.drawn) > 1:
+            numbers = torch.randint(len(self.drawn), (ROUND,), generator=generator).tolist()
+            return lambda step: self.drawn[numbers[step % ROUND]]
+        batch = self.drawn[0]
+        if self.samples is not None and not as_it_is:
+            batch = taken(batch, torch.randint(self.samples, (self.samples,), generator=generator))
+        return lambda step: batch
+
+
+def taken(batch: Any, samples: Tensor) -> Any:
+    """The samples of these numbers out of a batch, as many as it has.
+
+    Args:
+        batch: tensors, perhaps in nested tuples, lists and dicts. The axis of the samples is the
+            one of that size; a tensor without such an axis stays.
+        samples: their numbers, with repetitions or without.
+
+    Raises:
+        ArgumentError: if a tensor has two such axes, none has one, or there is something else whose
+            samples cannot be told.
+    """
+    found = 0
+
+    def take(leaf: Any) -> Any:
+        nonlocal found
+        if isinstance(leaf, str | int | float | bool | type(None)):
+            return leaf
+        if not isinstance(leaf, Tensor) or leaf.layout != torch.strided:
+            raise ArgumentError(f"what are the samples of {_checks.shown(leaf)}?")
+        axes = [axis for axis, size in enumerate(leaf.shape) if size == len(samples)]
+        if len(axes) > 1:
+            raise ArgumentError(f"which axis of {_checks.shown(leaf)} is that of its samples?")
+        found += len(axes)
+        return leaf.index_select(axes[0], samples.to(leaf.device)) if axes else leaf
+
+    result = tree.tree_map(take, batch, is_leaf=lambda part: isinstance(part, PackedSequence))
+    if not found:
+        raise ArgumentError(f"no tensor of the batch has an axis of size {len(samples)}")
+    return result
+
+
+def is_source(value: object) -> bool:
+    """Whether something gives batches and is none: a DataLoader, an iterator, a function of a seed.
+
+    A list or tuple is a batch, as is everything else.
+    """
+    if isinstance(value, DataLoader | Iterator):
+        return True
+    if not isinstance(value, FunctionType | MethodType | partial):
+        return False
+    try:
+        _checks.function("batch", value, "of a seed", takes=1)
+    except ArgumentError:
+        return False
+    return True
+
+
+def draw(source: object, seed: int, most: int = MOST, seconds: float = float("inf")) -> Batches:
+    """Take batches from a source. Random numbers outside, and those of a loader, stay as found.
+
+    Args:
+        source: an iterable of batches or a function of a seed.
+        seed: of what is random in it.
+        most: the maximum number of batches taken from an iterable; an iterator gives them up.
+        seconds: no further batch is waited for after this time.
+
+    Raises:
+        ArgumentError: if it is no source, fails, or has no batch.
+    """
+    if callable(source) and not isinstance(source, Iterable):
+        function = _checks.function("batches", source, "of a seed", takes=1)
+        return Batches(_called(function, seed), function=function)
+    if not isinstance(source, Iterable) or isinstance(source, str | bytes):
+        raise ArgumentError(
+            "batches must be a DataLoader, an iterable of batches or a function of a seed; got "
+            f"{_checks.shown(source)}"
+        )
+    drawn: list[Any] = []
+    until = time.monotonic() + seconds
+    with seeded(seed), _generators_as_found(source), _failing("the iterable given as batches"):
+        for batch in source:
+            drawn.append(batch)
+            if len(drawn) >= most or time.monotonic() > until:
+                break
+    if not drawn:
+        raise ArgumentError(
+            "there is no batch: the iterable given as batches is empty, or an iterator that was "
+            "used up before; give a fresh one, or the DataLoader itself"
+        )
+    return Batches(drawn[0], tuple(drawn))
+
+
+def _called(function: Callable[[int], Any] | None, seed: int) -> Any:
+    assert function is not None
+    with seeded(seed), _failing(f"the function of a seed given as batches, called with {seed},"):
+        return function(seed)
+
+
+@contextmanager
+def _failing(what: str) -> Iterator[None]:
+    """Errors of the user's own code, said to come from there."""
+    try:
+        yield
+    except RetrogradeError:
+        raise
+    except Exception as error:
+        raise ArgumentError(f"{what} failed: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _generators_as_found(source: object) -> Iterator[None]:
+    """The random generators that a DataLoader and its sampler hold go on as before."""
+    holders = (source, getattr(source, "sampler", None))
+    found = {id(g): g for g in (getattr(each, "generator", None) for each in holders)}
+    states = [(g, g.get_state()) for g in found.values() if isinstance(g, torch.Generator)]
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
