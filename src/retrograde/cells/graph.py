@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from retrograde.cells.precision import no_autocast
 from retrograde.clipping.inside import AbstractInside
 
 CONSTANT_NODE = ""
@@ -520,7 +521,8 @@ def jvp(
         if rows is not None
         for node, slot in slots.items()
     }
-    return _forwards(graph, changes, {})
+    with no_autocast(next(iter(changes.values())).device):
+        return _forwards(graph, changes, {})
 
 
 def jvp_of_parameters(
@@ -530,7 +532,8 @@ def jvp_of_parameters(
 
     The parameters of functions have none: of those the gradients are formed.
     """
-    return _forwards(graph, {}, parameters)
+    with no_autocast(next(iter(parameters.values())).device):
+        return _forwards(graph, {}, parameters)
 
 
 def _forwards(
