@@ -307,3 +307,18 @@ def test_refusals():
             flow.by_lag("weight_hh_l0", bins)
     with pytest.raises(ArgumentError, match="0 <= k <= t < 5; got 'weight_ih_l0', t=1, k=2"):
         flow.contribution("weight_ih_l0", 1, 2)
+
+
+@pytest.mark.parametrize("rows", [2, 40])
+def test_a_pass_is_taken_apart_alike_inside_autocast(rows):
+    """Few rows and many, which go through Jacobians formed for all steps together."""
+    torch.manual_seed(0)
+    lstm, x = torch.nn.LSTM(4, 8, 2), torch.randn(40, 3, 4)
+    with retrograde.record(lstm) as recording:
+        lstm(x)[0].square().sum().backward()
+    flow = retrograde.decompose(recording, max_rows=rows)
+    with unchecked(), torch.autocast("cpu"):
+        inside = retrograde.decompose(recording, max_rows=rows)
+    for name in flow.parameters:
+        one, other = flow.by_lag(name), inside.by_lag(name)
+        torch.testing.assert_close(other.parts(), one.parts(), rtol=1e-4, atol=1e-5)

@@ -477,6 +477,16 @@ def learnt_each_step(m, x):
 
 
 SICK = {
+    "float16 overflows in the loss alone": (
+        "precision",
+        made(
+            every_step,
+            lambda: (torch.randn(B, T, I).half(), 2 * torch.randn(B, T, 1).half()),
+            lambda m, b: (m(b[0]) - b[1]).square().sum() * 600,
+            rnn=lambda: gru()().half(),
+            head=lambda: linear()().half(),
+        ),
+    ),
     "input viewed with the axes swapped": (
         "samples-mixed",
         made(
@@ -780,6 +790,18 @@ SICK = {
 """The rule that names the trouble, and what has it."""
 
 HEALTHY = {
+    "samples related by a graph": made(
+        lambda m, x, graph: m.head(graph @ m.rnn(x)[0][:, -1]),
+        lambda: (torch.randn(B, T, I), torch.rand(B, B), torch.randn(B, 1)),
+        rnn=gru(),
+        head=linear(),
+    ),
+    "padded on the left": made(
+        read_last,
+        lambda: (padded_batch()[0].flip(1), torch.randn(32, 1)),
+        rnn=gru(),
+        head=linear(),
+    ),
     "contrastive": made(lambda m, x: m.rnn(x)[1][-1], data(B, T, I), contrastive, rnn=gru()),
     "sentences of documents, each with a target": made(*documents()[:2], **documents()[2]),
     "lag in the steps of one layer": made(

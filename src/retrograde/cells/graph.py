@@ -23,9 +23,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from retrograde.cells.precision import no_autocast
 from retrograde.clipping.inside import AbstractInside
 
-CONSTANT = ""
+CONSTANT_NODE = ""
 """The source of what does not depend on the state or the input."""
 
 Change = Callable[[Tensor], Tensor]
@@ -381,7 +382,7 @@ def biases(parameter: str, bias: Float[Tensor, "P"] | None, targets: Sequence[st
     height = len(bias) // len(targets)
     blocks = (slice(n * height, (n + 1) * height) for n in range(len(targets)))
     return [
-        Diagonal(CONSTANT, target, use=Use(parameter, rows))
+        Diagonal(CONSTANT_NODE, target, use=Use(parameter, rows))
         for target, rows in zip(targets, blocks, strict=True)
     ]
 
@@ -393,7 +394,7 @@ def cut(graph: Graph, labels: Container[str]) -> Graph:
         if isinstance(edge, Opaque):
             kept = {ends: route for ends, route in edge.routes.items() if route not in labels}
             return replace(edge, routes=kept)
-        return replace(edge, source=CONSTANT) if edge.route in labels else edge
+        return replace(edge, source=CONSTANT_NODE) if edge.route in labels else edge
 
     return replace(graph, edges=tuple(map(of, graph.edges)))
 
@@ -520,7 +521,8 @@ def jvp(
         if rows is not None
         for node, slot in slots.items()
     }
-    return _forwards(graph, changes, {})
+    with no_autocast(next(iter(changes.values())).device):
+        return _forwards(graph, changes, {})
 
 
 def jvp_of_parameters(
@@ -530,7 +532,8 @@ def jvp_of_parameters(
 
     The parameters of functions have none: of those the gradients are formed.
     """
-    return _forwards(graph, {}, parameters)
+    with no_autocast(next(iter(parameters.values())).device):
+        return _forwards(graph, {}, parameters)
 
 
 def _forwards(

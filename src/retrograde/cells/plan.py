@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retrograde.cells.graph import AbstractDerivative, Diagonal, Graph, Opaque, Use, Weight
+from retrograde.cells.precision import no_autocast
 
 FEW_ROWS = 16
 """Above this many rows forming the Jacobian of each sample is cheaper."""
@@ -674,8 +675,9 @@ class Program:
         registers[0] = delta
         for register, number, slot in self._views:
             registers[register] = results[number][..., slot]
-        for operation in self._operations:
-            operation(registers, frame)
+        with no_autocast(delta.device):
+            for operation in self._operations:
+                operation(registers, frame)
         return registers
 
     def kept(

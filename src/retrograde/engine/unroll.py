@@ -12,6 +12,7 @@ from retrograde import _checks
 from retrograde.cells.base import AbstractCell, CellStep, is_cell
 from retrograde.cells.graph import Factors, Graph, scaled
 from retrograde.cells.plan import CellAdjoint, Plan, Program
+from retrograde.cells.precision import no_autocast
 from retrograde.engine.border import Border
 from retrograde.errors import ArgumentError
 
@@ -55,7 +56,8 @@ class Unrolled:
         if self.kept:
             states = self.states[start + 1 : stop + 1]
             return CellStep.stack(self.kept[start:stop], x, previous, states)
-        return self.cell.step(x, previous)
+        with no_autocast(x.device):
+            return self.cell.step(x, previous)
 
     def chunk(self, start: int, stop: int) -> "Chunk":
         """Steps start..stop-1 with what is needed to pull adjoints back through them."""
@@ -92,8 +94,9 @@ class Chunk:
     @cached_property
     def graph(self) -> Graph:
         """The linearised steps, clipped where the factors are known."""
-        graph = self.cell.linearise(self.steps)
-        return scaled(graph, stacked(self.factors)) if self.factors else graph
+        with no_autocast(self.steps.x.device):
+            graph = self.cell.linearise(self.steps)
+            return scaled(graph, stacked(self.factors)) if self.factors else graph
 
     @cached_property
     def plan(self) -> Plan:
@@ -195,13 +198,14 @@ def unroll(
     states = x.new_empty(x.shape[0] + 1, *expected)
     states[0] = 0 if initial is None else initial
     each, kept, borders = states.unbind(), [], borders or {}
-    for k, (x_k, projected) in enumerate(zip(x, cell.project(x), strict=True)):
-        entering = borders[k].entering(each[k]) if k in borders else each[k]
-        step = cell.advance(x_k, projected, entering)
-        if lengths is None:
-            each[k + 1].copy_(step.state)
-        else:
-            torch.where((k < lengths).unsqueeze(-1), step.state, each[k], out=each[k + 1])
-        if keep:
-            kept.append(step)
+    with no_autocast(x.device):
+        for k, (x_k, projected) in enumerate(zip(x, cell.project(x), strict=True)):
+            entering = borders[k].entering(each[k]) if k in borders else each[k]
+            step = cell.advance(x_k, projected, entering)
+            if lengths is None:
+                each[k + 1].copy_(step.state)
+            else:
+                torch.where((k < lengths).unsqueeze(-1), step.state, each[k], out=each[k + 1])
+            if keep:
+                kept.append(step)
     return Unrolled(cell, x, states, tuple(kept), borders)

@@ -1,7 +1,6 @@
 """One autograd function for all cells: forward is `unroll`, backward the scan."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from retrograde.cells.base import AbstractCell
 from retrograde.cells.graph import Factors, scaled
 from retrograde.cells.plan import CellAdjoint, Plan
+from retrograde.cells.precision import no_autocast
 from retrograde.engine import ParameterSums, Unrolled, scan, unroll
 from retrograde.engine.scan import Summed
 from retrograde.engine.unroll import stacked
@@ -18,22 +18,6 @@ from retrograde.errors import SecondDerivativeError
 
 Note = Callable[[Factors], None]
 """Is told by which factors a clipping policy multiplied the adjoints of some steps."""
-
-
-def under_autocast(device: torch.device) -> bool:
-    """Whether torch chooses the precision of each operation there by itself."""
-    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
-
-
-def no_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """In it every operation has the precision of what it is given.
-
-    A recurrence writes in place, which autocast leaves alone, and its parts sum to the gradient
-    only where both are computed alike.
-    """
-    if not under_autocast(device):
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
 
 
 def run(

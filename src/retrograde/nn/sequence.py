@@ -11,8 +11,9 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from retrograde import _checks
 from retrograde.cells import AbstractCell
+from retrograde.cells.precision import no_autocast, under_autocast
 from retrograde.errors import ArgumentError
-from retrograde.nn.function import Note, no_autocast, run, under_autocast
+from retrograde.nn.function import Note, run
 
 State = Tensor | tuple[Tensor, ...]
 Named = dict[str, Tensor]

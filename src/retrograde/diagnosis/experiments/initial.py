@@ -45,7 +45,7 @@ def _given(
             if drawn
             else "one constant number throughout"
             if fixed
-            else "given from outside the layer, and no gradient goes back into it"
+            else "supplied from outside the layer, and no gradient goes back into it"
         ),
         (Evidence("largest entry of the initial state", size, "state"),),
         (

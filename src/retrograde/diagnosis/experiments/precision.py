@@ -1,10 +1,10 @@
 """Does the data type lose the gradient? The same pass in float32 tells."""
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +23,13 @@ def _look(case: Case) -> list[Finding] | NotApplicable:
         return NotApplicable("nothing runs in float16 or bfloat16")
     name = str(next(iter(low))).removeprefix("torch.")
     try:
-        there = _gradients(case, wide=False)
-        wide = _gradients(case, wide=True)
+        loss, there = _gradients(case, wide=False)
+        wide_loss, wide = _gradients(case, wide=True)
     except Exception as error:
         return NotApplicable(f"the pass does not run in float32: {type(error).__name__}: {error}")
     findings = []
+    if math.isfinite(wide_loss) and not math.isfinite(loss):
+        findings.append(_lost_loss(name, wide_loss))
     for layer, own in there.items():
         true = wide[layer]
         if not bool(true.isfinite().all()):
@@ -40,16 +42,17 @@ def _look(case: Case) -> list[Finding] | NotApplicable:
     return findings
 
 
-def _gradients(case: Case, wide: bool) -> dict[str, Tensor]:
-    """The gradients of each recurrent layer, flat; in float32 throughout if `wide`."""
+def _gradients(case: Case, wide: bool) -> tuple[float, dict[str, Tensor]]:
+    """The loss and the gradients of each recurrent layer, flat; in float32 throughout if `wide`."""
     model, batch = copied_model(case.model), copied(case.batch)
     if wide:
         model, batch = model.float(), _wide(batch)
     for parameter in model.parameters():
         parameter.grad = None
     with seeded(case.seed), torch.enable_grad(), _without_autocast(wide):
-        torch.autograd.backward(case.loss_fn(model, batch))
-    return {
+        loss = case.loss_fn(model, batch)
+        torch.autograd.backward(loss)
+    return float(loss.detach()), {
         name: torch.cat(
             [p.grad.flatten().float() for p in layer.parameters() if p.grad is not None]
         )
@@ -84,8 +87,27 @@ def _without_autocast(off: bool) -> Iterator[None]:
     if not off:
         yield
         return
-    with mock.patch.object(torch.autocast, "__enter__", without):
+    torch.autocast.__enter__ = without  # type: ignore[method-assign]
+    try:
         yield
+    finally:
+        torch.autocast.__enter__ = enter  # type: ignore[method-assign]
+
+
+def _lost_loss(dtype: str, loss: float) -> Finding:
+    return Finding(
+        "precision",
+        "error",
+        None,
+        f"{dtype} overflows in the loss: it is not finite, and in float32 it is {loss:.3g}. It is "
+        "the data type, not the model",
+        (Evidence("loss in float32", loss, ""),),
+        ("A sum over samples and steps, or a large factor, leaves the range of the data type",),
+        (
+            "Compute the loss in float32: loss_fn(prediction.float(), target.float())",
+            "Use a mean in place of a sum, or bfloat16: it has the range of float32",
+        ),
+    )
 
 
 def _lost(layer: str, dtype: str, overflowed: int, flushed: float, limit: float) -> Finding:

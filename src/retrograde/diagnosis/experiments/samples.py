@@ -80,6 +80,9 @@ def _look(case: Case) -> list[Finding] | NotApplicable:
     norms = _normalised(case.model)
     if norms and _apart_without(case, samples):
         return [_legitimate(layer, norms, mixed)]
+    by = [p for p, t in tensors(case.batch) if t.is_floating_point() and t.shape == (samples,) * 2]
+    if by and all(answer.sample in answer.reached for answer in answers[0]):
+        return [_related(mixed, by[0])]
     everyone = all(len(answer.reached) == samples for answer in answers[0])
     if everyone and _apart_in_the_model(case, reads, samples):
         return [_in_the_loss(mixed)]
@@ -311,6 +314,23 @@ def _in_the_loss(answer: _Answer) -> Finding:
         ),
         ("A contrastive loss, or one that normalises over the batch",),
         (),
+    )
+
+
+def _related(answer: _Answer, place: str) -> Finding:
+    return Finding(
+        "samples-mixed",
+        "info",
+        None,
+        f"Samples see each other, and {place} has a number for every pair of them: if it relates "
+        "samples (a graph, an attention mask) that is as it should be",
+        (
+            Evidence(
+                "other samples that a prediction depends on", float(len(answer.others)), "samples"
+            ),
+        ),
+        ("The model passes information between the samples of a batch",),
+        (f"If {place} is not meant to relate samples, look for axes in the wrong order",),
     )
 
 

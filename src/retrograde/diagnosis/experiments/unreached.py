@@ -48,7 +48,8 @@ def _cut_off(case: Case) -> list[Finding]:
                 "error",
                 name,
                 f"No gradient reaches {name!r}, although the loss depends on what it returns "
-                f"(another output moves the loss by {change:.2g}): the way back is cut",
+                f"(changing its output changes the loss by {change:.2g} of its value): the way "
+                "back is cut",
                 (Evidence("change of the loss", change, "of the loss"),),
                 ("Its output or state is used through .data, .detach(), torch.no_grad() or NumPy",),
                 ("Use what the layer returns as it is",),

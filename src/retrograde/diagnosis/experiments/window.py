@@ -6,8 +6,8 @@ from retrograde.diagnosis.experiments.experiment import Case, Experiment
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
 from retrograde.diagnosis.subject import Subject
 
-LONG = 200
-"""Shorter sequences cost little."""
+LONG = 256
+"""Shorter sequences cost little, and less than looking for their window."""
 
 LOST = 0.01
 """The part of the gradient that a window may lose."""
