@@ -9,13 +9,13 @@ from types import FunctionType, MethodType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as tree
 from torch.utils.data import DataLoader
 
 from retrograde import _checks
-from retrograde.diagnosis.unharmed import seeded
+from retrograde.diagnosis.unharmed import copied, copied_model, seeded, untouched
 from retrograde.errors import ArgumentError, RetrogradeError
 
 ROUND = 1024
@@ -121,6 +121,21 @@ def is_source(value: object) -> bool:
     except ArgumentError:
         return False
     return True
+
+
+def calls_next(model: nn.Module, batch: Any, loss_fn: Callable[..., Any], seed: int) -> bool:
+    """Whether a loss takes the next batch of an iterator itself, so that it must be given one.
+
+    It is tried on a copy with a batch: `next` of what is no iterator has an error of its own.
+    """
+    with untouched(model), seeded(seed), torch.no_grad():
+        try:
+            loss_fn(copied_model(model), copied(batch))
+        except TypeError as error:
+            return "is not an iterator" in str(error)
+        except Exception:  # said where the pass is run
+            return False
+    return False
 
 
 def draw(source: object, seed: int, most: int = MOST, seconds: float = float("inf")) -> Batches:

@@ -3,9 +3,10 @@
 import math
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import chain
 from typing import Any, Literal, overload
 
 import torch
@@ -16,7 +17,7 @@ from retrograde.decompose import Flow
 from retrograde.decompose.summary import NEAR
 from retrograde.diagnosis import RULES, limits
 from retrograde.diagnosis.batches import MOST as MOST_BATCHES
-from retrograde.diagnosis.batches import Batches, draw, is_source
+from retrograde.diagnosis.batches import Batches, calls_next, draw, is_source
 from retrograde.diagnosis.examine import (
     Examination,
     Progress,
@@ -93,7 +94,7 @@ def diagnose(
             looked at, only where there is a model to run.
         batch: what `loss_fn` takes beside the model. A DataLoader, an iterator (a generator) or a
             function of a seed is taken for what gives batches, as `batches` is; a list or a tuple
-            is one batch.
+            is one batch, and so is an iterator whose next batch `loss_fn` takes itself.
         loss_fn: maps (model, batch) to the scalar loss; it must use the model it is given.
         needs_lag: the lag, in steps, that the model has to see. Without it a season in the input
             counts, and without that a tenth of the sequence.
@@ -188,6 +189,11 @@ def diagnose(
     _checks.function("loss_fn", loss_fn, "(model, batch) -> loss", takes=2)
     if progress is not None:
         _checks.function("progress", progress, "(done, total, what comes next)", takes=3)
+    if isinstance(batch, Iterator) and batches is None:
+        first = draw(batch, seed, 1).first
+        batch = chain([first], batch)
+        if calls_next(subject, first, loss_fn, seed):
+            batch, batches = None, [batch]  # the one batch that it is
     training = None
     if kind == "train" or (kind == "pass" and try_training):
         given = _batches(batch, batches, seed, MOST_BATCHES, budget / 4)
