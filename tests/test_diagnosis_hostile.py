@@ -204,8 +204,13 @@ def test_the_clipping_of_the_parts_is_trained_with():
     model, batch = case.make()
     patient = Patient(copy.deepcopy(model), "recurrent", "recurrent", 1, ("head",), 1.0)
     applied = REMEDIES["clip-groups"].apply(patient)
-    plain = train(model, batch, gallery.loss_fn, 4, 0).losses
-    clipped = train(model, batch, gallery.loss_fn, 4, 0, applied.afterwards).losses
+
+    def trained(afterwards=None):
+        one = copy.deepcopy(model)
+        adam = torch.optim.Adam(one.parameters(), lr=1e-3)
+        return train(one, lambda step: batch, gallery.loss_fn, adam, 4, afterwards)
+
+    plain, clipped = trained(), trained(applied.afterwards)
     optimizer, losses = torch.optim.Adam(model.parameters(), lr=1e-3), []
     for _ in range(4):
         optimizer.zero_grad()
