@@ -68,14 +68,14 @@ def _look(case: Case) -> list[Finding] | NotApplicable:
             f"of {layer!r}"
         )
     answers = [_ask(view, reads, samples) for view in views]
-    if any(not any(answer.others for answer in each) for each in answers):
+    if any(map(_apart, answers)):
         return _exchanged(case, samples)
     mixed = next(answer for answer in answers[0] if answer.others)
     for others in case.sight.reads.values():  # samples that are steps of a layer above
         parts, steps = others[0].samples, others[0].steps
         if parts > 1 and steps > 1 and parts * steps == samples:
             above = [_ask(view, others, parts) for view in _by_sample(prediction, parts, steps)]
-            if any(not any(answer.others for answer in each) for each in above):
+            if any(map(_apart, above)):
                 return []
     norms = _normalised(case.model)
     if norms and _apart_without(case, samples):
@@ -95,7 +95,7 @@ def _apart_in_the_model(case: Case, reads: list[Read], samples: int) -> bool:
     for output in case.sight.outputs:
         if output.requires_grad and output.ndim:
             views = _by_sample(output, samples, reads[0].steps)
-            found += [any(not any(a.others for a in _ask(v, reads, samples)) for v in views)]
+            found += [any(_apart(_ask(v, reads, samples)) for v in views)]
     return bool(found) and all(found)
 
 
@@ -152,7 +152,25 @@ def _moved(before: Read, after: Read) -> list[int]:
     change = torch.where(change > 1e-6 * before.x.detach().abs().max(), change, 0)
     if bool(change.all()):
         return []
-    return torch.nonzero(before.by_sample(change)).flatten().tolist()
+    moved = torch.nonzero(before.by_sample(change)).flatten().tolist()
+    if before.batch_axis is None:
+        return []
+    old, new = (
+        each.x.detach().movedim(before.batch_axis, 0).flatten(1) for each in (before, after)
+    )
+    return [each for each in moved if not bool((old == new[each]).all(1).any())]  # not re-ordered
+
+
+def _apart(answers: list[_Answer]) -> bool:
+    """Whether every prediction depends on one sample alone, each on another.
+
+    It need not be its own number: a model may sort samples by length before a layer reads them.
+    """
+    reached = [answer.reached for answer in answers]
+    single = [each[0] for each in reached if len(each) == 1]
+    if all(len(each) <= 1 for each in reached) and len(set(single)) == len(single):
+        return True
+    return not any(answer.others for answer in answers)
 
 
 def _by_sample(prediction: Tensor, samples: int, steps: int) -> list[Tensor]:
@@ -231,7 +249,7 @@ def _apart_without(case: Case, samples: int) -> bool:
         return False
     reads = next(iter(sight.reads.values()))
     views = _by_sample(prediction, samples, reads[0].steps)
-    return any(not any(a.others for a in _ask(view, reads, samples)) for view in views)
+    return any(_apart(_ask(view, reads, samples)) for view in views)
 
 
 def _time_is_samples(layer: str, read: Read, prediction: Tensor) -> Finding:
