@@ -273,6 +273,32 @@ def test_options_reach_diagnose(run, diagnosed):
     }
 
 
+@pytest.mark.parametrize(
+    ("words", "remedies"),
+    [
+        ((), "pass"),
+        (("--remedies", "pass"), "pass"),
+        (("--remedies", "train"), "train"),
+        (("--remedies", "none"), None),
+        (("--no-remedies",), None),
+    ],
+)
+def test_what_is_done_with_remedies(run, diagnosed, words, remedies):
+    code, _, err = run("diagnose", "user.py:good", *words)
+    assert (code, err) == (0, "")
+    assert diagnosed["remedies"] == remedies and diagnosed["budget"] == 60.0
+
+
+def test_a_loader_is_moved_batch_by_batch():
+    def batches(seed):
+        return torch.ones(seed), {"y": torch.ones(1)}
+
+    for source in (batches, [batches(3)].__iter__()):
+        moved = device.move(Subject(torch.nn.LSTM(1, 2), source, print), torch.device("meta"))
+        x, rest = moved.batch(3) if callable(moved.batch) else next(moved.batch)
+        assert x.device.type == rest["y"].device.type == "meta" and len(x) == 3
+
+
 @pytest.mark.parametrize("fail_on", ["info", "warning", "error", "never", None])
 @pytest.mark.parametrize(
     "severities", [(), ("info",), ("warning", "info"), ("error",), ("info", "error")]

@@ -128,7 +128,7 @@ def test_worse_is_worse_and_the_original_is_no_different_from_itself(harmful):
     assert trials["clip"].verdict == "diverged"
     assert not any(trial.recommended for trial in trials.values())
     assert "the lines that do it" not in str(report)
-    assert "none better" in report.summary
+    assert "none trained better" in report.summary
     assert str(report).index("no difference:") < str(report).index("diverged:")
 
 
@@ -148,6 +148,8 @@ def test_finite_but_worse_is_trained_worse(harmful):
         ((0.5, 0.6, 0.4, 0.5, 0.5), (1.0, 1.1, 0.9, 1.0, 1.0), "trained worse"),
         ((1.0, 1.0, 1.0, 1.0, 1.0), (0.99, 0.99, 0.99, 0.99, 0.99), "no difference"),
         ((1.0, 1.0, 1.0, 1.0, 1.0), (0.5, 0.5, 0.5, 0.5, 1.2), "no difference"),
+        ((1.0, 1.0, 1.0, 1.0, 1.0), (0.7, 0.7, 0.7, 0.7, 0.98), "no difference"),
+        ((1.0, 1.0, 1.0, 1.0, 1.0), (1.3, 1.3, 1.3, 1.3, 1.02), "no difference"),
         ((1.0, 1.0, 1.0, 1.0, 1.0), (0.2, 0.94, 0.94, 0.94, 0.94), "no difference"),
         ((1.0, 1.0, 1.0, 1.0, 1.0), (0.5, 0.5, 0.5, 0.5, math.inf), "diverged"),
         ((math.inf,) * 5, (0.5,) * 5, "trained better"),
@@ -272,7 +274,7 @@ def test_a_budget_too_small_leaves_the_evidence_of_one_pass_and_says_so():
         trials = trials_of(report)
         assert {trial.verdict for trial in trials.values()} == {"not trained"}
         assert any(trial.helped and trial.recommended for trial in trials.values())
-        assert f"the budget of {budget:g} seconds is too small" in str(report.notes)
+        assert f"the budget of {budget:g} s is too small" in str(report.notes)
         assert "the evidence of one backward pass, and no verdict" in str(report.notes)
 
 
@@ -352,6 +354,7 @@ def test_a_remedy_that_explodes_or_overflows_is_no_help():
 
 def test_page_and_json_show_the_verdict_with_its_spread(tmp_path, huge):
     report = huge[-1]
+    assert "What trained better: " in report.summary
     trial = next(t for t in report.findings[0].trials if t.verdict == "trained better")
     spread = f"± {trial.training.spread:.3g}"
     report.to_json(tmp_path / "a.json")

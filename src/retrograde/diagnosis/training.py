@@ -354,11 +354,14 @@ def _train_all(
     able = [pair for pair in sides if pair in costs]
     while len(able) > 1 and how.runs * least * sum(costs[pair] for pair in able) > left:
         able.pop()
-    short = f"the budget of {how.budget:g} seconds"
+    short = f"the budget of {how.budget:g} s"
     for pair in sides.keys() - set(able) - problems.keys():
         problems[pair] = f"was not trained, since {short} is too small"
     if len(able) < 2:
         why = "; ".join(f"{sides[pair].words} {problems[pair]}" for pair in pairs)
+        if _ORIGINAL in costs:
+            needed = how.runs * least * 2 * costs[_ORIGINAL] / BUDGET_USED
+            why += f" (one remedy beside the original takes about {needed:.2g} s)"
         return {}, problems, f"No remedy was trained: {why}. {ONE_PASS}"
     cost = how.runs * sum(costs[pair] for pair in able)
     steps = how.steps or int(min(STEPS, left / max(cost, 1e-9)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import mean
 
 from retrograde._checks import listed
 from retrograde.charts import half_life_in_words, lag_in_words
@@ -268,10 +269,15 @@ def _what_helped(finding: Finding) -> str:
     """The best remedy with its numbers, or that none helped, or what to do."""
     unit = finding.evidence[0].unit if finding.evidence else ""
     trained = [trial for trial in finding.trials if trial.verdict != "not trained"]
-    if trained and trained[0].verdict == "trained better":
-        return f"What trained better: {trained[0].title}"
+    if trained and trained[0].training and trained[0].verdict == "trained better":
+        best, ends = trained[0], trained[0].training
+        return (
+            f"What trained better: {best.title}, loss {number(mean(ends.remedy_final))} where the "
+            f"original has {number(mean(ends.original_final))}"
+        )
     if trained:
-        return f"{counted(len(trained), 'remedy was', 'remedies were')} trained, and none better"
+        were = counted(len(trained), "remedy was", "remedies were")
+        return f"{were} trained, and none trained better"
     tried = [trial for trial in finding.trials if trial.after is not None]
     if tried and tried[0].helped:
         best = tried[0]
