@@ -70,6 +70,8 @@ def _look(case: Case) -> list[Finding] | NotApplicable:
     answers = [_ask(view, reads, samples) for view in views]
     if any(map(_apart, answers)):
         return _exchanged(case, samples)
+    if any(map(_re_ordered, answers)) and _in_order(case, samples):
+        return []
     mixed = next(answer for answer in answers[0] if answer.others)
     for others in case.sight.reads.values():  # samples that are steps of a layer above
         parts, steps = others[0].samples, others[0].steps
@@ -162,15 +164,40 @@ def _moved(before: Read, after: Read) -> list[int]:
 
 
 def _apart(answers: list[_Answer]) -> bool:
-    """Whether every prediction depends on one sample alone, each on another.
-
-    It need not be its own number: a model may sort samples by length before a layer reads them.
-    """
-    reached = [answer.reached for answer in answers]
-    single = [each[0] for each in reached if len(each) == 1]
-    if all(len(each) <= 1 for each in reached) and len(set(single)) == len(single):
-        return True
+    """Whether every prediction depends on its own sample alone."""
     return not any(answer.others for answer in answers)
+
+
+def _re_ordered(answers: list[_Answer]) -> bool:
+    """Whether every prediction depends on one sample alone, each on another."""
+    single = [answer.reached[0] for answer in answers if len(answer.reached) == 1]
+    return len(single) == len(answers) == len(set(single))
+
+
+def _in_order(case: Case, samples: int) -> bool:
+    """Whether samples that a layer reads in another order are back in their own at the end.
+
+    A model may sort samples by length before a layer reads them. One sample is given the data of
+    another, and its own prediction has to be the one that changes.
+    """
+    prediction = case.sight.prediction
+    assert prediction is not None
+    axes = [axis for axis in range(min(2, prediction.ndim)) if prediction.shape[axis] == samples]
+    for sample in (samples // 2, samples - 1):
+        for axis in (0, 1):
+            batch = _with_data_of(case.batch, sample, sample - 1, samples, axis)
+            try:
+                other = see(case.model, batch, case.loss_fn, case.seed).prediction
+            except Exception:
+                return False
+            if other is None or other.shape != prediction.shape or not axes:
+                return False
+            change = (other.detach() - prediction.detach()).abs().movedim(axes[0], 0)
+            size = prediction.detach().abs().max()
+            moved = change.reshape(samples, -1).amax(1) > 1e-5 * size
+            if bool(moved.any()) and not bool(moved[sample]):
+                return False
+    return True
 
 
 def _by_sample(prediction: Tensor, samples: int, steps: int) -> list[Tensor]:
