@@ -360,6 +360,13 @@ def documents(wrong=False):
     )
 
 
+def sorted_by_length(m, x, lengths):
+    """As it was done before packing could sort."""
+    lengths, order = lengths.sort(descending=True)
+    state = m.rnn(pack_padded_sequence(x[order], lengths, batch_first=True))[1][-1]
+    return m.head(state[order.argsort()])
+
+
 def decoded(m, x, y):
     """A decoder that looks at the encoder's outputs and is given no state."""
     keys, state, out = m.encoder(x)[0], torch.zeros(len(x), H), []
@@ -790,6 +797,12 @@ SICK = {
 """The rule that names the trouble, and what has it."""
 
 HEALTHY = {
+    "sorted by length and back": made(
+        sorted_by_length,
+        lambda: (torch.randn(B, T, I), lengths_of(B, T), torch.randn(B, 1)),
+        rnn=gru(),
+        head=linear(),
+    ),
     "samples related by a graph": made(
         lambda m, x, graph: m.head(graph @ m.rnn(x)[0][:, -1]),
         lambda: (torch.randn(B, T, I), torch.rand(B, B), torch.randn(B, 1)),

@@ -68,14 +68,16 @@ def _look(case: Case) -> list[Finding] | NotApplicable:
             f"of {layer!r}"
         )
     answers = [_ask(view, reads, samples) for view in views]
-    if any(not any(answer.others for answer in each) for each in answers):
+    if any(map(_apart, answers)):
         return _exchanged(case, samples)
+    if any(map(_re_ordered, answers)) and _in_order(case, samples):
+        return []
     mixed = next(answer for answer in answers[0] if answer.others)
     for others in case.sight.reads.values():  # samples that are steps of a layer above
         parts, steps = others[0].samples, others[0].steps
         if parts > 1 and steps > 1 and parts * steps == samples:
             above = [_ask(view, others, parts) for view in _by_sample(prediction, parts, steps)]
-            if any(not any(answer.others for answer in each) for each in above):
+            if any(map(_apart, above)):
                 return []
     norms = _normalised(case.model)
     if norms and _apart_without(case, samples):
@@ -95,7 +97,7 @@ def _apart_in_the_model(case: Case, reads: list[Read], samples: int) -> bool:
     for output in case.sight.outputs:
         if output.requires_grad and output.ndim:
             views = _by_sample(output, samples, reads[0].steps)
-            found += [any(not any(a.others for a in _ask(v, reads, samples)) for v in views)]
+            found += [any(_apart(_ask(v, reads, samples)) for v in views)]
     return bool(found) and all(found)
 
 
@@ -152,7 +154,50 @@ def _moved(before: Read, after: Read) -> list[int]:
     change = torch.where(change > 1e-6 * before.x.detach().abs().max(), change, 0)
     if bool(change.all()):
         return []
-    return torch.nonzero(before.by_sample(change)).flatten().tolist()
+    moved = torch.nonzero(before.by_sample(change)).flatten().tolist()
+    if before.batch_axis is None:
+        return []
+    old, new = (
+        each.x.detach().movedim(before.batch_axis, 0).flatten(1) for each in (before, after)
+    )
+    return [each for each in moved if not bool((old == new[each]).all(1).any())]  # not re-ordered
+
+
+def _apart(answers: list[_Answer]) -> bool:
+    """Whether every prediction depends on its own sample alone."""
+    return not any(answer.others for answer in answers)
+
+
+def _re_ordered(answers: list[_Answer]) -> bool:
+    """Whether every prediction depends on one sample alone, each on another."""
+    single = [answer.reached[0] for answer in answers if len(answer.reached) == 1]
+    return len(single) == len(answers) == len(set(single))
+
+
+def _in_order(case: Case, samples: int) -> bool:
+    """Whether samples that a layer reads in another order are back in their own at the end.
+
+    A model may sort samples by length before a layer reads them. One sample is given the data of
+    another, and its own prediction has to be the one that changes.
+    """
+    prediction = case.sight.prediction
+    assert prediction is not None
+    axes = [axis for axis in range(min(2, prediction.ndim)) if prediction.shape[axis] == samples]
+    for sample in (samples // 2, samples - 1):
+        for axis in (0, 1):
+            batch = _with_data_of(case.batch, sample, sample - 1, samples, axis)
+            try:
+                other = see(case.model, batch, case.loss_fn, case.seed).prediction
+            except Exception:
+                return False
+            if other is None or other.shape != prediction.shape or not axes:
+                return False
+            change = (other.detach() - prediction.detach()).abs().movedim(axes[0], 0)
+            size = prediction.detach().abs().max()
+            moved = change.reshape(samples, -1).amax(1) > 1e-5 * size
+            if bool(moved.any()) and not bool(moved[sample]):
+                return False
+    return True
 
 
 def _by_sample(prediction: Tensor, samples: int, steps: int) -> list[Tensor]:
@@ -231,7 +276,7 @@ def _apart_without(case: Case, samples: int) -> bool:
         return False
     reads = next(iter(sight.reads.values()))
     views = _by_sample(prediction, samples, reads[0].steps)
-    return any(not any(a.others for a in _ask(view, reads, samples)) for view in views)
+    return any(_apart(_ask(view, reads, samples)) for view in views)
 
 
 def _time_is_samples(layer: str, read: Read, prediction: Tensor) -> Finding:
