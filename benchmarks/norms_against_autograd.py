@@ -14,7 +14,7 @@ from _measure import THREADS, Size, Spread, answer, interleaved, lstm_pass, rati
 from torch import Tensor, nn
 
 import retrograde
-from retrograde.decompose.by_time import ContributionNorms
+from retrograde.decomposition.by_time import ContributionNorms
 from retrograde.engine import Entries, fold, unroll
 
 TARGETS = {Size(T=200, B=16, I=32, H=64): 20, Size(T=100, B=32, I=64, H=128): 10}

@@ -13,9 +13,9 @@ import torch
 from _measure import THREADS, Size, Spread, answer, interleaved, lstm_pass, ratios
 
 import retrograde
-from retrograde.decompose.bins import lag_bins
-from retrograde.decompose.by_lag import LagSums
-from retrograde.decompose.by_time import ContributionNorms
+from retrograde.decomposition.bins import lag_bins
+from retrograde.decomposition.by_lag import LagSums
+from retrograde.decomposition.by_time import ContributionNorms
 from retrograde.engine import Entries, fold, unroll
 
 SIZE = Size(T=256, B=8, I=64, H=128)

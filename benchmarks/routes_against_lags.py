@@ -7,10 +7,10 @@ pass splits every bin by route; `by_crossing` carries a row for each number of c
 import torch
 from _measure import THREADS, Size, Spread, answer, interleaved, lstm_pass, ratios
 
-from retrograde.decompose.bins import lag_bins
-from retrograde.decompose.by_crossing import Crossings
-from retrograde.decompose.by_lag import LagSums
-from retrograde.decompose.by_route import RouteSums
+from retrograde.decomposition.bins import lag_bins
+from retrograde.decomposition.by_crossing import Crossings
+from retrograde.decomposition.by_lag import LagSums
+from retrograde.decomposition.by_route import RouteSums
 from retrograde.engine import Entries, fold, unroll
 
 SIZE = Size(T=256, B=8, I=64, H=128)

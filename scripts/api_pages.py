@@ -14,8 +14,8 @@ from typing import Any
 from mkdocs.structure.files import File
 
 PAGES = {
-    "recording": ("retrograde.record", "retrograde.monitor"),
-    "decomposition": ("retrograde.decompose",),
+    "recording": ("retrograde.recording", "retrograde.monitor"),
+    "decomposition": ("retrograde.decomposition",),
     "spectra": ("retrograde.spectra",),
     "weights": ("retrograde.spectra.weights",),
     "diagnosis": ("retrograde.diagnosis",),

@@ -14,7 +14,7 @@ from torch import Tensor
 from problems import B, T
 from retrograde.cells import AbstractCell, pull_back
 from retrograde.cells.plan import FEW_ROWS, Plan
-from retrograde.decompose.by_lag import LagSums
+from retrograde.decomposition.by_lag import LagSums
 from retrograde.engine import Entries, adjoint, backpropagate, fold, gradients, unroll
 
 EXACT = {"atol": 1e-12, "rtol": 1e-12}  # float64 sums of a few dozen products

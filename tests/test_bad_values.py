@@ -689,7 +689,7 @@ MODULES = {
     **{"retrograde": retrograde, "retrograde.nn": retrograde.nn, "cells": cells},
     **{
         "clipping": clipping,
-        "decompose": sys.modules["retrograde.decompose"],
+        "decompose": sys.modules["retrograde.decomposition"],
         "diagnosis": diagnosis,
         "engine": engine,
     },

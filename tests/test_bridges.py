@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import retrograde
-from retrograde.record import bridges, chains
-from retrograde.record.bridges import Bridges
-from retrograde.record.graph import edge_of
+from retrograde.recording import bridges, chains
+from retrograde.recording.bridges import Bridges
+from retrograde.recording.graph import edge_of
 
 D, B, H, T = torch.float64, 3, 4, 5
 

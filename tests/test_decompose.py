@@ -12,10 +12,10 @@ import retrograde
 from conformance import EXACT, plain_pass
 from conftest import unchecked
 from problems import PROBLEMS, B, T
-from retrograde.decompose import by_time as by_time_module
-from retrograde.decompose.bins import lag_bins
+from retrograde.decomposition import by_time as by_time_module
+from retrograde.decomposition.bins import lag_bins
 from retrograde.errors import ArgumentError
-from retrograde.record import Recorded
+from retrograde.recording import Recorded
 
 
 def brute_force(plain, name):

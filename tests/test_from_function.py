@@ -9,8 +9,8 @@ from conformance import EXACT, plain_pass
 from conftest import unchecked
 from problems import GRU_, INPUTS, LSTM_, MGU, SLSTM, SLSTM_CAROUSEL, TANH, B, H, T
 from retrograde.cells import Stacked, from_function, truncated
-from retrograde.decompose import by_time as by_time_module
-from retrograde.decompose.by_time import ContributionNorms
+from retrograde.decomposition import by_time as by_time_module
+from retrograde.decomposition.by_time import ContributionNorms
 from retrograde.engine import Entries, Unrolled, backpropagate, fold, unroll
 from retrograde.engine import gradients as gradients_module
 from retrograde.errors import ArgumentError

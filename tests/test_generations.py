@@ -8,7 +8,7 @@ from conformance import EXACT, plain_pass, unrolled_and_entries
 from problems import FAMILY, GRU2014_, INPUTS, B, H, T
 from retrograde.cells import GRU2014, LSTM, generations, pull_back, truncated
 from retrograde.cells.generations import TABLE
-from retrograde.decompose.by_lag import LagSums
+from retrograde.decomposition.by_lag import LagSums
 from retrograde.engine import fold, unroll
 from retrograde.errors import ArgumentError
 

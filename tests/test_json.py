@@ -18,7 +18,7 @@ import retrograde
 from conftest import unchecked
 from retrograde import diagnosis, report
 from retrograde.cells import Position
-from retrograde.decompose import Parts
+from retrograde.decomposition import Parts
 from retrograde.errors import InputError
 from retrograde.report import Report
 from retrograde.report.json import render, schema

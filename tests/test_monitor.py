@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 import retrograde
-from retrograde.decompose.summary import _Sums, growth
+from retrograde.decomposition.summary import _Sums, growth
 from retrograde.engine import fold
 from retrograde.errors import ArgumentError, RecordingError
 

@@ -14,7 +14,7 @@ from torch import nn
 
 import retrograde
 from retrograde import charts
-from retrograde.decompose import Parts
+from retrograde.decomposition import Parts
 from retrograde.diagnosis import Check, Course, Evidence, Finding, Threshold, Training, Trial
 from retrograde.report import Report, Settings, html
 

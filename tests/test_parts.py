@@ -14,8 +14,8 @@ from torch import nn
 import retrograde
 from conformance import EXACT, plain_pass
 from problems import PROBLEMS, T
-from retrograde.decompose import ByLag, ByParameter, ByTime, Parts, Split, by_time, by_unit
-from retrograde.decompose import parts as parts_module
+from retrograde.decomposition import ByLag, ByParameter, ByTime, Parts, Split, by_time, by_unit
+from retrograde.decomposition import parts as parts_module
 from retrograde.engine.scaling import Scaled
 from retrograde.errors import ArgumentError, MissingExtraError
 from test_decompose import brute_force, flow_of, vectors

@@ -19,8 +19,8 @@ from torch import nn
 import retrograde
 from retrograde import charts
 from retrograde._files import write_text
-from retrograde.decompose import Parts
-from retrograde.decompose.lags import POOLED
+from retrograde.decomposition import Parts
+from retrograde.decomposition.lags import POOLED
 from retrograde.diagnosis import Check, Evidence, Finding, Training, Trial
 from retrograde.errors import ArgumentError, InputError
 from retrograde.report import Horizon, Layer, Report, Settings

@@ -29,7 +29,7 @@ from retrograde.errors import (
     RecordingError,
     UnsupportedModelError,
 )
-from retrograde.record.storage import KEY, WRITTEN
+from retrograde.recording.storage import KEY, WRITTEN
 
 pytestmark = [
     pytest.mark.usefixtures("unchecked"),  # test_cells.py and others check the same shapes

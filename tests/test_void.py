@@ -17,9 +17,9 @@ from conftest import unchecked
 from retrograde import VoidDecompositionWarning
 from retrograde import monitor as module
 from retrograde.cells import from_function
-from retrograde.decompose import Residual
-from retrograde.decompose import flow as flow_module
-from retrograde.decompose.check import check, fused_gradient
+from retrograde.decomposition import Residual
+from retrograde.decomposition import flow as flow_module
+from retrograde.decomposition.check import check, fused_gradient
 from retrograde.diagnosis import trials
 from retrograde.diagnosis.rules import RULES
 from retrograde.errors import ArgumentError

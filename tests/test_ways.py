@@ -11,7 +11,7 @@ from conformance import EXACT, plain_pass, unrolled_and_entries
 from conftest import unchecked
 from problems import FAMILY, GRU2014_, GRU_, LSTM_, PROBLEMS, TANH, B, T, _stack
 from retrograde.cells import GRU, Elman, pull_back, truncated
-from retrograde.decompose.by_lag import LagSums
+from retrograde.decomposition.by_lag import LagSums
 from retrograde.engine import fold
 from retrograde.errors import ArgumentError
 from test_decompose import flow_of, vectors

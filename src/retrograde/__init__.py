@@ -10,10 +10,10 @@ flow.reach, flow.half_life, flow.residual
 from importlib.metadata import version
 
 from retrograde import cells, clipping, nn
-from retrograde.decompose import Flow, decompose
+from retrograde.decomposition import Flow, decompose
 from retrograde.errors import RetrogradeError, VoidDecompositionWarning
 from retrograde.monitor import Monitor
-from retrograde.record import Recorded, Recording, load, record, record_cell, save
+from retrograde.recording import Recorded, Recording, load, record, record_cell, save
 from retrograde.report import Report, diagnose
 from retrograde.spectra import Spectrum, spectrum
 

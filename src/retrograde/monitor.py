@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from retrograde import _checks
-from retrograde.decompose import Flow, decompose
-from retrograde.decompose.check import check
-from retrograde.decompose.flow import void_in_words
-from retrograde.decompose.summary import summarise
+from retrograde.decomposition import Flow, decompose
+from retrograde.decomposition.check import check
+from retrograde.decomposition.flow import void_in_words
+from retrograde.decomposition.summary import summarise
 from retrograde.errors import RecordingError, RetrogradeError
-from retrograde.record import Recorded, Recording, record, recurrent_layers
+from retrograde.recording import Recorded, Recording, record, recurrent_layers
 
 Log = Callable[[dict[str, float], int], object]
 

@@ -17,7 +17,7 @@ from retrograde.cells.leaves import leaves
 from retrograde.cells.position import Position
 from retrograde.diagnosis.courses import Course
 from retrograde.engine import Unrolled
-from retrograde.record import Recorded
+from retrograde.recording import Recorded
 
 SHOWN = 200
 """The largest number of steps that a course shows."""

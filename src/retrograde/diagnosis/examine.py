@@ -20,7 +20,7 @@ from retrograde.diagnosis.training import ONE_PASS, Plan, optimizer_of, train_re
 from retrograde.diagnosis.trials import Clinic, plan, try_remedies
 from retrograde.diagnosis.unharmed import copy_of, seeded, untouched
 from retrograde.errors import RecordingError, RetrogradeError
-from retrograde.record import Recorded, Recording
+from retrograde.recording import Recorded, Recording
 
 Progress = Callable[[int, int, str], object]
 """Called with the passes done, the passes in all, and what is done next."""

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retrograde.record import Recorded
+from retrograde.recording import Recorded
 
 NEARLY = 0.9
 """A peak of this part of the highest one is as high as it, but for the noise."""

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from retrograde import _checks
 from retrograde.diagnosis.unharmed import copied, copied_model, seeded
 from retrograde.errors import ArgumentError
-from retrograde.record import Recording, record, recurrent_layers
+from retrograde.recording import Recording, record, recurrent_layers
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
 

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from retrograde.diagnosis.run import LossFunction
 from retrograde.diagnosis.unharmed import copied, copied_model, seeded, within
-from retrograde.record import recurrent_layers
+from retrograde.recording import recurrent_layers
 
 LOSSES: Mapping[Callable[..., Any], str] = {
     getattr(nn.functional, name): name

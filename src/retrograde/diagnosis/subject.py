@@ -13,10 +13,10 @@ from retrograde import _checks
 from retrograde.cells import Elman
 from retrograde.cells.gates import CONSTANT
 from retrograde.cells.leaves import leaves
-from retrograde.decompose import Flow
-from retrograde.decompose.adjoints import AdjointNorms, Adjoints
-from retrograde.decompose.flow import unasked
-from retrograde.decompose.non_finite import NonFinite
+from retrograde.decomposition import Flow
+from retrograde.decomposition.adjoints import AdjointNorms, Adjoints
+from retrograde.decomposition.flow import unasked
+from retrograde.decomposition.non_finite import NonFinite
 from retrograde.diagnosis.activity import Activity, Units, look
 from retrograde.diagnosis.finding import NotApplicable
 from retrograde.diagnosis.need import Need, need_of
@@ -24,7 +24,7 @@ from retrograde.diagnosis.run import Balance
 from retrograde.diagnosis.thresholds import Threshold
 from retrograde.engine import fold
 from retrograde.errors import ArgumentError, NonFiniteError, RetrogradeError
-from retrograde.record import Recorded, Recording
+from retrograde.recording import Recorded, Recording
 from retrograde.spectra import Radius, spectrum
 from retrograde.spectra.bounds import eigenvalues
 

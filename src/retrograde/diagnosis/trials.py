@@ -15,7 +15,7 @@ from retrograde.diagnosis.subject import Subject, subjects
 from retrograde.diagnosis.thresholds import Threshold
 from retrograde.diagnosis.unharmed import copied_model, seeded
 from retrograde.errors import RetrogradeError
-from retrograde.record import recurrent_layers
+from retrograde.recording import recurrent_layers
 
 MOST = 24
 """So many passes are run for remedies; the findings of further layers are left untried."""

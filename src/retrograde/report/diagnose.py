@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from retrograde import _checks
-from retrograde.decompose import Flow
-from retrograde.decompose.summary import NEAR
+from retrograde.decomposition import Flow
+from retrograde.decomposition.summary import NEAR
 from retrograde.diagnosis import RULES, limits
 from retrograde.diagnosis.batches import MOST as MOST_BATCHES
 from retrograde.diagnosis.batches import Batches, calls_next, draw, is_source
@@ -29,7 +29,7 @@ from retrograde.diagnosis.run import LossFunction
 from retrograde.diagnosis.subject import SAMPLES
 from retrograde.diagnosis.training import Factory, Plan
 from retrograde.errors import ArgumentError
-from retrograde.record import Recorded, Recording
+from retrograde.recording import Recorded, Recording
 from retrograde.report.data import Settings
 from retrograde.report.layer import Directions, Horizon, Layer
 from retrograde.report.report import Report

@@ -11,9 +11,9 @@ from torch import Tensor
 from retrograde import charts
 from retrograde._optional import optional
 from retrograde.cells import Position
-from retrograde.decompose import Flow, Parts
-from retrograde.decompose.lags import REACH
-from retrograde.decompose.summary import NEAR, growth
+from retrograde.decomposition import Flow, Parts
+from retrograde.decomposition.lags import REACH
+from retrograde.decomposition.summary import NEAR, growth
 from retrograde.diagnosis import Course
 from retrograde.spectra import Spectrum
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from retrograde import _checks, charts
 from retrograde.cells.gates import with_role
 from retrograde.cells.leaves import leaves
-from retrograde.decompose.lags import REACH, reach_of
+from retrograde.decomposition.lags import REACH, reach_of
 from retrograde.engine.scaling import row_norms
 from retrograde.spectra.jacobians import Chain
 

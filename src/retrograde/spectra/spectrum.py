@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from retrograde import _checks
 from retrograde.cells import Cut, unclipped
-from retrograde.decompose import decompose
-from retrograde.decompose.replay import replay
+from retrograde.decomposition import decompose
+from retrograde.decomposition.replay import replay
 from retrograde.errors import ArgumentError, UnsupportedModelError
 from retrograde.nn import AbstractRecurrent
 from retrograde.nn.sequence import Sequences
-from retrograde.record import Recorded, Recording, record
-from retrograde.record.recording import the_one
+from retrograde.recording import Recorded, Recording, record
+from retrograde.recording.recording import the_one
 from retrograde.spectra import bounds as rules
 from retrograde.spectra import horizons as memory
 from retrograde.spectra.bounds import Bound, Radius

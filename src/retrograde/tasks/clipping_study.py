@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from retrograde.clipping import AbstractPolicy, ByGroup, GlobalNorm, PreActivationValue
-from retrograde.decompose import decompose
+from retrograde.decomposition import decompose
 from retrograde.errors import NonFiniteError
 from retrograde.integrations.lightning import ClippingCallback
 from retrograde.nn import ClippedInside, clip_inside, initialise
-from retrograde.record import record
+from retrograde.recording import record
 from retrograde.tasks import forecast
 
 FILE = Path(__file__).with_suffix(".json")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from retrograde.diagnosis.experiments.experiment import Case, Experiment
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
 from retrograde.diagnosis.unharmed import copied, copied_model, seeded
-from retrograde.record import recurrent_layers
+from retrograde.recording import recurrent_layers
 
 LOW = (torch.float16, torch.bfloat16)
 

@@ -10,7 +10,7 @@ from retrograde.diagnosis.run import run
 from retrograde.diagnosis.subject import Subject, subjects
 from retrograde.diagnosis.thresholds import limits
 from retrograde.diagnosis.unharmed import copied_model
-from retrograde.record import recurrent_layers
+from retrograde.recording import recurrent_layers
 
 
 def _saturated(subject: Subject) -> float:

@@ -19,7 +19,7 @@ from retrograde.diagnosis.run import moved_by
 from retrograde.diagnosis.sight import see
 from retrograde.diagnosis.subject import Subject
 from retrograde.diagnosis.unharmed import copied_model
-from retrograde.record import recurrent_layers
+from retrograde.recording import recurrent_layers
 
 
 def _look(case: Case) -> list[Finding] | NotApplicable:

@@ -16,7 +16,7 @@ from retrograde.diagnosis.run import run
 from retrograde.diagnosis.subject import Subject, subjects
 from retrograde.diagnosis.thresholds import limits
 from retrograde.diagnosis.unharmed import copied_model, seeded
-from retrograde.record import recurrent_layers
+from retrograde.recording import recurrent_layers
 
 
 def ratio(layer: nn.Module, hidden: int) -> float:

@@ -20,7 +20,7 @@ from retrograde.cells.generations import generation
 from retrograde.cells.position import Position
 from retrograde.errors import UnsupportedModelError
 from retrograde.nn import GRU, LSTM, RNN
-from retrograde.record.layers import Layer, form_of, recurrent_layers, why_not
+from retrograde.recording.layers import Layer, form_of, recurrent_layers, why_not
 from retrograde.spectra.weights import text
 from retrograde.spectra.weights.extremes import is_exact, largest_singular_value, spectral_radius
 from retrograde.spectra.weights.initialisations import likenesses

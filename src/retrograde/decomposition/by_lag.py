@@ -1,0 +1,49 @@
+"""By lag: the exact sum of all C[t,k] whose lag t - k falls into a bin, as a matrix.
+
+The pull-back is linear, so rows of a bin are summed before they are pulled back, and the outer
+products of many steps are one matrix product. A bin costs about as much as one entry row.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from retrograde.cells.base import AbstractCell
+from retrograde.decomposition.bins import LagBins
+from retrograde.decomposition.labels import AbstractLabels
+from retrograde.decomposition.parts import Parts
+from retrograde.engine.adjoint import AdjointSpan, fold
+from retrograde.engine.entries import Entries
+from retrograde.engine.gradients import AdjointSums
+from retrograde.engine.unroll import Unrolled
+
+
+@dataclass(frozen=True)
+class Lags(AbstractLabels):
+    """The question: which parts come from which lags."""
+
+    lags: tuple[range, ...]
+
+    def parts(self, unrolled: Unrolled, entries: Entries) -> Mapping[str, Parts]:
+        """One pass."""
+        sums = LagSums(self.lags, unrolled.cell)
+        fold(unrolled, entries, [sums])
+        return sums.result()
+
+
+class LagSums:
+    """The fold behind `by_lag`; with a single bin it is the whole gradient."""
+
+    def __init__(self, lags: tuple[range, ...], cell: AbstractCell):
+        self._lags, self._bins = lags, LagBins(lags)
+        self._sums = AdjointSums(cell, len(lags))
+
+    def update(self, span: AdjointSpan) -> None:
+        for piece in span.pieces(self._bins.rows):
+            self._sums.add(piece, *self._bins.sum(piece))
+
+    def result(self) -> dict[str, Parts]:
+        axes = ({"lag": self._lags},)
+        return {
+            name: Parts.of(axes, name, self._bins.nearest_first(total))
+            for name, total in self._sums.result().items()
+        }

@@ -1,0 +1,265 @@
+"""By time: how large is C[t,k], what enters at t and uses the weights at k.
+
+The part itself is `sum_b da_b (x) u_b` and is hardly ever formed: its squared norm is
+`sum_{b,b'} <da_b, da_b'> <u_b, u_b'>`, two small Gram matrices, of which the first serves all
+parameters that share the adjoint `da`. Where the batch is wider than the operands, forming the
+part costs less, and where the Gram sum cancels it is formed as well.
+
+Reference for the Gram form: Xuechen Li et al., "Large Language Models Can Be Strong Differentially
+Private Learners", ICLR (2022), arXiv 2110.05679 ("ghost clipping").
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from retrograde.cells.graph import jvp_of_parameters
+from retrograde.cells.plan import FormedGradients, Uses
+from retrograde.decomposition.parts import Parts, summed
+from retrograde.engine.adjoint import AdjointSpan, backpropagate
+from retrograde.engine.entries import Entries
+from retrograde.engine.gradients import ParameterSums
+from retrograde.engine.scaling import Scaled, as_vectors
+from retrograde.engine.unroll import Chunk, Unrolled
+
+FORMED = 2**22
+"""Parts are formed so many numbers at a time, 16 MiB in float32."""
+
+Operands = Sequence[Float[Tensor, "K B _"] | None]
+"""What the adjoints of each step are multiplied by to give gradients; None for those of biases."""
+
+
+class ContributionNorms:
+    """The fold behind `by_time`: log2 norms of every C[t,k], for every parameter."""
+
+    def __init__(self, entries: Entries, steps: int, parameters: Iterable[str]):
+        self._tables = _tables(entries, steps, parameters, -torch.inf)
+
+    def update(self, span: AdjointSpan) -> None:
+        rows = len(span.exponent)
+        for uses in span.adjoint.uses:
+            log2 = _log2_norms(*_by_step(uses, len(span))) + span.exponent.unsqueeze(-1)
+            for column, (name, first, _) in enumerate(uses.operands):
+                table = self._tables[name][span.steps, :rows]
+                found = log2[..., column].T
+                if first:  # squared norms of further rows of the same parameter add up
+                    found = torch.logaddexp2(2 * table, 2 * found) / 2
+                table.copy_(found)
+        for k, formed in enumerate(span.formed):
+            for some, gradients in _blocks(formed):
+                for name, parts in gradients.items():
+                    log2 = Scaled(parts, span.exponent[some, k]).log2_norms()
+                    self._tables[name][span.first + k, some] = log2
+
+    def result(self) -> dict[str, Float[Tensor, "E T"]]:
+        return _by_entry(self._tables)
+
+
+class ContributionShares:
+    """The fold behind the shares of `by_time`: <C[t,k], G> over <G, G> for every parameter.
+
+        <C[t,k], G> = <delta_k, push_k(G)>
+
+    push_k(G) is the change of s_k that goes with the change G of the weights at step k, so that
+    neither the part nor its factors are needed.
+    """
+
+    def __init__(self, entries: Entries, steps: int, gradient: Mapping[str, Scaled]):
+        """`gradient` holds the whole gradient G of each parameter."""
+        self._gradient = {name: whole.normalised()[0] for name, whole in gradient.items()}
+        self._square = {
+            name: float(whole.values.double().square().sum())
+            for name, whole in self._gradient.items()
+        }
+        self._tables = _tables(entries, steps, gradient, 0.0)
+        self._chunk: Chunk | None = None
+        self._pushed: Tensor | None = None
+
+    def update(self, span: AdjointSpan) -> None:
+        graph = span.chunk.graph
+        if self._chunk is not span.chunk:
+            self._chunk = span.chunk
+            whole = {name: self._gradient[name].values.squeeze(0) for name in graph.parameters}
+            self._pushed = jvp_of_parameters(graph, whole) if whole else None
+        if self._pushed is not None:
+            pushed = self._pushed[:, span.here].flatten(2).permute(1, 2, 0)  # [K, B*S, U]
+            inner = torch.bmm(span.values.flatten(2).transpose(0, 1), pushed).transpose(0, 1)
+            share = self._shares(graph.parameters, inner, span.exponent)
+            for column, name in enumerate(graph.parameters):
+                self._tables[name][span.steps, : len(share)] += share[..., column].T
+        for k, formed in enumerate(span.formed):
+            for some, gradients in _blocks(formed):
+                columns = [
+                    as_vectors(parts) @ self._gradient[name].values.flatten()
+                    for name, parts in gradients.items()
+                ]
+                share = self._shares(gradients, torch.stack(columns, -1), span.exponent[some, k])
+                for column, name in enumerate(gradients):
+                    self._tables[name][span.first + k, some] += share[:, column]
+
+    def _shares(
+        self,
+        names: Collection[str],
+        inner: Float[Tensor, "*R U"],
+        exponent: Int[Tensor, "*R"],
+    ) -> Float[Tensor, "*R U"]:
+        """<C, G> in units of 2^exponent, a column for each name, as shares."""
+        inner = inner.double()
+        square = inner.new_tensor([self._square[name] for name in names])
+        scale = torch.cat([self._gradient[name].exponent for name in names])
+        share = torch.where(square > 0, inner / square, 0)
+        return share * torch.exp2((exponent.unsqueeze(-1) - scale).double())
+
+    def result(self) -> dict[str, Float[Tensor, "E T"]]:
+        return _by_entry(self._tables)
+
+
+def _tables(
+    entries: Entries, steps: int, parameters: Iterable[str], fill: float
+) -> dict[str, Tensor]:
+    """One table a parameter, use step by use step with the latest entry first, as rows come."""
+    shape = (steps, len(entries))
+    new = entries.direct.new_full
+    return {name: new(shape, fill, dtype=torch.float64) for name in parameters}
+
+
+def _by_entry(tables: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "E T"]]:
+    """The tables turned round: a row for each entry, the earliest first."""
+    return {name: table.T.flip(0) for name, table in tables.items()}
+
+
+def parts_by_time(
+    unrolled: Unrolled,
+    entries: Entries,
+    gradient: Mapping[str, Scaled],
+    norms: ContributionNorms,
+    shares: ContributionShares,
+) -> dict[str, Parts]:
+    """What the two folds found, parameter by parameter."""
+    log2, share = norms.result(), shares.result()
+    steps = tuple(
+        first if first == last else range(first, last + 1) for first, last in entries.blocks
+    )
+    axes = ({"loss_step": steps}, {"use_step": tuple(range(len(unrolled)))})
+    former = partial(contributions, unrolled, entries)
+    return {
+        name: Parts.measured(axes, name, log2[name], share[name], gradient[name], former)
+        for name in log2
+    }
+
+
+@torch.no_grad()
+def contributions(
+    unrolled: Unrolled, entries: Entries, groups: Int[Tensor, "N"], count: int
+) -> dict[str, Scaled]:
+    """Sums of C[t,k], formed, for every parameter.
+
+    Args:
+        unrolled, entries: the pass.
+        groups: the sum that each pair belongs to, loss step by loss step; -1 for none.
+        count: how many sums there are.
+    """
+    weights = unrolled.cell.parameters
+    totals = {
+        name: Scaled.of(value.new_zeros(count, *value.shape)) for name, value in weights.items()
+    }
+    table = groups.view(len(entries), -1).flip(0)  # latest loss step first, as rows come
+    for step in backpropagate(unrolled, entries):
+        column = table[: len(step.delta.exponent), step.k]
+        present, place = torch.unique(column, return_inverse=True)
+        place = place - int((present < 0).sum())
+        present = present[present >= 0].to(step.delta.exponent.device)
+        if not len(present):
+            continue
+        rows = summed(step.delta, place, len(present))
+        sums = ParameterSums(weights, len(present))
+        sums.units(rows.exponent)
+        sums.add(step.pull_back(rows.values))
+        for name, part in sums.result().items():
+            total = totals[name]
+            here = Scaled(total.values[present], total.exponent[present]).plus(part)
+            total.values[present], total.exponent[present] = here.values, here.exponent
+    return totals
+
+
+def _blocks(
+    every: Sequence[FormedGradients],
+) -> Iterator[tuple[slice, Mapping[str, Float[Tensor, "..."]]]]:
+    """The parts that no outer product gives, some rows at a time, by parameter."""
+    for formed in every:
+        yield from formed.blocks(FORMED)
+
+
+def _by_step(uses: Uses, steps: int) -> tuple[Float[Tensor, "N K B P"], Operands]:
+    """Adjoints of several steps, and what they are multiplied by, step by step."""
+
+    def apart(values: Tensor, axis: int) -> Tensor:
+        return values.view(*values.shape[:axis], steps, -1, values.shape[-1])
+
+    operands = [None if operand is None else apart(operand, 0) for _, _, operand in uses.operands]
+    return apart(uses.adjoint, 1), operands
+
+
+def _log2_norms(adjoint: Float[Tensor, "N K B P"], operands: Operands) -> Float[Tensor, "N K U"]:
+    """log2 ||sum_b da_b (x) u_b|| for every row, step and operand, by whichever way costs less."""
+    rows, steps, batch, _ = adjoint.shape
+    columns = sum(1 if operand is None else operand.shape[2] for operand in operands)
+    step = torch.arange(steps, device=adjoint.device).expand(rows, -1)
+    if batch > columns:
+        found = _by_forming(adjoint.flatten(0, 1), step.flatten(), operands)
+        return found.view(rows, steps, -1)
+    squares, cancels = _by_gram(adjoint, operands)
+    log2 = torch.log2(squares.clamp(min=0)) / 2
+    if bool(cancels.any()):
+        some = cancels.any(2)
+        log2[some] = _by_forming(adjoint[some], step[some], operands)
+    return log2
+
+
+def _by_gram(
+    adjoint: Float[Tensor, "N K B P"], operands: Operands
+) -> tuple[Float[Tensor, "N K U"], Tensor]:
+    """Squared norms, and where the sum over sample pairs cancels too far to be trusted.
+
+    A Gram entry is off by about eps |da_b| |da_b'|, so a sum of squares below 2^14 eps of
+    (sum_b |da_b| |u_b|)^2 may be off by more than 2^-10 of itself. That square is at most
+    B sum_b |da_b|^2 |u_b|^2.
+    """
+    batch = adjoint.shape[2]
+    gram = (adjoint @ adjoint.mT).double()
+    of_operands = torch.stack([_gram_of_operand(operand, gram) for operand in operands], -1)
+    squares = torch.bmm(gram.flatten(2).transpose(0, 1), of_operands.flatten(1, 2))
+    own = torch.diagonal(gram, dim1=2, dim2=3).transpose(0, 1)
+    bound = torch.bmm(own, batch * torch.diagonal(of_operands, dim1=1, dim2=2).mT)
+    cancels = squares < 2**14 * torch.finfo(adjoint.dtype).eps * bound
+    return squares.transpose(0, 1), cancels.transpose(0, 1)
+
+
+def _gram_of_operand(
+    operand: Float[Tensor, "K B M"] | None, gram: Float[Tensor, "N K B B"]
+) -> Float[Tensor, "K B B"]:
+    if operand is None:
+        return gram.new_ones(()).expand(gram.shape[1:])
+    operand = operand.to(gram.dtype)
+    return operand @ operand.mT
+
+
+def _by_forming(
+    adjoint: Float[Tensor, "R B P"], step: Int[Tensor, "R"], operands: Operands
+) -> Float[Tensor, "R U"]:
+    """Norms of the parts themselves, of rows that belong to some steps."""
+    norms = []
+    for operand in operands:
+        if operand is None:
+            norms.append(Scaled.of(adjoint.sum(1)).log2_norms())
+            continue
+        rows = max(1, FORMED // (adjoint.shape[2] * operand.shape[2]))
+        parts = (
+            torch.bmm(some.mT, operand[at])
+            for some, at in zip(torch.split(adjoint, rows), torch.split(step, rows), strict=True)
+        )
+        norms.append(torch.cat([Scaled.of(part).log2_norms() for part in parts]))
+    return torch.stack(norms, -1)

@@ -1,0 +1,566 @@
+"""Flow: one backward pass, taken apart; every decomposition is a method of it."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from retrograde import _checks, charts
+from retrograde.cells import AbstractCell, Cut, clipped, unclipped
+from retrograde.clipping import AbstractInside, AbstractPolicy, chain
+from retrograde.decomposition.adjoints import AdjointNorms, Adjoints
+from retrograde.decomposition.bins import Bins, lag_bins
+from retrograde.decomposition.by_crossing import Crossings
+from retrograde.decomposition.by_lag import Lags, LagSums
+from retrograde.decomposition.by_parameter import by_parameter
+from retrograde.decomposition.by_route import Routes
+from retrograde.decomposition.by_time import ContributionNorms, ContributionShares, parts_by_time
+from retrograde.decomposition.by_unit import Units
+from retrograde.decomposition.clipped import AbstractGradient, ClippedFlow, factors_at_the_end
+from retrograde.decomposition.labels import AbstractLabels
+from retrograde.decomposition.lags import REACH
+from retrograde.decomposition.non_finite import NonFinite, first_overflow
+from retrograde.decomposition.parts import Parts, log2_of_sum, together
+from retrograde.decomposition.replay import replay
+from retrograde.decomposition.residual import Allowance, Residual, residual
+from retrograde.decomposition.rounding import moved_by_rounding, whole_gradient
+from retrograde.engine import Entries, Scaled, Unrolled, fold, with_factors
+from retrograde.errors import ArgumentError, VoidDecompositionWarning
+from retrograde.recording import Recorded, Recording
+from retrograde.recording.recording import the_one
+
+AGREES = 1e-2
+"""A forward pass agrees with its recording if it ends in the same state to this part of it."""
+
+LOW = 2.0**-10
+"""The rounding error from which on a precision is low: that of float16."""
+
+
+@dataclass(frozen=True, eq=False)
+class Flow(AbstractGradient):
+    """One backward pass through one recurrent layer (or stack), taken apart.
+
+    Made by `decompose`. Norms are returned as log2, so that nothing leaves the range; shares are
+    signed and sum to 1. A parameter is named as in its module; None means all of them together.
+
+    Attributes:
+        recorded: the pass that was taken apart.
+        unrolled: the cell, its inputs and its states.
+        entries: where the loss enters.
+
+    Example:
+        >>> import torch, retrograde
+        >>> lstm = torch.nn.LSTM(2, 3)
+        >>> with retrograde.record(lstm) as recording:
+        ...     lstm(torch.ones(20, 4, 2))[0][-1].sum().backward()
+        >>> flow = retrograde.decompose(recording)
+        >>> flow.steps, flow.parameters[:2], "carousel" in flow.routes
+        (20, ('weight_ih_l0', 'weight_hh_l0'), True)
+        >>> parts = flow.by_lag("weight_hh_l0").parts()  # they sum to the gradient
+        >>> torch.allclose(sum(parts).float(), lstm.weight_hh_l0.grad, atol=1e-6)
+        True
+    """
+
+    recorded: Recorded
+    unrolled: Unrolled
+    entries: Entries
+    _found: dict[AbstractLabels, Mapping[str, Parts]] = field(default_factory=dict)
+
+    @cached_property
+    def gradient(self) -> Mapping[str, Scaled]:
+        """The whole gradient of each parameter, as one row [1, ...] that holds the summed loss."""
+        return whole_gradient(self.unrolled, self.recorded.direct)
+
+    @cached_property
+    def _tables(self) -> tuple[Mapping[str, Parts], Adjoints]:
+        """What most questions need, from a single pass."""
+        norms = ContributionNorms(self.entries, self.steps, self.parameters)
+        shares = ContributionShares(self.entries, self.steps, self.gradient)
+        adjoints = AdjointNorms(self.entries, self.steps)
+        octaves = lag_bins("octaves", self.steps)
+        sums = LagSums(octaves, self._cell)
+        fold(self.unrolled, self.entries, [norms, shares, adjoints, sums])
+        self._found[Lags(octaves)] = sums.result()
+        parts = parts_by_time(self.unrolled, self.entries, self.gradient, norms, shares)
+        return parts, adjoints.result()
+
+    def walked(self) -> "Flow":
+        """The same flow, its backward pass done: what is not finite on the way is raised here.
+
+        Raises:
+            NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
+        """
+        _ = self._tables
+        return self
+
+    @property
+    def adjoints(self) -> Adjoints:
+        """Sizes of the adjoint of the state for every loss step and use step."""
+        return self._tables[1]
+
+    @property
+    def _cell(self) -> AbstractCell:
+        return self.unrolled.cell
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of the parameters, as in the module."""
+        return tuple(self._cell.parameters)
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        """The routes from one step's state to the step before, which partition the Jacobian."""
+        return self._cell.routes
+
+    @property
+    def steps(self) -> int:
+        """T, the length of the sequence."""
+        return len(self.unrolled)
+
+    @cached_property
+    def residual(self) -> Residual:
+        """Largest relative difference between the sum of the parts and autograd's gradient.
+
+        `residual.ok` is False where it is larger than the precision of the pass allows: the parts
+        are then not those of this gradient, and `residual.note` names the likely reason.
+
+        Autograd cannot cut routes, and knows nothing of a part of the samples: what `without`
+        returns, and what a `Recorded.part` leads to, is compared with its own gradient, pulled
+        back in one row.
+        """
+        sizes = {n: log2_of_sum(self.by_time(n).log2.flatten()) for n in self.parameters}
+        parts = {name: self.by_lag(name).scaled.total() for name in self.parameters}
+        cancelling = {
+            name: float(torch.exp2(size - self.gradient[name].log2_norms()))
+            for name, size in sizes.items()
+        }
+        return self._compared(parts, cancelling)
+
+    @property
+    def whole_residual(self) -> Residual:
+        """The same of the gradient pulled back in one row, for those who need no more than that.
+
+        It shows a wrong recording as well as `residual` does, at a fraction of the cost.
+        """
+        return self._compared(self.gradient, {})
+
+    def _compared(self, parts: Mapping[str, Scaled], cancelling: Mapping[str, float]) -> Residual:
+        """The residual of some parts, and whether the precision of the pass allows it."""
+        gradients, against = self.recorded.gradients, self.recorded.against
+        if not self._compares_with_autograd:
+            gradients = {name: row.plain().squeeze(0) for name, row in self.gradient.items()}
+            against = "its own gradient, pulled back in one row,"
+        allowance = Allowance(
+            self._rounding,
+            self.steps,
+            cancelling,
+            lambda: self._moved_by_rounding,
+            self._likely_reason,
+        )
+        return residual(parts, gradients, allowance, against)
+
+    @property
+    def _compares_with_autograd(self) -> bool:
+        return self._cell is self.recorded.cell and bool(self.recorded.gradients)
+
+    @property
+    def _rounding(self) -> float:
+        """The coarsest rounding error in what the parts are compared with, and in the parts."""
+        if self._compares_with_autograd:
+            return rounding_of(self.recorded)
+        return float(torch.finfo(self.entries.direct.dtype).eps)
+
+    @cached_property
+    def _moved_by_rounding(self) -> Mapping[str, float]:
+        return moved_by_rounding(replace(self.recorded, cell=self._cell), self._rounding)
+
+    @cached_property
+    def forward_agrees(self) -> bool | None:
+        """Whether the forward pass, run again, ends in the state that the recorded one ended in.
+
+        To a hundredth, or 32 rounding errors in low precision. None where that is not known.
+        """
+        final = self.recorded.final
+        if final is None:
+            return None
+        tolerance = max(AGREES, 32 * max(self._rounding, self.recorded.rounding or 0.0))
+        difference = torch.linalg.vector_norm(self.unrolled.states[-1] - final)
+        return bool(difference <= tolerance * torch.linalg.vector_norm(final))
+
+    def _likely_reason(self, off: Mapping[str, float], sensitive: bool) -> str:
+        """Why the parts may not add up to the gradient, in words."""
+        if sensitive:
+            grows = self.adjoints.log2_growth_by_lag
+            grown = float(grows[grows.isfinite()].max()) if bool(grows.isfinite().any()) else 0.0
+            amplified = (
+                f"the pass multiplies rounding errors as it does the adjoint, by 2^{grown:.0f}"
+                if grown >= 1
+                else "its contributions cancel, or its units are saturated"
+            )
+            return (
+                f"sensitive to rounding, which alone decides this gradient: {amplified}. A model "
+                "in float64 may give numbers that hold"
+            )
+        if self.forward_agrees is False:
+            return (
+                "the forward pass, run again with the recorded weights, ends in another state: "
+                "weights were changed on the way, or the layer does more than its class does"
+            )
+        if self.recorded.against:
+            return (
+                f"the cell does not do what led to {self.recorded.against}: its step is another, "
+                "or its pull-back is not the derivative of its step"
+            )
+        reasons = (
+            f"only the gradient of {', '.join(off)} is another, so the adjoints are right: a hook "
+            "on the weight changes it, or a part of it does not come through the layer"
+            if len(off) < len(self.parameters)
+            else "a hook that changes gradients on their way back, an operation in the backward "
+            "pass that is not the derivative, or weights that changed between the passes"
+        )
+        if self._rounding >= LOW:
+            reasons += "; or the low precision: underflow, for one. Compare with float32"
+        return reasons
+
+    @property
+    def reach_is_lower_bound(self) -> bool:
+        """Whether lags end at steps where the gradient goes on (`recorded.lags_end`).
+
+        There the state was computed from the one before by something that the recursion does not
+        pass. What comes back counts as given by the loss, so that the gradient may reach further.
+        """
+        return bool(self.recorded.lags_end)
+
+    @cached_property
+    def non_finite(self) -> NonFinite | None:
+        """Where autograd's own backward pass left the range of its data type; None if it did not.
+
+        The decomposition itself never does. What is not finite in weights, inputs, states or loss
+        is an error when the flow is made, with the same description as its `place`.
+        """
+        return first_overflow(self.recorded, self.unrolled)
+
+    @property
+    def reach(self) -> int:
+        """The largest lag, in steps, whose mean contribution is still 1 % of that at lag 0.
+
+        Of all parameters together; `by_time(name).reach` is that of one. With
+        `reach_is_lower_bound` the gradient may reach further than that.
+        """
+        return self.by_time().reach
+
+    @property
+    def half_life(self) -> float:
+        """Steps in which the adjoint of the state halves; negative (doubling) if it grows."""
+        return self.adjoints.half_life
+
+    def by_time(self, parameter: str | None = None) -> Parts:
+        """C[t,k] for every loss step t and use step k; axes `loss_step` and `use_step`.
+
+        Raises:
+            ArgumentError: for a parameter that this layer does not have.
+        """
+        name = self._known(parameter)
+        return self._tables[0][name] if name else self._whole_by_time
+
+    @cached_property
+    def _whole_by_time(self) -> Parts:
+        return together(tuple(self._tables[0].values()))
+
+    def by_lag(self, parameter: str | None = None, bins: Bins = "octaves") -> Parts:
+        """The sum of C[t,k] over all pairs whose lag falls in a bin.
+
+        Args:
+            parameter: a name, or None for the whole gradient as one vector.
+            bins: "octaves" (0, 1, 2, 3-4, 5-8, ...), "every" (each lag on its own; the parts then
+                take T times the memory of the gradient), or the first lag of each bin.
+
+        Raises:
+            ArgumentError: for an unknown parameter or bins that do not ascend from 0.
+        """
+        return self._by(Lags(lag_bins(bins, self.steps)), parameter)
+
+    def by_route(self, parameter: str | None = None, bins: Bins = "octaves") -> Parts:
+        """The parts by lag, split by the route of the last hop, the one that arrives at step k.
+
+        A part that has made no hop (t = k) is "direct". Summed over the ways this is `by_lag`.
+
+        Args:
+            parameter: a name, or None for the whole gradient as one vector.
+            bins: as in `by_lag`.
+
+        Raises:
+            ArgumentError: for an unknown parameter or bins that do not ascend from 0.
+        """
+        return self._by(Routes(lag_bins(bins, self.steps)), parameter)
+
+    def by_crossing(
+        self, parameter: str | None = None, max_crossings: int = 8, bins: Bins = "octaves"
+    ) -> Parts:
+        """The parts by lag, split by how often their paths crossed recurrent weights.
+
+            v(n)_{k-1} = A^T v(n)_k + R^T v(n-1)_k      sum over n = the adjoint
+
+        0 crossings are the carousel alone (with peepholes, and what leaks through them): the
+        gradient that the truncated backward pass of Hochreiter and Schmidhuber (1997) keeps.
+
+        Args:
+            parameter: a name, or None for the whole gradient as one vector.
+            max_crossings: the last part holds the paths with this many crossings and more; time and
+                memory grow in proportion.
+            bins: as in `by_lag`.
+
+        Raises:
+            ArgumentError: for an unknown parameter, bins that do not ascend from 0, or a number of
+                crossings that is not a positive integer.
+        """
+        lags = lag_bins(bins, self.steps)
+        return self._by(Crossings(lags, _checks.whole("max_crossings", max_crossings)), parameter)
+
+    def by_unit(self, parameter: str | None = None, bins: Bins = "octaves") -> Parts:
+        """The parts by lag, split by the unit of the state through which they come back to step k.
+
+            C[t,k;j] = what step k makes of e_j e_j^T delta_k      sum over j = C[t,k]
+
+        with delta_k the adjoint of s_k and e_j the unit vector along its component j: which hidden
+        units carry the gradient back, and over which lags. Units are those of the state after the
+        step that uses the weights. In a cell whose step is pointwise (RNN, LSTM, GRU) the part of
+        unit j in a weight lies in the rows of that unit, one in each gate; what is new there is the
+        split by lag, and by h and c.
+
+        A layer with S units, P weights and M bins has S M parts of P numbers each, and takes about
+        S times as long as `by_lag`. Where all parts are more than 2^24 numbers, they are measured
+        some at a time, in as many passes, and not kept.
+
+        Args:
+            parameter: a name, or None for the whole gradient as one vector.
+            bins: as in `by_lag`.
+
+        Returns:
+            Parts with an axis of `state` ("h" or "c", with the layer in a stack) and `unit` (its
+            number there), and the axis `lag`; `.sum("state")` adds h_j and c_j.
+
+        Raises:
+            ArgumentError: for an unknown parameter or bins that do not ascend from 0.
+
+        Example:
+            >>> import torch, retrograde
+            >>> model = torch.nn.LSTM(1, 2)
+            >>> with retrograde.record(model) as recording:
+            ...     model(torch.ones(5, 1, 1))[0].sum().backward()
+            >>> parts = retrograde.decompose(recording).by_unit("weight_hh_l0", bins=(0, 3))
+            >>> parts
+            Parts(weight_hh_l0 by state and unit [4] and lag [2])
+            >>> far = parts.sum("state").select(lag=3)
+            >>> far.axes
+            ({'unit': (0, 1)},)
+        """
+        return self._by(Units(lag_bins(bins, self.steps)), parameter)
+
+    def _by(self, labels: AbstractLabels, parameter: str | None) -> Parts:
+        """The parts with these labels, from the pass that sorts by them or one made before."""
+        name = self._known(parameter)
+        if labels not in self._found:
+            self._found[labels] = labels.parts(self.unrolled, self.entries)
+        parts = self._found[labels]
+        return parts[name] if name else together(tuple(parts.values()))
+
+    def without(self, *routes: str) -> "Flow":
+        """The same pass with some routes cut everywhere: the gradient that would be left.
+
+        Args:
+            routes: names among `routes`, or an edge inside a step: "readout" (c_k to h_k) and
+                "peephole.output" (c_k to o_k) of an LSTM.
+
+        Returns:
+            A `Flow` of the same pass, to which every question can be put. Its `residual` compares
+            the parts with their own sum pulled back in one row.
+
+        Raises:
+            ArgumentError: for an unknown route; the message lists those of this cell.
+        """
+        cell = Cut(self._cell, frozenset(_checks.names("routes", routes)))
+        return Flow(self.recorded, replace(self.unrolled, cell=cell), self.entries)
+
+    @property
+    def unclipped(self) -> "Flow":
+        """The true gradient, where the pass was recorded with a policy inside back-propagation."""
+        cell = unclipped(self._cell)
+        if cell is self._cell:
+            return self
+        return Flow(self.recorded, replace(self.unrolled, cell=cell, factors=()), self.entries)
+
+    def clipped(self, *policies: AbstractInside | AbstractPolicy) -> "ClippedFlow[Flow]":
+        """What clipping makes of the gradient: its parts, before and after.
+
+        Policies inside back-propagation act first, then those at the end, which see this layer
+        alone: the norm of its gradient, not that of a whole model. In a stack that reads both ways,
+        what a layer hands down to the one below was recorded unclipped. `HDetach` draws from
+        torch's generator.
+
+        Args:
+            policies: of `retrograde.clipping`, in the order in which they act; none at all for the
+                policy that the pass was recorded with.
+
+        Raises:
+            ArgumentError: for what is no policy, one that looks back at earlier steps, or none at
+                all where nothing was clipped.
+            NonFiniteError: if the adjoint leaves the range in spite of the policy.
+
+        Example:
+            >>> import torch, retrograde
+            >>> from retrograde.clipping import PreActivationValue
+            >>> rnn = torch.nn.RNN(1, 1, bias=False)
+            >>> _ = torch.nn.init.zeros_(rnn.weight_hh_l0)
+            >>> with retrograde.record(rnn) as recording:
+            ...     loss = rnn(torch.ones(3, 1, 1))[0].flatten() @ torch.tensor([10, -9.5, -0.4])
+            ...     loss.backward()
+            >>> clipped = retrograde.decompose(recording).clipped(PreActivationValue(0.1))
+            >>> round(clipped.cosine("weight_ih_l0"), 6)  # the clipped gradient leads uphill
+            -1.0
+        """
+        before = self.unclipped
+        inside = [policy for policy in policies if isinstance(policy, AbstractInside)]
+        at_the_end = [policy for policy in policies if not isinstance(policy, AbstractInside)]
+        if not policies and before is self:
+            raise ArgumentError(
+                "this pass was recorded without a policy inside back-propagation: name one, as in "
+                "flow.clipped(retrograde.clipping.PreActivationValue(1.0))"
+            )
+        after = before if policies else self
+        if inside:
+            cell = clipped(before._cell, chain(*inside))
+            unrolled = with_factors(replace(before.unrolled, cell=cell), self.recorded.direct)
+            after = Flow(self.recorded, unrolled, self.entries)
+        factors: dict[str, Tensor] = {}
+        if at_the_end:
+            weights = self._cell.parameters
+            factors = factors_at_the_end(chain(*at_the_end), weights, after.gradient)
+        return ClippedFlow(before, after, factors)
+
+    def with_rows(self, max_rows: int) -> "Flow":
+        """The same pass with its loss steps in at most `max_rows` rows: coarser lags, less memory.
+
+        Raises:
+            ArgumentError: if `max_rows` is not a positive integer.
+        """
+        entries = Entries.of(self.recorded.direct, _checks.whole("max_rows", max_rows))
+        return Flow(self.recorded, self.unrolled, entries)
+
+    def by_parameter(self) -> Parts:
+        """The blocks of the gradient itself: layer by layer, gate by gate, weight by weight."""
+        return by_parameter(self._cell, self.gradient)
+
+    def chart(self) -> Any:
+        """The mean contribution over lag, with reach and half-life, as an Altair chart."""
+        mean = self.by_time().log2_mean_by_lag
+        return charts.lag_curve(mean, self.reach, self.half_life, REACH)
+
+    def contribution(self, parameter: str, t: int, k: int) -> Float[Tensor, "*R"]:
+        """C[t,k] itself: the part of dL/dW that enters at step t and uses the weights at step k.
+
+        Raises:
+            ArgumentError: for an unknown parameter, or steps that are not 0 <= k <= t < T.
+        """
+        name = self._known(parameter)
+        t, k = _checks.whole("t", t, least=None), _checks.whole("k", k, least=None)
+        if name is None or not 0 <= k <= t < self.steps:
+            raise ArgumentError(
+                f"contribution needs a parameter and steps 0 <= k <= t < {self.steps}; got "
+                f"{parameter!r}, t={t}, k={k}"
+            )
+        direct = torch.zeros_like(self.entries.direct)
+        direct[t] = self.entries.direct[t]
+        entries = Entries.of(direct)
+        if not len(entries):  # the loss does not enter at t
+            return torch.zeros_like(self._cell.parameters[name])
+        before = [range(0, t - k), range(t - k, t - k + 1), range(t - k + 1, self.steps)]
+        lags = tuple(lag for lag in before if lag)
+        sums = LagSums(lags, self._cell)
+        fold(self.unrolled, entries, [sums])
+        return sums.result()[name].parts()[lags.index(range(t - k, t - k + 1))]
+
+    def names(self, parameter: str | None = None) -> tuple[str, ...]:
+        """One parameter, or all of them for None.
+
+        Raises:
+            ArgumentError: for a parameter that this layer does not have.
+        """
+        name = self._known(parameter)
+        return self.parameters if name is None else (name,)
+
+    def _known(self, parameter: str | None) -> str | None:
+        if parameter is not None and parameter not in self.parameters:
+            raise ArgumentError(
+                f"no parameter {_checks.shown(parameter)} in {self.recorded.name!r}; it has "
+                + ", ".join(self.parameters)
+            )
+        return parameter
+
+
+def decompose(recording: Recording | Recorded, *, max_rows: int | None = None) -> Flow:
+    """Take a recorded backward pass apart, exactly.
+
+        C[t,k] = da_k (x) u_k   with   delta_{k-1} = J_k^T delta_k,   started by dL/dh_t alone
+
+    Args:
+        recording: what `record` recorded, if it holds one layer; else one of its values,
+            `recording["encoder.lstm"]`.
+        max_rows: how many rows the loss steps may take up. By default each of up to 1024 loss
+            steps has its own; more share 512 rows in blocks of neighbouring steps. Sums over
+            loss steps stay exact, only lags are then known to the width of a block.
+
+    Returns:
+        The `Flow`. Its losses are the ones that ran: a mean over the batch gives small numbers, a
+        sum large ones.
+
+    Raises:
+        ArgumentError: if the recording holds several layers, for anything that is no recording, and
+            for a `max_rows` that is not a positive integer.
+        NonFiniteError: if a NaN or an infinity was recorded, with the first place (step, layer,
+            gate, route) and the growth that led there, in words and as its `place`.
+
+    Warns:
+        VoidDecompositionWarning: if the residual is larger than the precision of the pass allows
+            (see `Residual`), with the likely reason.
+
+    Example:
+        >>> import torch, retrograde
+        >>> model = torch.nn.RNN(1, 2)
+        >>> with retrograde.record(model) as recording:
+        ...     model(torch.ones(5, 1, 1))[0].sum().backward()
+        >>> retrograde.decompose(recording).by_lag("weight_hh_l0").lags
+        (range(0, 1), range(1, 2), range(2, 3), range(3, 5))
+    """
+    recorded, max_rows = the_one(recording), _checks.optional_whole("max_rows", max_rows)
+    flow = unasked(recorded, max_rows)
+    if not flow.residual.ok:  # the pass runs here, so that its errors are raised here
+        warnings.warn(
+            void_in_words(recorded.name, flow.residual), VoidDecompositionWarning, stacklevel=2
+        )
+    return flow
+
+
+def rounding_of(recorded: Recorded) -> float:
+    """The coarsest rounding error in a pass, its gradients and its analysis."""
+    kinds = {value.dtype for value in (recorded.direct, *recorded.gradients.values())}
+    return max(recorded.rounding or 0.0, *(torch.finfo(kind).eps for kind in kinds))
+
+
+def unasked(recorded: Recorded, max_rows: int | None = None) -> Flow:
+    """The `Flow` of a recording to which no question was put yet, its residual neither."""
+    return Flow(recorded, replay(recorded), Entries.of(recorded.direct, max_rows))
+
+
+def void_in_words(name: str, found: Residual) -> str:
+    """What is wrong with the decomposition of a layer that is void."""
+    return (
+        f"{name!r}: the parts do not add up to {found.against}: the residual is "
+        f"{float(found):.1e}, and the precision of the pass allows {found.bound:.1e}. What rests "
+        f"on them is void. The likely reason: {found.note}"
+    )

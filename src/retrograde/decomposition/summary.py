@@ -1,0 +1,142 @@
+"""A summary of one backward pass: a few numbers of a Flow, at a fraction of its cost.
+
+Only the recursion itself goes step by step. All that is asked of its adjoints is worked out for a
+span of steps at once, as if they were samples of one step: a cell knows no time, and cannot tell.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from retrograde.cells.plan import CellAdjoint
+from retrograde.decomposition.adjoints import AdjointNorms, Adjoints
+from retrograde.decomposition.lags import mean_by_lag, reach_of
+from retrograde.decomposition.parts import joined, shares
+from retrograde.decomposition.replay import replay
+from retrograde.engine import AdjointSpan, Entries, ParameterSums, Scaled, Unrolled, fold
+from retrograde.engine.scaling import NOTHING, power_of_two
+from retrograde.recording import Recorded
+
+NEAR = 11
+"""Lags 0-10 are near."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A few numbers of one backward pass through one layer; each is the `Flow`'s own.
+
+    A number that the pass does not have is NaN: no half-life after a single step, no carousel in a
+    plain RNN, no share of a gradient that is zero.
+
+    Attributes:
+        reach: `flow.reach`, in steps.
+        half_life: `flow.half_life`, in steps.
+        near: signed share of lags 0 to 10, `flow.by_lag(bins=(0, 11)).share[0]`.
+        carousel: signed share of what arrives at its use step along the carousel, that is
+            `flow.by_route().share` of all routes that cross no recurrent weights, over all lags.
+        growth: the largest increase, over all entries and steps, of log2 of the norm of the
+            adjoint from one step to the step before, in powers of two per step.
+    """
+
+    reach: int
+    half_life: float
+    near: float
+    carousel: float
+    growth: float
+
+
+def summarise(recorded: Recorded) -> Summary:
+    """Work out the few numbers.
+
+    Raises:
+        NonFiniteError: if a NaN or an infinity was recorded, with the first place it is seen.
+    """
+    unrolled, entries = replay(recorded), Entries.of(recorded.direct)
+    norms, seen = AdjointNorms(entries, len(unrolled)), _Sums(unrolled, entries)
+    fold(unrolled, entries, [norms, seen])
+    adjoints = norms.result()
+    reach = reach_of(mean_by_lag(seen.contributions, entries.lag_table))
+    return Summary(reach, adjoints.half_life, *seen.shares(), growth(adjoints))
+
+
+def growth(adjoints: Adjoints) -> float:
+    """Largest increase of log2 of the norm from a step to the step before; NaN if there is none."""
+    later, earlier = adjoints.log2[:, 1:], adjoints.log2[:, :-1]
+    increase = (earlier - later)[later.isfinite() & earlier.isfinite()]
+    return float(increase.max()) if len(increase) else math.nan
+
+
+class _Sums:
+    """The fold behind `summarise`: norms of contributions, and parts whose shares are asked for.
+
+    Attributes:
+        contributions: log2 of the norm of every contribution to the whole gradient, shape [E, T].
+    """
+
+    contributions: Float[Tensor, "E T"]
+
+    def __init__(self, unrolled: Unrolled, entries: Entries):
+        cell, states, steps = unrolled.cell, unrolled.states, len(unrolled)
+        self._carousel = frozenset(cell.routes) - frozenset(cell.recurrent_routes)
+        shape = (len(entries), steps)
+        self.contributions = states.new_full(shape, -torch.inf, dtype=torch.float64)
+        # Near lags, far lags (the two make up the gradient), and what comes along the carousel.
+        self._sums = ParameterSums(cell.parameters, 3)
+        self._near = entries.lag_table.flip(0) < NEAR
+        # What comes along the carousel to the step before the ones that are done.
+        self._arriving = Scaled(torch.zeros_like(states[:1]), entries.steps.new_full((1,), NOTHING))
+
+    def update(self, span: AdjointSpan) -> None:
+        rows, first, count = len(span.norms), span.first, len(span)
+        delta, pulled = span.values, span.adjoint
+        table = slice(len(self.contributions) - rows, None)
+        self.contributions[table, span.steps] = (_log2_norms(pulled, count) + span.exponent).flip(0)
+
+        near = self._near[:rows, span.steps]
+        exponent = torch.where(span.norms > 0, span.exponent, NOTHING)
+        top = torch.maximum(exponent.amax(), self._arriving.exponent)
+        top = self._sums.units(top.expand(3))[:1]
+        weight = power_of_two(exponent - top, delta)
+        summed = torch.stack((weight * near, weight * ~near))
+        parts = torch.einsum("mnk,nkbs->mkbs", summed, delta)
+        leaving = pulled.along(self._carousel).unflatten(1, (count, -1))  # type: ignore[no-untyped-call]
+        leaving = torch.einsum("nk,nkbs->kbs", weight, leaving)
+        for k, border in span.chunk.borders.items():
+            if first <= k < first + count:
+                leaving[k - first] = border.pull_back(leaving[k - first].unsqueeze(0))[0]
+        last = self._arriving.values * power_of_two(self._arriving.exponent - top, delta)
+        parts = torch.cat((parts, torch.cat((leaving[1:], last)).unsqueeze(0)))
+        self._arriving = Scaled(leaving[:1], top)
+        self._sums.add(span.pull_back(parts))
+
+    def shares(self) -> tuple[float, float]:
+        """Those of near lags and of the carousel."""
+        sums = joined(list(self._sums.result().values()))
+        whole = Scaled(sums.values[:2], sums.exponent[:2]).total()
+        near, _, carousel = shares(sums, whole).tolist()
+        return near, carousel if self._carousel else math.nan
+
+
+def _log2_norms(pulled: CellAdjoint, steps: int) -> Float[Tensor, "N K"]:
+    """log2 of the norm of every contribution to all parameters together, one for each row and step.
+
+    From Gram matrices as in by_time.py, of all parameters that share an adjoint at once. Where
+    samples cancel to less than a thousandth of their sizes, rounding shows; a reach does not ask.
+    """
+    squares = []
+    for uses in pulled.uses:
+        da = uses.adjoint.unflatten(1, (steps, -1))  # type: ignore[no-untyped-call]
+        gram = da @ da.mT
+        of_operands = torch.zeros_like(gram[0])
+        for _, _, operand in uses.operands:
+            if operand is None:
+                of_operands += 1
+            else:
+                operand = operand.unflatten(0, (steps, -1))  # type: ignore[no-untyped-call]
+                of_operands += operand @ operand.mT
+        squares.append((gram.double() * of_operands).sum((-1, -2)))
+    log2: Tensor = torch.log2(torch.stack(squares).sum(0).clamp(min=0)) / 2
+    return log2

@@ -1,0 +1,355 @@
+"""What is kept of one call of a recurrent layer: copies of what went in and came out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+from retrograde.cells import AbstractCell
+from retrograde.recording.bridges import Term
+from retrograde.recording.layers import Form, Weights
+
+OUTPUT = "output"
+"""The name of a layer's output among its results; those of the last state are its letters."""
+
+LETTERS = ("h", "c", "i", "f", "o")
+"""The parts of a state, in the order in which layers take and return them."""
+
+
+WeightKey = tuple[str, str, int]
+"""A tensor that a layer uses as a weight: the layer, the weight, and a number of its own."""
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """What the entries of a state that a call was given read of the call before.
+
+    Attributes:
+        entered: it is the state that entered the call before, not the one that it returned.
+        source: the entries that are read, sample * S + unit, shape [B, S].
+        factor: by which they are multiplied, 0 where nothing is read, shape [B, S], float64.
+    """
+
+    entered: bool
+    source: Int[Tensor, "B S"]
+    factor: Float[Tensor, "B S"]
+
+
+ReadTerms = tuple[tuple[bool, str, tuple[int, ...], Term], ...]
+"""What a tensor reads of a call: the name of what is read (a result, or if True stands before it a
+part of the state that entered the call), its shape, the entries and factors, all flat."""
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """A tensor between two calls, and what it reads of the first of them.
+
+    Attributes:
+        before: that call.
+        terms: what it reads of that call.
+    """
+
+    before: "Call"
+    terms: ReadTerms
+
+    @property
+    def later(self) -> bool:
+        """Whether it reads what the call returned, and not only what had entered it."""
+        return any(not entered for entered, *_ in self.terms)
+
+    def pull_back(self, gradient: Tensor) -> dict[tuple[bool, str], Tensor]:
+        """The gradient of the tensor as gradients of what it reads."""
+        found: dict[tuple[bool, str], Tensor] = {}
+        for entered, name, shape, term in self.terms:
+            part = gradient.flatten() * term.factor.to(gradient.dtype)
+            if term.source is not None:
+                empty = part.new_zeros(prod(shape))
+                part = empty.index_add_(0, term.source, part)
+            part = part.view(shape)
+            key = (entered, name)
+            found[key] = found[key] + part if key in found else part
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Link:
+    """Where the state came from that a call was given.
+
+    Attributes:
+        call: the call that was given the state.
+        before: the call that returned it.
+        terms: what its parts read of that call, those in `same` left out; nothing where they were
+            detached or replaced.
+        letters: the parts of the state that read something.
+        results: the results of `before` that are read.
+        same: the letters whose very result was passed on, without any operation.
+        altered: the letters for which another tensor was passed on, computed from results.
+        between: the tensors on the way from one call to the other, each with the letter as which
+            it was given; without one if it was not.
+        opaque: the state was also computed from earlier ones in a way that is not followed.
+        plain: each of the tensors between is given once, so that gradients can be compared.
+    """
+
+    call: "Call"
+    before: "Call"
+    terms: Mapping[str, ReadTerms] = field(default_factory=dict)
+    letters: frozenset[str] = frozenset()
+    results: frozenset[str] = frozenset()
+    same: frozenset[str] = frozenset()
+    altered: frozenset[str] = frozenset()
+    between: Mapping[Way, str] = field(default_factory=dict)
+    opaque: bool = False
+    plain: bool = True
+
+    @cached_property
+    def reads(self) -> tuple[Read, ...]:
+        """The same, arranged as the state."""
+        return tuple(reads_of(self.call, self.before, self.terms))
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a layer.
+
+    Attributes:
+        layer: the layer's name.
+        form: how the layer lays things out.
+        weights: its weights, copied.
+        keys: which tensors they were copied from, by the weights' names.
+        x: the input.
+        given: the parts of the initial state by letter; empty if none was given.
+        last: the parts of the last state by letter.
+        output: the output itself, not copied, and its version then.
+        random: the state of the random generator before the call, if masks were drawn in it.
+        views: of those results whose gradient arrives at the tensor that they are a view of, the
+            shape, strides and offset in it.
+        again: it ran inside a backward pass, as a checkpoint runs it, from a state that gets a
+            gradient.
+        link: where its state came from, if from another call of the layer.
+        tails: tensors computed from its results, and from the state that entered it, that the loss
+            reads and no later call.
+        branches: its state came from a call whose state another one carries on.
+        ragged: samples have steps of their own, in it or in a call before.
+        passed_to: other layers whose state was computed from this call's results.
+        rounding: the relative rounding error of the arithmetic it ran in.
+    """
+
+    layer: str
+    form: Form
+    weights: Weights
+    keys: Mapping[str, WeightKey]
+    x: Tensor | PackedSequence
+    given: Mapping[str, Tensor]
+    last: Mapping[str, Tensor]
+    output: Tensor
+    version: int
+    random: Tensor | None
+    views: dict[str, tuple[Any, Any, Any]] = field(default_factory=dict)
+    again: bool = False
+    link: Link | None = None
+    tails: tuple[Way, ...] = ()
+    branches: bool = False
+    ragged: bool = False
+    passed_to: set[str] = field(default_factory=set)
+    rounding: float = 0.0
+
+    @staticmethod
+    def of(
+        layer: str,
+        form: Form,
+        weights: Weights,
+        keys: Mapping[str, WeightKey],
+        arguments: Mapping[str, Any],
+        results: Mapping[str, Tensor],
+        random: Tensor | None,
+    ) -> "Call":
+        """Keep what the layer was called with and what it returned."""
+        x, output = arguments["input"], results["h" if form.stepped else OUTPUT]
+        copied = data(x).detach().clone()
+        call = Call(
+            layer,
+            form,
+            weights,
+            keys,
+            x._replace(data=copied) if isinstance(x, PackedSequence) else copied,
+            {n: part.detach().clone() for n, part in parts_of(arguments.get("hx")).items()},
+            {n: part.detach().clone() for n, part in results.items() if n != OUTPUT},
+            output.detach(),
+            output._version,
+            random,
+        )
+        call.ragged = call.sequence(call.x)[1] is not None
+        return call
+
+    @property
+    def cells(self) -> tuple[AbstractCell, ...]:
+        """The cell of every layer and direction, in torch's order."""
+        return self.weights.cells
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The data type of the analysis."""
+        return next(iter(self.weights.copies.values())).dtype
+
+    @property
+    def batch(self) -> int:
+        """B, the number of samples."""
+        return self.sequence(self.x)[0].shape[1]
+
+    def sequence(self, values: Tensor | PackedSequence) -> tuple[Tensor, Tensor | None]:
+        """A sequence as [T, B, *], and the lengths of its samples if they differ."""
+        ordered, lengths = self._time_first(values)
+        return ordered.to(self.dtype), lengths
+
+    def _time_first(self, values: Tensor | PackedSequence) -> tuple[Tensor, Tensor | None]:
+        if isinstance(values, PackedSequence):
+            padded, lengths = pad_packed_sequence(values)
+            short = bool((lengths < len(padded)).any())
+            return padded, lengths.to(padded.device) if short else None
+        if self.form.stepped:
+            return (values if values.ndim == 2 else values.unsqueeze(0)).unsqueeze(0), None
+        if values.ndim == 2:  # torch's unbatched form
+            return values.unsqueeze(1), None
+        return (values.transpose(0, 1) if self.form.batch_first else values), None
+
+    def as_returned(self, name: str, gradient: Tensor) -> Tensor:
+        """The gradient that arrived for a result, in the layout of the result."""
+        if name not in self.views:
+            return gradient
+        return gradient.contiguous().as_strided(*self.views[name])
+
+    def outputs(self, values: Tensor) -> Tensor:
+        """What the layer returned for every step, or a gradient of it, as [T, B, *]."""
+        return self._outputs(values).to(self.dtype)
+
+    def _outputs(self, values: Tensor) -> Tensor:
+        packed = isinstance(self.x, PackedSequence)
+        return self._time_first(self.x._replace(data=values) if packed else values)[0]  # type: ignore[union-attr]
+
+    def state(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """The parts of a state as one vector [B, S], layer by layer; what is missing is 0."""
+        return self.arranged(parts, self.dtype)
+
+    def arranged(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """The same in any data type."""
+        batch, vectors = self.batch, []
+        for number, cell in enumerate(self.cells):
+            for letter, slot in cell.slots.items():
+                width = slot.stop - slot.start
+                if letter in parts:
+                    part = parts[letter].to(dtype)
+                    part = part if self.form.stepped else part[number]
+                    vectors.append(part.expand(batch, width))
+                else:
+                    vectors.append(self.x.data.new_zeros(batch, width, dtype=dtype))
+        return torch.cat(vectors, -1)
+
+    def numbered(self, name: str, shape: Sequence[int]) -> Int[Tensor, "n"]:
+        """For every entry of a result or of a part of the state the entry of [B, S] that it is.
+
+        Those of outputs before the last step, which no later call reads as a state, are -1.
+
+        Args:
+            name: "output", or the letter of a part of the state.
+            shape: of the tensor whose gradient arrives.
+        """
+        if not self.form.stepped:
+            return self._numbered(name, shape)
+        key = (name, tuple(shape), self.batch)
+        if key not in self.weights.numbers:
+            self.weights.numbers[key] = self._numbered(name, shape)
+        return self.weights.numbers[key]
+
+    def _numbered(self, name: str, shape: Sequence[int]) -> Int[Tensor, "n"]:
+        device = self.output.device
+        raw = torch.arange(prod(shape), device=device).view(*shape)
+        if name in self.views:
+            raw = self.as_returned(name, raw)
+        numbers = torch.full((prod(shape),), -1, device=device)
+        entries = torch.arange(self.batch * self.state_size, device=device).view(self.batch, -1)
+        if name != OUTPUT:
+            places = self.arranged({name: raw + 1}, torch.int64)  # 0 where it has no part
+            numbers[places[places > 0] - 1] = entries[places > 0]
+            return numbers
+        steps, (_, lengths) = self._outputs(raw), self.sequence(self.x)
+        last = torch.full((self.batch,), len(steps) - 1, device=device)
+        last = last if lengths is None else lengths - 1
+        start = self.state_size - sum(cell.state_size for cell in self.top)
+        column = 0
+        for direction, cell in enumerate(self.top):
+            at = torch.zeros_like(last) if direction else last
+            columns = slice(column, column + cell.output_size)
+            own = steps[at, torch.arange(self.batch, device=device)][:, columns]
+            numbers[own] = entries[:, start : start + cell.state_size][:, cell.output]
+            start, column = start + cell.state_size, columns.stop
+        return numbers
+
+    @property
+    def top(self) -> tuple[AbstractCell, ...]:
+        """The cells of the uppermost layer, whose outputs are the layer's."""
+        return self.cells[-self.form.directions :]
+
+    @property
+    def state_size(self) -> int:
+        """S, the size of the state of all layers."""
+        return sum(cell.state_size for cell in self.cells)
+
+
+def reads_of(call: Call, before: Call, terms: Mapping[str, ReadTerms]) -> list[Read]:
+    """What the entries of a state that a call was given read of the call before.
+
+    Outputs of steps before the last are -1.
+    """
+    reads: list[Read] = []
+    for letter, of_letter in terms.items():
+        shape, found = call.given[letter].shape, []
+        for entered, name, site, term in of_letter:
+            numbers = before.numbered(name, site)
+            source = numbers if term.source is None else numbers[term.source]
+            found.append(
+                Read(
+                    entered,
+                    call.arranged({letter: source.view(shape)}, torch.int64),
+                    call.arranged({letter: term.factor.view(shape)}, torch.float64),
+                )
+            )
+        reads = merged(reads, [read for read in found if bool(read.factor.any())])
+    return reads
+
+
+def merged(reads: list[Read], more: list[Read]) -> list[Read]:
+    """Reads of several parts of a state, each of which has entries of its own, as few as can be."""
+    merged, left = list(reads), list(more)
+    for number, read in enumerate(merged):
+        for other in left:
+            apart = not bool(((read.factor != 0) & (other.factor != 0)).any())
+            if other.entered == read.entered and apart:
+                source = torch.where(other.factor != 0, other.source, read.source)
+                merged[number] = Read(read.entered, source, read.factor + other.factor)
+                left.remove(other)
+                break
+    return merged + left
+
+
+def results_of(form: Form, returned: Any) -> dict[str, Tensor]:
+    """What a layer returned, by name: "output" and the letters of its last state."""
+    if form.stepped:
+        return parts_of(returned)
+    return {OUTPUT: data(returned[0]), **parts_of(returned[1])}
+
+
+def parts_of(state: Any) -> dict[str, Tensor]:
+    """The parts of a state as layers take and return it, by letter."""
+    parts = () if state is None else (state,) if isinstance(state, Tensor) else state
+    return dict(zip(LETTERS, parts, strict=False))
+
+
+def data(sequence: Tensor | PackedSequence) -> Tensor:
+    """The numbers of a sequence, packed or not."""
+    return sequence.data if isinstance(sequence, PackedSequence) else sequence

@@ -1,0 +1,194 @@
+"""Which modules are recurrent layers, what stands in the way of recording one, and its cells."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from retrograde.cells import AbstractCell, Position, clipped
+from retrograde.nn import AbstractRecurrent
+from retrograde.nn.torch_layers import CELLS, torch_cells
+from retrograde.recording.forward import is_own
+
+Layer = nn.RNNBase | nn.RNNCellBase | AbstractRecurrent
+"""A recurrent layer of torch, stepped by the model's own loop or not, or one of ours."""
+
+ANALYSED = (torch.float32, torch.float64)
+"""Lower precisions are taken apart in float32."""
+
+COMPILED = "_orig_mod"
+"""Where torch.compile keeps the module that it wraps."""
+
+_LAYER_NAMES = ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")
+
+
+def recurrent_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Every recurrent layer inside the model, by name (or else its class).
+
+    Also those in forms that cannot be recorded. What wraps a model (DistributedDataParallel,
+    torch.compile) has no part in the names.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.recording import recurrent_layers
+        >>> model = torch.nn.ModuleDict({"encoder": torch.nn.GRU(2, 3), "out": torch.nn.ReLU()})
+        >>> recurrent_layers(model)
+        {'encoder': GRU(2, 3)}
+    """
+    while isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        model = model.module
+    found: dict[str, nn.Module] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, Layer) or _foreign(module):
+            name = ".".join(part for part in path.split(".") if part != COMPILED)
+            found[name or class_of(module)] = module
+    return found
+
+
+def why_not(module: nn.Module) -> str:
+    """What stands in the way of recording this layer, and what to do; empty if nothing."""
+    foreign = _foreign(module)
+    if foreign:
+        return foreign
+    assert isinstance(module, Layer)
+    reasons = []
+    if isinstance(module, nn.RNNBase) and module.mode not in CELLS:
+        reasons.append(f"its mode {module.mode!r} is unknown; use nn.LSTM, nn.GRU or nn.RNN")
+    parameters = dict(module.named_parameters())
+    wrong = {p.dtype for p in parameters.values() if not p.dtype.is_floating_point}
+    if wrong:
+        kinds = ", ".join(sorted(str(dtype) for dtype in wrong))
+        reasons.append(f"its weights are {kinds}; only real floating-point weights are taken apart")
+    frozen = [name for name, p in parameters.items() if not p.requires_grad]
+    if frozen:
+        reasons.append(
+            f"{', '.join(frozen)} has requires_grad=False, so autograd gives no gradient to take "
+            "apart; set requires_grad_(True) for the recorded pass"
+        )
+    clipping = getattr(module, "clipping", None)
+    if clipping and clipping.policy.random:
+        reasons.append(
+            f"{clipping.policy!r} draws at random inside its back-propagation, and what it drew is "
+            "not kept; record the pass without it, and ask flow.clipped(policy)"
+        )
+    return "; ".join(reasons)
+
+
+def _foreign(module: nn.Module) -> str:
+    """Recurrent layers that hooks and autograd cannot see into."""
+    kind = getattr(module, "original_name", type(module).__name__)
+    if kind not in _LAYER_NAMES:
+        return ""
+    if isinstance(module, torch.jit.ScriptModule):
+        return (
+            f"it is a TorchScript {kind}, inside which no hook runs; record the module that it was "
+            "scripted from"
+        )
+    if type(module).__module__.startswith("torch") and ".quant" in type(module).__module__:
+        return (
+            f"it is a quantised {kind}, which has no gradient; record the floating-point model "
+            "before it is quantised"
+        )
+    return ""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a layer reads, names and lays out things: all that is needed of it after the pass.
+
+    Attributes:
+        kind: its class, for messages.
+        stepped: it does one step a call (nn.LSTMCell and the like).
+        batch_first: as given to its constructor.
+        directions: 2 if it reads both ways.
+        dropout: the probability that acted between its layers, 0 in eval mode.
+        overridden: it is a subclass with a forward of its own.
+        positions: its layers and directions in torch's order; none for a single step.
+        weights: the names of its weights.
+    """
+
+    kind: str
+    stepped: bool
+    batch_first: bool
+    directions: int
+    dropout: float
+    overridden: bool
+    positions: tuple[Position, ...]
+    weights: tuple[str, ...]
+
+    @property
+    def layers(self) -> int:
+        return 1 if self.stepped else len(self.positions) // self.directions
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Of its weights' names, in the same order."""
+        return ("",) if self.stepped else tuple(each.suffix for each in self.positions)
+
+
+def form_of(module: Layer) -> Form:
+    """The form of a recurrent layer."""
+    kind, overridden = class_of(module), not is_own(type(module).forward)
+    if isinstance(module, nn.RNNCellBase):
+        names = tuple(n for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if has(module, n))
+        return Form(kind, True, False, 1, 0.0, overridden, (), names)
+    positions = Position.every(module.num_layers, bool(module.bidirectional))
+    dropout = module.dropout if module.training and module.num_layers > 1 else 0.0
+    listed = module._flat_weights_names if isinstance(module, nn.RNNBase) else module.weight_names
+    names = tuple(map(str, listed))
+    directions, batch_first = 1 + bool(module.bidirectional), bool(module.batch_first)
+    return Form(kind, False, batch_first, directions, dropout, overridden, positions, names)
+
+
+def class_of(module: nn.Module) -> str:
+    """The name of its class, also if it is parametrized, or clipped inside after that."""
+    kind: type = vars(type(module)).get("original", type(module))
+    return (kind.__bases__[0] if parametrize.is_parametrized(module) else kind).__name__
+
+
+def has(module: nn.Module, name: str) -> bool:
+    """Whether the module has such a weight, as a parameter or computed; biases may be missing."""
+    if parametrize.is_parametrized(module, name):
+        return True
+    return isinstance(getattr(module, name, None), Tensor)
+
+
+@dataclass(eq=False)
+class Weights:
+    """Copies of a layer's weights at one time, and the cells of every layer and direction.
+
+    The cells are made when they are asked for, which a training step need not wait for. `numbers`
+    keeps where the entries of results lie in the state, which is the same in every call of a cell.
+    """
+
+    copies: Mapping[str, Tensor]
+    make: Callable[[], tuple[AbstractCell, ...]]
+    numbers: dict[object, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def cells(self) -> tuple[AbstractCell, ...]:
+        """In torch's order."""
+        return self.make()
+
+
+def weights_of(module: Layer, form: Form, copies: Mapping[str, Tensor]) -> Weights:
+    """Copies of a layer's weights with what makes its cells; the module itself is not held."""
+    if isinstance(module, AbstractRecurrent):
+        cells = module.cells(copies)
+        return Weights(copies, lambda: cells)
+    if isinstance(module, nn.RNNBase):
+        mode = module.mode
+    else:
+        kinds = {nn.LSTMCell: "LSTM", nn.GRUCell: "GRU"}
+        plain = f"RNN_{getattr(module, 'nonlinearity', '')}".upper()
+        mode = next((mode for kind, mode in kinds.items() if isinstance(module, kind)), plain)
+    clipping = getattr(module, "clipping", None)
+
+    def make() -> tuple[AbstractCell, ...]:
+        cells = torch_cells(mode, form.suffixes, copies)
+        return tuple(clipped(cell, clipping.policy) for cell in cells) if clipping else cells
+
+    return Weights(copies, make)
