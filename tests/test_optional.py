@@ -100,7 +100,7 @@ def test_every_extra_that_a_message_names_is_there():
         for path in (ROOT / "src").rglob("*.py")
         for extra in re.findall(r'optional\("[^"]+", "([^"]+)"\)', path.read_text())
     }
-    assert {"report", "cli", "lightning", "demo"} <= named <= set(extras)
+    assert {"report", "cli", "demo"} <= named <= set(extras)
 
 
 def test_a_missing_module_of_the_package_itself_is_a_fault():
