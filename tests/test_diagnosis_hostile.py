@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 import retrograde
 from retrograde.diagnosis import limits
 from retrograde.diagnosis.need import season_of
-from retrograde.diagnosis.remedies import REMEDIES, Patient, Remedy, assignment, expression
+from retrograde.diagnosis.remedies import REMEDIES, Remedy, Target, assignment, expression
 from retrograde.diagnosis.training import train
 from retrograde.errors import ArgumentError
 from retrograde.tasks import gallery
@@ -73,10 +73,10 @@ def test_remedies_in_low_precision(dtype, factor):
 def test_the_printed_lines_run_wherever_the_layer_is(place, kind, remedy):
     """In float64: a layer put in the place of another must be as wide."""
     model, (x, _) = made(kind, torch.float64, place=place)
-    patient = Patient(copy.deepcopy(model), f"layers.{place}", f"layers.{place}", 20, (), 1.0)
-    applied = REMEDIES[remedy].apply(patient)
+    target = Target(copy.deepcopy(model), f"layers.{place}", f"layers.{place}", 20, (), 1.0)
+    applied = REMEDIES[remedy].apply(target)
     exec(applied.code, {"model": model, "torch": torch, "retrograde": retrograde})
-    assert type(model.layers[place]) is type(patient.layer)
+    assert type(model.layers[place]) is type(target.layer)
     assert model.layers[place].weight_hh_l0.dtype == torch.float64
     assert model(x).shape == (2, 1)
 
@@ -107,7 +107,7 @@ def test_computed_weights(make):
 
 
 def test_a_remedy_that_fails_is_said(monkeypatch):
-    def fails(patient):
+    def fails(target):
         raise RuntimeError("not for this one")
 
     monkeypatch.setitem(REMEDIES, "chrono", Remedy("chrono", "Something.", fails))
@@ -202,8 +202,8 @@ def test_the_clipping_of_the_parts_is_trained_with():
     torch.manual_seed(0)
     case = next(case for case in gallery.SICK if case.name == "output layer times 100")
     model, batch = case.make()
-    patient = Patient(copy.deepcopy(model), "recurrent", "recurrent", 1, ("head",), 1.0)
-    applied = REMEDIES["clip-groups"].apply(patient)
+    target = Target(copy.deepcopy(model), "recurrent", "recurrent", 1, ("head",), 1.0)
+    applied = REMEDIES["clip-groups"].apply(target)
 
     def trained(afterwards=None):
         one = copy.deepcopy(model)

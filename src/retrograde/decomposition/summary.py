@@ -17,7 +17,7 @@ from retrograde.decomposition.lags import mean_by_lag, reach_of
 from retrograde.decomposition.parts import joined, shares
 from retrograde.decomposition.replay import replay
 from retrograde.engine import AdjointSpan, Entries, ParameterSums, Scaled, Unrolled, fold
-from retrograde.engine.scaling import NOTHING, power_of_two
+from retrograde.engine.scaling import NO_EXPONENT, power_of_two
 from retrograde.recording import Recorded
 
 NEAR = 11
@@ -87,7 +87,9 @@ class _Sums:
         self._sums = ParameterSums(cell.parameters, 3)
         self._near = entries.lag_table.flip(0) < NEAR
         # What comes along the carousel to the step before the ones that are done.
-        self._arriving = Scaled(torch.zeros_like(states[:1]), entries.steps.new_full((1,), NOTHING))
+        self._arriving = Scaled(
+            torch.zeros_like(states[:1]), entries.steps.new_full((1,), NO_EXPONENT)
+        )
 
     def update(self, span: AdjointSpan) -> None:
         rows, first, count = len(span.norms), span.first, len(span)
@@ -96,7 +98,7 @@ class _Sums:
         self.contributions[table, span.steps] = (_log2_norms(pulled, count) + span.exponent).flip(0)
 
         near = self._near[:rows, span.steps]
-        exponent = torch.where(span.norms > 0, span.exponent, NOTHING)
+        exponent = torch.where(span.norms > 0, span.exponent, NO_EXPONENT)
         top = torch.maximum(exponent.amax(), self._arriving.exponent)
         top = self._sums.units(top.expand(3))[:1]
         weight = power_of_two(exponent - top, delta)

@@ -15,7 +15,7 @@ from torch.utils import _pytree as tree
 from torch.utils.data import DataLoader
 
 from retrograde import _checks
-from retrograde.diagnosis.unharmed import copied, copied_model, seeded, untouched
+from retrograde.diagnosis.copies import copied, copied_model, seeded, untouched
 from retrograde.errors import ArgumentError, RetrogradeError
 
 ROUND = 1024

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from retrograde.diagnosis.copies import copy_of, seeded, untouched
 from retrograde.diagnosis.experiments import EXPERIMENTS, Case
 from retrograde.diagnosis.experiments.solved import SOLVED
 from retrograde.diagnosis.experiments.weight_scale import WEIGHT_SCALE
@@ -17,8 +18,7 @@ from retrograde.diagnosis.sight import see
 from retrograde.diagnosis.subject import Subject, subjects
 from retrograde.diagnosis.thresholds import Threshold
 from retrograde.diagnosis.training import ONE_PASS, Plan, optimizer_of, train_remedies
-from retrograde.diagnosis.trials import Clinic, plan, try_remedies
-from retrograde.diagnosis.unharmed import copy_of, seeded, untouched
+from retrograde.diagnosis.trials import Context, plan, try_remedies
 from retrograde.errors import RecordingError, RetrogradeError
 from retrograde.recording import Recorded, Recording
 
@@ -124,13 +124,13 @@ def examine(
     if not remedies:
         notes.append("Remedies were not tried: remedies=False.")
     else:
-        clinic = Clinic(model, batch, loss_fn, seed, limits, before)
+        context = Context(model, batch, loss_fn, seed, limits, before)
         planned = len(plan(findings))
         tell.more(planned)
-        findings, treated = try_remedies(clinic, found, findings, tell)
+        findings, outcomes = try_remedies(context, found, findings, tell)
         if training is not None:
             findings, how = train_remedies(
-                clinic, found, findings, treated, training, tell, tell.more
+                context, found, findings, outcomes, training, tell, tell.more
             )
             notes += how
         elif any(finding.trials for finding in findings):
@@ -139,8 +139,8 @@ def examine(
         if left:
             notes.append(f"{left} remedies of further findings were not tried; layer= picks one.")
     tell("routes, crossings and gates")
-    outcome = (tuple(findings), tuple(errors), tuple(notes), tuple(checks))
-    return Examination(before.recording, found, *outcome)
+    seen = (tuple(findings), tuple(errors), tuple(notes), tuple(checks))
+    return Examination(before.recording, found, *seen)
 
 
 class Teller:

@@ -31,8 +31,8 @@ class Unfit(Exception):
 
 
 @dataclass(eq=False)
-class Patient:
-    """A copied model with one layer that is to be treated.
+class Target:
+    """A copied model with one layer that a remedy changes.
 
     Attributes:
         model: the copy; a remedy may put another in its place.
@@ -118,7 +118,7 @@ class Remedy:
 
     name: str
     description: str
-    apply: Callable[[Patient], Applied]
+    apply: Callable[[Target], Applied]
 
 
 REMEDIES: dict[str, Remedy] = {}
@@ -127,23 +127,23 @@ REMEDIES: dict[str, Remedy] = {}
 
 def remedy(
     name: str, description: str
-) -> Callable[[Callable[[Patient], Applied]], Callable[[Patient], Applied]]:
+) -> Callable[[Callable[[Target], Applied]], Callable[[Target], Applied]]:
     """Enter the function below it into `REMEDIES`."""
 
-    def enter(apply: Callable[[Patient], Applied]) -> Callable[[Patient], Applied]:
+    def enter(apply: Callable[[Target], Applied]) -> Callable[[Target], Applied]:
         REMEDIES[name] = Remedy(name, description, apply)
         return apply
 
     return enter
 
 
-def _initialise(patient: Patient, name: str, title: str, **options: Any) -> Applied:
+def _initialise(target: Target, name: str, title: str, **options: Any) -> Applied:
     try:
-        initialise(patient.layer, name, **options)  # type: ignore[arg-type]
+        initialise(target.layer, name, **options)  # type: ignore[arg-type]
     except ArgumentError as error:
         raise Unfit from error
     given = "".join(f", {key}={value!r}" for key, value in options.items())
-    return Applied(title, f'retrograde.nn.initialise({patient.here}, "{name}"{given})')
+    return Applied(title, f'retrograde.nn.initialise({target.here}, "{name}"{given})')
 
 
 def bias_for(lag: int) -> float:
@@ -158,10 +158,10 @@ def bias_for(lag: int) -> float:
     "left after the lag that matters, and to 1 at least; torch draws it around 0, where half "
     "is lost at a step.",
 )
-def forget_bias(patient: Patient) -> Applied:
-    value = bias_for(patient.lag)
-    title = f"forget bias {value:g} (keeps 1 % over {patient.lag} steps)"
-    return _initialise(patient, "forget-bias", title, value=value)
+def forget_bias(target: Target) -> Applied:
+    value = bias_for(target.lag)
+    title = f"forget bias {value:g} (keeps 1 % over {target.lag} steps)"
+    return _initialise(target, "forget-bias", title, value=value)
 
 
 @remedy(
@@ -170,10 +170,10 @@ def forget_bias(patient: Patient) -> Applied:
     "evenly up to the lag that matters: some units keep for long, others forget at once "
     "(Tallec and Ollivier, 2018).",
 )
-def chrono(patient: Patient) -> Applied:
-    horizon = max(3, patient.lag)
+def chrono(target: Target) -> Applied:
+    horizon = max(3, target.lag)
     title = f"chrono initialisation for {horizon} steps"
-    return _initialise(patient, "chrono", title, horizon=horizon)
+    return _initialise(target, "chrono", title, horizon=horizon)
 
 
 @remedy(
@@ -181,8 +181,8 @@ def chrono(patient: Patient) -> Applied:
     "Each gate's recurrent weights become a random orthogonal matrix, which changes no "
     "length: what still shrinks or grows is the work of slopes and gates.",
 )
-def orthogonal(patient: Patient) -> Applied:
-    return _initialise(patient, "orthogonal", "orthogonal recurrent weights")
+def orthogonal(target: Target) -> Applied:
+    return _initialise(target, "orthogonal", "orthogonal recurrent weights")
 
 
 @remedy(
@@ -191,8 +191,8 @@ def orthogonal(patient: Patient) -> Applied:
     "weights small: an active unit hands its state and its gradient on as they are (Le, "
     "Jaitly and Hinton, 2015).",
 )
-def identity(patient: Patient) -> Applied:
-    return _initialise(patient, "identity", "identity recurrent weights (relu RNN)")
+def identity(target: Target) -> Applied:
+    return _initialise(target, "identity", "identity recurrent weights (relu RNN)")
 
 
 @remedy(
@@ -200,8 +200,8 @@ def identity(patient: Patient) -> Applied:
     "All weights of the layer are drawn anew as torch draws them, from U(-1/sqrt(H), "
     "1/sqrt(H)): it tells whether the fault lies in the weights or in what goes in.",
 )
-def fresh(patient: Patient) -> Applied:
-    return _initialise(patient, "torch", "fresh weights, torch's default")
+def fresh(target: Target) -> Applied:
+    return _initialise(target, "torch", "fresh weights, torch's default")
 
 
 @remedy(
@@ -209,8 +209,8 @@ def fresh(patient: Patient) -> Applied:
     "Each gate's recurrent weights are divided by their spectral radius: below 1 a linear "
     "recurrence vanishes, above 1 it can explode (Pascanu, Mikolov and Bengio, 2013).",
 )
-def spectral_radius(patient: Patient) -> Applied:
-    return _scaled(patient, "spectral radius", "torch.linalg.eigvals(gate).abs().max()")
+def spectral_radius(target: Target) -> Applied:
+    return _scaled(target, "spectral radius", "torch.linalg.eigvals(gate).abs().max()")
 
 
 @remedy(
@@ -219,17 +219,17 @@ def spectral_radius(patient: Patient) -> Applied:
     "stretch nothing: a plain RNN explodes only where that value is above 1 (Pascanu, Mikolov "
     "and Bengio, 2013).",
 )
-def spectral_norm(patient: Patient) -> Applied:
-    return _scaled(patient, "largest singular value", "torch.linalg.matrix_norm(gate, 2)")
+def spectral_norm(target: Target) -> Applied:
+    return _scaled(target, "largest singular value", "torch.linalg.matrix_norm(gate, 2)")
 
 
-def _scaled(patient: Patient, what: str, size: str) -> Applied:
+def _scaled(target: Target, what: str, size: str) -> Applied:
     sizes: dict[str, Callable[[Tensor], Tensor]] = {
         "spectral radius": lambda gate: torch.linalg.eigvals(gate).abs().max(),
         "largest singular value": lambda gate: torch.linalg.matrix_norm(gate, 2),
     }
-    half = next(patient.layer.parameters()).dtype in (torch.float16, torch.bfloat16)
-    named = [w for n, w in patient.layer.named_parameters() if n.startswith("weight_hh")]
+    half = next(target.layer.parameters()).dtype in (torch.float16, torch.bfloat16)
+    named = [w for n, w in target.layer.named_parameters() if n.startswith("weight_hh")]
     if not named or any(len(w) % w.shape[1] or not bool(w.isfinite().all()) for w in named):
         raise Unfit
     with torch.no_grad():
@@ -239,7 +239,7 @@ def _scaled(patient: Patient, what: str, size: str) -> Applied:
     return Applied(
         f"recurrent weights scaled to {what} 1",
         "with torch.no_grad():\n"
-        f"    for name, weight in {patient.here}.named_parameters():\n"
+        f"    for name, weight in {target.here}.named_parameters():\n"
         '        if name.startswith("weight_hh"):\n'
         "            for gate in weight.split(weight.shape[1]):\n"
         f"                gate /= {size.replace('(gate', '(gate.float()') if half else size}",
@@ -287,14 +287,14 @@ def _projects(layer: nn.Module) -> bool:
     "The LSTM is replaced by one without a forget gate, as it was in 1997: its carousel keeps "
     "everything (f = 1), and its cell state can drift.",
 )
-def no_forget_gate(patient: Patient) -> Applied:
-    layer = patient.layer
+def no_forget_gate(target: Target) -> Applied:
+    layer = target.layer
     if not isinstance(layer, nn.LSTM | LSTM) or _projects(layer):
         raise Unfit
     if isinstance(layer, LSTM) and layer.generation == "nfg":
         raise Unfit
-    code = assignment(patient.path, _call("retrograde.nn.LSTM", layer, generation="nfg"))
-    patient.replace(_made(LSTM, layer, generation="nfg"))
+    code = assignment(target.path, _call("retrograde.nn.LSTM", layer, generation="nfg"))
+    target.replace(_made(LSTM, layer, generation="nfg"))
     return Applied("another generation: no forget gate (f = 1), fresh weights", code)
 
 
@@ -303,13 +303,13 @@ def no_forget_gate(patient: Patient) -> Applied:
     "An LSTM that cannot forget is replaced by one that can (Gers, Schmidhuber and Cummins, "
     "2000): a cell state that only adds up drifts into saturation.",
 )
-def forget_gate(patient: Patient) -> Applied:
-    layer = patient.layer
+def forget_gate(target: Target) -> Applied:
+    layer = target.layer
     if not isinstance(layer, LSTM) or with_role(generation(layer.generation).blocks, "forget"):
         raise Unfit
     made = _made(nn.LSTM, layer)
-    code = assignment(patient.path, _call("torch.nn.LSTM", layer))
-    patient.replace(made)
+    code = assignment(target.path, _call("torch.nn.LSTM", layer))
+    target.replace(made)
     return Applied("another generation: with a forget gate (2000), fresh weights", code)
 
 
@@ -318,19 +318,19 @@ def forget_gate(patient: Patient) -> Applied:
     "A plain RNN or a GRU is replaced by an LSTM of the same size, whose forget bias keeps 1 "
     "% of the state over the lag that matters: its carousel crosses no recurrent weights.",
 )
-def lstm(patient: Patient) -> Applied:
-    layer = patient.layer
+def lstm(target: Target) -> Applied:
+    layer = target.layer
     if not isinstance(layer, nn.RNN | RNN | nn.GRU | GRU):
         raise Unfit
-    value = bias_for(patient.lag)
+    value = bias_for(target.lag)
     made = _made(nn.LSTM, layer)
     initialise(made, "forget-bias", value=value)  # type: ignore[arg-type]
     code = (
-        assignment(patient.path, _call("torch.nn.LSTM", layer))
+        assignment(target.path, _call("torch.nn.LSTM", layer))
         + "  # its state is a pair: output, (h_n, c_n)\n"
-        f'retrograde.nn.initialise({patient.here}, "forget-bias", value={value})'
+        f'retrograde.nn.initialise({target.here}, "forget-bias", value={value})'
     )
-    patient.replace(made)
+    target.replace(made)
     return Applied(f"another generation: an LSTM with forget bias {value:g}, fresh weights", code)
 
 
@@ -339,18 +339,18 @@ def lstm(patient: Patient) -> Applied:
     "Nothing comes back through h, as in the backward pass of 1997: the carousel alone "
     "carries the gradient, and it cannot grow; the forward pass stays as it is.",
 )
-def truncated(patient: Patient) -> Applied:
-    layer = patient.layer
+def truncated(target: Target) -> Applied:
+    layer = target.layer
     if not isinstance(layer, nn.LSTM | nn.GRU) or _projects(layer) or is_parametrized(layer):
         raise Unfit
     kind = LSTM if isinstance(layer, nn.LSTM) else GRU
     made = LSTM.from_torch(layer) if isinstance(layer, nn.LSTM) else GRU.from_torch(layer)
     made.truncated = True
     code = (
-        assignment(patient.path, f"retrograde.nn.{kind.__name__}.from_torch({patient.here})")
-        + f"\n{patient.here}.truncated = True"
+        assignment(target.path, f"retrograde.nn.{kind.__name__}.from_torch({target.here})")
+        + f"\n{target.here}.truncated = True"
     )
-    patient.replace(made)
+    target.replace(made)
     return Applied("the truncated backward pass of 1997: nothing comes back through h", code)
 
 
@@ -383,15 +383,15 @@ def _detached(state: Any) -> Any:
     "matters has passed, so that growth ends there, and so does everything that could be "
     "learned beyond.",
 )
-def window(patient: Patient) -> Applied:
-    layer, steps = patient.layer, patient.lag + 1
+def window(target: Target) -> Applied:
+    layer, steps = target.layer, target.lag + 1
     if not isinstance(layer, nn.RNNBase | LSTM | GRU | RNN) or layer.bidirectional:
         raise Unfit
     time = 1 if layer.batch_first else 0
     code = (
         "state, outputs = None, []\n"
         f"for part in x.split({steps}, {time}):\n"
-        f"    output, state = {patient.here}(part, state)\n"
+        f"    output, state = {target.here}(part, state)\n"
         + (
             "    state = tuple(part.detach() for part in state)\n"
             if isinstance(layer, nn.LSTM | LSTM)
@@ -400,7 +400,7 @@ def window(patient: Patient) -> Applied:
         + "    outputs.append(output)\n"
         f"output = torch.cat(outputs, {time})"
     )
-    patient.replace(Windows(layer, steps), "layer")
+    target.replace(Windows(layer, steps), "layer")
     return Applied(f"truncated back-propagation: the state detached every {steps} steps", code)
 
 
@@ -409,7 +409,7 @@ def window(patient: Patient) -> Applied:
     "What the layer reads is shifted and scaled to mean 0 and standard deviation 1 in every "
     "feature: large inputs push gates to the flat ends of their squashing functions.",
 )
-def standardise_input(patient: Patient) -> Applied:
+def standardise_input(target: Target) -> Applied:
     def scale(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x, *others = args
         if not isinstance(x, Tensor):
@@ -418,10 +418,10 @@ def standardise_input(patient: Patient) -> Applied:
         mean, spread = x.mean(every, keepdim=True), x.std(every, keepdim=True)
         return ((x - mean) / torch.where(spread > 0, spread, 1), *others)
 
-    patient.layer.register_forward_pre_hook(scale)
+    target.layer.register_forward_pre_hook(scale)
     return Applied(
         "input scaled to mean 0 and standard deviation 1",
-        f"# what {patient.here} reads; better with mean and std of the whole training set\n"
+        f"# what {target.here} reads; better with mean and std of the whole training set\n"
         "spread = x.std((0, 1))\n"
         "x = (x - x.mean((0, 1))) / spread.where(spread > 0, 1)  # a constant feature stays 0",
     )
@@ -432,8 +432,8 @@ def standardise_input(patient: Patient) -> Applied:
     "The slice of `bias_hh` that belongs to the forget gate (a GRU's update gate) is set to 0: "
     "torch adds it to that of `bias_ih`, and the bias that was meant is the one that is left.",
 )
-def one_bias(patient: Patient) -> Applied:
-    layer = patient.layer
+def one_bias(target: Target) -> Applied:
+    layer = target.layer
     if not isinstance(layer, nn.LSTM | nn.LSTMCell | nn.GRU | nn.GRUCell):
         raise Unfit
     hidden = layer.hidden_size  # the second gate in both of torch's orders, i, f, g, o and r, z, n
@@ -444,7 +444,7 @@ def one_bias(patient: Patient) -> Applied:
     return Applied(
         "the gate's bias in bias_ih alone",
         "with torch.no_grad():\n"
-        f"    for name, bias in {patient.here}.named_parameters():\n"
+        f"    for name, bias in {target.here}.named_parameters():\n"
         '        if name.startswith("bias_hh"):\n'
         f"            bias[{hidden}:{2 * hidden}] = 0",
     )
@@ -455,10 +455,10 @@ def one_bias(patient: Patient) -> Applied:
     "Whatever runs after the recurrent layers draws its weights anew by its own "
     "`reset_parameters`.",
 )
-def fresh_output(patient: Patient) -> Applied:
+def fresh_output(target: Target) -> Applied:
     drawn = []
-    for path in patient.after:
-        module = patient.model.get_submodule(path)
+    for path in target.after:
+        module = target.model.get_submodule(path)
         reset = getattr(module, "reset_parameters", None)
         if callable(reset):
             reset()
@@ -477,7 +477,7 @@ CLIP = 1.0
     "`torch.nn.utils.clip_grad_norm_` at 1.0 after the backward pass, the line that everybody "
     "pastes: it scales the sum over lags and changes no part of it against another.",
 )
-def clip(patient: Patient) -> Applied:
+def clip(target: Target) -> Applied:
     def afterwards(model: nn.Module) -> None:
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
 
@@ -496,19 +496,19 @@ def clip(patient: Patient) -> Applied:
     "The norm of the state's adjoint is held inside back-propagation, at every step, to the "
     "largest with which the loss itself enters: growth on the way back ends there.",
 )
-def clip_inside(patient: Patient) -> Applied:
-    if not isinstance(patient.layer, nn.RNNBase | LSTM | GRU | RNN):
+def clip_inside(target: Target) -> Applied:
+    if not isinstance(target.layer, nn.RNNBase | LSTM | GRU | RNN):
         raise Unfit
-    limit = float(f"{patient.entering:.2g}")
+    limit = float(f"{target.entering:.2g}")
     if not 0 < limit < math.inf:
         raise Unfit
     try:
-        hold(patient.layer, StateNorm(limit))
+        hold(target.layer, StateNorm(limit))
     except ArgumentError as error:
         raise Unfit from error
     code = (
         f"policy = retrograde.clipping.StateNorm({limit!r})\n"
-        f"retrograde.nn.clip_inside({patient.here}, policy)"
+        f"retrograde.nn.clip_inside({target.here}, policy)"
     )
     return Applied(f"the adjoint of the state held to norm {limit:g} at every step", code)
 
@@ -518,10 +518,10 @@ def clip_inside(patient: Patient) -> Applied:
     "Recurrent layer and output layer are clipped apart, each to the smaller norm of the two: "
     "with one norm over both, the larger gradient decides how much is left of the other.",
 )
-def clip_groups(patient: Patient) -> Applied:
-    if not patient.after:
+def clip_groups(target: Target) -> Applied:
+    if not target.after:
         raise Unfit
-    groups = [[patient.path], list(patient.after)]
+    groups = [[target.path], list(target.after)]
 
     def afterwards(model: nn.Module) -> None:
         parts = [

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from retrograde import _checks
-from retrograde.diagnosis.unharmed import copied, copied_model, seeded
+from retrograde.diagnosis.copies import copied, copied_model, seeded
 from retrograde.errors import ArgumentError
 from retrograde.recording import Recording, record, recurrent_layers
 

@@ -16,8 +16,8 @@ from torch.nn.modules.loss import _Loss
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
+from retrograde.diagnosis.copies import copied, copied_model, seeded, within
 from retrograde.diagnosis.run import LossFunction
-from retrograde.diagnosis.unharmed import copied, copied_model, seeded, within
 from retrograde.recording import recurrent_layers
 
 LOSSES: Mapping[Callable[..., Any], str] = {

@@ -22,12 +22,12 @@ from retrograde import _checks
 from retrograde.clipping import Clipper, GlobalNorm, suggest
 from retrograde.clipping.groups import ALL
 from retrograde.diagnosis.batches import Batches, taken
+from retrograde.diagnosis.copies import copied, copied_model, seeded, untouched
 from retrograde.diagnosis.finding import Finding, Training, Trial, Verdict
 from retrograde.diagnosis.remedies import Afterwards
 from retrograde.diagnosis.run import LossFunction, scalar
 from retrograde.diagnosis.subject import Subject
-from retrograde.diagnosis.trials import Clinic, Treated, in_words
-from retrograde.diagnosis.unharmed import copied, copied_model, seeded, untouched
+from retrograde.diagnosis.trials import Context, Outcome, in_words
 from retrograde.errors import ArgumentError, ClippingError, NonFiniteError
 
 Factory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -250,7 +250,7 @@ def verdict(training: Training) -> Verdict:
 
 
 def plan(
-    findings: Sequence[Finding], treated: Mapping[tuple[str, str], Treated], most: int = MOST
+    findings: Sequence[Finding], outcomes: Mapping[tuple[str, str], Outcome], most: int = MOST
 ) -> list[tuple[str, str]]:
     """The (layer, remedy) pairs worth training.
 
@@ -267,15 +267,15 @@ def plan(
         best += helped[:1]
         others += helped[1:]
         tried = [(finding.layer, trial.remedy) for trial in finding.trials]
-        by_training += [pair for pair in tried if treated[pair].applied.by_training]
+        by_training += [pair for pair in tried if outcomes[pair].applied.by_training]
     return list(dict.fromkeys(best + by_training + others))[:most]
 
 
 def train_remedies(
-    clinic: Clinic,
-    patients: Mapping[str, Subject],
+    context: Context,
+    targets: Mapping[str, Subject],
     findings: Sequence[Finding],
-    treated: Mapping[tuple[str, str], Treated],
+    outcomes: Mapping[tuple[str, str], Outcome],
     how: Plan,
     tell: Callable[[str], object],
     more: Callable[[int], object],
@@ -283,10 +283,10 @@ def train_remedies(
     """Train the best remedies beside the original.
 
     Args:
-        clinic: the model and its pass.
-        patients: the layers by name.
+        context: the model and its pass.
+        targets: the layers by name.
         findings: with their trials.
-        treated: the models after each remedy.
+        outcomes: the models after each remedy.
         how: the optimiser, the batches and the budget.
         tell: called with what is trained next, before each training.
         more: called with the number of trainings, when it is known.
@@ -294,12 +294,12 @@ def train_remedies(
     Returns:
         The findings with the verdicts, and notes on how they came about.
     """
-    pairs = plan(findings, treated)
+    pairs = plan(findings, outcomes)
     if not pairs:
         return list(findings), []
-    with untouched(clinic.model), warnings.catch_warnings():
+    with untouched(context.model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the user's own loss, said in the recorded pass before
-        results, problems, note = _train_all(clinic, patients, pairs, how, tell, more)
+        results, problems, note = _train_all(context, targets, pairs, how, tell, more)
     told = [
         replace(
             finding,
@@ -323,8 +323,8 @@ _ORIGINAL = ("", "")
 
 
 def _train_all(
-    clinic: Clinic,
-    patients: Mapping[str, Subject],
+    context: Context,
+    targets: Mapping[str, Subject],
     pairs: list[tuple[str, str]],
     how: Plan,
     tell: Callable[[str], object],
@@ -332,9 +332,9 @@ def _train_all(
 ) -> tuple[dict[tuple[str, str], _Result], dict[tuple[str, str], str], str]:
     """The results of all sides, why others have none, and how it was done, in a sentence."""
     until = time.monotonic() + how.budget
-    how = replace(how, batches=_resampled(clinic, how.batches, patients.values()))
-    sides = {_ORIGINAL: _side(clinic, None, "")}
-    sides |= {pair: _side(clinic, patients[pair[0]], pair[1]) for pair in pairs}
+    how = replace(how, batches=_resampled(context, how.batches, targets.values()))
+    sides = {_ORIGINAL: _side(context, None, "")}
+    sides |= {pair: _side(context, targets[pair[0]], pair[1]) for pair in pairs}
     results: dict[tuple[str, str], _Result] = {}
     problems: dict[tuple[str, str], str] = {}
     costs: dict[tuple[str, str], float] = {}
@@ -342,7 +342,7 @@ def _train_all(
     tell("measuring how long a step of training takes")
     for pair, side in sides.items():
         try:
-            costs[pair] = _seconds(side, clinic, how, until)
+            costs[pair] = _seconds(side, context, how, until)
         except _OutOfTime:
             break
         except Exception as error:  # a loss or a model that does not stand a second step
@@ -368,7 +368,7 @@ def _train_all(
     more(how.runs * len(able))
     for pair in able:
         try:
-            results[pair] = _trained(sides[pair], clinic, how, steps, until, tell, not any(pair))
+            results[pair] = _trained(sides[pair], context, how, steps, until, tell, not any(pair))
         except _OutOfTime:
             problems[pair] = f"was not trained to the end, since {short} was used up"
         except Exception as error:
@@ -395,22 +395,22 @@ def _without_original(
     return {}, dict.fromkeys(pairs, why), note
 
 
-def _side(clinic: Clinic, subject: Subject | None, remedy: str) -> _Side:
+def _side(context: Context, subject: Subject | None, remedy: str) -> _Side:
     def make(number: int) -> tuple[nn.Module, Afterwards | None]:
-        model = copied_model(clinic.model)
-        seed = _seed(clinic, number)
+        model = copied_model(context.model)
+        seed = _seed(context, number)
         if number:
             _scale(model, seed)
         if subject is None:
             return model, None
         with seeded(seed):
-            patient, applied = clinic.apply(model, subject, remedy)
-        return patient.model, applied.afterwards
+            target, applied = context.apply(model, subject, remedy)
+        return target.model, applied.afterwards
 
     return _Side(f"{remedy} on {subject.name}" if subject else "the original", make)
 
 
-def _resampled(clinic: Clinic, batches: Batches, found: Iterable[Subject]) -> Batches:
+def _resampled(context: Context, batches: Batches, found: Iterable[Subject]) -> Batches:
     """A single batch with its number of samples, if these can be drawn again.
 
     They can if the loss of the same samples in another order is the same.
@@ -422,17 +422,17 @@ def _resampled(clinic: Clinic, batches: Batches, found: Iterable[Subject]) -> Ba
     losses = []
     try:
         for order in (torch.arange(size), torch.arange(size).flip(0)):
-            with seeded(clinic.seed), torch.no_grad():
+            with seeded(context.seed), torch.no_grad():
                 other = copied(taken(batch, order))
-                losses.append(float(clinic.loss_fn(copied_model(clinic.model).eval(), other)))
+                losses.append(float(context.loss_fn(copied_model(context.model).eval(), other)))
     except Exception:  # a loss that wants its batch as it is
         return batches
     same = math.isclose(*losses, rel_tol=SAME_LOSS)
     return replace(batches, samples=size) if same else batches
 
 
-def _seed(clinic: Clinic, number: int) -> int:
-    return (clinic.seed + number) % 2**63
+def _seed(context: Context, number: int) -> int:
+    return (context.seed + number) % 2**63
 
 
 def _scale(model: nn.Module, seed: int) -> None:
@@ -447,7 +447,7 @@ def _scale(model: nn.Module, seed: int) -> None:
 
 def _run(
     side: _Side,
-    clinic: Clinic,
+    context: Context,
     how: Plan,
     factory: Factory,
     number: int,
@@ -466,11 +466,11 @@ def _run(
         if afterwards is not None:
             afterwards(model)
 
-    seed = _seed(clinic, number)
+    seed = _seed(context, number)
     with seeded(seed), torch.enable_grad():
         optimizer = optimizer_of(factory, model)
         batches = how.batches.by_step(seed, as_it_is=number == 0)
-        losses = train(model, batches, clinic.loss_fn, optimizer, steps, before_step, until)
+        losses = train(model, batches, context.loss_fn, optimizer, steps, before_step, until)
     found: Mapping[str, Tensor] = {}
     if norms is not None:
         with suppress(ClippingError):
@@ -478,26 +478,26 @@ def _run(
     return losses, optimizer, found
 
 
-def _seconds(side: _Side, clinic: Clinic, how: Plan, until: float) -> float:
+def _seconds(side: _Side, context: Context, how: Plan, until: float) -> float:
     """How long a step of training takes, after a first one that may take longer."""
     times: list[float] = []
-    given = how.batches.by_step(_seed(clinic, 0), as_it_is=True)
+    given = how.batches.by_step(_seed(context, 0), as_it_is=True)
 
     def batches(step: int) -> Any:
         times.append(time.monotonic())
         return given(step)
 
     model, afterwards = side.make(0)
-    with seeded(clinic.seed % 2**63), torch.enable_grad():
+    with seeded(context.seed % 2**63), torch.enable_grad():
         optimizer = optimizer_of(how.optimizers[0], model)
-        train(model, batches, clinic.loss_fn, optimizer, 3, afterwards, until)
+        train(model, batches, context.loss_fn, optimizer, 3, afterwards, until)
     times.append(time.monotonic())
     return (times[-1] - times[1]) / max(1, len(times) - 2)
 
 
 def _trained(
     side: _Side,
-    clinic: Clinic,
+    context: Context,
     how: Plan,
     steps: int,
     until: float,
@@ -510,7 +510,7 @@ def _trained(
 
         def loss(factory: Factory) -> float:
             tell(f"training {side.words}: which learning rate")
-            losses, *_ = _run(side, clinic, how, factory, SEEDS, steps, until)
+            losses, *_ = _run(side, context, how, factory, SEEDS, steps, until)
             return final(losses, steps, losses[0])
 
         choice = (min(choice, key=loss),)
@@ -518,7 +518,7 @@ def _trained(
     for number in range(SEEDS):
         tell(f"training {side.words}, {number + 1} of {SEEDS}")
         first = measured and number == 0
-        runs.append(_run(side, clinic, how, choice[0], number, steps, until, first))
+        runs.append(_run(side, context, how, choice[0], number, steps, until, first))
     losses, optimizer, norms = runs[0]
     rate = optimizer.param_groups[0].get("lr")
     words = type(optimizer).__name__

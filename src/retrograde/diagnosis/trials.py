@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
+from retrograde.diagnosis.copies import copied_model, seeded
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable, Trial, at_least
-from retrograde.diagnosis.remedies import REMEDIES, Applied, Patient, Unfit
+from retrograde.diagnosis.remedies import REMEDIES, Applied, Target, Unfit
 from retrograde.diagnosis.rules import LAYER_RULES, RULES
 from retrograde.diagnosis.run import LossFunction, Run, run
 from retrograde.diagnosis.subject import Subject, subjects
 from retrograde.diagnosis.thresholds import Threshold
-from retrograde.diagnosis.unharmed import copied_model, seeded
 from retrograde.errors import RetrogradeError
 from retrograde.recording import recurrent_layers
 
@@ -25,13 +25,13 @@ GOOD_WAY = 0.25
 
 
 @dataclass(frozen=True, eq=False)
-class Treated:
+class Outcome:
     """A copied model after a remedy.
 
     Attributes:
         applied: what was done.
         model: the copy.
-        subject: the treated layer in its new pass, None if that failed.
+        subject: the layer in its new pass, None if that failed.
         loss: of the new pass.
         problem: why it failed.
     """
@@ -44,7 +44,7 @@ class Treated:
 
 
 @dataclass(frozen=True, eq=False)
-class Clinic:
+class Context:
     """A model, its batch and its loss: where remedies are tried.
 
     Attributes:
@@ -61,7 +61,7 @@ class Clinic:
     limits: Sequence[Threshold]
     before: Run
 
-    def apply(self, model: nn.Module, subject: Subject, remedy: str) -> tuple[Patient, Applied]:
+    def apply(self, model: nn.Module, subject: Subject, remedy: str) -> tuple[Target, Applied]:
         """Apply a remedy to a layer of a copied model.
 
         Raises:
@@ -72,30 +72,30 @@ class Clinic:
         path = paths[id(layers[subject.name])]
         lag, direct = max(1, subject.need.lag), subject.recorded.direct
         entering = float(direct.norm(dim=-1).max())
-        patient = Patient(model, subject.name, path, lag, self.before.after, entering)
-        return patient, REMEDIES[remedy].apply(patient)
+        target = Target(model, subject.name, path, lag, self.before.after, entering)
+        return target, REMEDIES[remedy].apply(target)
 
-    def treat(self, subject: Subject, remedy: str) -> Treated | None:
+    def try_remedy(self, subject: Subject, remedy: str) -> Outcome | None:
         """Apply a remedy to a copy and run the pass again; None where it has no place."""
         model = copied_model(self.model)
         with seeded(self.seed):
             try:
-                patient, applied = self.apply(model, subject, remedy)
+                target, applied = self.apply(model, subject, remedy)
             except Unfit:
                 return None
             except Exception as error:  # weights of a form that it cannot be done to
                 nothing = Applied(REMEDIES[remedy].description.rstrip("."), "")
-                return Treated(nothing, model, None, math.nan, in_words(error))
+                return Outcome(nothing, model, None, math.nan, in_words(error))
         try:
-            now = run(patient.model, self.batch, self.loss_fn, self.seed, applied.afterwards)
+            now = run(target.model, self.batch, self.loss_fn, self.seed, applied.afterwards)
             found, errors = subjects(
-                now.recording, self.limits, None, patient.name, now.balance, subject.need
+                now.recording, self.limits, None, target.name, now.balance, subject.need
             )
             if errors:
                 raise errors[0]
         except Exception as error:  # the model may not stand another layer; that is an answer too
-            return Treated(applied, patient.model, None, math.nan, in_words(error))
-        return Treated(applied, patient.model, found[patient.name], now.loss)
+            return Outcome(applied, target.model, None, math.nan, in_words(error))
+        return Outcome(applied, target.model, found[target.name], now.loss)
 
 
 def in_words(error: Exception) -> str:
@@ -117,22 +117,22 @@ def plan(findings: Sequence[Finding], most: int = MOST) -> list[tuple[str, str]]
 
 
 def judge(
-    finding: Finding, treated: Treated, remedy: str, clinic: Clinic, known: set[str]
+    finding: Finding, outcome: Outcome, remedy: str, context: Context, known: set[str]
 ) -> Trial:
     """The finding's own number before and after.
 
     Args:
         finding: what the remedy is for.
-        treated: the model after it.
+        outcome: the model after it.
         remedy: its name.
-        clinic: where it was tried.
+        context: where it was tried.
         known: the rules that found something in this layer before.
     """
-    applied, before = treated.applied, finding.evidence[0]
+    applied, before = outcome.applied, finding.evidence[0]
     trial = Trial(remedy, applied.title, applied.code, before=before.value)
-    if treated.subject is None:
-        return replace(trial, note=treated.problem)
-    subject = treated.subject
+    if outcome.subject is None:
+        return replace(trial, note=outcome.problem)
+    subject = outcome.subject
     rule = LAYER_RULES[finding.rule]
     residual = subject.flow.residual if subject.flow else None
     if residual is not None and not residual.ok:
@@ -156,7 +156,7 @@ def judge(
         if isinstance(answer, Finding) and at_least(answer.severity, "warning")
     }
     worse = any(name == "exploding" or f.severity == "error" for name, f in brought.items())
-    worse |= math.isfinite(clinic.before.loss) and not math.isfinite(treated.loss)
+    worse |= math.isfinite(context.before.loss) and not math.isfinite(outcome.loss)
     notes = [f"brings a new finding: {', '.join(brought)}"] if brought else []
     notes += [applied.note] if applied.note else []
     return replace(
@@ -165,8 +165,8 @@ def judge(
         helped=(gone or way >= GOOD_WAY) and not worse,
         cured=gone and not brought and not worse,
         residual=None if residual is None else float(residual),
-        loss_before=clinic.before.loss,
-        loss_after=treated.loss,
+        loss_before=context.before.loss,
+        loss_after=outcome.loss,
         note="; ".join(notes),
     )
 
@@ -196,38 +196,38 @@ def ordered(finding: Finding, trials: Sequence[Trial]) -> tuple[Trial, ...]:
 
 
 def try_remedies(
-    clinic: Clinic,
-    patients: Mapping[str, Subject],
+    context: Context,
+    targets: Mapping[str, Subject],
     findings: Sequence[Finding],
     tell: Callable[[str], object],
-) -> tuple[list[Finding], dict[tuple[str, str], Treated]]:
+) -> tuple[list[Finding], dict[tuple[str, str], Outcome]]:
     """Try the remedies of all findings.
 
     Args:
-        clinic: the model and its pass.
-        patients: the layers by name.
+        context: the model and its pass.
+        targets: the layers by name.
         findings: what was found in them.
         tell: called with what is done next, before each of the passes of `plan`.
 
     Returns:
-        The findings with their trials, and the treated models.
+        The findings with their trials, and the outcomes.
     """
-    treated: dict[tuple[str, str], Treated] = {}
+    outcomes: dict[tuple[str, str], Outcome] = {}
     for layer, remedy in plan(findings):
         tell(f"trying {remedy} on {layer}")
-        result = clinic.treat(patients[layer], remedy)
+        result = context.try_remedy(targets[layer], remedy)
         if result is not None:
-            treated[layer, remedy] = result
+            outcomes[layer, remedy] = result
     known = {
-        name: {finding.rule for finding in findings if finding.layer == name} for name in patients
+        name: {finding.rule for finding in findings if finding.layer == name} for name in targets
     }
     told = []
     for finding in findings:
         trials = [
-            judge(finding, treated[finding.layer, remedy], remedy, clinic, known[finding.layer])
+            judge(finding, outcomes[finding.layer, remedy], remedy, context, known[finding.layer])
             for remedy in RULES[finding.rule].remedies
-            if finding.layer is not None and (finding.layer, remedy) in treated
+            if finding.layer is not None and (finding.layer, remedy) in outcomes
         ]
         serious = at_least(finding.severity, "warning")
         told.append(replace(finding, trials=ordered(finding, trials)) if serious else finding)
-    return told, treated
+    return told, outcomes

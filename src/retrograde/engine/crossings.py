@@ -17,7 +17,7 @@ from retrograde.cells.base import AbstractCell
 from retrograde.cells.plan import new_rows
 from retrograde.engine.adjoint import AdjointStep, refuse_non_finite
 from retrograde.engine.entries import Entries
-from retrograde.engine.scaling import CENTRE, NOTHING, Scaled, in_range, power_of_two
+from retrograde.engine.scaling import CENTRE, NO_EXPONENT, Scaled, in_range, power_of_two
 from retrograde.engine.scan import AbstractRule, scan
 from retrograde.engine.unroll import Chunk, Unrolled
 
@@ -94,8 +94,8 @@ class PerCrossing(AbstractRule):
         )
 
         # One exponent for all that meets in a class; a row without anything in it has no say.
-        own = torch.where(sizes > 0, exponent, NOTHING).view(-1, classes)
-        from_before = torch.cat((torch.full_like(own[:, :1], NOTHING), own[:, :-1]), 1)
+        own = torch.where(sizes > 0, exponent, NO_EXPONENT).view(-1, classes)
+        from_before = torch.cat((torch.full_like(own[:, :1], NO_EXPONENT), own[:, :-1]), 1)
         top = torch.maximum(own, from_before)
         stays = power_of_two(own - top, before)[..., None, None]
         moves = power_of_two(from_before - top, before)[..., None, None]
@@ -118,7 +118,7 @@ class PerCrossing(AbstractRule):
                 torch.mul(moving[:, :-1], moves[:, 1:], out=here[:, 1:])
             here[:, -1:].addcmul_(moving[:, -1:], stays[:, -1:])
         exponents = top.new_zeros(len(values))
-        exponents[:count] = torch.where(top == NOTHING, 0, top).flatten()
+        exponents[:count] = torch.where(top == NO_EXPONENT, 0, top).flatten()
         return Scaled(values, exponents)
 
 

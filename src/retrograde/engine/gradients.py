@@ -13,7 +13,7 @@ from torch import Tensor
 from retrograde.cells.base import AbstractCell
 from retrograde.cells.plan import CellAdjoint
 from retrograde.engine.adjoint import AdjointSpan
-from retrograde.engine.scaling import NOTHING, Scaled, power_of_two
+from retrograde.engine.scaling import NO_EXPONENT, Scaled, power_of_two
 from retrograde.engine.unroll import Chunk
 
 SUMMED = 2**21
@@ -32,7 +32,7 @@ class ParameterSums:
             name: value.new_zeros(rows, *value.shape) for name, value in parameters.items()
         }
         like = next(iter(parameters.values()))
-        self._exponent = like.new_full((rows,), NOTHING, dtype=torch.int64)
+        self._exponent = like.new_full((rows,), NO_EXPONENT, dtype=torch.int64)
         self._least = self._exponent  # of all that was added
         self._apart: dict[str, Scaled] = {}
 
@@ -44,11 +44,11 @@ class ParameterSums:
         if _far_apart(torch.stack((self._least, self._exponent, arriving), 1)):
             self._apart = self.result()
             self._sums = {name: torch.zeros_like(total) for name, total in self._sums.items()}
-            self._exponent = self._least = torch.full_like(self._exponent, NOTHING)
+            self._exponent = self._least = torch.full_like(self._exponent, NO_EXPONENT)
         less, more = torch.minimum(self._least, arriving), torch.maximum(self._least, arriving)
-        self._least = torch.where(less == NOTHING, more, less)
+        self._least = torch.where(less == NO_EXPONENT, more, less)
         top = torch.maximum(self._exponent, arriving)
-        shift = torch.where(self._exponent == NOTHING, 0, self._exponent - top)
+        shift = torch.where(self._exponent == NO_EXPONENT, 0, self._exponent - top)
         if bool(shift.any()):
             for total in self._sums.values():
                 total *= power_of_two(shift, total).view(-1, *[1] * (total.ndim - 1))
@@ -73,7 +73,7 @@ class ParameterSums:
 
     def result(self) -> dict[str, Scaled]:
         """The sums, by parameter."""
-        exponent = torch.where(self._exponent == NOTHING, 0, self._exponent)
+        exponent = torch.where(self._exponent == NO_EXPONENT, 0, self._exponent)
         sums = {name: Scaled(total, exponent) for name, total in self._sums.items()}
         if not self._apart:
             return sums
@@ -86,7 +86,7 @@ class ParameterSums:
 def _far_apart(exponents: Int[Tensor, "M K"]) -> bool:
     """Whether any row holds numbers further apart than 2^BAND."""
     most = exponents.amax(1, keepdim=True)
-    least = torch.where(exponents == NOTHING, most, exponents)
+    least = torch.where(exponents == NO_EXPONENT, most, exponents)
     return bool((most - least > BAND).any())
 
 

@@ -79,7 +79,7 @@ def row_norms(values: Float[Tensor, "N *R"]) -> Float[Tensor, "N"]:
     return norms
 
 
-NOTHING = -(2**40)
+NO_EXPONENT = -(2**40)
 """The exponent that stands for a row without any number in it: below that of anything."""
 
 
@@ -127,14 +127,14 @@ class Scaled:
         return Scaled(mine.values + theirs.values, mine.exponent)
 
     def log2_scale(self) -> Int[Tensor, "N"]:
-        """The exponent of each row, NOTHING for a row of zeros, which has no scale."""
+        """The exponent of each row, NO_EXPONENT for a row of zeros, which has no scale."""
         largest = as_vectors(self.values).abs().amax(1)  # faster than any()
-        return torch.where(largest != 0, self.exponent, NOTHING)
+        return torch.where(largest != 0, self.exponent, NO_EXPONENT)
 
     def total(self) -> "Scaled":
         """The sum over all rows, as a single row."""
         top = self.log2_scale().amax(0, keepdim=True)
-        top = torch.where(top == NOTHING, 0, top)
+        top = torch.where(top == NO_EXPONENT, 0, top)
         rows = times_power_of_two(self.values, (self.exponent - top).clamp(max=0))
         return Scaled(rows.sum(0, keepdim=True), top)
 
@@ -146,7 +146,7 @@ class Scaled:
 def aligned(some: Sequence[Scaled]) -> tuple[Scaled, ...]:
     """The same numbers with, row by row, one exponent for all: the largest of any nonzero row."""
     top = torch.stack([one.log2_scale() for one in some]).amax(0)
-    top = torch.where(top == NOTHING, 0, top)
+    top = torch.where(top == NO_EXPONENT, 0, top)
     return tuple(
         Scaled(times_power_of_two(one.values, (one.exponent - top).clamp(max=0)), top)
         for one in some

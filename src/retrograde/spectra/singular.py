@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from retrograde import charts
-from retrograde.engine.scaling import NOTHING, power_of_two
+from retrograde.engine.scaling import NO_EXPONENT, power_of_two
 from retrograde.spectra.factors import factors
 from retrograde.spectra.jacobians import Chain
 
@@ -112,7 +112,7 @@ class GradedProduct:
     def multiply(self, r: Float[Tensor, "B R R"]) -> None:
         """r times the product so far: row i becomes sum_l r_il row_l."""
         exponent = self.exponent.unsqueeze(1)
-        top = torch.where(r != 0, exponent, NOTHING).amax(2)
+        top = torch.where(r != 0, exponent, NO_EXPONENT).amax(2)
         scaled = r * power_of_two((exponent - top.unsqueeze(2)).clamp(max=0), r)
         self.rows, self.exponent = _normalised(scaled @ self.rows, top)
 
@@ -126,7 +126,7 @@ class GradedProduct:
             if not any(turned):
                 break
         log2 = torch.log2(rows.norm(dim=2)) + exponent
-        return torch.where(exponent > NOTHING, log2, -torch.inf).sort(1, descending=True).values
+        return torch.where(exponent > NO_EXPONENT, log2, -torch.inf).sort(1, descending=True).values
 
     def _nearly_orthogonal(self) -> tuple[Float[Tensor, "B R R"], Int[Tensor, "B R"]]:
         """Other rows with the same singular values, which take fewer rotations."""
@@ -178,11 +178,11 @@ def _rotate(
 def _normalised(
     rows: Float[Tensor, "B R R"], exponent: Int[Tensor, "B R"]
 ) -> tuple[Float[Tensor, "B R R"], Int[Tensor, "B R"]]:
-    """The same numbers, every row of a size from 1/2 to 1; a zero row has the exponent NOTHING."""
+    """The same numbers, every row of a size from 1/2 to 1; a zero row has NO_EXPONENT."""
     sizes = rows.norm(dim=2)
     shift = torch.frexp(sizes).exponent.long()
     rows = rows * power_of_two(-shift, rows).unsqueeze(2)
-    return rows, torch.where(sizes > 0, exponent + shift, NOTHING)
+    return rows, torch.where(sizes > 0, exponent + shift, NO_EXPONENT)
 
 
 def _rounds(count: int) -> Iterator[list[tuple[int, int]]]:

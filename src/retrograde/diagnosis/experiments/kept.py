@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
+from retrograde.diagnosis.copies import copied, copied_model, seeded
 from retrograde.diagnosis.experiments.experiment import Case, Experiment
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
-from retrograde.diagnosis.unharmed import copied, copied_model, seeded
 
 
 def _look(case: Case) -> list[Finding] | NotApplicable:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from retrograde.diagnosis.copies import copied, copied_model, seeded
 from retrograde.diagnosis.experiments.experiment import Case, Experiment
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
-from retrograde.diagnosis.unharmed import copied, copied_model, seeded
 from retrograde.recording import recurrent_layers
 
 LOW = (torch.float16, torch.bfloat16)

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from retrograde.diagnosis.copies import copied, copied_model
 from retrograde.diagnosis.experiments.experiment import Case, Experiment, listed
 from retrograde.diagnosis.experiments.numbers import tensors
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
 from retrograde.diagnosis.sight import Read, Sight, see
-from retrograde.diagnosis.unharmed import copied, copied_model
 
 PROBES = 3
 """Samples whose predictions are asked."""

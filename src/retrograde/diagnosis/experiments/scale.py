@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from retrograde.diagnosis.copies import copied_model
 from retrograde.diagnosis.experiments.experiment import Case, Experiment
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
 from retrograde.diagnosis.run import run
 from retrograde.diagnosis.subject import Subject, subjects
 from retrograde.diagnosis.thresholds import limits
-from retrograde.diagnosis.unharmed import copied_model
 from retrograde.recording import recurrent_layers
 
 

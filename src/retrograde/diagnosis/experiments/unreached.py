@@ -12,13 +12,13 @@ from torch.nn.utils.rnn import PackedSequence
 
 from retrograde.cells import Position
 from retrograde.cells.leaves import leaves
+from retrograde.diagnosis.copies import copied_model
 from retrograde.diagnosis.experiments.comparison import broadcasts
 from retrograde.diagnosis.experiments.experiment import Case, Experiment, listed
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
 from retrograde.diagnosis.run import moved_by
 from retrograde.diagnosis.sight import see
 from retrograde.diagnosis.subject import Subject
-from retrograde.diagnosis.unharmed import copied_model
 from retrograde.recording import recurrent_layers
 
 

@@ -10,12 +10,12 @@ import math
 import torch
 from torch import nn
 
+from retrograde.diagnosis.copies import copied_model, seeded
 from retrograde.diagnosis.experiments.experiment import Case, Experiment
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
 from retrograde.diagnosis.run import run
 from retrograde.diagnosis.subject import Subject, subjects
 from retrograde.diagnosis.thresholds import limits
-from retrograde.diagnosis.unharmed import copied_model, seeded
 from retrograde.recording import recurrent_layers
 
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 from retrograde.diagnosis.experiments import EXPERIMENTS, Experiment
 from retrograde.diagnosis.rules.balance import CONFLICT, OUTWEIGHS
-from retrograde.diagnosis.rules.folklore import MISLEADS
 from retrograde.diagnosis.rules.gates import DEAD, DOUBLE, SATURATED, SHORT
 from retrograde.diagnosis.rules.growth import EXPLODING, NO_GRADIENT, NON_FINITE
 from retrograde.diagnosis.rules.reach import NEAR, VANISHING
 from retrograde.diagnosis.rules.rule import Rule
+from retrograde.diagnosis.rules.spectral_radius import MISLEADS
 from retrograde.diagnosis.rules.void import DECIDED, VOID
 
 LAYER_RULES: Mapping[str, Rule] = {

@@ -13,7 +13,7 @@ from torch import nn
 
 import retrograde
 from conftest import unchecked
-from retrograde.diagnosis.unharmed import copied_model, copy_of
+from retrograde.diagnosis.copies import copied_model, copy_of
 from retrograde.errors import ArgumentError
 
 X = torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(0))
