@@ -17,8 +17,6 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import retrograde
 
-pytestmark = pytest.mark.usefixtures("unchecked")  # other tests check the same shapes
-
 T, B, INPUTS, H = 3, 4, 2, 3
 LENGTHS = (3, 2, 2, 1)
 UPDATES = 200

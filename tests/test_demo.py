@@ -14,8 +14,6 @@ from retrograde.demo import run
 from retrograde.report import Report
 from retrograde.tasks import forecast
 
-pytestmark = pytest.mark.usefixtures("unchecked")  # other tests check the same shapes
-
 
 def test_the_record_is_the_one_of_its_provenance():
     folder = files("retrograde.data")

@@ -13,8 +13,6 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import retrograde
 from conftest import unchecked
 
-pytestmark = pytest.mark.usefixtures("unchecked")  # other tests check the same shapes
-
 D = torch.float64
 T, B, INPUTS, H = 6, 3, 2, 4
 KINDS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN}

@@ -19,8 +19,6 @@ import retrograde
 from conftest import unchecked
 from test_forms import CELLS, EXACT, INPUTS, KINDS, RESETS, B, D, H, T, parts_of, sequence
 
-pytestmark = pytest.mark.usefixtures("unchecked")  # other tests check the same shapes
-
 OURS = {"LSTM": retrograde.nn.LSTM, "GRU": retrograde.nn.GRU, "RNN": retrograde.nn.RNN}
 X = sequence(T, B, INPUTS)
 

@@ -17,8 +17,6 @@ from retrograde.clipping import AutoClip, ByGroup, GlobalNorm, chain
 from retrograde.errors import ArgumentError
 from retrograde.integrations.lightning import ClippingCallback, MonitorCallback
 
-pytestmark = pytest.mark.usefixtures("unchecked")  # other tests check the same shapes
-
 PACKAGES = ["lightning.pytorch", "pytorch_lightning"]
 
 

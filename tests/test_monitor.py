@@ -17,8 +17,6 @@ from retrograde.decomposition.summary import _Sums, growth
 from retrograde.engine import fold
 from retrograde.errors import ArgumentError, RecordingError
 
-pytestmark = pytest.mark.usefixtures("unchecked")  # other tests check the same shapes
-
 
 class Model(nn.Module):
     def __init__(self, kind=nn.LSTM, sizes=(3, 5)):

@@ -14,8 +14,6 @@ from retrograde.clipping import PreActivationValue, StateNorm
 from retrograde.nn import AbstractRecurrent
 from test_roles import Unit
 
-pytestmark = pytest.mark.usefixtures("unchecked")  # other tests check the same shapes
-
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 
 

@@ -18,8 +18,6 @@ from retrograde.decomposition import Parts
 from retrograde.diagnosis import Check, Course, Evidence, Finding, Threshold, Training, Trial
 from retrograde.report import Report, Settings, html
 
-pytestmark = pytest.mark.usefixtures("unchecked")  # other tests check the same shapes
-
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )

@@ -41,8 +41,6 @@ from programs import (
     weighed,
 )
 
-pytestmark = pytest.mark.usefixtures("unchecked")  # other tests check the same shapes
-
 EXACT = 1e-12  # float64, sums of a few dozen products
 DRAWN = int(os.environ.get("PROGRAMS", "0"))
 
@@ -646,7 +644,7 @@ FAULTS = {
         "reorder beams",
     ),
     "what is mixed at the end is not found": (
-        "record.links",
+        "recording.links",
         "Surroundings._find_tails",
         lambda *_: None,
         "masked update",

@@ -27,8 +27,6 @@ from retrograde.report import Horizon, Layer, Report, Settings
 from retrograde.report.json import render as json_text
 from retrograde.report.layer import by_crossing
 
-pytestmark = pytest.mark.usefixtures("unchecked")  # other tests check the same shapes
-
 
 def flow_of(model, steps=12, loss=lambda out: out[0].square().sum()):
     torch.manual_seed(0)

@@ -24,8 +24,6 @@ from retrograde.diagnosis import trials
 from retrograde.diagnosis.rules import RULES
 from retrograde.errors import ArgumentError
 
-pytestmark = pytest.mark.usefixtures("unchecked")  # other tests check the same shapes
-
 
 def recorded_pass(model, x, loss, cast=None):
     with retrograde.record(model) as recording, torch.autocast("cpu", cast, enabled=bool(cast)):
