@@ -868,6 +868,12 @@ HEALTHY = {
         head=linear(),
     ),
     "batch first": regression(last),
+    "windows that share their memory": lambda: (
+        Net(nn.LSTM(I, H, batch_first=True), last),
+        (torch.randn(B + T - 1, I).unfold(0, T, 1).transpose(1, 2), torch.randn(B, 1)),
+        mse,
+        None,
+    ),
     "time first": regression(lambda rnn, x: rnn(x)[0][-1], lambda: nn.LSTM(I, H), x=(T, B, I)),
     "as many steps as samples": regression(last, x=(B, B, I)),
     "a loss at every step": regression(lambda rnn, x: rnn(x)[0], y=(B, T, 1)),

@@ -61,5 +61,5 @@ def run(seed: int, quick: bool, progress: bool) -> Report:
         settings=Settings(
             seed=seed, needs_lag=horizon.lag, rules=tuple(RULES), thresholds=limits()
         ),
-        checks=tuple(checks),
+        checks=tuple(dict.fromkeys(checks)),
     )

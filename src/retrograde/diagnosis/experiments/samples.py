@@ -137,6 +137,8 @@ def _with_data_of(batch: Any, sample: int, other: int, samples: int, axis: int) 
     for _, tensor in tensors(batch):
         along = axis if tensor.ndim > axis and tensor.shape[axis] == samples else 1 - axis
         if tensor.ndim > along and tensor.shape[along] == samples:
+            # Windows over one series are views that share their memory: each gets its own first.
+            tensor.data = tensor.detach().clone(memory_format=torch.contiguous_format)
             with torch.no_grad():
                 tensor.select(along, sample).copy_(tensor.select(along, other).clone())
             found = True
