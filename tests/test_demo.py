@@ -121,7 +121,8 @@ def test_the_demo_says_what_it_found_and_nothing_else(demo):
         assert sentence in text
         assert float(layer.figures["test error (RMSE)"].split()[0]) < naive
         assert [lags.start for lags in layer.by_lag.lags] == [0, 13, 52]
-    assert {finding.severity for finding in report.findings} <= {"info"}, report.findings
+    serious = {finding.rule for finding in report.findings if finding.severity != "info"}
+    assert serious <= {"vanishing", "near-lags-dominate", "forget-gate-too-short"}  # of a short run
     for finding in report.findings:
         assert finding.rule in text and finding.layer in ("RNN", "LSTM")
     assert (folder / "retrograde-demo.html").stat().st_size < 2_000_000
