@@ -874,6 +874,13 @@ HEALTHY = {
         mse,
         None,
     ),
+    "features standardised over the batch": regression(
+        lambda rnn, x: last(rnn, (x - x.mean((0, 1))) / x.std((0, 1)))
+    ),
+    "features standardised in the loss": regression(
+        last,
+        loss=lambda m, b: mse(m, ((b[0] - b[0].mean((0, 1))) / b[0].std((0, 1)), b[1])),
+    ),
     "time first": regression(lambda rnn, x: rnn(x)[0][-1], lambda: nn.LSTM(I, H), x=(T, B, I)),
     "as many steps as samples": regression(last, x=(B, B, I)),
     "a loss at every step": regression(lambda rnn, x: rnn(x)[0], y=(B, T, 1)),
