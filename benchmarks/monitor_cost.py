@@ -44,7 +44,7 @@ MONITORED = (
 
 THREADS = 1 if "--one-thread" in sys.argv else 2
 CLOCK = {"clock": time.process_time} if "--processor-time" in sys.argv else {}
-STEP_ROUNDS, LARGER_ROUNDS, RUN_ROUNDS, LOOK_ROUNDS = 300, 30, 21, 15
+STEP_ROUNDS, LARGER_ROUNDS, RUN_ROUNDS, LOOK_ROUNDS = 300, 30, 21, 6
 RUN, EVERY = 100, 100
 RECORDING, MONITORING = 0.03, 0.05
 """Targets: the part of a step, and of a run, that may be added."""

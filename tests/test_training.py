@@ -119,7 +119,8 @@ def harmful(monkeypatch):
 
 def test_worse_is_worse_and_the_original_is_no_different_from_itself(harmful):
     model, batch, options = small()
-    report = trained(model, batch, **options)
+    # Enough steps uphill that no rounding of this chaotic pass makes up for them on any seed.
+    report = trained(model, batch, try_training=80, **options)
     trials = trials_of(report)
     assert trials["orthogonal"].verdict == "no difference"
     assert trials["orthogonal"].training.differences == (0.0,) * training.SEEDS

@@ -16,9 +16,6 @@ from retrograde.diagnosis.experiments.numbers import tensors
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
 from retrograde.diagnosis.sight import Read, Sight, see
 
-PROBES = 3
-"""Samples whose predictions are asked."""
-
 NORMS = (
     nn.modules.batchnorm._BatchNorm,
     nn.modules.instancenorm._InstanceNorm,
