@@ -43,6 +43,17 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Partly:
+    """That nothing was found in what could be tried.
+
+    Attributes:
+        reason: what could not be tried, and why.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A question about a model as a whole.
 
@@ -50,7 +61,7 @@ class Experiment:
         name: its name, in findings and on the command line.
         title: the answer that is a finding, in words.
         meaning: what is done and why the answer matters.
-        look: the findings, none if all is well; or why it cannot be tried.
+        look: the findings, none if all is well; or why it cannot be tried, or not in all parts.
         sources: papers and threads behind it.
         thresholds: the rows of the table that it uses.
         replaces: rules whose findings about the same layer are consequences of this one.
@@ -62,7 +73,7 @@ class Experiment:
     name: str
     title: str
     meaning: str
-    look: Callable[[Case], list[Finding] | NotApplicable]
+    look: Callable[[Case], list[Finding] | NotApplicable | Partly]
     sources: tuple[str, ...] = ()
     thresholds: tuple[str, ...] = ()
     replaces: tuple[str, ...] = ()
@@ -78,6 +89,8 @@ class Experiment:
             found = NotApplicable(f"it failed: {type(error).__name__}: {error}")
         if isinstance(found, NotApplicable):
             return Check(self.name, None, "not applicable", found.reason), []
+        if isinstance(found, Partly):
+            return Check(self.name, None, "passed", found.reason), []
         return Check(self.name, None, "found" if found else "passed"), found
 
 
