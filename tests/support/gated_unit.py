@@ -7,7 +7,7 @@ from torch import Tensor
 
 from retrograde.cells import ACTIVATIONS, AbstractLayer, CellStep, Gate
 from retrograde.cells.base import affine, standard_shapes
-from retrograde.cells.graph import Diagonal
+from retrograde.cells.edges import Diagonal
 
 SIGMOID, TANH = ACTIVATIONS["sigmoid"], ACTIVATIONS["tanh"]
 
