@@ -94,8 +94,9 @@ def read_from_others(case: Case, samples: int, sample: int) -> tuple[str, list[i
 
 def _in_fewest(moved: list[int], count: int, samples: int) -> list[int]:
     """The samples that own what moved, where each owns several: side by side, or in turn."""
-    ways = ({each // (count // samples) for each in moved}, {each % samples for each in moved})
-    return sorted(min(ways, key=lambda way: len(way)))
+    side_by_side = {each // (count // samples) for each in moved}
+    in_turn = {each % samples for each in moved}
+    return sorted(side_by_side if len(side_by_side) <= len(in_turn) else in_turn)
 
 
 def _moved(before: Read, after: Read) -> list[int]:
@@ -327,7 +328,19 @@ def _changed(
 
 
 def _one_for_each(values: list[Any] | tuple[Any, ...], samples: int) -> bool:
-    """Whether a list holds one thing for each sample, and no tensors of all of them."""
+    """Whether a list holds one thing for each sample, and no tensors of all of them.
+
+    Raises:
+        _Unknown: for a long list of tensors that may be either.
+    """
     if len(values) != samples or len({type(each) for each in values}) > 1:
         return False
-    return not any(isinstance(each, Tensor) and samples in each.shape[:2] for each in values)
+    if not all(isinstance(each, Tensor) and samples in each.shape[:2] for each in values):
+        return True
+    if samples > FEW:
+        raise _Unknown
+    return False
+
+
+FEW = 4
+"""A batch of so many samples may be a tuple of as many tensors."""
