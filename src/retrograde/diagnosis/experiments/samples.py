@@ -411,4 +411,5 @@ SAMPLES = Experiment(
     "normalisation and contrastive losses mix them by design, and are named as such.",
     _look,
     replaces=("unreached", "forget-gate-too-short", "vanishing", "near-lags-dominate"),
+    kind="wiring",
 )
