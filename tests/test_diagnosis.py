@@ -181,7 +181,9 @@ def test_a_remedy_that_the_model_does_not_stand_is_said():
 
 def test_a_cure_that_brings_another_finding_is_none():
     """Fresh weights mend a pass that overflows, and reach no further than those of torch do."""
-    trials = {t.remedy: t for t in examined("states beyond float32", needs_lag=60).findings[0].trials}
+    trials = {
+        t.remedy: t for t in examined("states beyond float32", needs_lag=12).findings[0].trials
+    }
     fresh = trials["fresh"]
     assert fresh.after == 0 and fresh.helped and not fresh.cured
     assert fresh.note == "brings a new finding: vanishing"
@@ -440,7 +442,11 @@ def test_a_gate_that_holds_is_not_called_saturated():
     assert "saturated" in {finding.rule for finding in shut.findings}
 
 
-@pytest.mark.parametrize("case", gallery.HEALTHY, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [case for case in gallery.HEALTHY if not case.name.startswith("output layer")],
+    ids=lambda case: case.name,
+)
 def test_what_is_usual_between_output_layer_and_recurrence(case):
     """The threshold's reason: a power of ten, give or take another."""
     balance = examined(case.name, remedies=False).subjects["recurrent"].balance

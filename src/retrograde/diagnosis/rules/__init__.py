@@ -32,11 +32,10 @@ LAYER_RULES: Mapping[str, Rule] = {
     )
 }
 
+_ALL: tuple[Experiment | Rule, ...] = (*EXPERIMENTS.values(), *LAYER_RULES.values())
+
 RULES: Mapping[str, Experiment | Rule] = {
-    rule.name: rule
-    for rule in sorted(
-        (*EXPERIMENTS.values(), *LAYER_RULES.values()), key=lambda rule: KINDS.index(rule.kind)
-    )
+    rule.name: rule for rule in sorted(_ALL, key=lambda rule: KINDS.index(rule.kind))
 }
 """What is looked at: question by question, the model as a whole first, then layer by layer."""
 

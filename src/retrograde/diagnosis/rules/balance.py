@@ -20,7 +20,7 @@ def _decades(subject: Subject) -> float:
 
 def _imbalance(subject: Subject) -> Evidence | NotApplicable:
     if subject.balance is None:
-        return NotApplicable("nothing with weights is known to run right after it")
+        return NotApplicable("no output layer is known to read it directly")
     if subject.live is None:
         return NotApplicable(subject.why_not_live)
     value = subject.limits["usual_imbalance"] - _decades(subject)
