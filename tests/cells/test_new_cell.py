@@ -82,8 +82,10 @@ def test_its_gradient_is_taken_apart(recording):
     assert flow.residual.ok and flow.residual < 1e-12
     assert flow.routes == ("recurrent.keep", "recurrent.new", "carousel")
     for name in flow.parameters:
-        for parts in (flow.by_route(name), flow.by_crossing(name), flow.by_lag(name)):
+        of_each = (flow.by_route, flow.by_crossing, flow.by_lag, flow.by_unit)
+        for parts in (by(name) for by in of_each):
             assert float(parts.share.sum()) == pytest.approx(1)
+    assert flow.clipped(PreActivationValue(1e-3)).kept() < 1
     both = flow.without("recurrent.keep", "recurrent.new").gradient
     cut = retrograde.decompose(recording.only()).by_crossing(max_crossings=1)
     assert all(bool(gradient.plain().isfinite().all()) for gradient in both.values())
