@@ -274,7 +274,7 @@ def test_a_budget_too_small_leaves_the_evidence_of_one_pass_and_says_so():
         report = trained(model, batch, budget=budget, try_training=steps, **options)
         trials = trials_of(report)
         assert {trial.verdict for trial in trials.values()} == {"not trained"}
-        assert any(trial.helped and trial.recommended for trial in trials.values())
+        assert any(trial.closer and trial.recommended for trial in trials.values())
         assert f"the budget of {budget:g} s is too small" in str(report.notes)
         assert "the evidence of one backward pass, and no verdict" in str(report.notes)
 
@@ -350,7 +350,7 @@ def test_a_remedy_that_explodes_or_overflows_is_no_help():
         patch.setitem(REMEDIES, "orthogonal", type(row)("orthogonal", row.description, blow_up))
         found = retrograde.diagnose(model, batch, gallery.loss_fn, **options).findings[0]
     trial = next(trial for trial in found.trials if trial.remedy == "orthogonal")
-    assert "exploding" in trial.note and not trial.helped and not trial.recommended
+    assert "exploding" in trial.note and not trial.closer and not trial.recommended
 
 
 def test_page_and_json_show_the_verdict_with_its_spread(tmp_path, huge):
