@@ -13,7 +13,8 @@ from torch import Tensor
 
 from problems import B, T
 from retrograde.cells import AbstractCell, pull_back
-from retrograde.cells.plan import FEW_ROWS, Plan
+from retrograde.cells.plan import Plan
+from retrograde.cells.program import FEW_ROWS
 from retrograde.decomposition.by_lag import LagSums
 from retrograde.engine import Entries, adjoint, backpropagate, fold, gradients, unroll
 

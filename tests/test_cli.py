@@ -90,6 +90,7 @@ number = 3
 def folder(tmp_path, monkeypatch):
     (tmp_path / "user.py").write_text(USER)
     (tmp_path / "broken.py").write_text("import does_not_exist_anywhere\n")
+    torch.save(torch.nn.LSTM(2, 3).state_dict(), tmp_path / "net.pt")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -137,6 +138,27 @@ def environment(**more):
     return {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", **more}
 
 
+def test_a_module_is_named_as_python_imports_it(run, diagnosed):
+    assert run("diagnose", "user:good") == run("diagnose", "user.py:good")
+    assert isinstance(diagnosed["subject"][0], torch.nn.LSTM)
+
+
+def test_threads(run, diagnosed):
+    before = torch.get_num_threads()
+    try:
+        assert run("diagnose", "user.py:good", "--threads", "3")[0] == 0
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert run("diagnose", "user.py:good", "--threads", "0")[0] == 2
+
+
+def test_a_lag_beyond_the_sequence_is_told_without_trying_anything(run):
+    code, out, _ = run("diagnose", "user.py:good", "--needs-lag", "6")
+    assert code == 1
+    assert "longer than the sequence" in out and "trained" not in out
+
+
 def test_the_version(run):
     code, out, err = run("--version")
     assert (code, err) == (0, "")
@@ -156,9 +178,14 @@ def test_diagnose_prints_and_writes(run, tmp_path):
 @pytest.mark.parametrize(
     ("target", "sentence"),
     [
-        ("user.py", "expected FILE.py:FUNCTION, as in train.py:example; got 'user.py'"),
+        ("user.py", "expected FILE.py:FUNCTION, as in train.py:example, or PACKAGE.MODULE:FUNCT"),
         ("missing.py:good", "there is no file missing.py"),
         ("user.py:missing", "user.py has no function 'missing'"),
+        ("user.py:forget", "user.py has no function 'forget' (did you mean 'forgets'?)"),
+        ("user:missing", "user has no function 'missing'"),
+        ("user.model:good", "No module named 'user.model'; 'user' is not a package"),
+        ("nowhere.at_all:good", "there is no module 'nowhere', and no file 'nowhere.at_all'"),
+        ("net.pt:good", "net.pt is a checkpoint of torch.save; give a Python file"),
         ("user.py:number", "user.py has no function 'number'"),
         ("user.py:no_tuple", "must return a tuple (model, batch, loss_fn)"),
         ("user.py:no_model", "it returned (int, int, int)"),
@@ -180,6 +207,8 @@ def test_unusable_input_is_a_message_and_exit_code_2(run, target, sentence):
         ("user.py:loss_raises", "ZeroDivisionError: in the user's loss"),
         ("user.py:needs_arguments", "missing 1 required positional argument"),
         ("broken.py:good", "No module named 'does_not_exist_anywhere'"),
+        ("broken:good", "No module named 'does_not_exist_anywhere'"),
+        ("user:raises", 'KeyError: "the user\'s key"'),
     ],
 )
 def test_the_users_own_traceback_and_nothing_of_ours(run, target, line):
@@ -228,6 +257,7 @@ def test_no_file_is_written_over_another(run, command):
         (("--threshold", "reach_fraction=x"), "got 'reach_fraction=x'"),
         (("--threshold", "reach_fraction=nan"), "got 'reach_fraction=nan'"),
         (("--threshold", "no=1"), "there is no threshold 'no'; there are: reach_fraction, "),
+        (("--threshold", "reach_fracton=1"), "(did you mean 'reach_fraction'?)"),
         (("--device", "no"), "cannot use the device 'no': Expected one of cpu, cuda"),
         (("--device", "meta"), "cannot use the device 'meta': tensors on it hold no numbers"),
     ],
@@ -384,8 +414,26 @@ def test_compare(run, folder):
     assert "From 0.json to 1.json" in out and "Only in 0.json: LSTM" in out
     assert "wrote page.html" in out
     assert "Only in 1.json: RNN" in (folder / "page.html").read_text()
-    code, out, _ = run("compare", "0.json", "0.json")
+    code, out, _ = run("compare", "0.json", "0.json", "--fail-on", "worse")
     assert code == 0 and "Nothing changed." in out
+
+
+def test_compare_fails_on_what_is_worse(run, folder):
+    for name, scale in (("long", 1.0), ("short", 0.01)):
+        recurrent = torch.nn.RNN(2, 3)
+        with torch.no_grad():
+            recurrent.weight_hh_l0.copy_(scale * 0.95 * torch.eye(3))
+        report = retrograde.diagnose(
+            recurrent,
+            torch.randn(40, 2, 2),
+            lambda model, x: model(x)[0][-1].sum(),
+            remedies=None,
+            needs_lag=20,
+        )
+        report.to_json(f"{name}.json")
+    assert run("compare", "long.json", "short.json")[0] == 0
+    assert run("compare", "long.json", "short.json", "--fail-on", "worse")[0] == 1
+    assert run("compare", "short.json", "long.json", "--fail-on", "worse")[0] == 0
 
 
 def test_compare_takes_reports_only(run, folder):
@@ -394,6 +442,7 @@ def test_compare_takes_reports_only(run, folder):
         ("user.py", "cannot read user.py"),
         ("missing.json", "there is no file missing.json"),
         ("old.json", "another version of retrograde wrote it"),
+        ("net.pt", "cannot read net.pt: it is a checkpoint of torch.save"),
     ):
         code, out, err = run("compare", name, name)
         assert (code, out) == (2, "")
@@ -409,6 +458,7 @@ def test_explain(run):
     code, out, err = run("explain", "no-rule")
     assert (code, out) == (2, "")
     assert "'no-rule'" in err and "vanishing" in err
+    assert "did you mean 'vanishing'?" in run("explain", "vanishng")[2]
 
 
 def test_a_fault_of_ours_is_no_finding(run, monkeypatch):

@@ -553,8 +553,9 @@ def test_rules_are_explained_from_the_table_they_run_on():
         assert page.startswith(f"# {rule.title}\n")
         for word in (*rule.thresholds, *rule.remedies, *rule.sources):
             assert word in page
+    listed = "samples-mixed, unreached, no-time"
     with pytest.raises(
-        ArgumentError, match="no rule 'vanish'; there are: samples-mixed, unreached, no-time"
+        ArgumentError, match=f"no rule 'vanish' .did you mean 'vanishing'.*; there are: {listed}"
     ):
         explain("vanish")
 

@@ -7,9 +7,9 @@ import torch
 
 from conformance import CHECKS
 from problems import FAMILY, GRU2014_, GRU_, LEAKY, LSTM_, MGU, SLSTM, TANH, H
-from retrograde.cells import GRU, GRU2014, LSTM, Elman, plan
+from retrograde.cells import GRU, GRU2014, LSTM, Elman, folding, program
+from retrograde.cells.edges import Diagonal, Opaque, Weight
 from retrograde.cells.from_function import FunctionCell, FunctionDerivative
-from retrograde.cells.graph import Diagonal, Opaque, Weight
 
 
 class _Rewired:
@@ -245,22 +245,22 @@ def test_the_suite_rejects(broken, make):
     assert rejected, f"no check noticed {broken.__name__}"
 
 
-def jacobian_of_the_wrong_sample(factor, blocks, sound=plan._jacobians):
+def jacobian_of_the_wrong_sample(factor, blocks, sound=program._jacobians):
     return sound(factor.roll(1, 0), blocks)
 
 
-def jacobian_of_the_wrong_step(factor, blocks, sound=plan._all_jacobians):
+def jacobian_of_the_wrong_step(factor, blocks, sound=program._all_jacobians):
     return sound(factor.roll(1, 0), blocks)
 
 
-def routes_that_do_not_add_up(self, edge, form, sound=plan.Plan._through):
+def routes_that_do_not_add_up(self, edge, form, sound=folding.Folded._through):
     """Of the routes that lie side by side on one base the last is taken for their sum."""
     alone = {}
     sound(self, edge, alone)
     form.update(alone)
 
 
-def blocks_in_another_order(self, blocks, sound=plan.Plan.segments):
+def blocks_in_another_order(self, blocks, sound=folding.Folded.segments):
     segments = sound(self, blocks)
     if len(blocks.targets) < 3:
         return segments
@@ -283,10 +283,10 @@ def gradients_averaged_over_the_batch(self, delta, sound=FunctionDerivative.to_p
 
 
 OF_ALL_CELLS = [
-    (plan, "_jacobians", jacobian_of_the_wrong_sample, LSTM_),
-    (plan, "_all_jacobians", jacobian_of_the_wrong_step, LSTM_),
-    (plan.Plan, "_through", routes_that_do_not_add_up, FAMILY["lstm-2002"]),
-    (plan.Plan, "segments", blocks_in_another_order, LSTM_),
+    (program, "_jacobians", jacobian_of_the_wrong_sample, LSTM_),
+    (program, "_all_jacobians", jacobian_of_the_wrong_step, LSTM_),
+    (folding.Folded, "_through", routes_that_do_not_add_up, FAMILY["lstm-2002"]),
+    (folding.Folded, "segments", blocks_in_another_order, LSTM_),
     (Opaque, "groups", routes_that_overlap, SLSTM),
     (FunctionDerivative, "to_parameters", gradients_averaged_over_the_batch, LEAKY),
 ]

@@ -26,8 +26,13 @@ from retrograde.cells import (
 )
 from retrograde.cells.base import affine, standard_shapes
 from retrograde.cells.clipped import ClippedPass
-from retrograde.cells.graph import Diagonal, Graph, cut, jvp, jvp_of_parameters, scaled
-from retrograde.cells.plan import FEW_ROWS, CellAdjoint, Plan
+from retrograde.cells.edges import Diagonal
+from retrograde.cells.forward_mode import jvp, jvp_of_parameters
+from retrograde.cells.graph import Graph
+from retrograde.cells.plan import Plan
+from retrograde.cells.program import FEW_ROWS
+from retrograde.cells.reverse_mode import CellAdjoint
+from retrograde.cells.rewiring import cut, scaled
 from retrograde.clipping import HDetach, PreActivationValue, StateNorm, chain
 from retrograde.engine import Border, Read
 from retrograde.errors import ArgumentError

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import retrograde
 from retrograde.cells import ACTIVATIONS, AbstractLayer, CellStep, Gate, Position
 from retrograde.cells.base import affine, standard_shapes
-from retrograde.cells.graph import Diagonal
+from retrograde.cells.edges import Diagonal
 from retrograde.diagnosis import RULES
 from retrograde.diagnosis.experiments import EXPERIMENTS
 from retrograde.errors import ArgumentError
