@@ -306,7 +306,7 @@ def test_options_reach_diagnose(run, diagnosed):
 @pytest.mark.parametrize(
     ("words", "remedies"),
     [
-        ((), "pass"),
+        ((), "train"),
         (("--remedies", "pass"), "pass"),
         (("--remedies", "train"), "train"),
         (("--remedies", "none"), None),

@@ -517,9 +517,7 @@ def test_one_layer_of_several():
     def loss_fn(model, x):
         return model(x)[-1].square().sum()
 
-    report = retrograde.diagnose(
-        model, x, loss_fn, layer="second", needs_lag=25, remedies="pass"
-    )
+    report = retrograde.diagnose(model, x, loss_fn, layer="second", needs_lag=25, remedies="pass")
     assert [layer.name for layer in report.layers] == ["second"]
     assert {finding.layer for finding in report.findings} == {"second"}
     both = retrograde.diagnose(model, x, loss_fn, needs_lag=25, remedies=False)

@@ -91,7 +91,9 @@ def test_places_as_python():
 def test_the_lines_that_scale_the_input_leave_a_constant_feature_finite():
     model, (x, y) = made(nn.LSTM)
     x = torch.cat([1000 + 400 * x[..., :2], torch.full((16, 2, 1), 500.0)], -1)
-    trial = trials_of(retrograde.diagnose(model, (x, y), loss_fn, remedies="pass"))["standardise-input"]
+    trial = trials_of(retrograde.diagnose(model, (x, y), loss_fn, remedies="pass"))[
+        "standardise-input"
+    ]
     names = {"x": x}
     exec(trial.code, names)
     assert bool(names["x"].isfinite().all())
@@ -112,7 +114,9 @@ def test_a_remedy_that_fails_is_said(monkeypatch):
 
     monkeypatch.setitem(REMEDIES, "chrono", Remedy("chrono", "Something.", fails))
     model, batch = made(nn.LSTM)
-    trial = trials_of(retrograde.diagnose(model, batch, loss_fn, needs_lag=12, remedies="pass"))["chrono"]
+    trial = trials_of(retrograde.diagnose(model, batch, loss_fn, needs_lag=12, remedies="pass"))[
+        "chrono"
+    ]
     assert trial.note == "RuntimeError: not for this one"
     assert trial.title == "Something" and trial.after is None
 
@@ -168,7 +172,9 @@ def test_a_batch_that_the_loss_changes():
     assert all(trial.after is not None for trial in trials_of(report).values())
     assert torch.equal(batch["y"], y) and batch["x"].grad is None
     given = iter([(x, y)] * 100)  # cannot be copied
-    again = retrograde.diagnose(model, given, lambda m, b: loss_fn(m, next(b)), needs_lag=12, remedies="pass")
+    again = retrograde.diagnose(
+        model, given, lambda m, b: loss_fn(m, next(b)), needs_lag=12, remedies="pass"
+    )
     assert trials_of(again)
 
 
@@ -184,7 +190,10 @@ def test_random_numbers_of_python_are_seeded_and_left_alone():
     report = retrograde.diagnose(model, None, forced, needs_lag=12, remedies="pass")
     assert random.getstate() == state
     random.seed(6)
-    assert retrograde.diagnose(model, None, forced, needs_lag=12, remedies="pass").findings == report.findings
+    assert (
+        retrograde.diagnose(model, None, forced, needs_lag=12, remedies="pass").findings
+        == report.findings
+    )
 
 
 def test_twice_a_season_is_no_season():

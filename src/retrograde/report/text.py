@@ -90,7 +90,7 @@ def moved_in_words(trial: Trial, evidence: Evidence | None) -> str:
     """Where a number stands after a remedy: the evidence of one pass, and no verdict."""
     if trial.healthy or (evidence is not None and evidence.is_healthy(trial.after)):
         return "on the healthy side"
-    return f"{"" if trial.closer else "no "}nearer to the healthy side"
+    return f"{'' if trial.closer else 'no '}nearer to the healthy side"
 
 
 def training_in_words(trial: Trial) -> str:
