@@ -1,0 +1,483 @@
+"""The page in a real browser: it draws, answers to mouse and keyboard, and asks for nothing."""
+
+import json
+import math
+import re
+import shutil
+from dataclasses import replace
+from html import unescape
+
+import pytest
+import torch
+from markupsafe import escape
+from torch import nn
+
+import retrograde
+from retrograde import charts
+from retrograde.decomposition import Parts
+from retrograde.diagnosis import Check, Course, Evidence, Finding, Threshold, Training, Trial
+from retrograde.report import Report, Settings, html
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+in_a_browser = pytest.mark.skipif(
+    BROWSER is None,
+    reason="NO BROWSER: the page is not tested; install Debian's chromium (CI always does)",
+)
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+HOSTILE = "<script>alert('x')</script> \"quotes\" ' `${1}` 長い名前 </code> " + "very-long" * 20
+DRAWN = "[...document.querySelectorAll('.chart')].every((c) => c.querySelector('svg.marks'))"
+
+CONTRAST = """(element) => {
+  const of = (colour) => {
+    const [r, g, b] = colour.match(/[\\d.]+/g).map((v) => v / 255)
+      .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const clear = (colour) => colour === "rgba(0, 0, 0, 0)";
+  let ground = element;
+  while (ground && clear(getComputedStyle(ground).backgroundColor)) ground = ground.parentElement;
+  const style = getComputedStyle(element);
+  const ink = element.ownerSVGElement ? style.fill : style.color;
+  const paper = ground ? getComputedStyle(ground).backgroundColor : "rgb(255, 255, 255)";
+  const [low, high] = [of(ink), of(paper)].sort((a, b) => a - b);
+  return (high + 0.05) / (low + 0.05);
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    page = browser.new_page(viewport={"width": 1366, "height": 900})
+    page.seen = []
+    page.on("console", lambda message: page.seen.append(message.text))
+    page.on("pageerror", lambda error: page.seen.append(str(error)))
+    page.asked = []
+    page.on("request", lambda request: page.asked.append(request.url))
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def show(page, tmp_path):
+    """Write a report, open it and wait until it is drawn."""
+
+    def open_it(report):
+        path = tmp_path / "page.html"
+        report.to_html(path)
+        page.goto(path.as_uri())
+        page.wait_for_function(DRAWN)
+        assert page.seen == []
+        assert page.asked == [path.as_uri()]
+        return path
+
+    return open_it
+
+
+def courses(steps, layers):
+    names = ("input", "forget", "cell", "output")
+    low, median, high = (tuple(level for _ in range(steps)) for level in (0.2, 0.5, 0.9))
+    return tuple(
+        Course(f"{name}_l{layer}", tuple(range(steps)), low, median, high, low)
+        for layer in range(layers)
+        for name in names
+    )
+
+
+@pytest.fixture(scope="module")
+def layer():
+    torch.manual_seed(0)
+    report = retrograde.diagnose(
+        nn.LSTM(2, 3), torch.randn(20, 2, 2), lambda model, x: model(x)[0].square().sum()
+    )
+    return replace(report.layers[0], name="encoder.lstm", courses=courses(20, 2))
+
+
+TRIALS = (
+    Trial(
+        *("forget_bias", "Forget bias 3", "model.lstm.bias_ih_l0[3:6] = 3.0"),
+        *(7.0, 61.0, True, True, 2e-7, 0.71, 0.74),
+        training=Training("Adam", (1.0, 0.5, 0.4), (1.0, 0.3, math.nan)),
+    ),
+    Trial("chrono", "Chrono", "chrono_(lstm, 52)", 7.0, 30.0, True, note="Draws fresh biases."),
+    Trial("orthogonal", "Orthogonal weights", "orthogonal_(weight)", 7.0, 7.0),
+    Trial("generation", "Peepholes", "", note="It is no layer of torch.nn."),
+)
+
+
+def finding(rule="vanishing", layer="encoder.lstm", severity="warning", message="Too short."):
+    return Finding(
+        *(rule, severity, layer, message),
+        evidence=(
+            Evidence("reach", 7.0, "steps", 52.0, "above", "reach_fraction"),
+            Evidence("half-life", -math.inf, "steps"),
+        ),
+        causes=("A small forget bias.", "Small weights."),
+        advice=("Raise the forget bias.",),
+        gate="forget",
+        steps=(0, 12),
+        trials=TRIALS,
+    )
+
+
+RULES = tuple(html.EVIDENCE)
+SETTINGS = Settings(
+    versions={"retrograde": "0.0", "torch": "2.0"},
+    model="Net(\n  (encoder): LSTM(2, 3)\n)",
+    batch="tensor of shape (20, 2, 2), float32",
+    device="cpu",
+    seed=7,
+    needs_lag=52,
+    rules=RULES,
+    thresholds=(Threshold("reach_fraction", 0.1, "of the sequence", "Because I say so."),),
+)
+
+
+@pytest.fixture(scope="module")
+def report(layer):
+    return Report(
+        "Title",
+        (layer,),
+        (finding("exploding", severity="error", message="It explodes."), finding()),
+        notes=("A note.",),
+        settings=SETTINGS,
+    )
+
+
+@in_a_browser
+def test_the_page(page, show, report):
+    path = show(report)
+    assert path.stat().st_size < 1_200_000
+    text = page.locator("body").inner_text()
+    order = [
+        "Title",
+        report.summary,
+        "It explodes.",
+        "encoder.lstm: the gradient",
+        "How to repeat this",
+    ]
+    places = [text.index(part) for part in order]
+    assert places == sorted(places)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+    page.set_viewport_size({"width": 420, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+    first = page.locator("details.finding").first
+    assert "■ error exploding · encoder.lstm: It explodes." in " ".join(
+        first.locator("summary").first.inner_text().split()
+    )
+    for part in (
+        *("above 52 (reach_fraction)", "-inf", "gate forget, steps 0 to 12"),
+        *("A small forget bias.", "Raise the forget bias.", "7 → 61", "0.71 → 0.74"),
+        *(
+            "on the healthy side",
+            "no nearer to the healthy side",
+            "could not be tried",
+            "Draws fresh biases.",
+        ),
+        *("model.lstm.bias_ih_l0[3:6] = 3.0", "trained for 3 steps with Adam"),
+    ):
+        assert part in first.inner_text(), part
+    for part in ("tensor of shape (20, 2, 2)", "52 steps", "(encoder): LSTM(2, 3)", "seed\n7"):
+        assert part in text, part
+    for row in SETTINGS.thresholds:
+        assert row.name in text and row.reason in text
+
+
+@in_a_browser
+def test_every_chart_is_drawn_and_answers(page, show, report):
+    show(report)
+    figures = page.locator("figure")
+    assert figures.count() == 7 + 2 * 3
+    for number in range(figures.count()):
+        assert figures.nth(number).locator("svg.marks [aria-roledescription]").count() > 0
+    map_ = page.locator("[data-chart='0-map']")
+    map_.locator("path[aria-roledescription='rect mark']").nth(30).hover()
+    tooltip = page.locator("#vg-tooltip-element")
+    tooltip.wait_for()
+    for word in ("loss step t", "use step k", "lag (steps)", "norm"):
+        assert word in tooltip.inner_text()
+    gates = page.locator("[data-chart='0-gates']")
+    assert gates.locator("text").filter(has_text=re.compile("_l1$")).count() == 4
+    gates.locator("[aria-roledescription='rule mark']").nth(30).hover(force=True)
+    page.wait_for_function("document.body.innerText.includes('90th percentile')")
+
+
+@in_a_browser
+def test_findings_open_by_keyboard(page, show, report):
+    show(report)
+    second = page.locator("details.finding").nth(1)
+    inside = second.locator("svg.marks").first
+    assert not inside.is_visible()
+    second.locator("summary").first.focus()
+    page.keyboard.press("Enter")
+    assert inside.is_visible()
+    assert second.get_by_text("Chrono", exact=True).or_(second.get_by_text("Chrono:")).count()
+    page.keyboard.press("Enter")
+    assert not inside.is_visible()
+
+
+@in_a_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_and_charts_are_readable_in_light_and_dark(page, show, report, scheme):
+    page.emulate_media(color_scheme=scheme)
+    show(report)
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 29)"
+    assert dark == (scheme == "dark")
+    for selector in (
+        *("h1", ".lead", "summary", "[data-severity=error]", "[data-severity=warning]", "td"),
+        *("th", "pre code", "figcaption", ".notes p", "footer p", "dt", "a"),
+        *(".role-axis-label text", ".role-axis-title text", ".role-title-text text"),
+        *(".role-legend-label text", ".role-title-subtitle text", ".mark-text.role-mark text"),
+    ):
+        found = page.locator(selector).first
+        assert found.evaluate(CONTRAST) >= 4.5, selector
+
+
+@in_a_browser
+def test_a_change_of_scheme_reaches_charts_that_are_drawn(page, show, report):
+    show(report)
+    label = page.locator("figure .role-axis-label text").first
+    colours = []
+    for scheme in ("light", "dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        colours.append(label.evaluate("(element) => getComputedStyle(element).fill"))
+        assert label.evaluate(CONTRAST) >= 4.5
+    assert colours[0] == colours[2] != colours[1]
+
+
+@pytest.mark.parametrize(
+    "colour",
+    [*charts.SERIES, *charts.RAMP, charts.INK, charts.ACCENT, charts.COUNTER, charts.GREY],
+)
+def test_colours_stand_out_from_both_grounds(colour):
+    def luminance(text):
+        parts = [int(text[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        r, g, b = (p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    own, dark = luminance(colour), luminance("#14181d")
+    assert 1.05 / (own + 0.05) >= 3
+    assert (own + 0.05) / (dark + 0.05) >= 3
+
+
+@in_a_browser
+def test_print_shows_what_is_folded_and_is_light(page, show, report):
+    page.emulate_media(color_scheme="dark")
+    show(report)
+    advice = page.locator("details.finding").nth(1).get_by_text("Raise the forget bias.")
+    assert not advice.is_visible()
+    page.emulate_media(media="print", color_scheme="dark")
+    assert advice.is_visible()
+    assert page.locator("details.finding").nth(1).locator("svg.marks").first.is_visible()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.locator("h1").evaluate(CONTRAST) >= 4.5
+    assert page.pdf()[:5] == b"%PDF-"
+
+    page.emulate_media(media="screen")
+    opened = "[...document.querySelectorAll('details.finding')].map((d) => d.open)"
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(opened) == [True, True]
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(opened) == [True, False]
+
+
+@pytest.fixture(scope="module")
+def hostile(layer):
+    bad = finding("vanishing", HOSTILE, message=HOSTILE)
+    trial = Trial(HOSTILE, HOSTILE, HOSTILE, 1.0, 2.0, note=HOSTILE, training=TRIALS[0].training)
+    bad = replace(bad, evidence=(Evidence(HOSTILE, 1.0, HOSTILE, 3.0, "above", HOSTILE),))
+    bad = replace(bad, causes=(HOSTILE,), advice=(HOSTILE,), gate=HOSTILE, trials=(trial,))
+    one = torch.ones(1, dtype=torch.float64)
+    axes = ({"parameter": (HOSTILE,), "gate": (HOSTILE,)},)
+    blocks = Parts.measured(axes, None, one, one)
+    course = replace(layer.courses[0], name=HOSTILE)
+    layers = (replace(layer, name=HOSTILE, by_parameter=blocks, courses=(course,)),)
+    settings = replace(SETTINGS, model=HOSTILE, batch=HOSTILE, rules=(HOSTILE,))
+    return Report(
+        HOSTILE,
+        layers,
+        (bad, replace(bad, rule="saturated"), replace(bad, rule=HOSTILE)),
+        notes=(HOSTILE,),
+        settings=settings,
+    )
+
+
+@in_a_browser
+def test_hostile_names_are_harmless(page, show, hostile):
+    page.on("dialog", lambda dialog: page.seen.append(dialog.message))
+    show(hostile)
+    assert page.locator("script").count() == 1
+    assert page.locator("section h2").inner_text() == HOSTILE
+    assert page.locator("pre code").first.inner_text() == HOSTILE
+    assert page.locator("section [data-chart='0-blocks'] svg.marks").count() == 1
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    page.locator("[data-chart='trials-0'] [aria-roledescription='point']").first.hover()
+    page.wait_for_function(
+        "document.getElementById('vg-tooltip-element')?.innerText.includes('<script>')"
+    )
+    assert page.locator("#vg-tooltip-element script").count() == 0
+    assert page.seen == []
+
+
+def test_forty_layers_fit_into_two_megabytes(layer):
+    wide = replace(layer, courses=courses(200, 2))
+    layers = tuple(replace(wide, name=f"layer {number}") for number in range(40))
+    findings = tuple(finding(layer=layer.name) for layer in layers[10:])
+    text = html.render(Report("Title", layers, findings, settings=SETTINGS))
+    assert 1_800_000 < len(text.encode()) < 2_000_000
+    note = text[text.index('id="left-out"') :]
+    note = unescape(note[: note.index("</p>")])
+    assert "“How much of what enters at t comes from the weights' use at k” of 40 of 40" in note
+    assert "The mean contribution over lag" not in note
+    assert "retrograde diagnose --layer NAME" in note
+    assert "retrograde diagnose --layer layer 3</code> shows it" in text
+    shown = [f'data-chart="{number}-gates"' in text for number in range(40)]
+    assert any(shown[10:]) and not any(shown[:10]), "layers with findings come first"
+    wanted = set(re.findall('data-chart="([^"]*)"', text))
+    assert wanted == set(re.findall(r'^(?:const specs = {)?"([^"]*)":{', text, re.M))
+
+
+def test_findings_beyond_the_first_forty_keep_their_message(layer):
+    findings = tuple(finding(layer=None, message=f"Message {n}.") for n in range(45))
+    text = html.render(Report("Title", (layer,), findings, settings=SETTINGS))
+    assert text.count("<details class") == html.MOST_FINDINGS
+    assert "Message 44." in text
+    assert '"trials-39":' in text and '"trials-40":' not in text
+
+
+def test_a_huge_model_is_cut(layer):
+    settings = replace(SETTINGS, model="x" * 3_000_000)
+    text = html.render(Report("Title", (layer,), settings=settings))
+    assert len(text) < 2_000_000
+    assert "3000000 characters in all" in text
+
+
+@in_a_browser
+def test_nothing_found_is_said_plainly(page, show, layer):
+    why = "its reach falls short of the lag that matters"
+    checks = (
+        Check("vanishing", layer.name, "passed"),
+        Check("exploding", layer.name, "passed"),
+        Check("near-lags-dominate", layer.name, "not applicable", why),
+    )
+    show(Report("Title", (layer,), settings=SETTINGS, checks=checks))
+    text = page.locator("body").inner_text()
+    assert "Nothing was found. The rules that looked: vanishing, exploding." in text
+    assert f"near-lags-dominate does not apply, since {why}." in text
+    assert page.locator("details.finding").count() == 0
+
+
+@in_a_browser
+def test_a_report_without_rules_starts_with_its_sentences(page, show, layer):
+    report = Report("Title", (layer, replace(layer, name="decoder")))
+    show(report)
+    assert tuple(page.locator(".lead").all_inner_texts()) == report.sentences
+    assert "No rule looked at this backward pass" in page.locator("body").inner_text()
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind"),
+    [
+        ("vanishing", "lags"),
+        ("near-lags-dominate", "lags"),
+        ("exploding", "adjoint"),
+        ("non-finite", "adjoint"),
+        ("saturated", "saturation forget"),
+        ("forget-gate-too-short", "gates forget"),
+        ("conflicting-lags", "shares"),
+        ("dead-units", "blocks"),
+        ("double-bias", "blocks"),
+        ("output-outweighs", "blocks"),
+        ("of-tomorrow", None),
+    ],
+)
+def test_each_rule_has_the_chart_that_shows_its_evidence(layer, rule, kind):
+    report = Report("Title", (layer,), (finding(rule),), settings=SETTINGS)
+    text = html.render(report)
+    inside = text[text.index("<details") : text.index("</details>")]
+    shown = re.findall(r'data-chart="0-([^"]*)"', inside)
+    assert shown == ([kind] if kind else [])
+    assert kind is None or f'"0-{kind}":' in text
+
+
+@pytest.mark.parametrize("name", [None, "another"])
+def test_a_finding_of_no_layer_has_no_chart(layer, name):
+    text = html.render(Report("Title", (layer,), (finding(layer=name),), settings=SETTINGS))
+    assert "Evidence for" not in text
+
+
+def test_the_excerpt_is_static_and_harmless(report, hostile):
+    text = report._repr_html_()
+    for part in (report.summary, "It explodes.", "7 → 61", "■", "1. Forget bias 3", "A note."):
+        assert str(escape(part)) in text
+    assert len(text) < 20_000
+    worst = hostile._repr_html_()
+    assert "&lt;script&gt;" in worst
+    for tags in ("".join(re.findall("<[^>]*>", found)) for found in (text, worst)):
+        for forbidden in ("<script", "<style", "<link", "class=", " on", "color:"):
+            assert forbidden not in tags
+
+
+@in_a_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_excerpt_is_readable_in_light_and_dark_notebooks(page, report, scheme):
+    ink, paper = {"light": ("#111", "#fff"), "dark": ("#ddd", "#111")}[scheme]
+    page.set_content(
+        f'<body style="color: {ink}; background: {paper}">{report._repr_html_()}</body>'
+    )
+    for selector in ("summary", "td", "th", "pre", "p", "small"):
+        assert page.locator(selector).first.evaluate(CONTRAST) >= 4.5, selector
+    second = page.locator("details").nth(1)
+    assert not second.get_by_text("Small weights.").is_visible()
+    second.locator("summary").focus()
+    page.keyboard.press("Enter")
+    assert second.get_by_text("Small weights.").is_visible()
+
+
+def test_the_largest_map_leaves_room_for_twenty_on_a_page():
+    """The charts' own JavaScript takes 0.9 MB of the 2 MB."""
+    starts = tuple(range(0, 1001, 10))
+    log2 = tuple(tuple(-1000.125 - k for k in range(t + 1)) for t in range(100))
+    spec = charts.loss_step_by_use_step(starts, starts, log2, None).to_dict()
+    assert len(spec["data"]["values"].splitlines()) == 1 + 100 * 101 // 2
+    assert len(json.dumps(spec)) < 130_000
+
+
+@in_a_browser
+@pytest.mark.parametrize("case", ["one step", "no gradient", "nothing finite"])
+def test_pages_with_little_to_draw(page, show, layer, case):
+    steps = 1 if case == "one step" else 5
+    factor = 0.0 if case == "no gradient" else 1.0
+    report = retrograde.diagnose(
+        nn.LSTM(2, 3), torch.ones(steps, 1, 2), lambda model, x: factor * model(x)[0].sum()
+    )
+    (layer,) = report.layers
+    if case == "nothing finite":
+        none = (math.nan, math.inf, -math.inf, math.nan, math.nan)
+        course = Course("forget", (0, 1), *((math.nan, math.nan),) * 4)
+        blocks, map_ = layer.by_parameter, layer.by_time
+        nan = torch.full_like(blocks.log2, math.nan)
+        empty = Parts.measured(blocks.axes, None, nan, blocks.share)
+        wide = torch.tensor(none, dtype=torch.float64).expand(map_.shape)
+        map_ = Parts.measured(map_.axes, None, wide, map_.share)
+        layer = replace(
+            *(layer,),
+            **{"log2_mean_by_lag": none, "log2_adjoint_by_lag": none, "half_life": math.nan},
+            **{"by_time": map_, "by_parameter": empty, "courses": (course,)},
+        )
+    findings = tuple(finding(rule, layer.name) for rule in RULES)
+    show(Report("Title", (layer,), findings, settings=SETTINGS))
+    drawn = page.locator("section").inner_text()
+    assert ("nothing to draw" in drawn) == (case != "one step")
