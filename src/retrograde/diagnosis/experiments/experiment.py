@@ -1,12 +1,12 @@
 """What an experiment on a whole model is: a question, and what is done to a copy to answer it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import nn
 
-from retrograde.diagnosis.finding import Check, Finding, NotApplicable
+from retrograde.diagnosis.finding import Check, Finding, Kind, NotApplicable
 from retrograde.diagnosis.run import LossFunction, Run
 from retrograde.diagnosis.sight import Sight
 from retrograde.diagnosis.subject import Subject
@@ -68,6 +68,7 @@ class Experiment:
         remedies: the remedies that are tried, by name.
         concerns: the model as a whole; rules concern its layers one by one.
         rests_on: nothing that a void decomposition could spoil.
+        kind: the question that it answers a part of.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Experiment:
     remedies: tuple[str, ...] = ()
     concerns: Literal["model"] = "model"
     rests_on: Literal["given"] = "given"
+    kind: Kind = field(kw_only=True)
 
     def check(self, case: Case) -> tuple[Check, list[Finding]]:
         """What became of it, and what it found."""

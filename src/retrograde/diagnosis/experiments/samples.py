@@ -511,4 +511,5 @@ SAMPLES = Experiment(
     "apart, and the data are asked which of them looks like time.",
     _look,
     replaces=("unreached", "forget-gate-too-short", "vanishing", "near-lags-dominate"),
+    kind="wiring",
 )
