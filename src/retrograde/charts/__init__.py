@@ -1,5 +1,6 @@
 """Altair charts of plain numbers: results pass their numbers to them, and are not known here."""
 
+from retrograde._words import half_life_in_words, in_words, lag_in_words
 from retrograde.charts.drawing import ACCENT, COUNTER, GREY, INK, RAMP, SERIES, SHAPES
 from retrograde.charts.gates import gates_over_time, saturation_over_time
 from retrograde.charts.lags import adjoint_curve, lag_curve, memory
@@ -12,7 +13,6 @@ from retrograde.charts.parts import (
 )
 from retrograde.charts.remedies import before_after, clipping, training_curves
 from retrograde.charts.spectra import directions, exponents, singular_values
-from retrograde.charts.words import half_life_in_words, in_words, lag_in_words
 
 __all__ = [
     "ACCENT",

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from retrograde._words import half_life_in_words
 from retrograde.charts.drawing import (
     COUNTER,
     DEPTH,
@@ -20,7 +21,6 @@ from retrograde.charts.drawing import (
     table,
     thinned,
 )
-from retrograde.charts.words import half_life_in_words
 
 
 def lag_curve(log2_mean: Tensor, reach: int, half_life: float, floor: float) -> Any:

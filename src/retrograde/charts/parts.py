@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from retrograde._words import in_words, lag_in_words
 from retrograde.charts.drawing import (
     COUNTER,
     DEPTH,
@@ -22,7 +23,6 @@ from retrograde.charts.drawing import (
     table,
     titled,
 )
-from retrograde.charts.words import in_words, lag_in_words
 
 
 def loss_step_by_use_step(

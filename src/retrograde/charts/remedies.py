@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from retrograde._words import lag_in_words
 from retrograde.charts.drawing import (
     ACCENT,
     COUNTER,
@@ -18,7 +19,6 @@ from retrograde.charts.drawing import (
     table,
     thinned,
 )
-from retrograde.charts.words import lag_in_words
 
 
 def clipping(

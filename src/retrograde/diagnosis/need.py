@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from retrograde._words import counted, number, share
 from retrograde.recording import Recorded
 
 NEARLY = 0.9
@@ -48,10 +49,11 @@ def need_of(recorded: Recorded, named: int | None, season: float, fraction: floa
     found = season_of(recorded.x, season)
     if found is not None:
         lag, height = found
-        words = f"the input resembles itself {lag} steps ago (autocorrelation {height:.2f})"
+        words = f"the input resembles itself {lag} steps ago, autocorrelation {number(height)}"
         return Need(lag, "season", words, "season_correlation")
     lag = math.ceil(min(max(fraction, 0.0), 1.0) * (len(recorded.x) - 1))
-    return Need(lag, "length", f"{fraction:.0%} of the sequence", "reach_fraction")
+    words = f"{counted(lag, 'step')}, {share(fraction)} of the sequence"
+    return Need(lag, "length", words, "reach_fraction")
 
 
 def season_of(x: Float[Tensor, "T B I"], least: float) -> tuple[int, float] | None:

@@ -228,6 +228,11 @@ class Layer:
     residual_bound: float = math.inf
     reach_is_lower_bound: bool = False
 
+    @property
+    def seen(self) -> bool:
+        """Whether there is a gradient to look back on, and its parts hold."""
+        return not self.void and self.entries > 0 and self.steps > 1
+
     @staticmethod
     def of(
         name: str,

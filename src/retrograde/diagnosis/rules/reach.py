@@ -1,8 +1,9 @@
 """How far back the gradient sees: vanishing, and near lags that drown the far ones."""
 
+from retrograde._words import number
 from retrograde.diagnosis.activity import Activity, keeping_for
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable, Severity
-from retrograde.diagnosis.rules.rule import Rule, steps
+from retrograde.diagnosis.rules.rule import Rule
 from retrograde.diagnosis.subject import Subject, share_beyond
 
 BENGIO = (
@@ -71,13 +72,8 @@ def _vanishing(subject: Subject, evidence: Evidence) -> Finding:
         "vanishing",
         severity_of(subject),
         subject.name,
-        f"The gradient reaches back {steps(flow.reach)} of {flow.steps - 1}, short of the "
-        f"{need.lag} that it should ({need.words})",
-        (
-            evidence,
-            Evidence("half-life of the adjoint", flow.half_life, "steps"),
-            Evidence("residual", float(flow.residual), "of the gradient"),
-        ),
+        f"The gradient does not reach the lag that matters ({need.words})",
+        (evidence,),
         tuple(causes),
         (
             "Give the units a longer time constant: a forget bias or chrono initialisation for the "
@@ -96,20 +92,15 @@ def _causes(subject: Subject) -> list[str]:
         found.append(_too_short_a_pass(subject))
     short = keeping_too_short(subject)
     if short and short[1] < short[2]:
-        gate, longest, needed = short
-        found.append(
-            f"The {gate.name} gate lets go: the longest-lived tenth of its units has a time "
-            f"constant of {steps(longest)}, and {steps(needed)} would keep 1 % over {need.lag} "
-            "steps"
-        )
+        found.append(f"The {short[0].name} gate lets go long before that lag")
     worst = max(subject.known, key=lambda each: each.saturated, default=None)
     if worst and worst.saturated > subject.limits["saturated_share"]:
-        found.append(f"{worst.saturated:.0%} of {worst.name} is saturated and lets little through")
+        found.append(f"Most of {worst.name} is saturated and lets little through")
     radius = subject.spectral_radius
     if radius is not None and radius < 1:
         found.append(
-            f"The recurrent weights shrink what passes them: spectral radius {radius:.2g}, and the "
-            "slope of the activation shrinks it further"
+            "The recurrent weights shrink what passes them, at a spectral radius of "
+            f"{number(radius)}, and the slope of the activation shrinks it further"
         )
     elif radius is not None:
         found.append("The slopes of the activation shrink what comes back, whatever the weights do")
@@ -161,10 +152,9 @@ def _near(subject: Subject, evidence: Evidence) -> Finding:
         "near-lags-dominate",
         "warning" if need.why == "named" else "info",
         subject.name,
-        f"The gradient as a whole does not vanish, its distant part does: lags of {need.lag} and "
-        f"more ({need.words}) make up {evidence.value:.2%} of it, although single contributions "
-        f"reach back {steps(flow.reach)}",
-        (evidence, Evidence("reach", float(flow.reach), "steps")),
+        "The gradient as a whole does not vanish, its distant part does: single contributions "
+        f"reach the lag that matters ({need.words}), and hardly count in the sum",
+        (evidence,),
         (
             "The gradient is a sum over lags, and the many near ones outweigh the far ones",
             "Far contributions of different samples and steps point in different directions and "
