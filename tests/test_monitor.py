@@ -612,6 +612,16 @@ def test_the_last_good_look_is_kept():
     assert monitor.problems and monitor.recording is not monitor.last_good
 
 
+def test_the_alert_is_told_of_an_event():
+    torch.manual_seed(0)
+    model, told = Model(), []
+    monitor = retrograde.Monitor(model, trigger=10, alert=lambda *what: told.append(what))
+    recorded(monitor, model, [1.0] * 6 + [100.0])
+    [(name, value, step)] = told
+    assert (name, step) == ("retrograde/gradient_norm", 6)
+    assert value == pytest.approx(gradient_norm(model), rel=1e-5)
+
+
 def test_a_budget_of_time_is_kept():
     """On a clock that we turn: a block takes 1 s, a look 5 s more, the rest of a step 1 s."""
     now = 0.0

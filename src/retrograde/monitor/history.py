@@ -4,9 +4,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from retrograde import _checks
+from retrograde import _checks, charts
 from retrograde._optional import optional
-from retrograde.monitor.chart import chart
 
 FORGOTTEN = math.log2(100)
 """A gradient of 1 % is taken for forgotten; so many halvings."""
@@ -93,7 +92,7 @@ class History(Sequence[Mapping[str, float]]):
             MissingExtraError: without altair; the message says how to install it.
         """
         names = self.layers if layer is None else [layer]
-        return chart({name: self._curves(name) for name in names}, needs_lag)
+        return charts.training_run({name: self._curves(name) for name in names}, needs_lag)
 
     def _curves(self, layer: str) -> dict[str, list[tuple[int, float]]]:
         curves = {name: self.of(layer, name) for name in ("reach", "rate")}

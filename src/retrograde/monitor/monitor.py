@@ -90,8 +90,8 @@ class Monitor:
         limits: the lowest and the highest value that is as it should be, None for no limit, by
             scalar: `{"reach": (52, None), "gradient_norm": (None, 10)}`, for all layers, or for one
             by its full name.
-        alert: called with name, value and number of the block for each scalar outside its limits;
-            without it a warning says so, once for each.
+        alert: called with name, value and number of the block for each scalar outside its limits
+            and each event of the trigger; without it warnings say so, once for each scalar.
         trigger: looks closer when a norm jumps or something is not finite. After every block the
             norm of `model`'s gradients is taken, and where it, or the loss that `monitor.loss`
             told, is not finite, or the norm is more than `trigger` times its median of the last 50
@@ -254,16 +254,25 @@ class Monitor:
         """See whether this block is as usual; if it is not, look at the next ones."""
         try:
             loss = None if self._loss is None else float(self._loss)
-            reason = trigger.seen(loss, norm_of(self.model.parameters()))
+            event = trigger.seen(self.step, loss, norm_of(self.model.parameters()))
         except Exception as error:  # whatever it is, training must not pay for it
             self._say("trigger", in_words("the trigger", error))
             return
-        if reason:
-            self.events.append(Event(self.step, reason))
+        if event is not None:
+            self.events.append(event)
             self._closer = AFTER
-            self._say("event", f"{reason}. The next {AFTER} blocks are recorded")
+            self._tell(
+                event.scalar, event.value, f"{event.reason}. The next {AFTER} blocks are recorded"
+            )
         elif self.recording and not self.problems and not trigger.going_on:
             self.last_good = self.recording
+
+    def _tell(self, scalar: str, value: float, words: str) -> None:
+        """Call back, or warn."""
+        if self.alert is not None:
+            self.alert(scalar, value, self.step)
+        else:
+            self._say(scalar, words)
 
     def _check_limits(self) -> None:
         """Call back, or warn, for scalars that are not as they should be."""
@@ -272,11 +281,8 @@ class Monitor:
             low, high = limits or (None, None)
             if (low is None or value >= low) and (high is None or value <= high):
                 continue
-            if self.alert is not None:
-                self.alert(name, value, self.step)
-            else:
-                bound = f"below {low:g}" if low is not None and value < low else f"above {high:g}"
-                self._say(name, f"{name} is {value:.3g}, {bound}")
+            bound = f"below {low:g}" if low is not None and value < low else f"above {high:g}"
+            self._tell(name, value, f"{name} is {value:.3g}, {bound}")
 
     def cancel(self) -> None:
         """End a block whose pass failed; nothing is looked at."""

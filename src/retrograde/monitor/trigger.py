@@ -19,10 +19,19 @@ class Event:
 
     Attributes:
         step: the number of the block.
+        scalar: "retrograde/loss", or "retrograde/gradient_norm" for that of the whole model.
+        value: its value.
         reason: what was seen, in words.
+
+    Example:
+        >>> from retrograde.monitor import Event
+        >>> Event(812, "retrograde/loss", float("nan"), "the loss is nan").reason
+        'the loss is nan'
     """
 
     step: int
+    scalar: str
+    value: float
     reason: str
 
 
@@ -41,37 +50,35 @@ class Trigger:
 
     def __init__(self, factor: float):
         self.factor = factor
-        self._norms: deque[float] = deque(maxlen=REMEMBERED)
         self.going_on = False
+        self._norms: deque[float] = deque(maxlen=REMEMBERED)
 
-    def seen(self, loss: float | None, norm: float) -> str:
-        """The reason to look closer at what follows; "" if there is none.
+    def seen(self, step: int, loss: float | None, norm: float) -> Event | None:
+        """What is new about a block; None if it is as usual, or no better than the one before.
 
         Args:
+            step: the number of the block.
             loss: of the block, None if nobody told it.
             norm: of all gradients together; NaN may be one.
         """
-        reason = self._reason(loss, norm)
-        fresh = reason if not self.going_on else ""
-        self.going_on = bool(reason)
-        if not reason:
+        event = self._event(step, loss, norm)
+        fresh = event if not self.going_on else None
+        self.going_on = event is not None
+        if event is None:
             self._norms.append(norm)
         return fresh
 
-    def _reason(self, loss: float | None, norm: float) -> str:
+    def _event(self, step: int, loss: float | None, norm: float) -> Event | None:
         if loss is not None and not math.isfinite(loss):
-            return f"the loss is {loss}"
-        if not math.isfinite(norm):
-            return f"the norm of the gradient is {norm}"
+            return Event(step, "retrograde/loss", loss, f"the loss is {loss}")
+        what = f"the norm of the gradient is {norm:.3g}"
         usual = median(self._norms) if len(self._norms) >= LEAST else math.inf
-        if norm > self.factor * usual:
-            return (
-                f"the norm of the gradient is {norm:.3g}, {norm / usual:.3g} times the median of "
-                f"the {len(self._norms)} blocks before"
-                if usual
-                else f"the norm of the gradient is {norm:.3g}, and was 0"
-            )
-        return ""
+        if math.isfinite(norm) and norm <= self.factor * usual:
+            return None
+        if math.isfinite(norm):
+            times = f"{norm / usual:.3g} times " if usual else "and 0 was "
+            what += f", {times}the median of the {len(self._norms)} blocks before"
+        return Event(step, "retrograde/gradient_norm", norm, what)
 
 
 def norm_of(parameters: Iterable[nn.Parameter]) -> float:
