@@ -37,7 +37,7 @@ test-portability: .venv/dev
 # Without the type checks of `make test`, as users run these packages: each training is two hundred
 # recorded passes, and the checks cost several times what recording does.
 test-integrations: .venv/integrations
-	$(BIN)/python -m pytest -q --override-ini addopts=--strict-markers tests/integrations
+	$(BIN)/python -m pytest -q --override-ini addopts=--strict-markers tests/other_packages
 
 lint: .venv/dev
 	$(BIN)/ruff format --check .

@@ -4,9 +4,9 @@
     python scripts/portability.py NAME...      some of them
 
 Each setting runs the executed pages, the numerics and the demo with other instructions, as an older
-or another maker's processor would; the last one (tests/another_processor) moves the results of sums
-and curves itself, for all the processors that this one cannot play. A setting that this machine
-does not have is skipped, and the reason is printed.
+or another maker's processor would; the last one (tests/support/another_processor) moves the results
+of sums and curves itself, for all the processors that this one cannot play. A setting that this
+machine does not have is skipped, and the reason is printed.
 """
 
 import os
@@ -22,11 +22,18 @@ ROOT = Path(__file__).parent.parent
 PAGES = ["tests/test_docs.py"]
 DEMO = ["tests/test_demo.py"]
 NUMERICS = [
-    f"tests/test_{name}.py"
-    for name in (
-        "cells clipping_inside clipping_study decompose engine forms from_function generations nn "
-        "non_finite scaling spectra ways"
-    ).split()
+    f"tests/{folder}/test_{name}.py"
+    for folder, names in {
+        "cells": "cells from_function generations",
+        "clipping": "clipping_inside",
+        "decomposition": "decompose non_finite routes",
+        "engine": "engine scaling",
+        "nn": "nn",
+        "recording": "forms",
+        "spectra": "spectra",
+        "tasks": "clipping_study",
+    }.items()
+    for name in names.split()
 ] + ["src/retrograde"]  # the examples of the docstrings
 
 LEVELS = ("DEFAULT", "AVX2", "AVX512")
@@ -77,7 +84,10 @@ def run(name: str) -> bool:
     print(f"{name}: {chosen or 'as it is'}, threads: {threads}", flush=True)
     environment = {**os.environ, **chosen, "RETROGRADE_TEST_THREADS": str(threads)}
     if "RETROGRADE_TEST_ULPS" in chosen:
-        folders = [str(ROOT / "tests" / "another_processor"), os.environ.get("PYTHONPATH", "")]
+        folders = [
+            str(ROOT / "tests" / "support" / "another_processor"),
+            os.environ.get("PYTHONPATH", ""),
+        ]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
     workers = max(1, min(2, os.cpu_count() or 1) // threads)
     command = [sys.executable, "-m", "pytest", "-q", "--numprocesses", str(workers)]

@@ -1,12 +1,12 @@
 """Settings that every test shares."""
 
-import contextlib
 import os
 
 import hypothesis
-import jaxtyping
 import pytest
 import torch
+
+from support.type_checks import unchecked
 
 # For sizes this small a second thread only waits for the first (`make test-portability` has two).
 THREADS = os.environ["OMP_NUM_THREADS"] = os.environ.get("RETROGRADE_TEST_THREADS", "1")
@@ -16,17 +16,6 @@ torch.set_num_threads(int(THREADS))
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("search", deadline=None, max_examples=500)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
-
-
-@contextlib.contextmanager
-def unchecked():
-    """Without the tests' own type checks, as a user calls the package (and twice as fast)."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        yield
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", before)
 
 
 CHECKED = frozenset(

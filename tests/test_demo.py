@@ -8,11 +8,11 @@ from importlib.resources import files
 
 import pytest
 
-from conftest import unchecked
 from retrograde.data import mauna_loa_co2
 from retrograde.demo import run
 from retrograde.report import Report
 from retrograde.tasks import forecast
+from support.type_checks import unchecked
 
 
 def test_the_record_is_the_one_of_its_provenance():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
-AnotherProcessor = runpy.run_path(str(ROOT / "tests/another_processor/rounding.py"))[
+AnotherProcessor = runpy.run_path(str(ROOT / "tests/support/another_processor/rounding.py"))[
     "AnotherProcessor"
 ]
 PORTABILITY = runpy.run_path(str(ROOT / "scripts/portability.py"))

@@ -6,6 +6,7 @@ tensor of one integer), a float for a real one. A bool is no number, and NaN is 
     max_rows must be a positive integer; got 2.5
 """
 
+import difflib
 import inspect
 import math
 import reprlib
@@ -136,7 +137,33 @@ def one_of(name: str, value: object, known: Collection[str]) -> str:
     """
     if isinstance(value, str) and value in known:
         return value
-    raise ArgumentError(f"{name} must be one of {listed(known)}; got {shown(value)}")
+    raise ArgumentError(
+        f"{name} must be one of {listed(known)}; got {shown(value)}{closest(value, known)}"
+    )
+
+
+def existing(kind: str, value: object, known: Collection[str]) -> str:
+    """The name of something that exists, as a rule or a layer does.
+
+    Args:
+        kind: what it names, for the message.
+        value: what arrived.
+        known: the names that exist.
+
+    Raises:
+        ArgumentError: for any other; the message lists them, and the one closest in spelling.
+    """
+    if isinstance(value, str) and value in known:
+        return value
+    raise ArgumentError(
+        f"there is no {kind} {shown(value)}{closest(value, known)}; there are: {listed(known)}"
+    )
+
+
+def closest(value: object, known: Iterable[str]) -> str:
+    """A question after a name that is not known, if one that is known is spelled much like it."""
+    near = difflib.get_close_matches(str(value), list(known), n=1) if len(str(value)) < 200 else []
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def instance(name: str, value: object, kind: type[Kind], words: str) -> Kind:

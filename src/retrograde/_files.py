@@ -65,6 +65,30 @@ def check_readable(path: object, wanted: str) -> Path:
     return path
 
 
+def kind(path: Path) -> str:
+    """What a file is, in words, by its first bytes and its name; nothing where that does not tell.
+
+    For the message when it is not what was asked for.
+    """
+    try:
+        with path.open("rb") as file:
+            first = file.read(4096)
+    except OSError:
+        return ""
+    text = first.lstrip().lower()
+    for words, found in {
+        "a checkpoint of torch.save": first.startswith((b"PK\x03\x04", b"\x80")),
+        "a safetensors file": first[8:9] == b"{",
+        "a report of retrograde": b'"retrograde-report/' in text,
+        "an HTML page": text.startswith((b"<!doctype html", b"<html")),
+        "a notebook": path.suffix == ".ipynb",
+        "a Python file": path.suffix == ".py",
+    }.items():
+        if found:
+            return words
+    return ""
+
+
 def check_writable(path: object) -> Path:
     """Refuse a path that cannot be written, before any work is done for it.
 

@@ -11,9 +11,9 @@ from retrograde.cells.generations import Generation, generations
 from retrograde.cells.graph import Graph
 from retrograde.cells.gru import GRU, GRU2014
 from retrograde.cells.lstm import LSTM
-from retrograde.cells.plan import CellAdjoint, pull_back
 from retrograde.cells.position import Position
 from retrograde.cells.projected import ProjectedLSTM
+from retrograde.cells.reverse_mode import CellAdjoint, pull_back
 from retrograde.cells.side_by_side import SideBySide
 from retrograde.cells.stacked import Stacked
 

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from retrograde import _checks
 from retrograde._types import Input, Projected, State
+from retrograde.cells.edges import Edge, biases, weights
 from retrograde.cells.gates import Gate
-from retrograde.cells.graph import Edge, Graph, biases, weights
+from retrograde.cells.graph import Graph
 from retrograde.errors import ArgumentError
 
 

@@ -12,7 +12,8 @@ import torch
 
 from retrograde._types import Input, Projected, State
 from retrograde.cells.base import AbstractCell, CellStep, is_cell
-from retrograde.cells.graph import Diagonal, Graph
+from retrograde.cells.edges import Diagonal
+from retrograde.cells.graph import Graph
 from retrograde.cells.wrapped import AbstractWrapped
 
 HELD = "held"

@@ -1,8 +1,8 @@
 """A cell with a policy of `retrograde.clipping` inside its back-propagation.
 
 It runs as before. While the whole adjoint passes back the policy looks at it, node by node, and
-chooses factors (`ClippedPass`). Multiplied by these (`graph.scaled`), every part of the adjoint is
-clipped as the whole was, and the parts still sum to it.
+chooses factors (`ClippedPass`). Multiplied by these (`rewiring.scaled`), every part of the adjoint
+is clipped as the whole was, and the parts still sum to it.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,7 +17,8 @@ from retrograde.cells.base import AbstractCell, AbstractLayer, CellStep, is_cell
 from retrograde.cells.carrying import Carrying
 from retrograde.cells.composite import AbstractComposite
 from retrograde.cells.cut import Cut
-from retrograde.cells.graph import AbstractDerivative, Clip, Diagonal, Graph, Opaque, Weight
+from retrograde.cells.edges import AbstractDerivative, Diagonal, Opaque, Weight
+from retrograde.cells.graph import Clip, Graph
 from retrograde.cells.wrapped import AbstractWrapped
 from retrograde.clipping.inside import AbstractInside
 from retrograde.clipping.policies import is_inside

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from retrograde.cells.base import AbstractCell, CellStep
 from retrograde.cells.gates import Gate
-from retrograde.cells.graph import Graph, renamed
+from retrograde.cells.graph import Graph
 from retrograde.cells.position import Position
+from retrograde.cells.rewiring import renamed
 
 
 class AbstractComposite(AbstractCell):

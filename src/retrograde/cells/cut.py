@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from retrograde import _checks
 from retrograde.cells.base import AbstractCell, CellStep, is_cell
-from retrograde.cells.graph import Graph, cut
+from retrograde.cells.graph import Graph
+from retrograde.cells.rewiring import cut
 from retrograde.cells.wrapped import AbstractWrapped
 from retrograde.errors import ArgumentError
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from retrograde import _checks
 from retrograde._types import Input, Projected, State
 from retrograde.cells.base import AbstractLayer, CellStep, affine, plus_product, standard_shapes
+from retrograde.cells.edges import Diagonal
 from retrograde.cells.gates import ACTIVATIONS, Gate
-from retrograde.cells.graph import Diagonal, Graph
+from retrograde.cells.graph import Graph
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,8 +18,9 @@ from torch import Tensor
 from retrograde import _checks
 from retrograde._types import Input, Projected, State
 from retrograde.cells.base import AbstractCell, CellStep
+from retrograde.cells.edges import AbstractDerivative, Change, Opaque
 from retrograde.cells.gates import Gate
-from retrograde.cells.graph import AbstractDerivative, Change, Graph, Opaque
+from retrograde.cells.graph import Graph
 from retrograde.errors import ArgumentError
 
 ONLY_ROUTE = "recurrent"

@@ -194,6 +194,7 @@ def generation(name: str) -> Generation:
     if not isinstance(name, str) or name not in generations:
         known = ", ".join(row.name + (f" ({row.also})" if row.also else "") for row in TABLE)
         raise ArgumentError(
-            f"there is no LSTM generation {_checks.shown(name)}; there are: {known}"
+            f"there is no LSTM generation {_checks.shown(name)}"
+            f"{_checks.closest(name, generations)}; there are: {known}"
         )
     return generations[name]

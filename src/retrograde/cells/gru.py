@@ -13,8 +13,9 @@ from torch import Tensor
 
 from retrograde._types import Input, Projected, State
 from retrograde.cells.base import AbstractLayer, CellStep, affine, standard_shapes
+from retrograde.cells.edges import Diagonal, biases, weights
 from retrograde.cells.gates import GRU_GATES, SIGMOID, TANH, Gate
-from retrograde.cells.graph import Diagonal, Graph, biases, weights
+from retrograde.cells.graph import Graph
 
 RECURRENT_ROUTES = tuple(f"recurrent.{gate.name}" for gate in GRU_GATES)
 

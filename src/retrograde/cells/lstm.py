@@ -14,9 +14,10 @@ from torch import Tensor
 
 from retrograde._types import Input, Projected, State
 from retrograde.cells.base import AbstractLayer, CellStep, affine, plus_product
+from retrograde.cells.edges import Diagonal, Edge, Use, weights
 from retrograde.cells.gates import ACTIVATIONS, CONSTANT, SIGMOID, Gate, with_role
 from retrograde.cells.generations import SIGMOID_GATES, Generation, generation
-from retrograde.cells.graph import Diagonal, Edge, Graph, Use, weights
+from retrograde.cells.graph import Graph
 from retrograde.errors import ArgumentError
 
 

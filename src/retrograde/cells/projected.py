@@ -13,8 +13,9 @@ from torch import Tensor
 
 from retrograde._types import Input, Projected, State
 from retrograde.cells.base import AbstractLayer, CellStep, affine, plus_product, standard_shapes
+from retrograde.cells.edges import Diagonal, weights
 from retrograde.cells.gates import LSTM_GATES, SIGMOID, TANH, Gate
-from retrograde.cells.graph import Diagonal, Graph, weights
+from retrograde.cells.graph import Graph
 from retrograde.errors import ArgumentError
 
 RECURRENT_ROUTES = tuple(f"recurrent.{gate.name}" for gate in LSTM_GATES)

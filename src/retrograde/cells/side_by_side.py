@@ -11,7 +11,8 @@ from retrograde import _checks
 from retrograde._types import Input, Projected, State
 from retrograde.cells.base import AbstractCell, CellStep
 from retrograde.cells.composite import AbstractComposite
-from retrograde.cells.graph import Graph, joined
+from retrograde.cells.graph import Graph
+from retrograde.cells.rewiring import joined
 from retrograde.errors import ArgumentError
 
 

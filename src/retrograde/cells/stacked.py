@@ -10,8 +10,10 @@ from retrograde import _checks
 from retrograde._types import Input, Projected, State
 from retrograde.cells.base import AbstractCell, CellStep
 from retrograde.cells.composite import AbstractComposite
-from retrograde.cells.graph import Diagonal, Edge, Graph, Part, joined, moved
+from retrograde.cells.edges import Diagonal, Edge, Part
+from retrograde.cells.graph import Graph
 from retrograde.cells.position import Position
+from retrograde.cells.rewiring import joined, moved
 from retrograde.errors import ArgumentError
 
 

@@ -44,6 +44,13 @@ app = typer.Typer(
 
 Html = Annotated[Path | None, typer.Option("--html", help="Write a page that opens offline.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the numbers.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Threads that torch computes with. One is fastest for small networks.",
+    ),
+]
 Seed = Annotated[
     int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same numbers.")
 ]
@@ -76,6 +83,13 @@ class FailOn(StrEnum):
     NEVER = "never"
 
 
+class FailOnChange(StrEnum):
+    """What makes the exit code of `compare` 1."""
+
+    WORSE = "worse"
+    NEVER = "never"
+
+
 class Remedies(StrEnum):
     """What is done with remedies."""
 
@@ -95,6 +109,7 @@ WITH_REMEDIES: dict[Remedies, Literal["train", "pass"] | None] = {
 @app.command(help="Train two small forecasters of CO2 and show how far back their gradients reach.")
 def demo(
     seed: Seed = 0,
+    threads: Threads = None,
     quick: Annotated[bool, typer.Option("--quick", help="Train for two epochs only.")] = False,
     html: Annotated[Path, typer.Option(help="Where to write the page.")] = Path(
         "retrograde-demo.html"
@@ -104,6 +119,7 @@ def demo(
     ),
 ) -> None:
     _check_outputs(html, json)
+    _use(threads)
     with optional("the demo", "demo"):
         from retrograde import demo as main_job
     report = main_job.run(seed, quick, progress=sys.stdout.isatty())
@@ -120,7 +136,12 @@ def demo(
     "healthy, 1 findings at or above --fail-on, 2 unusable input."
 )
 def diagnose(
-    target: Annotated[str, typer.Argument(metavar="FILE.py:FUNCTION")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE.py:FUNCTION", help="Or PACKAGE.MODULE:FUNCTION, as Python imports it."
+        ),
+    ],
     fail_on: Annotated[
         FailOn, typer.Option(help="Exit with 1 if there is a finding at least this severe.")
     ] = FailOn.WARNING,
@@ -133,6 +154,7 @@ def diagnose(
     html: Html = None,
     json: Json = None,
     seed: Seed = 0,
+    threads: Threads = None,
     device: Annotated[
         str | None, typer.Option(help="Move model and batch there first: cpu, cuda, cuda:1, mps.")
     ] = None,
@@ -169,6 +191,7 @@ def diagnose(
 ) -> None:
     _check_outputs(html, json)
     changed = _thresholds(threshold or ())
+    _use(threads)
 
     place = None if device is None else devices.find(device)
     with _hushed(quiet), progress(f"loading {target}", quiet) as tell:
@@ -203,11 +226,15 @@ def diagnose(
 
 
 @app.command(
-    help="Say what got better from one report to another, what got worse, and what is the same."
+    help="Say what got better from one report to another, what got worse, and what is the same.\n\n"
+    "Exit codes: 0, 1 if something is worse and --fail-on is worse, 2 unusable input."
 )
 def compare(
     before: Annotated[Path, typer.Argument(metavar="A.json", help="What diagnose --json wrote.")],
     after: Annotated[Path, typer.Argument(metavar="B.json", help="The same, later.")],
+    fail_on: Annotated[
+        FailOnChange, typer.Option(help="Exit with 1 if a finding or a number is worse.")
+    ] = FailOnChange.NEVER,
     html: Html = None,
 ) -> None:
     _check_outputs(html, reads=(before, after))
@@ -219,13 +246,16 @@ def compare(
         comparison.to_html(html)
     show(comparison)
     _say_written(html)
+    if fail_on == FailOnChange.WORSE and comparison.worse:
+        raise typer.Exit(FINDINGS)
 
 
 @app.command(
     help="Say what recurrent weights tell on their own: norms, bounds, horizons, "
     "initialisation.\n\n"
     "WEIGHTS is a state dict or a checkpoint, as .safetensors, .pt or .pth; nothing in it "
-    "is run. Or give FILE.py:FUNCTION as for diagnose: its model is looked at."
+    "is run. Or give FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION as for diagnose: its model is "
+    "looked at."
 )
 def inspect(
     weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="A file, or FILE.py:FUNCTION.")],
@@ -233,7 +263,8 @@ def inspect(
 ) -> None:
     path = Path(weights)
     file, _, function = weights.rpartition(":")
-    called = bool(function) and file.endswith(".py") and not os.path.exists(path)
+    is_code = file.endswith(".py") or subjects.is_module(file)
+    called = bool(function) and is_code and not os.path.exists(path)
     _check_outputs(json, reads=(Path(file) if called else path,))
     with progress(f"reading {weights}", quiet=False):
         source = subjects.load(weights, seed=0).model if called else weights_file.read(path)
@@ -288,6 +319,12 @@ def _is_out_of_memory(error: Exception) -> bool:
         isinstance(error, RuntimeError)
         and any(words in said for words in ("can't allocate memory", "not enough memory"))
     )
+
+
+def _use(threads: int | None) -> None:
+    """Let torch compute with so many threads, if the user says how many."""
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def _thresholds(options: Sequence[str]) -> dict[str, float]:

@@ -1,6 +1,8 @@
-"""What `FILE.py:FUNCTION` stands for: a model, a batch and a loss, from the user's own code."""
+"""What FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION stands for: a user's model, batch and loss."""
 
+import importlib
 import importlib.util
+import os
 import random
 import sys
 import traceback
@@ -28,28 +30,31 @@ class Subject:
 
 
 def load(target: str, seed: int) -> Subject:
-    """Load FILE.py, call FUNCTION and check what it returns.
+    """Load a file or a module, call its function and check what that returns.
 
     Args:
-        target: FILE.py:FUNCTION.
+        target: FILE.py:FUNCTION, or PACKAGE.MODULE:FUNCTION for what is installed or can be
+            imported from the working directory.
         seed: of torch, numpy and random, set before the file is loaded and again before FUNCTION
             is called, so that `torch.manual_seed(seed); FUNCTION()` repeats it elsewhere.
 
     Raises:
         InputError: if there is no such function, it fails, or it returns something else.
     """
-    file, _, name = target.rpartition(":")
-    if not file or not name:
+    place, _, name = target.rpartition(":")
+    if not place or not name:
         raise InputError(
-            f"expected FILE.py:FUNCTION, as in train.py:example; got {_files.named(Path(target))!r}"
+            "expected FILE.py:FUNCTION, as in train.py:example, or PACKAGE.MODULE:FUNCTION; got "
+            f"{_files.named(Path(target))!r}"
         )
-    path = _files.check_readable(file, "the path of a Python file")
     _sow(seed)
-    function = getattr(_module(path), name, None)
+    module = _imported(place) if is_module(place) else _loaded(place)
+    function = getattr(module, name, None)
     if not callable(function):
+        functions = [each for each, value in vars(module).items() if callable(value)]
         raise InputError(
-            f"{file} has no function {_checks.shown(name)}; define it to take nothing and return "
-            "(model, batch, loss_fn)"
+            f"{place} has no function {_checks.shown(name)}{_checks.closest(name, functions)}; "
+            "define it to take nothing and return (model, batch, loss_fn)"
         )
     _sow(seed)
     result = users(function)()
@@ -96,8 +101,31 @@ def _wrong_form(name: str, arrived: str) -> str:
     )
 
 
-def _module(path: Path) -> ModuleType:
+def is_module(place: str) -> bool:
+    """Whether it names a module, as `import` does, and no file."""
+    names = place.split(".")
+    return names[-1] != "py" and all(map(str.isidentifier, names)) and not os.path.exists(place)
+
+
+def _imported(name: str) -> ModuleType:
+    """The module of that name, as `python -m` would find it."""
+    sys.path.insert(0, str(Path.cwd()))
+    package = name.partition(".")[0]
+    if package not in sys.modules and importlib.util.find_spec(package) is None:
+        raise InputError(
+            f"there is no module {_checks.shown(package)}, and no file {_checks.shown(name)}; "
+            "give FILE.py:FUNCTION, or install the package"
+        )
+    module: ModuleType = users(importlib.import_module)(name)
+    return module
+
+
+def _loaded(file: str) -> ModuleType:
     """The file as a module, known by its name as if it had been imported (dataclasses ask)."""
+    path = _files.check_readable(file, "the path of a Python file")
+    kind = _files.kind(path)
+    if kind and kind != "a Python file":
+        raise InputError(f"{path} is {kind}; give a Python file")
     name = path.stem if path.stem not in sys.modules else f"retrograde_user_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -114,7 +142,7 @@ def _below_us(trace: TracebackType | None) -> TracebackType | None:
     own = str(Path(__file__).parent.parent)
     while trace is not None:
         filename = trace.tb_frame.f_code.co_filename
-        if not filename.startswith((own, "<frozen importlib")):
+        if not filename.startswith((own, "<frozen importlib", importlib.__file__)):
             return trace
         trace = trace.tb_next
     return None

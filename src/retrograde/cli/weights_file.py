@@ -70,8 +70,11 @@ def _torchs(path: Path, first: bytes) -> Any:
                 f"{path} holds Python objects{named}; loading those could run any code, and so "
                 f"they were not loaded; {ADVICE}"
             ) from None
+        kind = _files.kind(path)
+        other = f"{path} is {kind}, and no checkpoint" if kind and "checkpoint" not in kind else ""
         raise InputError(
-            f"{path} is no checkpoint of torch.save or safetensors, or was cut off; {ADVICE}"
+            (other or f"{path} is no checkpoint of torch.save or safetensors, or was cut off")
+            + f"; {ADVICE}"
         ) from None
 
 

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from retrograde.cells.graph import jvp_of_parameters
-from retrograde.cells.plan import FormedGradients, Uses
+from retrograde.cells.forward_mode import jvp_of_parameters
+from retrograde.cells.reverse_mode import FormedGradients, Uses
 from retrograde.decomposition.parts import Parts, summed
 from retrograde.engine.adjoint import AdjointSpan, backpropagate
 from retrograde.engine.entries import Entries

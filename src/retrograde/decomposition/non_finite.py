@@ -14,7 +14,7 @@ from torch import Tensor
 
 from retrograde.cells.base import AbstractCell, CellStep
 from retrograde.cells.leaves import gate_of
-from retrograde.cells.plan import pull_back
+from retrograde.cells.reverse_mode import pull_back
 from retrograde.engine import Entries, Unrolled, backpropagate
 from retrograde.recording import Recorded
 

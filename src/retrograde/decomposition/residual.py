@@ -12,7 +12,8 @@ from retrograde.engine.scaling import Scaled
 
 ROUNDINGS = 4.0
 """Rounding errors allowed for each of (8 + sqrt(T)) steps. Saturated units and chaos need more, and
-are measured; tests/test_void.py draws passes in all data types and holds them to the bound."""
+are measured; tests/decomposition/test_void.py draws passes in all data types and holds them to the
+bound."""
 
 MARGIN = 16.0
 """Allowed multiple of what rounding moves, which is measured once, with errors drawn at random."""

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retrograde.cells.plan import CellAdjoint
+from retrograde.cells.reverse_mode import CellAdjoint
 from retrograde.decomposition.adjoints import AdjointNorms, Adjoints
 from retrograde.decomposition.lags import mean_by_lag, reach_of
 from retrograde.decomposition.parts import joined, shares

@@ -4,7 +4,6 @@ from retrograde import _checks
 from retrograde.diagnosis.remedies import REMEDIES
 from retrograde.diagnosis.rules import RULES
 from retrograde.diagnosis.thresholds import TABLE
-from retrograde.errors import ArgumentError
 
 
 def explain(name: str) -> str:
@@ -21,11 +20,7 @@ def explain(name: str) -> str:
         >>> print(explain("vanishing").splitlines()[0])
         # The gradient vanishes
     """
-    if not isinstance(name, str) or name not in RULES:
-        raise ArgumentError(
-            f"there is no rule {_checks.shown(name)}; there are: {', '.join(RULES)}"
-        )
-    rule = RULES[name]
+    rule = RULES[_checks.existing("rule", name, RULES)]
     parts = [f"# {rule.title}", f"Rule `{rule.name}`. {rule.meaning}"]
     rows = [row for row in TABLE if row.name in rule.thresholds]
     if rows:

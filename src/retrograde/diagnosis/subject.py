@@ -210,9 +210,8 @@ def subjects(
     """Every recorded layer as a subject, and why some are none."""
     if layer is not None:
         _checks.instance("layer", layer, str, "the name of a layer")
-    if layer is not None and layer not in recording and layer not in recording.refused:
-        there = ", ".join(recording) or "none"
-        raise ArgumentError(f"no layer {_checks.shown(layer)}; there are: {there}")
+    if layer is not None and layer not in recording.refused:
+        _checks.existing("layer", layer, recording)
     found: dict[str, Subject] = {}
     errors: list[RetrogradeError] = []
     values = {row.name: row.value for row in limits}

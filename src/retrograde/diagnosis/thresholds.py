@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from retrograde import _checks
-from retrograde.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -196,8 +195,7 @@ def limits(changed: Mapping[str, float] | None = None) -> tuple[Threshold, ...]:
     )
     known = [row.name for row in TABLE]
     for name in changed:
-        if name not in known:
-            raise ArgumentError(f"there is no threshold {name!r}; there are: {', '.join(known)}")
+        _checks.existing("threshold", name, known)
     values = {name: _checked(name, value) for name, value in changed.items()}
     return tuple(replace(row, value=values.get(row.name, row.value)) for row in TABLE)
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from retrograde.cells.plan import CellAdjoint, FormedGradients
+from retrograde.cells.reverse_mode import CellAdjoint, FormedGradients
 from retrograde.engine.entries import Entries
 from retrograde.engine.scaling import Scaled
 from retrograde.engine.scan import AbstractRule, scan

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retrograde.cells.base import AbstractCell
-from retrograde.cells.plan import new_rows
+from retrograde.cells.program import new_rows
 from retrograde.engine.adjoint import AdjointStep, refuse_non_finite
 from retrograde.engine.entries import Entries
 from retrograde.engine.scaling import CENTRE, NO_EXPONENT, Scaled, in_range, power_of_two

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from retrograde.cells.base import AbstractCell
-from retrograde.cells.plan import CellAdjoint
+from retrograde.cells.reverse_mode import CellAdjoint
 from retrograde.engine.adjoint import AdjointSpan
 from retrograde.engine.scaling import NO_EXPONENT, Scaled, power_of_two
 from retrograde.engine.unroll import Chunk

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retrograde.cells.clipped import ClippedPass
-from retrograde.cells.graph import Factors
+from retrograde.cells.rewiring import Factors
 from retrograde.engine.unroll import Chunk, Unrolled
 
 

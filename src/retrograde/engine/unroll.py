@@ -10,9 +10,12 @@ from torch import Tensor
 
 from retrograde import _checks
 from retrograde.cells.base import AbstractCell, CellStep, is_cell
-from retrograde.cells.graph import Factors, Graph, scaled
-from retrograde.cells.plan import CellAdjoint, Plan, Program
+from retrograde.cells.graph import Graph
+from retrograde.cells.plan import Plan
 from retrograde.cells.precision import no_autocast
+from retrograde.cells.program import Program
+from retrograde.cells.reverse_mode import CellAdjoint
+from retrograde.cells.rewiring import Factors, scaled
 from retrograde.engine.border import Border
 from retrograde.errors import ArgumentError
 

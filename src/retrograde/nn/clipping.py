@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from retrograde.cells.graph import Factors
+from retrograde.cells.rewiring import Factors
 from retrograde.clipping import AbstractInside
 
 

@@ -8,9 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retrograde.cells.base import AbstractCell
-from retrograde.cells.graph import Factors, scaled
-from retrograde.cells.plan import CellAdjoint, Plan
+from retrograde.cells.plan import Plan
 from retrograde.cells.precision import no_autocast
+from retrograde.cells.reverse_mode import CellAdjoint
+from retrograde.cells.rewiring import Factors, scaled
 from retrograde.engine import ParameterSums, Unrolled, scan, unroll
 from retrograde.engine.scan import Summed
 from retrograde.engine.unroll import stacked

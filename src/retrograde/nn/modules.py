@@ -136,8 +136,9 @@ class GRU(AbstractRecurrent):
     ):
         if not isinstance(generation, str) or generation not in GRUS:
             raise ArgumentError(
-                f"there is no GRU generation {_checks.shown(generation)}; there are: "
-                f"{', '.join(GRUS)}. Peepholes belong to the LSTM family: "
+                f"there is no GRU generation {_checks.shown(generation)}"
+                f"{_checks.closest(generation, GRUS)}; there are: {_checks.listed(GRUS)}. "
+                "Peepholes belong to the LSTM family: "
                 "retrograde.nn.LSTM(..., generation='lstm-2002')"
             )
         self.generation = generation

@@ -111,12 +111,22 @@ class Changes:
         )
 
     @property
+    def worse(self) -> bool:
+        """Whether a finding or a number got worse."""
+        findings, numbers = self._parts()
+        return "worse" in {part.verdict for part in findings} | {part.verdict for part in numbers}
+
+    def _parts(self) -> tuple[list[FindingChange], list[Number]]:
+        """All findings and all numbers, wherever they stand."""
+        findings = [*self.findings, *(found for layer in self.layers for found in layer.findings)]
+        return findings, [part for layer in self.layers for part in layer.numbers]
+
+    @property
     def summary(self) -> str:
         """How much got better and worse, in a sentence."""
         if self.same:
             return "Nothing changed."
-        changes = [*self.findings, *(found for layer in self.layers for found in layer.findings)]
-        numbers = [part for layer in self.layers for part in layer.numbers]
+        changes, numbers = self._parts()
         parts = []
         for verdict, words in (
             ("better", "better"),

@@ -174,8 +174,8 @@ def diagnose(
         thresholds=table,
     )
     if isinstance(subject, Recorded):
-        if layer not in (None, subject.name):
-            raise ArgumentError(f"no layer {layer!r}; there are: {subject.name}")
+        if layer is not None:
+            _checks.existing("layer", layer, [subject.name])
         examination = examine_layer(subject, table, needs_lag)
         return _report(examination, settings, spectrum, progress)
     if isinstance(subject, Recording):

@@ -64,7 +64,9 @@ def read(path: str | PathLike[str], kind: type[Kind]) -> Kind:
     try:
         document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"cannot read {shown}: {error}; give a file that to_json wrote") from None
+        what = _files.kind(path)
+        why = f"it is {what}" if what else str(error)
+        raise InputError(f"cannot read {shown}: {why}; give a file that to_json wrote") from None
     found = document.pop("schema", None) if isinstance(document, dict) else None
     if found != SCHEMA:
         other = isinstance(found, str) and found.startswith(SCHEMA.rpartition("/")[0])

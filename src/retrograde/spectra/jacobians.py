@@ -15,7 +15,7 @@ from torch import Tensor
 
 from retrograde.cells import AbstractCell, stepping
 from retrograde.cells.base import CellStep
-from retrograde.cells.graph import jvp
+from retrograde.cells.forward_mode import jvp
 from retrograde.engine import Scaled, Unrolled, scan
 from retrograde.engine.scan import Carried
 from retrograde.engine.unroll import CHUNK, Chunk
