@@ -5,8 +5,10 @@ from typing import Annotated
 
 import torch
 import typer
+from rich.console import Console
+from rich.progress import track
 
-from retrograde.cli.terminal import progress, show
+from retrograde._terminal import as_text
 from retrograde.tasks.trial_set import HALVES, half
 from retrograde.tasks.trial_set.judging import judge, misses, table_of
 
@@ -21,22 +23,17 @@ class Which(StrEnum):
 
 def main(
     which: Annotated[Which, typer.Option("--half", help="The half that is judged.")] = Which.BOTH,
-    seed: Annotated[int, typer.Option(min=0, help="Other seeds give other models.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other models.")] = 0,
 ) -> None:
     """Say which finding comes first in models that were made sick in known ways."""
     torch.set_num_threads(1)
-    halves = [name for name in HALVES if which in (Which.BOTH, name)]
-    cases = [(name, case) for name in halves for case in half(name)]
-    found = []
-    with progress("the first case", quiet=False) as tell:
-        for done, (_, case) in enumerate(cases):
-            tell(done, len(cases), case.name)
-            found.append(judge(case, seed))
-    for name in halves:
-        of_half = [each for (of, _), each in zip(cases, found, strict=True) if of == name]
-        show(table_of(of_half, f"{name} half, {len(of_half)} cases"))
-        for line in misses(of_half):
-            print(f"- {line}")
+    for name in HALVES:
+        if which not in (Which.BOTH, name):
+            continue
+        cases = track(half(name), name, console=Console(stderr=True), transient=True)
+        found = [judge(case, seed) for case in cases]
+        print(as_text(table_of(found, f"{name} half, {len(found)} cases")))
+        print("\n".join(misses(found)))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,9 @@ HALVES: tuple[Half, ...] = ("development", "judgement")
 HEALTHY = "healthy"
 """What a case is called in which nothing is wrong."""
 
+REFUSED = "refused"
+"""What stands in the place of a rule where it is right to refuse the model with a reason."""
+
 REMARKS = ("solved", "window", "misleading-radius")
 """Rules that say something of a model in which nothing is wrong."""
 

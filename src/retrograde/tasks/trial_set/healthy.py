@@ -212,7 +212,7 @@ SEEN = (
     well("sentences of documents, each with a target", documents()),
     well(
         "lag in the steps of one layer",
-        lambda: (documents()()[0], data(B, 9, 1, x=(B, 9, 5, I))(), mse),
+        documents(sentences=9, above=changed(gru(H), keeping_bias(4.0))),
         needs_lag=8,
     ),
     well(
@@ -323,7 +323,11 @@ SEEN = (
         both_ways(lambda layer, x: layer(x)[0].mean(1), nn.GRU, depth=2),
     ),
     well("encoder and decoder", translation(False)),
-    well("encoder and decoder, lag through both", translation(False), needs_lag=T + 2),
+    well(
+        "encoder and decoder, lag through both",
+        translation(False, changed(gru(), keeping_bias(4.0))),
+        needs_lag=T + 2,
+    ),
     well("padded, read at the lengths", padded(lambda layer, x, n: at_lengths(layer(x)[0], n))),
     well(
         "packed, read at the lengths",

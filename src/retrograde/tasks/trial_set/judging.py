@@ -4,13 +4,16 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.table import Table
+from torch import nn
 
 from retrograde.diagnosis.finding import Check, Finding, at_least
+from retrograde.errors import UnsupportedModelError
 from retrograde.report import diagnose
 from retrograde.report.report import Report
-from retrograde.tasks.trial_set.case import HEALTHY, Case
+from retrograde.tasks.trial_set.case import HEALTHY, REFUSED, Case, LossFunction
 
 OUTCOMES = ("first", "second", "other", "cannot tell", "nothing")
 """What the diagnosis said, from best to worst for a sick model.
@@ -45,20 +48,20 @@ class Judgement:
         return self.outcome == ("nothing" if self.case.kind == HEALTHY else "first")
 
 
-def report_of(case: Case, seed: int = 0) -> Report:
-    """The report on a case, without remedies."""
-    model, batch, loss_fn = case.build(seed)
+def report_on(case: Case, model: nn.Module, batch: Any, loss_fn: LossFunction) -> Report:
+    """The report on what a case has built, without remedies."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of some troubles itself
-        return diagnose(model, batch, loss_fn, remedies=None, seed=seed, **case.options)
+        return diagnose(model, batch, loss_fn, remedies=None, **case.options)
 
 
 def judge(case: Case, seed: int = 0) -> Judgement:
-    """Run the diagnosis on a case and compare."""
+    """Run the diagnosis on a case and compare. A model that is refused with a reason is no miss."""
     try:
-        report = report_of(case, seed)
-    except Exception as error:
-        return Judgement(case, "other", (f"{type(error).__name__}: {error}",))
+        report = report_on(case, *case.build(seed))
+    except UnsupportedModelError as error:
+        said = (REFUSED, str(error).splitlines()[0])
+        return Judgement(case, "first" if REFUSED in case.rules else "cannot tell", said)
     return judgement_of(case, report.findings, report.checks)
 
 
@@ -115,7 +118,7 @@ def _row(name: str, judgements: Sequence[Judgement]) -> list[str]:
 def misses(judgements: Sequence[Judgement]) -> list[str]:
     """A line for each case that was not answered best."""
     return [
-        f"{each.case.name} ({each.case.kind}): {each.outcome}; "
+        f"- {each.case.name} ({each.case.kind}): {each.outcome}; "
         f"said: {', '.join(each.said) or 'nothing'}" + f" [{each.reason}]" * bool(each.reason)
         for each in judgements
         if not each.right

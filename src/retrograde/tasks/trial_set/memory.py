@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from retrograde.nn import LSTM, initialise
-from retrograde.tasks.trial_set.case import Case, Made
+from retrograde.tasks.trial_set.case import REFUSED, Case, Made
 from retrograde.tasks.trial_set.models import (
     BATCH,
     FEATURES,
@@ -156,7 +156,7 @@ VANISHING = (
     ),
     Case(
         "an LSTM written by hand, lag 40 of 60",
-        ("vanishing", "forget-gate-too-short"),
+        (REFUSED, "vanishing", "forget-gate-too-short"),
         made(
             loop_over,
             lambda: early(16, 60, 19),

@@ -334,7 +334,7 @@ PROBABILITIES = (
         made(
             lambda m, x: every_step(m, x).transpose(0, 1),
             lambda: (torch.randn(B, T, I), torch.randint(1, 4, (B, 3))),
-            lambda m, b: F.ctc_loss(m(b[0]), b[1], *(torch.full((B,), n) for n in (T, 3))),
+            lambda m, b: F.ctc_loss(m(b[0]), b[1], torch.full((B,), T), torch.full((B,), 3)),
             rnn=gru(),
             head=linear(4),
         ),

@@ -53,21 +53,25 @@ def both_ways(
     )
 
 
-def documents(wrong: bool = False) -> Callable[[], Made]:
+def documents(
+    wrong: bool = False,
+    sentences: int = 4,
+    above: Callable[[], nn.Module] = gru(H),  # noqa: B008
+) -> Callable[[], Made]:
     """Words of sentences of documents, [B, S, W, I]; sentences are the steps of a layer above."""
 
     def forward(m: Any, x: Tensor) -> Tensor:
         b, s, w, i = x.shape
-        sentences = m.words(x.reshape(b * s, w, i))[1][-1]
+        ends = m.words(x.reshape(b * s, w, i))[1][-1]
         read: Tensor
         if wrong:
-            read = m.head(m.sentences(sentences.view(s, b, -1).transpose(0, 1))[1][-1])
+            read = m.head(m.sentences(ends.view(s, b, -1).transpose(0, 1))[1][-1])
         else:
-            read = m.head(m.sentences(sentences.view(b, s, -1))[0])
+            read = m.head(m.sentences(ends.view(b, s, -1))[0])
         return read
 
-    y = (B, 1) if wrong else (B, 4, 1)
-    return made(forward, data(*y, x=(B, 4, 5, I)), words=gru(), sentences=gru(H), head=linear())
+    batch = data(*((B, 1) if wrong else (B, sentences, 1)), x=(B, sentences, 5, I))
+    return made(forward, batch, words=gru(), sentences=above, head=linear())
 
 
 SAMPLES_MIXED = (
@@ -178,10 +182,9 @@ def _classes_of_means(samples: int, steps: int) -> tuple[Tensor, Tensor]:
 class Translator(nn.Module):
     """An encoder whose last state is where a decoder starts; `cut` takes its graph away."""
 
-    def __init__(self, cut: bool = False, steps: int = 6):
+    def __init__(self, cut: bool, layer: Callable[[], nn.Module], steps: int = 6):
         super().__init__()
-        self.encoder = nn.GRU(I, H, batch_first=True)
-        self.decoder = nn.GRU(I, H, batch_first=True)
+        self.encoder, self.decoder = layer(), layer()
         self.head, self.cut, self.steps = nn.Linear(H, 1), cut, steps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -192,9 +195,12 @@ class Translator(nn.Module):
         return read
 
 
-def translation(cut: bool) -> Callable[[], Made]:
+def translation(
+    cut: bool,
+    layer: Callable[[], nn.Module] = gru(),  # noqa: B008
+) -> Callable[[], Made]:
     """An encoder and a decoder."""
-    return lambda: (Translator(cut), (torch.randn(B, T, I), torch.randn(B, 6, 1)), mse)
+    return lambda: (Translator(cut, layer), (torch.randn(B, T, I), torch.randn(B, 6, 1)), mse)
 
 
 def padded(
