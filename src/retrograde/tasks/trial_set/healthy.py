@@ -13,6 +13,7 @@ from retrograde.tasks.trial_set.memory import (
     chrono,
     deep,
     forecaster,
+    output_layer,
     past_each,
 )
 from retrograde.tasks.trial_set.models import (
@@ -176,6 +177,8 @@ SEEN = (
     well("LSTM, forget bias 3", forecaster(nn.LSTM, keeping_bias(3.0))),
     well("LSTM, chrono", forecaster(nn.LSTM, chrono(60), steps=60), needs_lag=30),
     well("LSTM, loss at every step", forecaster(nn.LSTM, keeping_bias(2.0), steps=30, every=True)),
+    well("output layer of zeros", output_layer(0.0)),
+    well("output layer times 0.001", output_layer(0.001)),
     well("LSTM, two layers", forecaster(nn.LSTM, steps=20, num_layers=2)),
     well("GRU, torch's default, short", forecaster(nn.GRU, steps=20)),
     well("GRU, chrono, a lag named", forecaster(nn.GRU, chrono(40)), needs_lag=15),
