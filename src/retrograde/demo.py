@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from retrograde.diagnosis import RULES, Check, Finding, limits
-from retrograde.diagnosis.examine import by_severity, examine
+from retrograde.diagnosis.examine import examine
+from retrograde.diagnosis.order import in_order
+from retrograde.diagnosis.training import ONE_PASS
 from retrograde.report import Horizon, Layer, Report, Settings
 from retrograde.tasks import forecast
 
@@ -45,7 +47,7 @@ def run(seed: int, quick: bool, progress: bool) -> Report:
     return Report(
         "How far back do the gradients of two CO2 forecasters reach?",
         tuple(layers),
-        by_severity(findings),
+        in_order(findings),
         horizon=horizon,
         notes=(
             f"Naive forecasts on the same held-out weeks: {naive}.",
@@ -57,6 +59,7 @@ def run(seed: int, quick: bool, progress: bool) -> Report:
             f"{forecast.FIRST_TEST_YEAR} for {epochs} epochs, {forecast.HIDDEN} hidden units, seed "
             f"{seed}; the backward pass is that of the mean squared error on the "
             f"{len(task.test.x)} windows since then.",
+            *([ONE_PASS] if any(finding.trials for finding in findings) else []),
         ),
         settings=Settings(
             seed=seed, needs_lag=horizon.lag, rules=tuple(RULES), thresholds=limits()
