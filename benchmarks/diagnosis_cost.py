@@ -44,7 +44,9 @@ def measure(last: bool) -> list[float]:
     start = timer()
     loss_fn(model, batch).backward()
     a_pass = timer()
-    report = retrograde.diagnose(model, batch, loss_fn, progress=lambda *_: told.append(timer()))
+    report = retrograde.diagnose(
+        model, batch, loss_fn, remedies="pass", progress=lambda *_: told.append(timer())
+    )
     done = timer()
     return [a_pass - start, told[0] - a_pass, done - a_pass, page(report)]
 

@@ -22,7 +22,7 @@ import torch, retrograde
 torch.manual_seed(0)
 model, x = torch.nn.LSTM(2, 4), torch.randn(30, 3, 2)
 loss_fn = lambda model, x: model(x)[0][-1].square().mean()
-report = retrograde.diagnose(model, x, loss_fn, needs_lag=29)
+report = retrograde.diagnose(model, x, loss_fn, needs_lag=29, remedies="pass")
 """
 
 WITHOUT_EXTRAS = (

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from retrograde.diagnosis import RULES, Check, Finding, limits
 from retrograde.diagnosis.examine import by_severity, examine
+from retrograde.diagnosis.training import ONE_PASS
 from retrograde.report import Horizon, Layer, Report, Settings
 from retrograde.tasks import forecast
 
@@ -57,6 +58,7 @@ def run(seed: int, quick: bool, progress: bool) -> Report:
             f"{forecast.FIRST_TEST_YEAR} for {epochs} epochs, {forecast.HIDDEN} hidden units, seed "
             f"{seed}; the backward pass is that of the mean squared error on the "
             f"{len(task.test.x)} windows since then.",
+            *([ONE_PASS] if any(finding.trials for finding in findings) else []),
         ),
         settings=Settings(
             seed=seed, needs_lag=horizon.lag, rules=tuple(RULES), thresholds=limits()

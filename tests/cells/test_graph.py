@@ -1,31 +1,26 @@
 """The linearised step as a value: products from both sides, and what follows from the wiring."""
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
-import retrograde
 from retrograde.cells import (
-    ACTIVATIONS,
-    AbstractLayer,
     Carrying,
-    CellStep,
     Cut,
-    Gate,
     SideBySide,
     Stacked,
     clipped,
     pull_back,
 )
-from retrograde.cells.base import affine, standard_shapes
+from retrograde.cells.base import standard_shapes
 from retrograde.cells.clipped import ClippedPass
 from retrograde.cells.edges import Diagonal
 from retrograde.cells.forward_mode import jvp, jvp_of_parameters
+from retrograde.cells.generations import TABLE
 from retrograde.cells.graph import Graph
 from retrograde.cells.plan import Plan
 from retrograde.cells.program import FEW_ROWS
@@ -34,8 +29,8 @@ from retrograde.cells.rewiring import cut, scaled
 from retrograde.clipping import HDetach, PreActivationValue, StateNorm, chain
 from retrograde.engine import Boundary, Read
 from retrograde.errors import ArgumentError
-from retrograde.nn.function import run
 from support.conformance import CHECKS, EXACT
+from support.gated_unit import Unit
 from support.problems import FAMILY, GRU2014_, GRU_, INPUTS, LSTM_, PROBLEMS, TANH, B, H, projected
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -223,6 +218,38 @@ def test_routes_their_class_and_the_order_of_adjoints_follow_from_the_edges(name
     assert depths == tuple(tuple(f"a.{gate}" for gate in group) for group in order)
 
 
+OF_GRU = dict.fromkeys(standard_shapes(3, 1, 1), ("reset", "update", "candidate"))
+GATES = {
+    "elman": (TANH, {}),
+    "gru": (GRU_, OF_GRU),
+    "gru-2014": (
+        GRU2014_,
+        dict.fromkeys(standard_shapes(3, 1, 1), ("reset", "update", "candidate")),
+    ),
+    "projected": (
+        projected,
+        dict.fromkeys(standard_shapes(4, 1, 1), ("input", "forget", "cell", "output")),
+    ),
+} | {
+    row.name: (
+        FAMILY[row.name],
+        dict.fromkeys(row.shapes(1, 1), row.gates if len(row.gates) > 1 else ())
+        | {"weight_ch": row.peephole_gates, "weight_gg": ("input", "forget", "output")},
+    )
+    for row in TABLE
+}
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_the_gates_of_a_weight_follow_from_the_edges(name):
+    make, gates = GATES[name]
+    cell = make()
+    stack = Stacked((make(), make(1, inputs=cell.output_size)))
+    for parameter in cell.parameters:
+        assert cell.gates_of(parameter) == gates.get(parameter, ()), parameter
+        assert stack.gates_of(f"{parameter}_l1") == gates.get(parameter, ())
+
+
 def test_a_route_whose_way_on_is_cut_does_not_become_recurrent():
     cell = LSTM_()
     graph = replace(
@@ -296,89 +323,15 @@ def test_a_border_pushes_as_it_pulls():
 # --- a cell that nothing else knows: its forward equations and its edges ---
 
 
-@dataclass(frozen=True, eq=False)
-class MinimalGatedUnit(AbstractLayer):
-    """Zhou et al. (2016): h_k = (1 - f) h + f n, f = sigma(a_f), n = tanh(a_n)."""
-
-    weight_ih: Tensor
-    weight_hh: Tensor
-    bias_ih: Tensor | None = None
-    bias_hh: Tensor | None = None
-
-    def __post_init__(self):
-        self.check()
-
-    @property
-    def gates(self):
-        sigmoid, tanh = ACTIVATIONS["sigmoid"], ACTIVATIONS["tanh"]
-        return Gate("write", sigmoid, "input"), Gate("new", tanh, "candidate")
-
-    def shapes(self, inputs, hidden):
-        return standard_shapes(2, inputs, hidden)
-
-    @property
-    def slots(self):
-        return {"h": slice(0, self.hidden_size)}
-
-    def gates_of(self, parameter):
-        return self.pre_activations
-
-    def project(self, x):
-        return affine(x, self.weight_ih, self.both_biases)
-
-    def advance(self, x, projected, state):
-        a_f, a_n = (projected + affine(state, self.weight_hh, None)).chunk(2, -1)
-        f, n = a_f.sigmoid(), a_n.tanh()
-        return CellStep(x, state, (1 - f) * state + f * n, {"write": f, "new": n})
-
-    def linearise(self, step):
-        f, n = step.activations.values()
-        return self.graph(
-            *self.affine_edges(step, ("recurrent.write", "recurrent.new")),
-            Diagonal("h-", "h+", 1 - f, "carousel"),
-            Diagonal("a.write", "h+", (n - step.previous) * f * (1 - f)),
-            Diagonal("a.new", "h+", f * (1 - n * n)),
-        )
-
-
 def unit(seed=0, inputs=INPUTS):
     weights = {
         name: 0.6 * numbers(seed + place, *shape)
         for place, (name, shape) in enumerate(standard_shapes(2, inputs, H).items())
     }
-    return MinimalGatedUnit(**weights)
+    return Unit(**weights)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_a_new_cell_conforms(check):
     check(unit())
     check(Stacked((unit(), unit(1, inputs=H))))
-
-
-def test_a_new_cell_gets_everything_from_its_edges():
-    cell = unit()
-    x = numbers(9, 12, B, INPUTS)
-    recorded = retrograde.record_cell(cell, x, lambda h, s: h.square().mean())
-    flow = retrograde.decompose(recorded)
-    assert flow.residual.ok
-    assert flow.routes == ("recurrent.write", "recurrent.new", "carousel")
-    for parts in (flow.by_lag(), flow.by_route(), flow.by_crossing(), flow.by_unit()):
-        assert float(parts.share.sum()) == pytest.approx(1)
-    assert flow.without("recurrent.write", "recurrent.new").residual.ok
-    held_back = flow.clipped(PreActivationValue(1e-3))
-    assert held_back.kept() < 1
-    spectrum = retrograde.spectrum(recorded)
-    assert spectrum.exponents.leading < 1
-    assert {bound.route for bound in spectrum.bounds} == {"recurrent.write", "recurrent.new"}
-    assert retrograde.diagnose(recorded).checks
-
-    weights = {name: weight.clone().requires_grad_() for name, weight in cell.parameters.items()}
-    states = run(cell.with_parameters(weights), x, numbers(10, B, H))  # training
-    ours = torch.autograd.grad(states.square().sum(), list(weights.values()))
-    s, plain = numbers(10, B, H), []
-    for x_k in x:
-        s = cell.with_parameters(weights).step(x_k, s).state
-        plain.append(s)
-    theirs = torch.autograd.grad(torch.stack(plain).square().sum(), list(weights.values()))
-    for mine, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, other, **EXACT)

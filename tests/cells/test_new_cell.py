@@ -82,8 +82,10 @@ def test_its_gradient_is_taken_apart(recording):
     assert flow.residual.ok and flow.residual < 1e-12
     assert flow.routes == ("recurrent.keep", "recurrent.new", "carousel")
     for name in flow.parameters:
-        for parts in (flow.by_route(name), flow.by_crossing(name), flow.by_lag(name)):
+        of_each = (flow.by_route, flow.by_crossing, flow.by_lag, flow.by_unit)
+        for parts in (by(name) for by in of_each):
             assert float(parts.share.sum()) == pytest.approx(1)
+    assert flow.clipped(PreActivationValue(1e-3)).kept() < 1
     both = flow.without("recurrent.keep", "recurrent.new").gradient
     cut = retrograde.decompose(recording.only()).by_crossing(max_crossings=1)
     assert all(bool(gradient.plain().isfinite().all()) for gradient in both.values())
@@ -137,7 +139,9 @@ def test_it_is_diagnosed_with_remedies_that_have_a_place_in_it():
     def loss_fn(model, x):
         return model["head"](model["unit"](x)[0][-1]).square().mean()
 
-    report = retrograde.diagnose(model, torch.randn(30, 4, 2), loss_fn, needs_lag=20)
+    report = retrograde.diagnose(
+        model, torch.randn(30, 4, 2), loss_fn, needs_lag=20, remedies="pass"
+    )
     status = {check.name: check.status for check in report.checks}
     assert status["saturated"] == "found" and status["misleading-radius"] == "not applicable"
     (finding,) = (each for each in report.findings if each.rule == "saturated")

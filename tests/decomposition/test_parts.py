@@ -12,8 +12,17 @@ import torch
 from torch import nn
 
 import retrograde
-from retrograde.decomposition import ByLag, ByParameter, ByTime, Parts, Split, by_time, by_unit
-from retrograde.decomposition import parts as parts_module
+from retrograde.decomposition import (
+    ByLag,
+    ByParameter,
+    ByTime,
+    Parts,
+    Split,
+    by_time,
+    by_unit,
+    formed,
+    rows,
+)
 from retrograde.engine.scaling import Scaled
 from retrograde.errors import ArgumentError, MissingExtraError
 from support.conformance import EXACT, brute_force, flow_of, plain_pass, vectors
@@ -305,16 +314,16 @@ def _regrouped(module, name, change):
 
 
 def _without_whole(parts, groups, count):
-    return parts_module.Formed(parts_module.summed(parts.values, groups, count))
+    return formed.Formed(rows.summed(parts.values, groups, count))
 
 
 FAULTS = {
     "exponents forgotten": (
-        *(parts_module, "times_power_of_two", lambda values, exponent: values),
+        *(rows, "times_power_of_two", lambda values, exponent: values),
         test_sums_never_leave_the_range,
     ),
     "shares of what is left": (
-        *(parts_module.Formed, "grouped", _without_whole),
+        *(formed.Formed, "grouped", _without_whole),
         test_a_selection_keeps_its_share_of_the_whole,
     ),
     "loss steps turned round": (

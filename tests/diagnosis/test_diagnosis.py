@@ -115,23 +115,23 @@ def test_every_claim_of_a_remedy_is_measured_again(name):
         assert after == pytest.approx(trial.after, rel=1e-5, abs=1e-9), trial.remedy
         up = own.healthy == "above"
         healthy = after >= own.threshold if up else after <= own.threshold
-        assert trial.helped or not healthy
-        assert healthy or not trial.cured
-        claims += trial.helped
+        assert trial.closer or not healthy
+        assert healthy or not trial.healthy
+        claims += trial.closer
     assert claims
 
 
 @pytest.mark.parametrize("name", ["NaN in one gate", "states beyond float32"])
 def test_a_pass_that_is_said_to_be_mended_is_finite(name):
     trials = examined(name).findings[0].trials
-    assert any(trial.cured for trial in trials)
+    assert any(trial.healthy for trial in trials)
     for trial in trials:
         model, batch = made(name)
         torch.manual_seed(0)
         exec(trial.code, {"model": model, "torch": torch, "retrograde": retrograde})
         gallery.loss_fn(model, batch).backward()
         spoilt = sum(int((~p.grad.isfinite()).sum()) for p in model.recurrent.parameters())
-        assert trial.helped == (spoilt == 0)
+        assert trial.closer == (spoilt == 0)
 
 
 def test_the_forget_bias_is_said_to_stand_in_one_of_two():
@@ -139,7 +139,7 @@ def test_the_forget_bias_is_said_to_stand_in_one_of_two():
     model, _ = made("forget bias 1 in both biases")
     exec(finding.trials[0].code, {"model": model, "torch": torch})
     layer = model.recurrent
-    assert finding.trials[0].cured and finding.trials[0].after == 0
+    assert finding.trials[0].healthy and finding.trials[0].after == 0
     assert torch.equal(layer.bias_ih_l0[16:32], torch.ones(16))
     assert torch.equal(layer.bias_hh_l0[16:32], torch.zeros(16))
     assert bool(layer.bias_hh_l0[:16].all() and layer.bias_hh_l0[32:].all()), "no other gate"
@@ -148,18 +148,18 @@ def test_the_forget_bias_is_said_to_stand_in_one_of_two():
 def test_trials_come_in_the_order_of_their_effect():
     trials = examined("a season beyond its reach").findings[0].trials
     assert len(trials) >= 3
-    assert [t.cured for t in trials] == sorted((t.cured for t in trials), reverse=True)
-    others = [t.after for t in trials if not t.cured]
+    assert [t.healthy for t in trials] == sorted((t.healthy for t in trials), reverse=True)
+    others = [t.after for t in trials if not t.healthy]
     assert others == sorted(others, reverse=True)
-    assert not trials[-1].cured and trials[0].helped
+    assert not trials[-1].healthy and trials[0].closer
 
 
 def test_a_remedy_that_did_not_help_is_reported_as_such():
     trials = {t.remedy: t for t in examined("huge recurrent weights (RNN)").findings[0].trials}
     clip = trials["clip"]
-    assert not clip.helped and not clip.cured
+    assert not clip.closer and not clip.healthy
     assert clip.after == clip.before
-    assert trials["window"].helped and trials["window"].after < clip.after
+    assert trials["window"].closer and trials["window"].after < clip.after
 
 
 def test_a_remedy_that_the_model_does_not_stand_is_said():
@@ -176,16 +176,16 @@ def test_a_remedy_that_the_model_does_not_stand_is_said():
     found = examine(model, batch, gallery.loss_fn, limits()).findings[0]
     lstm = next(trial for trial in found.trials if trial.remedy == "lstm")
     assert lstm.note == "TypeError: an RNN, please"
-    assert lstm.after is None and not lstm.helped
+    assert lstm.after is None and not lstm.closer
 
 
 def test_a_cure_that_brings_another_finding_is_none():
     """Fresh weights mend a pass that overflows, and reach no further than those of torch do."""
     trials = {t.remedy: t for t in examined("states beyond float32").findings[0].trials}
     fresh = trials["fresh"]
-    assert fresh.after == 0 and fresh.helped and not fresh.cured
+    assert fresh.after == 0 and fresh.closer and not fresh.healthy
     assert fresh.note == "brings a new finding: vanishing"
-    assert trials["spectral-norm"].cured and not trials["spectral-norm"].note
+    assert trials["spectral-norm"].healthy and not trials["spectral-norm"].note
 
 
 def test_the_users_model_and_random_numbers_are_left_alone():
@@ -226,7 +226,7 @@ def test_training_tells_original_and_remedy_apart():
         progress=lambda *told: done.append(told),
     ).findings
     trained = {t.remedy: t.training for t in findings[0].trials if t.training}
-    best = next(t.remedy for t in findings[0].trials if t.training and t.helped)
+    best = next(t.remedy for t in findings[0].trials if t.training and t.closer)
     assert {best, "clip"} <= set(trained)
     assert "Adam" in trained[best].optimizer
     loop = plain_training(model, batch, 4)
@@ -517,7 +517,7 @@ def test_one_layer_of_several():
     def loss_fn(model, x):
         return model(x)[-1].square().sum()
 
-    report = retrograde.diagnose(model, x, loss_fn, layer="second", needs_lag=25)
+    report = retrograde.diagnose(model, x, loss_fn, layer="second", needs_lag=25, remedies="pass")
     assert [layer.name for layer in report.layers] == ["second"]
     assert {finding.layer for finding in report.findings} == {"second"}
     both = retrograde.diagnose(model, x, loss_fn, needs_lag=25, remedies=False)

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import re
 from functools import partial
 
 import pytest
@@ -274,7 +275,7 @@ def test_a_budget_too_small_leaves_the_evidence_of_one_pass_and_says_so():
         report = trained(model, batch, budget=budget, try_training=steps, **options)
         trials = trials_of(report)
         assert {trial.verdict for trial in trials.values()} == {"not trained"}
-        assert any(trial.helped and trial.recommended for trial in trials.values())
+        assert any(trial.closer and trial.recommended for trial in trials.values())
         assert f"the budget of {budget:g} s is too small" in str(report.notes)
         assert "the evidence of one backward pass, and no verdict" in str(report.notes)
 
@@ -289,10 +290,12 @@ def test_the_budget_bounds_the_steps():
 
 def test_a_pass_alone_says_that_it_is_no_verdict():
     model, batch, options = small()
-    for remedies in (True, "pass"):
-        report = retrograde.diagnose(model, batch, gallery.loss_fn, remedies=remedies, **options)
-        assert training.ONE_PASS in report.notes
-        assert {trial.verdict for trial in trials_of(report).values()} == {"not trained"}
+    report = retrograde.diagnose(model, batch, gallery.loss_fn, remedies="pass", **options)
+    assert training.ONE_PASS in report.notes
+    assert {trial.verdict for trial in trials_of(report).values()} == {"not trained"}
+    words = str(report) + report._repr_html_()
+    assert "in one pass" in words
+    assert not re.search("helped|cured|did not help", words)
     for remedies in (False, None):
         report = retrograde.diagnose(model, batch, gallery.loss_fn, remedies=remedies, **options)
         assert training.ONE_PASS not in report.notes and not trials_of(report)
@@ -348,9 +351,9 @@ def test_a_remedy_that_explodes_or_overflows_is_no_help():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(REMEDIES, "orthogonal", type(row)("orthogonal", row.description, blow_up))
-        found = retrograde.diagnose(model, batch, gallery.loss_fn, **options).findings[0]
-    trial = next(trial for trial in found.trials if trial.remedy == "orthogonal")
-    assert "exploding" in trial.note and not trial.helped and not trial.recommended
+        report = retrograde.diagnose(model, batch, gallery.loss_fn, remedies="pass", **options)
+    trial = trials_of(report)["orthogonal"]
+    assert "exploding" in trial.note and not trial.closer and not trial.recommended
 
 
 def test_page_and_json_show_the_verdict_with_its_spread(tmp_path, huge):

@@ -1,12 +1,11 @@
 """A cell that the package has never seen: equations, gates and edges, and nothing else."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from retrograde.cells import ACTIVATIONS, AbstractLayer, CellStep, Gate
-from retrograde.cells.base import affine, standard_shapes
+from retrograde.cells.base import affine
 from retrograde.cells.edges import Diagonal
 
 SIGMOID, TANH = ACTIVATIONS["sigmoid"], ACTIVATIONS["tanh"]
@@ -28,25 +27,9 @@ class Unit(AbstractLayer):
         Gate("new", TANH, "candidate"),
     )
 
-    def __post_init__(self):
-        self.check()
-
     @property
     def gates(self) -> tuple[Gate, ...]:
         return self.described
-
-    def shapes(self, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
-        return standard_shapes(2, inputs, hidden)
-
-    @property
-    def slots(self) -> Mapping[str, slice]:
-        return {"h": slice(0, self.hidden_size)}
-
-    def gates_of(self, parameter: str) -> tuple[str, ...]:
-        return self.pre_activations
-
-    def project(self, x):
-        return affine(x, self.weight_ih, self.both_biases)
 
     def advance(self, x, projected, state):
         f, n = (projected + affine(state, self.weight_hh, None)).chunk(2, -1)

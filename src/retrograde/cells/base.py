@@ -18,7 +18,7 @@ from retrograde import _checks
 from retrograde._types import Input, Projected, State
 from retrograde.cells.edges import Edge, biases, weights
 from retrograde.cells.gates import Gate
-from retrograde.cells.graph import Graph
+from retrograde.cells.graph import PRE_ACTIVATION, Graph
 from retrograde.errors import ArgumentError
 
 
@@ -131,7 +131,7 @@ class AbstractCell(ABC):
 
     @abstractmethod
     def gates_of(self, parameter: str) -> tuple[str, ...]:
-        """The gates whose rows `parameter` holds, in order; empty for a cell without gates."""
+        """The gates whose rows `parameter` holds, in order; none where it is all one block."""
 
     @abstractmethod
     def project(self, x: Input) -> Projected:
@@ -184,6 +184,9 @@ class AbstractCell(ABC):
 class AbstractLayer(AbstractCell):
     """A cell of one layer: weights named as in torch.nn.LSTMCell, gates stacked along the rows.
 
+    A subclass gives its weights, `gates`, `advance` and `linearise`; where it has more weights or
+    more of a state than a plain recurrent layer, also `shapes` and `slots`.
+
     Example:
         >>> import torch
         >>> from retrograde.cells import GRU, AbstractLayer
@@ -202,9 +205,29 @@ class AbstractLayer(AbstractCell):
         """The names of the blocks of a_k, in the order of the weight rows."""
         return tuple(gate.name for gate in self.gates)
 
-    @abstractmethod
+    @property
+    def gate_nodes(self) -> tuple[str, ...]:
+        """The nodes of these blocks in the graph of a step."""
+        return tuple(PRE_ACTIVATION + gate for gate in self.pre_activations)
+
+    def gates_of(self, parameter: str) -> tuple[str, ...]:
+        return self.structure.gates_of(parameter) if len(self.gates) > 1 else ()
+
     def shapes(self, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
-        """The shape of each weight of such a layer by name, both biases included."""
+        """The shape of each weight of such a layer by name, both biases included.
+
+        A cell with further weights says so here.
+        """
+        return standard_shapes(len(self.gates), inputs, hidden)
+
+    @property
+    def slots(self) -> Mapping[str, slice]:
+        """The state is h alone; a cell with more of it says so here."""
+        return {"h": slice(0, self.hidden_size)}
+
+    def project(self, x: Input) -> Projected:
+        """W x + b_ih + b_hh; a cell in which the two biases differ leaves b_hh to `advance`."""
+        return affine(x, self.weight_ih, self.both_biases)
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
@@ -253,7 +276,7 @@ class AbstractLayer(AbstractCell):
             routes: the label of the edge from h_{k-1} for each gate.
             inner: where R h_{k-1} + b_hh leads to instead of the pre-activations.
         """
-        nodes = tuple(f"a.{gate}" for gate in self.pre_activations)
+        nodes = self.gate_nodes
         inner, h = inner or nodes, step.previous[..., self.slots["h"]]
         return [
             *weights("weight_ih", self.weight_ih, "x", nodes, step.x),
@@ -261,6 +284,9 @@ class AbstractLayer(AbstractCell):
             *weights("weight_hh", self.weight_hh, "h-", inner, h, routes),
             *biases("bias_hh", self.bias_hh, inner),
         ]
+
+    def __post_init__(self) -> None:
+        self.check()
 
     def check(self) -> None:
         """Refuse weights whose shapes do not belong together.

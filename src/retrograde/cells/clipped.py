@@ -64,7 +64,7 @@ class Clipped(AbstractWrapped):
         nodes: tuple[str, ...] = ()
         if self._on_gates:
             assert isinstance(layer, AbstractLayer)
-            nodes = tuple(f"a.{gate}" for gate in layer.pre_activations)
+            nodes = layer.gate_nodes
         clip = Clip(self.policy, "", tuple(graph.after), nodes, layer.recurrent_routes)
         return replace(graph, clips=(*graph.clips, clip))
 

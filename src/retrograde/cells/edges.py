@@ -17,7 +17,6 @@ from torch import Tensor
 CONSTANT_NODE = ""
 """The source of what does not depend on the state or the input."""
 
-
 Change = Callable[[Tensor], Tensor]
 
 

@@ -3,7 +3,6 @@
 Reference: Jeffrey L. Elman, "Finding Structure in Time", Cognitive Science 14 (1990).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from retrograde import _checks
 from retrograde._types import Input, Projected, State
-from retrograde.cells.base import AbstractLayer, CellStep, affine, plus_product, standard_shapes
+from retrograde.cells.base import AbstractLayer, CellStep, plus_product
 from retrograde.cells.edges import Diagonal
 from retrograde.cells.gates import ACTIVATIONS, Gate
 from retrograde.cells.graph import Graph
@@ -53,19 +52,6 @@ class Elman(AbstractLayer):
     @cached_property
     def gates(self) -> tuple[Gate, ...]:
         return (Gate("hidden", ACTIVATIONS[self.activation], "candidate"),)
-
-    def shapes(self, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
-        return standard_shapes(1, inputs, hidden)
-
-    @property
-    def slots(self) -> Mapping[str, slice]:
-        return {"h": slice(0, self.hidden_size)}
-
-    def gates_of(self, parameter: str) -> tuple[str, ...]:
-        return ()
-
-    def project(self, x: Input) -> Projected:
-        return affine(x, self.weight_ih, self.both_biases)
 
     def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
         h = ACTIVATIONS[self.activation].function(plus_product(projected, state, self.weight_hh))

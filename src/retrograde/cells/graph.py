@@ -20,6 +20,9 @@ from torch import Tensor
 from retrograde.cells.edges import Diagonal, Edge, Opaque, ends
 from retrograde.clipping.inside import AbstractInside
 
+PRE_ACTIVATION = "a."
+"""What the node of a gate's pre-activation begins with; the name of the gate follows."""
+
 
 @dataclass(frozen=True, eq=False)
 class Graph:
@@ -131,6 +134,26 @@ class Graph:
             elif edge.source in self.before and isinstance(edge, Diagonal):
                 crossing[edge.route] &= edge.target in through and edge.target not in past
         return tuple(route for route, crosses in crossing.items() if crosses)
+
+    def gates_of(self, parameter: str) -> tuple[str, ...]:
+        """The gates to whose pre-activations the rows of a parameter lead, in order of the rows.
+
+        None if some rows lead past all gates, as those of a projection of the output do.
+        """
+        uses = [
+            (edge.use.rows.start, edge.target)
+            for edge in self.edges
+            if not isinstance(edge, Opaque) and edge.use and edge.use.parameter == parameter
+        ]
+        found = [self._first_gates(target) for _, target in sorted(uses)]
+        return tuple(gate for gates in found for gate in gates) if all(found) else ()
+
+    def _first_gates(self, node: str) -> tuple[str, ...]:
+        """The gates whose pre-activations are the first on the ways on from a node."""
+        if node.startswith(PRE_ACTIVATION):
+            return (node.removeprefix(PRE_ACTIVATION),)
+        on = (target for edge in self.leaving.get(node, ()) for target in ends(edge)[1])
+        return tuple(dict.fromkeys(gate for target in on for gate in self._first_gates(target)))
 
     def depths(self, nodes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
         """Nodes in the order in which a pull-back finds their adjoints, in groups.

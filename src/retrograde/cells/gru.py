@@ -5,14 +5,13 @@ Statistical Machine Translation", EMNLP (2014), applies r to h, before the produ
 applies it to R_n h + b_hn, after. The update gate z keeps the state in both, as in the paper.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
 
 from retrograde._types import Input, Projected, State
-from retrograde.cells.base import AbstractLayer, CellStep, affine, standard_shapes
+from retrograde.cells.base import AbstractLayer, CellStep, affine
 from retrograde.cells.edges import Diagonal, biases, weights
 from retrograde.cells.gates import GRU_GATES, SIGMOID, TANH, Gate
 from retrograde.cells.graph import Graph
@@ -21,21 +20,11 @@ RECURRENT_ROUTES = tuple(f"recurrent.{gate.name}" for gate in GRU_GATES)
 
 
 class AbstractGRU(AbstractLayer):
-    """What both forms have in common: gates r, z, n, state s = h, four routes."""
+    """What both forms have in common: gates r, z, n; b_hh belongs to what r acts on."""
 
     @property
     def gates(self) -> tuple[Gate, ...]:
         return GRU_GATES
-
-    def shapes(self, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
-        return standard_shapes(3, inputs, hidden)
-
-    @property
-    def slots(self) -> Mapping[str, slice]:
-        return {"h": slice(0, self.hidden_size)}
-
-    def gates_of(self, parameter: str) -> tuple[str, ...]:
-        return tuple(gate.name for gate in GRU_GATES)
 
     def project(self, x: Input) -> Projected:
         return affine(x, self.weight_ih, self.bias_ih)
@@ -69,9 +58,6 @@ class GRU(AbstractGRU):
     weight_hh: Float[Tensor, "..."]
     bias_ih: Float[Tensor, "..."] | None = None
     bias_hh: Float[Tensor, "..."] | None = None
-
-    def __post_init__(self) -> None:
-        self.check()
 
     def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
         x_r, x_z, x_n = projected.chunk(3, -1)
@@ -128,9 +114,6 @@ class GRU2014(AbstractGRU):
     weight_hh: Float[Tensor, "..."]
     bias_ih: Float[Tensor, "..."] | None = None
     bias_hh: Float[Tensor, "..."] | None = None
-
-    def __post_init__(self) -> None:
-        self.check()
 
     def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
         R_r, R_z, R_n = self.weight_hh.chunk(3)

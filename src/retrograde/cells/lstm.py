@@ -98,13 +98,6 @@ class LSTM(AbstractLayer):
         size = self.hidden_size
         return {name: slice(n * size, (n + 1) * size) for n, name in enumerate(names)}
 
-    def gates_of(self, parameter: str) -> tuple[str, ...]:
-        others = {"weight_ch": self.kind.peephole_gates, "weight_gg": SIGMOID_GATES}
-        return others.get(parameter, self.kind.gates)
-
-    def project(self, x: Input) -> Projected:
-        return affine(x, self.weight_ih, self.both_biases)
-
     def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
         kind = self.kind
         h, c_previous, *before = state.chunk(len(self.slots), -1)

@@ -19,7 +19,6 @@ from retrograde.cells.precision import no_autocast
 FEW_ROWS = 16
 """Above this many rows forming the Jacobian of each sample is cheaper."""
 
-
 TOGETHER = 2**20
 """Jacobians of all steps are formed together up to this many numbers, else step by step."""
 
@@ -38,13 +37,10 @@ class Frame:
 
 Register = int
 
-
 Registers = list[Any]
 """Tensors; None where nothing has been computed yet."""
 
-
 Operation = Callable[[Registers, Frame], None]
-
 
 Product = Callable[[Registers, Frame, Tensor | None, bool], Tensor]
 

@@ -83,12 +83,6 @@ class ProjectedLSTM(AbstractLayer):
         outputs, hidden = self.weight_hr.shape
         return {"h": slice(0, outputs), "c": slice(outputs, outputs + hidden)}
 
-    def gates_of(self, parameter: str) -> tuple[str, ...]:
-        return () if parameter == "weight_hr" else tuple(gate.name for gate in LSTM_GATES)
-
-    def project(self, x: Input) -> Projected:
-        return affine(x, self.weight_ih, self.both_biases)
-
     def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
         h, c_previous = state[..., self.slots["h"]], state[..., self.slots["c"]]
         i, f, g, o = plus_product(projected, h, self.weight_hh).chunk(4, -1)

@@ -165,10 +165,10 @@ def diagnose(
     remedies: Annotated[
         Remedies,
         typer.Option(
-            help="Try remedies on copies of the model, by one backward pass (evidence) or by "
-            "training them beside the original (a verdict)."
+            help="Try remedies on copies of the model, by training them beside the original (a "
+            "verdict) or by one backward pass (evidence, in seconds)."
         ),
-    ] = Remedies.PASS,
+    ] = Remedies.TRAIN,
     no_remedies: Annotated[
         bool, typer.Option("--no-remedies", help="The same as --remedies none.")
     ] = False,
@@ -176,7 +176,7 @@ def diagnose(
         float, typer.Option(min=0, metavar="SECONDS", help="For all trainings together.")
     ] = 60.0,
     try_training: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Train remedies, for N steps each.")
+        int, typer.Option(min=0, metavar="N", help="Steps of each training; as many as fit if 0.")
     ] = 0,
     spectrum: Annotated[
         bool,

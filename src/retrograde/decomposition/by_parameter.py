@@ -8,7 +8,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from retrograde.cells.base import AbstractCell
-from retrograde.decomposition.parts import Parts, joined
+from retrograde.decomposition.parts import Parts
+from retrograde.decomposition.rows import joined
 from retrograde.engine.scaling import Scaled, as_vectors
 
 

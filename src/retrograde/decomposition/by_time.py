@@ -18,7 +18,8 @@ from torch import Tensor
 
 from retrograde.cells.forward_mode import jvp_of_parameters
 from retrograde.cells.reverse_mode import FormedGradients, Uses
-from retrograde.decomposition.parts import Parts, summed
+from retrograde.decomposition.parts import Parts
+from retrograde.decomposition.rows import summed
 from retrograde.engine.adjoint import AdjointSpan, backpropagate
 from retrograde.engine.entries import Entries
 from retrograde.engine.gradients import ParameterSums

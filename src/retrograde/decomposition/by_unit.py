@@ -18,9 +18,11 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from retrograde.cells.base import AbstractCell
+from retrograde.decomposition.axes import Axis
 from retrograde.decomposition.bins import LagBins
 from retrograde.decomposition.labels import AbstractLabels
-from retrograde.decomposition.parts import Axis, Parts, shares
+from retrograde.decomposition.parts import Parts
+from retrograde.decomposition.rows import shares
 from retrograde.engine.adjoint import AdjointSpan, fold
 from retrograde.engine.entries import Entries
 from retrograde.engine.gradients import AdjointSums

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from retrograde import charts
 from retrograde.clipping import AbstractPolicy, clip
 from retrograde.decomposition.bins import Bins
-from retrograde.decomposition.parts import Parts, joined, together
+from retrograde.decomposition.parts import Parts, together
+from retrograde.decomposition.rows import joined
 from retrograde.engine import Scaled
 
 

@@ -25,10 +25,11 @@ from retrograde.decomposition.clipped import AbstractGradient, ClippedFlow, fact
 from retrograde.decomposition.labels import AbstractLabels
 from retrograde.decomposition.lags import REACH
 from retrograde.decomposition.non_finite import NonFinite, first_overflow
-from retrograde.decomposition.parts import Parts, log2_of_sum, together
+from retrograde.decomposition.parts import Parts, together
 from retrograde.decomposition.replay import replay
 from retrograde.decomposition.residual import Allowance, Residual, residual
 from retrograde.decomposition.rounding import moved_by_rounding, whole_gradient
+from retrograde.decomposition.rows import log2_of_sum
 from retrograde.engine import Entries, Scaled, Unrolled, fold, with_factors
 from retrograde.errors import ArgumentError, VoidDecompositionWarning
 from retrograde.recording import Recorded, Recording

@@ -5,114 +5,30 @@ unit and lag, by parameter and gate. What can be asked of parts does not depend 
 stands here once; a decomposition is a file beside this one that says which rows belong to a label.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from itertools import product
-from numbers import Integral
 from typing import Any
 
-import numpy
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from retrograde import _checks, charts
 from retrograde._optional import optional
-from retrograde.decomposition.lags import POOLED, mean_by_lag, reach_of
-from retrograde.engine.scaling import (
-    NO_EXPONENT,
-    Scaled,
-    aligned,
-    as_vectors,
-    times_power_of_two,
+from retrograde.decomposition.axes import (
+    Axis,
+    borders,
+    ends,
+    merged,
+    places_of,
+    size_of,
+    table_columns,
 )
+from retrograde.decomposition.formed import Formed, Former, Measured
+from retrograde.decomposition.lags import POOLED, mean_by_lag, reach_of
+from retrograde.decomposition.rows import joined, log2_of_sum
+from retrograde.engine.scaling import Scaled
 from retrograde.errors import ArgumentError
-
-Label = int | str | range | None
-"""A step, a name, a range of lags or of steps; None for a parameter without gates."""
-
-Axis = Mapping[str, tuple[Label, ...]]
-"""What an axis runs over, and the label of each place on it. Where a place has two labels, the
-parameter and the gate of a block for one, the axis has both."""
-
-Former = Callable[[Int[Tensor, "N"], int], Mapping[str, Scaled]]
-"""Forms sums of parts, parameter by parameter: the number of the sum that each part belongs to (-1:
-to none) and how many sums there are; as many rows."""
-
-
-@dataclass(frozen=True, eq=False)
-class Formed:
-    """Parts that were formed: all their numbers are there.
-
-    Attributes:
-        values: a row for each part.
-        whole: the gradient that they are parts of, as one row; their sum if None.
-    """
-
-    values: Scaled
-    whole: Scaled | None = None
-
-    @cached_property
-    def log2(self) -> Float[Tensor, "N"]:
-        """log2 of the Frobenius norm of each part."""
-        return self.values.log2_norms()
-
-    @cached_property
-    def share(self) -> Float[Tensor, "N"]:
-        """Signed share of each part in the whole gradient."""
-        return shares(self.values, self.whole)
-
-    def rows(self) -> Scaled:
-        """The parts themselves."""
-        return self.values
-
-    def grouped(self, groups: Int[Tensor, "N"], count: int) -> "Formed":
-        """Sums of the parts that share a number, without those whose number is -1."""
-        whole = self.values.total() if self.whole is None else self.whole
-        return Formed(summed(self.values, groups, count), whole)
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """Parts of which size and share were found without forming them, or were all that was kept.
-
-    Attributes:
-        log2, share: of each part.
-        whole: the gradient that they are parts of, as one row.
-        names: the parameters whose gradients make up that row.
-        former: forms sums of them after all; None where that is not possible.
-    """
-
-    log2: Float[Tensor, "N"]
-    share: Float[Tensor, "N"]
-    whole: Scaled | None = None
-    names: tuple[str, ...] = ()
-    former: Former | None = None
-
-    def rows(self) -> Scaled:
-        """The parts themselves, which are formed here."""
-        return self._form(torch.arange(len(self.log2)), len(self.log2))
-
-    def grouped(self, groups: Int[Tensor, "N"], count: int) -> "Formed | Measured":
-        """Sums of the parts that share a number, without those whose number is -1."""
-        kept = torch.nonzero(groups >= 0).squeeze(1)
-        if len(kept) > count:
-            return Formed(self._form(groups, count), self.whole)
-        kept = kept[torch.argsort(groups[kept])]
-        former = self.former and partial(_of_some, self.former, kept, len(groups))
-        at = kept.to(self.log2.device)
-        return Measured(self.log2[at], self.share[at], self.whole, self.names, former)
-
-    def _form(self, groups: Int[Tensor, "N"], count: int) -> Scaled:
-        if self.former is None:
-            raise ArgumentError(
-                "only the sizes and shares of these parts are known, as in a report or a map that "
-                "was pooled; ask the flow, as in retrograde.decompose(recording).by_lag()"
-            )
-        rows = self.former(groups, count)
-        parts = [rows[name] for name in self.names]
-        return parts[0] if len(parts) == 1 else joined(parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +104,7 @@ class Parts:
     @property
     def shape(self) -> tuple[int, ...]:
         """How many places each axis has."""
-        return tuple(map(_size, self.axes))
+        return tuple(map(size_of, self.axes))
 
     @property
     def log2(self) -> Float[Tensor, "*A"]:
@@ -241,7 +157,7 @@ class Parts:
         axes, numbers = [], []
         for axis in self.axes:
             left = {name: labels for name, labels in axis.items() if name not in gone}
-            keys = list(zip(*left.values(), strict=True)) if left else [()] * _size(axis)
+            keys = list(zip(*left.values(), strict=True)) if left else [()] * size_of(axis)
             unique = {key: number for number, key in enumerate(dict.fromkeys(keys))}
             numbers.append((torch.tensor([unique[key] for key in keys]), len(unique)))
             columns = zip(*unique, strict=True) if unique else [()] * len(left)
@@ -265,7 +181,7 @@ class Parts:
         for name, wanted in labels.items():
             place = self._place(name)
             column = self.axes[place][name]
-            found = set(_found(name, column, wanted))
+            found = set(places_of(name, column, wanted))
             kept[place] = [at for at in kept[place] if at in found]
             if not isinstance(wanted, tuple | list | range):
                 gone.add(name)
@@ -273,7 +189,7 @@ class Parts:
             raise ArgumentError(f"no part has all of these labels: {_checks.shown(labels)}")
         axes, numbers = [], []
         for axis, places in zip(self.axes, kept, strict=True):
-            number = torch.full((_size(axis),), -1)
+            number = torch.full((size_of(axis),), -1)
             number[places] = torch.arange(len(places))
             left = [name for name in axis if name not in gone]
             axes.append({name: tuple(axis[name][at] for at in places) for name in left})
@@ -299,7 +215,7 @@ class Parts:
             ['first_lag', 'last_lag', 'log2', 'norm', 'share']
         """
         pandas = _pandas()
-        columns: dict[str, list[Any]] = dict(_columns(self.axes))
+        columns: dict[str, list[Any]] = dict(table_columns(self.axes))
         for name in ("log2", "norm", "share"):
             columns[name] = getattr(self, name).flatten().tolist()
         if self._by_time:
@@ -319,8 +235,8 @@ class Parts:
         if self._by_time:
             shown = self.pooled()
             return charts.loss_step_by_use_step(
-                _borders(shown.axes[0]["loss_step"]),
-                _borders(shown.axes[1]["use_step"]),
+                borders(shown.axes[0]["loss_step"]),
+                borders(shown.axes[1]["use_step"]),
                 [_without_end(row) for row in shown.log2.tolist()],
                 self.parameter,
             )
@@ -347,7 +263,7 @@ class Parts:
             ((name, labels),) = axis.items()
             width = max(1, -(-size // most))
             groups = [labels[at : at + width] for at in range(0, size, width)]
-            sides.append({name: tuple(map(_together, groups))})
+            sides.append({name: tuple(map(merged, groups))})
             widths.append(width)
         log2, share = self.log2.cpu(), self.share.cpu()
         for at, width in enumerate(widths):
@@ -373,16 +289,16 @@ class Parts:
         """The lags of each part, as ranges; by time the lag of each pair, -1 where k > t."""
         if not self._by_time:
             return self._labels("lag")
-        ends = [_ends(label) for label in self._labels("loss_step")]
-        first, last = torch.tensor(ends, dtype=torch.int64).reshape(-1, 2, 1).unbind(1)
-        k = torch.tensor([_ends(label)[0] for label in self._labels("use_step")])
+        steps = [ends(label) for label in self._labels("loss_step")]
+        first, last = torch.tensor(steps, dtype=torch.int64).reshape(-1, 2, 1).unbind(1)
+        k = torch.tensor([ends(label)[0] for label in self._labels("use_step")])
         lags = torch.where(last >= k, (torch.maximum(first, k) + last) // 2 - k, -1)
         return lags.to(self.held.log2.device)
 
     @property
     def entries(self) -> Int[Tensor, "E"]:
         """By time: the loss step t of each row, the last one where several share it."""
-        last = [_ends(label)[1] for label in self._labels("loss_step")]
+        last = [ends(label)[1] for label in self._labels("loss_step")]
         return torch.tensor(last, dtype=torch.int64, device=self.held.log2.device)
 
     @property
@@ -459,7 +375,7 @@ class Parts:
         return hash((self.parameter, self.shape))
 
     def __repr__(self) -> str:
-        axes = (f"{' and '.join(axis)} [{_size(axis)}]" for axis in self.axes)
+        axes = (f"{' and '.join(axis)} [{size_of(axis)}]" for axis in self.axes)
         return f"Parts({self.parameter or 'all parameters'} by {' and '.join(axes) or 'nothing'})"
 
 
@@ -482,115 +398,11 @@ def together(parts: Sequence[Parts]) -> Parts:
     return Parts(axes, None, Measured(log2, share, joined(wholes), names, measured[0].former))
 
 
-def shares(parts: Scaled, whole: Scaled | None = None) -> Float[Tensor, "N"]:
-    """Signed share <part, G> / <G, G> of each row in G, the sum of all unless given; NaN if 0."""
-    whole = (parts.total() if whole is None else whole).normalised()[0]
-    direction = whole.values.flatten().double()
-    inner = as_vectors(parts.values).double() @ direction / direction.square().sum()
-    return inner * torch.exp2((parts.exponent - whole.exponent).double())
-
-
-def joined(parts: Sequence[Scaled]) -> Scaled:
-    """The parts of several parameters side by side, each row one vector."""
-    sums = aligned(parts)
-    return Scaled(torch.cat([as_vectors(one.values) for one in sums], 1), sums[0].exponent)
-
-
-def summed(rows: Scaled, groups: Int[Tensor, "N"], count: int) -> Scaled:
-    """Sums of the rows that share a number, on the largest exponent among them."""
-    kept = torch.nonzero(groups >= 0).squeeze(1)
-    groups, kept = groups[kept].to(rows.exponent.device), kept.to(rows.exponent.device)
-    some = Scaled(rows.values[kept], rows.exponent[kept])
-    scale = some.log2_scale()
-    top = scale.new_full((count,), NO_EXPONENT).scatter_reduce_(0, groups, scale, "amax")
-    top = torch.where(top == NO_EXPONENT, 0, top)
-    values = times_power_of_two(some.values, (some.exponent - top[groups]).clamp(max=0))
-    totals = values.new_zeros(count, *values.shape[1:])
-    return Scaled(totals.index_add_(0, groups, values), top)
-
-
-def log2_of_sum(log2: Float[Tensor, "K *R"]) -> Float[Tensor, "*R"]:
-    """log2 of the sum of 2^log2 over the leading axis."""
-    ln2 = torch.log(log2.new_tensor(2.0))
-    return torch.logsumexp(log2 * ln2, 0) / ln2
-
-
-def _of_some(
-    former: Former, kept: Int[Tensor, "K"], places: int, groups: Int[Tensor, "K"], count: int
-) -> Mapping[str, Scaled]:
-    """Sums of some of the parts."""
-    every = torch.full((places,), -1)
-    every[kept] = groups
-    return former(every, count)
-
-
-def _size(axis: Axis) -> int:
-    return len(next(iter(axis.values())))
-
-
-def _ends(label: Any) -> tuple[int, int]:
-    """The first and the last step of a label."""
-    return (label.start, label.stop - 1) if isinstance(label, range) else (label, label)
-
-
-def _together(labels: Sequence[Any]) -> Label:
-    """One label for neighbouring steps."""
-    first, last = _ends(labels[0])[0], _ends(labels[-1])[1]
-    return labels[0] if len(labels) == 1 else range(first, last + 1)
-
-
-def _borders(labels: Sequence[Any]) -> tuple[int, ...]:
-    """Where each of some labels begins, and where the last one ends."""
-    return (*(_ends(label)[0] for label in labels), *(_ends(label)[1] + 1 for label in labels[-1:]))
-
-
 def _without_end(row: list[float]) -> list[float]:
     """A row of log2 norms as far as there is anything."""
     while row and row[-1] == -torch.inf:
         row.pop()
     return row
-
-
-def _found(name: str, column: Sequence[Label], wanted: Any) -> Iterator[int]:
-    """The places in a column that a label, or one of several, means."""
-    several = isinstance(wanted, tuple | list)
-    for one in wanted if several else (wanted,):
-        places = [at for at, label in enumerate(column) if _means(name, label, one)]
-        if not places:
-            there = ", ".join(map(str, column[:20])) + (", ..." if len(column) > 20 else "")
-            raise ArgumentError(f"no part has {name} {_checks.shown(one)}; there are: {there}")
-        yield from places
-
-
-def _means(name: str, label: Label, wanted: Any) -> bool:
-    if isinstance(wanted, Integral | Tensor | numpy.ndarray):
-        wanted = _checks.whole(name, wanted, least=None)
-    if isinstance(wanted, range):
-        if not isinstance(label, range):
-            return isinstance(label, int) and label in wanted
-        inside = [number in wanted for number in (label[0], label[-1])]
-        if label != wanted and any(inside) and not all(inside):
-            raise ArgumentError(
-                f"{name} {_checks.shown(wanted)} begins or ends inside of {label}, which is one "
-                "part; choose bins= that begin there"
-            )
-        return all(inside)
-    if isinstance(label, range) and isinstance(wanted, int):
-        return wanted in label
-    return type(label) is type(wanted) and label == wanted
-
-
-def _columns(axes: Sequence[Axis]) -> Iterator[tuple[str, list[Label]]]:
-    """Name and values of each column of a table of all places; two columns for ranges."""
-    places = list(product(*(range(_size(axis)) for axis in axes)))
-    for number, axis in enumerate(axes):
-        for name, labels in axis.items():
-            column = [labels[place[number]] for place in places]
-            if any(isinstance(label, range) for label in labels):
-                yield f"first_{name}", [_ends(label)[0] for label in column]
-                yield f"last_{name}", [_ends(label)[1] for label in column]
-            else:
-                yield name, column
 
 
 def _pandas() -> Any:

@@ -14,8 +14,8 @@ from torch import Tensor
 from retrograde.cells.reverse_mode import CellAdjoint
 from retrograde.decomposition.adjoints import AdjointNorms, Adjoints
 from retrograde.decomposition.lags import mean_by_lag, reach_of
-from retrograde.decomposition.parts import joined, shares
 from retrograde.decomposition.replay import replay
+from retrograde.decomposition.rows import joined, shares
 from retrograde.engine import AdjointSpan, Entries, ParameterSums, Scaled, Unrolled, fold
 from retrograde.engine.scaling import NO_EXPONENT, power_of_two
 from retrograde.recording import Recorded

@@ -1,4 +1,4 @@
-"""What is wrong, how we know, and what helped: rules over a decomposed pass, remedies tried.
+"""What is wrong, how we know, and what helps: rules over a decomposed pass, remedies tried.
 
 A pass is run (run.py) and each of its layers becomes a subject (subject.py: the decomposition, the
 gates in activity.py, the lag that matters in need.py). Rules (rules/) measure one number each and

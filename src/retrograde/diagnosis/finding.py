@@ -152,10 +152,10 @@ class Trial:
         title: what was done, in a line.
         code: the lines that do it to the user's model.
         before, after: the number of the finding's first evidence; None if it could not be measured.
-        helped: whether the number moved to the healthy side, or at least a good way towards it, and
+        closer: whether the number moved to the healthy side, or at least a good way towards it, and
             nothing worse came in: no error, no explosion, no void residual. It is the evidence of
             one pass, and no verdict.
-        cured: whether the finding is gone.
+        healthy: whether the number is on the healthy side, and no rule finds anything new.
         residual: of the decomposition after.
         loss_before, loss_after: the loss of that very batch; a remedy that draws fresh weights
             throws away what was learned.
@@ -170,9 +170,10 @@ class Trial:
         ...     torch.ones(40, 1, 2),
         ...     lambda model, x: model(x)[0][-1].sum(),
         ...     needs_lag=39,
+        ...     remedies="pass",
         ... )
         >>> trials = {trial.remedy: trial for trial in report.findings[0].trials}
-        >>> trials["forget-bias"].helped, trials["forget-bias"].code
+        >>> trials["forget-bias"].closer, trials["forget-bias"].code
         (True, 'retrograde.nn.initialise(model, "forget-bias", value=2.08)')
     """
 
@@ -181,8 +182,8 @@ class Trial:
     code: str
     before: float | None = None
     after: float | None = None
-    helped: bool = False
-    cured: bool = False
+    closer: bool = False
+    healthy: bool = False
     residual: float | None = None
     loss_before: float | None = None
     loss_after: float | None = None
@@ -192,9 +193,9 @@ class Trial:
 
     @property
     def recommended(self) -> bool:
-        """Whether it trained better; if it was not trained, whether it helped in one pass."""
+        """Whether it trained better; if it was not trained, whether one pass speaks for it."""
         if self.verdict == "not trained":
-            return self.helped
+            return self.closer
         return self.verdict == "trained better"
 
 

@@ -255,7 +255,7 @@ def plan(
     """The (layer, remedy) pairs worth training.
 
     The best of each finding in one pass, those of which training tells more than a pass does, and
-    then others that helped.
+    then others that moved the number towards its threshold.
     """
     best: list[tuple[str, str]] = []
     others: list[tuple[str, str]] = []
@@ -263,9 +263,9 @@ def plan(
     for finding in findings:
         if finding.layer is None:
             continue
-        helped = [(finding.layer, trial.remedy) for trial in finding.trials if trial.helped]
-        best += helped[:1]
-        others += helped[1:]
+        closer = [(finding.layer, trial.remedy) for trial in finding.trials if trial.closer]
+        best += closer[:1]
+        others += closer[1:]
         tried = [(finding.layer, trial.remedy) for trial in finding.trials]
         by_training += [pair for pair in tried if outcomes[pair].applied.by_training]
     return list(dict.fromkeys(best + by_training + others))[:most]
@@ -539,7 +539,7 @@ def _judged(
     if pair in problems:
         return replace(trial, note="; ".join(filter(None, (trial.note, problems[pair]))))
     if pair not in results:
-        if not (trial.helped and results):
+        if not (trial.closer and results):
             return trial
         only = f"not trained, as at most {MOST} remedies are"
         return replace(trial, note="; ".join(filter(None, (trial.note, only))))
@@ -561,12 +561,12 @@ def _judged(
 
 
 def _sorted(trials: Any) -> tuple[Trial, ...]:
-    """What trained better first, then what helped in one pass, and what training refuted last."""
+    """What trained better first, then what one pass speaks for, and what training refuted last."""
     refuted = ("no difference", "trained worse", "diverged")
 
     def place(trial: Trial) -> int:
         if trial.verdict == "not trained":
-            return 1 if trial.helped else 2
+            return 1 if trial.closer else 2
         return 0 if trial.verdict == "trained better" else 3 + refuted.index(trial.verdict)
 
     return tuple(sorted(trials, key=place))

@@ -21,7 +21,7 @@ MOST = 24
 """So many passes are run for remedies; the findings of further layers are left untried."""
 
 GOOD_WAY = 0.25
-"""A remedy helped if it covered this part of the way to the threshold, or crossed it."""
+"""A number is closer if it covered this part of the way to the threshold, or crossed it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,8 +162,8 @@ def judge(
     return replace(
         trial,
         after=after,
-        helped=(gone or way >= GOOD_WAY) and not worse,
-        cured=gone and not brought and not worse,
+        closer=(gone or way >= GOOD_WAY) and not worse,
+        healthy=gone and not brought and not worse,
         residual=None if residual is None else float(residual),
         loss_before=context.before.loss,
         loss_after=outcome.loss,
@@ -182,7 +182,7 @@ def progress(before: Evidence, after: float) -> float:
 
 
 def ordered(finding: Finding, trials: Sequence[Trial]) -> tuple[Trial, ...]:
-    """Trials by their measured effect, cures first; among equals as the rule lists them.
+    """Trials by their measured effect, the healthy first; among equals as the rule lists them.
 
     An effect counts up to the threshold: of two remedies that reach it, the one that goes far
     beyond is not the better one.
@@ -190,7 +190,7 @@ def ordered(finding: Finding, trials: Sequence[Trial]) -> tuple[Trial, ...]:
 
     def effect(trial: Trial) -> tuple[bool, bool, float]:
         after = math.nan if trial.after is None else trial.after
-        return trial.cured, trial.helped, min(1.0, progress(finding.evidence[0], after))
+        return trial.healthy, trial.closer, min(1.0, progress(finding.evidence[0], after))
 
     return tuple(sorted(trials, key=effect, reverse=True))
 

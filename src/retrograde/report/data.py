@@ -105,7 +105,7 @@ class ReportData:
 
     @property
     def summary(self) -> str:
-        """Three sentences: what is wrong, what probably causes it, and what helped."""
+        """Three sentences: what is wrong, what probably causes it, and what helps."""
         if self.ok:
             looked = self._looked()
             if self.settings.rules and not self.looked:
@@ -127,7 +127,7 @@ class ReportData:
         cause = first.causes[0] if first.causes else self._reaches()
         where = f"{first.layer}: " if first.layer and len(self.layers) > 1 else ""
         found = _ended(where + first.message, more)
-        return f"{found} {_ended(cause)} {_ended(_what_helped(first))}"
+        return f"{found} {_ended(cause)} {_ended(_what_helps(first))}"
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Column titles and one row of text for each layer."""
@@ -265,8 +265,8 @@ def number(value: float | None) -> str:
     return str(int(value)) if whole else f"{value:.3g}"
 
 
-def _what_helped(finding: Finding) -> str:
-    """The best remedy with its numbers, or that none helped, or what to do."""
+def _what_helps(finding: Finding) -> str:
+    """The best remedy with its numbers, or that there is none, or what to do."""
     unit = finding.evidence[0].unit if finding.evidence else ""
     trained = [trial for trial in finding.trials if trial.verdict != "not trained"]
     if trained and trained[0].training and trained[0].verdict == "trained better":
@@ -279,15 +279,16 @@ def _what_helped(finding: Finding) -> str:
         were = counted(len(trained), "remedy was", "remedies were")
         return f"{were} trained, and none trained better"
     tried = [trial for trial in finding.trials if trial.after is not None]
-    if tried and tried[0].helped:
+    if tried and tried[0].closer:
         best = tried[0]
         name = finding.evidence[0].name
         return (
-            f"What helped most: {best.title}, {name} {number(best.before)} -> "
+            f"What moves it most in one pass: {best.title}, {name} {number(best.before)} -> "
             f"{number(best.after)} {unit}"
         )
     if tried:
-        return f"{counted(len(tried), 'remedy was', 'remedies were')} tried, and none helped"
+        were = counted(len(tried), "remedy was", "remedies were")
+        return f"{were} tried in one pass, and none moves it"
     return finding.advice[0] if finding.advice else "No remedy was tried"
 
 

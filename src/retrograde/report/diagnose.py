@@ -60,7 +60,7 @@ def diagnose(
     needs_lag: int | None = None,
     layer: str | None = None,
     thresholds: Mapping[str, float] | None = None,
-    remedies: Literal["train", "pass"] | bool | None = True,
+    remedies: Literal["train", "pass"] | bool | None = "train",
     budget: float = 60.0,
     optimizer: Factory | None = None,
     batches: Any = None,
@@ -77,7 +77,7 @@ def diagnose(
     needs_lag: int | None = None,
     layer: str | None = None,
     thresholds: Mapping[str, float] | None = None,
-    remedies: Literal["train", "pass"] | bool | None = True,
+    remedies: Literal["train", "pass"] | bool | None = "train",
     budget: float = 60.0,
     optimizer: Factory | None = None,
     batches: Any = None,
@@ -86,7 +86,7 @@ def diagnose(
     spectrum: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """What is wrong with the gradients of a model's recurrent layers, how we know, and what helped.
+    """What is wrong with the gradients of a model's recurrent layers, how we know, and what helps.
 
     Args:
         subject: a recording, or one layer of it (also what `record_cell` returns), or a model. A
@@ -100,11 +100,12 @@ def diagnose(
             counts, and without that a tenth of the sequence.
         layer: the one layer to look at, all if None.
         thresholds: other values for rows of `retrograde.diagnosis.limits`, by name.
-        remedies: what is done with remedies, on copies of the model. "pass", or True, runs one
-            backward pass before and after each, which is evidence and no verdict. "train" also
-            trains the best of them beside the original, from the same seeds, with the same batches,
-            and says which trained better, worse or no differently (`Trial.verdict`). None, or
-            False, tries none.
+        remedies: what is done with remedies, on copies of the model. "train", or True, runs one
+            backward pass before and after each, trains the best of them beside the original, from
+            the same seeds and on the same batches, and says which trained better, worse or no
+            differently (`Trial.verdict`). "pass" stops after the passes, which takes seconds and is
+            evidence, no verdict. None, or False, tries none. Where nothing is found, nothing is
+            trained.
         budget: seconds that all trainings together may take, after the passes. Where it is too
             small for one, the evidence of the pass is what is left, and a note says so.
         optimizer: makes the optimiser for a list of parameters, as `lambda p: SGD(p, lr=0.1)`
@@ -113,8 +114,7 @@ def diagnose(
             batches, of which at most 32 are drawn (an iterator has given them up then), or a
             function that maps a seed to a batch, which is called for every step. The first of them
             is the batch if that is None.
-        try_training: steps of each training, in place of as many as the budget allows, 300 at most;
-            if positive, remedies that are tried are also trained.
+        try_training: steps of each training; 0 for as many as the budget allows, 300 at most.
         seed: of what is random in the pass, in fresh weights and in training. Random numbers
             outside are left as they are.
         spectrum: add what the recurrence would do with any gradient, from the first samples, 8 at
@@ -134,9 +134,9 @@ def diagnose(
         >>> _ = torch.manual_seed(0)
         >>> report = retrograde.diagnose(
         ...     torch.nn.LSTM(1, 8), torch.randn(60, 2, 1), lambda m, x: m(x)[0][-1].square().sum(),
-        ...     needs_lag=40,
+        ...     needs_lag=40, remedies="pass",
         ... )
-        >>> report.ok, report.findings[0].rule, report.findings[0].trials[0].helped
+        >>> report.ok, report.findings[0].rule, report.findings[0].trials[0].closer
         (False, 'forget-gate-too-short', True)
 
         Whether the model learns better with it, training tells:
@@ -147,8 +147,7 @@ def diagnose(
         >>> def loss_fn(model, batch):
         ...     return (model(batch[0])[0][-1].sum(1, keepdim=True) - batch[1]).square().mean()
         >>> report = retrograde.diagnose(
-        ...     torch.nn.LSTM(1, 8), few_steps, loss_fn, needs_lag=40, remedies="train",
-        ...     try_training=2,
+        ...     torch.nn.LSTM(1, 8), few_steps, loss_fn, needs_lag=40, try_training=2,
         ... )
         >>> report.findings[0].trials[0].verdict
         'no difference'
@@ -195,7 +194,7 @@ def diagnose(
         if calls_next(subject, first, loss_fn, seed):
             batch, batches = None, [batch]  # the one batch that it is
     training = None
-    if kind == "train" or (kind == "pass" and try_training):
+    if kind == "train":
         given = _batches(batch, batches, seed, MOST_BATCHES, budget / 4)
         training = Plan(given, optimizer, budget, try_training or None)
     else:
@@ -288,7 +287,7 @@ def _remedies(value: object) -> str | None:
     if isinstance(value, str):
         return _checks.one_of("remedies", value, ("train", "pass"))
     try:
-        return "pass" if _checks.flag("remedies", value) else None
+        return "train" if _checks.flag("remedies", value) else None
     except ArgumentError:
         raise ArgumentError(
             f'remedies must be "train", "pass", True, False or None; got {_checks.shown(value)}'

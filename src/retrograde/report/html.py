@@ -12,7 +12,7 @@ from retrograde._optional import optional
 from retrograde.diagnosis import Finding
 from retrograde.report.data import ReportData, number
 from retrograde.report.layer import Layer
-from retrograde.report.text import training_in_words
+from retrograde.report.text import moved_in_words, training_in_words
 
 MOST_BYTES = 1_950_000
 """Charts that would make a page larger than this are left out, and the page says which."""
@@ -60,6 +60,13 @@ KINDS = {
 }
 """In the order in which a layer shows them."""
 
+FILTERS: dict[str, Callable[..., object]] = {
+    "number": number,
+    "training_in_words": training_in_words,
+    "moved_in_words": moved_in_words,
+}
+"""What templates put into words by functions of the report as text."""
+
 LIGHT_FIRST = (
     "lags",
     "shares",
@@ -105,9 +112,7 @@ def _gate(finding: Finding) -> str:
 def render(report: ReportData) -> str:
     """The page as text."""
     markup = _drawing().Markup
-    page = environment(number=number, training_in_words=training_in_words).get_template(
-        "page.html.jinja"
-    )
+    page = environment(**FILTERS).get_template("page.html.jinja")
     javascript = _javascript()
 
     def written(gallery: _Gallery) -> str:
@@ -131,9 +136,7 @@ def render(report: ReportData) -> str:
 
 def excerpt(report: ReportData) -> str:
     """What a notebook shows: no script, no style that reaches beyond it, no charts."""
-    page = environment(number=number, training_in_words=training_in_words).get_template(
-        "excerpt.html.jinja"
-    )
+    page = environment(**FILTERS).get_template("excerpt.html.jinja")
     text = page.render(report=report, most_findings=MOST_FINDINGS, **_table(report))
     return _files.encodable(text)
 

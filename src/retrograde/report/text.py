@@ -75,17 +75,22 @@ def trial_in_words(trial: Trial, evidence: Evidence | None) -> str:
         return f"could not be tried: {title}" + (f": {trial.note}" if trial.note else "")
     name, unit = (evidence.name, evidence.unit) if evidence else ("", "")
     moved = f"{name} {number(trial.before)} -> {number(trial.after)} {unit}".strip()
-    judged: str = "helped" if trial.helped else "did not help"
-    if trial.verdict != "not trained":
-        judged, moved = trial.verdict, f"in one pass {moved}"
-    parts = [f"{judged}: {title}", moved]
-    if trial.helped and evidence is not None and not evidence.is_healthy(trial.after):
-        parts.append("not yet enough")
+    judged = "in one pass" if trial.verdict == "not trained" else trial.verdict
+    parts = [f"{judged}: {title}"]
+    parts.append(moved if trial.verdict == "not trained" else f"in one pass {moved}")
+    parts.append(moved_in_words(trial, evidence))
     if trial.residual is not None:
         parts.append(f"residual {trial.residual:.0e}".replace("e-0", "e-"))
     if trial.loss_before is not None and trial.loss_after is not None:
         parts.append(f"loss {number(trial.loss_before)} -> {number(trial.loss_after)}")
     return ", ".join(parts) + (f"; {trial.note}" if trial.note else "")
+
+
+def moved_in_words(trial: Trial, evidence: Evidence | None) -> str:
+    """Where a number stands after a remedy: the evidence of one pass, and no verdict."""
+    if trial.healthy or (evidence is not None and evidence.is_healthy(trial.after)):
+        return "on the healthy side"
+    return f"{'' if trial.closer else 'no '}nearer to the healthy side"
 
 
 def training_in_words(trial: Trial) -> str:

@@ -1,0 +1,44 @@
+"""Altair charts of plain numbers: results pass their numbers to them, and are not known here."""
+
+from retrograde.charts.drawing import ACCENT, COUNTER, GREY, INK, RAMP, SERIES, SHAPES
+from retrograde.charts.gates import gates_over_time, saturation_over_time
+from retrograde.charts.lags import adjoint_curve, lag_curve, memory
+from retrograde.charts.parts import (
+    blocks,
+    loss_step_by_use_step,
+    shares,
+    shares_by_lag,
+    ways_by_lag,
+)
+from retrograde.charts.remedies import before_after, clipping, training_curves
+from retrograde.charts.spectra import directions, exponents, singular_values
+from retrograde.charts.words import half_life_in_words, in_words, lag_in_words
+
+__all__ = [
+    "ACCENT",
+    "COUNTER",
+    "GREY",
+    "INK",
+    "RAMP",
+    "SERIES",
+    "SHAPES",
+    "adjoint_curve",
+    "before_after",
+    "blocks",
+    "clipping",
+    "directions",
+    "exponents",
+    "gates_over_time",
+    "half_life_in_words",
+    "in_words",
+    "lag_curve",
+    "lag_in_words",
+    "loss_step_by_use_step",
+    "memory",
+    "saturation_over_time",
+    "shares",
+    "shares_by_lag",
+    "singular_values",
+    "training_curves",
+    "ways_by_lag",
+]

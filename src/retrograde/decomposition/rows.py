@@ -1,0 +1,42 @@
+"""Arithmetic of parts: sums of rows, and the share of each in a whole."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from retrograde.engine.scaling import NO_EXPONENT, Scaled, aligned, as_vectors, times_power_of_two
+
+
+def shares(parts: Scaled, whole: Scaled | None = None) -> Float[Tensor, "N"]:
+    """Signed share <part, G> / <G, G> of each row in G, the sum of all unless given; NaN if 0."""
+    whole = (parts.total() if whole is None else whole).normalised()[0]
+    direction = whole.values.flatten().double()
+    inner = as_vectors(parts.values).double() @ direction / direction.square().sum()
+    return inner * torch.exp2((parts.exponent - whole.exponent).double())
+
+
+def joined(parts: Sequence[Scaled]) -> Scaled:
+    """The parts of several parameters side by side, each row one vector."""
+    sums = aligned(parts)
+    return Scaled(torch.cat([as_vectors(one.values) for one in sums], 1), sums[0].exponent)
+
+
+def summed(rows: Scaled, groups: Int[Tensor, "N"], count: int) -> Scaled:
+    """Sums of the rows that share a number, on the largest exponent among them."""
+    kept = torch.nonzero(groups >= 0).squeeze(1)
+    groups, kept = groups[kept].to(rows.exponent.device), kept.to(rows.exponent.device)
+    some = Scaled(rows.values[kept], rows.exponent[kept])
+    scale = some.log2_scale()
+    top = scale.new_full((count,), NO_EXPONENT).scatter_reduce_(0, groups, scale, "amax")
+    top = torch.where(top == NO_EXPONENT, 0, top)
+    values = times_power_of_two(some.values, (some.exponent - top[groups]).clamp(max=0))
+    totals = values.new_zeros(count, *values.shape[1:])
+    return Scaled(totals.index_add_(0, groups, values), top)
+
+
+def log2_of_sum(log2: Float[Tensor, "K *R"]) -> Float[Tensor, "*R"]:
+    """log2 of the sum of 2^log2 over the leading axis."""
+    ln2 = torch.log(log2.new_tensor(2.0))
+    return torch.logsumexp(log2 * ln2, 0) / ln2
