@@ -360,6 +360,13 @@ def test_a_newer_file_says_which_version_wrote_it(file):
         retrograde.load(file)
 
 
+def test_a_file_with_earlier_names_is_read(file):
+    before = retrograde.load(file)["LSTM"]
+    rewritten(file, lambda d, t: fields(d).update(borders=fields(d).pop("boundaries")))
+    assert_same(before, retrograde.load(file)["LSTM"])
+    assert before.borders is before.boundaries
+
+
 def test_an_older_file_may_lack_fields_that_have_defaults(file):
     before = retrograde.load(file)
     rewritten(

@@ -322,7 +322,7 @@ class _Reader:
             case {"class": str(name), "fields": dict(fields)}:
                 name = RENAMED.get(name, name)
                 _expect(name in WRITTEN, f"there is no class {name!r} to be read")
-                values = {RENAMED.get(k, k): self._value(part) for k, part in fields.items()}
+                values = {str(RENAMED.get(k, k)): self._value(part) for k, part in fields.items()}
                 return WRITTEN[name](**values)
         raise _Damaged(f"no value is written as {_checks.shown(written)}")
 
