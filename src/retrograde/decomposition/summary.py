@@ -114,9 +114,9 @@ class _Sums:
         parts = torch.einsum("mnk,nkbs->mkbs", summed, delta)
         leaving = pulled.along(self._carousel).unflatten(1, (count, -1))  # type: ignore[no-untyped-call]
         leaving = torch.einsum("nk,nkbs->kbs", weight, leaving)
-        for k, border in span.chunk.borders.items():
+        for k, boundary in span.chunk.boundaries.items():
             if first <= k < first + count:
-                leaving[k - first] = border.pull_back(leaving[k - first].unsqueeze(0))[0]
+                leaving[k - first] = boundary.pull_back(leaving[k - first].unsqueeze(0))[0]
         last = self._arriving.values * power_of_two(self._arriving.exponent - top, delta)
         parts = torch.cat((parts, torch.cat((leaving[1:], last)).unsqueeze(0)))
         self._arriving = Scaled(leaving[:1], top)
