@@ -194,7 +194,7 @@ warning  vanishing  LSTM, gate forget, route carousel, steps 3-7
       second line
   what to do:
     - Open the forget gates.
-"""
+"""  # noqa: E501
         in text
     )
 
