@@ -231,7 +231,7 @@ def test_scalars_of_clipping_reach_the_loggers(package, tmp_path):
     assert [int(row["step"]) for row in rows] == [2, 5]
     for row, part in zip(rows, (norms[:3], norms[3:]), strict=True):
         assert float(row["retrograde/clipping/all/norm"]) == pytest.approx(sorted(part)[1])
-        assert float(row["retrograde/clipping/recurrent/bit"]) == 1
+        assert float(row["retrograde/clipping/recurrent/clip_rate"]) == 1
         assert float(row["retrograde/clipping/output/cosine"]) == pytest.approx(1)
         shares = [float(row[f"retrograde/clipping/{g}/share"]) for g in callback.clipper.groups]
         assert len(shares) == 3 and sum(shares) == pytest.approx(1)

@@ -125,7 +125,8 @@ class Clipper:
         >>> clipper = Clipper(lstm, ByGroup({"recurrent": GlobalNorm(1e-3)}))
         >>> lstm(torch.ones(5, 3, 1))[0].sum().backward()
         >>> norm = clipper()
-        >>> clipper.statistics().groups["recurrent"].bit, clipper.statistics().groups["input"].bit
+        >>> groups = clipper.statistics().groups
+        >>> groups["recurrent"].clip_rate, groups["input"].clip_rate
         (1.0, 0.0)
     """
 
@@ -213,10 +214,10 @@ class Clipper:
     def scalars(self, last: int | None = None) -> dict[str, float]:
         """A few of the statistics under stable names, for a logger.
 
-        `retrograde/clipping/<group>/norm` (median, before clipping), `.../bit`, `.../cosine` and
-        `.../share` for every group and for "all", and `retrograde/clipping/skipped`, the count so
-        far. What is not a finite number is left out, and before the first step everything but the
-        count.
+        `retrograde/clipping/<group>/norm` (median, before clipping), `.../clip_rate`, `.../cosine`
+        and `.../share` for every group and for "all", and `retrograde/clipping/skipped`, the count
+        so far. Numbers that are not finite are left out; before the first step only the count is
+        there.
 
         Args:
             last: over how many of the last steps; None for all that are kept.
@@ -229,7 +230,7 @@ class Clipper:
         for name, group in self.statistics(last).groups.items() if clipped else ():
             start = f"retrograde/clipping/{name}"
             found[f"{start}/norm"] = group.norm[50]
-            found[f"{start}/bit"] = group.bit
+            found[f"{start}/clip_rate"] = group.clip_rate
             found[f"{start}/cosine"] = group.cosine
             found[f"{start}/share"] = group.share
         return {name: value for name, value in found.items() if math.isfinite(value)}

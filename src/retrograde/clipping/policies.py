@@ -184,7 +184,7 @@ class AutoClip(AbstractPolicy):
     """Clip by a percentile of all norms that there have been, this step's included.
 
     c_t = percentile_p(|g_1|, ..., |g_t|), and then as `GlobalNorm` with c_t. It keeps the
-    direction. The lower the percentile, the more often it bites: at 10, in most steps of a steady
+    direction. The lower the percentile, the more often it clips: at 10, in most steps of a steady
     run.
 
     Args:
@@ -238,7 +238,7 @@ class ZClip(AbstractPolicy):
 
         c = clip_factor (m + z_threshold sqrt(v) / (z / z_threshold))
 
-    the lower, the larger the spike. Afterwards, with n = c where it bit and n = |g| where not,
+    the lower, the larger the spike. Afterwards, with n = c where it clipped and n = |g| where not,
     m = alpha m + (1 - alpha) n and v = alpha v + (1 - alpha) (n - m)^2. The first `warmup` steps
     are not clipped; their mean and variance are what it starts from. It keeps the direction.
     `chain(ZClip(), GlobalNorm(1.0))` adds the fixed limit that the authors' code has beside it.

@@ -139,9 +139,9 @@ class ClippingCallback(*_callbacks()):  # type: ignore[misc]
     It takes the place of the trainer's `gradient_clip_val`, which has to be None: both would clip.
     With 16-bit precision Lightning unscales the gradients first; take `nonfinite="skip"` there.
     Every `every` steps all loggers get `retrograde/clipping/<group>/norm` (median before clipping),
-    `.../bit`, `.../cosine` and `.../share` for every group and for "all", over the last `every`
-    steps that were not skipped, and `retrograde/clipping/skipped`, the count so far. The state of
-    policy and statistics is part of Lightning's checkpoints. A step without a new gradient, after a
+    `.../clip_rate`, `.../cosine` and `.../share` for every group and for "all", over the last
+    `every` steps that were not skipped, and `retrograde/clipping/skipped`, the count so far. The
+    state of policy and statistics is part of Lightning's checkpoints. A step without a new gradient, after a
     batch that the model gave no loss for, is left alone. Works with `lightning` and with
     `pytorch_lightning`, and with one optimiser.
 
