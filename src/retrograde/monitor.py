@@ -180,7 +180,7 @@ class Monitor:
         if layer not in self.recording:
             there = ", ".join(map(repr, self.recording)) or "nothing"
             raise RecordingError(
-                f"no recording of {layer!r} in this block; there is {there}. "
+                f"no recording of {layer!r} in this block; available: {there}. "
                 + self.problems.get(layer, f"Every {self.every}th block is recorded")
             )
         part = self._part(layer)
@@ -237,8 +237,8 @@ class Monitor:
             reasons = "; ".join(dict.fromkeys(self.problems.values()))
             warnings.warn(
                 f"retrograde.Monitor, block {self.step}: {reasons}. "
-                "Training goes on; what this happens to is counted in 'retrograde/unrecorded', "
-                "and not said again",
+                "Training goes on; further cases are counted in 'retrograde/unrecorded' without a "
+                "warning",
                 stacklevel=4,
             )
 

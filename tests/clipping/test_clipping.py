@@ -913,7 +913,7 @@ def test_scaled_gradients_are_refused_until_they_are_unscaled():
         with pytest.raises(ClippingError, match=r"scaler.step\(optimizer\) has been called"):
             clipper()
         scaler.update()
-    with pytest.raises(ArgumentError, match="scaler and optimizer belong together"):
+    with pytest.raises(ArgumentError, match="scaler and optimizer must be given together"):
         Clipper(model, GlobalNorm(1.0), scaler=scaler)
     off = torch.amp.GradScaler("cpu", enabled=False)
     optimizer.zero_grad()

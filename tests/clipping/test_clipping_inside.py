@@ -532,7 +532,7 @@ class Own(nn.LSTM):
         (nn.LSTM(1, 1), GlobalNorm(1.0), "acts at the end of the backward pass: give it to a Cli"),
         (nn.LSTM(1, 1), 1.0, "a policy inside back-propagation is needed"),
         (nn.Linear(1, 1), StateNorm(1.0), "holds no recurrent layer"),
-        (nn.LSTMCell(1, 1), StateNorm(1.0), "stepped by a loop of the model's own"),
+        (nn.LSTMCell(1, 1), StateNorm(1.0), "stepped in a loop by the model"),
         (Own(1, 1), StateNorm(1.0), "a forward of its own"),
     ],
 )
@@ -553,18 +553,18 @@ def test_thresholds_that_are_none(wrong):
 def test_more_refusals():
     lstm = nn.LSTM(INPUTS, H)
     clip_inside(lstm, HDetach(0.5))
-    with pytest.raises(ArgumentError, match="clipped inside already"):
+    with pytest.raises(ArgumentError, match="already clipped inside"):
         clip_inside(lstm, StateNorm(1.0))
-    with pytest.raises(retrograde.errors.UnsupportedModelError, match="draws at random"):
+    with pytest.raises(retrograde.errors.UnsupportedModelError, match="draws random numbers"):
         with retrograde.record(lstm):
             pass
     with pytest.raises(
         ArgumentError, match="acts inside back-propagation: give it to retrograde.n"
     ):
         Clipper(lstm, StateNorm(1.0))
-    with pytest.raises(ArgumentError, match="act at two places"):
+    with pytest.raises(ArgumentError, match="act in two places"):
         chain(StateNorm(1.0), GlobalNorm(1.0))
-    with pytest.raises(ArgumentError, match="are not known; StateNorm acts on any"):
+    with pytest.raises(ArgumentError, match="are not known; use StateNorm, which acts on any"):
         clipped(LEAKY(), PreActivationValue(1.0))
     rnn = nn.RNN(1, 1)
     with retrograde.record(rnn) as recording:

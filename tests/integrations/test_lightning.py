@@ -272,7 +272,7 @@ def test_batches_without_a_loss_and_with_a_broken_one(tmp_path):
 
 def test_what_clips_twice_or_for_several_optimisers_is_refused(tmp_path):
     pl = import_module("lightning.pytorch")
-    with pytest.raises(ArgumentError, match="the trainer clips, too.*gradient_clip_val=1.0"):
+    with pytest.raises(ArgumentError, match="the trainer clips as well.*gradient_clip_val=1.0"):
         callbacks = [ClippingCallback(GlobalNorm(1.0))]
         fit(pl, tmp_path, module_of(pl), callbacks, gradient_clip_val=1.0)
     module = module_of(pl, manual, manual=True)

@@ -386,7 +386,7 @@ def test_an_older_file_may_lack_fields_that_have_defaults(file):
 def test_foreign_files_are_refused(tmp_path, content):
     path = tmp_path / "other"
     path.write_bytes(content)
-    with pytest.raises(InputError, match="other is no recording, or was cut off"):
+    with pytest.raises(InputError, match="other is not a recording, or is truncated"):
         retrograde.load(path)
 
 

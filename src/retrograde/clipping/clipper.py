@@ -146,8 +146,9 @@ class Clipper:
         keep = _checks.optional_whole("keep", keep)
         if (scaler is None) != (optimizer is None):
             raise ArgumentError(
-                "scaler and optimizer belong together: whether gradients are unscaled is known for "
-                f"an optimiser; got scaler={scaler!r} and optimizer={optimizer!r}"
+                "scaler and optimizer must be given together, since a scaler knows for each "
+                f"optimiser whether its gradients are unscaled; got scaler={scaler!r} and "
+                f"optimizer={optimizer!r}"
             )
         self._parameters = _Parameters(model, groups)
         self.groups: Mapping[str, tuple[str, ...]] = self._parameters.groups
@@ -259,7 +260,7 @@ class Clipper:
             if state.get(part) != own[part]:
                 raise ArgumentError(
                     f"this state belongs to the {part} {state.get(part)}; this clipper has "
-                    f"{own[part]}. Make the clipper as it was made then"
+                    f"{own[part]}. Create the clipper with the same arguments as then"
                 )
         device = self._parameters.parameters[0].device
         self.skipped = int(state["skipped"])
@@ -323,8 +324,8 @@ class _Parameters:
             for i, grad in zip(there, grads, strict=True):
                 if grad.layout != torch.strided:
                     raise ArgumentError(
-                        f"the gradient of {self._names[i]!r} is sparse, and torch has no norm for "
-                        "that; make the layer with sparse=False, or clip a model without it"
+                        f"the gradient of {self._names[i]!r} is sparse, and torch cannot compute "
+                        "its norm; create the layer with sparse=False, or clip a model without it"
                     )
             self._key = key
             self._layout = Layout.of(
@@ -357,8 +358,8 @@ class _Parameters:
         raise NonFiniteError(
             f"the norm of the gradients is {norm}: "
             + (f"it is not finite in {where}" if spoilt else "their squares leave the range")
-            + ". They were left as they are. nonfinite='skip' gives up such a step; "
-            "retrograde.diagnose says where the first such value comes from"
+            + ". They were left unchanged. nonfinite='skip' skips such a step; retrograde.diagnose "
+            "tells where the first such value comes from"
         )
 
 
@@ -407,9 +408,9 @@ class _Seen:
             )
         if at and at[0] != self._weight._version:
             raise ClippingError(
-                "the weights have changed since the backward pass, so the optimiser has made its "
-                "step with unclipped gradients. Call the clipper after loss.backward() and before "
-                "optimizer.step()"
+                "the weights have changed since the backward pass, so the optimiser has already "
+                "stepped with unclipped gradients. Call the clipper after loss.backward() and "
+                "before optimizer.step()"
             )
 
 

@@ -119,15 +119,15 @@ def clip_inside(model: nn.Module, policy: AbstractInside) -> ClippedInside:
         name = path or type(module).__name__
         if isinstance(module, nn.RNNCellBase):
             raise ArgumentError(
-                f"{name!r} is an {type(module).__name__}, stepped by a loop of the model's own; "
+                f"{name!r} is an {type(module).__name__}, stepped in a loop by the model; "
                 f"clip_inside takes whole layers. Use an nn.{type(module).__name__[:-4]} there"
             )
         if not isinstance(module, nn.RNNBase | AbstractRecurrent):
             continue
         if getattr(module, "clipping", None):
             raise ArgumentError(
-                f"{name!r} is clipped inside already; take that policy off first, by "
-                "remove() of what clip_inside returned or by retrograde.nn.unclip(model), or chain "
+                f"{name!r} is already clipped inside; remove that policy first, by remove() of "
+                "what clip_inside returned or by retrograde.nn.unclip(model), or chain "
                 "the policies"
             )
         if isinstance(module, nn.RNNBase) and unwrap(type(module).forward) not in OWN:
@@ -174,8 +174,8 @@ def _take_off(layers: Mapping[str, Layer]) -> None:
     for name, module in layers.items():
         if isinstance(module, _ClippedLayer) and "original" not in vars(type(module)):
             raise ArgumentError(
-                f"{name!r} was parametrized after clip_inside: remove its parametrizations, take "
-                "the policy off, then parametrize it again"
+                f"{name!r} was parametrized after clip_inside: remove its parametrizations, remove "
+                "the policy, then parametrize it again"
             )
     for module in layers.values():
         if isinstance(module, _ClippedLayer):
