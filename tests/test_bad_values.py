@@ -398,7 +398,7 @@ ROWS: dict[str, Row] = {
         {"cell": ELMAN_CELL, "x": X, "initial": torch.ones(2, 2), "keep": False},
         {
             **{"cell": OBJECT, "x": Kind(SEQUENCE.bad[:8]), "initial": STATE},
-            **dict.fromkeys(("keep", "borders", "lengths"), FREE),  # of the recording's making
+            **dict.fromkeys(("keep", "boundaries", "lengths"), FREE),  # made by the recording
         },
     ),
     "engine.Entries.of": Row(
@@ -655,7 +655,7 @@ EXEMPT = {
                 "engine.AdjointSpan",
                 "engine.AdjointStep",
                 "engine.AdjointSums",
-                "engine.Border",
+                "engine.Boundary",
                 "engine.Chunk",
             ),
             "engine.Read",

@@ -148,7 +148,7 @@ CHANGING = {
 @pytest.mark.parametrize("layer", [nn.GRUCell, nn.GRU])
 @pytest.mark.parametrize("change", CHANGING)
 def test_module_hooks_that_change_what_comes_back_do_not_pass_in_silence(layer, change):
-    """Refused, or followed exactly to a border that is said to be one."""
+    """Refused, or followed exactly to a boundary that is said to be one."""
     net = Net(layer)
     CHANGING[change](net.layer)
 

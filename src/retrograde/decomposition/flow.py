@@ -33,7 +33,7 @@ from retrograde.decomposition.rows import log2_of_sum
 from retrograde.engine import Entries, Scaled, Unrolled, fold, with_factors
 from retrograde.errors import ArgumentError, VoidDecompositionWarning
 from retrograde.recording import Recorded, Recording
-from retrograde.recording.recording import the_one
+from retrograde.recording.recorded import the_one
 
 AGREES = 1e-2
 """A forward pass agrees with its recording if it ends in the same state to this part of it."""

@@ -18,7 +18,7 @@ from retrograde.errors import ArgumentError, UnsupportedModelError
 from retrograde.nn import AbstractRecurrent
 from retrograde.nn.sequence import Sequences
 from retrograde.recording import Recorded, Recording, record
-from retrograde.recording.recording import the_one
+from retrograde.recording.recorded import the_one
 from retrograde.spectra import bounds as rules
 from retrograde.spectra import horizons as memory
 from retrograde.spectra.bounds import Bound, Radius

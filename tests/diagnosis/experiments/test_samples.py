@@ -15,7 +15,7 @@ from retrograde.diagnosis.experiments import EXPERIMENTS, Case
 from retrograde.diagnosis.run import run
 from retrograde.diagnosis.sight import see
 from retrograde.diagnosis.subject import subjects
-from support.troubles import (
+from retrograde.tasks.trial_set.models import (
     B,
     H,
     I,
@@ -34,14 +34,15 @@ pytestmark = pytest.mark.usefixtures("unchecked")
 
 def look(build, name="samples-mixed"):
     """What became of one experiment."""
-    model, batch, loss_fn, lag = build()
+    torch.manual_seed(13)
+    model, batch, loss_fn = build()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = run(copied_model(model), batch, loss_fn, 0)
         sight = see(model, batch, loss_fn, 0)
     values = {row.name: row.value for row in limits()}
-    found, _ = subjects(before.recording, limits(), lag, None, before.balance)
-    case = Case(model, batch, loss_fn, 0, before, found, sight, lag, values)
+    found, _ = subjects(before.recording, limits(), None, None, before.balance)
+    case = Case(model, batch, loss_fn, 0, before, found, sight, None, values)
     return EXPERIMENTS[name].check(case)
 
 
