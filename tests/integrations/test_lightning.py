@@ -90,7 +90,7 @@ def test_scalars_and_charts_reach_the_loggers(package, tmp_path):
         rows = [row for row in csv.DictReader(file) if row["retrograde/rnn/reach"]]
     assert [int(row["step"]) for row in rows] == [0, 2, 4]
     events = EventAccumulator(both[1].log_dir, size_guidance={"images": 0}).Reload()
-    for name in ("reach", "half_life", "share_near", "share_carousel", "growth", "gradient_norm"):
+    for name in ("reach", "rate", "share_near", "share_carousel", "growth", "gradient_norm"):
         name = f"retrograde/rnn/{name}"
         found = events.Scalars(name)
         assert [event.step for event in found] == [0, 2, 4]

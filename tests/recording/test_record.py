@@ -323,7 +323,7 @@ def changed_unseen(model):
         ),
         (unused, "'LSTM': .*the loss does not depend on this layer"),
         (without_gradients, "'LSTM': it was called where no gradient can arrive"),
-        (by_autograd_grad, r"'LSTM': .*not started by loss.backward\(\): torch.autograd.grad"),
+        (by_autograd_grad, r"'LSTM': .*loss.backward\(\) did not start: torch.autograd.grad"),
         (no_steps, r"'LSTM': its input has shape \(4, 0, 3\): there is no step or sample"),
         (changed_unseen, "'LSTM': its weight_hh_l0 was changed in place between the forward and"),
     ],

@@ -246,7 +246,7 @@ def test_a_function_of_the_users_own_is_refused_by_name(tmp_path):
     problem = next(p for p in PROBLEMS if p.name == "stack-with-own")
     path = tmp_path / "a"
     with pytest.raises(
-        ArgumentError, match="'a cell' cannot be saved.*from_function.*record again"
+        ArgumentError, match="'a cell' cannot be saved.*from_function.*record the pass again"
     ):
         retrograde.save(pass_through(problem.make()), path)
     assert not path.exists()
