@@ -235,12 +235,12 @@ class ReportData:
             if len(self.layers) == 1:
                 reaches = _reach(known[0])
             return f"The gradient reaches back {reaches}; needs_lag= tells whether that is enough."
-        far = [each.name for each in known if each.reach >= named]
+        far = [c.layer for c in self.checks if c.name == "vanishing" and c.status == "passed"]
         lag = f"The lag that matters to you, {counted(named, 'step')},"
         if len(far) == len(self.layers):
             return f"{lag} is within reach" + (" of every layer." if len(far) > 1 else ".")
         if far:
-            return f"{lag} is within reach of {listed(far)}."
+            return f"{lag} is within reach of {listed(filter(None, far))}."
         return f"Whether {counted(named, 'step')} are within reach cannot be told."
 
 

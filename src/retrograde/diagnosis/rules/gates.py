@@ -121,7 +121,8 @@ def _constant(subject: Subject) -> Evidence | NotApplicable:
     if subject.live is None:
         return NotApplicable(subject.why_not_live)
     if subject.need.lag <= 1:
-        return NotApplicable("no lag beyond 1 matters to it")
+        named = subject.need.lag < 1 and subject.need.why == "named"
+        return NotApplicable(subject.need.words if named else "no lag beyond 1 matters to it")
     short = keeping_too_short(subject)
     if short is None:
         return NotApplicable("it has no gate that is known to keep its state")

@@ -3,6 +3,7 @@
 from retrograde._words import number
 from retrograde.diagnosis.activity import Activity, keeping_for
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable, Severity
+from retrograde.diagnosis.need import Need
 from retrograde.diagnosis.rules.rule import Rule
 from retrograde.diagnosis.subject import Subject, share_beyond
 
@@ -53,12 +54,16 @@ def keeping_too_short(subject: Subject) -> tuple[Activity, float, float] | None:
     return worst
 
 
+def _no_lag(need: Need) -> NotApplicable:
+    return NotApplicable(need.words if need.why == "named" else "no lag beyond 0 matters to it")
+
+
 def _reach(subject: Subject) -> Evidence | NotApplicable:
     flow, need = subject.live, subject.need
     if flow is None:
         return NotApplicable(subject.why_not_live)
     if need.lag < 1:
-        return NotApplicable("no lag beyond 0 matters to it")
+        return _no_lag(need)
     if subject.far_unknown and not reaches(subject):
         return NotApplicable("its gradient may reach further than can be seen")
     return Evidence("reach", float(flow.reach), "steps", float(need.lag), "above", need.setting)
@@ -126,7 +131,7 @@ def _far(subject: Subject) -> Evidence | NotApplicable:
     if subject.far_unknown:
         return NotApplicable("its gradient may reach further than can be seen")
     if need.lag < 1:
-        return NotApplicable("no lag beyond 0 matters to it")
+        return _no_lag(need)
     if need.lag >= flow.steps:
         return NotApplicable("its sequence is no longer than the lag that matters")
     share = abs(float(share_beyond(flow, need.lag)))
