@@ -665,27 +665,27 @@ TRAINED = (
     well(
         "noisy sums, half learned by an LSTM",
         made(read_last, noisy_sums, rnn=lstm(3, 24), head=linear(1, 24)),
-        Training(60, batches=noisy_sums),
+        Training(60),
     ),
     well(
         "noisy sums, learned by a GRU of two layers",
         made(read_last, noisy_sums, rnn=gru(3, 24, num_layers=2), head=linear(1, 24)),
-        Training(150, batches=noisy_sums),
+        Training(150),
     ),
     well(
         "signs, learned by a plain RNN",
         made(read_last, signs, cross_entropy, rnn=rnn(3, 24), head=linear(2, 24)),
-        Training(150, batches=signs),
+        Training(150),
     ),
     well(
         "signs, learned by heart",
         made(read_last, signs, cross_entropy, rnn=lstm(3, 32), head=linear(2, 32)),
-        Training(200, 1e-2),
+        Training(200, 1e-2, by_heart=True),
     ),
     well(
         "packed samples read at their lengths, trained",
         made(_at_the_lengths, packed_signs, cross_entropy, rnn=lstm(3, 24), head=linear(2, 24)),
-        Training(150, batches=packed_signs),
+        Training(150),
     ),
     well(
         "both directions, trained",
@@ -696,28 +696,28 @@ TRAINED = (
             rnn=gru(3, 16, bidirectional=True),
             head=linear(2, 32),
         ),
-        Training(150, batches=signs),
+        Training(150),
     ),
     well(
         "short copies, half learned by an encoder and a decoder",
         lambda: (Translator(False, 8, 24), _copies(), each_step),
-        Training(150, batches=_copies),
+        Training(150),
     ),
     well(
         "a number held over eight steps, half learned",
         made(read_last, _stored, rnn=changed(gru(2, 16), keeping_bias(2.0)), head=linear(1, 16)),
-        Training(120, batches=_stored),
+        Training(400, 1e-2),
         needs_lag=8,
     ),
     well(
         "engine speeds standardised in the model, trained",
         made(_standardised, _engine, rnn=lstm(3, 24), head=linear(1, 24)),
-        Training(120, batches=_engine),
+        Training(120),
     ),
     well(
         "an agent, trained on sixty batches",
         lambda: (Agent(), _episodes(), _actor_critic),
-        Training(60, 1e-3, batches=_episodes),
+        Training(60, 1e-3),
     ),
     well(
         "noise, from which nothing can be learned",
@@ -727,7 +727,7 @@ TRAINED = (
             rnn=gru(3, 16),
             head=linear(1, 16),
         ),
-        Training(100, batches=lambda: (torch.randn(32, 12, 3), torch.randn(32, 1))),
+        Training(100),
     ),
 )
 
@@ -775,13 +775,13 @@ MENDED = (
         made(
             lambda m, x: read_last(m, x).squeeze(1), _last_four, rnn=lstm(1, 24), head=linear(1, 24)
         ),
-        Training(150, batches=_last_four),
+        Training(150),
         seen=True,
     ),
     well(
         "classes of means, batch first said, trained",
         made(read_last, _means, cross_entropy, rnn=lstm(4, 24), head=linear(2, 24)),
-        Training(150, batches=_means),
+        Training(150),
         seen=True,
         needs_lag=10,
     ),
@@ -793,26 +793,26 @@ MENDED = (
             rnn=gru(4, 16, bidirectional=True),
             head=linear(1, 32),
         ),
-        Training(150, batches=_ends),
+        Training(150),
         seen=True,
     ),
     well(
         "the sum of six steps from a state of zeros, trained",
         made(read_last, _whole_sums, rnn=lstm(2, 24), head=linear(1, 24)),
-        Training(150, batches=_whole_sums),
+        Training(150),
         seen=True,
     ),
     well(
         "the middle of 18 steps, weights as torch draws them, trained",
         made(read_last, _middle, rnn=lstm(4, 32), head=linear(1, 32)),
-        Training(150, batches=_middle),
+        Training(150),
         seen=True,
         needs_lag=10,
     ),
     well(
         "products of the last three, weights as torch draws them, trained",
         made(read_last, _products, rnn=lstm(3, 32), head=linear(1, 32)),
-        Training(150, batches=_products),
+        Training(150),
         seen=True,
     ),
     well(
@@ -825,7 +825,7 @@ MENDED = (
             layers=lambda: nn.ModuleList(lstm(16, 16)() for _ in range(8)),
             head=linear(2, 16),
         ),
-        Training(60, batches=_last_five),
+        Training(60),
         seen=True,
         needs_lag=5,
     ),

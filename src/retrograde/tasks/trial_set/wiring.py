@@ -913,6 +913,7 @@ NEW = (
         ("unreached",),
         regression(last, gru(), x=(12, T, I), y=(12, 1), loss=_first_half),
         strength="mild",
+        least="info",
     ),
     Case(
         "a state of zeros made in the loop",
