@@ -19,7 +19,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatabl
 
 
 CHECKED = frozenset(
-    {"test_bridges", "test_cells", "test_clipping", "test_decompose", "test_engine"}
+    {"test_cells", "test_clipping", "test_decompose", "test_engine", "test_entry_maps"}
 )
 """The modules that run under type checks: between them they reach every cell and every shape."""
 

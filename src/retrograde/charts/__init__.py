@@ -12,6 +12,7 @@ from retrograde.charts.parts import (
 )
 from retrograde.charts.remedies import before_after, clipping, training_curves
 from retrograde.charts.spectra import directions, exponents, singular_values
+from retrograde.charts.training import training_run
 from retrograde.charts.words import half_life_in_words, in_words, lag_in_words
 
 __all__ = [
@@ -40,5 +41,6 @@ __all__ = [
     "shares_by_lag",
     "singular_values",
     "training_curves",
+    "training_run",
     "ways_by_lag",
 ]

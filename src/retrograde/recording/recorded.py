@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from retrograde import _checks
 from retrograde.cells import AbstractCell
-from retrograde.engine import Border
+from retrograde.engine import Boundary
 from retrograde.errors import ArgumentError, RecordingError, RetrogradeError
 
 
@@ -20,9 +20,10 @@ from retrograde.errors import ArgumentError, RecordingError, RetrogradeError
 class Recorded:
     """One backward pass through one recurrent layer or stack.
 
-    Steps count along the layer's own reading, so that those of a reverse direction run backwards.
-    Calls that carried a state on follow each other in time; those that did not (a layer used
-    twice) lie side by side as further samples.
+    Steps count in the order in which a direction reads its input, so that those of a reverse
+    direction run backwards.
+    Calls that continue a state follow each other in time; others (a layer used twice) lie side by
+    side as further samples.
 
     Attributes:
         name: the layer's name in its model.
@@ -35,7 +36,7 @@ class Recorded:
             through this layer.
         reads: what the cell reads at each step, if that is not x alone: x in both directions, the
             layers below, the masks of a dropout.
-        borders: the steps before which a state was detached, reset or replaced.
+        boundaries: the steps before which a state was detached, reset or replaced.
         lengths: the number of steps of each sample, None if all run to the end.
         notes: what a reader must know about this pass.
         lags_end: the steps before which the state was computed from the one before by something
@@ -65,7 +66,7 @@ class Recorded:
     direct: Float[Tensor, "T B S"]
     gradients: Mapping[str, Tensor]
     reads: Float[Tensor, "T B R"] | None = None
-    borders: Mapping[int, Border] = field(default_factory=dict)
+    boundaries: Mapping[int, Boundary] = field(default_factory=dict)
     lengths: Int[Tensor, "B"] | None = None
     notes: tuple[str, ...] = ()
     lags_end: tuple[int, ...] = ()
@@ -84,7 +85,7 @@ class Recorded:
         return self.x if self.reads is None else self.reads
 
     def part(self, samples: int) -> "Recorded":
-        """The first samples alone; what they gave to the gradient, autograd does not tell.
+        """The first samples alone, without gradients: autograd only gives those of the whole batch.
 
         All of them where samples read each other's states (a batch in another order).
 
@@ -92,9 +93,9 @@ class Recorded:
             ArgumentError: if `samples` is not a positive integer.
         """
         samples = _checks.whole("samples", samples)
-        if any(border.mixes_samples for border in self.borders.values()):
+        if any(boundary.mixes_samples for boundary in self.boundaries.values()):
             return replace(self, gradients={})
-        borders = {k: border.part(samples) for k, border in self.borders.items()}
+        boundaries = {k: boundary.part(samples) for k, boundary in self.boundaries.items()}
         return replace(
             self,
             x=self.x[:, :samples],
@@ -102,10 +103,15 @@ class Recorded:
             direct=self.direct[:, :samples],
             gradients={},
             reads=None if self.reads is None else self.reads[:, :samples],
-            borders=borders,
+            boundaries=boundaries,
             lengths=None if self.lengths is None else self.lengths[:samples],
             final=None if self.final is None else self.final[:samples],
         )
+
+    @property
+    def borders(self) -> Mapping[int, Boundary]:
+        """`boundaries` under its earlier name, until 0.2."""
+        return self.boundaries
 
     @property
     def output_adjoint(self) -> Float[Tensor, "T B H"]:
