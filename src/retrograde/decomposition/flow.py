@@ -72,6 +72,12 @@ class Flow(AbstractGradient):
     entries: Entries
     _found: dict[AbstractLabels, Mapping[str, Parts]] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Flow of {self.recorded!r}"
+
+    def _repr_html_(self) -> str:
+        return card(f"{self!r}\n{self.summary()}", self.chart)
+
     @cached_property
     def gradient(self) -> Mapping[str, Scaled]:
         """The whole gradient of each parameter, as one row [1, ...] that holds the summed loss."""
@@ -456,6 +462,32 @@ class Flow(AbstractGradient):
     def by_parameter(self) -> Parts:
         """The blocks of the gradient itself: layer by layer, gate by gate, weight by weight."""
         return by_parameter(self._cell, self.gradient)
+
+    def summary(self) -> Summary:
+        """The few numbers that say most, as `Monitor` logs them; `print` shows them in five lines.
+
+        Example:
+            >>> import torch, retrograde
+            >>> rnn = torch.nn.RNN(2, 3)
+            >>> with retrograde.record(rnn) as recording:
+            ...     rnn(torch.ones(20, 4, 2))[0][-1].sum().backward()
+            >>> flow = retrograde.decompose(recording)
+            >>> flow.summary().reach == flow.reach
+            True
+        """
+        near = self.by_lag(bins=(0, NEAR) if self.steps > NEAR else (0,)).share[0]
+        carousel = math.nan
+        kept = [route for route in self.routes if route not in self._cell.recurrent_routes]
+        if kept:
+            carousel = float(self.by_route().select(route=kept).share.sum())
+        return Summary(
+            self.reach,
+            self.adjoints.rate,
+            float(near),
+            carousel,
+            growth(self.adjoints),
+            self.by_time().log2_mean_by_lag,
+        )
 
     def chart(self) -> Any:
         """The mean contribution over lag, with reach and half-life, as an Altair chart."""

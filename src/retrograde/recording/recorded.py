@@ -108,6 +108,15 @@ class Recorded:
             final=None if self.final is None else self.final[:samples],
         )
 
+    def __repr__(self) -> str:
+        steps, batch = self.x.shape[:2]
+        enters = int(self.direct.flatten(1).any(1).sum())
+        return (
+            f"Recorded {self.name!r}: {type(self.cell).__name__} with a state of "
+            f"{self.cell.state_size}, {steps} steps, batch of {batch}; the loss enters at "
+            f"{enters} of the steps"
+        )
+
     @property
     def borders(self) -> Mapping[int, Boundary]:
         """`boundaries` under its earlier name, until 0.2."""
