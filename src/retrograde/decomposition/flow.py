@@ -1,5 +1,6 @@
 """Flow: one backward pass, taken apart; every decomposition is a method of it."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retrograde import _checks, charts
+from retrograde._notebook import card
 from retrograde.cells import AbstractCell, Cut, clipped, unclipped
 from retrograde.clipping import AbstractInside, AbstractPolicy, chain
 from retrograde.decomposition.adjoints import AdjointNorms, Adjoints
@@ -30,6 +32,7 @@ from retrograde.decomposition.replay import replay
 from retrograde.decomposition.residual import Allowance, Residual, residual
 from retrograde.decomposition.rounding import moved_by_rounding, whole_gradient
 from retrograde.decomposition.rows import log2_of_sum
+from retrograde.decomposition.summary import NEAR, Summary, growth
 from retrograde.engine import Entries, Scaled, Unrolled, fold, with_factors
 from retrograde.errors import ArgumentError, VoidDecompositionWarning
 from retrograde.recording import Recorded, Recording
@@ -73,7 +76,7 @@ class Flow(AbstractGradient):
     _found: dict[AbstractLabels, Mapping[str, Parts]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        return f"Flow of {self.recorded!r}"
+        return f"Flow of {self.recorded.size_in_words}"
 
     def _repr_html_(self) -> str:
         return card(f"{self!r}\n{self.summary()}", self.chart)
@@ -477,9 +480,11 @@ class Flow(AbstractGradient):
         """
         near = self.by_lag(bins=(0, NEAR) if self.steps > NEAR else (0,)).share[0]
         carousel = math.nan
-        kept = [route for route in self.routes if route not in self._cell.recurrent_routes]
-        if kept:
-            carousel = float(self.by_route().select(route=kept).share.sum())
+        if set(self.routes) != set(self._cell.recurrent_routes):
+            routes = self.by_route()
+            others = {"direct", *self._cell.recurrent_routes}
+            kept = [route for route in routes.ways if route not in others]
+            carousel = float(routes.select(route=kept).share.sum())
         return Summary(
             self.reach,
             self.adjoints.rate,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,9 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from retrograde import _checks
+from retrograde._notebook import card
 from retrograde.cells import AbstractCell
 from retrograde.engine import Boundary
 from retrograde.errors import ArgumentError, RecordingError, RetrogradeError
+
+MOST_SHOWN = 8
+"""Layers that a notebook lists of a recording."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,12 +114,19 @@ class Recorded:
         )
 
     def __repr__(self) -> str:
+        return f"Recorded {self.size_in_words}"
+
+    def _repr_html_(self) -> str:
+        return card(repr(self))
+
+    @property
+    def size_in_words(self) -> str:
+        """Its name, and how large everything is."""
         steps, batch = self.x.shape[:2]
         enters = int(self.direct.flatten(1).any(1).sum())
         return (
-            f"Recorded {self.name!r}: {type(self.cell).__name__} with a state of "
-            f"{self.cell.state_size}, {steps} steps, batch of {batch}; the loss enters at "
-            f"{enters} of the steps"
+            f"{self.name!r}: {steps} steps, batch of {batch}, state of {self.cell.state_size}; "
+            f"the loss enters at {enters} step{'s' * (enters != 1)}"
         )
 
     @property
@@ -216,6 +228,11 @@ class Recording(Layers):
         if not layers and self.passes:
             layers = f"{len(self.passes)} backward passes, see .passes"
         return f"Recording({layers or 'nothing yet'})"
+
+    def _repr_html_(self) -> str:
+        layers = [self[name].size_in_words for name in islice(self, MOST_SHOWN)]
+        more = [f"and {len(self) - MOST_SHOWN} more"] * (len(self) > MOST_SHOWN)
+        return card("\n".join(["Recording of", *layers, *more]) if self else repr(self))
 
     @property
     def refused(self) -> Mapping[str, str]:
