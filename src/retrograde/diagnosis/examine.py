@@ -15,11 +15,11 @@ from retrograde.diagnosis.finding import Check, Finding
 from retrograde.diagnosis.order import in_order
 from retrograde.diagnosis.rules import LAYER_RULES
 from retrograde.diagnosis.run import LossFunction, Run, run
-from retrograde.diagnosis.sight import see
+from retrograde.diagnosis.sight import Sight, see
 from retrograde.diagnosis.subject import Subject, subjects
 from retrograde.diagnosis.thresholds import Threshold
 from retrograde.diagnosis.training import ONE_PASS, Plan, optimizer_of, train_remedies
-from retrograde.diagnosis.trials import Context, plan, try_remedies
+from retrograde.diagnosis.trials import Context, plan, target_scale, try_remedies
 from retrograde.errors import RecordingError, RetrogradeError
 from retrograde.recording import Recorded, Recording
 
@@ -114,7 +114,7 @@ def examine(
     tell("experiments on the whole")
     values = {row.name: row.value for row in limits}
     at_hand = (before, found, needs_lag, values, copy.reached)
-    of_model, tried = _experiments(model, batch, loss_fn, seed, *at_hand)
+    of_model, tried, sight = _experiments(model, batch, loss_fn, seed, *at_hand)
     of_model = [each for each in of_model if layer is None or each.layer in (None, layer)]
     if not any(finding.rule.startswith("non-finite") for finding in of_model):
         of_layers = _of_the_loss(before, found) + of_layers
@@ -124,8 +124,12 @@ def examine(
     if not remedies:
         notes.append("Remedies were not tried: remedies=False.")
     else:
-        context = Context(model, batch, loss_fn, seed, limits, before)
-        planned = len(plan(findings))
+        scale = target_scale(sight) if sight is not None else None
+        has_rate = training is not None and training.optimizer is not None
+        given = (model, batch, loss_fn, seed, limits, before, needs_lag, scale, has_rate)
+        context = Context(*given)
+        first = next(iter(found), "")
+        planned = len(plan(findings, first))
         tell.more(planned)
         findings, outcomes = try_remedies(context, found, findings, tell)
         if training is not None:
@@ -135,7 +139,7 @@ def examine(
             notes += how
         elif any(finding.trials for finding in findings):
             notes.append(ONE_PASS)
-        left = len(plan(findings, most=10**6)) - planned
+        left = len(plan(findings, first, most=10**6)) - planned
         if left:
             notes.append(f"{left} remedies of further findings were not tried; layer= picks one.")
     tell("routes, crossings and gates")
@@ -177,17 +181,17 @@ def _experiments(
     needs_lag: int | None,
     limits: Mapping[str, float],
     reached: tuple[str, ...],
-) -> tuple[list[Finding], list[Check]]:
+) -> tuple[list[Finding], list[Check], Sight | None]:
     """What the experiments on the whole model find, in their order."""
     with untouched(model):
         try:
             sight = see(model, batch, loss_fn, seed)
         except Exception as error:
             why = f"the model could not be run again: {type(error).__name__}: {error}"
-            return [], [Check(name, None, "not applicable", why) for name in EXPERIMENTS]
+            return [], [Check(name, None, "not applicable", why) for name in EXPERIMENTS], None
         case = Case(model, batch, loss_fn, seed, before, found, sight, needs_lag, limits, reached)
         answers = [experiment.check(case) for experiment in EXPERIMENTS.values()]
-    return [each for _, some in answers for each in some], [check for check, _ in answers]
+    return [each for _, some in answers for each in some], [check for check, _ in answers], sight
 
 
 def _causes_behind(findings: Sequence[Finding]) -> list[Finding]:

@@ -67,12 +67,11 @@ def trial_in_words(trial: Trial, evidence: Evidence | None) -> str:
         evidence: the number that it was judged by.
     """
     title = trial.title.rstrip(".")
-    if trial.after is None and trial.training is not None:
-        alone = "judged by training alone"
-        words = alone if trial.verdict == "not trained" else trial.verdict
-        return f"{words}: {title}" + (f"; {trial.note}" if trial.note else "")
-    if trial.after is None:
+    if trial.after is None and trial.loss_after is None and trial.training is None:
         return f"could not be tried: {title}" + (f": {trial.note}" if trial.note else "")
+    if trial.after is None:
+        judged = "in one pass" if trial.verdict == "not trained" else trial.verdict
+        return f"{judged}: {title}" + (f"; {trial.note}" if trial.note else "")
     name, unit = (evidence.name, evidence.unit) if evidence else ("", "")
     moved = f"{name} {number(trial.before)} -> {number(trial.after)} {unit}".strip()
     judged = "in one pass" if trial.verdict == "not trained" else trial.verdict

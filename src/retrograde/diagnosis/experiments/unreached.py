@@ -220,4 +220,5 @@ UNREACHED = Experiment(
     "that moves depends on it, and the way back is cut.",
     _look,
     kind="wiring",
+    remedies=("both-directions",),
 )
