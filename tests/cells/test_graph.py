@@ -261,7 +261,7 @@ def test_a_route_whose_way_on_is_cut_does_not_become_recurrent():
 
 def test_edges_stand_in_forward_order():
     slot = {"h-": slice(0, 1)}
-    with pytest.raises(ValueError, match="the edge to a stands behind one that leaves it"):
+    with pytest.raises(ValueError, match="the edge to a comes after one that leaves it"):
         Graph(
             (Diagonal("a", "h+"), Diagonal("h-", "a")),
             before=slot,

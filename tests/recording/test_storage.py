@@ -246,7 +246,7 @@ def test_a_function_of_the_users_own_is_refused_by_name(tmp_path):
     problem = next(p for p in PROBLEMS if p.name == "stack-with-own")
     path = tmp_path / "a"
     with pytest.raises(
-        ArgumentError, match="'a cell' cannot be saved.*from_function.*record again"
+        ArgumentError, match="'a cell' cannot be saved.*from_function.*record the pass again"
     ):
         retrograde.save(pass_through(problem.make()), path)
     assert not path.exists()
@@ -386,7 +386,7 @@ def test_an_older_file_may_lack_fields_that_have_defaults(file):
 def test_foreign_files_are_refused(tmp_path, content):
     path = tmp_path / "other"
     path.write_bytes(content)
-    with pytest.raises(InputError, match="other is no recording, or was cut off"):
+    with pytest.raises(InputError, match="other is not a recording, or is truncated"):
         retrograde.load(path)
 
 

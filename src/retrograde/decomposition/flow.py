@@ -208,33 +208,33 @@ class Flow(AbstractGradient):
             grows = self.adjoints.log2_growth_by_lag
             grown = float(grows[grows.isfinite()].max()) if bool(grows.isfinite().any()) else 0.0
             amplified = (
-                f"the pass multiplies rounding errors as it does the adjoint, by 2^{grown:.0f}"
+                f"the pass amplifies rounding errors as it does the adjoint, by 2^{grown:.0f}"
                 if grown >= 1
                 else "its contributions cancel, or its units are saturated"
             )
             return (
-                f"sensitive to rounding, which alone decides this gradient: {amplified}. A model "
-                "in float64 may give numbers that hold"
+                f"rounding alone decides this gradient: {amplified}. A model in float64 may give "
+                "numbers that mean something"
             )
         if self.forward_agrees is False:
             return (
                 "the forward pass, run again with the recorded weights, ends in another state: "
-                "weights were changed on the way, or the layer does more than its class does"
+                "weights were changed in between, or the layer does more than its class"
             )
         if self.recorded.against:
             return (
-                f"the cell does not do what led to {self.recorded.against}: its step is another, "
-                "or its pull-back is not the derivative of its step"
+                f"the cell does not do what led to {self.recorded.against}: its step differs, or "
+                "its pull-back is not the derivative of its step"
             )
         reasons = (
-            f"only the gradient of {', '.join(off)} is another, so the adjoints are right: a hook "
+            f"only the gradient of {', '.join(off)} differs, so the adjoints are right: a hook "
             "on the weight changes it, or a part of it does not come through the layer"
             if len(off) < len(self.parameters)
             else "a hook that changes gradients on their way back, an operation in the backward "
             "pass that is not the derivative, or weights that changed between the passes"
         )
         if self._rounding >= LOW:
-            reasons += "; or the low precision: underflow, for one. Compare with float32"
+            reasons += "; or low precision, for example underflow. Compare with float32"
         return reasons
 
     @property

@@ -143,11 +143,11 @@ class ClippingCallback(*_callbacks()):  # type: ignore[misc]
     It takes the place of the trainer's `gradient_clip_val`, which has to be None: both would clip.
     With 16-bit precision Lightning unscales the gradients first; take `nonfinite="skip"` there.
     Every `every` steps all loggers get `retrograde/clipping/<group>/norm` (median before clipping),
-    `.../bit`, `.../cosine` and `.../share` for every group and for "all", over the last `every`
-    steps that were not skipped, and `retrograde/clipping/skipped`, the count so far. The state of
-    policy and statistics is part of Lightning's checkpoints. A step without a new gradient, after a
-    batch that the model gave no loss for, is left alone. Works with `lightning` and with
-    `pytorch_lightning`, and with one optimiser.
+    `.../clip_rate`, `.../cosine` and `.../share` for every group and for "all", over the last
+    `every` steps that were not skipped, and `retrograde/clipping/skipped`, the count so far. The
+    state of policy and statistics is part of Lightning's checkpoints. A step without a new
+    gradient, after a batch that the model gave no loss for, is left alone. Works with `lightning`
+    and with `pytorch_lightning`, and with one optimiser.
 
     Args:
         policy, groups, nonfinite, keep: as for `retrograde.clipping.Clipper`.
@@ -191,8 +191,8 @@ class ClippingCallback(*_callbacks()):  # type: ignore[misc]
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.gradient_clip_val is not None:
             raise ArgumentError(
-                f"the trainer clips, too (gradient_clip_val={trainer.gradient_clip_val}); take "
-                "that away, or the ClippingCallback"
+                f"the trainer clips as well (gradient_clip_val={trainer.gradient_clip_val}); "
+                "remove that setting or the ClippingCallback"
             )
         if len(trainer.optimizers) > 1:
             raise ArgumentError(

@@ -312,7 +312,7 @@ class Monitor:
         if layer not in self.recording:
             there = ", ".join(map(repr, self.recording)) or "nothing"
             raise RecordingError(
-                f"no recording of {layer!r} in this block; there is {there}. "
+                f"no recording of {layer!r} in this block; available: {there}. "
                 + self.problems.get(layer, f"Every {self.every}th block is recorded")
             )
         return decompose(self._part(layer))
@@ -368,8 +368,8 @@ class Monitor:
             reasons = "; ".join(dict.fromkeys(self.problems.values()))
             self._say(
                 "problems",
-                f"{reasons}. Training goes on; what this happens to is counted in "
-                "'retrograde/unrecorded', and not said again",
+                f"{reasons}. Training goes on; further cases are counted in "
+                "'retrograde/unrecorded' without a warning",
             )
 
     def _say(self, what: str, words: str) -> None:

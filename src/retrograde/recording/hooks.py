@@ -42,7 +42,7 @@ Store = Callable[[BackwardPass], dict[Any, Tensor]]
 
 CHANGED = (
     "was changed in place between the forward and the backward pass, so that the gradient belongs "
-    "to neither; let optimiser steps and loading wait until after backward"
+    "to neither; run optimiser steps and load weights after backward"
 )
 
 
@@ -249,7 +249,7 @@ class LayerRecorder:
         if to is not None:
             to.problems[self.name] = (
                 "a hook on its output or state, or on a module around it, changes the gradient on "
-                "its way back through the layer; take the hook off for the recorded pass"
+                "its way back through the layer; remove the hook for the recorded pass"
             )
 
     def changed(self) -> str:

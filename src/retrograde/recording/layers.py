@@ -73,8 +73,8 @@ def why_unsupported(module: nn.Module) -> str:
     clipping = getattr(module, "clipping", None)
     if clipping and clipping.policy.random:
         reasons.append(
-            f"{clipping.policy!r} draws at random inside its back-propagation, and what it drew is "
-            "not kept; record the pass without it, and ask flow.clipped(policy)"
+            f"{clipping.policy!r} draws random numbers inside back-propagation, which are not "
+            "kept; record the pass without it and use flow.clipped(policy)"
         )
     return "; ".join(reasons)
 

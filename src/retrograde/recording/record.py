@@ -190,8 +190,8 @@ def _missing(recorder: LayerRecorder, passes: list[BackwardPass]) -> str:
             package = "torch.nn" if whole.__module__.startswith("torch") else "retrograde.nn"
             return (
                 f"it was called, but {kind.__module__}.{kind.__qualname__} has a forward of its "
-                f"own, which does not call that of {package}.{whole.__name__}, so that its steps "
-                "are not seen; let it call super().forward(), or take its step by "
+                f"own, which does not call that of {package}.{whole.__name__}, so its steps cannot "
+                "be seen; it must call super().forward(), or give its step to "
                 "retrograde.cells.from_function"
             )
         if weights_reached:
@@ -203,13 +203,13 @@ def _missing(recorder: LayerRecorder, passes: list[BackwardPass]) -> str:
         return "it was not called while the pass was recorded; run the forward pass there"
     if not recorder.calls:
         return (
-            "it was called without a gradient to come: under torch.no_grad() or inference_mode, "
+            "it was called where no gradient can arrive: under torch.no_grad() or inference_mode, "
             "with all weights frozen, or in a checkpoint with use_reentrant=True that no backward "
             "pass went through; run the forward pass with gradients"
         )
     if recorder.unannounced:
         return (
-            "a gradient came to it that was not started by loss.backward(): torch.autograd.grad, "
+            "it received a gradient that loss.backward() did not start: torch.autograd.grad, "
             "or a torch.autograd.backward that was imported by name; call loss.backward()"
         )
     if not passes:
@@ -220,7 +220,8 @@ def _missing(recorder: LayerRecorder, passes: list[BackwardPass]) -> str:
     if weights_reached:
         return (
             "no backward pass reached its calls while the pass was recorded, but its weights got a "
-            "gradient: by a penalty on them, or by a call from before; run the forward pass of the "
+            "gradient: from a penalty on them, or from an earlier call; run the forward pass of "
+            "the "
             "loss there too"
         )
     return (
@@ -238,7 +239,7 @@ def _shared(layers: Mapping[str, nn.Module]) -> dict[str, str]:
             owners.setdefault(parameter, []).append((layer, name))
     return {
         layer: f"its {name} is also {_in_words(set(users) - {(layer, name)}, layer)}, and autograd "
-        "gives only the sum of both; let each have its own for the recorded pass"
+        "gives only the sum of both; give each its own for the recorded pass"
         for users in owners.values()
         for layer, name in users
         if len(users) > 1
@@ -277,8 +278,8 @@ A state of several tensors is a dict, as in state={"h": H, "c": H}."""
 
 
 OWN_STEP = (
-    "the residual compares with autograd's gradient of the cell's own step, and does not tell "
-    "whether that step is what a module of yours does: record_cell(..., gradients=module) does"
+    "the residual compares with autograd's gradient of the cell's own step, but cannot tell "
+    "whether that step does what a module of yours does: record_cell(..., gradients=module) can"
 )
 
 

@@ -269,7 +269,7 @@ class _Sequence:
             if not bool((ours - ran)[known].norm() <= tolerance * ran[known].norm()):
                 raise RecordingError(
                     f"its dropout={self.form.dropout} between layers drew masks that cannot be "
-                    "drawn again (cuDNN keeps them to itself); call model.eval(), or set "
+                    "drawn again (cuDNN does not expose them); call model.eval(), or set "
                     "dropout=0, for the recorded pass"
                 )
 

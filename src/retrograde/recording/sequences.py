@@ -140,21 +140,21 @@ def _problem(name: str, calls: list[Call], backward: BackwardPass) -> str:
     """Why these calls cannot be put together; empty if they can."""
     if any((call, "activation") in backward.arrived for call in calls):
         return (
-            "the loss uses what return_activations=True handed out, and a gradient that enters "
-            "there is not followed; use output and state for the recorded pass"
+            "the loss uses what return_activations=True returned, and a gradient that enters there "
+            "is not followed; use output and state for the recorded pass"
         )
     if name in backward.inside:
         return (
-            "the loss reaches inside it, past its output and state, as a penalty on gradients "
-            "(create_graph=True) does; leave such terms out of the recorded pass"
+            "the loss depends on it other than through its output and state, as a penalty on "
+            "gradients (create_graph=True) does; leave such terms out of the recorded pass"
         )
     weights = [[w for cell in call.cells for w in cell.parameters.values()] for call in calls]
     for others in weights[1:]:
         same = others[0] is weights[0][0] or all(map(torch.equal, weights[0], others))
         if not same:
             return (
-                "its weights were not the same in all calls of this backward pass, so that there "
-                "is no one gradient to take apart; record passes with one set of weights"
+                "its weights were not the same in all calls of this backward pass, so there is no "
+                "single gradient to take apart; record passes with one set of weights"
             )
     return ""
 

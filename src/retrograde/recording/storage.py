@@ -166,7 +166,7 @@ def _read(path: Any, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise InputError(f"cannot read {name}: {_files.why(error)}; {advice}") from None
     except (SafetensorError, ValueError, RecursionError, MemoryError, RuntimeError) as error:
         first = (str(error).splitlines() or ["no reason given"])[0]
-        raise InputError(f"{name} is no recording, or was cut off: {first}; {advice}") from None
+        raise InputError(f"{name} is not a recording, or is truncated: {first}; {advice}") from None
     if not isinstance(document, dict):
         raise InputError(f"{name} is damaged: its description is no JSON object; {advice}")
     return document, tensors
@@ -235,9 +235,9 @@ class _Writer:
         if WRITTEN.get(kind.__name__) is not kind:
             if isinstance(value, FunctionCell):
                 raise ArgumentError(
-                    "its cell was made by from_function and holds a function of yours, and files "
-                    "hold no code. Keep the step in a module of your own and record again where "
-                    "the pass is needed, or save the numbers of its decomposition"
+                    "its cell was made by from_function and holds a function of yours, but files "
+                    "hold no code. Keep the step in a module of your own and record the pass "
+                    "again, or save the numbers of its decomposition"
                 )
             raise ArgumentError(
                 f"it holds a {kind.__module__}.{kind.__qualname__}, which is not one of "

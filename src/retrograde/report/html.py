@@ -12,7 +12,7 @@ from retrograde._optional import optional
 from retrograde.diagnosis import Finding
 from retrograde.report.data import ReportData, number
 from retrograde.report.layer import Layer
-from retrograde.report.text import moved_in_words, training_in_words
+from retrograde.report.text import batches_in_words, moved_in_words, training_in_words
 
 MOST_BYTES = 1_950_000
 """Charts that would make a page larger than this are left out, and the page says which."""
@@ -64,6 +64,7 @@ FILTERS: dict[str, Callable[..., object]] = {
     "number": number,
     "training_in_words": training_in_words,
     "moved_in_words": moved_in_words,
+    "batches_in_words": batches_in_words,
 }
 """What templates put into words by functions of the report as text."""
 

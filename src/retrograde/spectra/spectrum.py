@@ -294,7 +294,8 @@ def spectrum(
     )
     if not 0 <= 2 * transient < len(chain):
         raise ArgumentError(
-            f"a transient is left out at each end and must leave a step of {len(chain)}: expected "
+            f"the transient is left out at each end, and a step must remain of {len(chain)}: "
+            "expected "
             f"0 to {(len(chain) - 1) // 2}; got {transient!r}"
         )
     n = _known_size(n, chain.size)
