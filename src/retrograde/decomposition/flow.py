@@ -1,5 +1,6 @@
 """Flow: one backward pass, taken apart; every decomposition is a method of it."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retrograde import _checks, charts
+from retrograde._notebook import card
 from retrograde.cells import AbstractCell, Cut, clipped, unclipped
 from retrograde.clipping import AbstractInside, AbstractPolicy, chain
 from retrograde.decomposition.adjoints import AdjointNorms, Adjoints
@@ -30,6 +32,7 @@ from retrograde.decomposition.replay import replay
 from retrograde.decomposition.residual import Allowance, Residual, residual
 from retrograde.decomposition.rounding import moved_by_rounding, whole_gradient
 from retrograde.decomposition.rows import log2_of_sum
+from retrograde.decomposition.summary import NEAR, Summary, growth
 from retrograde.engine import Entries, Scaled, Unrolled, fold, with_factors
 from retrograde.errors import ArgumentError, VoidDecompositionWarning
 from retrograde.recording import Recorded, Recording
@@ -71,6 +74,12 @@ class Flow(AbstractGradient):
     unrolled: Unrolled
     entries: Entries
     _found: dict[AbstractLabels, Mapping[str, Parts]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Flow of {self.recorded.size_in_words}"
+
+    def _repr_html_(self) -> str:
+        return card(f"{self!r}\n{self.summary()}", self.chart)
 
     @cached_property
     def gradient(self) -> Mapping[str, Scaled]:
@@ -456,6 +465,34 @@ class Flow(AbstractGradient):
     def by_parameter(self) -> Parts:
         """The blocks of the gradient itself: layer by layer, gate by gate, weight by weight."""
         return by_parameter(self._cell, self.gradient)
+
+    def summary(self) -> Summary:
+        """The few numbers that say most, as `Monitor` logs them; `print` shows them in five lines.
+
+        Example:
+            >>> import torch, retrograde
+            >>> rnn = torch.nn.RNN(2, 3)
+            >>> with retrograde.record(rnn) as recording:
+            ...     rnn(torch.ones(20, 4, 2))[0][-1].sum().backward()
+            >>> flow = retrograde.decompose(recording)
+            >>> flow.summary().reach == flow.reach
+            True
+        """
+        near = self.by_lag(bins=(0, NEAR) if self.steps > NEAR else (0,)).share[0]
+        carousel = math.nan
+        if set(self.routes) != set(self._cell.recurrent_routes):
+            routes = self.by_route()
+            others = {"direct", *self._cell.recurrent_routes}
+            kept = [route for route in routes.ways if route not in others]
+            carousel = float(routes.select(route=kept).share.sum())
+        return Summary(
+            self.reach,
+            self.adjoints.rate,
+            float(near),
+            carousel,
+            growth(self.adjoints),
+            self.by_time().log2_mean_by_lag,
+        )
 
     def chart(self) -> Any:
         """The mean contribution over lag, with reach and half-life, as an Altair chart."""

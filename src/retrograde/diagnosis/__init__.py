@@ -13,6 +13,7 @@ from retrograde.diagnosis.finding import (
     Finding,
     NotApplicable,
     Severity,
+    Spread,
     Training,
     Trial,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "NotApplicable",
     "Rule",
     "Severity",
+    "Spread",
     "Threshold",
     "Training",
     "Trial",
