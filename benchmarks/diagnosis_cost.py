@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.benchmark import timer
 
 import retrograde
-from retrograde.tasks.gallery import Forecaster, loss_fn
+from retrograde.tasks.trial_set.models import Forecaster, squared
 
 SIZE = Size(T=200, B=32, I=8, H=128)
 ROUNDS = 2
@@ -39,13 +39,13 @@ def measure(last: bool) -> list[float]:
     model = Forecaster(nn.LSTM(SIZE.I, SIZE.H), SIZE.H, last)
     x = torch.randn(SIZE.T, SIZE.B, SIZE.I)
     batch = x, torch.randn(SIZE.B, 1) if last else torch.randn(SIZE.T, SIZE.B, 1)
-    loss_fn(model, batch).backward()
+    squared(model, batch).backward()
     told: list[float] = []
     start = timer()
-    loss_fn(model, batch).backward()
+    squared(model, batch).backward()
     a_pass = timer()
     report = retrograde.diagnose(
-        model, batch, loss_fn, remedies="pass", progress=lambda *_: told.append(timer())
+        model, batch, squared, remedies="pass", progress=lambda *_: told.append(timer())
     )
     done = timer()
     return [a_pass - start, told[0] - a_pass, done - a_pass, page(report)]

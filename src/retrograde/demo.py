@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from retrograde.diagnosis import RULES, Check, Finding, limits
-from retrograde.diagnosis.examine import by_severity, examine
+from retrograde.diagnosis.examine import examine
+from retrograde.diagnosis.order import in_order
 from retrograde.diagnosis.training import ONE_PASS
 from retrograde.report import Horizon, Layer, Report, Settings
 from retrograde.tasks import forecast
@@ -46,7 +47,7 @@ def run(seed: int, quick: bool, progress: bool) -> Report:
     return Report(
         "How far back do the gradients of two CO2 forecasters reach?",
         tuple(layers),
-        by_severity(findings),
+        in_order(findings),
         horizon=horizon,
         notes=(
             f"Naive forecasts on the same held-out weeks: {naive}.",

@@ -16,7 +16,8 @@ from retrograde.diagnosis.need import season_of
 from retrograde.diagnosis.remedies import REMEDIES, Remedy, Target, assignment, expression
 from retrograde.diagnosis.training import train
 from retrograde.errors import ArgumentError
-from retrograde.tasks import gallery
+from retrograde.tasks.trial_set import BY_NAME
+from retrograde.tasks.trial_set.models import squared
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -208,22 +209,20 @@ def test_twice_a_season_is_no_season():
 
 
 def test_the_clipping_of_the_parts_is_trained_with():
-    torch.manual_seed(0)
-    case = next(case for case in gallery.SICK if case.name == "output layer times 100")
-    model, batch = case.make()
+    model, batch, _ = BY_NAME["output layer times 100"].build()
     target = Target(copy.deepcopy(model), "recurrent", "recurrent", 1, ("head",), 1.0)
     applied = REMEDIES["clip-groups"].apply(target)
 
     def trained(afterwards=None):
         one = copy.deepcopy(model)
         adam = torch.optim.Adam(one.parameters(), lr=1e-3)
-        return train(one, lambda step: batch, gallery.loss_fn, adam, 4, afterwards)
+        return train(one, lambda step: batch, squared, adam, 4, afterwards)
 
     plain, clipped = trained(), trained(applied.afterwards)
     optimizer, losses = torch.optim.Adam(model.parameters(), lr=1e-3), []
     for _ in range(4):
         optimizer.zero_grad()
-        loss = gallery.loss_fn(model, batch)
+        loss = squared(model, batch)
         losses.append(float(loss.detach()))
         loss.backward()
         applied.afterwards(model)

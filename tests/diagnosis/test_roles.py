@@ -163,7 +163,7 @@ def test_a_recording_says_that_the_model_was_not_run():
     report = retrograde.diagnose(recording)
     reasons = {check.name: check.reason for check in report.checks}
     assert reasons["kept-graph"] == "the model itself was not run here"
-    assert reasons["output-outweighs"] == "nothing with weights is known to run after it"
+    assert reasons["output-outweighs"] == "no output layer is known to read it directly"
     whole = retrograde.diagnose(model, torch.randn(20, 3, 2), last, remedies=False)
     assert {check.name: check.status for check in whole.checks}["kept-graph"] == "passed"
     assert any("Remedies were not tried" in note for note in whole.notes)

@@ -18,7 +18,8 @@ from retrograde.diagnosis.remedies import REMEDIES, Applied
 from retrograde.diagnosis.rules import RULES
 from retrograde.diagnosis.training import verdict
 from retrograde.errors import ArgumentError
-from retrograde.tasks import gallery
+from retrograde.tasks.trial_set import BY_NAME
+from retrograde.tasks.trial_set.models import Forecaster, squared
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -26,15 +27,14 @@ ADAM = partial(torch.optim.Adam, lr=1e-2)
 
 
 def made(name):
-    torch.manual_seed(0)
-    case = next(case for case in gallery.SICK if case.name == name)
-    return *case.make(), case.options
+    case = BY_NAME[name]
+    return *case.build()[:2], case.options
 
 
 def small():
     """A small model whose gradient explodes, for what does not depend on the case."""
     torch.manual_seed(0)
-    model = gallery.Forecaster(nn.RNN(3, 8), 8)
+    model = Forecaster(nn.RNN(3, 8), 8)
     with torch.no_grad():
         model.recurrent.weight_hh_l0.normal_(0, 3)
     return model, (torch.randn(20, 8, 3), torch.randn(8, 1)), {}
@@ -47,7 +47,7 @@ def huge():
     return model, batch, trained(model, batch, **options)
 
 
-def trained(model, batch, loss_fn=gallery.loss_fn, **options):
+def trained(model, batch, loss_fn=squared, **options):
     how = {"remedies": "train", "try_training": 12, "optimizer": ADAM, **options}
     return retrograde.diagnose(model, batch, loss_fn, **how)
 
@@ -62,7 +62,7 @@ def plain_loss(model, batch, steps, clip=math.inf):
     optimizer = ADAM(model.parameters())
     for _ in range(steps):
         optimizer.zero_grad()
-        loss = gallery.loss_fn(model, batch)
+        loss = squared(model, batch)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
@@ -221,7 +221,7 @@ def test_the_samples_of_a_batch_are_drawn_again_where_the_loss_allows_it():
         return ((model(batch[0]) - batch[1]).square().mean(1) * weights).mean()
 
     model, batch, options = small()
-    for loss_fn, again in ((gallery.loss_fn, True), (ordered, False)):
+    for loss_fn, again in ((squared, True), (ordered, False)):
         report = trained(model, batch, loss_fn, try_training=1, **options)
         words = next(t for t in trials_of(report).values() if t.training).training.optimizer
         assert ("its samples drawn with replacement" in words) == again
@@ -290,14 +290,14 @@ def test_the_budget_bounds_the_steps():
 
 def test_a_pass_alone_says_that_it_is_no_verdict():
     model, batch, options = small()
-    report = retrograde.diagnose(model, batch, gallery.loss_fn, remedies="pass", **options)
+    report = retrograde.diagnose(model, batch, squared, remedies="pass", **options)
     assert training.ONE_PASS in report.notes
     assert {trial.verdict for trial in trials_of(report).values()} == {"not trained"}
     words = str(report) + report._repr_html_()
     assert "in one pass" in words
     assert not re.search("helped|cured|did not help", words)
     for remedies in (False, None):
-        report = retrograde.diagnose(model, batch, gallery.loss_fn, remedies=remedies, **options)
+        report = retrograde.diagnose(model, batch, squared, remedies=remedies, **options)
         assert training.ONE_PASS not in report.notes and not trials_of(report)
 
 
@@ -305,7 +305,7 @@ def test_a_loss_that_fails_on_a_later_batch_is_a_reason():
     model, batch, options = small()
 
     def loss_fn(model, batch):
-        return gallery.loss_fn(model, batch)
+        return squared(model, batch)
 
     report = trained(model, batch, loss_fn, batches=["not a batch", "nor this"], **options)
     why = "the original could not be trained: ValueError"
@@ -351,7 +351,7 @@ def test_a_remedy_that_explodes_or_overflows_is_no_help():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(REMEDIES, "orthogonal", type(row)("orthogonal", row.description, blow_up))
-        report = retrograde.diagnose(model, batch, gallery.loss_fn, remedies="pass", **options)
+        report = retrograde.diagnose(model, batch, squared, remedies="pass", **options)
     trial = trials_of(report)["orthogonal"]
     assert "exploding" in trial.note and not trial.closer and not trial.recommended
 

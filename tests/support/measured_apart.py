@@ -108,7 +108,7 @@ class Measured:
         for gradients, part in ((self.head, self.head_weights), (self.gradient, self.weights)):
             size = _norm(gradients.values())
             sizes.append(size * min(1.0, clipped_to / (size + 1e-6)) / _norm(part))  # as torch does
-        return abs(math.log10(sizes[0] / sizes[1]) - 1.0)
+        return 1.0 - math.log10(sizes[0] / sizes[1])
 
     def norms(self):
         return _norm(self.head.values()), _norm(self.gradient.values())

@@ -1,6 +1,6 @@
 """A whole examination: the pass, what rules find in it, remedies, and training with them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,8 @@ from retrograde.diagnosis.copies import copy_of, seeded, untouched
 from retrograde.diagnosis.experiments import EXPERIMENTS, Case
 from retrograde.diagnosis.experiments.solved import SOLVED
 from retrograde.diagnosis.experiments.weight_scale import WEIGHT_SCALE
-from retrograde.diagnosis.finding import SEVERITIES, Check, Finding
+from retrograde.diagnosis.finding import Check, Finding
+from retrograde.diagnosis.order import in_order
 from retrograde.diagnosis.rules import LAYER_RULES
 from retrograde.diagnosis.run import LossFunction, Run, run
 from retrograde.diagnosis.sight import see
@@ -33,7 +34,7 @@ class Examination:
     Attributes:
         recording: the pass.
         subjects: its layers, as far as they could be looked at.
-        findings: the severest first, with the remedies that were tried.
+        findings: in the order in which they are told, with the remedies that were tried.
         errors: why other layers could not be looked at.
         notes: what a reader must know.
         checks: what became of every rule at every layer.
@@ -71,8 +72,7 @@ def examine_recording(
     ]
     note = "Remedies were not tried: that takes diagnose(model, batch, loss_fn)."
     notes = (*_ended(found), note)
-    severest = by_severity(findings)
-    return Examination(recording, found, severest, tuple(errors), notes, tuple(checks))
+    return Examination(recording, found, in_order(findings), tuple(errors), notes, tuple(checks))
 
 
 @torch.inference_mode(False)
@@ -120,7 +120,7 @@ def examine(
         of_layers = _of_the_loss(before, found) + of_layers
     told = _causes_behind([*of_model, *of_layers])
     findings, checks = _without_consequences(told, [*tried, *checks])
-    findings = list(by_severity(findings))
+    findings = list(in_order(findings))
     if not remedies:
         notes.append("Remedies were not tried: remedies=False.")
     else:
@@ -158,11 +158,6 @@ class Teller:
     def more(self, passes: int) -> None:
         """So many passes are to come beside those known."""
         self._total += passes
-
-
-def by_severity(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """The severest first, else in the order given."""
-    return tuple(sorted(findings, key=lambda finding: -SEVERITIES.index(finding.severity)))
 
 
 def _apply(found: Mapping[str, Subject]) -> tuple[list[Finding], list[Check]]:

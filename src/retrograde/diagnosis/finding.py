@@ -13,6 +13,13 @@ Severity = Literal["info", "warning", "error"]
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")
 """In ascending order."""
 
+Kind = Literal["wiring", "soundness", "scale", "memory", "advice"]
+
+KINDS: tuple[Kind, ...] = ("wiring", "soundness", "scale", "memory", "advice")
+"""What a rule asks: is the recurrence wired as its user thinks, are the numbers sound, are they on
+a scale that can be learnt from, does the gradient reach, and what else is worth knowing. In the
+order in which they are told: an answer means little where an earlier question has gone wrong."""
+
 Verdict = Literal["trained better", "no difference", "trained worse", "diverged", "not trained"]
 """What a paired training says of a remedy."""
 

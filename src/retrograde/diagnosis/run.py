@@ -18,12 +18,17 @@ LossFunction = Callable[[nn.Module, Any], Tensor]
 
 @dataclass(frozen=True)
 class Balance:
-    """L2 norms of gradients and weights: of a recurrent layer, and of what comes after it."""
+    """L2 norms of gradients and weights: of a recurrent layer, and of what comes after it.
+
+    `wakes` says whether a weight of what comes after is all zeros and gets a gradient: it passes
+    nothing back, and will from the next step of the optimiser on.
+    """
 
     layer: float
     layer_weight: float
     after: float
     after_weight: float
+    wakes: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +38,8 @@ class Run:
     Attributes:
         recording: its recurrent layers.
         loss: the loss.
-        balance: gradients and weights by layer; empty where nothing with weights comes after.
+        balance: gradients and weights of the layer that ran last; empty where nothing with weights
+            comes after it. What separates another layer from them is a recurrence, too.
         after: what ran after the recurrent layers and has weights, by its place in the model.
     """
 
@@ -92,8 +98,11 @@ def run(
             parameter.grad = None if parameter.grad is None else parameter.grad.clone()
         afterwards(model)
     after = modules_after(order, list(layers.values()))
+    last = next((module for module in reversed(order) if module in layers.values()), None)
     balance = {
-        name: Balance(*_norms([layer]), *_norms(after)) for name, layer in layers.items() if after
+        name: Balance(*_norms([layer]), *_norms(after), _wakes(after))
+        for name, layer in layers.items()
+        if after and layer is last
     }
     places = {module: path for path, module in model.named_modules()}
     return Run(recording, float(loss.detach()), balance, tuple(places[m] for m in after))
@@ -152,6 +161,15 @@ def _norms(modules: list[nn.Module]) -> tuple[float, float]:
     parameters = [p for module in modules for p in module.parameters()]
     gradients = [p.grad for p in parameters if p.grad is not None]
     return _norm(gradients), _norm([p.detach() for p in parameters])
+
+
+def _wakes(modules: list[nn.Module]) -> bool:
+    """Whether a weight is all zeros and gets a gradient."""
+    return any(
+        p.grad is not None and p.ndim > 1 and not bool(p.any()) and bool(p.grad.any())
+        for module in modules
+        for p in _own_parameters(module)
+    )
 
 
 def _norm(tensors: list[Tensor]) -> float:

@@ -97,7 +97,7 @@ TABLE = (
         3.0,
         "powers of ten",
         "Gradient over weight, in L2 norms, of what comes after the recurrence against that of the "
-        "recurrence: no one learning rate serves two parts that are three orders from the usual.",
+        "recurrence: no one learning rate serves both where it is three orders below the usual.",
     ),
     Threshold(
         "usual_imbalance",

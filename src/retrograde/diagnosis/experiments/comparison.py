@@ -255,6 +255,7 @@ BROADCAST = Experiment(
     "The shapes of what the loss compares. [B, 1] against [B] is broadcast to [B, B] without an "
     "error, and every prediction is compared with every target.",
     _shapes,
+    kind="soundness",
 )
 PROBABILITIES = Experiment(
     "probabilities",
@@ -263,6 +264,7 @@ PROBABILITIES = Experiment(
     "one, or that a softmax or sigmoid has made, are squashed once more. And what nll_loss, "
     "ctc_loss and kl_div are given: numbers above 0 are no logarithms of probabilities.",
     _probabilities,
+    kind="soundness",
 )
 TARGET_SCALE = Experiment(
     "target-scale",
@@ -272,4 +274,5 @@ TARGET_SCALE = Experiment(
     "where a tanh, sigmoid, softmax or relu at the end of the model never gets.",
     _target_scale,
     thresholds=("target_scale",),
+    kind="scale",
 )

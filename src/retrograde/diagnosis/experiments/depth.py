@@ -108,4 +108,5 @@ DEPTH = Experiment(
     _look,
     thresholds=("depth_ratio",),
     replaces=("forget-gate-too-short", "vanishing", "near-lags-dominate"),
+    kind="memory",
 )

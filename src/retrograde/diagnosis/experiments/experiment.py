@@ -1,12 +1,12 @@
 """What an experiment on a whole model is: a question, and what is done to a copy to answer it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import nn
 
-from retrograde.diagnosis.finding import Check, Finding, NotApplicable
+from retrograde.diagnosis.finding import Check, Finding, Kind, NotApplicable
 from retrograde.diagnosis.run import LossFunction, Run
 from retrograde.diagnosis.sight import Sight
 from retrograde.diagnosis.subject import Subject
@@ -43,6 +43,17 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Partly:
+    """That nothing was found in what could be tried.
+
+    Attributes:
+        reason: what could not be tried, and why.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A question about a model as a whole.
 
@@ -50,25 +61,27 @@ class Experiment:
         name: its name, in findings and on the command line.
         title: the answer that is a finding, in words.
         meaning: what is done and why the answer matters.
-        look: the findings, none if all is well; or why it cannot be tried.
+        look: the findings, none if all is well; or why it cannot be tried, or not in all parts.
         sources: papers and threads behind it.
         thresholds: the rows of the table that it uses.
         replaces: rules whose findings about the same layer are consequences of this one.
         remedies: the remedies that are tried, by name.
         concerns: the model as a whole; rules concern its layers one by one.
         rests_on: nothing that a void decomposition could spoil.
+        kind: the question that it answers a part of.
     """
 
     name: str
     title: str
     meaning: str
-    look: Callable[[Case], list[Finding] | NotApplicable]
+    look: Callable[[Case], list[Finding] | NotApplicable | Partly]
     sources: tuple[str, ...] = ()
     thresholds: tuple[str, ...] = ()
     replaces: tuple[str, ...] = ()
     remedies: tuple[str, ...] = ()
     concerns: Literal["model"] = "model"
     rests_on: Literal["given"] = "given"
+    kind: Kind = field(kw_only=True)
 
     def check(self, case: Case) -> tuple[Check, list[Finding]]:
         """What became of it, and what it found."""
@@ -78,6 +91,8 @@ class Experiment:
             found = NotApplicable(f"it failed: {type(error).__name__}: {error}")
         if isinstance(found, NotApplicable):
             return Check(self.name, None, "not applicable", found.reason), []
+        if isinstance(found, Partly):
+            return Check(self.name, None, "passed", found.reason), []
         return Check(self.name, None, "found" if found else "passed"), found
 
 

@@ -77,4 +77,5 @@ INITIAL = Experiment(
     "The state that each layer is first given, where it is not zero and gets no gradient. A second "
     "pass with other random numbers tells one that is drawn from one that is carried in.",
     _look,
+    kind="wiring",
 )

@@ -73,4 +73,5 @@ KEPT = Experiment(
     "are copied without their graph, and looked at for a gradient. Where the model holds one after "
     "a pass, a second pass is made on the same copy.",
     _look,
+    kind="wiring",
 )

@@ -140,6 +140,7 @@ DATA = Experiment(
     "The batch holds numbers that are not finite",
     "Every tensor of the batch, targets too, is looked at before anything else is blamed.",
     _in_data,
+    kind="soundness",
 )
 LOSS = Experiment(
     "non-finite-loss",
@@ -147,4 +148,5 @@ LOSS = Experiment(
     "Where predictions are finite, the loss and its gradient by the predictions are looked at row "
     "by row. CTC is infinite where a sample has fewer steps than its labels need.",
     _in_the_loss,
+    kind="soundness",
 )

@@ -121,4 +121,5 @@ PADDING = Experiment(
     "padding, and the gradient has to come back over it.",
     _look,
     replaces=("forget-gate-too-short", "vanishing", "near-lags-dominate"),
+    kind="wiring",
 )

@@ -150,6 +150,7 @@ PRECISION = Experiment(
     thresholds=("flushed_share",),
     replaces=(
         "unreached",
+        "no-gradient",
         "non-finite-loss",
         "void",
         "rounding-decides",
@@ -158,4 +159,5 @@ PRECISION = Experiment(
         "vanishing",
         "near-lags-dominate",
     ),
+    kind="soundness",
 )

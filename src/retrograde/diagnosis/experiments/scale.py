@@ -116,4 +116,5 @@ INPUT_SCALE = Experiment(
     _look,
     thresholds=("input_scale", "input_scale_low", "saturated_share"),
     replaces=("dead-units", "output-outweighs"),
+    kind="scale",
 )

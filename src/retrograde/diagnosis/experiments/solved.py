@@ -95,4 +95,5 @@ SOLVED = Experiment(
     "of memory is then a remark.",
     _look,
     thresholds=("solved_share",),
+    kind="memory",
 )

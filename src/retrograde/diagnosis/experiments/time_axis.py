@@ -175,4 +175,5 @@ TIME = Experiment(
     "cut off less often than the lag needs is no finding.",
     _look,
     replaces=CONSEQUENCES,
+    kind="wiring",
 )

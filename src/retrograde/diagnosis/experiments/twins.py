@@ -81,4 +81,5 @@ TWINS = Experiment(
     "How many units differ in their state at any step of any sample. Units with the same weights, "
     "in and out, get the same gradient, and no training tells them apart.",
     _look,
+    kind="wiring",
 )

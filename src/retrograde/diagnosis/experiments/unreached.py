@@ -219,4 +219,5 @@ UNREACHED = Experiment(
     "learning rate can make learn. Where a layer got none, its output is changed in a copy: a loss "
     "that moves depends on it, and the way back is cut.",
     _look,
+    kind="wiring",
 )

@@ -112,4 +112,5 @@ WEIGHT_SCALE = Experiment(
     "their size if that mends it.",
     _look,
     thresholds=("weight_scale",),
+    kind="scale",
 )

@@ -71,4 +71,5 @@ WINDOW = Experiment(
     "would keep, and what it would save. It is a remark, and says nothing of what the model could "
     "learn from further back if its gates were held open.",
     _look,
+    kind="advice",
 )

@@ -1,8 +1,9 @@
-"""Experiments and rules, in the order in which they are told: causes before their consequences."""
+"""Experiments and rules, in the order in which they are told: question by question (`KINDS`)."""
 
 from collections.abc import Mapping
 
 from retrograde.diagnosis.experiments import EXPERIMENTS, Experiment
+from retrograde.diagnosis.finding import KINDS
 from retrograde.diagnosis.rules.balance import CONFLICT, OUTWEIGHS
 from retrograde.diagnosis.rules.gates import DEAD, DOUBLE, SATURATED, SHORT
 from retrograde.diagnosis.rules.growth import EXPLODING, NO_GRADIENT, NON_FINITE
@@ -31,7 +32,11 @@ LAYER_RULES: Mapping[str, Rule] = {
     )
 }
 
-RULES: Mapping[str, Experiment | Rule] = {**EXPERIMENTS, **LAYER_RULES}
-"""What is looked at, the model as a whole first, and then layer by layer."""
+_ALL: tuple[Experiment | Rule, ...] = (*EXPERIMENTS.values(), *LAYER_RULES.values())
+
+RULES: Mapping[str, Experiment | Rule] = {
+    rule.name: rule for rule in sorted(_ALL, key=lambda rule: KINDS.index(rule.kind))
+}
+"""What is looked at: question by question, the model as a whole first, then layer by layer."""
 
 __all__ = ["LAYER_RULES", "RULES", "Rule"]

@@ -20,33 +20,30 @@ def _decades(subject: Subject) -> float:
 
 def _imbalance(subject: Subject) -> Evidence | NotApplicable:
     if subject.balance is None:
-        return NotApplicable("nothing with weights is known to run after it")
+        return NotApplicable("no output layer is known to read it directly")
     if subject.live is None:
         return NotApplicable(subject.why_not_live)
-    value = abs(_decades(subject) - subject.limits["usual_imbalance"])
+    value = subject.limits["usual_imbalance"] - _decades(subject)
     if math.isnan(value):
         return NotApplicable("a gradient or a weight is 0 as a whole, or not finite")
     limit = subject.limits["imbalance"]
     return Evidence("imbalance", value, "powers of ten", limit, "below", "imbalance")
 
 
+def _explodes(subject: Subject) -> str:
+    growth, _ = subject.growth
+    return "its gradient explodes" if growth > subject.limits["growth_total"] else ""
+
+
 def _outweighs(subject: Subject, evidence: Evidence) -> Finding:
-    b, decades = subject.balance, _decades(subject)
+    b = subject.balance
     assert b is not None
-    loud = decades < 0
-    message = (
-        f"The output layer outweighs the recurrence: its weights are so large that, measured by "
-        f"their own size, the recurrent weights get a gradient 10^{-decades:.1f} times that of the "
-        "output layer"
-        if loud
-        else f"The output layer outweighs the recurrence: measured by their own size, its weights "
-        f"get a gradient 10^{decades:.1f} times that of the recurrent weights"
-    )
     return Finding(
         "output-outweighs",
         "warning",
         subject.name,
-        message,
+        "The output layer outweighs the recurrence: its weights are so large that the recurrent "
+        "weights get a gradient out of all proportion to their own size",
         (
             evidence,
             Evidence("gradient of the recurrent layer", b.layer, "L2 norm"),
@@ -55,10 +52,7 @@ def _outweighs(subject: Subject, evidence: Evidence) -> Finding:
             Evidence("weights of what comes after", b.after_weight, "L2 norm"),
         ),
         (
-            "The output layer's weights are too large: they multiply what comes back"
-            if loud
-            else "The output layer's weights are too small: hardly anything passes them on its way "
-            "back",
+            "The output layer's weights are too large: they multiply what comes back",
             "The targets are not scaled, and the output layer has to make up for it",
         ),
         (
@@ -121,9 +115,11 @@ def _conflict(subject: Subject, evidence: Evidence) -> Finding:
 OUTWEIGHS = Rule(
     "output-outweighs",
     "The output layer outweighs the recurrence",
-    "L2 norm of the gradient over that of the weights, of everything with weights that runs after "
-    "the recurrent layers against that of the layer. Three powers of ten from what is "
-    "usual, no one learning rate and no one clipping norm serves both.",
+    "L2 norm of the gradient over that of the weights, of the layer that runs last against that of "
+    "everything with weights that runs after it. Three powers of ten above what is usual, no one "
+    "learning rate and no one clipping norm serves both. An output layer that is small, or zero, "
+    "is no finding: it grows with the first steps. Nor is anything said where the gradient "
+    "explodes on its way back, which makes it large as well.",
     _imbalance,
     _outweighs,
     ("imbalance", "usual_imbalance"),
@@ -133,6 +129,8 @@ OUTWEIGHS = Rule(
         "https://github.com/google-research/flood-forecasting/issues/298",
     ),
     rests_on="given",
+    unless=_explodes,
+    kind="scale",
 )
 CONFLICT = Rule(
     "conflicting-lags",
@@ -144,4 +142,5 @@ CONFLICT = Rule(
     ("conflict",),
     (),
     (PASCANU,),
+    kind="memory",
 )

@@ -118,7 +118,7 @@ def _short(subject: Subject, evidence: Evidence) -> Finding:
         other_ways = "; whether the gradient gets there by other routes cannot be told"
     return Finding(
         "forget-gate-too-short",
-        "info" if other_ways else severity_of(need),
+        "info" if other_ways else severity_of(subject),
         subject.name,
         f"The {gate.name} gate forgets too fast: even its longest-lived tenth of units has a time "
         f"constant of {steps(longest)}; to keep 1 % over {need.lag} steps ({need.words}) takes "
@@ -162,7 +162,7 @@ def _idle(subject: Subject, evidence: Evidence) -> Finding:
     relu = any(units.activation == ACTIVATIONS["relu"] for units in subject.units)
     return Finding(
         "dead-units",
-        "error" if evidence.value > 0.5 else "warning",
+        "error" if evidence.value == 1 else "warning",
         subject.name,
         f"{dead} of {count} units are dead: their output is the same number at every step of every "
         "sample, and no gradient passes them",
@@ -289,6 +289,7 @@ SATURATED = Rule(
     ),
     rests_on="forward",
     left_out=_without_role,
+    kind="scale",
 )
 SHORT = Rule(
     "forget-gate-too-short",
@@ -304,6 +305,7 @@ SHORT = Rule(
     (GERS, JOZEFOWICZ, TALLEC),
     rests_on="forward",
     left_out=_without_forget,
+    kind="memory",
 )
 DEAD = Rule(
     "dead-units",
@@ -320,6 +322,7 @@ DEAD = Rule(
     ),
     rests_on="forward",
     left_out=_without_units,
+    kind="scale",
 )
 DOUBLE = Rule(
     "double-bias",
@@ -335,4 +338,5 @@ DOUBLE = Rule(
     (JOZEFOWICZ, "https://github.com/pytorch/pytorch/issues/750"),
     rests_on="given",
     left_out=_without_forget,
+    kind="wiring",
 )

@@ -170,13 +170,16 @@ def _entries(subject: Subject) -> Evidence | NotApplicable:
 
 
 def _no_gradient(subject: Subject, evidence: Evidence) -> Finding:
+    wakes = subject.balance is not None and subject.balance.wakes
+    later = "; it will once the output layer, all zeros now, has taken a step" if wakes else ""
     return Finding(
         "no-gradient",
-        "error",
+        "info" if wakes else "error",
         subject.name,
-        "The loss gives the layer no gradient: dL/dh is exactly 0 at every step",
+        f"The loss gives the layer no gradient: dL/dh is exactly 0 at every step{later}",
         (evidence,),
         (
+            *(("An output layer that starts from zeros passes nothing back at first",) * wakes),
             "What comes after the layer passes nothing back: weights of 0, a dead relu, a product "
             "with 0, or a mask that leaves no step",
             "The loss is at its optimum",
@@ -189,11 +192,14 @@ NO_GRADIENT = Rule(
     "no-gradient",
     "No gradient arrives",
     "Whether the loss enters the layer at any step at all. Where dL/dh is exactly 0 everywhere, no "
-    "weight of the layer learns, and there is nothing to take apart.",
+    "weight of the layer learns, and there is nothing to take apart. Where all that stands in the "
+    "way is a weight of zeros that gets a gradient itself, it is a remark: the next step of the "
+    "optimiser opens the way.",
     _entries,
     _no_gradient,
     (),
     ("fresh-output",),
+    kind="wiring",
 )
 EXPLODING = Rule(
     "exploding",
@@ -207,6 +213,7 @@ EXPLODING = Rule(
     ("spectral-norm", "orthogonal", "truncated-1997", "window", "clip-inside", "clip"),
     (PASCANU, ARPIT),
     rests_on="sizes",
+    kind="scale",
 )
 NON_FINITE = Rule(
     "non-finite",
@@ -220,4 +227,5 @@ NON_FINITE = Rule(
     ("fresh", "spectral-norm"),
     ("https://github.com/pytorch/pytorch/issues/46849",),
     rests_on="given",
+    kind="soundness",
 )

@@ -2,7 +2,6 @@
 
 from retrograde.diagnosis.activity import Activity, keeping_for
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable, Severity
-from retrograde.diagnosis.need import Need
 from retrograde.diagnosis.rules.rule import Rule, steps
 from retrograde.diagnosis.subject import Subject, share_beyond
 
@@ -20,9 +19,25 @@ TALLEC = (
 )
 
 
-def severity_of(need: Need) -> Severity:
-    """A lag that the user named is missed in earnest."""
-    return "error" if need.why == "named" else "warning"
+LOST = -24.0
+"""log2 of the contribution beside which, in float32, one of this size is lost in rounding."""
+
+
+def severity_of(subject: Subject) -> Severity:
+    """How bad it is to miss the lag that matters: a remark where nobody said that it does.
+
+    A named lag cannot be learnt as it stands where what comes from there is lost in the rounding of
+    what comes from near; where it is merely faint, training may still find it.
+    """
+    flow, need = subject.live, subject.need
+    if need.why != "named":
+        return "info"
+    if flow is None:
+        return "warning"
+    mean = flow.by_time().log2_mean_by_lag
+    far = mean[need.lag :]
+    arrives = bool(len(far)) and float(far.max()) > float(mean[0]) + LOST
+    return "warning" if arrives else "error"
 
 
 def keeping_too_short(subject: Subject) -> tuple[Activity, float, float] | None:
@@ -54,7 +69,7 @@ def _vanishing(subject: Subject, evidence: Evidence) -> Finding:
     causes = _causes(subject)
     return Finding(
         "vanishing",
-        severity_of(need),
+        severity_of(subject),
         subject.name,
         f"The gradient reaches back {steps(flow.reach)} of {flow.steps - 1}, short of the "
         f"{need.lag} that it should ({need.words})",
@@ -182,6 +197,7 @@ VANISHING = Rule(
         "lstm",
     ),
     (BENGIO, PASCANU, TALLEC),
+    kind="memory",
 )
 NEAR = Rule(
     "near-lags-dominate",
@@ -195,4 +211,5 @@ NEAR = Rule(
     ("forget-bias", "chrono", "orthogonal", "no-forget-gate"),
     (PASCANU,),
     unless=_falls_short,
+    kind="memory",
 )

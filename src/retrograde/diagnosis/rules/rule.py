@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from retrograde.diagnosis.finding import Check, Evidence, Finding, NotApplicable
+from retrograde.diagnosis.finding import Check, Evidence, Finding, Kind, NotApplicable
 from retrograde.diagnosis.subject import Subject
 
 
@@ -35,6 +35,7 @@ class Rule:
         unless: why another rule speaks in its place, "" if none does.
         left_out: what part of a layer it could not look at and why, "" if it saw all of it.
         concerns: the recurrent layers one by one; experiments concern the model as a whole.
+        kind: the question that it answers a part of.
 
     Example:
         >>> from retrograde.diagnosis import RULES
@@ -55,6 +56,7 @@ class Rule:
     unless: Callable[[Subject], str] = _nothing
     left_out: Callable[[Subject], str] = _nothing
     concerns: Literal["layers"] = "layers"
+    kind: Kind = field(kw_only=True)
 
     def answer(self, subject: Subject) -> Finding | Evidence | NotApplicable:
         """The finding about a layer, the healthy number that there is instead, or why neither."""

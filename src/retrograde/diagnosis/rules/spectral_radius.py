@@ -85,4 +85,5 @@ MISLEADS = Rule(
     (),
     (PASCANU,),
     rests_on="forward",
+    kind="advice",
 )

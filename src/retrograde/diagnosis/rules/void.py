@@ -79,6 +79,7 @@ VOID = Rule(
     _residual,
     _void,
     rests_on="given",
+    kind="soundness",
 )
 DECIDED = Rule(
     "rounding-decides",
@@ -92,4 +93,5 @@ DECIDED = Rule(
     _by_rounding,
     _decided,
     rests_on="given",
+    kind="scale",
 )

@@ -1,0 +1,70 @@
+"""The set that the diagnosis is held to: well formed, and the half to develop on answered right."""
+
+import pytest
+import torch
+
+from retrograde.diagnosis import RULES
+from retrograde.diagnosis.experiments import EXPERIMENTS
+from retrograde.errors import UnsupportedModelError
+from retrograde.tasks.trial_set import BY_NAME, CASES, half
+from retrograde.tasks.trial_set.case import REFUSED
+from retrograde.tasks.trial_set.judging import judgement_of, report_on
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+SLOW = (
+    "2,000 steps of a cell, of which the last hundred matter",
+    "eight layers in one module, classes of the last five steps",
+    "classes of the means of sequences, batch first not said",
+    "the adding problem over 100 steps, GRU as torch draws it",
+)
+QUICK = [
+    case
+    for case in half("development")
+    if case.seen and case.training is None and case.name not in SLOW
+]
+WRONG = (
+    "attention bridges the lag",
+    "encoder and decoder, lag through both",
+    "lag in the steps of one layer",
+)
+"""Answered wrongly: a lag of the whole model, where each of its layers is judged alone."""
+
+GRADUAL = ("initial-state", "target-scale", "input-scale", "no-time", "weight-scale")
+"""Experiments whose finding may be a warning; what others find is an error."""
+
+
+@pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
+def test_the_trouble_is_named_and_a_healthy_model_is_left_alone(case):
+    model, batch, loss_fn = case.build()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    drawn = torch.random.get_rng_state()
+    try:
+        report = report_on(case, model, batch, loss_fn)
+    except UnsupportedModelError:
+        assert REFUSED in case.rules
+        return
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+    assert all(
+        torch.equal(value.nan_to_num(), state[name].nan_to_num())
+        for name, value in model.state_dict().items()
+    )
+    assert all(parameter.grad is None for parameter in model.parameters())
+    outcome = judgement_of(case, report.findings, report.checks).outcome
+    told = [(finding.severity, finding.rule, finding.message) for finding in report.findings]
+    if case.sound:
+        assert outcome != "other" or case.name in WRONG, told
+        return
+    assert outcome in ("first", "second"), told
+    named = next(finding for finding in report.findings if finding.rule in case.rules)
+    assert named.message and named.causes and named.advice
+    if case.least == "warning" and named.rule in EXPERIMENTS and named.rule not in GRADUAL:
+        assert named.severity == "error"
+    assert "found" in {check.status for check in report.checks if check.name == named.rule}
+
+
+def test_the_set_is_well_formed():
+    """Names are unique, and every rule that is meant is one."""
+    assert len(BY_NAME) == len(CASES)
+    meant = {rule for case in CASES for rule in (*case.rules, *case.also)}
+    assert meant - {REFUSED} <= set(RULES)
