@@ -14,7 +14,8 @@ from typing import Any
 from mkdocs.structure.files import File
 
 PAGES = {
-    "recording": ("retrograde.recording", "retrograde.monitor"),
+    "recording": ("retrograde.recording",),
+    "monitor": ("retrograde.monitor",),
     "decomposition": ("retrograde.decomposition",),
     "spectra": ("retrograde.spectra",),
     "weights": ("retrograde.spectra.weights",),

@@ -6,6 +6,7 @@ import hypothesis
 import pytest
 import torch
 
+from support.browser import browser  # noqa: F401 (a fixture)
 from support.type_checks import unchecked
 
 # For sizes this small a second thread only waits for the first (`make test-portability` has two).
@@ -19,7 +20,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatabl
 
 
 CHECKED = frozenset(
-    {"test_bridges", "test_cells", "test_clipping", "test_decompose", "test_engine"}
+    {"test_cells", "test_clipping", "test_decompose", "test_engine", "test_entry_maps"}
 )
 """The modules that run under type checks: between them they reach every cell and every shape."""
 

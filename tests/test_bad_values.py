@@ -398,7 +398,7 @@ ROWS: dict[str, Row] = {
         {"cell": ELMAN_CELL, "x": X, "initial": torch.ones(2, 2), "keep": False},
         {
             **{"cell": OBJECT, "x": Kind(SEQUENCE.bad[:8]), "initial": STATE},
-            **dict.fromkeys(("keep", "borders", "lengths"), FREE),  # of the recording's making
+            **dict.fromkeys(("keep", "boundaries", "lengths"), FREE),  # made by the recording
         },
     ),
     "engine.Entries.of": Row(
@@ -574,7 +574,7 @@ ROWS: dict[str, Row] = {
     ),
     "clipping.suggest": Row(
         clipping.suggest,
-        {"history": [1.0, 2.0], "bit": 0.5},
+        {"history": [1.0, 2.0], "clip_rate": 0.5},
         {
             "history": Kind(
                 (
@@ -583,7 +583,7 @@ ROWS: dict[str, Row] = {
                 ),
                 lambda value: (np.array(value), torch.tensor(value), (1, 2)),
             ),
-            "bit": Kind((*SHARE.bad, 0, 1), _reals),
+            "clip_rate": Kind((*SHARE.bad, 0, 1), _reals),
         },
     ),
     "clipping.scope_of": Row(
@@ -655,7 +655,7 @@ EXEMPT = {
                 "engine.AdjointSpan",
                 "engine.AdjointStep",
                 "engine.AdjointSums",
-                "engine.Border",
+                "engine.Boundary",
                 "engine.Chunk",
             ),
             "engine.Read",

@@ -16,6 +16,7 @@ import retrograde
 from retrograde.decomposition.summary import _Sums, growth
 from retrograde.engine import fold
 from retrograde.errors import ArgumentError, RecordingError
+from retrograde.monitor.schedule import Schedule
 
 
 class Model(nn.Module):
@@ -61,7 +62,7 @@ def test_the_scalars_are_the_flows_own_numbers(kind, steps):
     shares = by_route.share.sum(1)
     expected = {
         "reach": flow.reach,
-        "half_life": flow.half_life,
+        "rate": -1 / flow.half_life,
         "share_near": float(flow.by_lag(bins=(0, 11) if steps > 11 else (0,)).share[0]),
         "growth": growth(flow.adjoints),
         "gradient_norm": gradient_norm(model.encoder),
@@ -118,7 +119,7 @@ def test_growth_is_the_largest_step_of_the_adjoint():
         model(torch.ones(6, 2, 1))[0][-1].sum().backward()
     found = of_layer(monitor, "RNN")
     assert found["growth"] == pytest.approx(2)
-    assert found["half_life"] == pytest.approx(-0.5)
+    assert found["rate"] == pytest.approx(2)
     assert found["reach"] == 5
 
 
@@ -132,7 +133,7 @@ def test_norms_beyond_the_range_have_shares_and_a_reach():
         (model(torch.ones(100, 2, 1))[0][-1].sum() * 2.0**-100).backward()
     found = of_layer(monitor, "RNN")
     assert found["growth"] == pytest.approx(-5)
-    assert found["half_life"] == pytest.approx(0.2)
+    assert found["rate"] == pytest.approx(-5)
     assert found["share_near"] == pytest.approx(1)
 
 
@@ -167,7 +168,7 @@ def test_every_hundredth_block_is_recorded_and_the_names_stay():
         filled.append((bool(monitor.scalars), len(monitor.recording)))
     assert filled == [(True, 1), (False, 0), (False, 0)] * 2 + [(True, 1)]
     assert [step for step, _ in seen] == [0, 3, 6]
-    layer = "reach half_life share_near share_carousel growth gradient_norm nonfinite".split()
+    layer = "reach rate share_near share_carousel growth gradient_norm nonfinite".split()
     assert seen[0][1] == [f"retrograde/encoder.rnn/{name}" for name in layer] + [
         "retrograde/gradient_norm_rest",
         "retrograde/unrecorded",
@@ -285,7 +286,7 @@ def test_no_trace(watch, fails, monkeypatch):
     model.head.eval()
     loss_of(model, x).backward()  # .grad is there, and must stay the same object
     if fails == "ours":
-        monkeypatch.setattr("retrograde.monitor.summarise", ours_fails)
+        monkeypatch.setattr("retrograde.monitor.monitor.summarise", ours_fails)
     handle = model.encoder["rnn"].register_forward_hook(lambda *_: None)
     before = trace(model)
     watched = retrograde.Monitor(model) if watch == "monitor" else retrograde.record(model)
@@ -419,7 +420,7 @@ def test_values_that_are_not_finite_are_counted():
 
 def test_a_mistake_of_ours_is_no_error_of_the_users(monkeypatch):
     model, x = Model(), torch.ones(2, 7, 3)
-    monkeypatch.setattr("retrograde.monitor.summarise", ours_fails)
+    monkeypatch.setattr("retrograde.monitor.monitor.summarise", ours_fails)
     monitor = retrograde.Monitor(model)
     with pytest.warns(UserWarning, match="ZeroDivisionError: a mistake of ours"):
         block(monitor, model, x)
@@ -462,6 +463,213 @@ def test_a_block_that_never_ended_is_given_up():
     monitor.stop()  # nothing is open
     assert trace(model)["hooks"] == before["hooks"]
     assert trace(model)["parameter hooks"] == before["parameter hooks"]
+
+
+# --- a run that is watched ----------------------------------------------------------------------
+
+
+def chain(weight, steps=9):
+    """A linear scalar recurrence, whose adjoint is multiplied by its weight at every step."""
+    model = retrograde.nn.RNN(1, 1, nonlinearity="identity")
+    with torch.no_grad():
+        model.weight_hh_l0.fill_(weight)
+
+    def run():
+        model(torch.ones(steps, 2, 1))[0][-1].sum().backward()
+
+    return model, run
+
+
+def test_the_needed_lag_is_set_beside_lag_0():
+    model, run = chain(0.5)
+    monitor = retrograde.Monitor(model, needs_lag=3)
+    with monitor:
+        run()
+    by_lag = retrograde.decompose(monitor.recording["RNN"]).by_lag(bins="every").log2
+    assert of_layer(monitor, "RNN")["needed"] == pytest.approx(float(by_lag[3] - by_lag[0]))
+    beyond = retrograde.Monitor(model, needs_lag=9)
+    with beyond:
+        run()
+    assert "needed" not in of_layer(beyond, "RNN")
+
+
+def test_the_rate_crosses_zero_where_the_half_life_would_flip():
+    rates = []
+    for weight in (0.9, 1.0, 1.1):
+        model, run = chain(weight)
+        monitor = retrograde.Monitor(model)
+        with monitor:
+            run()
+        rates.append(of_layer(monitor, "RNN")["rate"])
+    assert rates == pytest.approx([math.log2(0.9), 0, math.log2(1.1)], abs=1e-6)
+
+
+def test_moving_averages_are_those_of_their_formula():
+    torch.manual_seed(0)
+    model, x = Model(), torch.randn(2, 6, 3)
+    monitor = retrograde.Monitor(model, every=1, smoothing=0.6)
+    name, raw = "retrograde/encoder.rnn/gradient_norm", []
+    for scale in (1.0, 3.0, 0.5):
+        block(monitor, model, scale * x)
+        raw.append(monitor.scalars[name])
+        weights = [0.6**age for age in reversed(range(len(raw)))]
+        expected = sum(w * value for w, value in zip(weights, raw, strict=True)) / sum(weights)
+        assert monitor.scalars[f"{name}_smoothed"] == pytest.approx(expected)
+    assert "retrograde/unrecorded_smoothed" not in monitor.scalars
+
+
+@pytest.mark.parametrize("name", ["reach", "retrograde/RNN/reach"])
+def test_a_scalar_outside_its_limits_calls_back(name):
+    model, run = chain(0.25)
+    seen = []
+    monitor = retrograde.Monitor(
+        model, every=1, limits={name: (8, None)}, alert=lambda *told: seen.append(told)
+    )
+    for _ in range(2):
+        with monitor:
+            run()
+    assert seen == [("retrograde/RNN/reach", 3.0, 0), ("retrograde/RNN/reach", 3.0, 1)]
+    monitor = retrograde.Monitor(model, every=1, limits={name: (None, 2)})
+    with pytest.warns(UserWarning, match="reach is 3, above 2"), monitor:
+        run()
+    with monitor:  # said once: a warning would be an error here
+        run()
+
+
+def test_history_is_rows_a_table_and_a_chart():
+    model, run = chain(0.5)
+    monitor = retrograde.Monitor(model, every=2, needs_lag=4)
+    for _ in range(5):
+        with monitor:
+            run()
+    history = monitor.history
+    assert [row["step"] for row in history] == [0, 2, 4]
+    assert history.layers == ["RNN"]
+    assert history.of("RNN", "reach") == [(0, 6.0), (2, 6.0), (4, 6.0)]
+    assert history.horizon("RNN") == [(at, pytest.approx(math.log2(100))) for at in (0, 2, 4)]
+    assert repr(history) == "History of 3 looks, blocks 0 to 4; layers: RNN"
+    assert "reach and horizon" in history.chart(needs_lag=4).to_json()
+    with pytest.raises(ArgumentError, match="there is no layer 'RNM' .did you mean 'RNN'"):
+        history.of("RNM", "reach")
+    pandas = pytest.importorskip("pandas")
+    table = history.to_dataframe()
+    assert isinstance(table, pandas.DataFrame) and table.shape == (3, len(monitor.scalars) + 1)
+
+
+def recorded(monitor, model, scales):
+    """The blocks that were looked at, of those whose loss is scaled so."""
+    found = []
+    for scale in scales:
+        model.zero_grad()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with monitor:
+                loss = loss_of(model, torch.ones(2, 5, 3)) * scale
+                monitor.loss(loss)
+                loss.backward()
+        if monitor.recording:
+            found.append(monitor.step)
+    return found
+
+
+def test_a_norm_that_jumps_is_followed_by_a_closer_look():
+    torch.manual_seed(0)
+    model = Model()
+    monitor = retrograde.Monitor(model, every=100, trigger=10)
+    scales = [1.0] * 7 + [9.0, 1.0, 30.0, 30.0, 1.0, 1.0, 1.0, 20.0, 1.0]
+    assert recorded(monitor, model, scales) == [0, 10, 11, 12, 15]
+    assert [event.step for event in monitor.events] == [9, 14]
+    assert "30 times the median of the 9 blocks before" in monitor.events[0].reason
+    norms = dict(monitor.history.of("encoder.rnn", "gradient_norm"))
+    assert norms[10] == pytest.approx(30 * norms[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_one_event_while_it_lasts(value):
+    torch.manual_seed(0)
+    model = Model()
+    monitor = retrograde.Monitor(model, every=4, trigger=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = recorded(monitor, model, [1.0] * 5 + [value] * 2 + [1.0])
+    assert found[:2] == [0, 4] and 7 in found
+    assert [event.step for event in monitor.events] == [5]
+    assert f"the loss is {value}" in monitor.events[0].reason
+    good = monitor.last_good["encoder.rnn"]
+    assert good.output_adjoint.isfinite().all()
+
+
+def test_the_last_good_look_is_kept():
+    torch.manual_seed(0)
+    model = Model()
+    monitor = retrograde.Monitor(model, every=1, trigger=10)
+    recorded(monitor, model, [1.0, 2.0, math.nan, math.nan])
+    kept = float(monitor.last_good["encoder.rnn"].output_adjoint.abs().sum())
+    recorded(again := retrograde.Monitor(model, trigger=10), model, [2.0])
+    assert kept == pytest.approx(
+        float(again.last_good["encoder.rnn"].output_adjoint.abs().sum()), rel=1e-5
+    )
+    assert monitor.problems and monitor.recording is not monitor.last_good
+
+
+def test_the_alert_is_told_of_an_event():
+    torch.manual_seed(0)
+    model, told = Model(), []
+    monitor = retrograde.Monitor(model, trigger=10, alert=lambda *what: told.append(what))
+    recorded(monitor, model, [1.0] * 6 + [100.0])
+    [(name, value, step)] = told
+    assert (name, step) == ("retrograde/gradient_norm", 6)
+    assert value == pytest.approx(gradient_norm(model), rel=1e-5)
+
+
+def test_a_budget_of_time_is_kept():
+    """On a clock that we turn: a block takes 1 s, a look 5 s more, the rest of a step 1 s."""
+    now = 0.0
+    schedule = Schedule(every=2, budget=0.05, clock=lambda: now)
+    looks = []
+    for step in range(200):
+        looked = schedule.start()
+        looks += [step] * looked
+        now += 6.0 if looked else 1.0
+        schedule.stop()
+        now += 1.0
+    assert looks[:3] == [0, 2, 52]  # after the first look no block is known to compare it with
+    assert [b - a for a, b in zip(looks[1:], looks[2:], strict=False)] == [50] * 3
+    cheap = Schedule(every=2, budget=0.05, clock=lambda: now)
+    assert [cheap.start() or cheap.stop() for _ in range(5)] == [True, None, True, None, True]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"budget": 0}, "budget must be a share of time between 0 and 1; got 0"),
+        ({"budget": 1.0}, "budget must be a share"),
+        ({"smoothing": 1}, "smoothing must be a weight from 0 to below 1; got 1"),
+        ({"trigger": 1}, "trigger must be a number above 1; got 1"),
+        ({"needs_lag": 0}, "needs_lag must be a positive integer; got 0"),
+        ({"limits": ["reach"]}, "limits must be a mapping of scalars to limits"),
+        ({"limits": {"reach": 5}}, "the limits of 'reach' must be a pair .lowest, highest."),
+        ({"limits": {"reach": (5, 1)}}, "in this order; got .5, 1."),
+        ({"limits": {"reach": ("a", 1)}}, "a limit of 'reach' must be a finite number; got 'a'"),
+        ({"alert": lambda name: None}, "alert must be a function of name, value and step"),
+    ],
+)
+def test_settings_that_can_be_none_are_refused(settings, message):
+    with pytest.raises(ArgumentError, match=message):
+        retrograde.Monitor(Model(), **settings)
+
+
+def test_the_loss_is_a_single_number():
+    monitor = retrograde.Monitor(Model(), every=1)
+    with pytest.raises(ArgumentError, match="the loss must be a single number; got a tensor of"):
+        monitor.loss(torch.ones(2))
+    model, x = Model(), torch.ones(2, 5, 3)
+    monitor = retrograde.Monitor(model)
+    with monitor:
+        loss = loss_of(model, x)
+        monitor.loss(loss)
+        loss.backward()
+    assert monitor.scalars["retrograde/loss"] == pytest.approx(loss.item())
 
 
 @pytest.mark.parametrize("name", ["every", "samples", "entries"])

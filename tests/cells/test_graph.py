@@ -27,7 +27,7 @@ from retrograde.cells.program import FEW_ROWS
 from retrograde.cells.reverse_mode import CellAdjoint
 from retrograde.cells.rewiring import cut, scaled
 from retrograde.clipping import HDetach, PreActivationValue, StateNorm, chain
-from retrograde.engine import Border, Read
+from retrograde.engine import Boundary, Read
 from retrograde.errors import ArgumentError
 from support.conformance import CHECKS, EXACT
 from support.gated_unit import Unit
@@ -261,7 +261,7 @@ def test_a_route_whose_way_on_is_cut_does_not_become_recurrent():
 
 def test_edges_stand_in_forward_order():
     slot = {"h-": slice(0, 1)}
-    with pytest.raises(ValueError, match="the edge to a stands behind one that leaves it"):
+    with pytest.raises(ValueError, match="the edge to a comes after one that leaves it"):
         Graph(
             (Diagonal("a", "h+"), Diagonal("h-", "a")),
             before=slot,
@@ -309,14 +309,14 @@ def test_factors_clip_parts_as_they_clipped_the_whole(name):
 def test_a_border_pushes_as_it_pulls():
     factors = (numbers(1, B, H), numbers(2, B, H))
     moved = torch.randperm(B * H, generator=torch.Generator().manual_seed(0)).view(B, H)
-    border = Border(
+    boundary = Boundary(
         torch.zeros(B, H, dtype=torch.float64),
         torch.zeros(B, H, dtype=torch.bool),
         (Read(factors[0]), Read(factors[1], moved)),
     )
     v, w = numbers(3, 2, B, H), numbers(4, 2, B, H)
     torch.testing.assert_close(
-        (border.push(v) * w).sum((1, 2)), (v * border.pull_back(w)).sum((1, 2)), **EXACT
+        (boundary.push(v) * w).sum((1, 2)), (v * boundary.pull_back(w)).sum((1, 2)), **EXACT
     )
 
 

@@ -272,7 +272,7 @@ def test_options_are_checked_before_the_work(run, options, sentence):
 def test_a_device_that_is_not_there(run):
     code, _, err = run("diagnose", "user.py:good", "--device", "cuda:1")
     assert code == 2
-    assert "cannot use the device 'cuda:1'" in err and "here there is: cpu" in err
+    assert "cannot use the device 'cuda:1'" in err and "available here: cpu" in err
 
 
 def test_an_unknown_layer_is_a_message_with_those_there_are(run):

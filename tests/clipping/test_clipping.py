@@ -305,7 +305,7 @@ def test_the_policies_that_look_back_do_clip_and_remember_each_group_apart():
     torch.testing.assert_close(memory["recurrent"]["norms"], clipper.norms()["recurrent"])
     first = clipper.norms()["output"][:2]
     z = (clipper.norms()["output"][2] - first.mean()) / (first.std(correction=0) + 1e-6)
-    assert (clipper.statistics().groups["output"].bit > 0) == bool(z > 2.5)
+    assert (clipper.statistics().groups["output"].clip_rate > 0) == bool(z > 2.5)
 
 
 def test_a_chain_acts_in_its_order():
@@ -342,7 +342,7 @@ def test_zero_gradients_stay_zero_and_are_no_bite(policy):
         assert float(clipper()) == 0
         assert not flat(model).any()
     for group in clipper.statistics().groups.values():
-        assert group.bit == 0 and group.cosine == 1 and group.norm[100] == 0
+        assert group.clip_rate == 0 and group.cosine == 1 and group.norm[100] == 0
         assert math.isnan(group.share)
 
 
@@ -475,7 +475,7 @@ def test_groups_without_a_gradient_in_some_steps():
     backward(model)
     clipper()
     assert clipper.norms()["output"][1] == 0 and (clipper.norms()["output"][[0, 2]] > 0).all()
-    assert clipper.statistics().groups["output"].bit == pytest.approx(2 / 3)
+    assert clipper.statistics().groups["output"].clip_rate == pytest.approx(2 / 3)
 
 
 # Statistics, state, training
@@ -511,16 +511,16 @@ def test_statistics_are_those_of_a_second_pass(policy):
             cosines = [float(torch.cosine_similarity(a, b, dim=0)) for a, b in pairs]
             norms = np.array([float(a.norm()) for a, _ in pairs])
             # 1e-6: where the threshold lies at the norm itself, as in AutoClip's first step
-            bites = [float(b.norm() / a.norm()) < 1 - 1e-6 for a, b in pairs]
+            clips = [float(b.norm() / a.norm()) < 1 - 1e-6 for a, b in pairs]
             quotients = [float(b.norm() / a.norm()) for a, b in pairs if b.norm() < a.norm()]
             whole = np.array([float(before["all"].norm()) for before, _ in part])
-            assert found.bit == pytest.approx(np.mean(bites))
+            assert found.clip_rate == pytest.approx(np.mean(clips))
             assert found.cosine == pytest.approx(np.mean(cosines), rel=1e-9)
             assert found.least_cosine == pytest.approx(min(cosines), rel=1e-9)
             assert found.share == pytest.approx(np.mean((norms / whole) ** 2))
             for percent, value in found.norm.items():
                 assert value == pytest.approx(np.percentile(norms, percent))
-            if any(bites) and not policy == AutoClip(50.0):
+            if any(clips) and not policy == AutoClip(50.0):
                 assert found.kept == pytest.approx(np.mean(quotients))
         assert sum(seen.groups[group].share for group in GROUPS) == pytest.approx(1)
         lines = str(seen).splitlines()
@@ -550,9 +550,13 @@ def test_scalars_have_stable_names():
     assert set(scalars) == {"retrograde/clipping/skipped"} | {
         f"retrograde/clipping/{group}/{name}"
         for group in (*GROUPS, "all")
-        for name in ("norm", "bit", "cosine", "share")
+        for name in ("norm", "clip_rate", "cosine", "share")
     }
-    assert scalars["retrograde/clipping/all/bit"] == scalars["retrograde/clipping/all/share"] == 1
+    assert (
+        scalars["retrograde/clipping/all/clip_rate"]
+        == scalars["retrograde/clipping/all/share"]
+        == 1
+    )
 
 
 @pytest.mark.parametrize("at", [10, 270])
@@ -626,7 +630,7 @@ def test_training_is_that_with_torchs_own():
     (expected, _), (model, clipper) = train("torch"), train("ours")
     for name, value in expected.state_dict().items():
         assert value.equal(model.state_dict()[name])
-    assert 0 < clipper.statistics().groups["all"].bit <= 1
+    assert 0 < clipper.statistics().groups["all"].clip_rate <= 1
 
 
 class Reads(TorchDispatchMode):
@@ -909,7 +913,7 @@ def test_scaled_gradients_are_refused_until_they_are_unscaled():
         with pytest.raises(ClippingError, match=r"scaler.step\(optimizer\) has been called"):
             clipper()
         scaler.update()
-    with pytest.raises(ArgumentError, match="scaler and optimizer belong together"):
+    with pytest.raises(ArgumentError, match="scaler and optimizer must be given together"):
         Clipper(model, GlobalNorm(1.0), scaler=scaler)
     off = torch.amp.GradScaler("cpu", enabled=False)
     optimizer.zero_grad()
@@ -953,15 +957,15 @@ def test_a_state_of_another_clipper_is_refused():
 
 @given(
     values=st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=200),
-    bit=st.floats(0.001, 0.9),
+    rate=st.floats(0.001, 0.9),
 )
-def test_the_suggested_threshold_bites_as_often_as_it_says(values, bit):
-    found = suggest(values, bit)
+def test_the_suggested_threshold_clips_as_often_as_it_says(values, rate):
+    found = suggest(values, rate)
     share = np.mean(np.array(values) > found.threshold)
-    assert found.bit == found.groups["all"].bit == pytest.approx(share)
-    assert share <= bit
-    # A threshold lower by more than the rounding to three digits would bite too often.
-    assert np.mean(np.array(values) >= found.threshold / 1.0101) > bit
+    assert found.clip_rate == found.bit == found.groups["all"].clip_rate == pytest.approx(share)
+    assert share <= rate
+    # A threshold lower by more than the rounding to three digits would clip too often.
+    assert np.mean(np.array(values) >= found.threshold / 1.0101) > rate
     assert found.policy == GlobalNorm(found.threshold)
 
 
@@ -973,12 +977,16 @@ def test_suggestions_say_what_they_mean_for_each_group():
         "output": output,
         "all": (recurrent**2 + output**2).sqrt(),
     }
-    found = suggest(history, bit=0.1)
+    found = suggest(history, clip_rate=0.1)
     assert found.threshold == pytest.approx(3.01)
-    assert (found.bit, found.groups["recurrent"].bit, found.groups["output"].bit) == (0.05, 0.05, 0)
+    assert (
+        found.clip_rate,
+        found.groups["recurrent"].clip_rate,
+        found.groups["output"].clip_rate,
+    ) == (0.05, 0.05, 0)
     text = str(found)
-    assert "Clip the norm at 3.01: it would have bitten in 5 % of the steps (100 steps)." in text
-    assert "Applied to the output group alone it would have bitten never; 0.1 would be" in text
+    assert "Clip the norm at 3.01: it would have clipped 5 % of the steps (100 steps)." in text
+    assert "Applied to the output group alone it would have clipped no step; 0.1 would be" in text
     assert "13.3 times the median" in text
 
 
@@ -990,7 +998,7 @@ def test_suggestions_from_a_clipper_and_from_few_or_broken_norms():
         clipper()
     found = suggest(clipper.norms(), 0.05)
     assert list(found.groups) == [*GROUPS, "all"] and found.steps == 30
-    assert found.bit == found.groups["output"].bit == pytest.approx(1 / 30)
+    assert found.clip_rate == found.groups["output"].clip_rate == pytest.approx(1 / 30)
     few = suggest({"own": [1.0, 2.0, math.inf, math.nan]})
     assert (few.steps, few.unused, few.groups["own"].largest) == (2, 2, 2.0)
     assert "2 more not finite" in str(few) and "few norms" in str(few)
@@ -998,16 +1006,16 @@ def test_suggestions_from_a_clipper_and_from_few_or_broken_norms():
 
 def test_histories_that_say_nothing_are_refused():
     for history, match in (
-        ([], "no finite norm above zero"),
-        ([0.0, 0.0], "no finite norm above zero"),
-        ([math.nan], "no finite norm above zero"),
-        ([1.0, -1.0], "norms are not negative"),
-        ({"a": [1.0], "b": [1.0]}, "the norms of the whole are missing"),
-        ({"all": [1.0], "b": [1.0, 2.0]}, "one number a step, as many in each"),
-        (torch.ones(2, 2), "one number a step"),
+        ([], "must hold a finite norm above zero"),
+        ([0.0, 0.0], "must hold a finite norm above zero"),
+        ([math.nan], "must hold a finite norm above zero"),
+        ([1.0, -1.0], "norms must not be negative"),
+        ({"a": [1.0], "b": [1.0]}, "the norms of the whole gradient are missing"),
+        ({"all": [1.0], "b": [1.0, 2.0]}, "one number per step, as many in every group"),
+        (torch.ones(2, 2), "one number per step"),
     ):
         with pytest.raises(ArgumentError, match=match):
             suggest(history)
-    for bit in (0, 1, math.nan, True):
-        with pytest.raises(ArgumentError, match="bit must be a share between 0 and 1"):
-            refusing(suggest, [1.0], bit)
+    for rate in (0, 1, math.nan, True):
+        with pytest.raises(ArgumentError, match="clip_rate must be a share between 0 and 1"):
+            refusing(suggest, [1.0], rate)

@@ -145,7 +145,7 @@ def test_pre_activations_are_clipped_as_hooks_on_them_would(name):
         ours = by_package(cell, PreActivationValue(value), x, initial, direct)
         assert_same(ours, by_hooks(cell, plain, x, initial, direct, value=value))
     free = by_hooks(cell, plain, x, initial, direct)
-    assert not torch.allclose(ours[2], free[2], rtol=1e-3)  # it bit
+    assert not torch.allclose(ours[2], free[2], rtol=1e-3)  # it clipped
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -301,7 +301,7 @@ def test_decompositions_of_a_clipped_gradient_are_exact(name, layer, policy):
             drawn(B, STEPS, INPUTS) if name.endswith("first") else drawn(STEPS, B, INPUTS)
         )
         (output * drawn(*output.shape, seed=2)).sum().backward()
-    assert all(bit > 0 for bit in clipping.bit.values())
+    assert all(rate > 0 for rate in clipping.clip_rate.values())
     flow = retrograde.decompose(recording)
     assert flow.residual < 1e-12
     for parameter in flow.parameters:
@@ -508,16 +508,16 @@ def test_a_parametrized_layer_can_be_wrapped():
     assert_same(run_layer(gru, drawn(STEPS, B, INPUTS), None)[1], theirs[1])
 
 
-def test_how_often_it_bit_by_hand():
+def test_the_clip_rate_by_hand():
     """A relu RNN of one unit whose adjoints are 1, 2, 3, ...: each step adds 1, none is lost."""
     rnn = retrograde.nn.RNN(1, 1, nonlinearity="relu", bias=False)
     with torch.no_grad():
         rnn.weight_ih_l0.fill_(1.0)
         rnn.weight_hh_l0.fill_(1.0)
     inside = clip_inside(nn.ModuleDict({"rnn": rnn}), PreActivationValue(3.5))
-    assert math.isnan(inside.bit["rnn"])
+    assert math.isnan(inside.clip_rate["rnn"])
     rnn(torch.ones(5, 1, 1))[0].sum().backward()  # 1, 2, 3, then 4 and 4.5 are clipped
-    assert inside.bit == {"rnn": pytest.approx(2 / 5)}
+    assert inside.clip_rate == {"rnn": pytest.approx(2 / 5)}
     assert float(rnn.weight_ih_l0.grad) == pytest.approx(1 + 2 + 3 + 3.5 + 3.5)
 
 
@@ -532,7 +532,7 @@ class Own(nn.LSTM):
         (nn.LSTM(1, 1), GlobalNorm(1.0), "acts at the end of the backward pass: give it to a Cli"),
         (nn.LSTM(1, 1), 1.0, "a policy inside back-propagation is needed"),
         (nn.Linear(1, 1), StateNorm(1.0), "holds no recurrent layer"),
-        (nn.LSTMCell(1, 1), StateNorm(1.0), "stepped by a loop of the model's own"),
+        (nn.LSTMCell(1, 1), StateNorm(1.0), "stepped in a loop by the model"),
         (Own(1, 1), StateNorm(1.0), "a forward of its own"),
     ],
 )
@@ -553,18 +553,18 @@ def test_thresholds_that_are_none(wrong):
 def test_more_refusals():
     lstm = nn.LSTM(INPUTS, H)
     clip_inside(lstm, HDetach(0.5))
-    with pytest.raises(ArgumentError, match="clipped inside already"):
+    with pytest.raises(ArgumentError, match="already clipped inside"):
         clip_inside(lstm, StateNorm(1.0))
-    with pytest.raises(retrograde.errors.UnsupportedModelError, match="draws at random"):
+    with pytest.raises(retrograde.errors.UnsupportedModelError, match="draws random numbers"):
         with retrograde.record(lstm):
             pass
     with pytest.raises(
         ArgumentError, match="acts inside back-propagation: give it to retrograde.n"
     ):
         Clipper(lstm, StateNorm(1.0))
-    with pytest.raises(ArgumentError, match="act at two places"):
+    with pytest.raises(ArgumentError, match="act in two places"):
         chain(StateNorm(1.0), GlobalNorm(1.0))
-    with pytest.raises(ArgumentError, match="are not known; StateNorm acts on any"):
+    with pytest.raises(ArgumentError, match="are not known; use StateNorm, which acts on any"):
         clipped(LEAKY(), PreActivationValue(1.0))
     rnn = nn.RNN(1, 1)
     with retrograde.record(rnn) as recording:

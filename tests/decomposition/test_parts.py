@@ -219,7 +219,7 @@ def test_a_selection_keeps_its_share_of_the_whole(flow):
         ({"route": "peephole"}, "no part has route 'peephole'; there are: direct, recurrent"),
         ({"lag": 99}, "no part has lag 99"),
         ({"lag": True}, "lag must be an integer; got True"),
-        ({"lag": range(0, 4)}, "begins or ends inside of range"),
+        ({"lag": range(0, 4)}, "begins or ends inside range"),
         ({"route": ["carousel", 3]}, "no part has route 3"),
         ({"route": []}, "no part has all of these labels"),
     ],

@@ -577,7 +577,7 @@ def test_clipping_is_advised_on_by_the_norms_of_training():
         norms.append(torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]))
         optimizer.step()
     threshold = retrograde.clipping.suggest(torch.stack(norms)).threshold
-    said = re.search(r"Clip the norm at ([\d.e+]+): it would have bitten", trials["clip"].note)
+    said = re.search(r"Clip the norm at ([\d.e+]+): it would have clipped", trials["clip"].note)
     assert float(said[1]) == pytest.approx(threshold, rel=0.02)  # float32, and it explodes
     assert "Applied to the output group alone" in trials["clip"].note
     assert "Clip the norm" not in trials["clip-inside"].note

@@ -44,7 +44,7 @@ def small():
 def huge():
     """A report of remedies that were trained, with model and batch."""
     model, batch, options = made("huge recurrent weights (RNN)")
-    return model, batch, trained(model, batch, **options)
+    return model, batch, trained(model, batch, try_training=40, **options)
 
 
 def trained(model, batch, loss_fn=squared, **options):
@@ -69,13 +69,9 @@ def plain_loss(model, batch, steps, clip=math.inf):
     return float(loss.detach())
 
 
-@pytest.mark.parametrize("name", ["huge recurrent weights (RNN)", "output layer times 100"])
-def test_what_trained_better_does_so_on_other_seeds(name, huge):
+def test_what_trained_better_does_so_on_other_seeds(huge):
     """The printed lines are run on the model, other random numbers and other data decide."""
     model, batch, report = huge
-    if name != "huge recurrent weights (RNN)":
-        model, batch, options = made(name)
-        report = trained(model, batch, **options)
     better = [t for t in trials_of(report).values() if t.verdict == "trained better"]
     assert better
     for trial in better:
@@ -85,7 +81,7 @@ def test_what_trained_better_does_so_on_other_seeds(name, huge):
             data = tuple(torch.randn_like(part) for part in batch)
             treated = copy.deepcopy(model)
             exec(trial.code, {"model": treated, "torch": torch, "retrograde": retrograde})
-            assert plain_loss(treated, data, 12) < plain_loss(model, data, 12), trial.remedy
+            assert plain_loss(treated, data, 40) < plain_loss(model, data, 40), trial.remedy
 
 
 @pytest.fixture
@@ -134,13 +130,21 @@ def test_worse_is_worse_and_the_original_is_no_different_from_itself(harmful):
     assert str(report).index("no difference:") < str(report).index("diverged:")
 
 
-def test_finite_but_worse_is_trained_worse(harmful):
+def test_finite_but_worse_is_trained_worse(harmful, monkeypatch):
+    def stop(target):
+        def nothing_learned(model):
+            for parameter in model.parameters():
+                parameter.grad.zero_()
+
+        return Applied("no step at all", "pass", nothing_learned, by_training=True)
+
+    row = REMEDIES["fresh"]
+    monkeypatch.setitem(REMEDIES, "fresh", type(row)("fresh", row.description, stop))
     model, batch, options = made("tiny recurrent weights (RNN)")
-    slow = partial(torch.optim.SGD, lr=0.01)
-    report = trained(model, batch, optimizer=slow, **options)
+    report = trained(model, batch, try_training=40, **options)
     trial = trials_of(report)["fresh"]
     assert trial.verdict == "trained worse" and trial.training.difference > 0
-    assert "trained worse: up the hill" in str(report)
+    assert "trained worse: no step at all" in str(report)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +183,7 @@ def test_what_is_the_users_stays_as_found():
     reports = [trained(model, loader, loss_fn, try_training=3, **options) for _ in range(2)]
     same = "the same seed, the same numbers"
     assert repr(reports[0].findings) == repr(reports[1].findings), same
-    assert "2 batches, drawn with replacement" in str(reports[0].notes)
+    assert "with replacement for each seed, judged on another" in str(reports[0].notes)
     assert torch.equal(torch.get_rng_state(), drawn) and torch.equal(generator.get_state(), own)
     assert all(torch.equal(weights[name], w) for name, w in model.state_dict().items())
     assert torch.equal(model.head.weight.grad, torch.ones_like(model.head.weight))
@@ -236,8 +240,14 @@ def test_batches_of_a_function_and_of_an_iterator_are_trained_on():
     for given, words in (
         ({"batch": new}, "a new batch at every step"),
         ({"batch": batch, "batches": new}, "a new batch at every step"),
-        ({"batch": None, "batches": [batch, new(1), new(2)]}, "3 batches, drawn with replacement"),
-        ({"batch": (new(seed) for seed in range(2))}, "2 batches, drawn with replacement"),
+        (
+            {"batch": None, "batches": [batch, new(1), new(2)]},
+            "2 batches, drawn with replacement, judged on another",
+        ),
+        (
+            {"batch": (new(seed) for seed in range(9))},
+            "7 batches, drawn with replacement, judged on 2 others",
+        ),
     ):
         report = trained(model, **given, try_training=2, **options)
         assert any(words in t.training.optimizer for t in trials_of(report).values() if t.training)

@@ -90,7 +90,7 @@ def test_scalars_and_charts_reach_the_loggers(package, tmp_path):
         rows = [row for row in csv.DictReader(file) if row["retrograde/rnn/reach"]]
     assert [int(row["step"]) for row in rows] == [0, 2, 4]
     events = EventAccumulator(both[1].log_dir, size_guidance={"images": 0}).Reload()
-    for name in ("reach", "half_life", "share_near", "share_carousel", "growth", "gradient_norm"):
+    for name in ("reach", "rate", "share_near", "share_carousel", "growth", "gradient_norm"):
         name = f"retrograde/rnn/{name}"
         found = events.Scalars(name)
         assert [event.step for event in found] == [0, 2, 4]
@@ -231,7 +231,7 @@ def test_scalars_of_clipping_reach_the_loggers(package, tmp_path):
     assert [int(row["step"]) for row in rows] == [2, 5]
     for row, part in zip(rows, (norms[:3], norms[3:]), strict=True):
         assert float(row["retrograde/clipping/all/norm"]) == pytest.approx(sorted(part)[1])
-        assert float(row["retrograde/clipping/recurrent/bit"]) == 1
+        assert float(row["retrograde/clipping/recurrent/clip_rate"]) == 1
         assert float(row["retrograde/clipping/output/cosine"]) == pytest.approx(1)
         shares = [float(row[f"retrograde/clipping/{g}/share"]) for g in callback.clipper.groups]
         assert len(shares) == 3 and sum(shares) == pytest.approx(1)
@@ -272,7 +272,7 @@ def test_batches_without_a_loss_and_with_a_broken_one(tmp_path):
 
 def test_what_clips_twice_or_for_several_optimisers_is_refused(tmp_path):
     pl = import_module("lightning.pytorch")
-    with pytest.raises(ArgumentError, match="the trainer clips, too.*gradient_clip_val=1.0"):
+    with pytest.raises(ArgumentError, match="the trainer clips as well.*gradient_clip_val=1.0"):
         callbacks = [ClippingCallback(GlobalNorm(1.0))]
         fit(pl, tmp_path, module_of(pl), callbacks, gradient_clip_val=1.0)
     module = module_of(pl, manual, manual=True)

@@ -61,7 +61,7 @@ def test_the_callback_in_their_trainer(kind, layers, tmp_path):
     assert [int(row["step"]) for row in rows] == [0, 3, 6]
     for row in rows:
         assert 0 <= float(row["retrograde/hist_encoder/reach"]) < WINDOW
-        assert math.isfinite(float(row["retrograde/hist_encoder/half_life"]))
+        assert math.isfinite(float(row["retrograde/hist_encoder/rate"]))
         assert float(row["retrograde/hist_encoder/nonfinite"]) == 0
         assert float(row["retrograde/unrecorded"]) == 0
 

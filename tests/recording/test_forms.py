@@ -269,7 +269,7 @@ def test_a_layer_called_step_by_step(kind, reset):
     assert flow.steps == T and flow.recorded.x.shape == x.shape
     if reset:
         assert float(flow.by_time().norm[2, 1]) > 0  # other samples go on
-        assert list(flow.recorded.borders) == [2, 4]
+        assert list(flow.recorded.boundaries) == [2, 4]
     else:
         at_once = exact(layer, lambda: layer(x)[0].square().sum())
         for name in flow.parameters:
@@ -450,7 +450,7 @@ def test_a_state_that_two_calls_go_on_from():
 
     flow = exact(cell, run)
     assert flow.recorded.notes == (
-        "a run starts at step 0 from a state that another call carries on or reads as its input: "
+        "a run starts at step 0 from a state that another call continues or reads as its input: "
         "what comes back to that state counts as given by the loss, and lags end there",
         "2 separate runs of the layer lie side by side as samples: lags do not cross from one to "
         "another",

@@ -246,7 +246,7 @@ def test_a_penalty_on_gradients_is_refused():
         (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
         return loss + gradient.square().sum()
 
-    refused(layer, run, "'GRU': the loss reaches inside it, past its output and state")
+    refused(layer, run, "'GRU': the loss depends on it other than through its output and state")
 
 
 def test_a_backward_pass_to_other_tensors_than_the_weights():

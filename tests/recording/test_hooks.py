@@ -148,7 +148,7 @@ CHANGING = {
 @pytest.mark.parametrize("layer", [nn.GRUCell, nn.GRU])
 @pytest.mark.parametrize("change", CHANGING)
 def test_module_hooks_that_change_what_comes_back_do_not_pass_in_silence(layer, change):
-    """Refused, or followed exactly to a border that is said to be one."""
+    """Refused, or followed exactly to a boundary that is said to be one."""
     net = Net(layer)
     CHANGING[change](net.layer)
 
@@ -537,12 +537,12 @@ def before_the_block(layer):
 
 CALLED = "it was called, but test_hooks.ByHand has a forward of its own, which does not call that"
 NOT_CALLED = "it was not called while the pass was recorded; run"
-WITHOUT = "it was called without a gradient to come"
+WITHOUT = "it was called where no gradient can arrive"
 NOT_STARTED = r"it: loss.backward\(\) was not called while the pass was recorded"
 ELSEWHERE = "the loss does not depend on this layer's calls there"
 BY_WEIGHTS = "its weights got a gradient, but it was not called while the pass was recorded"
 PAST_CALLS = "no backward pass reached its calls while the pass was recorded, but its weights got a"
-UNANNOUNCED = r"a gradient came to it that was not started by loss.backward\(\)"
+UNANNOUNCED = r"it received a gradient that loss.backward\(\) did not start"
 
 
 def run_by_hand(layer):

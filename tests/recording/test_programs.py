@@ -636,16 +636,16 @@ def not_moved(self, delta):
 
 
 FAULTS = {
-    "factors are left out": ("engine.border", "Border.pull_back", without_factors, "h scaled"),
+    "factors are left out": ("engine.boundary", "Boundary.pull_back", without_factors, "h scaled"),
     "entries stay in their places": (
-        "engine.border",
-        "Border.pull_back",
+        "engine.boundary",
+        "Boundary.pull_back",
         not_moved,
         "reorder beams",
     ),
     "what is mixed at the end is not found": (
-        "recording.links",
-        "Surroundings._find_tails",
+        "recording.states",
+        "StateTracker._find_tails",
         lambda *_: None,
         "masked update",
     ),

@@ -240,7 +240,7 @@ def test_an_error_of_ours_at_the_start_of_a_backward_pass_stays_out_of_it(monkey
     def broken(*_):
         raise ZeroDivisionError("in ours")
 
-    monkeypatch.setattr(sys.modules["retrograde.recording.links"], "users_of", broken)
+    monkeypatch.setattr(sys.modules["retrograde.recording.states"], "users_of", broken)
     model = nn.LSTM(3, 4)
     with pytest.raises(RecordingError, match="'LSTM': looking at the backward pass failed, Zero"):
         with retrograde.record(model):
@@ -322,8 +322,8 @@ def changed_unseen(model):
             r"'LSTM': no backward pass reached it: loss.backward\(\) was not called while",
         ),
         (unused, "'LSTM': .*the loss does not depend on this layer"),
-        (without_gradients, "'LSTM': it was called without a gradient to come"),
-        (by_autograd_grad, r"'LSTM': .*not started by loss.backward\(\): torch.autograd.grad"),
+        (without_gradients, "'LSTM': it was called where no gradient can arrive"),
+        (by_autograd_grad, r"'LSTM': .*loss.backward\(\) did not start: torch.autograd.grad"),
         (no_steps, r"'LSTM': its input has shape \(4, 0, 3\): there is no step or sample"),
         (changed_unseen, "'LSTM': its weight_hh_l0 was changed in place between the forward and"),
     ],
@@ -366,7 +366,7 @@ def test_an_error_in_a_hook_of_ours_stays_out_of_the_users_way(monkeypatch):
     def broken(*_):
         raise ZeroDivisionError("in ours")
 
-    monkeypatch.setattr(sys.modules["retrograde.recording.watch"], "results_of", broken)
+    monkeypatch.setattr(sys.modules["retrograde.recording.hooks"], "results_of", broken)
     model = nn.LSTM(3, 4)
     with pytest.raises(RecordingError, match="'LSTM': recording it failed, ZeroDivisionError"):
         with retrograde.record(model):

@@ -198,7 +198,7 @@ def test_reasons_passes_and_borders_survive(tmp_path):
     assert set(recording.refused) == {"layer", "idle", "frozen"} and len(recording.passes) == 2
     for other in ways(recording, tmp_path):
         same_recording(recording, other)
-        assert list(other.passes[1]["layer"].borders) == [2, 4]
+        assert list(other.passes[1]["layer"].boundaries) == [2, 4]
         with pytest.raises(UnsupportedModelError, match="requires_grad=False"):
             other["frozen"]
 
@@ -246,7 +246,7 @@ def test_a_function_of_the_users_own_is_refused_by_name(tmp_path):
     problem = next(p for p in PROBLEMS if p.name == "stack-with-own")
     path = tmp_path / "a"
     with pytest.raises(
-        ArgumentError, match="'a cell' cannot be saved.*from_function.*record again"
+        ArgumentError, match="'a cell' cannot be saved.*from_function.*record the pass again"
     ):
         retrograde.save(pass_through(problem.make()), path)
     assert not path.exists()
@@ -324,7 +324,7 @@ DAMAGE = {
     "no order of axes": lambda d, t: fields(d)["x"].update({"order": [0, 0, 7]}),
     "an unknown value": lambda d, t: fields(d).update({"notes": {"pickle": "x"}}),
     "notes that are none": lambda d, t: fields(d).update({"notes": [1]}),
-    "a border that is none": lambda d, t: fields(d).update({"borders": {"map": [[1, 2]]}}),
+    "a boundary that is none": lambda d, t: fields(d).update({"boundaries": {"map": [[1, 2]]}}),
     "another generation": lambda d, t: cell_of(d).update({"generation": "gru-torch"}),
     "a weight that is none": lambda d, t: cell_of(d).update({"weight_hh": None}),
     "a layer that is not there": lambda d, t: d["recording"]["layers"].append(["b", 7]),
@@ -360,9 +360,18 @@ def test_a_newer_file_says_which_version_wrote_it(file):
         retrograde.load(file)
 
 
+def test_a_file_with_earlier_names_is_read(file):
+    before = retrograde.load(file)["LSTM"]
+    rewritten(file, lambda d, t: fields(d).update(borders=fields(d).pop("boundaries")))
+    assert_same(before, retrograde.load(file)["LSTM"])
+    assert before.borders is before.boundaries
+
+
 def test_an_older_file_may_lack_fields_that_have_defaults(file):
     before = retrograde.load(file)
-    rewritten(file, lambda d, t: [fields(d).pop(name) for name in ("notes", "lengths", "borders")])
+    rewritten(
+        file, lambda d, t: [fields(d).pop(name) for name in ("notes", "lengths", "boundaries")]
+    )
     assert_same(before["LSTM"], retrograde.load(file)["LSTM"])
 
 
@@ -377,7 +386,7 @@ def test_an_older_file_may_lack_fields_that_have_defaults(file):
 def test_foreign_files_are_refused(tmp_path, content):
     path = tmp_path / "other"
     path.write_bytes(content)
-    with pytest.raises(InputError, match="other is no recording, or was cut off"):
+    with pytest.raises(InputError, match="other is not a recording, or is truncated"):
         retrograde.load(path)
 
 

@@ -720,12 +720,12 @@ def scripted(name):
 BAD = {
     "missing": ("none.pt", lambda name: None, "there is no file none.pt; give a .safetensors"),
     "folder": ("folder.pt", os.mkdir, "is a folder"),
-    "text": ("text.pt", lambda n: write(n, b"hello world"), "is no checkpoint of torch.save or"),
-    "empty": ("empty.pt", lambda n: write(n, b""), "is no checkpoint of torch.save"),
-    "zip": ("zip.pt", zipped, "is no checkpoint of torch.save"),
-    "half": ("half.pt", lambda n: truncated("zip", n, 0.5), "or was cut off"),
-    "old half": ("old.pt", lambda n: truncated("old", n, 0.5), "or was cut off"),
-    "scripted": ("script.pt", scripted, "is a TorchScript archive, which is code"),
+    "text": ("text.pt", lambda n: write(n, b"hello world"), "is not a checkpoint of torch.save or"),
+    "empty": ("empty.pt", lambda n: write(n, b""), "is not a checkpoint of torch.save"),
+    "zip": ("zip.pt", zipped, "is not a checkpoint of torch.save"),
+    "half": ("half.pt", lambda n: truncated("zip", n, 0.5), "or is truncated"),
+    "old half": ("old.pt", lambda n: truncated("old", n, 0.5), "or is truncated"),
+    "scripted": ("script.pt", scripted, "is a TorchScript archive, which contains code"),
     "code": ("code.pt", lambda n: torch.save(Runs(), n), r"holds Python objects \(the first: "),
     "code in a dict": (
         "deep.pt",
@@ -735,7 +735,7 @@ BAD = {
     "pickle": (
         "pickle.pt",
         lambda n: write(n, pickle.dumps(Runs())),
-        "holds Python objects; loading those could run any code",
+        "holds Python objects; loading them could run arbitrary code",
     ),
     "module": ("module.pt", lambda n: torch.save(nn.LSTM(2, 3), n), "the first: torch.nn.modules"),
     "list": ("list.pt", lambda n: torch.save([1], n), "no state dict but one object of type list"),
@@ -743,10 +743,10 @@ BAD = {
     "safe half": (
         "half.safetensors",
         lambda n: truncated("safetensors", n, 0.9),
-        "is no safetensors file, or was cut off",
+        "is not a safetensors file, or is truncated",
     ),
-    "safe text": ("t.safetensors", lambda n: write(n, b"hello"), "is no safetensors file"),
-    "safe empty": ("e.safetensors", lambda n: write(n, b""), "is no safetensors file"),
+    "safe text": ("t.safetensors", lambda n: write(n, b"hello"), "is not a safetensors file"),
+    "safe empty": ("e.safetensors", lambda n: write(n, b""), "is not a safetensors file"),
     "other": (
         "linear.pt",
         lambda n: torch.save(nn.Linear(2, 2).state_dict(), n),

@@ -14,7 +14,7 @@ from torch import nn
 import retrograde
 from retrograde.cells import GRU, LSTM, Elman, SideBySide, Stacked, from_function
 from retrograde.cells.gates import ACTIVATIONS
-from retrograde.engine import Border, unroll
+from retrograde.engine import Boundary, unroll
 from retrograde.errors import ArgumentError, NonFiniteError, UnsupportedModelError
 from retrograde.spectra import Chain
 from retrograde.spectra.bounds import bounds
@@ -695,11 +695,11 @@ def test_nothing_passes_a_border_and_a_stretch_across_one_is_refused():
     recorded = retrograde.record_cell(lstm(2, 3, 1.0), draw(30, B, 2), lambda h, s: h.sum())
     fresh = draw(B, 6, seed=8)
     carried = torch.tensor([True, False, True]).unsqueeze(1).expand(B, 6)
-    borders = {
-        12: Border.detached(fresh, carried),
-        20: Border.detached(fresh, carried & False),
+    boundaries = {
+        12: Boundary.detached(fresh, carried),
+        20: Boundary.detached(fresh, carried & False),
     }
-    recorded = replace(recorded, borders=borders)
+    recorded = replace(recorded, boundaries=boundaries)
     with pytest.raises(ArgumentError, match=r"before step 12, 20.*start=20, stop=30"):
         retrograde.spectrum(recorded)
     between = retrograde.spectrum(recorded, start=12, stop=20).chain

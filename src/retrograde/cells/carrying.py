@@ -2,7 +2,7 @@
 
 A sequence that has ended keeps its state, zoneout keeps some units: the state that goes on is a mix
 of the one that a step made and the one that had entered it. So the latter is held beside the state,
-and what enters the next step reads either (`retrograde.engine.Border`).
+and what enters the next step reads either (`retrograde.engine.Boundary`).
 """
 
 from collections.abc import Mapping

@@ -55,8 +55,8 @@ class Clipped(AbstractWrapped):
         is_inside(self.policy)
         if self._on_gates and not isinstance(self.cell, AbstractLayer):
             raise ArgumentError(
-                f"{self.policy!r} acts on pre-activations, and those of {type(self.cell).__name__} "
-                "are not known; StateNorm acts on any cell's state"
+                f"{self.policy!r} acts on pre-activations, but those of {type(self.cell).__name__} "
+                "are not known; use StateNorm, which acts on any cell's state"
             )
 
     def linearise(self, step: CellStep) -> Graph:

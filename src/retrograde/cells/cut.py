@@ -39,7 +39,7 @@ class Cut(AbstractWrapped):
         is_cell(self.cell)
         if not isinstance(self.cut, frozenset) or not all(isinstance(r, str) for r in self.cut):
             raise ArgumentError(
-                f"cut must be a frozenset of names of routes; got {_checks.shown(self.cut)}"
+                f"cut must be a frozenset of route names; got {_checks.shown(self.cut)}"
             )
         known = (*self.cell.routes, *self.cell.inner_routes)
         unknown = sorted(self.cut - set(known))

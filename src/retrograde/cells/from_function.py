@@ -257,8 +257,8 @@ def from_function(
             f"{_checks.shown(output)}"
         )
     if isinstance(carousel, str):
-        raise ArgumentError(f"carousel must hold names of routes: write ({carousel!r},)")
-    _checks.instance("carousel", carousel, Iterable, "a sequence of names of routes")  # type: ignore[type-abstract]
+        raise ArgumentError(f"carousel must be a sequence of route names: write ({carousel!r},)")
+    _checks.instance("carousel", carousel, Iterable, "a sequence of route names")  # type: ignore[type-abstract]
     cell = FunctionCell(step, dict(parameters), input_size, pieces, named, output, ())
     carousel = tuple(carousel)
     unknown = [route for route in carousel if route not in cell.routes]
@@ -304,7 +304,8 @@ def _check_parameters(parameters: object) -> None:
         raise ArgumentError(
             "parameters must be tensors that are all float32 or all float64, and "
             + ", ".join(wrong)
-            + ": convert with .float() or .double(), and leave what is no weight to the step"
+            + ": convert with .float() or .double(), and keep values that are not weights inside "
+            "the step"
         )
 
 
@@ -349,14 +350,14 @@ def _check_forward(
     changed = [name for name, value in passed.items() if value._version != versions[name]]
     if changed:
         raise ArgumentError(
-            f"step changes {', '.join(changed)} in place, which the backward pass needs again: "
-            "write h = h * f in place of h *= f, or clone() first"
+            f"step changes {', '.join(changed)} in place, but the backward pass needs the old "
+            "values: write h = h * f instead of h *= f, or clone() first"
         )
     if not torch.equal(drawn, _random_state(x.device)):
         _restore(drawn, x.device)
         raise ArgumentError(
-            "step draws random numbers, and it is run again for the backward pass: draw them "
-            "before, and hand them to the step as features of x"
+            "step draws random numbers, but it runs again for the backward pass: draw them "
+            "beforehand and pass them to the step as features of x"
         )
 
 
@@ -371,9 +372,9 @@ def _check_pull_back(cell: FunctionCell, step: CellStep) -> None:
             derivative.to_parameters(delta)
     except Exception as error:
         raise ArgumentError(
-            f"torch.func cannot pull back through step: {type(error).__name__}: {error}. "
+            f"torch.func cannot differentiate step: {type(error).__name__}: {error}. "
             "Build the step from torch's own differentiable operations; a torch.autograd.Function "
-            "of yours needs setup_context and generate_vmap_rule = True"
+            "of your own needs setup_context and generate_vmap_rule = True"
         ) from error
     if bool((second.nan_to_num() != 0).any()):
         raise ArgumentError(
@@ -399,15 +400,15 @@ def _check_places(cell: FunctionCell, weights: Mapping[str, Tensor]) -> None:
             ]
     except Exception as error:
         raise ArgumentError(
-            f"step takes two samples and fails on three: {type(error).__name__}: {error}. Steps "
-            "are taken together in batches of any size; what belongs to a sample belongs into x"
+            f"step works on two samples and fails on three: {type(error).__name__}: {error}. It is "
+            "called with batches of any size; put values that belong to a sample into x"
         ) from error
     rows = torch.cat(new)
     rounding = torch.finfo(rows.dtype).eps ** 0.5  # which may depend on the size of a batch
     if not torch.allclose(rows, rows[:1].expand_as(rows), rounding, rounding, equal_nan=True):
         raise ArgumentError(
-            "step gives equal samples of a batch different states: it asks for a sample's place, "
-            "or for the size of the batch. What belongs to a sample belongs into x, as a feature"
+            "step gives equal samples of a batch different states: it depends on a sample's "
+            "position or on the batch size. Put values that belong to a sample into x, as features"
         )
 
 
@@ -447,7 +448,7 @@ def _check_effects(cell: FunctionCell, weights: Mapping[str, Tensor]) -> None:
         f"{'it' if one else 'them'} at random inputs and states. Either the step does not read "
         f"{'it' if one else 'them'} from the parameters it is given (a module that keeps its "
         "weights in a dict or list of its own, where functional_call cannot swap them), or it "
-        f"detaches {'it' if one else 'them'}; what the step is not to use, leave out of parameters"
+        f"detaches {'it' if one else 'them'}; leave out of parameters what the step does not use"
     )
 
 

@@ -69,8 +69,8 @@ class Graph:
                 left.add(edge.source)
             if again:
                 raise ValueError(
-                    f"the edge to {', '.join(sorted(again))} stands behind one that leaves it: "
-                    "edges into a node come before those out of it"
+                    f"the edge to {', '.join(sorted(again))} comes after one that leaves it: edges "
+                    "into a node must come before those out of it"
                 )
 
     @property

@@ -47,7 +47,7 @@ class SideBySide(AbstractComposite):
         _checks.tuple_of("ends", self.ends, str, "suffixes, one for each cell")
         if len(set(self.ends)) != len(self.layers):
             raise ArgumentError(
-                f"{len(self.layers)} cells side by side need as many different ends of names; got "
+                f"{len(self.layers)} cells side by side need as many different suffixes; got "
                 f"{self.ends}"
             )
 

@@ -1,6 +1,7 @@
 """Altair charts of plain numbers: results pass their numbers to them, and are not known here."""
 
 from retrograde.charts.drawing import ACCENT, COUNTER, GREY, INK, RAMP, SERIES, SHAPES
+from retrograde.charts.figure import png
 from retrograde.charts.gates import gates_over_time, saturation_over_time
 from retrograde.charts.lags import adjoint_curve, lag_curve, memory
 from retrograde.charts.parts import (
@@ -12,6 +13,7 @@ from retrograde.charts.parts import (
 )
 from retrograde.charts.remedies import before_after, clipping, training_curves
 from retrograde.charts.spectra import directions, exponents, singular_values
+from retrograde.charts.training import training_run
 from retrograde.charts.words import half_life_in_words, in_words, lag_in_words
 
 __all__ = [
@@ -35,10 +37,12 @@ __all__ = [
     "lag_in_words",
     "loss_step_by_use_step",
     "memory",
+    "png",
     "saturation_over_time",
     "shares",
     "shares_by_lag",
     "singular_values",
     "training_curves",
+    "training_run",
     "ways_by_lag",
 ]

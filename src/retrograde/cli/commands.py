@@ -182,7 +182,7 @@ def diagnose(
         bool,
         typer.Option(
             "--spectrum",
-            help="Add what the recurrence would do with any gradient; minutes for a large state.",
+            help="Add the spectrum of the recurrence; takes minutes for a large state.",
         ),
     ] = False,
     quiet: Annotated[
@@ -251,11 +251,11 @@ def compare(
 
 
 @app.command(
-    help="Say what recurrent weights tell on their own: norms, bounds, horizons, "
+    help="Report what recurrent weights tell by themselves: norms, bounds, horizons, "
     "initialisation.\n\n"
     "WEIGHTS is a state dict or a checkpoint, as .safetensors, .pt or .pth; nothing in it "
-    "is run. Or give FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION as for diagnose: its model is "
-    "looked at."
+    "is run. Or give FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION as for diagnose, to inspect its "
+    "model."
 )
 def inspect(
     weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="A file, or FILE.py:FUNCTION.")],

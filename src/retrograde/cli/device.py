@@ -27,7 +27,7 @@ def find(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         why = (str(error).strip().splitlines() or ["no reason given"])[0][:200]
         raise InputError(
-            f"cannot use the device {_checks.shown(name)}: {why}; here there is: "
+            f"cannot use the device {_checks.shown(name)}: {why}; available here: "
             f"{_checks.listed(_available())}"
         ) from None
     return device

@@ -49,7 +49,7 @@ def _safetensors(path: Path) -> Mapping[str, torch.Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise InputError(
-            f"{path} is no safetensors file, or was cut off: {_first_line(error)}"
+            f"{path} is not a safetensors file, or is truncated: {_first_line(error)}"
         ) from None
 
 
@@ -62,18 +62,20 @@ def _torchs(path: Path, first: bytes) -> Any:
         raise
     except Exception as error:  # what is no checkpoint ends the reader in many ways
         if "TorchScript" in str(error):
-            raise InputError(f"{path} is a TorchScript archive, which is code; {ADVICE}") from None
+            raise InputError(
+                f"{path} is a TorchScript archive, which contains code; {ADVICE}"
+            ) from None
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and (code or first[:1] == b"\x80"):
             named = f" (the first: {code[1]})" if code else ""
             raise InputError(
-                f"{path} holds Python objects{named}; loading those could run any code, and so "
+                f"{path} holds Python objects{named}; loading them could run arbitrary code, so "
                 f"they were not loaded; {ADVICE}"
             ) from None
         kind = _files.kind(path)
-        other = f"{path} is {kind}, and no checkpoint" if kind and "checkpoint" not in kind else ""
+        other = f"{path} is {kind}, not a checkpoint" if kind and "checkpoint" not in kind else ""
         raise InputError(
-            (other or f"{path} is no checkpoint of torch.save or safetensors, or was cut off")
+            (other or f"{path} is not a checkpoint of torch.save or safetensors, or is truncated")
             + f"; {ADVICE}"
         ) from None
 

@@ -125,7 +125,8 @@ class Clipper:
         >>> clipper = Clipper(lstm, ByGroup({"recurrent": GlobalNorm(1e-3)}))
         >>> lstm(torch.ones(5, 3, 1))[0].sum().backward()
         >>> norm = clipper()
-        >>> clipper.statistics().groups["recurrent"].bit, clipper.statistics().groups["input"].bit
+        >>> groups = clipper.statistics().groups
+        >>> groups["recurrent"].clip_rate, groups["input"].clip_rate
         (1.0, 0.0)
     """
 
@@ -145,8 +146,9 @@ class Clipper:
         keep = _checks.optional_whole("keep", keep)
         if (scaler is None) != (optimizer is None):
             raise ArgumentError(
-                "scaler and optimizer belong together: whether gradients are unscaled is known for "
-                f"an optimiser; got scaler={scaler!r} and optimizer={optimizer!r}"
+                "scaler and optimizer must be given together, since a scaler knows for each "
+                f"optimiser whether its gradients are unscaled; got scaler={scaler!r} and "
+                f"optimizer={optimizer!r}"
             )
         self._parameters = _Parameters(model, groups)
         self.groups: Mapping[str, tuple[str, ...]] = self._parameters.groups
@@ -213,10 +215,10 @@ class Clipper:
     def scalars(self, last: int | None = None) -> dict[str, float]:
         """A few of the statistics under stable names, for a logger.
 
-        `retrograde/clipping/<group>/norm` (median, before clipping), `.../bit`, `.../cosine` and
-        `.../share` for every group and for "all", and `retrograde/clipping/skipped`, the count so
-        far. What is not a finite number is left out, and before the first step everything but the
-        count.
+        `retrograde/clipping/<group>/norm` (median, before clipping), `.../clip_rate`, `.../cosine`
+        and `.../share` for every group and for "all", and `retrograde/clipping/skipped`, the count
+        so far. Numbers that are not finite are left out; before the first step only the count is
+        there.
 
         Args:
             last: over how many of the last steps; None for all that are kept.
@@ -229,7 +231,7 @@ class Clipper:
         for name, group in self.statistics(last).groups.items() if clipped else ():
             start = f"retrograde/clipping/{name}"
             found[f"{start}/norm"] = group.norm[50]
-            found[f"{start}/bit"] = group.bit
+            found[f"{start}/clip_rate"] = group.clip_rate
             found[f"{start}/cosine"] = group.cosine
             found[f"{start}/share"] = group.share
         return {name: value for name, value in found.items() if math.isfinite(value)}
@@ -258,7 +260,7 @@ class Clipper:
             if state.get(part) != own[part]:
                 raise ArgumentError(
                     f"this state belongs to the {part} {state.get(part)}; this clipper has "
-                    f"{own[part]}. Make the clipper as it was made then"
+                    f"{own[part]}. Create the clipper with the same arguments as then"
                 )
         device = self._parameters.parameters[0].device
         self.skipped = int(state["skipped"])
@@ -322,8 +324,8 @@ class _Parameters:
             for i, grad in zip(there, grads, strict=True):
                 if grad.layout != torch.strided:
                     raise ArgumentError(
-                        f"the gradient of {self._names[i]!r} is sparse, and torch has no norm for "
-                        "that; make the layer with sparse=False, or clip a model without it"
+                        f"the gradient of {self._names[i]!r} is sparse, and torch cannot compute "
+                        "its norm; create the layer with sparse=False, or clip a model without it"
                     )
             self._key = key
             self._layout = Layout.of(
@@ -356,8 +358,8 @@ class _Parameters:
         raise NonFiniteError(
             f"the norm of the gradients is {norm}: "
             + (f"it is not finite in {where}" if spoilt else "their squares leave the range")
-            + ". They were left as they are. nonfinite='skip' gives up such a step; "
-            "retrograde.diagnose says where the first such value comes from"
+            + ". They were left unchanged. nonfinite='skip' skips such a step; retrograde.diagnose "
+            "tells where the first such value comes from"
         )
 
 
@@ -406,9 +408,9 @@ class _Seen:
             )
         if at and at[0] != self._weight._version:
             raise ClippingError(
-                "the weights have changed since the backward pass, so the optimiser has made its "
-                "step with unclipped gradients. Call the clipper after loss.backward() and before "
-                "optimizer.step()"
+                "the weights have changed since the backward pass, so the optimiser has already "
+                "stepped with unclipped gradients. Call the clipper after loss.backward() and "
+                "before optimizer.step()"
             )
 
 

@@ -56,13 +56,13 @@ class Effect:
     Attributes:
         before, after: its L2 norm.
         cosine: between the gradient before and after; 1 where either is zero.
-        bit: 1 where a threshold was passed, 0 where not.
+        clipped: 1 where a threshold was exceeded, 0 where not.
     """
 
     before: Tensor
     after: Tensor
     cosine: Tensor
-    bit: Tensor
+    clipped: Tensor
 
 
 class Gradients:
@@ -84,7 +84,7 @@ class Gradients:
         self.norm: Tensor = torch.linalg.vector_norm(self.norms)
         self._plain: dict[str, Tensor] = {}  # norms by group, without the factors
         self._factors: dict[str, Tensor] = {}  # what is still to be multiplied in
-        self._bit: dict[str, Tensor] = {}
+        self._clipped: dict[str, Tensor] = {}
         self._edited: set[str] = set()
         self._originals: dict[str, list[Tensor]] = {}  # of edited groups
         self._before = [self._plain_norm(group) for group in layout.places] if measured else []
@@ -103,12 +103,14 @@ class Gradients:
         norm: Tensor = norms[0] if len(groups) == 1 else torch.linalg.vector_norm(norms)
         return norm
 
-    def scale(self, groups: tuple[str, ...], factor: Tensor, bit: Tensor) -> None:
-        """Multiply some groups by a factor, and note whether that means that a threshold bit."""
+    def scale(self, groups: tuple[str, ...], factor: Tensor, clipped: Tensor) -> None:
+        """Multiply some groups by a factor, and note whether a threshold was exceeded."""
         for group in groups:
             known = self._factors.get(group)
             self._factors[group] = factor if known is None else known * factor
-            self._bit[group] = self._bit[group] | bit if group in self._bit else bit
+            self._clipped[group] = (
+                self._clipped[group] | clipped if group in self._clipped else clipped
+            )
 
     def edit(self, groups: tuple[str, ...], act: Callable[[list[nn.Parameter]], object]) -> None:
         """Let a function change the gradients of some groups in place, element by element."""
@@ -155,15 +157,15 @@ class Gradients:
             multiply(self._own(group), factor)
 
     def _effect(self) -> Effect:
-        before, after, cosine, bit = self._before, [], [], []
+        before, after, cosine, clipped = self._before, [], [], []
         no, one = torch.zeros_like(self.norm, dtype=torch.bool), torch.ones_like(self.norm)
         for group, norm in zip(self._layout.places, before, strict=True):
             edited = group in self._edited
             after.append(self._norm(group))
             cosine.append(self._cosine(group, norm) if edited else one)
-            passed = self._bit.get(group, no)
-            bit.append(passed | (after[-1] < norm) if edited else passed)
-        return Effect(*(torch.stack(numbers) for numbers in (before, after, cosine, bit)))
+            passed = self._clipped.get(group, no)
+            clipped.append(passed | (after[-1] < norm) if edited else passed)
+        return Effect(*(torch.stack(numbers) for numbers in (before, after, cosine, clipped)))
 
     def _cosine(self, group: str, before: Tensor) -> Tensor:
         """Between the original gradient of an edited group and what it is now.

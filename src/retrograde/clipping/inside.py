@@ -32,7 +32,7 @@ class AbstractInside:
         >>> lstm = torch.nn.LSTM(2, 3)
         >>> inside = retrograde.nn.clip_inside(lstm, Halve())
         >>> lstm(torch.ones(5, 4, 2))[0].sum().backward()
-        >>> inside.bit["LSTM"]  # at every step
+        >>> inside.clip_rate["LSTM"]  # at every step
         1.0
     """
 
@@ -118,7 +118,7 @@ class StateNorm(AbstractInside):
         >>> lstm = torch.nn.LSTM(2, 3)
         >>> inside = retrograde.nn.clip_inside(lstm, retrograde.clipping.StateNorm(1e-3))
         >>> lstm(torch.ones(5, 4, 2))[0].sum().backward()
-        >>> inside.bit["LSTM"]  # at every step and for every sample
+        >>> inside.clip_rate["LSTM"]  # at every step and for every sample
         1.0
     """
 

@@ -184,7 +184,7 @@ class AutoClip(AbstractPolicy):
     """Clip by a percentile of all norms that there have been, this step's included.
 
     c_t = percentile_p(|g_1|, ..., |g_t|), and then as `GlobalNorm` with c_t. It keeps the
-    direction. The lower the percentile, the more often it bites: at 10, in most steps of a steady
+    direction. The lower the percentile, the more often it clips: at 10, in most steps of a steady
     run.
 
     Args:
@@ -238,7 +238,7 @@ class ZClip(AbstractPolicy):
 
         c = clip_factor (m + z_threshold sqrt(v) / (z / z_threshold))
 
-    the lower, the larger the spike. Afterwards, with n = c where it bit and n = |g| where not,
+    the lower, the larger the spike. Afterwards, with n = c where it clipped and n = |g| where not,
     m = alpha m + (1 - alpha) n and v = alpha v + (1 - alpha) (n - m)^2. The first `warmup` steps
     are not clipped; their mean and variance are what it starts from. It keeps the direction.
     `chain(ZClip(), GlobalNorm(1.0))` adds the fixed limit that the authors' code has beside it.
@@ -395,7 +395,7 @@ def chain(*policies: Any) -> Chain | ChainInside:
     within = [isinstance(policy, AbstractInside) for policy in policies]
     if any(within) and any(isinstance(policy, AbstractPolicy) for policy in policies):
         raise ArgumentError(
-            f"{', '.join(map(repr, policies))} act at two places: give those inside back-propa"
+            f"{', '.join(map(repr, policies))} act in two places: give those inside back-propa"
             "gation to retrograde.nn.clip_inside(model, policy), the others to a Clipper"
         )
     for policy in policies:
@@ -428,7 +428,7 @@ def check_groups(policy: AbstractPolicy, groups: Mapping[str, tuple[str, ...]]) 
                 there = "; ".join(f"{name!r}: {', '.join(held)}" for name, held in groups.items())
                 raise ArgumentError(
                     f"the group {group!r} matches no parameter; there are "
-                    f"{there}. Groups of one's own are given as groups={{name: patterns}}"
+                    f"{there}. Give your own groups as groups={{name: patterns}}"
                 )
             check_groups(part, groups if group == ALL else {group: groups[group]})
 
@@ -481,8 +481,8 @@ def is_inside(policy: object) -> None:
     """
     if isinstance(policy, AbstractPolicy):
         raise ArgumentError(
-            f"{policy!r} acts at the end of the backward pass: give it to a Clipper. Inside act "
-            "PreActivationValue, StateNorm and HDetach"
+            f"{policy!r} acts at the end of the backward pass: give it to a Clipper. Policies that "
+            "act inside are PreActivationValue, StateNorm and HDetach"
         )
     if not isinstance(policy, AbstractInside):
         raise ArgumentError(

@@ -31,7 +31,7 @@ class History:
 
     def add(self, effect: Effect) -> None:
         """Note what was done in a step."""
-        row = (effect.before, effect.after, effect.cosine, effect.bit.to(effect.before.dtype))
+        row = (effect.before, effect.after, effect.cosine, effect.clipped.to(effect.before.dtype))
         self._rows.append(torch.stack(row))
         if len(self._rows) == BLOCK:
             self._blocks.append(torch.stack(self._rows))
@@ -62,7 +62,7 @@ class GroupStatistics:
     """What clipping did to one group.
 
     Attributes:
-        bit: share of the steps in which its gradient was clipped.
+        clip_rate: share of the steps in which its gradient was clipped.
         norm: percentiles of its L2 norm before clipping, by percent; 100 is the largest.
         cosine: between the clipped and the true gradient, mean over the steps.
         least_cosine: the smallest of them.
@@ -78,16 +78,21 @@ class GroupStatistics:
         >>> model(torch.tensor([[4.0]])).sum().backward()
         >>> norm = clipper()
         >>> group = clipper.statistics().groups["all"]
-        >>> group.bit, group.norm[100], round(group.kept, 3)
+        >>> group.clip_rate, group.norm[100], round(group.kept, 3)
         (1.0, 4.0, 0.25)
     """
 
-    bit: float
+    clip_rate: float
     norm: Mapping[int, float]
     cosine: float
     least_cosine: float
     kept: float
     share: float
+
+    @property
+    def bit(self) -> float:
+        """`clip_rate` under its earlier name, until 0.2."""
+        return self.clip_rate
 
 
 @dataclass(frozen=True)
@@ -118,30 +123,30 @@ class Statistics:
         lines = [f"{self.steps} steps, {self.skipped} more skipped as not finite"]
         wide = max([5, *map(len, self.groups)])
         lines.append(
-            f"{'group':<{wide}}  {'bit':>6}  {'norm 50 %':>9}  {'95 %':>9}  {'largest':>9}"
+            f"{'group':<{wide}}  {'clipped':>7}  {'norm 50 %':>9}  {'95 %':>9}  {'largest':>9}"
             f"  {'kept':>6}  {'cosine':>6}  {'least':>6}  {'share':>6}"
         )
         for name, group in self.groups.items():
             lines.append(
-                f"{name:<{wide}}  {group.bit:>6.1%}  {group.norm[50]:>9.3g}  {group.norm[95]:>9.3g}"
-                f"  {group.norm[100]:>9.3g}  {group.kept:>6.1%}  {group.cosine:>6.3f}"
-                f"  {group.least_cosine:>6.3f}  {group.share:>6.1%}"
+                f"{name:<{wide}}  {group.clip_rate:>7.1%}  {group.norm[50]:>9.3g}"
+                f"  {group.norm[95]:>9.3g}  {group.norm[100]:>9.3g}  {group.kept:>6.1%}"
+                f"  {group.cosine:>6.3f}  {group.least_cosine:>6.3f}  {group.share:>6.1%}"
             )
         return "\n".join(lines)
 
 
 def summarise(rows: Tensor, skipped: int, groups: Sequence[str]) -> Statistics:
     """The statistics of some rows of a history, at least one."""
-    before, after, cosine, bit = with_whole(rows).unbind(1)
+    before, after, cosine, clipped_at = with_whole(rows).unbind(1)
     share = (before / before[:, -1:]).square()
     percentiles = [percent / 100 for percent in PERCENTILES]
     norms = torch.quantile(before, torch.tensor(percentiles, dtype=before.dtype), dim=0)
     found = {}
     for i, group in enumerate([*groups, ALL]):
-        clipped = (bit[:, i] > 0) & (before[:, i] > 0)
+        clipped = (clipped_at[:, i] > 0) & (before[:, i] > 0)
         kept = (after[clipped, i] / before[clipped, i]).mean() if clipped.any() else 1.0
         found[group] = GroupStatistics(
-            float(bit[:, i].mean()),
+            float(clipped_at[:, i].mean()),
             dict(zip(PERCENTILES, norms[:, i].tolist(), strict=True)),
             float(cosine[:, i].mean()),
             float(cosine[:, i].min()),

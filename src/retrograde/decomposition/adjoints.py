@@ -42,8 +42,16 @@ class Adjoints:
     def half_life(self) -> float:
         """Steps in which the adjoint halves; negative steps in which it doubles, if it grows.
 
-        -1 over the slope of log2 norm against lag: least squares with one slope for all entries
-        and an intercept for each. NaN if no entry can be seen at two lags, inf if the slope is 0.
+        -1 / rate. NaN if no entry can be seen at two lags, inf if the rate is 0.
+        """
+        return -1 / self.rate if self.rate else float("inf")
+
+    @property
+    def rate(self) -> float:
+        """Growth of the adjoint in powers of two per step back; negative if it shrinks.
+
+        The slope of log2 norm against lag: least squares with one slope for all entries and an
+        intercept for each. NaN if no entry can be seen at two lags.
         """
         inside = (self.lags >= 0) & self.log2.isfinite()
         count = inside.sum(1, keepdim=True).clamp(min=1)
@@ -54,8 +62,7 @@ class Adjoints:
         spread = float(lags.square().sum())
         if spread == 0:
             return float("nan")
-        slope = float((lags * log2).sum()) / spread
-        return -1 / slope if slope else float("inf")
+        return float((lags * log2).sum()) / spread
 
 
 class AdjointNorms:

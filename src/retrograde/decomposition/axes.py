@@ -60,7 +60,7 @@ def _means(name: str, label: Label, wanted: Any) -> bool:
         inside = [number in wanted for number in (label[0], label[-1])]
         if label != wanted and any(inside) and not all(inside):
             raise ArgumentError(
-                f"{name} {_checks.shown(wanted)} begins or ends inside of {label}, which is one "
+                f"{name} {_checks.shown(wanted)} begins or ends inside {label}, which is a single "
                 "part; choose bins= that begin there"
             )
         return all(inside)

@@ -78,10 +78,12 @@ class RouteSums:
         if not by_route:  # a truncated plain RNN has none
             return sums.new_zeros(0, *sums.shape), exponent
         routes = torch.stack(list(by_route.values())).view(-1, *sums.shape)
-        for k, border in span.chunk.borders.items():
+        for k, boundary in span.chunk.boundaries.items():
             if span.first <= k < span.first + steps:
                 some = routes[:, :, k - span.first]
-                routes[:, :, k - span.first] = border.pull_back(some.flatten(0, 1)).view(some.shape)
+                routes[:, :, k - span.first] = boundary.pull_back(some.flatten(0, 1)).view(
+                    some.shape
+                )
         return routes, exponent
 
     def result(self) -> dict[str, Parts]:

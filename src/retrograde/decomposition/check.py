@@ -50,7 +50,7 @@ def fused_gradient(recorded: Recorded) -> Mapping[str, Tensor] | None:
     handed on or dropout acted between layers, or where the loss gives something to a cell state on
     the way, which torch's layers do not return.
     """
-    if recorded.borders:
+    if recorded.boundaries:
         return None
     weights = {n: w.detach().requires_grad_() for n, w in recorded.cell.parameters.items()}
     with torch.enable_grad():

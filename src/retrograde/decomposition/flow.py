@@ -1,5 +1,6 @@
 """Flow: one backward pass, taken apart; every decomposition is a method of it."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retrograde import _checks, charts
+from retrograde._notebook import card
 from retrograde.cells import AbstractCell, Cut, clipped, unclipped
 from retrograde.clipping import AbstractInside, AbstractPolicy, chain
 from retrograde.decomposition.adjoints import AdjointNorms, Adjoints
@@ -30,10 +32,11 @@ from retrograde.decomposition.replay import replay
 from retrograde.decomposition.residual import Allowance, Residual, residual
 from retrograde.decomposition.rounding import moved_by_rounding, whole_gradient
 from retrograde.decomposition.rows import log2_of_sum, near
+from retrograde.decomposition.summary import NEAR, Summary, growth
 from retrograde.engine import Entries, Scaled, Unrolled, fold, with_factors
 from retrograde.errors import ArgumentError, VoidDecompositionWarning
 from retrograde.recording import Recorded, Recording
-from retrograde.recording.recording import the_one
+from retrograde.recording.recorded import the_one
 
 AGREES = 1e-2
 """A forward pass agrees with its recording if it ends in the same state to this part of it."""
@@ -71,6 +74,12 @@ class Flow(AbstractGradient):
     unrolled: Unrolled
     entries: Entries
     _found: dict[AbstractLabels, Mapping[str, Parts]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Flow of {self.recorded.size_in_words}"
+
+    def _repr_html_(self) -> str:
+        return card(f"{self!r}\n{self.summary()}", self.chart)
 
     @cached_property
     def gradient(self) -> Mapping[str, Scaled]:
@@ -213,33 +222,33 @@ class Flow(AbstractGradient):
             grows = self.adjoints.log2_growth_by_lag
             grown = float(grows[grows.isfinite()].max()) if bool(grows.isfinite().any()) else 0.0
             amplified = (
-                f"the pass multiplies rounding errors as it does the adjoint, by 2^{grown:.0f}"
+                f"the pass amplifies rounding errors as it does the adjoint, by 2^{grown:.0f}"
                 if grown >= 1
                 else "its contributions cancel, or its units are saturated"
             )
             return (
-                f"sensitive to rounding, which alone decides this gradient: {amplified}. A model "
-                "in float64 may give numbers that hold"
+                f"rounding alone decides this gradient: {amplified}. A model in float64 may give "
+                "numbers that mean something"
             )
         if self.forward_agrees is False:
             return (
                 "the forward pass, run again with the recorded weights, ends in another state: "
-                "weights were changed on the way, or the layer does more than its class does"
+                "weights were changed in between, or the layer does more than its class"
             )
         if self.recorded.against:
             return (
-                f"the cell does not do what led to {self.recorded.against}: its step is another, "
-                "or its pull-back is not the derivative of its step"
+                f"the cell does not do what led to {self.recorded.against}: its step differs, or "
+                "its pull-back is not the derivative of its step"
             )
         reasons = (
-            f"only the gradient of {', '.join(off)} is another, so the adjoints are right: a hook "
+            f"only the gradient of {', '.join(off)} differs, so the adjoints are right: a hook "
             "on the weight changes it, or a part of it does not come through the layer"
             if len(off) < len(self.parameters)
             else "a hook that changes gradients on their way back, an operation in the backward "
             "pass that is not the derivative, or weights that changed between the passes"
         )
         if self._rounding >= LOW:
-            reasons += "; or the low precision: underflow, for one. Compare with float32"
+            reasons += "; or low precision, for example underflow. Compare with float32"
         return reasons
 
     @property
@@ -470,6 +479,34 @@ class Flow(AbstractGradient):
     def by_parameter(self) -> Parts:
         """The blocks of the gradient itself: layer by layer, gate by gate, weight by weight."""
         return by_parameter(self._cell, self.gradient)
+
+    def summary(self) -> Summary:
+        """The few numbers that say most, as `Monitor` logs them; `print` shows them in five lines.
+
+        Example:
+            >>> import torch, retrograde
+            >>> rnn = torch.nn.RNN(2, 3)
+            >>> with retrograde.record(rnn) as recording:
+            ...     rnn(torch.ones(20, 4, 2))[0][-1].sum().backward()
+            >>> flow = retrograde.decompose(recording)
+            >>> flow.summary().reach == flow.reach
+            True
+        """
+        near = self.by_lag(bins=(0, NEAR) if self.steps > NEAR else (0,)).share[0]
+        carousel = math.nan
+        if set(self.routes) != set(self._cell.recurrent_routes):
+            routes = self.by_route()
+            others = {"direct", *self._cell.recurrent_routes}
+            kept = [route for route in routes.ways if route not in others]
+            carousel = float(routes.select(route=kept).share.sum())
+        return Summary(
+            self.reach,
+            self.adjoints.rate,
+            float(near),
+            carousel,
+            growth(self.adjoints),
+            self.by_time().log2_mean_by_lag,
+        )
 
     def chart(self) -> Any:
         """The mean contribution over lag, with reach and half-life, as an Altair chart."""

@@ -16,7 +16,7 @@ def replay(recorded: Recorded) -> Unrolled:
         recorded.cell,
         recorded.inputs,
         recorded.initial,
-        borders=recorded.borders,
+        boundaries=recorded.boundaries,
         lengths=recorded.lengths,
     )
     place = first_non_finite(recorded, unrolled)

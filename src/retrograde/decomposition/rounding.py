@@ -95,7 +95,7 @@ def changed(recorded: Recorded, change: Callable[[Tensor], Tensor]) -> Recorded:
         initial=of(recorded.initial),
         direct=of(recorded.direct),
         reads=of(recorded.reads),
-        borders=of(recorded.borders),
+        boundaries=of(recorded.boundaries),
     )
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from retrograde.engine.scaling import NO_EXPONENT, Scaled, aligned, as_vectors, times_power_of_two
 
-NEAR = -12
-"""A share in a row this near to the whole is the share in the whole to 2^NEAR of itself at worst;
+AGREEMENT = -12
+"""A share in a row this near to the whole is the share in the whole to 2^AGREEMENT of itself at worst;
 where samples and steps cancel, rounding alone parts the two by more than a few roundings."""
 
 
@@ -22,9 +22,9 @@ def shares(parts: Scaled, whole: Scaled | None = None) -> Float[Tensor, "N"]:
 
 
 def near(one: Scaled, other: Scaled) -> bool:
-    """Whether two rows differ by less than 2^NEAR of the second."""
+    """Whether two rows differ by less than 2^AGREEMENT of the second."""
     difference = one.plus(Scaled(-other.values, other.exponent)).log2_norms()
-    return bool((difference <= other.log2_norms() + NEAR).all())
+    return bool((difference <= other.log2_norms() + AGREEMENT).all())
 
 
 def joined(parts: Sequence[Scaled]) -> Scaled:

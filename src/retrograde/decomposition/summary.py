@@ -5,13 +5,14 @@ span of steps at once, as if they were samples of one step: a cell knows no time
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from retrograde.cells.reverse_mode import CellAdjoint
+from retrograde.charts.words import half_life_in_words
 from retrograde.decomposition.adjoints import AdjointNorms, Adjoints
 from retrograde.decomposition.lags import mean_by_lag, reach_of
 from retrograde.decomposition.replay import replay
@@ -24,28 +25,53 @@ NEAR = 11
 """Lags 0-10 are near."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Summary:
     """A few numbers of one backward pass through one layer; each is the `Flow`'s own.
 
-    A number that the pass does not have is NaN: no half-life after a single step, no carousel in a
+    A number that the pass does not have is NaN: no rate after a single step, no carousel in a
     plain RNN, no share of a gradient that is zero.
 
     Attributes:
         reach: `flow.reach`, in steps.
-        half_life: `flow.half_life`, in steps.
+        rate: `flow.adjoints.rate`, in powers of two per step back.
         near: signed share of lags 0 to 10, `flow.by_lag(bins=(0, 11)).share[0]`.
         carousel: signed share of what arrives at its use step along the carousel, that is
             `flow.by_route().share` of all routes that cross no recurrent weights, over all lags.
         growth: the largest increase, over all entries and steps, of log2 of the norm of the
             adjoint from one step to the step before, in powers of two per step.
+        by_lag: log2 of the mean norm of the contributions at each lag.
     """
 
     reach: int
-    half_life: float
+    rate: float
     near: float
     carousel: float
     growth: float
+    by_lag: Float[Tensor, "T"] = field(repr=False)
+
+    @property
+    def half_life(self) -> float:
+        """Steps in which the adjoint halves; negative steps in which it doubles, if it grows."""
+        return -1 / self.rate if self.rate else math.inf
+
+    def __str__(self) -> str:
+        lines = {
+            "reach": f"{self.reach} of {len(self.by_lag) - 1} steps",
+            "half-life": half_life_in_words(self.half_life),
+            "near lags": f"{self.near:.1%} of the gradient at lags 0 to {NEAR - 1}",
+            "carousel": f"{self.carousel:.1%} of the gradient by it on the last hop",
+            "growth": f"2^{self.growth:.2g} at most, from a step to the one before",
+        }
+        numbers = (self.reach, self.half_life, self.near, self.carousel, self.growth)
+        told = zip(lines.items(), numbers, strict=True)
+        return "\n".join(f"{name:10} {words}" for (name, words), value in told if value == value)
+
+    def at(self, lag: int) -> float:
+        """log2 of the mean contribution at a lag over that at lag 0; NaN where there is none."""
+        if lag >= len(self.by_lag):
+            return math.nan
+        return float(self.by_lag[lag] - self.by_lag[0])
 
 
 def summarise(recorded: Recorded) -> Summary:
@@ -58,8 +84,8 @@ def summarise(recorded: Recorded) -> Summary:
     norms, seen = AdjointNorms(entries, len(unrolled)), _Sums(unrolled, entries)
     fold(unrolled, entries, [norms, seen])
     adjoints = norms.result()
-    reach = reach_of(mean_by_lag(seen.contributions, entries.lag_table))
-    return Summary(reach, adjoints.half_life, *seen.shares(), growth(adjoints))
+    by_lag = mean_by_lag(seen.contributions, entries.lag_table)
+    return Summary(reach_of(by_lag), adjoints.rate, *seen.shares(), growth(adjoints), by_lag)
 
 
 def growth(adjoints: Adjoints) -> float:
@@ -106,9 +132,9 @@ class _Sums:
         parts = torch.einsum("mnk,nkbs->mkbs", summed, delta)
         leaving = pulled.along(self._carousel).unflatten(1, (count, -1))  # type: ignore[no-untyped-call]
         leaving = torch.einsum("nk,nkbs->kbs", weight, leaving)
-        for k, border in span.chunk.borders.items():
+        for k, boundary in span.chunk.boundaries.items():
             if first <= k < first + count:
-                leaving[k - first] = border.pull_back(leaving[k - first].unsqueeze(0))[0]
+                leaving[k - first] = boundary.pull_back(leaving[k - first].unsqueeze(0))[0]
         last = self._arriving.values * power_of_two(self._arriving.exponent - top, delta)
         parts = torch.cat((parts, torch.cat((leaving[1:], last)).unsqueeze(0)))
         self._arriving = Scaled(leaving[:1], top)

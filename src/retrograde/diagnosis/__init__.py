@@ -14,6 +14,7 @@ from retrograde.diagnosis.finding import (
     Finding,
     NotApplicable,
     Severity,
+    Spread,
     Training,
     Trial,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "NotApplicable",
     "Rule",
     "Severity",
+    "Spread",
     "Threshold",
     "Training",
     "Trial",

@@ -3,8 +3,9 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -21,6 +22,9 @@ from retrograde.errors import ArgumentError, RetrogradeError
 ROUND = 1024
 """After this many steps the batches that were drawn come again in the same order."""
 
+HELD = 4
+"""One in so many batches is held out."""
+
 MOST = 32
 """Maximum number of batches drawn from a loader or an iterator; training goes round them."""
 
@@ -35,22 +39,55 @@ class Batches:
         function: maps a seed to a batch.
         samples: the number of samples in a single batch that can be drawn again; None for one that
             is used as it is.
+        held: batches that are never trained on, on which the loss is judged.
     """
 
     first: Any
     drawn: tuple[Any, ...] = ()
     function: Callable[[int], Any] | None = None
     samples: int | None = None
+    held: tuple[Any, ...] = ()
 
     @property
     def words(self) -> str:
-        """What is trained on, in words."""
+        """What is trained on and judged on, in words."""
         if self.function is not None:
-            return "a new batch at every step"
+            return "a new batch at every step, judged before it is trained on"
         if len(self.drawn) > 1:
-            return f"{len(self.drawn)} batches, drawn with replacement"
-        same = "the same batch at every step"
-        return f"{same}, its samples drawn with replacement for each seed" if self.samples else same
+            words = f"{len(self.drawn)} batches, drawn with replacement"
+        else:
+            words = "the same batch at every step"
+            words += ", its samples drawn with replacement for each seed" if self.samples else ""
+        if self.held:
+            others = "another" if len(self.held) == 1 else f"{len(self.held)} others"
+            words += f", judged on {others}"
+        return words
+
+    def held_out(self, seed: int) -> "Batches":
+        """The same with some of the batches kept from training, where there are several."""
+        if self.function is not None or len(self.drawn) < 2:
+            return self
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        order = torch.randperm(len(self.drawn), generator=generator).tolist()
+        count = max(1, len(order) // HELD)
+        held, rest = sorted(order[:count]), sorted(order[count:])
+        return replace(
+            self,
+            drawn=tuple(self.drawn[number] for number in rest),
+            held=tuple(self.drawn[number] for number in held),
+        )
+
+    def further(self, seed: int, most: int, seconds: float) -> Iterator[Any]:
+        """Batches other than the first, no more after this time; `most` counts the first."""
+        until = time.monotonic() + seconds
+        if self.function is not None:
+            given = (_called(self.function, seed + number) for number in range(1, most))
+        else:
+            given = (batch for batch in self.drawn if batch is not self.first)
+        for batch in islice(given, most - 1):
+            if time.monotonic() > until:
+                return
+            yield batch
 
     def by_step(self, seed: int, as_it_is: bool = False) -> Callable[[int], Any]:
         """The batch of each step of a training, the same ones for the same seed.

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from retrograde.cells.gates import with_role
 from retrograde.cells.generations import generation
 from retrograde.clipping import StateNorm
 from retrograde.diagnosis.activity import keeping_for
+from retrograde.diagnosis.experiments.padding import padding
 from retrograde.errors import ArgumentError
 from retrograde.nn import GRU, LSTM, RNN, initialise
 from retrograde.nn import clip_inside as hold
@@ -41,6 +43,8 @@ class Target:
         lag: the lag that it needs, in steps.
         after: what runs after the recurrent layers and has weights, by place.
         entering: the largest norm with which the loss enters a sample's state at any step.
+        targets: mean and standard deviation of what predictions are compared with, if that is
+            known of a regression.
     """
 
     model: nn.Module
@@ -49,6 +53,7 @@ class Target:
     lag: int
     after: tuple[str, ...]
     entering: float
+    targets: tuple[float, float] | None = None
 
     @property
     def layer(self) -> nn.Module:
@@ -97,6 +102,9 @@ class Applied:
         afterwards: what is left to do after the backward pass.
         note: what a reader must know about it.
         by_training: whether training tells more of it than one pass does.
+        rate: what it multiplies the learning rate by.
+        loss_scale: what the loss is multiplied by for the backward pass, and the gradient divided
+            by after it.
     """
 
     title: str
@@ -104,6 +112,8 @@ class Applied:
     afterwards: Afterwards | None = None
     note: str = ""
     by_training: bool = False
+    rate: float = 1.0
+    loss_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -114,11 +124,13 @@ class Remedy:
         name: by which rules and reports call it.
         description: what it does to a layer and why, as reports and `retrograde explain` print it.
         apply: does it to a copy, and says what was done.
+        claims: how causes and advice begin that say the same, and fall where training refutes it.
     """
 
     name: str
     description: str
     apply: Callable[[Target], Applied]
+    claims: tuple[str, ...] = ()
 
 
 REMEDIES: dict[str, Remedy] = {}
@@ -126,12 +138,12 @@ REMEDIES: dict[str, Remedy] = {}
 
 
 def remedy(
-    name: str, description: str
+    name: str, description: str, *claims: str
 ) -> Callable[[Callable[[Target], Applied]], Callable[[Target], Applied]]:
     """Enter the function below it into `REMEDIES`."""
 
     def enter(apply: Callable[[Target], Applied]) -> Callable[[Target], Applied]:
-        REMEDIES[name] = Remedy(name, description, apply)
+        REMEDIES[name] = Remedy(name, description, apply, claims)
         return apply
 
     return enter
@@ -157,6 +169,9 @@ def bias_for(lag: int) -> float:
     "The forget gate's bias (a GRU's update gate) is set so high that 1 % of the state is "
     "left after the lag that matters, and to 1 at least; torch draws it around 0, where half "
     "is lost at a step.",
+    "The gate's bias is too low",
+    "Set the gate's bias",
+    "Give the units a longer time constant",
 )
 def forget_bias(target: Target) -> Applied:
     value = bias_for(target.lag)
@@ -169,6 +184,9 @@ def forget_bias(target: Target) -> Applied:
     "The biases of forget (update) and input gates are drawn so that time constants spread "
     "evenly up to the lag that matters: some units keep for long, others forget at once "
     "(Tallec and Ollivier, 2018).",
+    "Set the gate's bias",
+    "Give the units a longer time constant",
+    "Initialise for that horizon",
 )
 def chrono(target: Target) -> Applied:
     horizon = max(3, target.lag)
@@ -180,6 +198,8 @@ def chrono(target: Target) -> Applied:
     "orthogonal",
     "Each gate's recurrent weights become a random orthogonal matrix, which changes no "
     "length: what still shrinks or grows is the work of slopes and gates.",
+    "Make the recurrent weights smaller, or orthogonal",
+    "Start the recurrent weights from an orthogonal matrix",
 )
 def orthogonal(target: Target) -> Applied:
     return _initialise(target, "orthogonal", "orthogonal recurrent weights")
@@ -199,6 +219,10 @@ def identity(target: Target) -> Applied:
     "fresh",
     "All weights of the layer are drawn anew as torch draws them, from U(-1/sqrt(H), "
     "1/sqrt(H)): it tells whether the fault lies in the weights or in what goes in.",
+    "The recurrent weights or the biases are large",
+    "Start from smaller weights",
+    "Draw fresh weights",
+    "Draw them as torch does",
 )
 def fresh(target: Target) -> Applied:
     return _initialise(target, "torch", "fresh weights, torch's default")
@@ -354,6 +378,13 @@ def truncated(target: Target) -> Applied:
     return Applied("the truncated backward pass of 1997: nothing comes back through h", code)
 
 
+def _standardised(x: Tensor) -> Tensor:
+    """Mean 0 and standard deviation 1 in every feature; a constant one becomes 0."""
+    every = tuple(range(x.ndim - 1))
+    mean, spread = x.mean(every, keepdim=True), x.std(every, keepdim=True)
+    return (x - mean) / torch.where(spread > 0, spread, 1)
+
+
 class Windows(nn.Module):
     """A recurrent layer that runs in windows of so many steps and detaches its state in between."""
 
@@ -408,15 +439,16 @@ def window(target: Target) -> Applied:
     "standardise-input",
     "What the layer reads is shifted and scaled to mean 0 and standard deviation 1 in every "
     "feature: large inputs push gates to the flat ends of their squashing functions.",
+    "The layer's input is not scaled",
+    "Scale the input",
+    "Standardise every feature",
 )
 def standardise_input(target: Target) -> Applied:
     def scale(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x, *others = args
-        if not isinstance(x, Tensor):
-            raise ArgumentError("the layer reads a packed sequence; scale the data before packing")
-        every = tuple(range(x.ndim - 1))
-        mean, spread = x.mean(every, keepdim=True), x.std(every, keepdim=True)
-        return ((x - mean) / torch.where(spread > 0, spread, 1), *others)
+        if isinstance(x, PackedSequence):
+            return (x._replace(data=_standardised(x.data)), *others)
+        return (_standardised(x), *others)
 
     target.layer.register_forward_pre_hook(scale)
     return Applied(
@@ -542,3 +574,237 @@ def clip_groups(target: Target) -> Applied:
     ]
     title = "recurrence and output layer clipped apart, to the smaller norm of the two"
     return Applied(title, "\n".join(lines), afterwards)
+
+
+@remedy(
+    "lower-rate",
+    "The optimiser that was given runs at a tenth of its learning rate: steps that are too large "
+    "throw away what was learned, and drive states into saturation.",
+    "A learning rate that was too large",
+    "Lower the learning rate",
+)
+def lower_rate(target: Target) -> Applied:
+    code = 'for group in optimizer.param_groups:\n    group["lr"] *= 0.1'
+    title = "a tenth of the learning rate"
+    return Applied(title, code, note="one pass has no step", by_training=True, rate=0.1)
+
+
+@remedy(
+    "standardise-target",
+    "Predictions are made in units of the target: the output is multiplied by its standard "
+    "deviation and its mean is added, so that an output layer that starts near 0 starts near it.",
+    "The target is in its own units",
+    "Standardise the target",
+)
+def standardise_target(target: Target) -> Applied:
+    if target.targets is None or not target.after:
+        raise Unfit
+    mean, spread = target.targets
+    if not math.isfinite(mean) or not 0 < spread < math.inf:
+        raise Unfit
+
+    def scale(module: nn.Module, args: Any, output: Any) -> Any:
+        return output * spread + mean
+
+    target.model.get_submodule(target.after[-1]).register_forward_hook(scale)
+    return Applied(
+        f"targets in units of their spread ({spread:.3g}) around their mean ({mean:.3g})",
+        f"mean, spread = {mean:.6g}, {spread:.6g}  # better those of the whole training set\n"
+        "loss = criterion(prediction, (y - mean) / spread)\n"
+        "prediction = prediction * spread + mean  # wherever it is used",
+    )
+
+
+class AtLengths(nn.Module):
+    """A recurrent layer that stops at the padding; its last step is each sample's own last."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor, state: Any = None) -> Any:
+        """As the layer's own."""
+        first = bool(self.layer.batch_first)
+        steps = x.shape[1 if first else 0]
+        run = padding(x.transpose(0, 1) if first else x)
+        if run is None:
+            return self.layer(x, state)
+        lengths = (steps - run).clamp(min=1)
+        packed = pack_padded_sequence(x, lengths.cpu(), first, enforce_sorted=False)
+        packed, state = self.layer(packed, state)
+        output, _ = pad_packed_sequence(packed, first, total_length=steps)
+        samples = torch.arange(len(lengths), device=x.device)
+        output = output.transpose(0, 1) if first else output
+        last = output[lengths - 1, samples]
+        output = torch.cat((output[:-1], last.unsqueeze(0)))
+        return (output.transpose(0, 1) if first else output), state
+
+
+@remedy(
+    "read-at-lengths",
+    "The sequences are packed, so that the state stops where a sample ends, and what is read at "
+    "the last step is the state there.",
+    "Read each sample at its own last step",
+    "Or pack them",
+)
+def read_at_lengths(target: Target) -> Applied:
+    layer = target.layer
+    if not isinstance(layer, nn.RNNBase):
+        raise Unfit
+    first = "batch_first=True, " if layer.batch_first else ""
+    code = (
+        "packed = torch.nn.utils.rnn.pack_padded_sequence(\n"
+        f"    x, lengths, {first}enforce_sorted=False\n"
+        ")\n"
+        f"output, h_n = {target.here}(packed)  # h_n[-1] is the state at each sample's last step"
+    )
+    target.replace(AtLengths(layer), "layer")
+    return Applied("each sample read at its own last step", code)
+
+
+@remedy(
+    "batch-first",
+    "The layer takes the other axis for time: samples along the first axis are steps to a layer "
+    "without `batch_first`, and its state goes from one sample to the next.",
+    "batch_first",
+)
+def batch_first(target: Target) -> Applied:
+    layer = target.layer
+    if not isinstance(layer, nn.RNNBase):
+        raise Unfit
+    layer.batch_first = not layer.batch_first
+    words = f"batch_first={layer.batch_first}"
+    return Applied(words, f"{target.here}.batch_first = {layer.batch_first}")
+
+
+class BothDirections(nn.Module):
+    """A bidirectional layer whose last step, and last state, hold the ends of both directions."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor, state: Any = None) -> Any:
+        """As the layer's own, but for the last step and the last state."""
+        output, state = self.layer(x, state)
+        if not isinstance(output, Tensor):
+            raise ArgumentError("the layer reads a packed sequence; take both of h_n")
+        time = 1 if self.layer.batch_first else 0
+        half = output.shape[-1] // 2
+        ahead, back = torch.split(output, half, -1)
+        ends = torch.cat((ahead.select(time, -1), back.select(time, 0)), -1).unsqueeze(time)
+        output = torch.cat((output.narrow(time, 0, output.shape[time] - 1), ends), time)
+        h = state if isinstance(state, Tensor) else state[0]
+        h = torch.cat((h[:-1], h[-1:] + h[-2:-1]))
+        return output, h if isinstance(state, Tensor) else (h, *state[1:])
+
+
+@remedy(
+    "both-directions",
+    "Each direction of a bidirectional layer is read where it has seen the whole sequence: the "
+    "forward one at the last step, the reverse one at the first.",
+    "h_n[-1] of a bidirectional layer",
+    "out[:, -1] of a bidirectional layer",
+    "Read both directions",
+    "Read the last state of each direction",
+)
+def both_directions(target: Target) -> Applied:
+    layer = target.layer
+    if not isinstance(layer, nn.RNNBase) or not layer.bidirectional:
+        raise Unfit
+    state = "output, (h_n, c_n)" if isinstance(layer, nn.LSTM) else "output, h_n"
+    code = (
+        f"{state} = {target.here}(x)\n"
+        "last = torch.cat((h_n[-2], h_n[-1]), dim=-1)  # 2 * hidden_size features"
+    )
+    target.replace(BothDirections(layer), "layer")
+    return Applied("both directions read where they end", code)
+
+
+class Residual(nn.Module):
+    """The layers of a stack one by one, each adding its output to what it reads."""
+
+    def __init__(self, stack: Any):
+        super().__init__()
+        self.batch_first, self.dropout = stack.batch_first, stack.dropout
+        self.directions = 2 if stack.bidirectional else 1
+        self.layers = nn.ModuleList(
+            type(stack)(
+                stack.input_size if number == 0 else self.directions * stack.hidden_size,
+                stack.hidden_size,
+                bias=stack.bias,
+                batch_first=stack.batch_first,
+                bidirectional=stack.bidirectional,
+            )
+            for number in range(stack.num_layers)
+        )
+        self.layers.to(next(stack.parameters()))
+        with torch.no_grad():
+            for number, layer in enumerate(self.layers):
+                for name, weight in layer.named_parameters():
+                    weight.copy_(stack.get_parameter(name.replace("_l0", f"_l{number}")))
+
+    def forward(self, x: Tensor, state: Any = None) -> Any:
+        """As the stack's own."""
+        ends = []
+        for number, layer in enumerate(self.layers):
+            output, end = layer(x, self._part(state, number))
+            ends.append(end)
+            x = output if number == 0 else x + output
+            if number < len(self.layers) - 1:
+                x = nn.functional.dropout(x, self.dropout, self.training)
+        if isinstance(ends[0], Tensor):
+            return x, torch.cat(ends)
+        return x, tuple(map(torch.cat, zip(*ends, strict=True)))
+
+    def _part(self, state: Any, number: int) -> Any:
+        if state is None:
+            return None
+        rows = slice(number * self.directions, (number + 1) * self.directions)
+        return state[rows] if isinstance(state, Tensor) else tuple(part[rows] for part in state)
+
+
+@remedy(
+    "residual",
+    "Every layer of a stack but the first adds its output to what it reads, so that the gradient "
+    "has a way down that no layer shrinks.",
+    "Each layer passes on a part of what it receives",
+    "Add residual connections",
+)
+def residual(target: Target) -> Applied:
+    layer = target.layer
+    if not isinstance(layer, nn.RNN | nn.GRU | nn.LSTM) or layer.num_layers < 2:
+        raise Unfit
+    if _projects(layer) or is_parametrized(layer):
+        raise Unfit
+    kind = f"torch.nn.{type(layer).__name__}"
+    code = (
+        f"# layers: {layer.num_layers} of {kind} with num_layers=1, in a ModuleList\n"
+        "x, _ = layers[0](x)\n"
+        "for layer in layers[1:]:\n"
+        "    x = x + layer(x)[0]"
+    )
+    target.replace(Residual(layer), "layers.0")
+    return Applied("residual connections between the layers", code)
+
+
+LOSS_SCALE = 2.0**12
+"""A factor for the loss at which gradients of 1e-8 fit into float16."""
+
+
+@remedy(
+    "loss-scale",
+    "The loss is multiplied before the backward pass and the gradient divided after it, as "
+    "torch.amp.GradScaler does: float16 holds nothing below 6e-8.",
+    "The gradient is below what float16 can hold",
+    "Scale the loss",
+)
+def loss_scale(target: Target) -> Applied:
+    code = (
+        f"scaler = torch.amp.GradScaler(init_scale={LOSS_SCALE:g})  # once\n"
+        "scaler.scale(loss).backward()\n"
+        "scaler.step(optimizer)\n"
+        "scaler.update()"
+    )
+    title = f"the loss scaled by {LOSS_SCALE:g}"
+    return Applied(title, code, by_training=True, loss_scale=LOSS_SCALE)

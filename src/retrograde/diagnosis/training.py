@@ -1,8 +1,9 @@
 """Remedies judged by training: original and remedy side by side, from the same seeds and batches.
 
 One backward pass tells whether the gradient reaches; whether a model learns better, only training
-tells. Both sides are copies, trained with the user's loss and optimiser. Differences are taken
-seed by seed, so that what chance does to both sides alike cancels out.
+tells. Both sides are copies, trained with the user's loss and optimiser, and judged by the loss at
+the end, on batches that were not trained on where there are several. Differences are taken seed by
+seed, so that what chance does to both sides alike cancels out.
 """
 
 import math
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from retrograde.clipping.groups import ALL
 from retrograde.diagnosis.batches import Batches, taken
 from retrograde.diagnosis.copies import copied, copied_model, seeded, untouched
 from retrograde.diagnosis.finding import Finding, Training, Trial, Verdict
-from retrograde.diagnosis.remedies import Afterwards
+from retrograde.diagnosis.remedies import REMEDIES, Applied
 from retrograde.diagnosis.run import LossFunction, scalar
 from retrograde.diagnosis.subject import Subject
 from retrograde.diagnosis.trials import Context, Outcome, in_words
@@ -48,8 +49,14 @@ RATES = (1e-3, 3e-3, 1e-2)
 STEPS = 300
 """Maximum number of steps of a training; fewer where the budget does not allow them."""
 
+GOOD_STEPS = 100
+"""Remedies are left out until the others can be trained for so many: what wins early may lose."""
+
 LEAST_STEPS = 20
 """A training of fewer steps tells nothing, so that it is not begun."""
+
+JUDGING = 1.15
+"""Time of a step with the losses of batches held out, over that without."""
 
 LAST = 5
 """The final loss is the mean over the last of so many equal parts of the steps."""
@@ -73,7 +80,7 @@ BLOWN_UP = 10.0
 SAME_LOSS = 1e-3
 """Relative difference of losses that are the same but for rounding in a pass that magnifies it."""
 
-BUDGET_USED = 0.8
+BUDGET_USED = 0.75
 """Part of the budget that is planned for; the rest is for steps that take longer than the first."""
 
 
@@ -117,21 +124,41 @@ class _Side:
 
     Attributes:
         words: by which it is called.
-        make: maps a seed to a copied model and what is done to its gradients before each step.
+        make: maps a seed to a copied model and what was done to it, if anything was.
     """
 
     words: str
-    make: Callable[[int], tuple[nn.Module, Afterwards | None]]
+    make: Callable[[int], tuple[nn.Module, Applied | None]]
 
 
 @dataclass(frozen=True, eq=False)
 class _Result:
-    """The trainings of one side: the losses for each seed, and by what they came about."""
+    """The trainings of one side, one for each seed, and by what they came about."""
 
     steps: int
-    losses: tuple[tuple[float, ...], ...]
+    runs: tuple["_Run", ...]
     optimizer: str
     batches: str
+
+    def final(self, start: float) -> tuple[float, ...]:
+        """The final loss for each seed."""
+        return tuple(final(run.losses, self.steps, start, run.held) for run in self.runs)
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One training.
+
+    Attributes:
+        losses: at each step, of the batch that it is trained on next.
+        held: at each of the last steps, of a batch that is held out; none if there is none.
+        optimizer: what trained it.
+        norms: of its gradients, by group, if they were measured.
+    """
+
+    losses: tuple[float, ...]
+    held: tuple[float, ...]
+    optimizer: torch.optim.Optimizer
     norms: Mapping[str, Tensor]
 
 
@@ -172,6 +199,8 @@ def train(
     steps: int,
     afterwards: Callable[[nn.Module], object] | None = None,
     until: float = math.inf,
+    before: Callable[[nn.Module, int], object] | None = None,
+    scale: float = 1.0,
 ) -> tuple[float, ...]:
     """Train a copied model, in place.
 
@@ -183,6 +212,9 @@ def train(
         steps: number of steps; training ends at the first loss that is not finite.
         afterwards: what is done to the gradients before each step (clipping).
         until: on the clock of time.monotonic.
+        before: called with the copy and the number of each step before it.
+        scale: what the loss is multiplied by for the backward pass and the gradients are divided
+            by after it; halved where that overflows, as torch's GradScaler does.
 
     Returns:
         The loss at each step, before its update.
@@ -194,13 +226,17 @@ def train(
     for step in range(steps):
         if time.monotonic() > until:
             raise _OutOfTime
+        if before is not None:
+            before(model, step)
         batch, seen = batches(step), list[float]()
 
         def closure(batch: Any = batch, seen: list[float] = seen) -> Any:
             optimizer.zero_grad()
             loss = scalar(loss_fn(model, copied(batch)))
-            loss.backward()  # type: ignore[no-untyped-call]
+            (loss if scale == 1 else loss * scale).backward()  # type: ignore[no-untyped-call]
             seen.append(float(loss.detach()))
+            if scale != 1:
+                _unscale(model, scale)
             if afterwards is not None:
                 afterwards(model)
             return loss
@@ -212,25 +248,49 @@ def train(
     return tuple(losses)
 
 
-def final(losses: Sequence[float], steps: int, start: float) -> float:
+def _unscale(model: nn.Module, scale: float) -> None:
+    """Divide the gradients by the scale; those of a pass that overflowed are left out."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    if all(bool(gradient.isfinite().all()) for gradient in gradients):
+        for gradient in gradients:
+            gradient /= scale
+    else:
+        for gradient in gradients:
+            gradient.zero_()
+
+
+def final(losses: Sequence[float], steps: int, start: float, held: Sequence[float] = ()) -> float:
     """The mean loss over the last part of the steps, infinite if the training diverged.
 
     Args:
         losses: at each step.
         steps: how many there should be.
         start: a loss that it may begin with, however much lower the model itself begins.
+        held: losses of batches held out over the last part of the steps, if there are any.
     """
-    end = mean(losses[-max(1, steps // LAST) :])
+    end = mean(held or losses[-last_part(steps) :])
     if len(losses) < steps or not math.isfinite(end):
         return math.inf
     return end if end <= BLOWN_UP * max(abs(losses[0]), abs(start)) else math.inf
+
+
+def last_part(steps: int) -> int:
+    """The number of steps at the end over which a loss is the mean."""
+    return max(1, steps // LAST)
 
 
 def verdict(training: Training) -> Verdict:
     """What the final losses of all seeds say.
 
     A difference counts if it has the same sign for every seed, is at least the margin for every
-    seed, and its mean is further from 0 than the 95 % interval of Student's t allows for chance.
+    seed, and would have that sign for a further seed: 0 lies outside the 95 % prediction interval
+
+        mean(d) ± t s sqrt(1 + 1/n)
+
+    of Student's t for n differences d of standard deviation s, of the losses or, where all are
+    positive, of their logarithms. The interval of the mean would not do: where a remedy draws
+    weights anew, the original is one more draw, and luck makes it the worst of six in one case of
+    six.
     """
     if not all(map(math.isfinite, training.remedy_final)):
         return "diverged"
@@ -241,16 +301,28 @@ def verdict(training: Training) -> Verdict:
     start = min(abs(training.original[0]), abs(training.remedy[0]))
     margin = max(MARGIN * final_loss, SOLVED * start)
     differences = training.differences
-    chance = STUDENT * training.spread / math.sqrt(len(differences))
-    if abs(training.difference) <= chance:
-        return "no difference"
+    if not _beyond_chance(differences):
+        if min(*training.original_final, *training.remedy_final) <= 0:
+            return "no difference"
+        pairs = zip(training.original_final, training.remedy_final, strict=True)
+        if not _beyond_chance([math.log(remedy / original) for original, remedy in pairs]):
+            return "no difference"
     if max(differences) <= -margin:
         return "trained better"
     return "trained worse" if min(differences) >= margin else "no difference"
 
 
+def _beyond_chance(differences: Sequence[float]) -> bool:
+    """Whether a further one would have their sign, as far as 95 % can tell."""
+    spread = STUDENT * stdev(differences) * math.sqrt(1 + 1 / len(differences))
+    return abs(mean(differences)) > spread
+
+
 def plan(
-    findings: Sequence[Finding], outcomes: Mapping[tuple[str, str], Outcome], most: int = MOST
+    findings: Sequence[Finding],
+    outcomes: Mapping[tuple[str, str], Outcome],
+    first: str = "",
+    most: int = MOST,
 ) -> list[tuple[str, str]]:
     """The (layer, remedy) pairs worth training.
 
@@ -261,13 +333,13 @@ def plan(
     others: list[tuple[str, str]] = []
     by_training: list[tuple[str, str]] = []
     for finding in findings:
-        if finding.layer is None:
-            continue
-        closer = [(finding.layer, trial.remedy) for trial in finding.trials if trial.closer]
+        layer = finding.layer or first
+        closer = [(layer, trial.remedy) for trial in finding.trials if trial.closer]
         best += closer[:1]
         others += closer[1:]
-        tried = [(finding.layer, trial.remedy) for trial in finding.trials]
-        by_training += [pair for pair in tried if outcomes[pair].applied.by_training]
+        for pair in [(layer, trial.remedy) for trial in finding.trials]:
+            if outcomes[pair].applied.by_training and not outcomes[pair].problem:
+                by_training.append(pair)
     return list(dict.fromkeys(best + by_training + others))[:most]
 
 
@@ -294,7 +366,8 @@ def train_remedies(
     Returns:
         The findings with the verdicts, and notes on how they came about.
     """
-    pairs = plan(findings, outcomes)
+    first = next(iter(targets), "")
+    pairs = plan(findings, outcomes, first)
     if not pairs:
         return list(findings), []
     with untouched(context.model), warnings.catch_warnings():
@@ -304,12 +377,32 @@ def train_remedies(
         replace(
             finding,
             trials=_sorted(
-                _judged(finding.layer, trial, results, problems) for trial in finding.trials
+                _judged(finding.layer or first, trial, results, problems)
+                for trial in finding.trials
             ),
         )
         for finding in findings
     ]
-    return told, [note]
+    return [without_refuted(finding) for finding in told], [note]
+
+
+def without_refuted(finding: Finding) -> Finding:
+    """A finding without the causes and the advice that its trials refute.
+
+    A remedy that was trained and did not train better refutes what claims that it would, unless
+    another that claims the same did train better, or was not trained.
+    """
+    refuted: set[str] = set()
+    open_: set[str] = set()
+    for trial in finding.trials:
+        claims = REMEDIES[trial.remedy].claims
+        (open_ if trial.verdict in ("trained better", "not trained") else refuted).update(claims)
+    refuted -= open_
+
+    def kept(lines: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(line for line in lines if not any(claim in line for claim in refuted))
+
+    return replace(finding, causes=kept(finding.causes), advice=kept(finding.advice))
 
 
 ONE_PASS = (
@@ -332,7 +425,8 @@ def _train_all(
 ) -> tuple[dict[tuple[str, str], _Result], dict[tuple[str, str], str], str]:
     """The results of all sides, why others have none, and how it was done, in a sentence."""
     until = time.monotonic() + how.budget
-    how = replace(how, batches=_resampled(context, how.batches, targets.values()))
+    batches = _held_out(context, how.batches)
+    how = replace(how, batches=_resampled(context, batches, targets.values()))
     sides = {_ORIGINAL: _side(context, None, "")}
     sides |= {pair: _side(context, targets[pair[0]], pair[1]) for pair in pairs}
     results: dict[tuple[str, str], _Result] = {}
@@ -352,7 +446,10 @@ def _train_all(
     least = how.steps or LEAST_STEPS
     left = BUDGET_USED * (until - time.monotonic())
     able = [pair for pair in sides if pair in costs]
-    while len(able) > 1 and how.runs * least * sum(costs[pair] for pair in able) > left:
+    costs = {pair: cost * (JUDGING if how.batches.held else 1) for pair, cost in costs.items()}
+    while len(able) > 2 and _affordable(able, costs, how, left) < (how.steps or GOOD_STEPS):
+        able.pop()
+    while len(able) > 1 and _affordable(able, costs, how, left) < least:
         able.pop()
     short = f"the budget of {how.budget:g} s"
     for pair in sides.keys() - set(able) - problems.keys():
@@ -363,8 +460,7 @@ def _train_all(
             needed = how.runs * least * 2 * costs[_ORIGINAL] / BUDGET_USED
             why += f" (one remedy beside the original takes about {needed:.2g} s)"
         return {}, problems, f"No remedy was trained: {why}. {ONE_PASS}"
-    cost = how.runs * sum(costs[pair] for pair in able)
-    steps = how.steps or int(min(STEPS, left / max(cost, 1e-9)))
+    steps = how.steps or int(min(STEPS, _affordable(able, costs, how, left)))
     more(how.runs * len(able))
     for pair in able:
         try:
@@ -375,15 +471,28 @@ def _train_all(
             problems[pair] = f"could not be trained: {in_words(error)}"
         if _ORIGINAL in problems:
             return _without_original(pairs, problems)
+    if len(results) < 2:
+        why = "; ".join(f"{sides[pair].words} {problems[pair]}" for pair in pairs)
+        return {}, problems, f"No remedy was trained: {why}. {ONE_PASS}"
     rates = "the best of its learning rates on each side" if len(how.optimizers) > 1 else "as given"
     return (
         results,
         problems,
         f"Verdicts rest on {SEEDS} paired trainings of {steps} steps, {rates}, on "
         f"{how.batches.words}, from the weights as they are and from weights scaled by factors of "
-        f"about 1 %; a loss is the mean of the last {max(1, steps // LAST)} steps. They tell how "
+        f"about 1 %; a loss is the mean of the last {last_part(steps)} steps. They tell how "
         "training starts, and are no test error.",
     )
+
+
+def _affordable(
+    pairs: Sequence[tuple[str, str]],
+    costs: Mapping[tuple[str, str], float],
+    how: Plan,
+    seconds: float,
+) -> float:
+    """The number of steps that each training of these sides can have in this time."""
+    return seconds / max(how.runs * sum(costs[pair] for pair in pairs), 1e-9)
 
 
 def _without_original(
@@ -396,7 +505,7 @@ def _without_original(
 
 
 def _side(context: Context, subject: Subject | None, remedy: str) -> _Side:
-    def make(number: int) -> tuple[nn.Module, Afterwards | None]:
+    def make(number: int) -> tuple[nn.Module, Applied | None]:
         model = copied_model(context.model)
         seed = _seed(context, number)
         if number:
@@ -405,7 +514,7 @@ def _side(context: Context, subject: Subject | None, remedy: str) -> _Side:
             return model, None
         with seeded(seed):
             target, applied = context.apply(model, subject, remedy)
-        return target.model, applied.afterwards
+        return target.model, applied
 
     return _Side(f"{remedy} on {subject.name}" if subject else "the original", make)
 
@@ -431,6 +540,24 @@ def _resampled(context: Context, batches: Batches, found: Iterable[Subject]) -> 
     return replace(batches, samples=size) if same else batches
 
 
+def _held_out(context: Context, batches: Batches) -> Batches:
+    """The batches, some of them held out if the loss of one that is not trained on can be had."""
+    split = batches.held_out(context.seed)
+    try:
+        for batch in split.held[:1]:
+            _loss(copied_model(context.model), context, batch)
+    except Exception:  # a loss for training alone
+        return batches
+    return split
+
+
+def _loss(model: nn.Module, context: Context, batch: Any) -> float:
+    """The loss of a batch in evaluation mode, on a copy of the copy that is being trained."""
+    with seeded(context.seed % 2**63):
+        loss = context.loss_fn(copied_model(model).eval(), copied(batch))
+    return float(scalar(loss).detach())
+
+
 def _seed(context: Context, number: int) -> int:
     return (context.seed + number) % 2**63
 
@@ -454,28 +581,46 @@ def _run(
     steps: int,
     until: float,
     measured: bool = False,
-) -> tuple[tuple[float, ...], torch.optim.Optimizer, Mapping[str, Tensor]]:
-    """One training of one side, and the norms of its gradients if they are to be measured."""
-    model, afterwards = side.make(number)
+) -> _Run:
+    """One training of one side; the norms of its gradients are measured if that is asked for."""
+    model, applied = side.make(number)
+    held: list[float] = []
+
+    def judge(model: nn.Module, step: int) -> None:
+        if how.batches.held and step >= steps - last_part(steps):
+            held.append(_loss(model, context, how.batches.held[step % len(how.batches.held)]))
+
     norms = Clipper(model, GlobalNorm(math.inf)) if measured else None  # it changes nothing
 
     def before_step(model: nn.Module) -> None:
         if norms is not None:
             with suppress(NonFiniteError, ClippingError):
                 norms()
-        if afterwards is not None:
-            afterwards(model)
+        if applied is not None and applied.afterwards is not None:
+            applied.afterwards(model)
 
     seed = _seed(context, number)
     with seeded(seed), torch.enable_grad():
-        optimizer = optimizer_of(factory, model)
+        optimizer = _optimizer(factory, model, applied)
         batches = how.batches.by_step(seed, as_it_is=number == 0)
-        losses = train(model, batches, context.loss_fn, optimizer, steps, before_step, until)
+        scale = applied.loss_scale if applied is not None else 1.0
+        given = (context.loss_fn, optimizer, steps, before_step, until, judge, scale)
+        losses = train(model, batches, *given)
     found: Mapping[str, Tensor] = {}
     if norms is not None:
         with suppress(ClippingError):
             found = norms.norms()
-    return losses, optimizer, found
+    return _Run(losses, tuple(held), optimizer, found)
+
+
+def _optimizer(
+    factory: Factory, model: nn.Module, applied: Applied | None
+) -> torch.optim.Optimizer:
+    """The user's optimiser, at the rate that a remedy sets."""
+    optimizer = optimizer_of(factory, model)
+    for group in optimizer.param_groups if applied is not None and applied.rate != 1 else ():
+        group["lr"] = group["lr"] * applied.rate  # type: ignore[union-attr]
+    return optimizer
 
 
 def _seconds(side: _Side, context: Context, how: Plan, until: float) -> float:
@@ -487,9 +632,10 @@ def _seconds(side: _Side, context: Context, how: Plan, until: float) -> float:
         times.append(time.monotonic())
         return given(step)
 
-    model, afterwards = side.make(0)
+    model, applied = side.make(0)
     with seeded(context.seed % 2**63), torch.enable_grad():
         optimizer = optimizer_of(how.optimizers[0], model)
+        afterwards = applied.afterwards if applied is not None else None
         train(model, batches, context.loss_fn, optimizer, 3, afterwards, until)
     times.append(time.monotonic())
     return (times[-1] - times[1]) / max(1, len(times) - 2)
@@ -510,8 +656,8 @@ def _trained(
 
         def loss(factory: Factory) -> float:
             tell(f"training {side.words}: which learning rate")
-            losses, *_ = _run(side, context, how, factory, SEEDS, steps, until)
-            return final(losses, steps, losses[0])
+            run = _run(side, context, how, factory, SEEDS, steps, until)
+            return final(run.losses, steps, run.losses[0], run.held)
 
         choice = (min(choice, key=loss),)
     runs = []
@@ -519,23 +665,22 @@ def _trained(
         tell(f"training {side.words}, {number + 1} of {SEEDS}")
         first = measured and number == 0
         runs.append(_run(side, context, how, choice[0], number, steps, until, first))
-    losses, optimizer, norms = runs[0]
+    optimizer = runs[0].optimizer
     rate = optimizer.param_groups[0].get("lr")
     words = type(optimizer).__name__
     if isinstance(rate, float | int | Tensor):
         words += f", learning rate {float(rate):g}"
-    curves = tuple(losses for losses, *_ in runs)
-    return _Result(steps, curves, words, how.batches.words, norms)
+    return _Result(steps, tuple(runs), words, how.batches.words)
 
 
 def _judged(
-    layer: str | None,
+    layer: str,
     trial: Trial,
     results: Mapping[tuple[str, str], _Result],
     problems: Mapping[tuple[str, str], str],
 ) -> Trial:
     """The trial with its verdict, or why there is none."""
-    pair = (layer or "", trial.remedy)
+    pair = (layer, trial.remedy)
     if pair in problems:
         return replace(trial, note="; ".join(filter(None, (trial.note, problems[pair]))))
     if pair not in results:
@@ -547,16 +692,15 @@ def _judged(
     words = remedy.optimizer
     if original.optimizer != remedy.optimizer:
         words += f" (the original: {original.optimizer})"
-    start = original.losses[0][0]
-    ends = [[final(each, original.steps, start) for each in s.losses] for s in (original, remedy)]
+    first, other = original.runs[0], remedy.runs[0]
     training = Training(
         f"{words}, {remedy.batches}",
-        original.losses[0],
-        remedy.losses[0],
-        tuple(ends[0]),
-        tuple(ends[1]),
+        first.losses,
+        other.losses,
+        original.final(first.losses[0]),
+        remedy.final(first.losses[0]),
     )
-    note = "; ".join(filter(None, (trial.note, _threshold(trial.remedy, original.norms))))
+    note = "; ".join(filter(None, (trial.note, _threshold(trial.remedy, first.norms))))
     return replace(trial, training=training, note=note, verdict=verdict(training))
 
 

@@ -8,10 +8,13 @@ from typing import Any
 from torch import nn
 
 from retrograde.diagnosis.copies import copied_model, seeded
+from retrograde.diagnosis.experiments import EXPERIMENTS, Case
+from retrograde.diagnosis.experiments.comparison import REGRESSIONS
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable, Trial, at_least
 from retrograde.diagnosis.remedies import REMEDIES, Applied, Target, Unfit
 from retrograde.diagnosis.rules import LAYER_RULES, RULES
 from retrograde.diagnosis.run import LossFunction, Run, run
+from retrograde.diagnosis.sight import Sight, see
 from retrograde.diagnosis.subject import Subject, subjects
 from retrograde.diagnosis.thresholds import Threshold
 from retrograde.errors import RetrogradeError
@@ -34,6 +37,7 @@ class Outcome:
         subject: the layer in its new pass, None if that failed.
         loss: of the new pass.
         problem: why it failed.
+        run: the new pass.
     """
 
     applied: Applied
@@ -41,6 +45,7 @@ class Outcome:
     subject: Subject | None
     loss: float
     problem: str = ""
+    run: Run | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +57,10 @@ class Context:
         batch, loss_fn, seed: as in `diagnose`.
         limits: the thresholds.
         before: the pass without any remedy.
+        needs_lag: the lag that the user named.
+        targets: mean and standard deviation of the targets of a regression, if known.
+        has_rate: whether training has the user's own learning rate, so that another one is a
+            remedy; without it several are tried anyway.
     """
 
     model: nn.Module
@@ -60,6 +69,9 @@ class Context:
     seed: int
     limits: Sequence[Threshold]
     before: Run
+    needs_lag: int | None = None
+    targets: tuple[float, float] | None = None
+    has_rate: bool = False
 
     def apply(self, model: nn.Module, subject: Subject, remedy: str) -> tuple[Target, Applied]:
         """Apply a remedy to a layer of a copied model.
@@ -72,7 +84,8 @@ class Context:
         path = paths[id(layers[subject.name])]
         lag, direct = max(1, subject.need.lag), subject.recorded.direct
         entering = float(direct.norm(dim=-1).max())
-        target = Target(model, subject.name, path, lag, self.before.after, entering)
+        after = self.before.after
+        target = Target(model, subject.name, path, lag, after, entering, self.targets)
         return target, REMEDIES[remedy].apply(target)
 
     def try_remedy(self, subject: Subject, remedy: str) -> Outcome | None:
@@ -81,6 +94,8 @@ class Context:
         with seeded(self.seed):
             try:
                 target, applied = self.apply(model, subject, remedy)
+                if applied.rate != 1 and not self.has_rate:
+                    return None
             except Unfit:
                 return None
             except Exception as error:  # weights of a form that it cannot be done to
@@ -95,7 +110,15 @@ class Context:
                 raise errors[0]
         except Exception as error:  # the model may not stand another layer; that is an answer too
             return Outcome(applied, target.model, None, math.nan, in_words(error))
-        return Outcome(applied, target.model, found[target.name], now.loss)
+        return Outcome(applied, target.model, found[target.name], now.loss, run=now)
+
+
+def target_scale(sight: Sight) -> tuple[float, float] | None:
+    """Mean and standard deviation of the targets, where the loss compares once, in a regression."""
+    if len(sight.comparisons) != 1 or sight.comparisons[0].function not in REGRESSIONS:
+        return None
+    target = sight.comparisons[0].target.detach().double()
+    return (float(target.mean()), float(target.std())) if target.numel() > 1 else None
 
 
 def in_words(error: Exception) -> str:
@@ -105,12 +128,15 @@ def in_words(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def plan(findings: Sequence[Finding], most: int = MOST) -> list[tuple[str, str]]:
-    """The (layer, remedy) pairs to be tried, those of the first findings first."""
+def plan(findings: Sequence[Finding], first: str = "", most: int = MOST) -> list[tuple[str, str]]:
+    """The (layer, remedy) pairs to be tried, those of the first findings first.
+
+    What concerns the model as a whole is done at its first layer.
+    """
     pairs = dict.fromkeys(
-        (finding.layer, remedy)
+        (finding.layer or first, remedy)
         for finding in findings
-        if finding.layer is not None and at_least(finding.severity, "warning")
+        if (finding.layer or first) and at_least(finding.severity, "warning")
         for remedy in RULES[finding.rule].remedies
     )
     return list(pairs)[:most]
@@ -128,11 +154,15 @@ def judge(
         context: where it was tried.
         known: the rules that found something in this layer before.
     """
-    applied, before = outcome.applied, finding.evidence[0]
-    trial = Trial(remedy, applied.title, applied.code, before=before.value)
+    applied = outcome.applied
+    trial = Trial(remedy, applied.title, applied.code)
+    if finding.evidence:
+        trial = replace(trial, before=finding.evidence[0].value)
     if outcome.subject is None:
         return replace(trial, note=outcome.problem)
     subject = outcome.subject
+    if finding.rule not in LAYER_RULES:
+        return _asked_again(finding, trial, outcome, context, known)
     rule = LAYER_RULES[finding.rule]
     residual = subject.flow.residual if subject.flow else None
     if residual is not None and not residual.ok:
@@ -148,7 +178,26 @@ def judge(
     if math.isnan(measured.value):
         return replace(trial, note="the number cannot be measured after it")
     after, gone = measured.value, measured.is_healthy()
-    way = progress(before, after)
+    way = progress(finding.evidence[0], after)
+    brought, worse = _brought(outcome, subject, context, known)
+    notes = [f"brings a new finding: {', '.join(brought)}"] if brought else []
+    notes += [applied.note] if applied.note else []
+    return replace(
+        trial,
+        after=after,
+        closer=(gone or way >= GOOD_WAY) and not worse,
+        healthy=gone and not brought and not worse,
+        residual=None if residual is None else float(residual),
+        loss_before=context.before.loss,
+        loss_after=outcome.loss,
+        note="; ".join(notes),
+    )
+
+
+def _brought(
+    outcome: Outcome, subject: Subject, context: Context, known: set[str]
+) -> tuple[list[str], bool]:
+    """The rules that find something new after a remedy, and whether that is worse."""
     answers = {name: r.answer(subject) for name, r in LAYER_RULES.items() if name not in known}
     brought = {
         name: answer
@@ -157,12 +206,43 @@ def judge(
     }
     worse = any(name == "exploding" or f.severity == "error" for name, f in brought.items())
     worse |= math.isfinite(context.before.loss) and not math.isfinite(outcome.loss)
+    return list(brought), worse
+
+
+def _asked_again(
+    finding: Finding, trial: Trial, outcome: Outcome, context: Context, known: set[str]
+) -> Trial:
+    """The question of an experiment, asked of the model after a remedy."""
+    assert outcome.subject is not None and outcome.run is not None
+    residual = outcome.subject.flow.residual if outcome.subject.flow else None
+    if residual is not None and not residual.ok:
+        note = f"what is left is void: {residual.note}"
+        return replace(trial, residual=float(residual), note=note)
+    model, values = outcome.model, {row.name: row.value for row in context.limits}
+    given = (context.batch, context.loss_fn, context.seed)
+    recorded = outcome.run.recording
+    layers, _ = subjects(recorded, context.limits, context.needs_lag, None, outcome.run.balance)
+    try:
+        seen = see(model, *given)
+    except Exception as error:
+        return replace(trial, note=in_words(error))
+    case = Case(model, *given, outcome.run, layers, seen, context.needs_lag, values)
+    check, found = EXPERIMENTS[finding.rule].check(case)
+    gone = check.status == "passed" or (
+        check.status == "found" and not any(at_least(f.severity, "warning") for f in found)
+    )
+    brought, worse = _brought(outcome, outcome.subject, context, known)
+    still = [each.evidence[0].value for each in found if each.evidence]
     notes = [f"brings a new finding: {', '.join(brought)}"] if brought else []
-    notes += [applied.note] if applied.note else []
+    if check.status == "not applicable":
+        notes.append(f"the question cannot be asked after it, since {check.reason}")
+    elif gone:
+        notes.append("in one pass the finding is gone")
+    notes += [outcome.applied.note] if outcome.applied.note else []
     return replace(
         trial,
-        after=after,
-        closer=(gone or way >= GOOD_WAY) and not worse,
+        after=still[0] if still and not gone else None,
+        closer=gone and not worse,
         healthy=gone and not brought and not worse,
         residual=None if residual is None else float(residual),
         loss_before=context.before.loss,
@@ -190,7 +270,8 @@ def ordered(finding: Finding, trials: Sequence[Trial]) -> tuple[Trial, ...]:
 
     def effect(trial: Trial) -> tuple[bool, bool, float]:
         after = math.nan if trial.after is None else trial.after
-        return trial.healthy, trial.closer, min(1.0, progress(finding.evidence[0], after))
+        way = progress(finding.evidence[0], after) if finding.evidence else 0.0
+        return trial.healthy, trial.closer, min(1.0, way)
 
     return tuple(sorted(trials, key=effect, reverse=True))
 
@@ -213,7 +294,8 @@ def try_remedies(
         The findings with their trials, and the outcomes.
     """
     outcomes: dict[tuple[str, str], Outcome] = {}
-    for layer, remedy in plan(findings):
+    first = next(iter(targets), "")
+    for layer, remedy in plan(findings, first):
         tell(f"trying {remedy} on {layer}")
         result = context.try_remedy(targets[layer], remedy)
         if result is not None:
@@ -223,10 +305,11 @@ def try_remedies(
     }
     told = []
     for finding in findings:
+        layer = finding.layer or first
         trials = [
-            judge(finding, outcomes[finding.layer, remedy], remedy, context, known[finding.layer])
+            judge(finding, outcomes[layer, remedy], remedy, context, known[layer])
             for remedy in RULES[finding.rule].remedies
-            if finding.layer is not None and (finding.layer, remedy) in outcomes
+            if (layer, remedy) in outcomes
         ]
         serious = at_least(finding.severity, "warning")
         told.append(replace(finding, trials=ordered(finding, trials)) if serious else finding)

@@ -9,7 +9,7 @@ from retrograde.engine.adjoint import (
     input_adjoints,
     spans,
 )
-from retrograde.engine.border import Border, Read
+from retrograde.engine.boundary import Boundary, Read
 from retrograde.engine.clipping import with_factors
 from retrograde.engine.crossings import backpropagate_by_crossing
 from retrograde.engine.entries import Entries
@@ -18,11 +18,13 @@ from retrograde.engine.scaling import Scaled
 from retrograde.engine.scan import scan
 from retrograde.engine.unroll import Chunk, Unrolled, unroll
 
+Border = Boundary  # its earlier name, until 0.2
+
 __all__ = [
     "AdjointSpan",
     "AdjointStep",
     "AdjointSums",
-    "Border",
+    "Boundary",
     "Chunk",
     "Entries",
     "Fold",

@@ -32,6 +32,6 @@ def with_factors(unrolled: Unrolled, direct: Float[Tensor, "T B S"]) -> Unrolled
         if not bool(summed.deltas.pop().isfinite().all()):
             raise NonFiniteError(
                 f"the clipped adjoint becomes infinite or NaN at step {k}: the policy does not "
-                "hold what grows there. Lower its threshold, or clip in float64"
+                "stop the growth there. Lower its threshold, or clip in float64"
             )
     return replace(unrolled, factors=tuple(reversed(summed.factors)))

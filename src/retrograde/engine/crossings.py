@@ -72,7 +72,7 @@ class PerCrossing(AbstractRule):
 
     def _split(self, chunk: Chunk, k: int, rows: Float[Tensor, "N B S"]) -> tuple[Parts, Parts]:
         """What comes back and stays in its class, and what crosses to the next one."""
-        program, whole = chunk.plan.by_crossing(self._recurrent), k in chunk.borders
+        program, whole = chunk.plan.by_crossing(self._recurrent), k in chunk.boundaries
         results = chunk.through(program, k, rows, fill=whole)
         parts = []
         for result, slots in zip(results, program.slots, strict=True):

@@ -117,6 +117,6 @@ class Summed(AbstractRule):
             return
         passed = ClippedPass(chunk.graph, rows[0], k - chunk.first)
         self.adjoint = passed.previous().unsqueeze(0)
-        if k in chunk.borders:
-            self.adjoint = chunk.borders[k].pull_back(self.adjoint)
+        if k in chunk.boundaries:
+            self.adjoint = chunk.boundaries[k].pull_back(self.adjoint)
         self.factors.append(passed.factors)

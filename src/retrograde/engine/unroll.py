@@ -16,7 +16,7 @@ from retrograde.cells.precision import no_autocast
 from retrograde.cells.program import Program
 from retrograde.cells.reverse_mode import CellAdjoint
 from retrograde.cells.rewiring import Factors, scaled
-from retrograde.engine.border import Border
+from retrograde.engine.boundary import Boundary
 from retrograde.errors import ArgumentError
 
 CHUNK = 32
@@ -27,7 +27,7 @@ CHUNK = 32
 class Unrolled:
     """A cell, its inputs x [T, B, I] and its states [T+1, B, S], the initial state first.
 
-    `borders` are the steps that were not entered with the state before. `kept` are the steps
+    `boundaries` are the steps that were not entered with the state before. `kept` are the steps
     themselves, for those who have the memory; without them each is computed again from the state
     that enters it. `factors` are those by which a clipped cell multiplies its adjoints, step by
     step; without them nothing is clipped.
@@ -37,7 +37,7 @@ class Unrolled:
     x: Float[Tensor, "T B I"]
     states: Float[Tensor, "T1 B S"]
     kept: tuple[CellStep, ...] = ()
-    borders: Mapping[int, Border] = field(default_factory=dict)
+    boundaries: Mapping[int, Boundary] = field(default_factory=dict)
     factors: tuple[Factors, ...] = ()
 
     def __len__(self) -> int:
@@ -51,11 +51,11 @@ class Unrolled:
     def steps(self, start: int, stop: int) -> CellStep:
         """Steps start..stop-1, all at once."""
         x, previous = self.x[start:stop], self.states[start:stop]
-        here = {k: border for k, border in self.borders.items() if start <= k < stop}
+        here = {k: boundary for k, boundary in self.boundaries.items() if start <= k < stop}
         if here:
             previous = previous.clone()
-        for k, border in here.items():
-            previous[k - start] = border.entering(previous[k - start])
+        for k, boundary in here.items():
+            previous[k - start] = boundary.entering(previous[k - start])
         if self.kept:
             states = self.states[start + 1 : stop + 1]
             return CellStep.stack(self.kept[start:stop], x, previous, states)
@@ -64,8 +64,10 @@ class Unrolled:
 
     def chunk(self, start: int, stop: int) -> "Chunk":
         """Steps start..stop-1 with what is needed to pull adjoints back through them."""
-        borders = {k: self.borders[k] for k in range(start, stop) if k in self.borders}
-        return Chunk(self.cell, start, self.steps(start, stop), borders, self.factors[start:stop])
+        boundaries = {k: self.boundaries[k] for k in range(start, stop) if k in self.boundaries}
+        return Chunk(
+            self.cell, start, self.steps(start, stop), boundaries, self.factors[start:stop]
+        )
 
     def chunks(self) -> Iterator["Chunk"]:
         """CHUNK steps at a time, from the end of the sequence to its start."""
@@ -81,14 +83,14 @@ class Chunk:
         cell: the recurrence.
         first: the number of the first step.
         steps: the steps, [K, B, ...].
-        borders: those of these steps that were not entered with the state before.
+        boundaries: those of these steps that were not entered with the state before.
         factors: those of a clipping policy, one mapping for each step; none where none is known.
     """
 
     cell: AbstractCell
     first: int
     steps: CellStep
-    borders: Mapping[int, Border] = field(default_factory=dict)
+    boundaries: Mapping[int, Boundary] = field(default_factory=dict)
     factors: tuple[Factors, ...] = ()
 
     def __len__(self) -> int:
@@ -114,16 +116,16 @@ class Chunk:
         spare: int = 0,
         fill: bool = True,
     ) -> list[Float[Tensor, "N1 B S"]]:
-        """The results of a program at step k, taken past the border before it.
+        """The results of a program at step k, taken past the boundary before it.
 
         With `spare` rows at the end, not written yet; and without zeros if not to be filled, where
         nothing comes back to.
         """
         results = program.run(program.at(k - self.first), delta, spare, fill)
-        if k in self.borders:
+        if k in self.boundaries:
             for result in results:
                 rows = result[: len(delta)]
-                rows.copy_(self.borders[k].pull_back(rows))
+                rows.copy_(self.boundaries[k].pull_back(rows))
         return results
 
     def pull_back(self, delta: Float[Tensor, "N B S"], first: int, count: int = 1) -> CellAdjoint:
@@ -160,7 +162,7 @@ def unroll(
     x: Float[Tensor, "..."],
     initial: Float[Tensor, "..."] | None = None,
     keep: bool = False,
-    borders: Mapping[int, Border] | None = None,
+    boundaries: Mapping[int, Boundary] | None = None,
     lengths: Int[Tensor, "B"] | None = None,
 ) -> Unrolled:
     """Run a cell over a sequence.
@@ -170,7 +172,7 @@ def unroll(
         x: inputs, shape [T, B, I].
         initial: s before the first step, shape [B, S]; zeros if None.
         keep: keep the steps with all their activations, and not the states alone.
-        borders: the steps that are not entered with the state before.
+        boundaries: the steps that are not entered with the state before.
         lengths: the number of steps of each sample; after them its state stays as it is.
 
     Raises:
@@ -200,10 +202,10 @@ def unroll(
         )
     states = x.new_empty(x.shape[0] + 1, *expected)
     states[0] = 0 if initial is None else initial
-    each, kept, borders = states.unbind(), [], borders or {}
+    each, kept, boundaries = states.unbind(), [], boundaries or {}
     with no_autocast(x.device):
         for k, (x_k, projected) in enumerate(zip(x, cell.project(x), strict=True)):
-            entering = borders[k].entering(each[k]) if k in borders else each[k]
+            entering = boundaries[k].entering(each[k]) if k in boundaries else each[k]
             step = cell.advance(x_k, projected, entering)
             if lengths is None:
                 each[k + 1].copy_(step.state)
@@ -211,4 +213,4 @@ def unroll(
                 torch.where((k < lengths).unsqueeze(-1), step.state, each[k], out=each[k + 1])
             if keep:
                 kept.append(step)
-    return Unrolled(cell, x, states, tuple(kept), borders)
+    return Unrolled(cell, x, states, tuple(kept), boundaries)

@@ -8,6 +8,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+from torch import Tensor, nn
 
 from retrograde import _checks
 from retrograde.clipping import AbstractPolicy, Clipper
@@ -51,14 +52,16 @@ class MonitorCallback(*_callbacks()):  # type: ignore[misc]
         every: how many batches from one that is recorded to the next; the first one is.
         images_every: how many recorded batches from one with charts to the next; None for
             none. A chart takes longer than the scalars.
-        samples, entries: how much of a pass is looked at, as in `retrograde.Monitor`.
+        settings: more of what `retrograde.Monitor` takes: `samples`, `entries`, `needs_lag`,
+            `budget`, `smoothing`, `limits`, `alert` and `trigger`. The trigger sees the loss that
+            `training_step` returned.
 
     Attributes:
         monitor: the `Monitor` of the latest training, None before the first.
 
     Raises:
         MissingExtraError: on import, without Lightning.
-        ArgumentError: for a number that is not a positive integer.
+        ArgumentError: for settings that can be none; the message says what is expected.
 
     Example:
         >>> from retrograde.integrations.lightning import MonitorCallback
@@ -70,20 +73,18 @@ class MonitorCallback(*_callbacks()):  # type: ignore[misc]
         every: int = 100,
         *,
         images_every: int | None = 10,
-        samples: int = 4,
-        entries: int = 8,
+        **settings: Any,
     ):
         super().__init__()
-        every = _checks.whole("every", every)
-        samples, entries = _checks.whole("samples", samples), _checks.whole("entries", entries)
+        self._settings = {"every": every, **settings}
+        Monitor(nn.Identity(), **self._settings)  # refuses what it does not take, before training
         self.images_every = _checks.optional_whole("images_every", images_every)
         self.monitor: Monitor | None = None
         self._step = 0
         self._warned = False
-        self._new = partial(Monitor, every=every, samples=samples, entries=entries)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self.monitor = self._new(pl_module)
+        self.monitor = Monitor(pl_module, **self._settings)
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
@@ -96,13 +97,16 @@ class MonitorCallback(*_callbacks()):  # type: ignore[misc]
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert self.monitor is not None
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if isinstance(loss, Tensor) and loss.numel() == 1:
+            self.monitor.loss(loss)
         self.monitor.stop()
         if not self.monitor.scalars:
             return
         for logger in trainer.loggers:
             logger.log_metrics(self.monitor.scalars, step=self._step)
-        recorded = self.monitor.step // self.monitor.every
-        if self.images_every is not None and recorded % self.images_every == 0:
+        before = self.monitor.looks - 1
+        if self.images_every is not None and before % self.images_every == 0:
             takers = [take for logger in trainer.loggers if (take := _image_taker(logger))]
             for layer in self.monitor.recording if takers else ():
                 image = self._chart(layer)
@@ -139,11 +143,11 @@ class ClippingCallback(*_callbacks()):  # type: ignore[misc]
     It takes the place of the trainer's `gradient_clip_val`, which has to be None: both would clip.
     With 16-bit precision Lightning unscales the gradients first; take `nonfinite="skip"` there.
     Every `every` steps all loggers get `retrograde/clipping/<group>/norm` (median before clipping),
-    `.../bit`, `.../cosine` and `.../share` for every group and for "all", over the last `every`
-    steps that were not skipped, and `retrograde/clipping/skipped`, the count so far. The state of
-    policy and statistics is part of Lightning's checkpoints. A step without a new gradient, after a
-    batch that the model gave no loss for, is left alone. Works with `lightning` and with
-    `pytorch_lightning`, and with one optimiser.
+    `.../clip_rate`, `.../cosine` and `.../share` for every group and for "all", over the last
+    `every` steps that were not skipped, and `retrograde/clipping/skipped`, the count so far. The
+    state of policy and statistics is part of Lightning's checkpoints. A step without a new
+    gradient, after a batch that the model gave no loss for, is left alone. Works with `lightning`
+    and with `pytorch_lightning`, and with one optimiser.
 
     Args:
         policy, groups, nonfinite, keep: as for `retrograde.clipping.Clipper`.
@@ -187,8 +191,8 @@ class ClippingCallback(*_callbacks()):  # type: ignore[misc]
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.gradient_clip_val is not None:
             raise ArgumentError(
-                f"the trainer clips, too (gradient_clip_val={trainer.gradient_clip_val}); take "
-                "that away, or the ClippingCallback"
+                f"the trainer clips as well (gradient_clip_val={trainer.gradient_clip_val}); "
+                "remove that setting or the ClippingCallback"
             )
         if len(trainer.optimizers) > 1:
             raise ArgumentError(

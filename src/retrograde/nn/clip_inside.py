@@ -35,7 +35,7 @@ class ClippedInside:
         >>> lstm = torch.nn.LSTM(2, 3)
         >>> inside = retrograde.nn.clip_inside(lstm, retrograde.clipping.StateNorm(1e6))
         >>> lstm(torch.ones(5, 4, 2))[0].sum().backward()
-        >>> inside.bit  # the share of steps and samples that were clipped, by layer
+        >>> inside.clip_rate  # the share of steps and samples that were clipped, by layer
         {'LSTM': 0.0}
         >>> inside.remove()
     """
@@ -50,13 +50,18 @@ class ClippedInside:
             module.clipping = self._by_layer[name]
 
     @property
-    def bit(self) -> Mapping[str, float]:
+    def clip_rate(self) -> Mapping[str, float]:
         """By layer, the share of what the policy looked at that it made smaller; NaN before any.
 
         It looks at the elements of the pre-activations' adjoints, or at each sample's state at each
         step, as it is made.
         """
-        return {name: clipping.bit for name, clipping in self._by_layer.items()}
+        return {name: clipping.clip_rate for name, clipping in self._by_layer.items()}
+
+    @property
+    def bit(self) -> Mapping[str, float]:
+        """`clip_rate` under its earlier name, until 0.2."""
+        return self.clip_rate
 
     def remove(self) -> None:
         """Leave the layers as they were, with the weights that they have now.
@@ -78,7 +83,7 @@ def clip_inside(model: nn.Module, policy: AbstractInside) -> ClippedInside:
 
         inside = retrograde.nn.clip_inside(model, retrograde.clipping.PreActivationValue(1.0))
         ...                       # train as ever; a Clipper may clip at the end as well
-        inside.bit                # how often it bit
+        inside.clip_rate          # how often it clipped
         inside.remove()
 
     Under autocast the layers run in the data type of their weights. With a gradient scaler the
@@ -103,7 +108,7 @@ def clip_inside(model: nn.Module, policy: AbstractInside) -> ClippedInside:
         >>> policy = retrograde.clipping.PreActivationValue(1e-3)
         >>> inside = retrograde.nn.clip_inside(lstm, policy)
         >>> lstm(torch.ones(5, 4, 2))[0].sum().backward()
-        >>> inside.bit["LSTM"] > 0.5
+        >>> inside.clip_rate["LSTM"] > 0.5
         True
         >>> inside.remove()
     """
@@ -114,15 +119,15 @@ def clip_inside(model: nn.Module, policy: AbstractInside) -> ClippedInside:
         name = path or type(module).__name__
         if isinstance(module, nn.RNNCellBase):
             raise ArgumentError(
-                f"{name!r} is an {type(module).__name__}, stepped by a loop of the model's own; "
+                f"{name!r} is an {type(module).__name__}, stepped in a loop by the model; "
                 f"clip_inside takes whole layers. Use an nn.{type(module).__name__[:-4]} there"
             )
         if not isinstance(module, nn.RNNBase | AbstractRecurrent):
             continue
         if getattr(module, "clipping", None):
             raise ArgumentError(
-                f"{name!r} is clipped inside already; take that policy off first, by "
-                "remove() of what clip_inside returned or by retrograde.nn.unclip(model), or chain "
+                f"{name!r} is already clipped inside; remove that policy first, by remove() of "
+                "what clip_inside returned or by retrograde.nn.unclip(model), or chain "
                 "the policies"
             )
         if isinstance(module, nn.RNNBase) and unwrap(type(module).forward) not in OWN:
@@ -169,8 +174,8 @@ def _take_off(layers: Mapping[str, Layer]) -> None:
     for name, module in layers.items():
         if isinstance(module, _ClippedLayer) and "original" not in vars(type(module)):
             raise ArgumentError(
-                f"{name!r} was parametrized after clip_inside: remove its parametrizations, take "
-                "the policy off, then parametrize it again"
+                f"{name!r} was parametrized after clip_inside: remove its parametrizations, remove "
+                "the policy, then parametrize it again"
             )
     for module in layers.values():
         if isinstance(module, _ClippedLayer):

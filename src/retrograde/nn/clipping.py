@@ -1,4 +1,4 @@
-"""A policy at work inside the back-propagation of a layer, and how often it bit."""
+"""A policy at work inside the back-propagation of a layer, and how often it clipped."""
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class Clipping:
             self._looked_at += each.numel()
 
     @property
-    def bit(self) -> float:
+    def clip_rate(self) -> float:
         """The share of what the policy looked at that it made smaller; NaN before it saw any."""
         clipped = sum(int(count) for count in self._clipped.values())
         return clipped / self._looked_at if self._looked_at else float("nan")

@@ -110,7 +110,7 @@ class _Once(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         raise SecondDerivativeError(
-            "a recurrence of retrograde.nn was differentiated twice, and its derivative is written "
-            "out by hand once only. For a second derivative (a gradient penalty, a Hessian) step "
+            "a recurrence of retrograde.nn was differentiated twice, but only its first derivative "
+            "is implemented. For a second derivative (a gradient penalty, a Hessian) step "
             "its cell in a plain loop: state = module.cells()[0].step(x_k, state).state"
         )

@@ -169,7 +169,7 @@ def _orthogonal(target: _Target, options: _Options) -> None:
 def _identity(target: _Target, options: _Options) -> None:
     module = target.module
     if not isinstance(module, nn.RNN | nn.RNNCell | RNN) or module.nonlinearity != "relu":
-        raise ArgumentError(f"initialisation 'identity' is that of a relu RNN; got {module!r}")
+        raise ArgumentError(f"initialisation 'identity' is for a relu RNN; got {module!r}")
     for name, weight in module.named_parameters(recurse=False):
         if name.startswith("weight_hh"):
             nn.init.eye_(weight)

@@ -64,7 +64,7 @@ class AbstractRecurrent(nn.Module):
         self.dropout = _checks.between("dropout", dropout, 0.0, 1.0, "a probability from 0 to 1")
         if self.dropout and self.num_layers == 1:
             warnings.warn(
-                f"dropout={dropout} acts between layers, and there is only one", stacklevel=3
+                f"dropout={dropout} acts between layers, but there is only one", stacklevel=3
             )
         self.bias = _checks.flag("bias", bias)
         self.batch_first = _checks.flag("batch_first", batch_first)

@@ -1,18 +1,21 @@
-"""From a user's torch model to what the engine needs: forward and backward passes, looked at.
+"""From a user's torch model to what the engine needs. The story, file by file:
 
-record.py finds the recurrent layers (layers.py) and puts hooks on them (watch.py, forward.py).
-They copy what goes in and out (calls.py), keep what each backward pass brings (passes.py) and find
-out which call carries on the state of which (links.py, graph.py). When a layer of the recording
-(recording.py) is asked for, calls that belong together become one cell with inputs and adjoints
-(assemble.py: chains.py, readings.py, masks.py). What torch.compile and checkpoints do to a pass is
-met in uncompiled.py and checkpoints.py. All hooks are gone when the `with` block ends.
-storage.py writes recordings to files and reads them.
+1. record.py: the `with` block around the user's forward and backward pass, or a bare cell. It finds
+   the recurrent layers (layers.py), replaces what torch has no hook for (interception.py) and puts
+   hooks on each layer (hooks.py), which copy what goes in and out and the gradients that arrive
+   (calls.py).
+2. states.py follows each state through the autograd graph (graph.py) from call to call; masks,
+   scalings and reorderings in between become maps from entries to entries (entry_maps.py).
+3. sequences.py joins the calls of a layer when it is asked for, with what the loss gives to each,
+   and replay.py runs their cell again over the joined sequence.
+4. recorded.py holds the result, and storage.py writes it to files.
+
+All hooks are gone when the block ends.
 """
 
-from retrograde.recording.cell import record_cell
 from retrograde.recording.layers import recurrent_layers
-from retrograde.recording.record import record
-from retrograde.recording.recording import Recorded, Recording
+from retrograde.recording.record import record, record_cell
+from retrograde.recording.recorded import Recorded, Recording
 from retrograde.recording.storage import load, save
 
 __all__ = ["Recorded", "Recording", "load", "record", "record_cell", "recurrent_layers", "save"]

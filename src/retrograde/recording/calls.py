@@ -1,10 +1,14 @@
-"""What is kept of one call of a recurrent layer: copies of what went in and came out."""
+"""What is kept of the calls of a recurrent layer, and of a backward pass through them.
 
-from collections.abc import Mapping, Sequence
+A `Call` holds copies of what went in and came out, and its `StateOrigin`: the call before, and what
+its state reads of it. A `BackwardPass` holds the gradients that arrived. Both outlive the graph.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -12,8 +16,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from retrograde.cells import AbstractCell
-from retrograde.recording.bridges import Term
+from retrograde.recording.entry_maps import Term
 from retrograde.recording.layers import Form, Weights
+
+Key = TypeVar("Key")
 
 OUTPUT = "output"
 """The name of a layer's output among its results; those of the last state are its letters."""
@@ -27,7 +33,7 @@ WeightKey = tuple[str, str, int]
 
 
 @dataclass(frozen=True, eq=False)
-class Read:
+class StateRead:
     """What the entries of a state that a call was given read of the call before.
 
     Attributes:
@@ -47,7 +53,7 @@ part of the state that entered the call), its shape, the entries and factors, al
 
 
 @dataclass(frozen=True, eq=False)
-class Way:
+class Intermediate:
     """A tensor between two calls, and what it reads of the first of them.
 
     Attributes:
@@ -78,7 +84,7 @@ class Way:
 
 
 @dataclass(frozen=True, eq=False)
-class Link:
+class StateOrigin:
     """Where the state came from that a call was given.
 
     Attributes:
@@ -90,8 +96,8 @@ class Link:
         results: the results of `before` that are read.
         same: the letters whose very result was passed on, without any operation.
         altered: the letters for which another tensor was passed on, computed from results.
-        between: the tensors on the way from one call to the other, each with the letter as which
-            it was given; without one if it was not.
+        between: the tensors between the two calls, each with the letter of the part as which it
+            was given, or "" if it was not given itself.
         opaque: the state was also computed from earlier ones in a way that is not followed.
         plain: each of the tensors between is given once, so that gradients can be compared.
     """
@@ -103,12 +109,12 @@ class Link:
     results: frozenset[str] = frozenset()
     same: frozenset[str] = frozenset()
     altered: frozenset[str] = frozenset()
-    between: Mapping[Way, str] = field(default_factory=dict)
+    between: Mapping[Intermediate, str] = field(default_factory=dict)
     opaque: bool = False
     plain: bool = True
 
     @cached_property
-    def reads(self) -> tuple[Read, ...]:
+    def reads(self) -> tuple[StateRead, ...]:
         """The same, arranged as the state."""
         return tuple(reads_of(self.call, self.before, self.terms))
 
@@ -129,12 +135,12 @@ class Call:
         random: the state of the random generator before the call, if masks were drawn in it.
         views: of those results whose gradient arrives at the tensor that they are a view of, the
             shape, strides and offset in it.
-        again: it ran inside a backward pass, as a checkpoint runs it, from a state that gets a
+        rerun: it ran inside a backward pass, as a checkpoint runs it, from a state that gets a
             gradient.
-        link: where its state came from, if from another call of the layer.
+        origin: where its state came from, if from another call of the layer.
         tails: tensors computed from its results, and from the state that entered it, that the loss
             reads and no later call.
-        branches: its state came from a call whose state another one carries on.
+        branches: its state came from a call whose state another one continues.
         ragged: samples have steps of their own, in it or in a call before.
         passed_to: other layers whose state was computed from this call's results.
         rounding: the relative rounding error of the arithmetic it ran in.
@@ -151,9 +157,9 @@ class Call:
     version: int
     random: Tensor | None
     views: dict[str, tuple[Any, Any, Any]] = field(default_factory=dict)
-    again: bool = False
-    link: Link | None = None
-    tails: tuple[Way, ...] = ()
+    rerun: bool = False
+    origin: StateOrigin | None = None
+    tails: tuple[Intermediate, ...] = ()
     branches: bool = False
     ragged: bool = False
     passed_to: set[str] = field(default_factory=set)
@@ -250,7 +256,7 @@ class Call:
                     vectors.append(self.x.data.new_zeros(batch, width, dtype=dtype))
         return torch.cat(vectors, -1)
 
-    def numbered(self, name: str, shape: Sequence[int]) -> Int[Tensor, "n"]:
+    def state_entries(self, name: str, shape: Sequence[int]) -> Int[Tensor, "n"]:
         """For every entry of a result or of a part of the state the entry of [B, S] that it is.
 
         Those of outputs before the last step, which no later call reads as a state, are -1.
@@ -260,13 +266,13 @@ class Call:
             shape: of the tensor whose gradient arrives.
         """
         if not self.form.stepped:
-            return self._numbered(name, shape)
+            return self._state_entries(name, shape)
         key = (name, tuple(shape), self.batch)
         if key not in self.weights.numbers:
-            self.weights.numbers[key] = self._numbered(name, shape)
+            self.weights.numbers[key] = self._state_entries(name, shape)
         return self.weights.numbers[key]
 
-    def _numbered(self, name: str, shape: Sequence[int]) -> Int[Tensor, "n"]:
+    def _state_entries(self, name: str, shape: Sequence[int]) -> Int[Tensor, "n"]:
         device = self.output.device
         raw = torch.arange(prod(shape), device=device).view(*shape)
         if name in self.views:
@@ -301,19 +307,87 @@ class Call:
         return sum(cell.state_size for cell in self.cells)
 
 
-def reads_of(call: Call, before: Call, terms: Mapping[str, ReadTerms]) -> list[Read]:
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """A call as a part of a sequence.
+
+    Attributes:
+        call: the call.
+        by_output: what the loss gives to its output, in the layout of the output; None if nothing.
+        by_state: what the loss gives to its last state, [B, S].
+        by_entered: what it gives to the state that entered the call, bypassing the call, [B, S].
+        reads: what the state that it started from reads of the call before; None for the first
+            call, and where the state was handed on unchanged.
+        changes: what happened to the state before the call, as sentences with a place for the step.
+        ends: lags end there, although the state depends on earlier ones.
+    """
+
+    call: Call
+    by_output: Tensor | None
+    by_state: Float[Tensor, "B S"]
+    by_entered: Float[Tensor, "B S"]
+    reads: tuple[StateRead, ...] | None
+    changes: tuple[str, ...] = ()
+    ends: bool = False
+
+
+@dataclass(eq=False)
+class BackwardPass:
+    """The gradients of one backward pass.
+
+    Attributes:
+        arrived: the whole gradient of each result of a call.
+        entered: of those that another call may continue from, what did not come back through that
+            call: what the loss gives to them.
+        between: the same for the tensors between two calls.
+        returned: what came back to each call through the tensors between it and the next.
+        given: the whole gradient of each part of a state that a call was given, if it was altered.
+        weights: the gradient of each tensor that a layer used as a weight.
+        beside: the part of it that did not come through the layer, such as a penalty in the loss.
+        inside: the layers that the loss reaches other than through their output and state.
+        problems: the layers for which the pass cannot be used, and why.
+    """
+
+    arrived: dict[tuple[Call, str], Tensor] = field(default_factory=dict)
+    entered: dict[tuple[Call, str], Tensor] = field(default_factory=dict)
+    between: dict[Intermediate, Tensor] = field(default_factory=dict)
+    returned: dict[Call, dict[Intermediate, Tensor]] = field(default_factory=dict)
+    given: dict[tuple[Call, str], Tensor] = field(default_factory=dict)
+    weights: dict[WeightKey, Tensor] = field(default_factory=dict)
+    beside: dict[WeightKey, Tensor] = field(default_factory=dict)
+    inside: set[str] = field(default_factory=set)
+    problems: dict[str, str] = field(default_factory=dict)
+
+    def calls(self, among: Iterable[Call]) -> list[Call]:
+        """The calls that the pass went through, in order."""
+        reached = {call for call, _ in self.arrived}
+        return [call for call in among if call in reached]
+
+
+def add(store: dict[Key, Tensor], key: Key, gradient: Tensor) -> Tensor:
+    """Keep a copy of a gradient, or add it to what has arrived there before; returns the copy.
+
+    The tensor itself may change later: a hook may write into it, whoever called backward may fill
+    it anew, and what a hook kept is its owner's to zero.
+    """
+    copy = gradient.clone() if not gradient.requires_grad else gradient.detach().clone()
+    store[key] = store[key] + copy if key in store else copy
+    return copy
+
+
+def reads_of(call: Call, before: Call, terms: Mapping[str, ReadTerms]) -> list[StateRead]:
     """What the entries of a state that a call was given read of the call before.
 
     Outputs of steps before the last are -1.
     """
-    reads: list[Read] = []
+    reads: list[StateRead] = []
     for letter, of_letter in terms.items():
         shape, found = call.given[letter].shape, []
         for entered, name, site, term in of_letter:
-            numbers = before.numbered(name, site)
+            numbers = before.state_entries(name, site)
             source = numbers if term.source is None else numbers[term.source]
             found.append(
-                Read(
+                StateRead(
                     entered,
                     call.arranged({letter: source.view(shape)}, torch.int64),
                     call.arranged({letter: term.factor.view(shape)}, torch.float64),
@@ -323,7 +397,7 @@ def reads_of(call: Call, before: Call, terms: Mapping[str, ReadTerms]) -> list[R
     return reads
 
 
-def merged(reads: list[Read], more: list[Read]) -> list[Read]:
+def merged(reads: list[StateRead], more: list[StateRead]) -> list[StateRead]:
     """Reads of several parts of a state, each of which has entries of its own, as few as can be."""
     merged, left = list(reads), list(more)
     for number, read in enumerate(merged):
@@ -331,7 +405,7 @@ def merged(reads: list[Read], more: list[Read]) -> list[Read]:
             apart = not bool(((read.factor != 0) & (other.factor != 0)).any())
             if other.entered == read.entered and apart:
                 source = torch.where(other.factor != 0, other.source, read.source)
-                merged[number] = Read(read.entered, source, read.factor + other.factor)
+                merged[number] = StateRead(read.entered, source, read.factor + other.factor)
                 left.remove(other)
                 break
     return merged + left

@@ -1,13 +1,10 @@
-"""The autograd graph around the recorded layers: where states come from, and who else uses them.
+"""The autograd graph: where gradients arrive, which nodes use a tensor, and hooks that only look.
 
 Nothing is added to the graph and nothing in it is changed, so that gradients stay the same to the
 last bit. Nodes are looked at, and hooks on them look on.
 """
 
-import functools
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,19 +19,7 @@ Edge = tuple[Node, int]
 """One output of a node: the place where the gradient of one tensor arrives."""
 
 SEARCHED = 256
-"""The most nodes that are visited between the state given to a call and an earlier result."""
-
-Root = Tensor | GradientEdge
-
-Roots = list[tuple[Root, Tensor]]
-"""The tensors at which a backward pass starts, and the gradients that it starts with."""
-
-Listener = Callable[[Roots], Callable[[], None]]
-"""Told of a backward pass before it starts, by its roots; what it returns is called at its end."""
-
-_listeners: list[Listener] = []
-_lock = threading.Lock()
-_announcing: Callable[..., None] | None = None
+"""The maximum number of nodes visited between the state given to a call and an earlier result."""
 
 
 def edge_of(tensor: Any) -> Edge | None:
@@ -47,8 +32,8 @@ def edge_of(tensor: Any) -> Edge | None:
     return node, tensor.output_nr
 
 
-def origin_of(tensor: Tensor) -> Tensor:
-    """What a tensor is another view of, as a whole; else the tensor itself.
+def base_of(tensor: Tensor) -> Tensor:
+    """The tensor of which this one is a view of all entries; else the tensor itself.
 
     An operation in place gives the view a new node in place of its own, where nothing arrives any
     more. The node of what it is a view of stays.
@@ -60,9 +45,9 @@ def origin_of(tensor: Tensor) -> Tensor:
 
 
 def on_changes(node: Node, changed: Callable[[], None]) -> list[RemovableHandle]:
-    """Be told when a hook on a module changes what its node hands on, or what arrived there.
+    """Call `changed` when a hook on a module changes the gradient that passes its node.
 
-    To be called when the hooks of the module are there already, so that what they do is seen.
+    Call this after the hooks of the module are registered, so that their effect is seen.
     """
     came: list[Tensor | None] = []
 
@@ -88,13 +73,13 @@ def users_of(
     roots: Iterable[Node],
     inside: Mapping[Node, Iterable[Edge]],
 ) -> Iterator[tuple[Node, list[tuple[int, Edge]]]]:
-    """The nodes that use some tensors, and under which of their inputs.
+    """The nodes that use some tensors, and as which of their inputs.
 
     Args:
         edges: the tensors.
         roots: where the backward pass starts.
         inside: the last nodes of each recorded call, with the edges of what went into it. What
-            lies between is the layer's own business and is not looked at.
+            lies between belongs to the layer and is skipped.
     """
     waiting = [node for node in roots if node is not None]
     seen = set(waiting)
@@ -116,7 +101,7 @@ def users_of(
 def users_by_edge(
     roots: Iterable[Node], inside: Mapping[Node, Iterable[Edge]]
 ) -> dict[Edge, list[Node]]:
-    """The nodes that use each tensor of a graph, but for those inside recorded calls."""
+    """The nodes that use each tensor of a graph, except for those inside recorded calls."""
     waiting = [node for node in roots if node is not None]
     seen, users = set(waiting), dict[Edge, list[Node]]()
     while waiting:
@@ -135,7 +120,7 @@ def users_by_edge(
 def on_inputs(
     node: Node, places: list[tuple[int, Edge]], keep: Callable[[Node, Edge, Tensor], None]
 ) -> RemovableHandle:
-    """Look at what a node gives to some of its inputs, when it runs."""
+    """Call `keep` with what a node gives to some of its inputs when it runs."""
 
     def look(to_inputs: tuple[Tensor | None, ...], _: Any) -> None:
         for place, edge in places:
@@ -145,63 +130,3 @@ def on_inputs(
 
     handle: RemovableHandle = node.register_hook(look)
     return handle
-
-
-@contextmanager
-def listening(listener: Listener) -> Iterator[None]:
-    """Have every call of torch.autograd.backward, and so of Tensor.backward, announced.
-
-    There is no hook for it in torch, so the function is replaced while anyone listens.
-    """
-    with _lock:
-        if not _listeners:
-            _announce()
-        _listeners.append(listener)
-    try:
-        yield
-    finally:
-        with _lock:
-            _listeners.remove(listener)
-            if not _listeners:
-                _fall_silent()
-
-
-def _announce() -> None:
-    global _announcing
-    original = torch.autograd.backward
-
-    @functools.wraps(original)
-    def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> None:
-        each, given = _tuple(tensors), _tuple(grad_tensors)
-        given = given or (None,) * len(each)
-        roots = [
-            (root, _ones(root) if gradient is None else gradient)
-            for root, gradient in zip(each, given, strict=False)
-        ]
-        current = tuple(_listeners) if backward is _announcing else ()
-        done = [listener(roots) for listener in current]
-        try:
-            original(tensors, grad_tensors, *args, **kwargs)
-        finally:
-            for finish in done:
-                finish()
-
-    torch.autograd.backward = _announcing = backward
-
-
-def _fall_silent() -> None:
-    """Put torch's function back. Where someone has wrapped ours since, it stays and is mute."""
-    global _announcing
-    if torch.autograd.backward is _announcing:
-        torch.autograd.backward = torch.autograd.backward.__wrapped__  # type: ignore[attr-defined]
-    _announcing = None
-
-
-def _ones(root: Root) -> Tensor:
-    return torch.ones_like(root) if isinstance(root, Tensor) else torch.ones(())
-
-
-def _tuple(tensors: Any) -> tuple[Any, ...]:
-    if tensors is None:
-        return ()
-    return (tensors,) if isinstance(tensors, Root) else tuple(tensors)

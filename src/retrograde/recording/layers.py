@@ -1,4 +1,6 @@
-"""Which modules are recurrent layers, what stands in the way of recording one, and its cells."""
+"""Which modules are recurrent layers, whether they can be recorded, how they lay things out, and in
+which precision they compute.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +13,7 @@ from torch.nn.utils import parametrize
 from retrograde.cells import AbstractCell, Position, clipped
 from retrograde.nn import AbstractRecurrent
 from retrograde.nn.torch_layers import CELLS, torch_cells
-from retrograde.recording.forward import is_own
+from retrograde.recording.interception import is_own
 
 Layer = nn.RNNBase | nn.RNNCellBase | AbstractRecurrent
 """A recurrent layer of torch, stepped by the model's own loop or not, or one of ours."""
@@ -20,7 +22,7 @@ ANALYSED = (torch.float32, torch.float64)
 """Lower precisions are taken apart in float32."""
 
 COMPILED = "_orig_mod"
-"""Where torch.compile keeps the module that it wraps."""
+"""The attribute in which torch.compile keeps the module that it wraps."""
 
 _LAYER_NAMES = ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")
 
@@ -48,8 +50,8 @@ def recurrent_layers(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def why_not(module: nn.Module) -> str:
-    """What stands in the way of recording this layer, and what to do; empty if nothing."""
+def why_unsupported(module: nn.Module) -> str:
+    """Why this layer cannot be recorded, and what to do; empty if it can."""
     foreign = _foreign(module)
     if foreign:
         return foreign
@@ -71,8 +73,8 @@ def why_not(module: nn.Module) -> str:
     clipping = getattr(module, "clipping", None)
     if clipping and clipping.policy.random:
         reasons.append(
-            f"{clipping.policy!r} draws at random inside its back-propagation, and what it drew is "
-            "not kept; record the pass without it, and ask flow.clipped(policy)"
+            f"{clipping.policy!r} draws random numbers inside back-propagation, which are not "
+            "kept; record the pass without it and use flow.clipped(policy)"
         )
     return "; ".join(reasons)
 
@@ -192,3 +194,36 @@ def weights_of(module: Layer, form: Form, copies: Mapping[str, Tensor]) -> Weigh
         return tuple(clipped(cell, clipping.policy) for cell in cells) if clipping else cells
 
     return Weights(copies, make)
+
+
+TENSOR_FLOAT = 2.0**-10
+"""The rounding error of TensorFloat-32, which keeps 10 bits after the leading one."""
+
+
+def rounding_of(module: nn.Module, output: Tensor) -> float:
+    """The largest relative rounding error (machine epsilon) in a call of a layer.
+
+    Its tensors do not show it: under autocast a layer with float32 weights multiplies in bfloat16,
+    and on a GPU float32 may be multiplied in TensorFloat-32, as cuDNN does for recurrent layers
+    unless told otherwise.
+    """
+    found = [torch.finfo(output.dtype).eps]
+    kind = output.device.type
+    torchs = isinstance(module, nn.RNNBase | nn.RNNCellBase)  # ours leave autocast alone
+    if torchs and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        found.append(torch.finfo(torch.get_autocast_dtype(kind)).eps)
+    if output.dtype == torch.float32:
+        multiplied = torch.get_float32_matmul_precision()
+        if multiplied == "medium":
+            found.append(torch.finfo(torch.bfloat16).eps)
+        elif multiplied == "high" or (torchs and kind == "cuda" and _cudnn_rounds()):
+            found.append(TENSOR_FLOAT)
+    return max(found)
+
+
+def _cudnn_rounds() -> bool:
+    """Whether cuDNN may use TensorFloat-32; torch refuses to say where its settings disagree."""
+    try:
+        return bool(torch.backends.cudnn.allow_tf32)
+    except RuntimeError:
+        return True

@@ -1,4 +1,4 @@
-"""The `with` block: hooks go on, passes are told apart, hooks come off."""
+"""Record a model, hooked while the `with` block runs, or a bare cell, which is run here."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -6,20 +6,21 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from threading import Lock
 
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from retrograde import _checks
-from retrograde.errors import RecordingError, UnsupportedModelError
-from retrograde.recording.assemble import assemble
-from retrograde.recording.checkpoints import cut_off
-from retrograde.recording.forward import computing
-from retrograde.recording.graph import Roots, listening
-from retrograde.recording.layers import Layer, recurrent_layers, why_not
-from retrograde.recording.links import Surroundings
-from retrograde.recording.passes import Pass
-from retrograde.recording.recording import Recording
-from retrograde.recording.uncompiled import uncompiled
-from retrograde.recording.watch import Watch
+from retrograde.cells import AbstractCell
+from retrograde.cells.base import is_cell
+from retrograde.errors import ArgumentError, RecordingError, UnsupportedModelError
+from retrograde.recording.calls import BackwardPass
+from retrograde.recording.hooks import LayerRecorder
+from retrograde.recording.interception import Roots, computing, on_backward, uncompiled
+from retrograde.recording.layers import Layer, recurrent_layers, why_unsupported
+from retrograde.recording.recorded import Recorded, Recording
+from retrograde.recording.sequences import assemble, split_by_checkpoint
+from retrograde.recording.states import StateTracker
 
 
 @contextmanager
@@ -53,30 +54,30 @@ def record(model: nn.Module) -> Iterator[Recording]:
     _checks.model("model", model)
     recording, passes = Recording(), _Passes()
     with ExitStack() as hooks:
-        watches = []
+        recorders = []
         layers = recurrent_layers(model)
         shared = _shared(layers)
         for name, module in layers.items():
-            problem = why_not(module) or shared.get(name, "")
+            problem = why_unsupported(module) or shared.get(name, "")
             if problem:
                 recording.refuse(name, UnsupportedModelError(f"{name!r}: {problem}"))
             else:
                 assert isinstance(module, Layer)
-                watches.append(Watch(name, module, passes.around, passes.current, hooks))
-        if not watches:
+                recorders.append(LayerRecorder(name, module, passes.tracker, passes.current, hooks))
+        if not recorders:
             raise UnsupportedModelError(_nothing_to_record(model, recording))
-        hooks.enter_context(uncompiled(any(watch.traced for watch in watches)))
-        for watch in watches:
-            watch.attach()
-        hooks.enter_context(listening(passes.start))
+        hooks.enter_context(uncompiled(any(recorder.traced for recorder in recorders)))
+        for recorder in recorders:
+            recorder.attach()
+        hooks.enter_context(on_backward(passes.start))
         try:
             yield recording
         except Exception as error:
             if error is passes.failure:
-                for note in filter(None, (watch.changed() for watch in watches)):
+                for note in filter(None, (recorder.changed() for recorder in recorders)):
                     error.add_note(f"retrograde: {note}")
             raise
-    _fill(recording, watches, passes.all())
+    _fill(recording, recorders, passes.all())
     if not recording and not any(recording.passes):
         raise RecordingError("; ".join(recording.refused.values()))
 
@@ -85,41 +86,41 @@ class _Passes:
     """The backward passes in the block.
 
     Attributes:
-        around: the graph around all calls.
-        failure: what the latest pass that failed did raise.
+        tracker: follows states between the calls of all layers.
+        failure: what the latest failed pass raised.
     """
 
     def __init__(self) -> None:
-        self.around = Surroundings()
+        self.tracker = StateTracker()
         self.failure: BaseException | None = None
-        self._ended: list[Pass] = []
-        self._running: Pass | None = None
+        self._ended: list[BackwardPass] = []
+        self._running: BackwardPass | None = None
         self._depth = 0
         self._lock = Lock()  # passes of other models in other threads are announced as well
 
-    def current(self) -> Pass | None:
-        """The pass that is running, if one is."""
+    def current(self) -> BackwardPass | None:
+        """The pass that is running, if any."""
         return self._running
 
-    def all(self) -> list[Pass]:
-        """All passes; one that still runs does so in another thread, through another model."""
+    def all(self) -> list[BackwardPass]:
+        """All passes, also one that another thread still runs through another model."""
         with self._lock:
             return [*self._ended, *([self._running] if self._running else [])]
 
     def start(self, roots: Roots) -> Callable[[], None]:
-        """A backward pass begins, or one within it (checkpointing); the result ends it."""
+        """A backward pass starts, or one within it (checkpointing); the result ends it."""
         with self._lock:
-            running = self._running = self._running or Pass()
+            running = self._running = self._running or BackwardPass()
             self._depth += 1
         try:
-            looking_on = self.around.watch(roots, running)
+            handles = self.tracker.observe(roots, running)
         except Exception as error:  # not into the user's backward pass
-            looking_on = []
+            handles = []
             why = f"looking at the backward pass failed, {type(error).__name__}: {error}"
-            running.problems |= dict.fromkeys(self.around.layers, why)
+            running.problems |= dict.fromkeys(self.tracker.layers, why)
 
         def end() -> None:
-            for handle in looking_on:
+            for handle in handles:
                 handle.remove()
             self.failure = sys.exc_info()[1] or self.failure
             with self._lock:
@@ -131,40 +132,45 @@ class _Passes:
         return end
 
 
-def _fill(recording: Recording, watches: list[Watch], passes: list[Pass]) -> None:
-    """Sort what was seen by pass and layer."""
-    through: dict[str, list[Recording]] = {watch.name: [] for watch in watches}
-    for brought in passes:
+def _fill(recording: Recording, recorders: list[LayerRecorder], passes: list[BackwardPass]) -> None:
+    """Sort what was recorded by pass and layer."""
+    through: dict[str, list[Recording]] = {recorder.name: [] for recorder in recorders}
+    for backward in passes:
         of_pass = Recording()
-        for watch in watches:
-            name, calls = watch.name, brought.calls(watch.calls)
-            if watch.differentiated_before(brought):
-                brought.inside.add(name)
-            problem = watch.problem or brought.problems.get(name, "") or cut_off(calls)
+        for recorder in recorders:
+            name, calls = recorder.name, backward.calls(recorder.calls)
+            if recorder.differentiated_before(backward):
+                backward.inside.add(name)
+            problem = (
+                recorder.problem or backward.problems.get(name, "") or split_by_checkpoint(calls)
+            )
             if calls and problem:
                 of_pass.refuse(name, RecordingError(f"{name!r}: {problem}"))
             elif calls:
-                of_pass.fill(name, partial(assemble, name, calls, brought))
+                of_pass.fill(name, partial(assemble, name, calls, backward))
             if calls:
                 through[name].append(of_pass)
         if of_pass or of_pass.refused:
             recording.passes += (of_pass,)
-    for watch in watches:
-        _fill_layer(recording, watch, through[watch.name], passes)
+    for recorder in recorders:
+        _fill_layer(recording, recorder, through[recorder.name], passes)
 
 
 def _fill_layer(
-    recording: Recording, watch: Watch, through: list[Recording], passes: list[Pass]
+    recording: Recording,
+    recorder: LayerRecorder,
+    through: list[Recording],
+    passes: list[BackwardPass],
 ) -> None:
-    """One layer of the whole recording: that of the only pass through it, or why there is none."""
-    name = watch.name
+    """Fill in one layer: from the only pass through it, or with the reason why there is none."""
+    name = recorder.name
     if len(through) == 1:
         if name in through[0]:
             recording.fill(name, partial(through[0].__getitem__, name))
         else:
             recording.refuse(name, RecordingError(through[0].refused[name]))
         return
-    problem = watch.problem or _missing(watch, passes)
+    problem = recorder.problem or _missing(recorder, passes)
     if through:
         problem = (
             f"{len(through)} backward passes went through it; each is in recording.passes, as in "
@@ -173,17 +179,19 @@ def _fill_layer(
     recording.refuse(name, RecordingError(f"{name!r}: {problem}"))
 
 
-def _missing(watch: Watch, passes: list[Pass]) -> str:
+def _missing(recorder: LayerRecorder, passes: list[BackwardPass]) -> str:
     """Why no backward pass went through a layer."""
-    weights_reached = any(key[0] == watch.name for brought in passes for key in brought.weights)
-    if not watch.calls and not watch.idle:
-        if watch.outer_calls:
-            kind, whole = type(watch.module), computing(watch.module)
+    weights_reached = any(
+        key[0] == recorder.name for backward in passes for key in backward.weights
+    )
+    if not recorder.calls and not recorder.idle:
+        if recorder.outer_calls:
+            kind, whole = type(recorder.module), computing(recorder.module)
             package = "torch.nn" if whole.__module__.startswith("torch") else "retrograde.nn"
             return (
                 f"it was called, but {kind.__module__}.{kind.__qualname__} has a forward of its "
-                f"own, which does not call that of {package}.{whole.__name__}, so that its steps "
-                "are not seen; let it call super().forward(), or take its step by "
+                f"own, which does not call that of {package}.{whole.__name__}, so its steps cannot "
+                "be seen; it must call super().forward(), or give its step to "
                 "retrograde.cells.from_function"
             )
         if weights_reached:
@@ -193,15 +201,15 @@ def _missing(watch: Watch, passes: list[Pass]) -> str:
                 "pass of this layer there"
             )
         return "it was not called while the pass was recorded; run the forward pass there"
-    if not watch.calls:
+    if not recorder.calls:
         return (
-            "it was called without a gradient to come: under torch.no_grad() or inference_mode, "
+            "it was called where no gradient can arrive: under torch.no_grad() or inference_mode, "
             "with all weights frozen, or in a checkpoint with use_reentrant=True that no backward "
             "pass went through; run the forward pass with gradients"
         )
-    if watch.unannounced:
+    if recorder.unannounced:
         return (
-            "a gradient came to it that was not started by loss.backward(): torch.autograd.grad, "
+            "it received a gradient that loss.backward() did not start: torch.autograd.grad, "
             "or a torch.autograd.backward that was imported by name; call loss.backward()"
         )
     if not passes:
@@ -212,7 +220,8 @@ def _missing(watch: Watch, passes: list[Pass]) -> str:
     if weights_reached:
         return (
             "no backward pass reached its calls while the pass was recorded, but its weights got a "
-            "gradient: by a penalty on them, or by a call from before; run the forward pass of the "
+            "gradient: from a penalty on them, or from an earlier call; run the forward pass of "
+            "the "
             "loss there too"
         )
     return (
@@ -223,14 +232,14 @@ def _missing(watch: Watch, passes: list[Pass]) -> str:
 
 
 def _shared(layers: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Layers that have a weight in common, and why that stands in the way."""
+    """Layers that have a weight in common, and why they cannot be recorded."""
     owners: dict[nn.Parameter, list[tuple[str, str]]] = {}
     for layer, module in layers.items():
         for name, parameter in module.named_parameters(remove_duplicate=False):
             owners.setdefault(parameter, []).append((layer, name))
     return {
         layer: f"its {name} is also {_in_words(set(users) - {(layer, name)}, layer)}, and autograd "
-        "gives only the sum of both; let each have its own for the recorded pass"
+        "gives only the sum of both; give each its own for the recorded pass"
         for users in owners.values()
         for layer, name in users
         if len(users) > 1
@@ -238,7 +247,7 @@ def _shared(layers: Mapping[str, nn.Module]) -> dict[str, str]:
 
 
 def _in_words(users: set[tuple[str, str]], layer: str) -> str:
-    """Other users of a weight: in other layers, or under other names in the same one."""
+    """Other users of a weight: in other layers, or under other names in the same layer."""
     return ", ".join(
         sorted(f"that of {owner!r}" if owner != layer else f"its {name}" for owner, name in users)
     )
@@ -252,7 +261,7 @@ def _nothing_to_record(model: nn.Module, recording: Recording) -> str:
     return (
         f"{type(model).__name__} holds no recurrent layer: expected an nn.LSTM, nn.GRU or nn.RNN "
         "(or one of their cells) somewhere inside. Pass the module that owns it; a recurrence "
-        f"written by hand is not found, and these lines take its step:\n{BY_HAND}"
+        f"written by hand is not found, but its step can be recorded with these lines:\n{BY_HAND}"
     )
 
 
@@ -265,4 +274,133 @@ BY_HAND = """\
     recorded = retrograde.record_cell(cell, x, lambda h, s: loss_of(h))  # x and h are [T, B, *]
     retrograde.diagnose(recorded)
 A state of several tensors is a dict, as in state={"h": H, "c": H}."""
-"""How a recurrence of one's own is taken apart; what stands in capitals is to be filled in."""
+"""How to record a recurrence written by hand; names in capitals are to be filled in."""
+
+
+OWN_STEP = (
+    "the residual compares with autograd's gradient of the cell's own step, but cannot tell "
+    "whether that step does what a module of yours does: record_cell(..., gradients=module) can"
+)
+
+
+def record_cell(
+    cell: AbstractCell,
+    x: Float[Tensor, "..."],
+    loss: Callable[[Float[Tensor, "T B H"], Float[Tensor, "B S"]], Tensor],
+    initial: Float[Tensor, "..."] | None = None,
+    name: str = "cell",
+    gradients: Mapping[str, Tensor] | nn.Module | None = None,
+) -> Recorded:
+    """Record a bare cell: run it over x, and let autograd differentiate the loss.
+
+    Args:
+        cell: any cell, also one that torch.nn does not have.
+        x: inputs, shape [T, B, I].
+        loss: maps (outputs [T, B, H], last state [B, S]) to a scalar.
+        initial: the initial state, shape [B, S]; zeros if None.
+        name: what to call it in messages and reports.
+        gradients: what the residual compares with. By default autograd's gradient of the cell's own
+            step, which shows that its pull-back is right and no more. Where the cell stands for a
+            module of yours: that module after its backward pass with the same weights, inputs and
+            loss, or its gradients by the names of the cell's parameters. The residual then shows
+            whether the cell does what the module does.
+
+    Raises:
+        ArgumentError: for an input or a state that does not fit the cell, a loss that is not a
+            scalar tensor with a gradient, or gradients that are not there, of another shape, or of
+            parameters that the cell does not have.
+
+    Example:
+        >>> import torch, retrograde
+        >>> from retrograde.cells import Elman
+        >>> linear = Elman(torch.ones(1, 1), torch.full((1, 1), 0.5), activation="identity")
+        >>> recorded = retrograde.record_cell(linear, torch.ones(3, 1, 1), lambda h, s: s.sum())
+        >>> retrograde.decompose(recorded).by_time("weight_ih").norm
+        tensor([[0.2500, 0.5000, 1.0000]], dtype=torch.float64)
+    """
+    dtype = next(iter(is_cell(cell).parameters.values())).dtype
+    _checks.tensor("x", x, ["T", "B", cell.input_size], dtype)
+    if not x.numel():
+        raise ArgumentError(f"x must hold a step and a sample; got shape {list(x.shape)}")
+    _checks.function("loss", loss, "(outputs, last state) -> loss", takes=2)
+    _checks.instance("name", name, str, "a text")
+    if initial is None:
+        initial = x.new_zeros(x.shape[1], cell.state_size)
+    _checks.tensor("initial", initial, [x.shape[1], cell.state_size], dtype)
+    with torch.enable_grad():
+        weights = {n: w.detach().clone().requires_grad_() for n, w in cell.parameters.items()}
+        live = cell.with_parameters(weights)
+        state, hidden = initial, []
+        for x_k in x:
+            state = live.step(x_k, state).state
+            hidden.append(state[:, cell.output])
+        output = torch.stack(hidden)
+        # The loss sees leaves, so that what it gives to each h_t is known without what comes later.
+        leaf_output = output.detach().requires_grad_()
+        leaf_state = state.detach().requires_grad_()
+        value = _checks.loss(
+            "loss(outputs, last state)", loss(leaf_output, leaf_state), "its arguments"
+        )
+        entering_grads = torch.autograd.grad(
+            value, (leaf_output, leaf_state), materialize_grads=True
+        )
+        direct = [g.detach() for g in entering_grads]  # torch 2.6 lets the zeros require grad
+        grads = torch.autograd.grad(
+            (output, state), list(weights.values()), direct, materialize_grads=True
+        )
+    entering = torch.zeros(len(x), *state.shape, dtype=x.dtype, device=x.device)
+    entering[..., cell.output] = direct[0]
+    entering[-1] += direct[1]
+    own = dict(zip(weights, grads, strict=True))
+    copied = {n: w.detach() for n, w in weights.items()}
+    return Recorded(
+        name,
+        cell.with_parameters(copied),
+        x.detach(),
+        initial.detach(),
+        entering,
+        own if gradients is None else _given(gradients, cell),
+        notes=(OWN_STEP,) if gradients is None else (),
+        final=state.detach(),
+        against="autograd's gradient of the cell's own step"
+        if gradients is None
+        else "the gradients that were given",
+    )
+
+
+def _given(gradients: object, cell: AbstractCell) -> dict[str, Tensor]:
+    """The gradients of a module, or by name, as those of the cell's parameters.
+
+    Raises:
+        ArgumentError: if they are not.
+    """
+    names = ", ".join(cell.parameters)
+    if isinstance(gradients, nn.Module):
+        given = {n: p.grad for n, p in gradients.named_parameters() if n in cell.parameters}
+    elif isinstance(gradients, Mapping):
+        given = dict(gradients)
+        if unknown := [name for name in given if name not in cell.parameters]:
+            raise ArgumentError(
+                f"gradients holds {', '.join(map(repr, unknown))}; the cell's parameters are "
+                + names
+            )
+    else:
+        raise ArgumentError(
+            "gradients must be a module after its backward pass, or a mapping from the names of "
+            f"the cell's parameters ({names}) to tensors; got {type(gradients).__name__}"
+        )
+    found: dict[str, Tensor] = {}
+    for name, weight in cell.parameters.items():
+        gradient = given.get(name)
+        if not isinstance(gradient, Tensor):
+            raise ArgumentError(
+                f"gradients has none of {name!r}: call backward() on the module first, and name "
+                f"its parameters as the cell does ({names})"
+            )
+        if gradient.shape != weight.shape or not gradient.is_floating_point():
+            raise ArgumentError(
+                f"the gradient of {name!r} must be floating-point numbers of shape "
+                f"{tuple(weight.shape)}; got {gradient.dtype} of {tuple(gradient.shape)}"
+            )
+        found[name] = gradient.detach().clone()
+    return found

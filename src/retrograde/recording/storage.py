@@ -21,9 +21,12 @@ from torch import Tensor
 
 from retrograde import _checks, _files, cells, clipping, errors
 from retrograde.cells.from_function import FunctionCell
-from retrograde.engine import Border, Read
+from retrograde.engine import Boundary, Read
 from retrograde.errors import ArgumentError, InputError, RecordingError, RetrogradeError
-from retrograde.recording.recording import Recorded, Recording
+from retrograde.recording.recorded import Recorded, Recording
+
+RENAMED = {"Border": "Boundary", "borders": "boundaries"}
+"""Earlier names, in files written before they changed."""
 
 KEY = "retrograde"
 """The entry of the file's metadata that holds the JSON."""
@@ -34,7 +37,7 @@ FORMAT = 1
 WRITTEN: Mapping[str, type] = {
     kind.__name__: kind
     for kind in (
-        *(Recorded, Border, Read),
+        *(Recorded, Boundary, Read),
         *(cells.Elman, cells.GRU, cells.GRU2014, cells.LSTM, cells.ProjectedLSTM),
         *(cells.Stacked, cells.SideBySide, cells.Carrying, cells.Cut, cells.Clipped),
         *(clipping.PreActivationValue, clipping.StateNorm, clipping.HDetach, clipping.ChainInside),
@@ -163,7 +166,7 @@ def _read(path: Any, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise InputError(f"cannot read {name}: {_files.why(error)}; {advice}") from None
     except (SafetensorError, ValueError, RecursionError, MemoryError, RuntimeError) as error:
         first = (str(error).splitlines() or ["no reason given"])[0]
-        raise InputError(f"{name} is no recording, or was cut off: {first}; {advice}") from None
+        raise InputError(f"{name} is not a recording, or is truncated: {first}; {advice}") from None
     if not isinstance(document, dict):
         raise InputError(f"{name} is damaged: its description is no JSON object; {advice}")
     return document, tensors
@@ -232,9 +235,9 @@ class _Writer:
         if WRITTEN.get(kind.__name__) is not kind:
             if isinstance(value, FunctionCell):
                 raise ArgumentError(
-                    "its cell was made by from_function and holds a function of yours, and files "
-                    "hold no code. Keep the step in a module of your own and record again where "
-                    "the pass is needed, or save the numbers of its decomposition"
+                    "its cell was made by from_function and holds a function of yours, but files "
+                    "hold no code. Keep the step in a module of your own and record the pass "
+                    "again, or save the numbers of its decomposition"
                 )
             raise ArgumentError(
                 f"it holds a {kind.__module__}.{kind.__qualname__}, which is not one of "
@@ -317,8 +320,10 @@ class _Reader:
             case {"tensor": str(number), **rest}:
                 return self._tensor(number, rest.get("order"))
             case {"class": str(name), "fields": dict(fields)}:
+                name = RENAMED.get(name, name)
                 _expect(name in WRITTEN, f"there is no class {name!r} to be read")
-                return WRITTEN[name](**{key: self._value(part) for key, part in fields.items()})
+                values = {str(RENAMED.get(k, k)): self._value(part) for k, part in fields.items()}
+                return WRITTEN[name](**values)
         raise _Damaged(f"no value is written as {_checks.shown(written)}")
 
     def _tensor(self, number: str, order: Any) -> Tensor:
@@ -362,7 +367,7 @@ def _check(recorded: Recorded) -> None:
     for name, gradient in recorded.gradients.items():
         fits = name in weights and gradient.shape == weights[name].shape
         _expect(fits, f"the gradient of {name!r} does not fit its weight")
-    _expect(all(0 <= k < steps for k in recorded.borders), "a border lies outside its steps")
+    _expect(all(0 <= k < steps for k in recorded.boundaries), "a boundary lies outside its steps")
     lengths = recorded.lengths
     if lengths is not None:
         _expect(bool(((lengths > 0) & (lengths <= steps)).all()), "a sample has no such length")
@@ -392,7 +397,7 @@ def _is(value: Any, hint: Any) -> bool:
         )
     if hint is int and isinstance(value, bool) or not isinstance(value, origin or hint):
         return False
-    if isinstance(value, Border):
+    if isinstance(value, Boundary):
         _check_fields(value)
     return True
 

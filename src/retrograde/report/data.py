@@ -159,8 +159,8 @@ class ReportData:
     def scalars(self) -> dict[str, float]:
         """At most ten numbers for each layer, for any logger, named as `Monitor` names them.
 
-        `retrograde/<layer>/<scalar>` with reach and half_life (steps), share_near and
-        share_carousel (shares), growth (powers of two per step), gradient_norm (L2), residual and
+        `retrograde/<layer>/<scalar>` with reach (steps), rate and growth (powers of two per step),
+        share_near and share_carousel (shares), gradient_norm (L2), residual and
         findings (how many are warnings or errors), and lower_bound (1) where the reach is one.
         What there is not (no carousel) is left out, and of a layer whose parts are void all but
         the residual and the findings.
@@ -174,7 +174,7 @@ class ReportData:
             ]
             values = {
                 "reach": float(layer.reach),
-                "half_life": layer.half_life,
+                "rate": 0.0 - 1 / layer.half_life,  # no half-life is so short as 0 steps
                 "share_near": layer.share_near,
                 "share_carousel": layer.share_carousel,
                 "growth": layer.growth,

@@ -13,7 +13,6 @@ from retrograde._optional import optional
 from retrograde.cells import Position
 from retrograde.decomposition import Flow, Parts
 from retrograde.decomposition.lags import REACH
-from retrograde.decomposition.summary import NEAR, growth
 from retrograde.diagnosis import Course
 from retrograde.spectra import Spectrum
 
@@ -228,6 +227,9 @@ class Layer:
     residual_bound: float = math.inf
     reach_is_lower_bound: bool = False
 
+    def __repr__(self) -> str:
+        return f"Layer {self.name!r}: {self.steps} steps, reach {self.reach}"
+
     @staticmethod
     def of(
         name: str,
@@ -251,7 +253,7 @@ class Layer:
         """
         lags = flow.by_lag(bins=[start for start in bins if start < max(1, flow.steps)])
         by_time, whole = flow.by_time(), flow.by_lag(bins=(0,))
-        near = flow.by_lag(bins=(0, NEAR)) if flow.steps > NEAR else whole
+        summary = flow.summary()
         inside = horizon is not None and 0 < horizon.lag < flow.steps
         far = flow.by_lag(bins=(0, horizon.lag)) if horizon and inside else None
         route = flow.by_route() if has_carousel(flow) else None
@@ -264,9 +266,9 @@ class Layer:
             half_life=flow.half_life,
             residual=float(flow.residual),
             residual_note=flow.residual.note,
-            growth=growth(flow.adjoints),
-            share_near=float(near.share[0]),
-            share_carousel=share_of_carousel(flow, route) if route else math.nan,
+            growth=summary.growth,
+            share_near=summary.near,
+            share_carousel=summary.carousel,
             gradient_norm=float(whole.norm[0]),
             beyond=float(far.share[1]) if far else None,
             log2_mean_by_lag=_row(by_time.log2_mean_by_lag),
@@ -331,13 +333,6 @@ class Layer:
 def has_carousel(flow: Flow) -> bool:
     """Whether there are routes that cross no recurrent weights, so that routes tell a story."""
     return set(flow.routes) != set(flow.unrolled.cell.recurrent_routes)
-
-
-def share_of_carousel(flow: Flow, routes: Parts) -> float:
-    """Signed share of what arrives along routes that cross no recurrent weights."""
-    recurrent = {"direct", *flow.unrolled.cell.recurrent_routes}
-    kept = [route for route in routes.ways if route not in recurrent]
-    return float(routes.select(route=kept).share.sum())
 
 
 def by_crossing(flow: Flow) -> Parts:

@@ -199,8 +199,8 @@ def without_bounds(cell: AbstractCell) -> tuple[str, ...]:
             )
             continue
         reasons += [
-            f"{route}: the activation behind it is not given (retrograde.cells.Gate), and with it "
-            "the threshold of its matrix"
+            f"{route}: the activation behind it is not given (retrograde.cells.Gate), so the "
+            "threshold of its matrix is unknown"
             for route, gate in zip(_matrices(leaf), leaf.cell.gates, strict=True)
             if gate.activation is None
         ]

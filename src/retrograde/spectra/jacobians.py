@@ -72,7 +72,9 @@ class Chain:
                 f"start={start}, stop={stop}"
             )
         inside = sorted(
-            k for k, border in unrolled.borders.items() if start < k < stop and not border.passes
+            k
+            for k, boundary in unrolled.boundaries.items()
+            if start < k < stop and not boundary.passes
         )
         if inside:
             named = ", ".join(map(str, inside[:5])) + (", ..." if len(inside) > 5 else "")
@@ -81,8 +83,8 @@ class Chain:
                 "gradient passes there, and a product of Jacobians across it is 0. Choose a "
                 f"stretch between two such steps, as in start={inside[-1]}, stop={stop}"
             )
-        across = {k: border for k, border in unrolled.borders.items() if start < k < stop}
-        mixed = sorted(k for k, border in across.items() if border.mixes_samples)
+        across = {k: boundary for k, boundary in unrolled.boundaries.items() if start < k < stop}
+        mixed = sorted(k for k, boundary in across.items() if boundary.mixes_samples)
         if mixed:
             raise ArgumentError(
                 f"samples read each other's states before step {mixed[0]} (a batch in another "
@@ -94,14 +96,14 @@ class Chain:
                 "has no Jacobian from step to step. Look at a pass without masks"
             )
         states = unrolled.states[start : stop + 1]
-        if start in unrolled.borders:
-            entering = unrolled.borders[start].entering(states[0])
+        if start in unrolled.boundaries:
+            entering = unrolled.boundaries[start].entering(states[0])
             states = torch.cat((entering.unsqueeze(0), states[1:]))
-        borders = {k - start: border.double() for k, border in across.items()}
+        boundaries = {k - start: boundary.double() for k, boundary in across.items()}
         cell = unrolled.cell
         cell = cell.with_parameters({name: w.double() for name, w in cell.parameters.items()})
         x, states = unrolled.x[start:stop].double(), states.double()
-        return Chain(Unrolled(cell, x, states, borders=borders))
+        return Chain(Unrolled(cell, x, states, boundaries=boundaries))
 
     def __len__(self) -> int:
         return len(self.unrolled)
@@ -124,12 +126,14 @@ class Chain:
     def between(self, start: int, stop: int) -> "Chain":
         """The chain of steps start .. stop-1 of this one."""
         whole = self.unrolled
-        borders = {k - start: border for k, border in whole.borders.items() if start < k < stop}
+        boundaries = {
+            k - start: boundary for k, boundary in whole.boundaries.items() if start < k < stop
+        }
         states = whole.states[start : stop + 1]
-        if start in whole.borders:
-            entering = whole.borders[start].entering(states[0])
+        if start in whole.boundaries:
+            entering = whole.boundaries[start].entering(states[0])
             states = torch.cat((entering.unsqueeze(0), states[1:]))
-        some = Unrolled(whole.cell, whole.x[start:stop], states, borders=borders)
+        some = Unrolled(whole.cell, whole.x[start:stop], states, boundaries=boundaries)
         return replace(self, unrolled=some)
 
     def with_cell(self, cell: AbstractCell) -> "Chain":
@@ -151,8 +155,8 @@ class Chain:
     def push(self, k: int, rows: Rows) -> Rows:
         """J_k times each row: what a perturbation of s_{k-1} has become in s_k."""
         chunk, rows = self.unrolled.chunk(k, k + 1), self._whole(rows)
-        if k in chunk.borders:
-            rows = chunk.borders[k].push(rows)
+        if k in chunk.boundaries:
+            rows = chunk.boundaries[k].push(rows)
         return self._own(jvp(chunk.graph, rows.unsqueeze(1)).squeeze(1))
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from retrograde import _checks
+from retrograde._notebook import card
 from retrograde.cells import Cut, unclipped
 from retrograde.decomposition import decompose
 from retrograde.decomposition.replay import replay
@@ -18,7 +19,7 @@ from retrograde.errors import ArgumentError, UnsupportedModelError
 from retrograde.nn import AbstractRecurrent
 from retrograde.nn.sequence import Sequences
 from retrograde.recording import Recorded, Recording, record
-from retrograde.recording.recording import the_one
+from retrograde.recording.recorded import the_one
 from retrograde.spectra import bounds as rules
 from retrograde.spectra import horizons as memory
 from retrograde.spectra.bounds import Bound, Radius
@@ -62,6 +63,16 @@ class Spectrum:
     n: int
     transient: int
     has_loss: bool
+
+    def __repr__(self) -> str:
+        size = self.chain.size
+        return f"Spectrum of {self.recorded.name!r}: {len(self.chain)} Jacobians of {size} x {size}"
+
+    def _repr_html_(self) -> str:
+        return card(
+            f"{self!r}\nleading exponent {self.exponents.leading:.3g} nats per step",
+            self.exponents.chart,
+        )
 
     @cached_property
     def exponents(self) -> Exponents:
@@ -283,7 +294,8 @@ def spectrum(
     )
     if not 0 <= 2 * transient < len(chain):
         raise ArgumentError(
-            f"a transient is left out at each end and must leave a step of {len(chain)}: expected "
+            f"the transient is left out at each end, and a step must remain of {len(chain)}: "
+            "expected "
             f"0 to {(len(chain) - 1) // 2}; got {transient!r}"
         )
     n = _known_size(n, chain.size)

@@ -88,7 +88,7 @@ class Run:
         task, layer, way, seed: which.
         error: on held-out data, NaN if the training ended in numbers that are not finite.
         diverged: whether it did, or ended worse than a forecast without a model.
-        bit: by group, the share of steps (inside: of elements) in which clipping changed something.
+        clip_rate: by group, the share of steps (inside: of elements) that clipping changed.
         cosine: between clipped and true gradient, mean over the steps: of all of it, or inside of
             the recurrent layer's.
         norm: by group, the median norm of the gradient.
@@ -101,7 +101,7 @@ class Run:
     seed: int
     error: float
     diverged: bool
-    bit: dict[str, float]
+    clip_rate: dict[str, float]
     cosine: float
     norm: dict[str, float]
     first: tuple[float, ...]
@@ -267,13 +267,13 @@ def _run(
     error = task.error(fit.model) if finite else math.nan
     assert clipping.clipper is not None
     groups = clipping.clipper.statistics().groups
-    bit = {name: groups[name].bit for name in GROUPS}
+    rates = {name: groups[name].clip_rate for name in GROUPS}
     cosine = groups["all"].cosine
     if inside is not None:
-        bit, cosine = {"recurrent": next(iter(inside.bit.values()))}, _mean(look.cosines)
+        rates, cosine = {"recurrent": next(iter(inside.clip_rate.values()))}, _mean(look.cosines)
     norms = {name: groups[name].norm[50] for name in GROUPS}
     diverged = not error <= task.trivial * 1.5
-    return Run(*which, error, diverged, bit, cosine, norms, tuple(fit.losses[:5]))
+    return Run(*which, error, diverged, rates, cosine, norms, tuple(fit.losses[:5]))
 
 
 def _mean(values: list[float]) -> float:

@@ -275,4 +275,5 @@ TARGET_SCALE = Experiment(
     _target_scale,
     thresholds=("target_scale",),
     kind="scale",
+    remedies=("standardise-target",),
 )

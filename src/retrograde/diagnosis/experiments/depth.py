@@ -109,4 +109,5 @@ DEPTH = Experiment(
     thresholds=("depth_ratio",),
     replaces=("forget-gate-too-short", "vanishing", "near-lags-dominate"),
     kind="memory",
+    remedies=("residual",),
 )

@@ -122,4 +122,5 @@ PADDING = Experiment(
     _look,
     replaces=("forget-gate-too-short", "vanishing", "near-lags-dominate"),
     kind="wiring",
+    remedies=("read-at-lengths",),
 )

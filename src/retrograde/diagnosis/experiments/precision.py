@@ -160,4 +160,5 @@ PRECISION = Experiment(
         "near-lags-dominate",
     ),
     kind="soundness",
+    remedies=("loss-scale",),
 )

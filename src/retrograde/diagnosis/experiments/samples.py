@@ -512,4 +512,5 @@ SAMPLES = Experiment(
     _look,
     replaces=("unreached", "forget-gate-too-short", "vanishing", "near-lags-dominate"),
     kind="wiring",
+    remedies=("batch-first",),
 )

@@ -117,4 +117,5 @@ INPUT_SCALE = Experiment(
     thresholds=("input_scale", "input_scale_low", "saturated_share"),
     replaces=("dead-units", "output-outweighs"),
     kind="scale",
+    remedies=("standardise-input",),
 )

@@ -82,4 +82,5 @@ TWINS = Experiment(
     "in and out, get the same gradient, and no training tells them apart.",
     _look,
     kind="wiring",
+    remedies=("fresh",),
 )

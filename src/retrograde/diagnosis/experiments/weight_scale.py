@@ -113,4 +113,5 @@ WEIGHT_SCALE = Experiment(
     _look,
     thresholds=("weight_scale",),
     kind="scale",
+    remedies=("fresh", "orthogonal", "lower-rate"),
 )

@@ -282,7 +282,7 @@ SATURATED = Rule(
     _saturated,
     _decided,
     ("saturated_slope", "saturated_share", "saturated_state_share"),
-    ("forget-gate", "standardise-input", "spectral-norm", "orthogonal", "fresh"),
+    ("forget-gate", "standardise-input", "spectral-norm", "orthogonal", "fresh", "lower-rate"),
     (
         'Sepp Hochreiter, Jürgen Schmidhuber, "Long Short-Term Memory", Neural Computation 9(8) '
         "(1997): state drift",

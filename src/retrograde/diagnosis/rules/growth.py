@@ -210,7 +210,10 @@ EXPLODING = Rule(
     _growth,
     _exploding,
     ("growth_total",),
-    ("spectral-norm", "orthogonal", "truncated-1997", "window", "clip-inside", "clip"),
+    (
+        *("spectral-norm", "orthogonal", "truncated-1997", "window", "clip-inside", "clip"),
+        "lower-rate",
+    ),
     (PASCANU, ARPIT),
     rests_on="sizes",
     kind="scale",

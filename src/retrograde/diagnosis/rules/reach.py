@@ -121,7 +121,7 @@ def _causes(subject: Subject) -> list[str]:
 def _too_short_a_pass(subject: Subject) -> str:
     """Why this pass cannot show the lag, whatever the weights."""
     seen = f"No lag beyond {subject.longest_lag} can be seen in this pass at all"
-    if subject.recorded.borders:
+    if subject.recorded.boundaries:
         return f"{seen}: the state is detached or reset on the way"
     if subject.longest_lag == len(subject.recorded.x) - 1:
         return f"{seen}: what ran before its first step is not connected to it (a detached state?)"

@@ -20,7 +20,7 @@ from retrograde.cells.generations import generation
 from retrograde.cells.position import Position
 from retrograde.errors import UnsupportedModelError
 from retrograde.nn import GRU, LSTM, RNN
-from retrograde.recording.layers import Layer, form_of, recurrent_layers, why_not
+from retrograde.recording.layers import Layer, form_of, recurrent_layers, why_unsupported
 from retrograde.spectra.weights import text
 from retrograde.spectra.weights.extremes import is_exact, largest_singular_value, spectral_radius
 from retrograde.spectra.weights.initialisations import likenesses
@@ -155,7 +155,7 @@ def _groups(source: nn.Module | Mapping[str, Any], notes: list[str]) -> Iterator
             known |= {id(parameter) for parameter in module.parameters()}
             yield from _of_module(name, module)
         else:
-            foreign[name] = why_not(module)
+            foreign[name] = why_unsupported(module)
     every = source.state_dict(keep_vars=True).items()
     rest = {name: weight for name, weight in every if isinstance(weight, Tensor)}
     rest = {name: weight for name, weight in rest.items() if id(weight) not in known}

@@ -106,7 +106,7 @@ def _horizons(layers: Sequence[LayerWeights]) -> Iterator[Any]:
 def _why_no_horizon(layer: LayerWeights) -> str:
     if layer.kind.name == "LSTM" and not layer.kind.gates[0][0].isdigit():
         if layer.kind.keeping is None:
-            return "without a forget gate f = 1, and the carousel keeps its state for ever"
+            return "without a forget gate f = 1, and the carousel keeps its state forever"
     elif layer.kind.keeping is None:
         return "shapes do not tell which gates these are; give the model itself"
     return "its biases are not finite" if layer.bias else "there are no biases"
@@ -118,7 +118,7 @@ def _bound(bound: WeightBound, known: bool) -> str:
     if bound.vanishes:
         return f"||R||_2 < {limit}: gradients vanish for certain, and cannot explode"
     if bound.may_explode:
-        return f"||R||_2 > {limit}: gradients may explode, and may as well vanish"
+        return f"||R||_2 > {limit}: gradients may explode, and may also vanish"
     return f"||R||_2 = {limit}: gradients cannot explode"
 
 
@@ -161,8 +161,8 @@ def _caveats(layers: Sequence[LayerWeights]) -> Iterator[str]:
         yield f"~ estimates: beyond {EXACT} units only the outermost values are looked for."
     if any(layer.likenesses for layer in layers):
         yield (
-            "What weights look like is judged by bounds and distributions, and few values refuse "
-            "little. Weights trained a little still look like their initialisation."
+            "Initialisations are recognised by bounds and distributions, and a few values rule out "
+            "little. Weights after a little training still look like their initialisation."
         )
 
 

@@ -1,8 +1,8 @@
-"""A place between two steps where a state was not simply handed on, and the way back through it.
+"""A boundary between two steps at which the state is not handed on unchanged.
 
 What enters a step may be the state before with some samples reset, masked, scaled or in another
 order: each entry reads entries of the state before, times factors. Adjoints pass back along the
-same reads, so a border of this kind ends no lag.
+same reads, so a boundary of this kind ends no lag.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Read:
 
 
 @dataclass(frozen=True, eq=False)
-class Border:
+class Boundary:
     """What enters a step, and how it follows from the state before.
 
     Attributes:
@@ -43,9 +43,9 @@ class Border:
     reads: tuple[Read, ...]
 
     @staticmethod
-    def detached(state: Float[Tensor, "B S"], carried: Bool[Tensor, "B S"]) -> "Border":
-        """A border that hands on some entries as they are; the others start afresh."""
-        return Border(state, carried, (Read(carried.to(state.dtype)),))
+    def detached(state: Float[Tensor, "B S"], carried: Bool[Tensor, "B S"]) -> "Boundary":
+        """A boundary that passes some entries unchanged; the others start anew."""
+        return Boundary(state, carried, (Read(carried.to(state.dtype)),))
 
     def entering(self, before: Float[Tensor, "B S"]) -> Float[Tensor, "B S"]:
         """The state that enters the step."""
@@ -91,39 +91,39 @@ class Border:
             reads |= read.factor != 0
         return bool(reads.any(1).all())
 
-    def double(self) -> "Border":
+    def double(self) -> "Boundary":
         """The same in float64."""
         reads = tuple(replace(read, factor=read.factor.double()) for read in self.reads)
-        return Border(self.state.double(), self.carried, reads)
+        return Boundary(self.state.double(), self.carried, reads)
 
-    def part(self, samples: int) -> "Border":
+    def part(self, samples: int) -> "Boundary":
         """That of the first samples, which must not read others."""
         reads = tuple(_part(read, samples) for read in self.reads)
-        return Border(self.state[:samples], self.carried[:samples], reads)
+        return Boundary(self.state[:samples], self.carried[:samples], reads)
 
     @staticmethod
-    def side_by_side(borders: "Sequence[Border]") -> "Border":
+    def side_by_side(boundaries: "Sequence[Boundary]") -> "Boundary":
         """Borders of several sequences as one of all their samples."""
-        state = torch.cat([border.state for border in borders])
-        width, batches = state.shape[1], [len(border.state) for border in borders]
+        state = torch.cat([boundary.state for boundary in boundaries])
+        width, batches = state.shape[1], [len(boundary.state) for boundary in boundaries]
         reads = []
-        for number in range(max(len(border.reads) for border in borders)):
+        for number in range(max(len(boundary.reads) for boundary in boundaries)):
             factors, sources, first = [], [], 0
-            for border, batch in zip(borders, batches, strict=True):
+            for boundary, batch in zip(boundaries, batches, strict=True):
                 own = torch.arange(batch * width, device=state.device).view(batch, width)
-                read = border.reads[number] if number < len(border.reads) else None
-                factors.append(torch.zeros_like(border.state) if read is None else read.factor)
+                read = boundary.reads[number] if number < len(boundary.reads) else None
+                factors.append(torch.zeros_like(boundary.state) if read is None else read.factor)
                 sources.append(
                     first + (own if read is None or read.source is None else read.source)
                 )
                 first += batch * width
             plain = all(
-                number >= len(border.reads) or border.reads[number].source is None
-                for border in borders
+                number >= len(boundary.reads) or boundary.reads[number].source is None
+                for boundary in boundaries
             )
             reads.append(Read(torch.cat(factors), None if plain else torch.cat(sources)))
-        carried = torch.cat([border.carried for border in borders])
-        return Border(state, carried, tuple(reads))
+        carried = torch.cat([boundary.carried for boundary in boundaries])
+        return Boundary(state, carried, tuple(reads))
 
 
 def _part(read: Read, samples: int) -> Read:

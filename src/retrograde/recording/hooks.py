@@ -1,10 +1,8 @@
-"""The hooks on one recurrent layer: every call of it, and the gradients of its weights."""
+"""The hooks on one recurrent layer: they keep its calls and the gradients that arrive."""
 
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cache, partial
 from typing import Any
 
 import torch
@@ -12,42 +10,62 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.hooks import unserializable_hook
 
-from retrograde.recording.calls import Call, WeightKey, data, parts_of, results_of
-from retrograde.recording.forward import computing, looking_at, outermost
-from retrograde.recording.graph import Edge, edge_of, on_changes, origin_of, same_numbers
-from retrograde.recording.layers import ANALYSED, Form, Layer, Weights, form_of, weights_of
-from retrograde.recording.links import Surroundings
-from retrograde.recording.passes import Pass, add
-from retrograde.recording.precision import rounding_of
+from retrograde.recording.calls import (
+    BackwardPass,
+    Call,
+    WeightKey,
+    add,
+    data,
+    parts_of,
+    results_of,
+)
+from retrograde.recording.graph import Edge, base_of, edge_of, on_changes, same_numbers
+from retrograde.recording.interception import (
+    Hook,
+    computing,
+    left_out_of_copies,
+    observed,
+    outermost,
+)
+from retrograde.recording.layers import (
+    ANALYSED,
+    Form,
+    Layer,
+    Weights,
+    form_of,
+    rounding_of,
+    weights_of,
+)
+from retrograde.recording.states import StateTracker
 
-Store = Callable[[Pass], dict[Any, Tensor]]
+Store = Callable[[BackwardPass], dict[Any, Tensor]]
 
 CHANGED = (
     "was changed in place between the forward and the backward pass, so that the gradient belongs "
-    "to neither; let optimiser steps and loading wait until after backward"
+    "to neither; run optimiser steps and load weights after backward"
 )
 
 
 @dataclass(eq=False)
-class Watch:
-    """One layer while the block runs. Nothing that goes wrong in a hook reaches the user's model.
+class LayerRecorder:
+    """Records one layer while the block runs. No error in a hook reaches the user's model.
 
     Attributes:
         name, module: the layer.
-        around: the graph around the calls of all layers.
+        tracker: follows states between the calls of all layers.
         current: gives the backward pass that is running.
-        hooks: takes all hooks away at the end.
-        calls: what was called so far, with a gradient to come.
-        idle: the number of calls without one: under no_grad, or with nothing that requires it.
+        hooks: removes all hooks at the end.
+        calls: the calls so far that can get a gradient.
+        idle: the number of calls that cannot: under no_grad, or with nothing that requires it.
         problem: why the layer cannot be recorded, once that is clear.
-        outer_calls: the number of calls of a forward that a subclass has of its own.
-        unannounced: a gradient came that did not start with a call of torch.autograd.backward.
+        outer_calls: the number of calls of a subclass's own forward.
+        unannounced: a gradient arrived that no call of torch.autograd.backward started.
     """
 
     name: str
     module: Layer
-    around: Surroundings
-    current: Callable[[], Pass | None]
+    tracker: StateTracker
+    current: Callable[[], BackwardPass | None]
     hooks: ExitStack
     calls: list[Call] = field(default_factory=list)
     idle: int = 0
@@ -61,8 +79,8 @@ class Watch:
     _copies: Weights = field(default_factory=lambda: Weights({}, tuple))
     _kinds: dict[str, tuple[torch.device, torch.dtype]] = field(default_factory=dict)
     _versions: dict[str, tuple[int, int]] = field(default_factory=dict)
-    _checked: Pass | None = None
-    _differentiated: list[Pass | None] = field(default_factory=list)
+    _checked: BackwardPass | None = None
+    _differentiated: list[BackwardPass | None] = field(default_factory=list)
     _random: Tensor | None = None
     _without_cudnn: bool = False
 
@@ -71,67 +89,69 @@ class Watch:
 
     @property
     def kind(self) -> str:
-        """The class of a layer with a forward of its own; empty for all others."""
+        """The class of a layer whose subclass has its own forward; empty for all others."""
         return self._form.kind if self._form.overridden else ""
 
     @property
     def traced(self) -> bool:
-        """Whether torch.compile looks inside it, so that in compiled code it is not called."""
+        """Whether torch.compile traces into it, so that compiled code does not call it."""
         return not isinstance(self.module, nn.RNNBase)
 
     def attach(self) -> None:
         """Put the hooks in place."""
         module = self.module
-        self.hooks.enter_context(_left_out_of_copies(module))
-        if "forward" in vars(module):  # what stands there may be bound to the forward of the class
-            before = module.register_forward_pre_hook(_Hook(self._before))
+        self.hooks.enter_context(left_out_of_copies(module))
+        if "forward" in vars(module):  # it may be bound to the forward of the class
+            before = module.register_forward_pre_hook(Hook(self._before))
             after = module.register_forward_hook(  # what other hooks make of the output comes after
-                _Hook(self._after), prepend=True, with_kwargs=True, always_call=True
+                Hook(self._after), prepend=True, with_kwargs=True, always_call=True
             )
             self.hooks.callback(before.remove)
             self.hooks.callback(after.remove)
         else:
             inner, outer = computing(module), outermost(module)
-            self.hooks.enter_context(looking_at(module, inner, self._before, self._after))
+            self.hooks.enter_context(observed(module, inner, self._before, self._after))
             if outer is not inner:
-                looking = looking_at(module, outer, self._called, lambda *_: None)
+                looking = observed(module, outer, self._called, lambda *_: None)
                 self.hooks.enter_context(looking)
         for name in self._form.weights:
             if parametrize.is_parametrized(module, name):
-                self._watch_parametrization(name)
+                self._follow_parametrization(name)
             else:
                 self._use(name, getattr(module, name))
 
-    def _watch_parametrization(self, name: str) -> None:
-        """Of a weight that is computed, every tensor may be the one that the layer uses."""
+    def _follow_parametrization(self, name: str) -> None:
+        """Follow a computed weight: each tensor it computes may be the one that the layer uses."""
         computing: nn.Module = self.module.parametrizations[name]  # type: ignore[index, assignment]
 
         def computed(module: nn.Module, args: Any, weight: Tensor) -> None:
             with self._guarded():
                 self._use(name, weight)
 
-        self.hooks.enter_context(_left_out_of_copies(computing))
-        self.hooks.callback(computing.register_forward_hook(_Hook(computed)).remove)
+        self.hooks.enter_context(left_out_of_copies(computing))
+        self.hooks.callback(computing.register_forward_hook(Hook(computed)).remove)
 
     def _use(self, name: str, weight: Tensor) -> None:
-        """The layer runs with this tensor as a weight from now on."""
+        """Take this tensor as the weight that the layer uses from now on."""
         self._weights[name] = weight
         edge = edge_of(weight)
         if edge is None:
             self._keys = {n: key for n, key in self._keys.items() if n != name}
             return
-        if edge not in self.around.weights:
-            key = self.around.weights[edge] = (self.name, name, len(self.around.weights))
-            self._collect(weight, edge, lambda to: to.weights, key, self._check_unchanged, True)
-        self._keys = {**self._keys, name: self.around.weights[edge]}
+        if edge not in self.tracker.weights:
+            key = self.tracker.weights[edge] = (self.name, name, len(self.tracker.weights))
+            self._keep_gradient(
+                weight, edge, lambda to: to.weights, key, self._check_unchanged, True
+            )
+        self._keys = {**self._keys, name: self.tracker.weights[edge]}
 
-    def _collect(
+    def _keep_gradient(
         self,
         tensor: Tensor,
         edge: Edge | None,
         store: Store,
         key: tuple[Any, ...],
-        check: Callable[[Pass], None] | None = None,
+        check: Callable[[BackwardPass], None] | None = None,
         first: bool = False,
     ) -> None:
         """Keep the gradient of a tensor, of every backward pass, if it gets one.
@@ -140,7 +160,7 @@ class Watch:
             tensor, edge: the tensor, and where its gradient arrives.
             store, key: where in a pass the gradient is kept.
             check: called before the gradient of a weight is kept.
-            first: take it as it comes, and not as hooks of the user's leave it.
+            first: keep it as it arrives, before the user's own hooks change it.
         """
         if edge is None:
             return
@@ -159,7 +179,7 @@ class Watch:
                 before = store(to).get(key)
                 copy = add(store(to), key, gradient)
                 if not first:
-                    self._look_again(edge, store(to), key, before, gradient, copy)
+                    self._keep_after_hooks(edge, store(to), key, before, gradient, copy)
 
         arrived = unserializable_hook(arrived)  # type: ignore[no-untyped-call]
         handle = tensor.register_hook(arrived)  # type: ignore[no-untyped-call]
@@ -170,7 +190,7 @@ class Watch:
                 hooks[number] = hooks.pop(number)
 
     def _differentiated_by(self, edge: Edge) -> None:
-        """Keep in mind by which pass a gradient of this call is computed that has a graph."""
+        """Note the pass by which a gradient of this call with a graph of its own is computed."""
         to = self.current()
 
         def runs(_: Any) -> None:  # not if the gradient of the result itself is all that is wanted
@@ -179,16 +199,16 @@ class Watch:
 
         handle = edge[0].register_prehook(runs)
 
-    def differentiated_before(self, brought: Pass) -> bool:
-        """Whether a part of the pass came to the weights through a gradient with a graph.
+    def differentiated_before(self, backward: BackwardPass) -> bool:
+        """Whether part of the pass reached the weights through a gradient with a graph.
 
-        In layers that torch runs as one kernel, all that is seen of it is that the weights are used
-        beside the layer, after such a gradient was taken.
+        In a layer that torch runs as one kernel, this only shows as a use of the weights outside
+        the layer after such a gradient was taken.
         """
-        beside = any(key[0] == self.name for key in brought.beside)
-        return beside and any(to is not brought for to in self._differentiated)
+        beside = any(key[0] == self.name for key in backward.beside)
+        return beside and any(to is not backward for to in self._differentiated)
 
-    def _look_again(
+    def _keep_after_hooks(
         self,
         edge: Edge,
         store: dict[Any, Tensor],
@@ -197,12 +217,12 @@ class Watch:
         gradient: Tensor,
         copy: Tensor,
     ) -> None:
-        """Take a gradient as the user's own hooks, on the tensor or on its node, leave it.
+        """Keep a gradient as the user's own hooks, on the tensor or on its node, leave it.
 
         Args:
-            edge, store, key: where it arrives, and where it is kept.
+            edge, store, key: where it arrives and where it is kept.
             before: what was kept there before it came, if anything.
-            gradient, copy: itself, and a copy of it as it came.
+            gradient, copy: the gradient, and a copy of it as it arrived.
         """
         # Of a step of a loop a change is only noticed; one through .data leaves a residual.
         version, stepped = gradient._version, key[0].form.stepped
@@ -216,7 +236,7 @@ class Watch:
                 if after is None or same_numbers(after, copy):
                     return
                 call = key[0]
-                if call.form.stepped or self.around.goes_on(call):
+                if call.form.stepped or self.tracker.continued(call):
                     self._gradient_changed()
                 after = after.detach()
                 store[key] = after.clone() if before is None else before + after
@@ -224,16 +244,16 @@ class Watch:
         handle = edge[0].register_prehook(left)
 
     def _gradient_changed(self) -> None:
-        """What comes back from later steps is not what the step after gave."""
+        """Note that a hook changed what comes back from later steps."""
         to = self.current()
         if to is not None:
             to.problems[self.name] = (
                 "a hook on its output or state, or on a module around it, changes the gradient on "
-                "its way back through the layer; take the hook off for the recorded pass"
+                "its way back through the layer; remove the hook for the recorded pass"
             )
 
     def changed(self) -> str:
-        """Which weight is not as it was in the forward pass, as far as torch knows; or nothing."""
+        """Which weight changed since the forward pass, as far as torch knows; empty if none."""
         for name, (device, dtype) in self._kinds.items():
             now = self._weights[name]
             if (now.device, now.dtype) != (device, dtype):
@@ -245,12 +265,12 @@ class Watch:
                 return f"{self.name!r}: its {name} {CHANGED}"
         return ""
 
-    def _check_unchanged(self, to: Pass) -> None:
-        """Autograd itself notices changes, but not those made through `.data`.
+    def _check_unchanged(self, to: BackwardPass) -> None:
+        """Look for changes made through `.data`, which autograd does not notice.
 
         A row of the recurrent weights is compared, when the first gradient of a weight arrives:
         comparing everything would take longer than the rest of the recording, and later an
-        optimiser may be at work already. What that does not show, the residual does.
+        optimiser may already have run. The residual shows the changes that this misses.
         """
         self._versions = {}  # what changes a weight from now on may leave its version alone
         if self._checked is to:
@@ -292,7 +312,7 @@ class Watch:
             self._record({**dict(zip(("input", "hx"), args, strict=False)), **kwargs}, returned)
 
     def _record(self, arguments: dict[str, Any], returned: Any) -> None:
-        """Keep a call, and have the gradients of what it returned."""
+        """Keep a call, and hook the gradients of what it returned."""
         form, weights = self._form, self._copied()
         results, x = results_of(form, returned), data(arguments["input"])
         if not x.numel():
@@ -303,22 +323,26 @@ class Watch:
         call = Call.of(self.name, form, weights, self._keys, arguments, results, self._random)
         call.rounding = rounding_of(self.module, call.output)
         for name, tensor in () if form.stepped else results.items():
-            results[name] = origin_of(tensor)
+            results[name] = base_of(tensor)
             if results[name] is not tensor:
                 call.views[name] = (tensor.shape, tensor.stride(), tensor.storage_offset())
-        for node in self.around.add(call, arguments, results, self.calls):
+        for node in self.tracker.add(call, arguments, results, self.calls):
             for handle in on_changes(node, self._gradient_changed):
                 self.hooks.callback(handle.remove)
         for name, tensor in results.items():
-            self._collect(tensor, edge_of(tensor), lambda to: to.arrived, (call, name))
+            self._keep_gradient(tensor, edge_of(tensor), lambda to: to.arrived, (call, name))
         given = parts_of(arguments.get("hx"))
-        for letter in call.link.altered if call.link else ():
+        for letter in call.origin.altered if call.origin else ():
             tensor = given[letter]
-            self._collect(tensor, edge_of(tensor), lambda to: to.given, (call, letter), first=True)
+            self._keep_gradient(
+                tensor, edge_of(tensor), lambda to: to.given, (call, letter), first=True
+            )
         for tensor in _activations(returned):
-            self._collect(tensor, edge_of(tensor), lambda to: to.arrived, (call, "activation"))
+            self._keep_gradient(
+                tensor, edge_of(tensor), lambda to: to.arrived, (call, "activation")
+            )
         if self.current() is not None:
-            call.again = any(part.requires_grad for part in given.values())
+            call.rerun = any(part.requires_grad for part in given.values())
         self.calls.append(call)
 
     def _copied(self) -> Weights:
@@ -339,15 +363,15 @@ class Watch:
         return self._copies
 
     def _guarded(self) -> "_Guard":
-        """Turn an error of ours into a reason why this layer is not recorded."""
+        """Turn an error of ours into the reason why this layer is not recorded."""
         return _Guard(self)
 
 
 class _Guard:
-    """A context for hooks; one written with `contextmanager` takes longer than what most do."""
+    """A context for hooks; one made by `contextmanager` would take longer than most hooks."""
 
-    def __init__(self, watch: Watch):
-        self._watch = watch
+    def __init__(self, recorder: LayerRecorder):
+        self._recorder = recorder
 
     def __enter__(self) -> None:
         pass
@@ -356,90 +380,13 @@ class _Guard:
         if not isinstance(error, Exception):
             return False
         why = f"recording it failed, {type(error).__name__}: {error}"
-        self._watch.problem = self._watch.problem or why
+        self._recorder.problem = self._recorder.problem or why
         return True
 
 
 def _mode(module: nn.Module) -> tuple[bool, float]:
-    """What may change from one call to the next: training or not, and the dropout."""
+    """What may change from one call to the next: training mode and dropout."""
     return module.training, vars(module).get("dropout", 0.0)
-
-
-_HOOKS = (
-    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks"),
-    *("_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
-)
-"""Where torch keeps the hooks of a module, all by the same numbers."""
-
-
-@contextmanager
-def _left_out_of_copies(module: nn.Module) -> Iterator[None]:
-    """In the block, a copy or a file of the module is that of one without our hooks.
-
-    A class that copies itself its own way, as that of a parametrized layer does, is left alone: its
-    copies have hooks that do nothing.
-    """
-    attributes = vars(module)
-    if "__getstate__" in attributes or hasattr(type(module), "__deepcopy__"):
-        yield
-        return
-
-    def state() -> Any:
-        own = attributes.pop("__getstate__")
-        try:
-            found = module.__getstate__()  # type: ignore[no-untyped-call]
-            return _without_ours(found) if isinstance(found, dict) else found
-        finally:
-            attributes["__getstate__"] = own
-
-    attributes["__getstate__"] = state  # copy and pickle ask the instance, not the class
-    try:
-        yield
-    finally:
-        del attributes["__getstate__"]
-
-
-def _without_ours(state: dict[str, Any]) -> dict[str, Any]:
-    """The attributes of a module without the hooks of this package."""
-    hooks = {name: state[name] for name in _HOOKS if name in state}
-    ours = {n for of in hooks.values() for n, hook in of.items() if isinstance(hook, _Hook)}
-    left = {
-        name: type(of)((n, hook) for n, hook in of.items() if n not in ours)
-        for name, of in hooks.items()
-    }
-    return {**state, **left}
-
-
-class _Hook:
-    """A hook on a module; a copy of it does nothing."""
-
-    def __init__(self, look: Callable[..., None]):
-        self._look = partial(_untraced(), look)
-
-    def __call__(self, *args: Any) -> None:
-        self._look(*args)
-
-    def __reduce__(self) -> tuple[type["_Hook"], tuple[Callable[..., None]]]:
-        return _Hook, (_nothing,)
-
-
-def _nothing(*_: Any) -> None:
-    """What a hook on a copy does."""
-
-
-def _call(hook: Callable[..., None], *args: Any) -> None:
-    hook(*args)
-
-
-def _untraced() -> Callable[..., None]:
-    """Calls a hook, which torch.compile is not to trace. Asking torch if it is at work loads it."""
-    return _disabled() if "torch._dynamo" in sys.modules else _call
-
-
-@cache
-def _disabled() -> Callable[..., None]:
-    """Made once, since making it takes longer than all the rest."""
-    return torch.compiler.disable(_call)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def _copy(weight: Tensor) -> Tensor:
@@ -449,6 +396,6 @@ def _copy(weight: Tensor) -> Tensor:
 
 
 def _activations(returned: Any) -> list[Tensor]:
-    """What a layer of ours hands out beside output and state, if it was asked to."""
+    """The activations that a layer of ours returns beside output and state on request."""
     inside = returned[2] if isinstance(returned, tuple) and len(returned) == 3 else ()
     return [tensor for layer in inside for tensor in layer.values()]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,18 +12,23 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from retrograde import _checks
+from retrograde._notebook import card
 from retrograde.cells import AbstractCell
-from retrograde.engine import Border
+from retrograde.engine import Boundary
 from retrograde.errors import ArgumentError, RecordingError, RetrogradeError
+
+MOST_SHOWN = 8
+"""Layers that a notebook lists of a recording."""
 
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
     """One backward pass through one recurrent layer or stack.
 
-    Steps count along the layer's own reading, so that those of a reverse direction run backwards.
-    Calls that carried a state on follow each other in time; those that did not (a layer used
-    twice) lie side by side as further samples.
+    Steps count in the order in which a direction reads its input, so that those of a reverse
+    direction run backwards.
+    Calls that continue a state follow each other in time; others (a layer used twice) lie side by
+    side as further samples.
 
     Attributes:
         name: the layer's name in its model.
@@ -35,7 +41,7 @@ class Recorded:
             through this layer.
         reads: what the cell reads at each step, if that is not x alone: x in both directions, the
             layers below, the masks of a dropout.
-        borders: the steps before which a state was detached, reset or replaced.
+        boundaries: the steps before which a state was detached, reset or replaced.
         lengths: the number of steps of each sample, None if all run to the end.
         notes: what a reader must know about this pass.
         lags_end: the steps before which the state was computed from the one before by something
@@ -65,7 +71,7 @@ class Recorded:
     direct: Float[Tensor, "T B S"]
     gradients: Mapping[str, Tensor]
     reads: Float[Tensor, "T B R"] | None = None
-    borders: Mapping[int, Border] = field(default_factory=dict)
+    boundaries: Mapping[int, Boundary] = field(default_factory=dict)
     lengths: Int[Tensor, "B"] | None = None
     notes: tuple[str, ...] = ()
     lags_end: tuple[int, ...] = ()
@@ -84,7 +90,7 @@ class Recorded:
         return self.x if self.reads is None else self.reads
 
     def part(self, samples: int) -> "Recorded":
-        """The first samples alone; what they gave to the gradient, autograd does not tell.
+        """The first samples alone, without gradients: autograd only gives those of the whole batch.
 
         All of them where samples read each other's states (a batch in another order).
 
@@ -92,9 +98,9 @@ class Recorded:
             ArgumentError: if `samples` is not a positive integer.
         """
         samples = _checks.whole("samples", samples)
-        if any(border.mixes_samples for border in self.borders.values()):
+        if any(boundary.mixes_samples for boundary in self.boundaries.values()):
             return replace(self, gradients={})
-        borders = {k: border.part(samples) for k, border in self.borders.items()}
+        boundaries = {k: boundary.part(samples) for k, boundary in self.boundaries.items()}
         return replace(
             self,
             x=self.x[:, :samples],
@@ -102,10 +108,31 @@ class Recorded:
             direct=self.direct[:, :samples],
             gradients={},
             reads=None if self.reads is None else self.reads[:, :samples],
-            borders=borders,
+            boundaries=boundaries,
             lengths=None if self.lengths is None else self.lengths[:samples],
             final=None if self.final is None else self.final[:samples],
         )
+
+    def __repr__(self) -> str:
+        return f"Recorded {self.size_in_words}"
+
+    def _repr_html_(self) -> str:
+        return card(repr(self))
+
+    @property
+    def size_in_words(self) -> str:
+        """Its name, and how large everything is."""
+        steps, batch = self.x.shape[:2]
+        enters = int(self.direct.flatten(1).any(1).sum())
+        return (
+            f"{self.name!r}: {steps} steps, batch of {batch}, state of {self.cell.state_size}; "
+            f"the loss enters at {enters} step{'s' * (enters != 1)}"
+        )
+
+    @property
+    def borders(self) -> Mapping[int, Boundary]:
+        """`boundaries` under its earlier name, until 0.2."""
+        return self.boundaries
 
     @property
     def output_adjoint(self) -> Float[Tensor, "T B H"]:
@@ -201,6 +228,11 @@ class Recording(Layers):
         if not layers and self.passes:
             layers = f"{len(self.passes)} backward passes, see .passes"
         return f"Recording({layers or 'nothing yet'})"
+
+    def _repr_html_(self) -> str:
+        layers = [self[name].size_in_words for name in islice(self, MOST_SHOWN)]
+        more = [f"and {len(self) - MOST_SHOWN} more"] * (len(self) > MOST_SHOWN)
+        return card("\n".join(["Recording of", *layers, *more]) if self else repr(self))
 
     @property
     def refused(self) -> Mapping[str, str]:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import retrograde
-from retrograde.recording import bridges, chains
-from retrograde.recording.bridges import Bridges
+from retrograde.recording import entry_maps, sequences
+from retrograde.recording.entry_maps import EntryMaps
 from retrograde.recording.graph import edge_of
 
 D, B, H, T = torch.float64, 3, 4, 5
@@ -96,12 +96,12 @@ def test_terms_are_the_transpose_of_what_autograd_gives_back(name, dtype):
     h, z = two_states(dtype)
     after = STEPS[name](h, z)
     sites = [edge_of(h), edge_of(z)]
-    bridge = Bridges().to(edge_of(after), sites)
-    assert not bridge.opaque
+    entry_map = EntryMaps().to(edge_of(after), sites)
+    assert not entry_map.opaque
     gradient = torch.linspace(-1, 2, after.numel()).view_as(after).to(after.dtype)
     expected = torch.autograd.grad(after, [h, z], gradient, materialize_grads=True)
     for site, like, theirs in zip(sites, (h, z), expected, strict=True):
-        ours = pulled(bridge.terms.get(site, ()), like, gradient)
+        ours = pulled(entry_map.terms.get(site, ()), like, gradient)
         # Each term is one product, and at most three are added.
         eps = torch.finfo(dtype).eps
         torch.testing.assert_close(ours, theirs.double(), rtol=8 * eps, atol=8 * eps)
@@ -111,8 +111,8 @@ def test_terms_are_the_transpose_of_what_autograd_gives_back(name, dtype):
 def test_what_mixes_entries_is_not_followed(name):
     h, z = two_states()
     after = MIXING[name](h, z)
-    bridge = Bridges().to(edge_of(after), [edge_of(h), edge_of(z)])
-    assert edge_of(h) in bridge.opaque
+    entry_map = EntryMaps().to(edge_of(after), [edge_of(h), edge_of(z)])
+    assert edge_of(h) in entry_map.opaque
 
 
 @given(st.lists(st.sampled_from(sorted(STEPS)), min_size=2, max_size=5))
@@ -123,12 +123,12 @@ def test_any_composition_of_steps(names):
     for name in names:
         after = STEPS[name](after, z)
     sites = [edge_of(h), edge_of(z)]
-    bridge = Bridges().to(edge_of(after), sites)
-    assert not bridge.opaque
+    entry_map = EntryMaps().to(edge_of(after), sites)
+    assert not entry_map.opaque
     gradient = torch.linspace(-1, 2, after.numel(), dtype=D).view_as(after)
     expected = torch.autograd.grad(after, [h, z], gradient, materialize_grads=True)
     for site, like, theirs in zip(sites, (h, z), expected, strict=True):
-        torch.testing.assert_close(pulled(bridge.terms.get(site, ()), like, gradient), theirs)
+        torch.testing.assert_close(pulled(entry_map.terms.get(site, ()), like, gradient), theirs)
 
 
 def test_a_function_of_the_users_own_is_not_run_a_second_time():
@@ -145,8 +145,8 @@ def test_a_function_of_the_users_own_is_not_run_a_second_time():
             return gradient * 2
 
     h, z = two_states()
-    bridge = Bridges().to(edge_of(Doubled.apply(h)), [edge_of(h)])
-    assert not runs and bridge.opaque == {edge_of(h)}
+    entry_map = EntryMaps().to(edge_of(Doubled.apply(h)), [edge_of(h)])
+    assert not runs and entry_map.opaque == {edge_of(h)}
 
 
 def test_hooks_on_the_way_are_not_run_while_the_way_is_looked_for():
@@ -155,14 +155,14 @@ def test_hooks_on_the_way_are_not_run_while_the_way_is_looked_for():
     half = h * 0.5
     half.register_hook(seen.append)
     half.grad_fn.register_prehook(seen.append)
-    bridge = Bridges().to(edge_of(half + z), [edge_of(h), edge_of(z)])
-    assert not seen and not bridge.opaque
+    entry_map = EntryMaps().to(edge_of(half + z), [edge_of(h), edge_of(z)])
+    assert not seen and not entry_map.opaque
 
 
 def test_a_sum_over_all_steps_is_not_followed():
-    states = [two_states()[0] for _ in range(bridges.MOST_SITES + 1)]
-    bridge = Bridges().to(edge_of(sum(states)), [edge_of(state) for state in states])
-    assert not bridge.terms and len(bridge.opaque) == len(states)
+    states = [two_states()[0] for _ in range(entry_maps.MOST_SITES + 1)]
+    entry_map = EntryMaps().to(edge_of(sum(states)), [edge_of(state) for state in states])
+    assert not entry_map.terms and len(entry_map.opaque) == len(states)
 
 
 def weights_for(cell):
@@ -216,7 +216,7 @@ def test_every_contribution_of_a_loop_with_something_between_its_steps(name, rea
     flow, expected = norms_and_residual(
         between, lambda new, kept: (new if read == "new" else kept)[0]
     )
-    assert flow.residual < 1e-12 and not flow.recorded.borders.get(0)
+    assert flow.residual < 1e-12 and not flow.recorded.boundaries.get(0)
     found = torch.zeros(T, T, dtype=D)
     found[flow.entries.steps] = flow.by_time("weight_hh").norm
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-13)
@@ -288,29 +288,33 @@ def test_faults(fault, monkeypatch):
     if fault == "factor lost":
         name = "scaled"
         monkeypatch.setattr(
-            bridges, "_ones_through", lambda node, *_: torch.ones(B * H, dtype=torch.float64)
+            entry_maps, "_ones_through", lambda node, *_: torch.ones(B * H, dtype=torch.float64)
         )
     elif fault == "places mixed up":
         name = "permuted"
-        true = bridges._probed
+        true = entry_maps._probed
         monkeypatch.setattr(
-            bridges, "_probed", lambda *a: (lambda r: r and (r[0].flip(0), r[1]))(true(*a))
+            entry_maps, "_probed", lambda *a: (lambda r: r and (r[0].flip(0), r[1]))(true(*a))
         )
     elif fault == "the other state forgotten":
-        monkeypatch.setattr(chains._Given, "pass_early", lambda self, before, link: None)
+        monkeypatch.setattr(
+            sequences._LossGradients, "pass_early", lambda self, before, origin: None
+        )
         name, read = "residual", lambda new, kept: kept[0]
-        true = chains._followed
+        true = sequences._origin_in
 
-        def without(call, brought):
-            link = true(call, brought)
-            reads = tuple(read for read in link.reads if not read.entered)
-            return chains._Followed(link.call, link.link, reads, link.agrees)
+        def without(call, backward):
+            origin = true(call, backward)
+            reads = tuple(read for read in origin.reads if not read.entered)
+            return sequences._OriginInPass(origin.call, origin.origin, reads, origin.agrees)
 
-        monkeypatch.setattr(chains, "_followed", without)
+        monkeypatch.setattr(sequences, "_origin_in", without)
     else:
-        true_add = chains._Given.add
-        monkeypatch.setattr(chains._Given, "add", lambda self, way, g: true_add(self, way, g * 0))
-        monkeypatch.setattr(chains, "_came_back", lambda *_: True)
+        true_add = sequences._LossGradients.add
+        monkeypatch.setattr(
+            sequences._LossGradients, "add", lambda self, tensor, g: true_add(self, tensor, g * 0)
+        )
+        monkeypatch.setattr(sequences, "_gradients_agree", lambda *_: True)
     try:
         flow, expected = norms_and_residual(STEPS[name], read)
     except retrograde.VoidDecompositionWarning:  # the residual has rejected it

@@ -1,9 +1,9 @@
-"""Which call carries on the state of which, and who else uses that state.
+"""Follow states from call to call: which call continues which, and what else uses that state.
 
 The gradient of a state that is handed from call to call is a sum: what the loss gives to it, and
 what comes back from the call after. The two are told apart where they are added, at the nodes of
-the autograd graph that use the state: what lies on the way to the call after does not count, all
-else is the loss. The same holds for every tensor on that way (bridges.py).
+the autograd graph that use the state: a node that leads to the call after does not count, all
+others belong to the loss. The same holds for every tensor in between (entry_maps.py).
 """
 
 from collections.abc import Collection, Mapping
@@ -15,35 +15,44 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from retrograde.recording.bridges import HOOKED, Bridge, Bridges, Term, Terms, shape_at, whole
 from retrograde.recording.calls import (
+    BackwardPass,
     Call,
-    Link,
+    Intermediate,
     ReadTerms,
-    Way,
+    StateOrigin,
     WeightKey,
+    add,
     data,
     parts_of,
     reads_of,
+)
+from retrograde.recording.entry_maps import (
+    HOOKED,
+    EntryMap,
+    EntryMaps,
+    Term,
+    Terms,
+    shape_at,
+    whole,
 )
 from retrograde.recording.graph import (
     SEARCHED,
     Edge,
     Node,
-    Roots,
     edge_of,
     on_inputs,
     users_by_edge,
     users_of,
 )
-from retrograde.recording.passes import Pass, add
+from retrograde.recording.interception import Roots
 
 LATEST = 8
 """The number of latest calls of a layer among which a detached state is looked for."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Place:
+class _CallEdges:
     """Where a call sits in the graph: the edges of its results and of what went into it.
 
     A module with backward hooks hands on what it was given as a tensor of its own; what its caller
@@ -75,17 +84,17 @@ class _Place:
 
 
 @dataclass(eq=False)
-class Surroundings:
-    """The graph around all recorded calls; dropped when the recording ends."""
+class StateTracker:
+    """All recorded calls in the autograd graph; dropped when the recording ends."""
 
     weights: dict[Edge, WeightKey] = field(default_factory=dict)
-    _places: dict[Call, _Place] = field(default_factory=dict)
+    _places: dict[Call, _CallEdges] = field(default_factory=dict)
     _order: dict[Call, int] = field(default_factory=dict)
     _results: dict[Edge, tuple[Call, str]] = field(default_factory=dict)
     _sites: dict[Edge, Call] = field(default_factory=dict)
-    _bridges: Bridges = field(default_factory=Bridges)
-    _ways: dict[Edge, dict[Call, Way]] = field(default_factory=dict)
-    _on_the_way: dict[Edge, dict[Node, set[Call]]] = field(default_factory=dict)
+    _maps: EntryMaps = field(default_factory=EntryMaps)
+    _intermediates: dict[Edge, dict[Call, Intermediate]] = field(default_factory=dict)
+    _users_between: dict[Edge, dict[Node, set[Call]]] = field(default_factory=dict)
     _continued: set[Call] = field(default_factory=set)
     _hooked: dict[Node, None] = field(default_factory=dict)
 
@@ -96,35 +105,35 @@ class Surroundings:
         results: Mapping[str, Tensor],
         earlier: list[Call],
     ) -> list[Node]:
-        """Find the place of a new call, and link it to the one of its layer that it carries on.
+        """Find the place of a new call, and the earlier call of its layer whose state it continues.
 
         Returns:
-            The nodes of module hooks on the way that its state took, found for the first time.
+            The nodes of module hooks that its state passed through, found for the first time.
         """
         known = len(self._hooked)
         given = parts_of(arguments.get("hx"))
-        place = _Place(_edges(results), _edges(given), edge_of(data(arguments["input"])))
+        place = _CallEdges(_edges(results), _edges(given), edge_of(data(arguments["input"])))
         if place.given:
-            call.link = self._attached(call, place)
+            call.origin = self._attached(call, place)
         elif given:
-            call.link = self._detached(call, earlier)
-        if call.link:
-            self._continued.add(call.link.before)
-            call.ragged |= call.link.before.ragged
+            call.origin = self._detached(call, earlier)
+        if call.origin:
+            self._continued.add(call.origin.before)
+            call.ragged |= call.origin.before.ragged
         self._places[call] = place
         self._order[call] = len(self._order)
         self._results |= {edge: (call, name) for name, edge in place.results.items()}
-        entered = (*place.given.values(), *place.held) if call.link else ()
+        entered = (*place.given.values(), *place.held) if call.origin else ()
         sites = [*place.results.values(), *entered]
         for edge in sites:
             self._sites.setdefault(edge, call)
         return list(self._hooked)[known:] if len(self._hooked) > known else []
 
-    def _attached(self, call: Call, place: _Place) -> Link | None:
-        """The link to the call that this one's state was computed from, if it is handed on."""
-        bridges = {n: self._bridges.to(edge, self._sites) for n, edge in place.given.items()}
-        followed = {site for bridge in bridges.values() for site in bridge.terms}
-        opaque = {site for bridge in bridges.values() for site in bridge.opaque}
+    def _attached(self, call: Call, place: _CallEdges) -> StateOrigin | None:
+        """The call that this one's state was computed from, if gradients pass between them."""
+        maps = {n: self._maps.to(edge, self._sites) for n, edge in place.given.items()}
+        followed = {site for entry_map in maps.values() for site in entry_map.terms}
+        opaque = {site for entry_map in maps.values() for site in entry_map.opaque}
         own = self._calls(followed, call.layer) or self._calls(opaque, call.layer)
         for site in () if own else {*followed, *opaque}:
             if self._sites[site].layer != call.layer:
@@ -136,31 +145,33 @@ class Surroundings:
             call.branches = True
             return None
         before = free[-1]
-        registers = self._registers(before)
-        on_the_way = (node for b in bridges.values() for node, _ in b.between)
-        self._hooked |= dict.fromkeys(n for n in on_the_way if type(n).__name__ == HOOKED)
-        same = {n for n, e in place.given.items() if registers.get(e) == (False, n)}
-        kept: dict[str, Bridge] = {}
-        for letter, bridge in bridges.items():
-            towards = bridge.towards(registers)
-            if not towards.terms:
-                opaque |= bridge.nonzero(())
+        readable = self._readable(before)
+        between_calls = (node for each in maps.values() for node, _ in each.between)
+        self._hooked |= dict.fromkeys(n for n in between_calls if type(n).__name__ == HOOKED)
+        same = {n for n, e in place.given.items() if readable.get(e) == (False, n)}
+        kept: dict[str, EntryMap] = {}
+        for letter, entry_map in maps.items():
+            of_call = entry_map.restricted_to(readable)
+            if not of_call.terms:
+                opaque |= entry_map.nonzero(())
             else:
-                kept[letter] = towards
-                opaque |= bridge.nonzero(registers)
-        reads = {n: _terms(bridge.terms, registers) for n, bridge in kept.items() if n not in same}
+                kept[letter] = of_call
+                opaque |= entry_map.nonzero(readable)
+        reads = {
+            n: _terms(entry_map.terms, readable) for n, entry_map in kept.items() if n not in same
+        }
         if not call.form.stepped and not _fit(before, call, reads):
-            opaque |= {site for bridge in bridges.values() for site in bridge.nonzero(())}
+            opaque |= {site for entry_map in maps.values() for site in entry_map.nonzero(())}
             kept, reads, same = {}, {}, set()
-        between = self._mark(before, kept, registers)
+        between = self._mark(before, kept, readable)
         for letter, edge in place.given.items():
-            if letter in kept and before in self._ways.get(edge, {}):
-                between[self._ways[edge][before]] = letter
+            if letter in kept and before in self._intermediates.get(edge, {}):
+                between[self._intermediates[edge][before]] = letter
         letters = frozenset(kept)
-        read = {registers[site] for bridge in kept.values() for site in bridge.terms}
+        read = {readable[site] for entry_map in kept.values() for site in entry_map.terms}
         altered = [edge for edge in (place.given[n] for n in kept) if edge not in self._sites]
-        inner = [edge for bridge in kept.values() for edge in {*bridge.between} & {*altered}]
-        return Link(
+        inner = [edge for entry_map in kept.values() for edge in {*entry_map.between} & {*altered}]
+        return StateOrigin(
             call,
             before,
             terms=reads,
@@ -178,10 +189,10 @@ class Surroundings:
         found = {self._results[e][0] for e in sites if e in self._results}
         return sorted((c for c in found if c.layer == layer), key=lambda c: self._order[c])
 
-    def _registers(self, before: Call) -> dict[Edge, tuple[bool, str]]:
+    def _readable(self, before: Call) -> dict[Edge, tuple[bool, str]]:
         """What of a call the next one may read: its results, and the state that entered it."""
         place = self._places[before]
-        entered = {**place.held, **{e: n for n, e in place.given.items()}} if before.link else {}
+        entered = {**place.held, **{e: n for n, e in place.given.items()}} if before.origin else {}
         return {
             **{edge: (True, name) for edge, name in entered.items()},
             **{edge: (False, name) for name, edge in place.results.items()},
@@ -190,64 +201,70 @@ class Surroundings:
     def _mark(
         self,
         before: Call,
-        bridges: Mapping[str, Bridge],
-        registers: Mapping[Edge, tuple[bool, str]],
-    ) -> dict[Way, str]:
-        """Remember the tensors and nodes on the way from a call to what is computed from it."""
-        ways: dict[Way, str] = {}
-        for bridge in bridges.values():
-            for edge, terms in bridge.between.items():
-                known = self._ways.setdefault(edge, {})
+        maps: Mapping[str, EntryMap],
+        readable: Mapping[Edge, tuple[bool, str]],
+    ) -> dict[Intermediate, str]:
+        """Remember the tensors and nodes between a call and what is computed from it."""
+        intermediates: dict[Intermediate, str] = {}
+        for entry_map in maps.values():
+            for edge, terms in entry_map.between.items():
+                known = self._intermediates.setdefault(edge, {})
                 if before not in known:
-                    known[before] = _way(before, terms, registers)
-                ways[known[before]] = ""
-            for edge, nodes in bridge.nodes.items():
-                users = self._on_the_way.setdefault(edge, {})
+                    known[before] = _intermediate(before, terms, readable)
+                intermediates[known[before]] = ""
+            for edge, nodes in entry_map.nodes.items():
+                users = self._users_between.setdefault(edge, {})
                 for node in nodes:
                     users.setdefault(node, set()).add(before)
-        return ways
+        return intermediates
 
-    def _detached(self, call: Call, earlier: list[Call]) -> Link | None:
-        """The link to the latest call that left the same state, with nothing handed back."""
+    def _detached(self, call: Call, earlier: list[Call]) -> StateOrigin | None:
+        """The latest call that left the same state; no gradient passes between them."""
         state = call.state(call.given)
         for before in reversed(earlier[-LATEST:]):
             if before in self._continued or not _fit(before, call, {}):
                 continue
             same = (state == before.state(before.last)).all(1) & state.any(1)
             if bool(same.any()):
-                return Link(call, before)
+                return StateOrigin(call, before)
         return None
 
     def _find_tails(
-        self, places: Mapping[Call, _Place], roots: list[Node], inside: Mapping[Node, list[Edge]]
+        self,
+        places: Mapping[Call, _CallEdges],
+        roots: list[Node],
+        inside: Mapping[Node, list[Edge]],
     ) -> None:
-        """Find the states that the last calls leave: mixed as they would be for another call.
+        """Find the states that the last calls leave, mixed as they would be for another call.
 
-        After the last step too the loss reads `m * h_new + (1 - m) * h`, and reads it there.
+        The loss reads `m * h_new + (1 - m) * h` after the last step as well.
         """
         last = [
             call
             for call in places
-            if call.link and call.link.altered and call not in self._continued and not call.tails
+            if call.origin
+            and call.origin.altered
+            and call not in self._continued
+            and not call.tails
         ]
         users = users_by_edge(roots, inside) if last else {}
         for call in last:
-            registers = self._registers(call)
-            waiting, seen = list(registers), set[Edge]()
+            readable = self._readable(call)
+            waiting, seen = list(readable), set[Edge]()
             while waiting and len(seen) < SEARCHED:
                 edge = waiting.pop()
                 for node in users.get(edge, ()):
-                    if node in self._on_the_way.get(edge, {}) or node in inside:
+                    if node in self._users_between.get(edge, {}) or node in inside:
                         continue
                     for number in range(len(node._input_metadata)):
                         above = (node, number)
                         if above in seen or above in self._sites:
                             continue
                         seen.add(above)
-                        bridge = self._bridges.to(above, self._sites).towards(registers)
-                        read = {registers[site][0] for site in bridge.terms}
-                        if len(read) == 2 and _is_state(above, bridge.terms):
-                            found = self._mark(call, {"": bridge}, registers)
+                        entry_map = self._maps.to(above, self._sites).restricted_to(readable)
+                        read = {readable[site][0] for site in entry_map.terms}
+                        if len(read) == 2 and _is_state(above, entry_map.terms):
+                            found = self._mark(call, {"": entry_map}, readable)
                             call.tails = (*call.tails, *found)
                         elif len(read) == 1:
                             waiting.append(above)
@@ -257,40 +274,41 @@ class Surroundings:
         """The layers that were called."""
         return {call.layer for call in self._places}
 
-    def goes_on(self, call: Call) -> bool:
-        """Whether another call carries on the state of this one."""
+    def continued(self, call: Call) -> bool:
+        """Whether another call continues the state of this one."""
         return call in self._continued
 
-    def watch(self, roots: Roots, to: Pass) -> list[RemovableHandle]:
-        """Hooks that tell a pass by which ways gradients reach states and weights."""
+    def observe(self, roots: Roots, to: BackwardPass) -> list[RemovableHandle]:
+        """Hook a backward pass to tell where the gradients of states and weights come from."""
         places = self._places.copy()  # another thread may be calling layers
         starts = [edge[0] for edge in (edge_of(root) for root, _ in roots) if edge]
         inside = {
             edge[0]: place.into for place in places.values() for edge in place.results.values()
         }
         self._find_tails(places, starts, inside)
-        ways = {edge: tuple(of.values()) for edge, of in self._ways.items()}
-        on_the_way = {edge: dict(users) for edge, users in self._on_the_way.items()}
+        intermediates = {edge: tuple(of.values()) for edge, of in self._intermediates.items()}
+        users_between = {edge: dict(users) for edge, users in self._users_between.items()}
         states: dict[Edge, tuple[Call, str]] = {}
         for call, place in places.items():
             if call.form.stepped:  # its results may be used inside the call itself
                 states |= {edge: (call, name) for name, edge in place.results.items()}
-            if call.link:
-                results = places[call.link.before].results
-                states |= {results[n]: (call.link.before, n) for n in call.link.results}
-        sites: dict[Call, dict[Edge, Way]] = {}
+            if call.origin:
+                results = places[call.origin.before].results
+                states |= {results[n]: (call.origin.before, n) for n in call.origin.results}
+        sites: dict[Call, dict[Edge, Intermediate]] = {}
         held = {
             edge: (call, name)
             for call, place in places.items()
             for edge, name in place.held.items()
         }
 
-        def sites_of(before: Call) -> dict[Edge, Way]:
-            """What of a call a later one may read, each as a way of its own."""
+        def sites_of(before: Call) -> dict[Edge, Intermediate]:
+            """What a later call may read of this one, each as an intermediate of its own."""
             if before not in sites:
-                registers = self._registers(before)
+                readable = self._readable(before)
                 sites[before] = {
-                    edge: _way(before, {edge: (whole(edge),)}, registers) for edge in registers
+                    edge: _intermediate(before, {edge: (whole(edge),)}, readable)
+                    for edge in readable
                 }
             return sites[before]
 
@@ -298,16 +316,16 @@ class Surroundings:
             if edge in self.weights:
                 add(to.beside, self.weights[edge], gradient)
                 return
-            onwards = on_the_way.get(edge, {}).get(node, set())
+            onwards = users_between.get(edge, {}).get(node, set())
             returned = False
             for before in onwards:
                 if edge in sites_of(before):
                     returned = True
                     add(to.returned.setdefault(before, {}), sites_of(before)[edge], gradient)
             followed = {before.layer for before in onwards}
-            for way in ways.get(edge, ()):
-                if way.before.layer not in followed:
-                    add(to.between, way, gradient)
+            for intermediate in intermediates.get(edge, ()):
+                if intermediate.before.layer not in followed:
+                    add(to.between, intermediate, gradient)
             if edge in states and not returned:
                 add(to.entered, states[edge], gradient)
             if edge in held and onwards and type(node).__name__ != HOOKED:
@@ -320,7 +338,7 @@ class Surroundings:
                 why = f"looking at the backward pass failed, {type(error).__name__}: {error}"
                 to.problems |= dict.fromkeys(self.layers, why)
 
-        edges = {*states, *ways, *self.weights}
+        edges = {*states, *intermediates, *self.weights}
         for root, gradient in roots:
             edge = edge_of(root)
             if edge in edges and edge is not None:
@@ -334,16 +352,18 @@ class Surroundings:
                 for _, edge in used if node in beside else ():
                     to.inside.add(self.weights[edge][0])
         for call, place in places.items():  # other recorded calls that read a state
-            own = {place.given[n] for n in call.link.letters} if call.link else set()
-            read = {edge for edge in place.into if edge not in own} & {*states, *ways}
+            own = {place.given[n] for n in call.origin.letters} if call.origin else set()
+            read = {edge for edge in place.into if edge not in own} & {*states, *intermediates}
             if read:
                 users += users_of(read, *place.within)
         return [on_inputs(node, used, look) for node, used in users]
 
 
-def _way(before: Call, terms: Terms, registers: Mapping[Edge, tuple[bool, str]]) -> Way:
+def _intermediate(
+    before: Call, terms: Terms, readable: Mapping[Edge, tuple[bool, str]]
+) -> Intermediate:
     """A tensor between two calls, without the graph that it was found in."""
-    return Way(before, _terms(terms, registers))
+    return Intermediate(before, _terms(terms, readable))
 
 
 def _is_state(edge: Edge, terms: Terms) -> bool:
@@ -352,11 +372,11 @@ def _is_state(edge: Edge, terms: Terms) -> bool:
 
 
 def _terms(
-    terms: Terms, registers: Mapping[Edge, tuple[bool, str]]
+    terms: Terms, readable: Mapping[Edge, tuple[bool, str]]
 ) -> tuple[tuple[bool, str, tuple[int, ...], Term], ...]:
     """The same by what is read of a call, in place of where that is in the graph."""
     return tuple(
-        (*registers[site], shape_at(site), term) for site, each in terms.items() for term in each
+        (*readable[site], shape_at(site), term) for site, each in terms.items() for term in each
     )
 
 
@@ -370,8 +390,8 @@ def _fit(before: Call, call: Call, terms: Mapping[str, ReadTerms]) -> bool:
     """Whether two calls can be one sequence.
 
     No state may read outputs of earlier steps. Samples that end at steps of their own must stay in
-    their places. In a stack that reads both ways each layer is pulled back by itself, so that a
-    unit can read itself alone.
+    their places. In a bidirectional stack each layer is pulled back by itself, so that a unit can
+    only read itself.
     """
     ragged = before.ragged or call.ragged
     if ragged and before.batch != call.batch:

@@ -1,14 +1,16 @@
-"""What one state reads of another, through whatever stands between them in the autograd graph.
+"""Which entries of earlier states a tensor reads, found in the autograd graph between them.
 
 People mask, scale, reorder, split and join states between the calls of a layer. As long as every
-entry of each tensor on the way reads at most one entry of the tensor before it, the whole way is a
-list of terms, `value[i] = sum of factor[i] * site[source[i]]`, along which rows of adjoints pass
-exactly. Which entry a node reads, and by which factor, is asked of the node itself: what it gives
-back is linear in the gradient, so its transpose, found by differentiating once more, says for
-codes in place of numbers where each comes from. A last probe with other numbers confirms the
-answer, so that a node that is not of this kind (a matrix product, a norm) is never mistaken.
+entry of each tensor in between reads at most one entry of the tensor before it, the composition is
+a sum of terms, `value[i] = sum of factor[i] * site[source[i]]`, along which rows of adjoints pass
+exactly. A site is a tensor at which the search ends: a result of a call, or a state given to one.
 
-Only nodes of torch are asked, never a user's own function, and no hook of theirs runs.
+Which entry a node reads, and with which factor, is found by running the node: what it gives back is
+linear in the gradient, so its transpose, found by differentiating once more and applied to the
+numbers of the entries, tells where each entry comes from. A last run with other numbers confirms
+the answer, so that a node that mixes entries (a matrix product, a norm) is always recognised.
+
+Only nodes of torch are run, never a user's own function, and none of the user's hooks.
 """
 
 from collections.abc import Collection, Mapping
@@ -33,7 +35,7 @@ POINTWISE = frozenset(
     ).split()
     for number in range(3)
 )
-"""Nodes whose entries read the same entry of each input; asked with ones, for speed alone."""
+"""Nodes whose entries read the same entry of each input. Running them with ones is faster."""
 
 OPAQUE = (
     "AccumulateGrad",
@@ -58,10 +60,10 @@ OPAQUE = (
     "ScaledDot",
     "Softmax",
 )
-"""Beginnings of the names of nodes that mix entries, unless they are pointwise; not asked."""
+"""Prefixes of the names of nodes that mix entries, unless they are pointwise; they are not run."""
 
 MOST_SITES = 8
-"""A tensor that reads more of them (a sum over all steps) is not followed: it is no one's state."""
+"""A tensor that reads more sites than this is not followed: it is a sum over steps and no state."""
 
 HOOKED = "BackwardHookFunctionBackward"
 """What torch puts around a module with a backward hook: its inputs, as they are."""
@@ -80,7 +82,7 @@ class Term:
     factor: Float[Tensor, "n"]
 
     def after(self, source: Int[Tensor, "m"] | None, factor: Float[Tensor, "m"]) -> "Term":
-        """The term of a tensor whose entries read these entries, by these factors."""
+        """The term of a tensor whose entries read these entries with these factors."""
         if source is None:
             return Term(self.source, self.factor * factor)
         inner = source if self.source is None else self.source[source]
@@ -88,18 +90,18 @@ class Term:
 
 
 Terms = Mapping[Edge, tuple[Term, ...]]
-"""The terms of one tensor by the tensor (a site) that they read."""
+"""The terms of one tensor by the site that they read."""
 
 
 @dataclass(frozen=True, eq=False)
-class Bridge:
+class EntryMap:
     """How one tensor follows from the sites.
 
     Attributes:
         terms: what it reads of each site, as far as that can be told.
-        between: for every tensor on the way its own terms, the sites left out.
-        nodes: for every tensor on the way, and every site, the nodes on the way that use it.
-        opaque: the sites that it depends on in other ways as well.
+        between: the terms of every tensor in between, without the sites.
+        nodes: for every tensor in between and every site, the nodes in between that use it.
+        opaque: the sites that it also depends on in some other form.
     """
 
     terms: Terms
@@ -108,12 +110,12 @@ class Bridge:
     opaque: frozenset[Edge] = frozenset()
 
     def nonzero(self, but: Collection[Edge]) -> set[Edge]:
-        """The sites of which something is read, but for some."""
+        """The sites of which something is read, except for some."""
         others = ((site, terms) for site, terms in self.terms.items() if site not in but)
         return {site for site, terms in others if any(bool(t.factor.any()) for t in terms)}
 
-    def towards(self, sites: Collection[Edge]) -> "Bridge":
-        """What leads to some of the sites alone."""
+    def restricted_to(self, sites: Collection[Edge]) -> "EntryMap":
+        """The part that reads some of the sites only."""
 
         def some(terms: Terms) -> Terms:
             return {site: each for site, each in terms.items() if site in sites}
@@ -121,28 +123,28 @@ class Bridge:
         between = {edge: some(terms) for edge, terms in self.between.items()}
         between = {edge: terms for edge, terms in between.items() if terms}
         nodes = {e: users for e, users in self.nodes.items() if e in between or e in sites}
-        return Bridge(some(self.terms), between, nodes, self.opaque)
+        return EntryMap(some(self.terms), between, nodes, self.opaque)
 
 
 @dataclass(eq=False)
-class Bridges:
-    """Bridges between tensors of one graph; what was found out once is kept."""
+class EntryMaps:
+    """Entry maps between the tensors of one graph; what was found once is kept."""
 
     _terms: dict[Edge, Terms] = field(default_factory=dict)
     _uniform: dict[object, tuple[Tensor | None, Tensor] | None] = field(default_factory=dict)
 
-    def to(self, edge: Edge, sites: Collection[Edge]) -> Bridge:
+    def to(self, edge: Edge, sites: Collection[Edge]) -> EntryMap:
         """How the tensor at an edge follows from the sites.
 
         Args:
             edge: where the gradient of the tensor arrives.
-            sites: the tensors at which the way ends.
+            sites: the tensors at which the search ends.
         """
         if edge in sites:
-            return Bridge({edge: (whole(edge),)})
+            return EntryMap({edge: (whole(edge),)})
         order, leading = _leading(edge, sites)
         if edge not in leading:
-            return Bridge({})
+            return EntryMap({})
         self.terms(*edge, sites)
         followed = {each for each in order if self._terms.get(each)}
         opaque: set[Edge] = set()
@@ -169,7 +171,7 @@ class Bridges:
             for number in range(len(node._input_metadata)):  # what else comes back through it
                 if (node, number) not in found:
                     found[node, number] = self.terms(node, number, sites)
-        return Bridge(
+        return EntryMap(
             self._terms[edge],
             {each: terms for each, terms in found.items() if terms},
             {each: frozenset(users) for each, users in nodes.items()},
@@ -204,22 +206,22 @@ class Bridges:
         return {site: tuple(terms) for site, terms in found.items()}
 
     def _reads(self, edge: Edge, place: int, before: Edge) -> tuple[Tensor | None, Tensor] | None:
-        """Which entry of an input each entry of a tensor reads, and by which factor."""
+        """Which entry of an input each entry of a tensor reads, and with which factor."""
         node, number = edge
         key: object = (node, number, place)
         if key not in self._uniform:
-            alike = _alike(node, number, place, before)
+            alike = _signature(node, number, place, before)
             if alike is None:
-                self._uniform[key] = _ask(node, number, place, before)
+                self._uniform[key] = _read_by_running(node, number, place, before)
             else:
                 if alike not in self._uniform:
-                    self._uniform[alike] = _ask(node, number, place, before)
+                    self._uniform[alike] = _read_by_running(node, number, place, before)
                 self._uniform[key] = self._uniform[alike]
         return self._uniform[key]
 
 
 def whole(site: Edge) -> Term:
-    """A site as it is."""
+    """The term that reads a site unchanged."""
     like = _metadata(site)
     return Term(None, torch.ones(prod(like.shape), dtype=torch.float64, device=like.device))
 
@@ -230,7 +232,7 @@ def shape_at(edge: Edge) -> tuple[int, ...]:
 
 
 def _add(terms: list[Term], new: Term) -> None:
-    """One term more; two that read the same entries are one."""
+    """Add a term; two that read the same entries are merged."""
     for number, old in enumerate(terms):
         if old.source is new.source or (
             old.source is not None
@@ -248,7 +250,7 @@ def _metadata(edge: Edge) -> Any:
 
 
 def _leading(edge: Edge, sites: Collection[Edge]) -> tuple[list[Edge], set[Edge]]:
-    """The tensors on the ways from the sites to an edge, inputs first, and those among them.
+    """The tensors that an edge was computed from, inputs first, and those that depend on a site.
 
     The search gives up after SEARCHED nodes.
     """
@@ -275,13 +277,13 @@ def _leading(edge: Edge, sites: Collection[Edge]) -> tuple[list[Edge], set[Edge]
 
 
 def _sites_of(edge: Edge, sites: Collection[Edge]) -> set[Edge]:
-    """The sites that a tensor depends on in whatever way."""
+    """The sites that a tensor depends on, in any form."""
     order, leading = _leading(edge, sites)
     return {each for each in order if each in leading and each in sites}
 
 
-def _alike(node: Node, number: int, place: int, before: Edge) -> object:
-    """What is the same for all nodes that read alike; None where tensors decide."""
+def _signature(node: Node, number: int, place: int, before: Edge) -> object:
+    """A key shared by all nodes that read alike; None where tensors decide."""
     kind = type(node)
     if kind.__name__ in POINTWISE or kind.__name__.startswith("CopySlices"):
         return None
@@ -302,12 +304,14 @@ def _holds_tensor(value: object) -> bool:
     return isinstance(value, tuple) and any(isinstance(one, Tensor) for one in value)
 
 
-def _ask(node: Node, number: int, place: int, before: Edge) -> tuple[Tensor | None, Tensor] | None:
-    """Which entry of an input each entry of an output reads, asked of the node.
+def _read_by_running(
+    node: Node, number: int, place: int, before: Edge
+) -> tuple[Tensor | None, Tensor] | None:
+    """Which entry of an input each entry of an output reads, found by running the node.
 
     Returns:
         The entries (None: the one in its own place) and factors, both flat; None if an entry may
-        read several, or if the node is not one to ask.
+        read several, or if the node must not be run.
     """
     name = type(node).__name__
     if name == HOOKED:
@@ -349,14 +353,14 @@ def _as_it_is(tensor: Tensor) -> Tensor:
 def _probed(
     node: Node, number: int, place: int, dtype: torch.dtype
 ) -> tuple[Tensor | None, Tensor] | None:
-    """The entries that each entry of an output reads, from the transpose of what a node gives back.
+    """The entries that each entry of an output reads, from the transpose of the node's backward.
 
-    The places of the entries are told by their digits, few enough at a time to be exact in the
-    precision that the node works in.
+    The numbers of the entries are passed through digit by digit, so that they stay exact in the
+    precision of the node.
     """
     metas = node._input_metadata
     like = metas[number]
-    # What is saved here is no business of a checkpoint that is at work.
+    # A checkpoint that is running must not save what is computed here.
     with torch.enable_grad(), saved_tensors_hooks(_as_it_is, _as_it_is):
         gradient = torch.zeros(like.shape, dtype=dtype, device=like.device, requires_grad=True)
         given = node(*(gradient if n == number else None for n in range(len(metas))))

@@ -1,9 +1,13 @@
-"""What a cell reads at each step, and what the loss gives to its state there.
+"""Run the cell of a sequence again: what it reads at each step, and what the loss gives there.
 
-A stack reads x, and the masks of a dropout between its layers. A layer that reads both ways is two
-cells side by side, each with its own time; in a stack of such layers each reads the outputs of both
-below over the whole sequence, which are computed first, and what it hands down counts as given by
-the loss to the layer below.
+A stack reads x, and the masks of a dropout between its layers. A bidirectional layer is two cells
+side by side, each with its own time. In a bidirectional stack each layer reads the outputs of both
+directions below over the whole sequence, which are computed first; the gradient of its input counts
+as given by the loss to the layer below.
+
+torch draws the masks of a dropout inside its kernel and keeps them to itself. On a CPU the same
+draws can be repeated from the state of the random generator before the call; whether they are the
+same is seen from the layer's output.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,21 +19,27 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from retrograde.cells import AbstractCell, Carrying, SideBySide, Stacked
-from retrograde.engine import Border, Entries, Unrolled, input_adjoints, unroll, with_factors
-from retrograde.engine import Read as Entry
+from retrograde.engine import (
+    Boundary,
+    Entries,
+    Read,
+    Unrolled,
+    input_adjoints,
+    unroll,
+    with_factors,
+)
 from retrograde.errors import RecordingError
-from retrograde.recording.calls import Read
-from retrograde.recording.chains import Span
-from retrograde.recording.masks import masks_of
+from retrograde.recording.calls import Call, Segment, StateRead, data
 
 REPLAYED = 1e-2
-"""Masks were found again if the output differs no more from the one that ran, relative to its size.
-With other masks it differs by about 1. In low precision 32 eps are allowed."""
+"""Masks are those of the pass if the output differs from the recorded one by no more than this,
+relative to its size. With other masks it differs by about 1. In low precision 32 eps are
+allowed."""
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
-    """A cell and everything that it meets in one or several sequences.
+class Replayed:
+    """A cell with its inputs, boundaries and adjoints, for one or several sequences.
 
     Attributes:
         cell: the cell.
@@ -37,7 +47,7 @@ class Reading:
         reads: what the cell reads, [T, B, R].
         initial: the state before the first step, [B, S].
         direct: what the loss gives to each state, [T, B, S].
-        borders: the steps that were not entered with the state before.
+        boundaries: the steps whose entering state is not simply the state before.
         lengths: the steps of each sample, None if all run to the end.
     """
 
@@ -46,52 +56,56 @@ class Reading:
     reads: Float[Tensor, "T B R"]
     initial: Float[Tensor, "B S"]
     direct: Float[Tensor, "T B S"]
-    borders: Mapping[int, Border]
+    boundaries: Mapping[int, Boundary]
     lengths: Int[Tensor, "B"] | None
 
     @staticmethod
-    def side_by_side(readings: "Sequence[Reading]") -> "Reading":
+    def side_by_side(runs: "Sequence[Replayed]") -> "Replayed":
         """Several sequences as samples of one, each from step 0."""
-        if len(readings) == 1:
-            return readings[0]
-        longest = max(len(reading.x) for reading in readings)
+        if len(runs) == 1:
+            return runs[0]
+        longest = max(len(run.x) for run in runs)
 
         def joined(sequences: list[Tensor]) -> Tensor:
             return torch.cat(
                 [pad(one, (0, 0, 0, 0, 0, longest - len(one))) for one in sequences], 1
             )
 
-        ragged = any(r.lengths is not None or len(r.x) < longest for r in readings)
-        lengths = torch.cat([r._lengths() for r in readings]) if ragged else None
-        borders = {
-            k: Border.side_by_side([r.borders.get(k, _handed_on(r.initial)) for r in readings])
-            for k in sorted({k for reading in readings for k in reading.borders})
+        ragged = any(r.lengths is not None or len(r.x) < longest for r in runs)
+        lengths = torch.cat([r._lengths() for r in runs]) if ragged else None
+        boundaries = {
+            k: Boundary.side_by_side([r.boundaries.get(k, _unchanged(r.initial)) for r in runs])
+            for k in sorted({k for run in runs for k in run.boundaries})
         }
-        x = joined([reading.x for reading in readings])
-        own = all(reading.reads is reading.x for reading in readings)
-        reads = x if own else joined([reading.reads for reading in readings])
-        initial = torch.cat([reading.initial for reading in readings])
-        direct = joined([reading.direct for reading in readings])
-        return Reading(readings[0].cell, x, reads, initial, direct, borders, lengths)
+        x = joined([run.x for run in runs])
+        own = all(run.reads is run.x for run in runs)
+        reads = x if own else joined([run.reads for run in runs])
+        initial = torch.cat([run.initial for run in runs])
+        direct = joined([run.direct for run in runs])
+        return Replayed(runs[0].cell, x, reads, initial, direct, boundaries, lengths)
 
     def _lengths(self) -> Int[Tensor, "B"]:
         full = torch.full(self.x.shape[1:2], len(self.x), device=self.x.device)
         return full if self.lengths is None else self.lengths
 
 
-def read(chain: list[Span], masked: bool, held: bool) -> Reading:
-    """The reading of one sequence of calls.
+def replay(segments: list[Segment], masked: bool, held: bool) -> Replayed:
+    """Replay one sequence of calls.
 
     Args:
-        chain: the calls.
+        segments: the calls.
         masked: a dropout acted in any call of the layer.
         held: the state that entered a call outlives it in any sequence of the layer.
 
     Raises:
         RecordingError: if the masks of a dropout cannot be drawn again.
     """
-    sequence = _Sequence(chain, masked, held)
-    return _both_ways(sequence) if chain[0].call.form.directions == 2 else _one_way(sequence)
+    sequence = _Sequence(segments, masked, held)
+    return (
+        _bidirectional(sequence)
+        if segments[0].call.form.directions == 2
+        else _one_direction(sequence)
+    )
 
 
 class _Sequence:
@@ -101,30 +115,34 @@ class _Sequence:
     samples leave the others as they are.
     """
 
-    def __init__(self, chain: list[Span], masked: bool, held: bool):
-        first = chain[0].call
-        self.form, self.cells, self.calls = first.form, first.cells, [span.call for span in chain]
+    def __init__(self, segments: list[Segment], masked: bool, held: bool):
+        first = segments[0].call
+        self.form, self.cells, self.calls = (
+            first.form,
+            first.cells,
+            [segment.call for segment in segments],
+        )
         self.held = held
         self.batch = max(call.batch for call in self.calls)
-        self._place(chain)
+        self._place(segments)
         self.x = self.joined([call.sequence(call.x)[0] for call in self.calls])
         self.initial = self.padded(first.state(first.given))
-        drawn = [masks_of(call) for call in self.calls] if masked else []
+        drawn = [_masks_of(call) for call in self.calls] if masked else []
         self.masks = [self.joined(list(of_layer)) for of_layer in zip(*drawn, strict=True)]
         width = sum(cell.output_size for cell in first.top)
         self.given_to_state = self.x.new_zeros(*self.x.shape[:2], self.initial.shape[1])
         self.given_to_entered = torch.zeros_like(self.given_to_state) if held else None
         self.given_to_output = self.x.new_zeros(*self.x.shape[:2], width)
-        for number, span in enumerate(chain):
-            if span.by_output is not None:
-                self.put(self.given_to_output, number, span.call.outputs(span.by_output))
-            last, samples = self.ends[number] - 1, torch.arange(span.call.batch)
-            self.given_to_state[last, samples.to(last.device)] = span.by_state
+        for number, segment in enumerate(segments):
+            if segment.by_output is not None:
+                self.put(self.given_to_output, number, segment.call.outputs(segment.by_output))
+            last, samples = self.ends[number] - 1, torch.arange(segment.call.batch)
+            self.given_to_state[last, samples.to(last.device)] = segment.by_state
             if self.given_to_entered is not None:
-                self.given_to_entered[last, samples.to(last.device)] = span.by_entered
-        self.borders = self._borders(chain)
+                self.given_to_entered[last, samples.to(last.device)] = segment.by_entered
+        self.boundaries = self._boundaries(segments)
 
-    def _place(self, chain: list[Span]) -> None:
+    def _place(self, segments: list[Segment]) -> None:
         """Where the steps of each call lie: `starts` and `ends`, for each of its samples."""
         device = self.calls[0].output.device
         parts = [call.sequence(call.x) for call in self.calls]
@@ -142,7 +160,7 @@ class _Sequence:
             if not ragged:  # all samples keep the same time
                 at[:] = at[:batch].max()
         batches = [call.batch for call in self.calls]
-        own = sorted(batches, reverse=True) == batches and not any(map(_mixes, chain))
+        own = sorted(batches, reverse=True) == batches and not any(map(_mixes, segments))
         self.steps = int(last.max())
         ended = own and bool((last < self.steps).any())
         self.lengths = last if ended else None
@@ -182,19 +200,19 @@ class _Sequence:
             self.put(whole, number, part)
         return whole
 
-    def _borders(self, chain: list[Span]) -> dict[int, Border]:
-        """The borders before the first steps of the calls."""
-        size, borders = self.initial.shape[1], dict[int, Border]()
+    def _boundaries(self, segments: list[Segment]) -> dict[int, Boundary]:
+        """The boundaries before the first steps of the calls."""
+        size, boundaries = self.initial.shape[1], dict[int, Boundary]()
         held = 2 if self.held else 1
-        for number, span in enumerate(chain):
-            reads = span.reads
+        for number, segment in enumerate(segments):
+            reads = segment.reads
             if number == 0 or (reads is None and not self.held):
                 continue
-            batch, starts = span.call.batch, self.starts[number]
+            batch, starts = segment.call.batch, self.starts[number]
             own = torch.arange(batch * size, device=starts.device).view(batch, size)
             if reads is None:
-                reads = (Read(False, own, torch.ones_like(own, dtype=torch.float64)),)
-            state = self.padded(span.call.state(span.call.given).repeat(1, held))
+                reads = (StateRead(False, own, torch.ones_like(own, dtype=torch.float64)),)
+            state = self.padded(segment.call.state(segment.call.given).repeat(1, held))
             found = []
             for read in reads:
                 sample, unit = read.source // size, read.source % size
@@ -209,16 +227,20 @@ class _Sequence:
             for k in sorted(set(starts.tolist())):
                 here = torch.zeros(self.batch, dtype=torch.bool, device=starts.device)
                 here[:batch] = starts == k
-                before = borders.get(k, _handed_on(state))
-                borders[k] = _replaced(before, here, state, found)
-        return borders
+                before = boundaries.get(k, _unchanged(state))
+                boundaries[k] = _replaced(before, here, state, found)
+        return boundaries
 
     def unroll(self, cell: AbstractCell, reads: Tensor, part: slice = slice(None)) -> Unrolled:
         """Run a cell that holds a part of the state."""
         size = self.initial.shape[1]
         start, stop, _ = part.indices(size)
-        borders = {k: _sliced(border, size, start, stop) for k, border in self.borders.items()}
-        return unroll(cell, reads, self.initial[:, part], borders=borders, lengths=self.lengths)
+        boundaries = {
+            k: _sliced(boundary, size, start, stop) for k, boundary in self.boundaries.items()
+        }
+        return unroll(
+            cell, reads, self.initial[:, part], boundaries=boundaries, lengths=self.lengths
+        )
 
     def turned(self, values: Float[Tensor, "T B M"]) -> Float[Tensor, "T B M"]:
         """Each call and sample from its end to its start: the time of a reverse direction."""
@@ -231,7 +253,7 @@ class _Sequence:
             order[:, : len(starts)] = torch.where(inside, starts + ends - 1 - steps, own)
         return values.gather(0, order.unsqueeze(-1).expand_as(values))
 
-    def check_replayed(self, output: Float[Tensor, "T B M"]) -> None:
+    def check_whole(self, output: Float[Tensor, "T B M"]) -> None:
         """Refuse masks that are not those of the pass that ran.
 
         Raises:
@@ -247,88 +269,94 @@ class _Sequence:
             if not bool((ours - ran)[known].norm() <= tolerance * ran[known].norm()):
                 raise RecordingError(
                     f"its dropout={self.form.dropout} between layers drew masks that cannot be "
-                    "drawn again (cuDNN keeps them to itself); call model.eval(), or set "
+                    "drawn again (cuDNN does not expose them); call model.eval(), or set "
                     "dropout=0, for the recorded pass"
                 )
 
 
-def _handed_on(like: Float[Tensor, "B S"]) -> Border:
-    """A border that hands on everything as it is."""
-    return Border.detached(torch.zeros_like(like), torch.ones_like(like, dtype=torch.bool))
+def _unchanged(like: Float[Tensor, "B S"]) -> Boundary:
+    """A boundary that hands on everything as it is."""
+    return Boundary.detached(torch.zeros_like(like), torch.ones_like(like, dtype=torch.bool))
 
 
-def _mixes(span: Span) -> bool:
+def _mixes(segment: Segment) -> bool:
     """Whether a sample reads the state of another one."""
-    size = span.call.state_size
-    sample = torch.arange(span.call.batch, device=span.by_state.device).unsqueeze(1)
+    size = segment.call.state_size
+    sample = torch.arange(segment.call.batch, device=segment.by_state.device).unsqueeze(1)
     return any(
         bool(((read.source // size != sample) & (read.factor != 0)).any())
-        for read in span.reads or ()
+        for read in segment.reads or ()
     )
 
 
 def _replaced(
-    border: Border,
+    boundary: Boundary,
     here: Bool[Tensor, "B"],
     state: Float[Tensor, "B S"],
     reads: list[tuple[Tensor, Tensor]],
-) -> Border:
-    """A border with what some samples read put in the place of what they read before."""
+) -> Boundary:
+    """A boundary with what some samples read put in the place of what they read before."""
     mask = here.unsqueeze(1)
     own = torch.arange(state.numel(), device=state.device).view_as(state)
     found = []
-    for number in range(max(len(reads), len(border.reads))):
-        old = border.reads[number] if number < len(border.reads) else Entry(torch.zeros_like(state))
+    for number in range(max(len(reads), len(boundary.reads))):
+        old = (
+            boundary.reads[number]
+            if number < len(boundary.reads)
+            else Read(torch.zeros_like(state))
+        )
         factor, source = reads[number] if number < len(reads) else (torch.zeros_like(state), own)
         before = own if old.source is None else old.source
         source = torch.where(mask, source, before)
         factor = torch.where(mask, factor, old.factor)
         plain = bool(((source == own) | (factor == 0)).all())
-        found.append(Entry(factor, None if plain else source))
-    return Border(torch.where(mask, state, border.state), border.carried & ~mask, tuple(found))
+        found.append(Read(factor, None if plain else source))
+    return Boundary(
+        torch.where(mask, state, boundary.state), boundary.carried & ~mask, tuple(found)
+    )
 
 
-def _sliced(border: Border, size: int, start: int, stop: int) -> Border:
+def _sliced(boundary: Boundary, size: int, start: int, stop: int) -> Boundary:
     """That of a part of the state, whose entries read the same part alone, without what is held."""
-    width, wide = stop - start, border.state.shape[1]
+    width, wide = stop - start, boundary.state.shape[1]
     if width == wide:
-        return border
+        return boundary
     reads = []
-    for read in border.reads:
+    for read in boundary.reads:
         factor, source = read.factor[:, start:stop], read.source
         if source is not None:
             sample, unit = source[:, start:stop] // wide, source[:, start:stop] % wide
             inside = (unit >= start) & (unit < stop)
             factor = factor * inside
             source = torch.where(inside, sample * width + unit - start, 0)
-        reads.append(Entry(factor, source))
-    return Border(border.state[:, start:stop], border.carried[:, start:stop], tuple(reads))
+        reads.append(Read(factor, source))
+    return Boundary(boundary.state[:, start:stop], boundary.carried[:, start:stop], tuple(reads))
 
 
-def _one_way(sequence: _Sequence) -> Reading:
+def _one_direction(sequence: _Sequence) -> Replayed:
     """A single cell or a stack."""
     cells, masks = sequence.cells, sequence.masks
     cell = cells[0] if sequence.form.stepped else Stacked(cells, masked=bool(masks))
     reads = torch.cat((sequence.x, *masks), -1) if masks else sequence.x
     if masks:
-        sequence.check_replayed(sequence.unroll(cell, reads).output)
+        sequence.check_whole(sequence.unroll(cell, reads).output)
     direct = sequence.given_to_state
     direct[..., cell.output] += sequence.given_to_output
-    return _reading(sequence, cell, reads, direct)
+    return _whole(sequence, cell, reads, direct)
 
 
-def _reading(
+def _whole(
     sequence: _Sequence, cell: AbstractCell, reads: Tensor, direct: Float[Tensor, "T B S"]
-) -> Reading:
-    """The reading of a whole sequence, with what is held beside the state."""
+) -> Replayed:
+    """A whole sequence; the state that entered each call is held beside the state if needed."""
     initial, x = sequence.initial, sequence.x
     if sequence.given_to_entered is not None:
         cell, initial = Carrying(cell), torch.cat((initial, initial), -1)
         direct = torch.cat((direct, sequence.given_to_entered), -1)
-    return Reading(cell, x, reads, initial, direct, sequence.borders, sequence.lengths)
+    return Replayed(cell, x, reads, initial, direct, sequence.boundaries, sequence.lengths)
 
 
-def _both_ways(sequence: _Sequence) -> Reading:
+def _bidirectional(sequence: _Sequence) -> Replayed:
     """Two cells for every layer, all side by side."""
     masks, x, given = sequence.masks, sequence.x, sequence.given_to_output
     pairs, start = [], 0
@@ -343,7 +371,7 @@ def _both_ways(sequence: _Sequence) -> Reading:
         x = _as_output(sequence, pair, unrolled.output)
         if number < len(masks):
             x = x * masks[number]
-    sequence.check_replayed(x)
+    sequence.check_whole(x)
 
     direct = sequence.given_to_state
     for number, (pair, part, unrolled) in reversed(list(enumerate(pairs))):
@@ -358,7 +386,7 @@ def _both_ways(sequence: _Sequence) -> Reading:
                 given = given * masks[number - 1]
     reads = torch.cat([unrolled.x for _, _, unrolled in pairs], -1)
     cell = SideBySide(sequence.cells, sequence.form.suffixes)
-    return _reading(sequence, cell, reads, direct)
+    return _whole(sequence, cell, reads, direct)
 
 
 def _as_output(
@@ -367,3 +395,23 @@ def _as_output(
     """From the own times of both directions to the time of the output, or back."""
     forward, reverse = torch.split(values, [cell.output_size for cell in pair.layers], -1)
     return torch.cat((forward, sequence.turned(reverse)), -1)
+
+
+def _masks_of(call: Call) -> list[Float[Tensor, "T B W"]]:
+    """What the outputs of each layer but the last were multiplied by: ones without a dropout."""
+    steps = (
+        call.sequence(call.x)[0].shape[:2] if isinstance(call.x, Tensor) else data(call.x).shape[:1]
+    )
+    width = call.form.directions * call.cells[0].output_size
+    device = call.output.device
+    ones = torch.ones(*steps, width, dtype=call.output.dtype, device=device)
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        if call.random is not None and on_gpu:
+            torch.cuda.set_rng_state(call.random, device)
+        elif call.random is not None:
+            torch.set_rng_state(call.random)
+        drawn = [torch.dropout(ones, call.form.dropout, True) for _ in range(call.form.layers - 1)]
+    if isinstance(call.x, Tensor):
+        return [mask.to(call.dtype) for mask in drawn]
+    return [call.outputs(mask) for mask in drawn]
