@@ -9,8 +9,8 @@ from torch import Tensor
 from retrograde.engine.scaling import NO_EXPONENT, Scaled, aligned, as_vectors, times_power_of_two
 
 AGREEMENT = -12
-"""A share in a row this near to the whole is the share in the whole to 2^AGREEMENT of itself at worst;
-where samples and steps cancel, rounding alone parts the two by more than a few roundings."""
+"""Two rows agree if they differ by 2^AGREEMENT of their norm. Where samples and steps cancel, the
+same gradient found in two ways differs by many roundings."""
 
 
 def shares(parts: Scaled, whole: Scaled | None = None) -> Float[Tensor, "N"]:
