@@ -128,8 +128,8 @@ def moved_by(model: nn.Module, batch: Any, loss_fn: LossFunction, seed: int, lay
 
         if noisy:
             recurrent_layers(copy)[layer].register_forward_hook(lambda _, __, out: other(out))
-        with seeded(seed), torch.no_grad():
-            losses.append(float(loss_fn(copy, copied(batch))))
+        with seeded(seed), torch.enable_grad():  # as in any other pass
+            losses.append(float(loss_fn(copy, copied(batch)).detach()))
     before, after = losses
     return abs(after - before) / max(abs(before), 1e-30)
 

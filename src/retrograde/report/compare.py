@@ -23,6 +23,10 @@ ROUNDING = 1e-3
 RESIDUAL = 10.0
 """Residuals are rounding errors: less than an order of magnitude is noise."""
 
+CLEAR = 0.1
+"""Losses of one batch that are nearer to each other than this share of the larger one have changed,
+and neither is called better."""
+
 RULES = {"reach": ("vanishing", "above"), "growth": ("exploding", "below")}
 """The rule that judges a number of a layer, and which way is then the healthy one."""
 
@@ -45,7 +49,8 @@ def compare(a: Report, b: Report, names: tuple[str, str] = ("before", "after")) 
 
     Of a layer whose parts are void in either report the residual alone is compared.
 
-    The loss comes first: lower is better where both reports saw the same batch. A model that has
+    The loss comes first: lower is better where both reports saw the same batch and the two differ
+    by more than a tenth. A model that has
     learnt what there is to learn (the rule `solved`) is not called worse for its loss, its numbers
     or a remark.
 
@@ -102,7 +107,8 @@ def _loss(a: Report, b: Report) -> Number | None:
     if a.loss is None or b.loss is None:
         return None
     alike = (a.settings.batch, a.settings.seed) == (b.settings.batch, b.settings.seed)
-    return _number("loss", "", a.loss, b.loss, "below" if alike else None)
+    clear = abs(a.loss - b.loss) > CLEAR * max(abs(a.loss), abs(b.loss))
+    return _number("loss", "", a.loss, b.loss, "below" if alike and clear else None)
 
 
 def _spared(changes: Comparison) -> Comparison:

@@ -1,6 +1,5 @@
 """Samples that see each other by accident are told from those that do so by design."""
 
-import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -9,12 +8,6 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
-from retrograde.diagnosis import limits
-from retrograde.diagnosis.copies import copied_model
-from retrograde.diagnosis.experiments import EXPERIMENTS, Case
-from retrograde.diagnosis.run import run
-from retrograde.diagnosis.sight import see
-from retrograde.diagnosis.subject import subjects
 from retrograde.tasks.trial_set.models import (
     B,
     H,
@@ -28,22 +21,9 @@ from retrograde.tasks.trial_set.models import (
     mse,
     read_last,
 )
+from support.looking import look
 
 pytestmark = pytest.mark.usefixtures("unchecked")
-
-
-def look(build, name="samples-mixed"):
-    """What became of one experiment."""
-    torch.manual_seed(13)
-    model, batch, loss_fn = build()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        before = run(copied_model(model), batch, loss_fn, 0)
-        sight = see(model, batch, loss_fn, 0)
-    values = {row.name: row.value for row in limits()}
-    found, _ = subjects(before.recording, limits(), None, None, before.balance)
-    case = Case(model, batch, loss_fn, 0, before, found, sight, None, values)
-    return EXPERIMENTS[name].check(case)
 
 
 def last_state(m, x):
@@ -273,20 +253,20 @@ SICK = {
 
 @pytest.mark.parametrize("name", BY_DESIGN)
 def test_samples_that_meet_by_design_are_a_remark(name):
-    check, findings = look(BY_DESIGN[name])
+    check, findings = look("samples-mixed", BY_DESIGN[name])
     assert check.status == "found", check
     assert [finding.severity for finding in findings] == ["info"], findings
 
 
 @pytest.mark.parametrize("name", APART)
 def test_samples_that_are_apart_are_no_finding(name):
-    check, findings = look(APART[name])
+    check, findings = look("samples-mixed", APART[name])
     assert check.status == "passed" and not findings, (check, findings)
 
 
 @pytest.mark.parametrize("name", SICK)
 def test_samples_that_are_mixed_are_found(name):
-    check, findings = look(SICK[name])
+    check, findings = look("samples-mixed", SICK[name])
     severity = "warning" if name == "smooth along the samples" else "error"
     assert [finding.severity for finding in findings] == [severity], check
 
@@ -301,5 +281,5 @@ def test_samples_that_are_mixed_are_found(name):
     ],
 )
 def test_what_could_not_be_told_is_said(build, said):
-    check, findings = look(build)
+    check, findings = look("samples-mixed", build)
     assert check.status == "passed" and said in check.reason and not findings

@@ -30,7 +30,7 @@ def likely_swapped(x: Float[Tensor, "T B I"]) -> tuple[float, float] | None:
     if not bool(known.any()):
         return None
     steps, samples = float(along[known].mean()), float(across[known].mean())
-    return (steps, samples) if samples > HIGH and abs(steps) < LOW else None
+    return (steps, samples) if samples > HIGH and steps < LOW else None
 
 
 def is_next(target: Tensor, inputs: Sequence[Tensor], axis: int) -> bool:

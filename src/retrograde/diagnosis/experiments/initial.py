@@ -30,12 +30,27 @@ def _look(case: Case) -> list[Finding] | NotApplicable:
     for name, state in constant.items():
         again = (same.get(name) or [None])[0]
         as_before = again is not None and all(map(torch.equal, state, again))
-        found.append(_given(name, state, other.get(name) if as_before else None))
+        found.append(_given(name, state, other.get(name) if as_before else None, _compares(case)))
     return found
 
 
+def _compares(case: Case) -> bool:
+    """Whether the loss has a target for each sample; noise is what a generator starts from."""
+    seen = case.sight.comparisons
+    samples = {reads[0].samples for reads in case.sight.reads.values()}
+    return not seen or any(
+        bool(each.target.ndim)
+        and not samples.isdisjoint(each.target.shape[:2])
+        and bool((each.target != each.target.flatten()[0]).any())
+        for each in seen
+    )
+
+
 def _given(
-    name: str, state: tuple[Tensor, ...], others: list[tuple[Tensor, ...] | None] | None
+    name: str,
+    state: tuple[Tensor, ...],
+    others: list[tuple[Tensor, ...] | None] | None,
+    compares: bool,
 ) -> Finding:
     other = others[0] if others else None
     drawn = other is not None and not all(map(torch.equal, state, other))
@@ -43,7 +58,7 @@ def _given(
     size = max(float(part.double().abs().max()) for part in state)
     return Finding(
         "initial-state",
-        "warning" if drawn else "info",
+        "warning" if drawn and compares else "info",
         name,
         f"{name!r} starts from a state that is neither zero nor learnt: it is "
         + (

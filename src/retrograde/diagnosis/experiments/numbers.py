@@ -79,6 +79,9 @@ def _in_the_loss(case: Case) -> list[Finding] | NotApplicable:
     if not sound:
         return NotApplicable("the prediction is not finite")
     prediction = sound[0]
+    largest = float(prediction.detach().abs().max()) if prediction.numel() else 0.0
+    if prediction.dtype != torch.float16 and largest > torch.finfo(prediction.dtype).max ** 0.5:
+        return NotApplicable(f"the predictions themselves are as large as {largest:.1g}")
     (gradient,) = torch.autograd.grad(loss, prediction, retain_graph=True, allow_unused=True)
     if gradient is None or (bool(gradient.isfinite().all()) and bool(loss.isfinite().all())):
         return []

@@ -32,7 +32,7 @@ def share_left(case: Case) -> float | None:
 def best_constant(each: Comparison) -> Tensor | None:
     """The prediction that is the same in all samples and has the least loss."""
     target, prediction = each.target.detach(), each.prediction.detach()
-    if not len(target) or not prediction.ndim:
+    if not target.ndim or not prediction.ndim or not target.numel():
         return None
     if each.function in ("mse_loss", "difference", "huber_loss", "smooth_l1_loss"):
         if target.shape != prediction.shape:

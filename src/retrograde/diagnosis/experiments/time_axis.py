@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from retrograde.diagnosis.experiments.experiment import Case, Experiment
+from retrograde.diagnosis.experiments.numbers import tensors
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable, Severity
 from retrograde.diagnosis.sight import Sight
 from retrograde.diagnosis.subject import Subject
@@ -71,7 +72,7 @@ def _look(case: Case) -> list[Finding] | NotApplicable:
         if runs.cut:
             findings += _cut(subject, run, lag)
         elif run == 1 and not beside:
-            findings.append(_one_step(subject, len(runs.lengths), lag))
+            findings.append(_one_step(case, subject, len(runs.lengths), lag))
         elif lag is not None and lag >= run + beside and not _held_elsewhere(case, lag):
             findings.append(_too_short(subject, lag, run + beside, beside > 0))
     return findings
@@ -100,11 +101,11 @@ def _passes_on(case: Case, one: str, other: str) -> bool:
     return any(f"passes on to {other!r}" in note for note in notes)
 
 
-def _one_step(subject: Subject, calls: int, lag: int | None) -> Finding:
+def _one_step(case: Case, subject: Subject, calls: int, lag: int | None) -> Finding:
     called = f" in each of {calls} calls, none of which hands its state to the next" * (calls > 1)
     return Finding(
         "no-time",
-        _how_bad(subject, calls, lag),
+        _how_bad(case, subject, calls, lag),
         subject.name,
         f"{subject.name!r} reads one step{called}: there is no earlier step to learn from"
         + (f", and the lag of {lag} steps is out of its sight" if lag else ""),
@@ -123,11 +124,22 @@ def _one_step(subject: Subject, calls: int, lag: int | None) -> Finding:
     )
 
 
-def _how_bad(subject: Subject, calls: int, lag: int | None) -> Severity:
+def _how_bad(case: Case, subject: Subject, calls: int, lag: int | None) -> Severity:
     """One step is all that an agent sees that is handed its state from outside."""
     if calls > 1 or lag:
         return "error"
-    return "info" if bool(subject.recorded.initial.any()) else "warning"
+    given = bool(subject.recorded.initial.any()) or _in_the_batch(case, subject.name)
+    return "info" if given else "warning"
+
+
+def _in_the_batch(case: Case, layer: str) -> bool:
+    """Whether the state that a layer starts from stands in the batch: zero as an episode begins."""
+    given = case.sight.initial[layer][0]
+    held = [tensor.flatten() for _, tensor in tensors(case.batch)]
+    return bool(given) and all(
+        any(part.numel() == each.numel() and torch.equal(part.flatten(), each) for each in held)
+        for part in given or ()
+    )
 
 
 def _cut(subject: Subject, run: int, lag: int | None) -> list[Finding]:

@@ -4,6 +4,7 @@ Layers that ran and got none, layers and directions of a stack, samples, and a d
 loss reads where it has seen one input.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from retrograde.diagnosis.experiments.comparison import broadcasts
 from retrograde.diagnosis.experiments.experiment import Case, Experiment, listed
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
 from retrograde.diagnosis.run import moved_by
-from retrograde.diagnosis.sight import see
+from retrograde.diagnosis.sight import Comparison, Sight, see
 from retrograde.diagnosis.subject import Subject
 from retrograde.recording import recurrent_layers
 
@@ -28,7 +29,7 @@ def _look(case: Case) -> list[Finding] | NotApplicable:
     for subject in case.subjects.values():
         if subject.place is None:
             found += _directions(subject) or _one_input(subject)
-            found += [] if broadcast else _samples(subject)
+            found += [] if broadcast else _samples(case, subject)
     return found
 
 
@@ -40,7 +41,7 @@ def _cut_off(case: Case) -> list[Finding]:
         if name not in refused or name in case.subjects or not _learns(case, name):
             continue
         change = moved_by(case.model, case.batch, case.loss_fn, case.seed, name)
-        if not change or _gives_the_target(case, name):
+        if not change or _by_design(case, name):
             continue
         findings.append(
             Finding(
@@ -63,10 +64,12 @@ def _learns(case: Case, layer: str) -> bool:
     return any(p.requires_grad for p in recurrent_layers(case.model)[layer].parameters())
 
 
-def _gives_the_target(case: Case, layer: str) -> bool:
-    """Whether a layer moves what predictions are compared with, and no prediction.
+def _by_design(case: Case, layer: str) -> bool:
+    """Whether a layer without a gradient is meant to have none.
 
-    So do a target network and a teacher, which get no gradient by design.
+    It is changed in a copy. A target network moves what predictions are compared with, and no
+    prediction; a momentum encoder is the double of a layer that learns, and moves nothing of it;
+    behind a generator that is not trained in this pass a layer reads other data as well.
     """
     copy = copied_model(case.model)
 
@@ -79,15 +82,59 @@ def _gives_the_target(case: Case, layer: str) -> bool:
 
     recurrent_layers(copy)[layer].register_forward_hook(lambda _, __, result: other(result))
     try:
-        moved = see(copy, case.batch, case.loss_fn, case.seed).comparisons
+        moved = see(copy, case.batch, case.loss_fn, case.seed)
     except Exception:
         return False
-    before = case.sight.comparisons
-    if not before or [each.function for each in before] != [each.function for each in moved]:
+    return (
+        _gives_the_target(case.sight.comparisons, moved.comparisons)
+        or _is_double(case, layer, moved)
+        or any(_both_ways(case, name, moved) for name in case.sight.reads if name != layer)
+    )
+
+
+def _gives_the_target(before: Sequence[Comparison], after: Sequence[Comparison]) -> bool:
+    """Whether targets moved, and no prediction."""
+    if not before or [each.function for each in before] != [each.function for each in after]:
         return False
-    pairs = list(zip(before, moved, strict=True))
+    pairs = list(zip(before, after, strict=True))
     same = all(torch.equal(one.prediction, another.prediction) for one, another in pairs)
     return same and not all(torch.equal(one.target, another.target) for one, another in pairs)
+
+
+def _is_double(case: Case, layer: str, moved: Sight) -> bool:
+    """Whether there is a layer of the same shape that gets a gradient and does the same still."""
+    layers = recurrent_layers(case.model)
+    own = [p.shape for p in layers[layer].parameters()]
+    return any(
+        name in case.subjects
+        and type(layers[name]) is type(layers[layer])
+        and [p.shape for p in layers[name].parameters()] == own
+        and _returns_the_same(case, name, moved)
+        for name in case.sight.reads
+        if name != layer
+    )
+
+
+def _both_ways(case: Case, name: str, moved: Sight) -> bool:
+    """Whether a layer reads what moved in some calls, and what did not in others."""
+    calls = _moved_reads(case, name, moved)
+    first = case.sight.initial.get(name, [None])
+    return any(calls) and not all(calls) and all(state is None for state in first)
+
+
+def _returns_the_same(case: Case, name: str, moved: Sight) -> bool:
+    """Whether a layer ends in the same states, call by call."""
+    before, after = case.sight.final.get(name, []), moved.final.get(name, [])
+    return len(before) == len(after) and all(
+        len(one) == len(two) and all(map(torch.equal, one, two))
+        for one, two in zip(before, after, strict=True)
+    )
+
+
+def _moved_reads(case: Case, name: str, moved: Sight) -> list[bool]:
+    """Of each call of a layer, whether it reads other numbers."""
+    pairs = zip(case.sight.reads[name], moved.reads.get(name, []), strict=False)
+    return [one.x.shape != two.x.shape or not torch.equal(one.x, two.x) for one, two in pairs]
 
 
 def _zero(*tensors: Tensor) -> bool:
@@ -179,7 +226,27 @@ def _one_input(subject: Subject) -> list[Finding]:
     return findings
 
 
-def _samples(subject: Subject) -> list[Finding]:
+def _left_out(case: Case, without: list[int], count: int) -> bool:
+    """Whether it is the loss that leaves out samples: a mask, a margin, the hardest of them.
+
+    A prediction that the loss does depend on, and that does not depend on the layer, is another
+    matter, as is a loss that takes a single sample.
+    """
+    loss, prediction = case.sight.loss, case.sight.prediction
+    reached = count - len(without)
+    if loss is None or prediction is None or reached < 2 or not loss.requires_grad:
+        return False
+    if prediction.ndim and len(prediction) == reached:
+        return True
+    for axis in range(min(2, prediction.ndim)):
+        if prediction.shape[axis] == count and prediction.requires_grad:
+            (found,) = torch.autograd.grad(loss, prediction, retain_graph=True, allow_unused=True)
+            rows = None if found is None else found.movedim(axis, 0).flatten(1)
+            return rows is not None and not bool(rows[without].any())
+    return False
+
+
+def _samples(case: Case, subject: Subject) -> list[Finding]:
     """Samples that give the layer no gradient."""
     direct = subject.recorded.direct
     reached = direct.abs().amax((0, 2)) != 0
@@ -191,7 +258,7 @@ def _samples(subject: Subject) -> list[Finding]:
     return [
         Finding(
             "unreached",
-            "error" if share > MOST else "info",
+            "error" if share > MOST and not _left_out(case, without, count) else "info",
             subject.name,
             f"{len(without)} of {count} samples give {subject.name!r} no gradient at all "
             f"(sample{'s' * (len(without) > 1)} {listed(without)})",

@@ -146,7 +146,7 @@ def _short(subject: Subject, evidence: Evidence) -> Finding:
         f"1 % over the lag that matters ({need.words}){other_ways}",
         (
             evidence,
-            Evidence(f"mean of the {gate.name} gate", float(gate.mean.mean()), ""),
+            Evidence(f"mean of the {gate.name} gate", float(gate.mean.mean()), "open"),
         ),
         (
             "The gate's bias is too low: torch draws it around 0, which leaves half at every step",
