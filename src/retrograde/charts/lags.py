@@ -21,11 +21,7 @@ from retrograde.charts.drawing import (
     table,
     thinned,
 )
-<<<<<<< HEAD
-=======
 from retrograde.charts.figure import figure
-from retrograde.charts.words import half_life_in_words
->>>>>>> main
 
 
 @figure

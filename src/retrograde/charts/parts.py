@@ -23,11 +23,7 @@ from retrograde.charts.drawing import (
     table,
     titled,
 )
-<<<<<<< HEAD
-=======
 from retrograde.charts.figure import figure
-from retrograde.charts.words import in_words, lag_in_words
->>>>>>> main
 
 
 @figure

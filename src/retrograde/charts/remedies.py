@@ -19,11 +19,7 @@ from retrograde.charts.drawing import (
     table,
     thinned,
 )
-<<<<<<< HEAD
-=======
 from retrograde.charts.figure import figure
-from retrograde.charts.words import lag_in_words
->>>>>>> main
 
 
 @figure

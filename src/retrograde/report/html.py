@@ -13,11 +13,13 @@ from retrograde._words import number, residual, suffix, value
 from retrograde.diagnosis import Finding
 from retrograde.report.data import ReportData
 from retrograde.report.layer import Layer
-<<<<<<< HEAD
-from retrograde.report.text import CHECKED, expected, moved_in_words, training_in_words
-=======
-from retrograde.report.text import batches_in_words, moved_in_words, training_in_words
->>>>>>> main
+from retrograde.report.text import (
+    CHECKED,
+    batches_in_words,
+    expected,
+    moved_in_words,
+    training_in_words,
+)
 
 MOST_BYTES = 1_950_000
 """Charts that would make a page larger than this are left out, and the page says which."""

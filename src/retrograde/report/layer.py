@@ -227,12 +227,11 @@ class Layer:
     residual_bound: float = math.inf
     reach_is_lower_bound: bool = False
 
-<<<<<<< HEAD
     @property
     def seen(self) -> bool:
         """Whether there is a gradient to look back on, and its parts hold."""
         return not self.void and self.entries > 0 and self.steps > 1
-=======
+
     def __repr__(self) -> str:
         return f"Layer {self.name!r}: {self.steps} steps, reach {self.reach}"
 
@@ -240,7 +239,6 @@ class Layer:
     def courses(self) -> tuple[GateSeries, ...]:
         """`gate_series` under its earlier name, until 0.2."""
         return self.gate_series
->>>>>>> main
 
     @staticmethod
     def of(
