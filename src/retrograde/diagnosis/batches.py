@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -22,7 +23,7 @@ ROUND = 1024
 """After this many steps the batches that were drawn come again in the same order."""
 
 HELD = 4
-"""One in so many batches is held out."""
+"""One batch in this many is held out."""
 
 MOST = 32
 """Maximum number of batches drawn from a loader or an iterator; training goes round them."""
@@ -75,6 +76,18 @@ class Batches:
             drawn=tuple(self.drawn[number] for number in rest),
             held=tuple(self.drawn[number] for number in held),
         )
+
+    def further(self, seed: int, most: int, seconds: float) -> Iterator[Any]:
+        """Batches other than the first, no more after this time; `most` counts the first."""
+        until = time.monotonic() + seconds
+        if self.function is not None:
+            given = (_called(self.function, seed + number) for number in range(1, most))
+        else:
+            given = (batch for batch in self.drawn if batch is not self.first)
+        for batch in islice(given, most - 1):
+            if time.monotonic() > until:
+                return
+            yield batch
 
     def by_step(self, seed: int, as_it_is: bool = False) -> Callable[[int], Any]:
         """The batch of each step of a training, the same ones for the same seed.

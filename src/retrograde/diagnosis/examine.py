@@ -1,13 +1,13 @@
 """A whole examination: the pass, what rules find in it, remedies, and training with them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from retrograde.diagnosis.copies import copy_of, seeded, untouched
+from retrograde.diagnosis.copies import copied_model, copy_of, seeded, untouched
 from retrograde.diagnosis.experiments import EXPERIMENTS, Case
 from retrograde.diagnosis.experiments.elsewhere import not_its_own
 from retrograde.diagnosis.experiments.solved import SOLVED
@@ -15,6 +15,7 @@ from retrograde.diagnosis.experiments.time_axis import CONSEQUENCES
 from retrograde.diagnosis.experiments.weight_scale import WEIGHT_SCALE
 from retrograde.diagnosis.finding import Check, Finding
 from retrograde.diagnosis.order import in_order
+from retrograde.diagnosis.over_batches import Seen, over_batches
 from retrograde.diagnosis.rules import LAYER_RULES
 from retrograde.diagnosis.run import LossFunction, Run, run
 from retrograde.diagnosis.sight import Sight, see
@@ -88,43 +89,36 @@ def examine(
     layer: str | None = None,
     remedies: bool = True,
     training: Plan | None = None,
+    others: Callable[[], Iterator[Any]] = lambda: iter(()),
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Examination:
     """Run a copy of the model, look at the pass and try remedies; arguments as in `diagnose`.
 
-    `training` says how remedies are trained, None that they are not.
+    `training` says how remedies are trained, None that they are not. `others` gives further
+    batches: what is found in less than most of all batches is not told.
     """
     tell = Teller(progress)
     tell("the backward pass")
-    with untouched(model):
+    if training is not None and training.optimizer is not None:
+        with untouched(model), seeded(seed):
+            optimizer_of(training.optimizer, copied_model(model))
+    asked = (loss_fn, limits, needs_lag, layer, seed)
+    main = _look(model, batch, *asked, tell)
+    before, found, errors, sight = main.run, main.subjects, main.errors, main.sight
+    looks, failed = [main.seen], 0
+    for other in others():
+        tell.more(1)
+        tell(f"batch {len(looks) + 1}")
         try:
-            copy = copy_of(model)
-            if training is not None and training.optimizer is not None:
-                with seeded(seed):
-                    optimizer_of(training.optimizer, copy.model)
-            before = run(copy.model, batch, loss_fn, seed)
-        except RecordingError as error:
-            raise RecordingError(
-                "loss_fn(model, batch) led no gradient through a recurrent layer of the model it "
-                f"was given. {error}"
-            ) from None
-    tell("taking it apart")
-    found, errors = subjects(before.recording, limits, needs_lag, layer, before.balance)
-    notes = _ended(found)
-    of_layers, checks = _apply(found)
-    tell("experiments on the whole")
-    values = {row.name: row.value for row in limits}
-    at_hand = (before, found, needs_lag, values, copy.reached)
-    of_model, tried, sight = _experiments(model, batch, loss_fn, seed, *at_hand)
-    of_model = [each for each in of_model if layer is None or each.layer in (None, layer)]
-    if not any(finding.rule.startswith("non-finite") for finding in of_model):
-        of_layers = _of_the_loss(before, found) + of_layers
-    if sight is not None and needs_lag is not None:
-        of_layers, checks = _of_its_own(sight, found, needs_lag, of_layers, checks)
-    told = _causes_behind([*of_model, *of_layers])
-    findings, checks = _without_consequences(told, [*tried, *checks])
-    findings = list(in_order(findings))
+            looks.append(_look(model, other, *asked).seen)
+        except Exception:  # the first batch ran; what is wrong with this one is not the question
+            failed += 1
+    told, checks, notes = over_batches(looks)
+    noun = "batch" if failed == 1 else "batches"
+    notes += [f"{failed} further {noun} could not be run."] if failed else []
+    notes = [*_ended(found), *notes]
+    findings = list(in_order(told))
     if not remedies:
         notes.append("Remedies were not tried: remedies=False.")
     else:
@@ -133,6 +127,9 @@ def examine(
         given = (model, batch, loss_fn, seed, limits, before, needs_lag, scale, has_rate)
         context = Context(*given)
         first = next(iter(found), "")
+        here = {(each.rule, each.layer) for each in main.seen.findings}
+        elsewhere = [each for each in findings if (each.rule, each.layer) not in here]
+        findings = [each for each in findings if each not in elsewhere]
         planned = len(plan(findings, first))
         tell.more(planned)
         findings, outcomes = try_remedies(context, found, findings, tell)
@@ -146,9 +143,58 @@ def examine(
         left = len(plan(findings, first, most=10**6)) - planned
         if left:
             notes.append(f"{left} remedies of further findings were not tried; layer= picks one.")
+        findings = list(in_order([*findings, *elsewhere]))
     tell("routes, crossings and gates")
     seen = (tuple(findings), tuple(errors), tuple(notes), tuple(checks))
     return Examination(before.recording, found, *seen)
+
+
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """What was looked at in one batch, and what was found."""
+
+    run: Run
+    subjects: Mapping[str, Subject]
+    errors: list[RetrogradeError]
+    sight: Sight | None
+    seen: Seen
+
+
+def _look(
+    model: nn.Module,
+    batch: Any,
+    loss_fn: LossFunction,
+    limits: Sequence[Threshold],
+    needs_lag: int | None,
+    layer: str | None,
+    seed: int,
+    tell: Callable[[str], object] = lambda what: None,
+) -> _Look:
+    """Run a copy of the model on one batch; every rule and every experiment looks at it."""
+    with untouched(model):
+        try:
+            copy = copy_of(model)
+            before = run(copy.model, batch, loss_fn, seed)
+        except RecordingError as error:
+            raise RecordingError(
+                "loss_fn(model, batch) led no gradient through a recurrent layer of the model it "
+                f"was given. {error}"
+            ) from None
+    tell("taking it apart")
+    found, errors = subjects(before.recording, limits, needs_lag, layer, before.balance)
+    of_layers, checks = _apply(found)
+    tell("experiments on the whole")
+    values = {row.name: row.value for row in limits}
+    at_hand = (before, found, needs_lag, values, copy.reached)
+    of_model, tried, sight = _experiments(model, batch, loss_fn, seed, *at_hand)
+    of_model = [each for each in of_model if layer is None or each.layer in (None, layer)]
+    if not any(finding.rule.startswith("non-finite") for finding in of_model):
+        of_layers = _of_the_loss(before, found) + of_layers
+    if sight is not None and needs_lag is not None:
+        of_layers, checks = _of_its_own(sight, found, needs_lag, of_layers, checks)
+    told = _causes_behind([*of_model, *of_layers])
+    findings, checks = _without_consequences(told, [*tried, *checks])
+    return _Look(before, found, errors, sight, Seen(tuple(findings), tuple(checks)))
 
 
 class Teller:

@@ -6,6 +6,7 @@ from statistics import stdev
 from typing import Any, Literal
 
 from retrograde import charts
+from retrograde._notebook import card
 from retrograde.cells import Position
 
 Severity = Literal["info", "warning", "error"]
@@ -55,6 +56,29 @@ class Evidence:
         if self.threshold is None or value != value:
             return True
         return value >= self.threshold if self.healthy == "above" else value <= self.threshold
+
+
+@dataclass(frozen=True)
+class Spread:
+    """In how many batches a finding holds, and its number in each of them.
+
+    Attributes:
+        found: the number of batches in which it holds.
+        of: the number of batches that were looked at.
+        values: the finding's first evidence in each batch in which it holds, in its unit.
+
+    Example:
+        >>> from retrograde.diagnosis import Spread
+        >>> str(Spread(7, 8, (5.0, 6.0, 5.0, 9.0, 6.0, 7.0, 5.0)))
+        'in 7 of 8 batches'
+    """
+
+    found: int
+    of: int
+    values: tuple[float, ...] = ()
+
+    def __str__(self) -> str:
+        return f"in {self.found} of {self.of} batches"
 
 
 @dataclass(frozen=True)
@@ -225,6 +249,7 @@ class Finding:
         steps: first and last step concerned.
         trials: remedies that were tried, those that trained better first, then the one with the
             largest effect in one pass.
+        batches: in how many batches it holds, where several were looked at.
 
     Example:
         >>> import torch, retrograde
@@ -252,6 +277,15 @@ class Finding:
     steps: tuple[int, int] | None = None
     trials: tuple[Trial, ...] = ()
     position: Position | None = None
+    batches: Spread | None = None
+
+    def __repr__(self) -> str:
+        where = "the whole model" if self.layer is None else self.layer
+        return f"Finding {self.rule!r} ({self.severity}) in {where}: {self.message}"
+
+    def _repr_html_(self) -> str:
+        rows = [f"{row.name}: {row.value:.3g} {row.unit}".rstrip() for row in self.evidence]
+        return card("\n".join([repr(self), *rows]), self.chart)
 
     def chart(self) -> Any:
         """The first evidence before and after each trial, as an Altair chart; None without any."""

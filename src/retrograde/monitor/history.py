@@ -8,7 +8,7 @@ from retrograde import _checks, charts
 from retrograde._optional import optional
 
 FORGOTTEN = math.log2(100)
-"""A gradient of 1 % is taken for forgotten; so many halvings."""
+"""The halvings after which 1 % of the gradient is left, which counts as forgotten."""
 
 
 class History(Sequence[Mapping[str, float]]):

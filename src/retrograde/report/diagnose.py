@@ -35,6 +35,9 @@ from retrograde.report.layer import Directions, Horizon, Layer
 from retrograde.report.report import Report
 from retrograde.spectra import spectrum as whole_spectrum
 
+LOOKED_AT = 8
+"""Maximum number of batches whose pass is looked at."""
+
 STATES = 512
 """Maximum of samples times S in a spectrum: for a large state fewer samples are used."""
 
@@ -107,13 +110,16 @@ def diagnose(
             evidence, no verdict. None, or False, tries none. Where nothing is found, nothing is
             trained.
         budget: seconds that all trainings together may take, after the passes. Where it is too
-            small for one, the evidence of the pass is what is left, and a note says so.
+            small for one, the evidence of the pass is what is left, and a note says so. A quarter
+            of it may go into drawing batches, and another into looking at further ones.
         optimizer: makes the optimiser for a list of parameters, as `lambda p: SGD(p, lr=0.1)`
             does. Without it, Adam with the best of a few learning rates trains each side.
         batches: what is trained on, other than the one batch: a DataLoader or another iterable of
             batches, of which at most 32 are drawn (an iterator has given them up then), or a
             function that maps a seed to a batch, which is called for every step. The first of them
-            is the batch if that is None.
+            is the batch if that is None. Of several batches at most 8 are looked at, and what is
+            found in less than most of them is not told; some are held out of training, and losses
+            are those of them.
         try_training: steps of each training; 0 for as many as the budget allows, 300 at most.
         seed: of what is random in the pass, in fresh weights and in training. Random numbers
             outside are left as they are.
@@ -194,11 +200,13 @@ def diagnose(
         if calls_next(subject, first, loss_fn, seed):
             batch, batches = None, [batch]  # the one batch that it is
     training = None
+    if progress is not None and (batches is not None or is_source(batch)):
+        progress(0, 1, "drawing batches")
     if kind == "train":
         given = _batches(batch, batches, seed, MOST_BATCHES, budget / 4)
         training = Plan(given, optimizer, budget, try_training or None)
     else:
-        given = _batches(batch, batches, seed, most=1)
+        given = _batches(batch, batches, seed, LOOKED_AT, budget / 4)
     batch = given.first
     examination = examine(
         subject,
@@ -209,6 +217,7 @@ def diagnose(
         layer=layer,
         remedies=kind is not None,
         training=training,
+        others=lambda: given.further(seed, LOOKED_AT, budget / 4),
         seed=seed,
         progress=progress,
     )
@@ -241,7 +250,7 @@ def _report(
             flow,
             bins,
             horizon,
-            [each.course for each in found[name].activities] if found[name].replayed else (),
+            [each.series for each in found[name].activities] if found[name].replayed else (),
             directions=directions.get(name),
         )
         for name, flow in flows.items()

@@ -59,6 +59,18 @@ def evidence_in_words(evidence: Evidence) -> str:
     return f"{words}, {bound} {number(evidence.threshold)} expected{setting}"
 
 
+def batches_in_words(found: Finding) -> str:
+    """In how many batches a finding holds, and its number there."""
+    spread, evidence = found.batches, found.evidence
+    if spread is None:
+        return ""
+    if not evidence or not spread.values:
+        return str(spread)
+    low, high = number(min(spread.values)), number(max(spread.values))
+    between = low if low == high else f"{low} to {high}"
+    return f"{spread}, {evidence[0].name} {between} {evidence[0].unit}".rstrip()
+
+
 def trial_in_words(trial: Trial, evidence: Evidence | None) -> str:
     """What became of a remedy, in a line that begins with the verdict.
 
@@ -124,6 +136,8 @@ def _finding(found: Finding) -> Any:
     heading.append(plain(place(found)))
     first = found.evidence[0] if found.evidence else None
     inside: list[Any] = [rich().Text(plain(found.message))]
+    if found.batches is not None:
+        inside.append(rich().Text(plain(batches_in_words(found))))
     inside += [rich().Text(plain(evidence_in_words(evidence))) for evidence in found.evidence]
     inside += _listed("likely causes, the likeliest first:", found.causes)
     if found.trials:
