@@ -132,11 +132,8 @@ def shares(
     largest shares are drawn, in their order.
     """
     alt = altair()
-    (first, *rest) = [
-        (" and ".join(axis), [_label(labels) for labels in zip(*axis.values(), strict=True)])
-        for axis in axes
-    ] or [("part", ["all"])]
-    (down, names), title = first, f"Share of the gradient by {first[0]}"
+    (down, names), *rest = axes_in_words(axes)
+    title = f"Share of the gradient by {down}"
     across = ", ".join(name for name, _ in rest)
     columns = [" · ".join(labels) for labels in product(*(labels for _, labels in rest))]
     share, log2 = share.reshape(len(names), -1), log2.reshape(len(names), -1)
@@ -233,14 +230,14 @@ def blocks(names: Sequence[tuple[str, str | None]], log2: Tensor, share: Tensor)
     """Size of each block of the gradient: weights down, gates side by side."""
     alt = altair()
     rows = [
-        (_block(name), name[0], round(size, 4), round(part, 6), f"{part:.1%}")
+        (block_in_words(name), name[0], round(size, 4), round(part, 6), f"{part:.1%}")
         for name, size, part in zip(names, log2.tolist(), share.tolist(), strict=True)
         if math.isfinite(size)
     ]
     if not rows:
         return nothing(alt, "Blocks of the gradient")
     kinds = {"block": "string", "parameter": "string", "log2": "number", "share": "number"}
-    order = [_block(name) for name in names]
+    order = [block_in_words(name) for name in names]
     chart = (
         alt.Chart(table(alt, {**kinds, "text": "string"}, rows))
         .transform_calculate(norm=NORM)
@@ -274,7 +271,15 @@ def blocks(names: Sequence[tuple[str, str | None]], log2: Tensor, share: Tensor)
     )
 
 
-def _label(labels: Sequence[Any]) -> str:
+def axes_in_words(axes: Sequence[Mapping[str, Sequence[Any]]]) -> list[tuple[str, list[str]]]:
+    """The name of each axis and of each of its places; of no axes, those of a single part."""
+    return [
+        (" and ".join(axis), [label_in_words(place) for place in zip(*axis.values(), strict=True)])
+        for axis in axes
+    ] or [("part", ["all"])]
+
+
+def label_in_words(labels: Sequence[Any]) -> str:
     """The label of a place, or its labels side by side."""
     words = [
         lag_in_words(label) if isinstance(label, range) else str(label)
@@ -284,5 +289,5 @@ def _label(labels: Sequence[Any]) -> str:
     return " · ".join(words)
 
 
-def _block(name: tuple[str, str | None]) -> str:
+def block_in_words(name: tuple[str, str | None]) -> str:
     return name[0] if name[1] is None else f"{name[0]} · {name[1]}"
