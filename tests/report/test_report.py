@@ -284,7 +284,7 @@ def test_a_layer_holds_the_numbers_of_its_flow(report, flows, models):
             assert part.axes == split.axes and part == split
             torch.testing.assert_close(part.share, split.share)
             assert float(part.share.sum()) == pytest.approx(1)
-        arrived = flow.by_route().share[flow.by_route().ways.index("carousel")].sum()
+        arrived = flow.by_route().share[flow.by_route().labels.index("carousel")].sum()
         assert layer.share_carousel == pytest.approx(float(arrived))
 
 
@@ -362,14 +362,14 @@ def test_routes_of_short_sequences_and_of_no_gradient(steps, factor, tmp_path):
 def test_the_chart_of_routes_shows_every_part_with_a_colour_of_its_own():
     flow = flow_of(nn.LSTM(2, 3, 3))
     split = flow.by_route()
-    assert len(split.ways) == 16
+    assert len(split.labels) == 16 and split.ways == split.labels
     spec = split.chart().to_dict()
     rows = rows_of(spec)
     assert len(rows) == int((split.log2 > -torch.inf).sum())
     assert sum(row["share"] for row in rows) == pytest.approx(1, abs=1e-4)
     line, points = spec["vconcat"][0]["layer"]
     scale = line["encoding"]["color"]["scale"]
-    assert scale["domain"] == list(split.ways)
+    assert scale["domain"] == list(split.labels)
     assert len(set(scale["range"])) == 16
     shapes = points["encoding"]["shape"]["scale"]["range"]
     assert len(shapes) == 16 and len(set(shapes)) == len(charts.SHAPES)

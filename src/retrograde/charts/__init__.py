@@ -10,7 +10,7 @@ from retrograde.charts.parts import (
     loss_step_by_use_step,
     shares,
     shares_by_lag,
-    ways_by_lag,
+    split_by_lag,
 )
 from retrograde.charts.remedies import before_after, clipping, training_curves
 from retrograde.charts.spectra import directions, exponents, singular_values
@@ -42,7 +42,7 @@ __all__ = [
     "shares",
     "shares_by_lag",
     "singular_values",
+    "split_by_lag",
     "training_curves",
     "training_run",
-    "ways_by_lag",
 ]

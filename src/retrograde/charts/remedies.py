@@ -26,8 +26,8 @@ from retrograde.charts.figure import figure
 def clipping(
     lags: Sequence[range],
     by_lag: tuple[Tensor, Tensor],
-    ways: Sequence[str],
-    by_way: tuple[Tensor, Tensor],
+    routes: Sequence[str],
+    by_route: tuple[Tensor, Tensor],
     cosine: float,
     kept: float,
 ) -> Any:
@@ -43,7 +43,7 @@ def clipping(
     panels = []
     for names, shares, axis in (
         ([lag_in_words(lag) for lag in lags], by_lag, "lag (steps)"),
-        (list(ways), by_way, "route of the last hop"),
+        (list(routes), by_route, "route of the last hop"),
     ):
         rows = [
             (name, label, round(share, 6))

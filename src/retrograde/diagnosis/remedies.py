@@ -386,7 +386,7 @@ def _standardised(x: Tensor) -> Tensor:
 
 
 class Windows(nn.Module):
-    """A recurrent layer that runs in windows of so many steps and detaches its state in between."""
+    """A recurrent layer that runs in windows and detaches its state between them."""
 
     def __init__(self, layer: nn.Module, steps: int):
         super().__init__()
@@ -438,7 +438,7 @@ def window(target: Target) -> Applied:
 @remedy(
     "standardise-input",
     "What the layer reads is shifted and scaled to mean 0 and standard deviation 1 in every "
-    "feature: large inputs push gates to the flat ends of their squashing functions.",
+    "feature: large inputs push gates to the flat ends of their activation functions.",
     "The layer's input is not scaled",
     "Scale the input",
     "Standardise every feature",

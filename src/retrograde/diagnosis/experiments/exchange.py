@@ -343,4 +343,4 @@ def _one_for_each(values: list[Any] | tuple[Any, ...], samples: int) -> bool:
 
 
 FEW = 4
-"""A batch of so many samples may be a tuple of as many tensors."""
+"""Up to this many samples, a batch may be a tuple of one tensor per sample."""

@@ -190,7 +190,7 @@ def _idle(subject: Subject, evidence: Evidence) -> Finding:
         (
             "Their pre-activations are negative throughout, and a relu passes nothing there"
             if relu
-            else "Their gates are shut, or they stand at the end of their squashing function",
+            else "Their gates are shut, or they stand at the end of their activation function",
             "A step of the optimiser that was too large has pushed them there",
         ),
         (
@@ -295,7 +295,7 @@ def _without_forget(subject: Subject) -> str:
 SATURATED = Rule(
     "saturated",
     "Gates or states are saturated",
-    "The share of activations, over samples, units and steps, at which the slope of the squashing "
+    "The share of activations, over samples, units and steps, at which the slope of the activation "
     "function is next to 0. A unit that holds its state (its forget or update gate open, its input "
     "gate shut) is not counted: that is what gates are for. It is a warning where a cell state has "
     "drifted, or where inputs, weights or biases are so large that they decide by themselves; a "

@@ -51,7 +51,7 @@ def _misleads(subject: Subject, evidence: Evidence) -> Finding:
             Evidence("spectral radius", radius.value, f"in {radius.route}"),
         ),
         (
-            "Inputs and state hold the squashing function where its slope is smaller than its "
+            "Inputs and state hold the activation function where its slope is smaller than its "
             "largest, so that every step shrinks more than the matrix alone tells",
         )
         if above
