@@ -49,7 +49,7 @@ def _exploding(subject: Subject, evidence: Evidence) -> Finding:
         f"The gradient explodes on its way back, most of it along {route}",
         (
             evidence,
-            Evidence("growth per step", per_step, "powers of two per step"),
+            Evidence("mean growth", per_step, "powers of two per step"),
             Evidence(f"growth without {route}", alone, "powers of two"),
             Evidence(f"steps until {dtype} overflows", steps_left, "steps"),
         ),
