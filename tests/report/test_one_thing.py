@@ -73,14 +73,17 @@ def test_errors_and_warnings_come_by_question_and_remarks_after_them():
 
 def test_a_lag_that_nobody_named_is_a_remark_and_one_lost_in_rounding_an_error():
     torch.manual_seed(0)
-    model, batch = Forecaster(nn.LSTM(3, 16)), (torch.randn(64, 4, 3), torch.randn(4, 1))
+    model, batch = Forecaster(nn.RNN(3, 16)), (torch.randn(64, 4, 3), torch.randn(4, 1))
+
+    with torch.no_grad():
+        model.recurrent.weight_hh_l0.mul_(0.6)
 
     def severities(**options):
         found = retrograde.diagnose(model, batch, squared, remedies=None, **options).findings
-        return {f.severity for f in found if f.rule in ("vanishing", "forget-gate-too-short")}
+        return {f.severity for f in found if f.rule == "vanishing"}
 
     assert severities() == {"info"}
-    assert severities(needs_lag=15) == {"warning"}
+    assert severities(needs_lag=8) == {"warning"}
     assert severities(needs_lag=60) == {"error"}
 
 
@@ -91,7 +94,7 @@ def test_an_output_layer_that_starts_small_is_no_trouble(scale):
     with torch.no_grad():
         model.head.weight.mul_(scale)
         model.head.bias.fill_(5e4 if scale else 0.0)
-    y = torch.randn(8, 1) + float(model.head.bias)
+    y = torch.randn(8, 1) + model.head.bias.detach()
     report = retrograde.diagnose(model, (torch.randn(30, 8, 3), y), squared, remedies=None)
     assert report.ok, report.findings
 
@@ -102,7 +105,7 @@ def test_a_solved_model_is_never_called_worse_and_the_loss_comes_first():
     batch = x, x[-1].clone()
     before = retrograde.diagnose(model, batch, squared, remedies=None, needs_lag=25)
     optimizer = torch.optim.Adam(model.parameters(), 0.02)
-    for _ in range(150):
+    for _ in range(120):
         optimizer.zero_grad()
         squared(model, batch).backward()
         optimizer.step()
