@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retrograde import _checks, charts
+from retrograde import _checks, charts, plots
 from retrograde._notebook import card
 from retrograde.cells import AbstractCell, Cut, clipped, unclipped
 from retrograde.clipping import AbstractInside, AbstractPolicy, chain
@@ -31,7 +31,7 @@ from retrograde.decomposition.parts import Parts, together
 from retrograde.decomposition.replay import replay
 from retrograde.decomposition.residual import Allowance, Residual, residual
 from retrograde.decomposition.rounding import moved_by_rounding, whole_gradient
-from retrograde.decomposition.rows import log2_of_sum
+from retrograde.decomposition.rows import log2_of_sum, near
 from retrograde.decomposition.summary import NEAR, Summary, growth
 from retrograde.engine import Entries, Scaled, Unrolled, fold, with_factors
 from retrograde.errors import ArgumentError, VoidDecompositionWarning
@@ -90,14 +90,29 @@ class Flow(AbstractGradient):
     def _tables(self) -> tuple[Mapping[str, Parts], Adjoints]:
         """What most questions need, from a single pass."""
         norms = ContributionNorms(self.entries, self.steps, self.parameters)
-        shares = ContributionShares(self.entries, self.steps, self.gradient)
+        known = self._autograds
+        shares = ContributionShares(self.entries, self.steps, known or self.gradient)
         adjoints = AdjointNorms(self.entries, self.steps)
         octaves = lag_bins("octaves", self.steps)
         sums = LagSums(octaves, self._cell)
         fold(self.unrolled, self.entries, [norms, shares, adjoints, sums])
-        self._found[Lags(octaves)] = sums.result()
-        parts = parts_by_time(self.unrolled, self.entries, self.gradient, norms, shares)
+        by_lag = self._found[Lags(octaves)] = sums.result()
+        whole = {name: parts.scaled.total() for name, parts in by_lag.items()}
+        if known and not all(near(known[name], whole[name]) for name in known):
+            shares = ContributionShares(self.entries, self.steps, whole)
+            fold(self.unrolled, self.entries, [shares])
+        parts = parts_by_time(self.unrolled, self.entries, whole, norms, shares)
         return parts, adjoints.result()
+
+    @property
+    def _autograds(self) -> Mapping[str, Scaled]:
+        """Autograd's gradient, which saves a pass for our own; empty where it is less precise."""
+        given, dtype = self.recorded.gradients, self.entries.direct.dtype
+        if not self._compares_with_autograd or self._rounding > torch.finfo(dtype).eps:
+            return {}
+        if any(name not in given or not given[name].isfinite().all() for name in self.parameters):
+            return {}
+        return {name: Scaled.of(given[name].to(dtype).unsqueeze(0)) for name in self.parameters}
 
     def walked(self) -> "Flow":
         """The same flow, its backward pass done: what is not finite on the way is raised here.
@@ -146,8 +161,7 @@ class Flow(AbstractGradient):
         sizes = {n: log2_of_sum(self.by_time(n).log2.flatten()) for n in self.parameters}
         parts = {name: self.by_lag(name).scaled.total() for name in self.parameters}
         cancelling = {
-            name: float(torch.exp2(size - self.gradient[name].log2_norms()))
-            for name, size in sizes.items()
+            name: float(torch.exp2(size - parts[name].log2_norms())) for name, size in sizes.items()
         }
         return self._compared(parts, cancelling)
 
@@ -298,7 +312,7 @@ class Flow(AbstractGradient):
     def by_route(self, parameter: str | None = None, bins: Bins = "octaves") -> Parts:
         """The parts by lag, split by the route of the last hop, the one that arrives at step k.
 
-        A part that has made no hop (t = k) is "direct". Summed over the ways this is `by_lag`.
+        A part that has made no hop (t = k) is "direct". Summed over the routes this is `by_lag`.
 
         Args:
             parameter: a name, or None for the whole gradient as one vector.
@@ -483,7 +497,7 @@ class Flow(AbstractGradient):
         if set(self.routes) != set(self._cell.recurrent_routes):
             routes = self.by_route()
             others = {"direct", *self._cell.recurrent_routes}
-            kept = [route for route in routes.ways if route not in others]
+            kept = [route for route in routes.labels if route not in others]
             carousel = float(routes.select(route=kept).share.sum())
         return Summary(
             self.reach,
@@ -496,8 +510,22 @@ class Flow(AbstractGradient):
 
     def chart(self) -> Any:
         """The mean contribution over lag, with reach and half-life, as an Altair chart."""
-        mean = self.by_time().log2_mean_by_lag
-        return charts.lag_curve(mean, self.reach, self.half_life, REACH)
+        return charts.lag_curve(*self._lag_curve)
+
+    def plot(self, ax: Any = None) -> tuple[Any, Any]:
+        """The same with Matplotlib, as (figure, axes).
+
+        Args:
+            ax: the axes to draw on; new ones if None.
+
+        Raises:
+            MissingExtraError: without matplotlib; the message says how to install it.
+        """
+        return plots.lag_curve(*self._lag_curve, ax)
+
+    @property
+    def _lag_curve(self) -> tuple[Tensor, int, float, float]:
+        return self.by_time().log2_mean_by_lag.cpu(), self.reach, self.half_life, REACH
 
     def contribution(self, parameter: str, t: int, k: int) -> Float[Tensor, "*R"]:
         """C[t,k] itself: the part of dL/dW that enters at step t and uses the weights at step k.
