@@ -1,4 +1,4 @@
-"""Bins that are named before the walk are summed from its parts, and are what their own pass gives."""
+"""Bins that are named before the walk are summed from its parts, as their own pass would do."""
 
 import pytest
 import torch
