@@ -43,8 +43,8 @@ def test_routes_are_stacked_to_the_shares_of_their_lags(flow):
     drawn = torch.tensor([float(bar.get_height()) for bar in ax.patches]).reshape(-1, lags)
     torch.testing.assert_close(drawn, parts.share.float(), rtol=1e-4, atol=1e-6)
     assert max(tops) == pytest.approx(float(parts.share.clamp(min=0).sum(0).max()), rel=1e-4)
-    assert colours(ax.patches[::lags]) == list(SERIES[: len(parts.ways)])
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == list(parts.ways)
+    assert colours(ax.patches[::lags]) == list(SERIES[: len(parts.labels)])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == list(parts.labels)
 
 
 def test_the_map_has_the_sizes(flow):

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from retrograde._optional import optional
+from retrograde._words import half_life_in_words, lag_in_words
 from retrograde.charts import COUNTER, GREY, INK, SERIES
 from retrograde.charts.drawing import DEPTH, ramp, repeated
 from retrograde.charts.parts import axes_in_words, block_in_words
-from retrograde.charts.words import half_life_in_words, lag_in_words
 
 Drawn = tuple[Any, Any]
 """A Matplotlib figure and its axes."""
@@ -100,16 +100,17 @@ def shares(
     return figure, ax
 
 
-def ways_by_lag(
-    kind: str, ways: Sequence[str], lags: Sequence[range], log2: Tensor, share: Tensor, ax: Any
+def split_by_lag(
+    kind: str, labels: Sequence[str], lags: Sequence[range], log2: Tensor, share: Tensor, ax: Any
 ) -> Drawn:
     """Routes or crossings over lag: their signed shares, stacked."""
     figure, ax = _axes(ax)
-    colours = repeated(SERIES, len(ways)) if kind == "route" else ramp(len(ways))
+    colours = repeated(SERIES, len(labels)) if kind == "route" else ramp(len(labels))
     names = [lag_in_words(lag) for lag in lags]
     above, below = numpy.zeros(len(names)), numpy.zeros(len(names))
-    for way, colour, parts in zip(ways, colours, share.nan_to_num().numpy(), strict=True):
-        ax.bar(names, parts, bottom=numpy.where(parts >= 0, above, below), color=colour, label=way)
+    for label, colour, parts in zip(labels, colours, share.nan_to_num().numpy(), strict=True):
+        bottom = numpy.where(parts >= 0, above, below)
+        ax.bar(names, parts, bottom=bottom, color=colour, label=label)
         above, below = above + parts.clip(min=0), below + parts.clip(max=0)
     ax.axhline(0, color=GREY, linewidth=0.8)
     ax.set(xlabel="lag (steps)", ylabel="signed share")

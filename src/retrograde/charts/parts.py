@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from retrograde._words import in_words, lag_in_words
 from retrograde.charts.drawing import (
     COUNTER,
     DEPTH,
@@ -23,7 +24,6 @@ from retrograde.charts.drawing import (
     titled,
 )
 from retrograde.charts.figure import figure
-from retrograde.charts.words import in_words, lag_in_words
 
 
 @figure
@@ -174,34 +174,34 @@ def shares(
 
 
 @figure
-def ways_by_lag(
-    kind: str, ways: Sequence[str], lags: Sequence[range], log2: Tensor, share: Tensor
+def split_by_lag(
+    kind: str, labels: Sequence[str], lags: Sequence[range], log2: Tensor, share: Tensor
 ) -> Any:
     """Routes or crossings over lag: sizes as lines above, signed shares stacked below."""
     alt = altair()
     title, colours = {
-        "route": ("Routes by which the gradient arrives", repeated(SERIES, len(ways))),
-        "crossings": ("How often the gradient crossed recurrent weights", ramp(len(ways))),
+        "route": ("Routes by which the gradient arrives", repeated(SERIES, len(labels))),
+        "crossings": ("How often the gradient crossed recurrent weights", ramp(len(labels))),
     }[kind]
     names = [lag_in_words(lag) for lag in lags]
     whole = share.sum().abs()
     rows = [
-        (name, way, round(size, 3), round(part, 6) if whole == whole else None, number)
-        for number, (way, sizes, parts) in enumerate(
-            zip(ways, log2.tolist(), share.tolist(), strict=True)
+        (name, label, round(size, 3), round(part, 6) if whole == whole else None, number)
+        for number, (label, sizes, parts) in enumerate(
+            zip(labels, log2.tolist(), share.tolist(), strict=True)
         )
         for name, size, part in zip(names, sizes, parts, strict=True)
         if math.isfinite(size)
     ]
     if not rows:
         return nothing(alt, title)
-    kinds = {"lags": "string", "way": "string", "log2": "number", "share": "number"}
+    kinds = {"lags": "string", "label": "string", "log2": "number", "share": "number"}
     x = alt.X("lags:O", sort=names, title="lag (steps)", axis=alt.Axis(labelAngle=0))
-    domain = list(ways)
-    color = alt.Color("way:N", title=kind, scale=alt.Scale(domain=domain, range=colours))
-    shapes = alt.Scale(domain=domain, range=repeated(SHAPES, len(ways)))
+    domain = list(labels)
+    color = alt.Color("label:N", title=kind, scale=alt.Scale(domain=domain, range=colours))
+    shapes = alt.Scale(domain=domain, range=repeated(SHAPES, len(labels)))
     tooltip = [
-        alt.Tooltip("way:N", title=kind),
+        alt.Tooltip("label:N", title=kind),
         alt.Tooltip("lags:O", title="lags (steps)"),
         alt.Tooltip("norm:N", title="norm"),
         alt.Tooltip("share:Q", title="share", format=".2%"),
@@ -213,7 +213,7 @@ def ways_by_lag(
     )
     sizes = chart.encode(y=alt.Y("log2:Q", title="log2 norm", scale=alt.Scale(zero=False)))
     points = sizes.mark_point(filled=True, size=45, opacity=1).encode(
-        shape=alt.Shape("way:N", title=kind, scale=shapes)
+        shape=alt.Shape("label:N", title=kind, scale=shapes)
     )
     stacked = chart.mark_bar().encode(
         y=alt.Y("share:Q", title="signed share", axis=alt.Axis(format="%")),

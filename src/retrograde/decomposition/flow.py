@@ -319,7 +319,7 @@ class Flow(AbstractGradient):
     def by_route(self, parameter: str | None = None, bins: Bins = "octaves") -> Parts:
         """The parts by lag, split by the route of the last hop, the one that arrives at step k.
 
-        A part that has made no hop (t = k) is "direct". Summed over the ways this is `by_lag`.
+        A part that has made no hop (t = k) is "direct". Summed over the routes this is `by_lag`.
 
         Args:
             parameter: a name, or None for the whole gradient as one vector.
@@ -510,7 +510,7 @@ class Flow(AbstractGradient):
         if set(self.routes) != set(self._cell.recurrent_routes):
             routes = self.by_route()
             others = {"direct", *self._cell.recurrent_routes}
-            kept = [route for route in routes.ways if route not in others]
+            kept = [route for route in routes.labels if route not in others]
             carousel = float(routes.select(route=kept).share.sum())
         return Summary(
             self.reach,

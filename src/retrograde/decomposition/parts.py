@@ -66,7 +66,7 @@ class Parts:
         >>> near = parts.select(route="carousel", lag=range(0, 3))
         >>> near.axes
         ({'lag': (range(0, 1), range(1, 3))},)
-        >>> torch.allclose(near.share, parts.share[parts.ways.index("carousel"), :2])
+        >>> torch.allclose(near.share, parts.share[parts.labels.index("carousel"), :2])
         True
     """
 
@@ -261,7 +261,7 @@ class Parts:
             case (("lag",),):
                 return "shares_by_lag", (self.lags, log2, share)
             case ((("route" | "crossing"),), ("lag",)):
-                return "ways_by_lag", (self.kind, self.ways, self.lags, log2, share)
+                return "split_by_lag", (self.kind, self.labels, self.lags, log2, share)
             case (("parameter", "gate"),):
                 return "blocks", (self.blocks, log2, share)
         return "shares", ([dict(axis) for axis in self.axes], log2, share)
@@ -319,13 +319,18 @@ class Parts:
         return torch.tensor(last, dtype=torch.int64, device=self.held.log2.device)
 
     @property
-    def ways(self) -> tuple[Any, ...]:
+    def labels(self) -> tuple[Any, ...]:
         """The labels of the first axis: "direct" and the routes, or the numbers of crossings."""
         return next(iter(self.axes[0].values()))
 
     @property
+    def ways(self) -> tuple[Any, ...]:
+        """`labels` under its earlier name, until 0.2."""
+        return self.labels
+
+    @property
     def kind(self) -> str:
-        """What the ways are: "route" or "crossings"."""
+        """What the labels are: "route" or "crossings"."""
         name = next(iter(self.axes[0]))
         return "crossings" if name == "crossing" else name
 

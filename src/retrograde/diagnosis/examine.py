@@ -41,6 +41,7 @@ class Examination:
         errors: why other layers could not be looked at.
         notes: what a reader must know.
         checks: what became of every rule at every layer.
+        loss: of the pass, where it was run here.
     """
 
     recording: Recording
@@ -49,6 +50,7 @@ class Examination:
     errors: tuple[RetrogradeError, ...] = ()
     notes: tuple[str, ...] = ()
     checks: tuple[Check, ...] = ()
+    loss: float | None = None
 
 
 def examine_layer(
@@ -145,7 +147,7 @@ def examine(
             notes.append(f"{left} remedies of further findings were not tried; layer= picks one.")
         findings = list(in_order([*findings, *elsewhere]))
     tell("routes, crossings and gates")
-    seen = (tuple(findings), tuple(errors), tuple(notes), tuple(checks))
+    seen = (tuple(findings), tuple(errors), tuple(notes), tuple(checks), before.loss)
     return Examination(before.recording, found, *seen)
 
 

@@ -25,7 +25,7 @@ REGRESSIONS = ("difference", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_los
 
 def _shapes(case: Case) -> list[Finding] | NotApplicable:
     if not case.sight.comparisons and not case.sight.broadcast:
-        return NotApplicable("the loss was not seen to compare a prediction with a target")
+        return NotApplicable("no comparison of a prediction with a target was found in the loss")
     found = {
         (each.prediction.shape, each.target.shape): _broadcast(each, case.sight.warnings)
         for each in broadcasts(case)

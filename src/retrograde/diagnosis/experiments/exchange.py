@@ -88,7 +88,7 @@ def read_from_others(case: Case, samples: int, sample: int) -> tuple[str, list[i
             return None
         found += [(name, each) for name, each in others.items() if each][:1]
     if not tried:
-        raise ValueError("no layer was seen to read what a sample of the batch holds")
+        raise ValueError("no layer reads what a sample of the batch holds")
     return found[0] if found else None
 
 
