@@ -6,6 +6,7 @@ import hypothesis
 import pytest
 import torch
 
+from support.browser import browser  # noqa: F401 (a fixture)
 from support.type_checks import unchecked
 
 # For sizes this small a second thread only waits for the first (`make test-portability` has two).

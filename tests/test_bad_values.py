@@ -645,7 +645,7 @@ EXEMPT = {
             *("weights.WeightBound", "weights.GateWeights", "weights.BiasHorizon"),
             *("weights.Inspection", "weights.Kind", "weights.LayerWeights", "weights.Likeness"),
             *("clipping.GroupAdvice", "clipping.GroupStatistics", "clipping.Part"),
-            *("clipping.Statistics", "clipping.Suggestion", "diagnosis.Course"),
+            *("clipping.Statistics", "clipping.Suggestion", "diagnosis.GateSeries"),
             *("diagnosis.Check", "diagnosis.Evidence", "diagnosis.Finding", "diagnosis.Rule"),
             *("diagnosis.NotApplicable", "diagnosis.Threshold"),
             *("diagnosis.Training", "diagnosis.Trial", "report.Comparison", "report.Horizon"),

@@ -39,8 +39,8 @@ def run(seed: int, quick: bool, progress: bool) -> Report:
         subject = found.subjects["recurrent"]
         assert subject.flow is not None
         figures = {"test error (RMSE)": f"{task.error(model(task.test.x).detach()):.3f} ppm"}
-        courses = [each.course for each in subject.activities]
-        layers.append(Layer.of(name, subject.flow, SEASONS, horizon, courses, figures))
+        series = [each.series for each in subject.activities]
+        layers.append(Layer.of(name, subject.flow, SEASONS, horizon, series, figures))
         findings += [replace(finding, layer=name) for finding in found.findings]
         checks += [replace(check, layer=check.layer and name) for check in found.checks]
     naive = ", ".join(f"{name}: {error:.3f} ppm" for name, error in task.naive.items())

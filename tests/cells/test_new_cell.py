@@ -27,15 +27,6 @@ class Units(AbstractRecurrent):
     def _layer(self, weights):
         return Unit(**weights)
 
-    def _kernel(self):
-        return None
-
-    def _torch(self):
-        return None
-
-    def _fitting(self, found, inputs, hidden):
-        return "There is one kind of unit"
-
 
 def loop(weights, x, layers=1, cut=False):
     """The equations once more, for autograd; with `cut` nothing comes back through weights."""
@@ -100,6 +91,11 @@ def test_its_spectrum_and_the_bounds_of_its_matrices(recording):
         "recurrent.new": 1.0,
     }
     assert list(spectrum.horizons.time_constants) == ["h_l0"]
+
+
+def test_weights_of_another_layer_are_refused_with_the_shapes_it_has():
+    with pytest.raises(RuntimeError, match=r"A layer has weight_ih \[8, 2\], weight_hh \[8, 4\]"):
+        Units(2, 4).load_state_dict(nn.LSTM(2, 4).state_dict())
 
 
 @pytest.mark.parametrize("policy", [StateNorm(1e-3), PreActivationValue(1e-3)])

@@ -347,7 +347,7 @@ def retrograde_recording():
 def test_where_the_forward_pass_is_another_its_rules_are_silent_too(unchecked):
     report = retrograde.diagnose(void_recording(wrong_weights), needs_lag=11)
     assert {RULES[finding.rule].rests_on for finding in report.findings} == {"given"}
-    assert not report.layers[0].courses
+    assert not report.layers[0].gate_series
 
 
 def test_every_view_of_a_report_says_void_first(tmp_path, unchecked):

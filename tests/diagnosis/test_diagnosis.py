@@ -418,10 +418,10 @@ def test_gates_over_time_leave_padding_out():
     order = [int((x[0] == recorded.x[0, b]).all(-1).nonzero()) for b in range(3)]
     inside = [f[[b for b in order if k < lengths[b]]] for k, f in enumerate(forget)]
     torch.testing.assert_close(seen.mean, torch.cat(inside).mean(0).detach())
-    assert seen.course.steps == tuple(range(7))
+    assert seen.series.steps == tuple(range(7))
     for k, values in enumerate(inside):
         ordered = values.flatten().sort().values
-        assert seen.course.median[k] == pytest.approx(float(ordered[round((len(ordered) - 1) / 2)]))
+        assert seen.series.median[k] == pytest.approx(float(ordered[round((len(ordered) - 1) / 2)]))
 
 
 def test_a_gate_that_holds_is_not_called_saturated():

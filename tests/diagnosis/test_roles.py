@@ -214,7 +214,7 @@ def test_a_position_is_told_only_where_there_are_several():
         model.bias_ih_l0[:4] = 12.0
     report = retrograde.diagnose(model, x, last, remedies=False)
     assert {finding.position for finding in report.findings} == {None}
-    assert all(course.position is None for course in report.layers[0].courses)
+    assert all(series.position is None for series in report.layers[0].gate_series)
 
 
 @pytest.mark.parametrize("suffix", ["", "_l", "_l1_backwards", "l1", "_l1_reverse_reverse", "_lx"])

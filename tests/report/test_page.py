@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import shutil
 from dataclasses import replace
 from html import unescape
 
@@ -15,17 +14,10 @@ from torch import nn
 import retrograde
 from retrograde import charts
 from retrograde.decomposition import Parts
-from retrograde.diagnosis import Check, Course, Evidence, Finding, Threshold, Training, Trial
+from retrograde.diagnosis import Check, Evidence, Finding, GateSeries, Threshold, Training, Trial
 from retrograde.report import Report, Settings, html
+from support.browser import in_a_browser
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-in_a_browser = pytest.mark.skipif(
-    BROWSER is None,
-    reason="NO BROWSER: the page is not tested; install Debian's chromium (CI always does)",
-)
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 HOSTILE = "<script>alert('x')</script> \"quotes\" ' `${1}` 長い名前 </code> " + "very-long" * 20
 DRAWN = "[...document.querySelectorAll('.chart')].every((c) => c.querySelector('svg.marks'))"
 
@@ -44,16 +36,6 @@ CONTRAST = """(element) => {
   const [low, high] = [of(ink), of(paper)].sort((a, b) => a - b);
   return (high + 0.05) / (low + 0.05);
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -84,11 +66,11 @@ def show(page, tmp_path):
     return open_it
 
 
-def courses(steps, layers):
+def gates_over_time(steps, layers):
     names = ("input", "forget", "cell", "output")
     low, median, high = (tuple(level for _ in range(steps)) for level in (0.2, 0.5, 0.9))
     return tuple(
-        Course(f"{name}_l{layer}", tuple(range(steps)), low, median, high, low)
+        GateSeries(f"{name}_l{layer}", tuple(range(steps)), low, median, high, low)
         for layer in range(layers)
         for name in names
     )
@@ -100,7 +82,7 @@ def layer():
     report = retrograde.diagnose(
         nn.LSTM(2, 3), torch.randn(20, 2, 2), lambda model, x: model(x)[0].square().sum()
     )
-    return replace(report.layers[0], name="encoder.lstm", courses=courses(20, 2))
+    return replace(report.layers[0], name="encoder.lstm", gate_series=gates_over_time(20, 2))
 
 
 TRIALS = (
@@ -302,8 +284,8 @@ def hostile(layer):
     one = torch.ones(1, dtype=torch.float64)
     axes = ({"parameter": (HOSTILE,), "gate": (HOSTILE,)},)
     blocks = Parts.measured(axes, None, one, one)
-    course = replace(layer.courses[0], name=HOSTILE)
-    layers = (replace(layer, name=HOSTILE, by_parameter=blocks, courses=(course,)),)
+    series = replace(layer.gate_series[0], name=HOSTILE)
+    layers = (replace(layer, name=HOSTILE, by_parameter=blocks, gate_series=(series,)),)
     settings = replace(SETTINGS, model=HOSTILE, batch=HOSTILE, rules=(HOSTILE,))
     return Report(
         HOSTILE,
@@ -332,7 +314,7 @@ def test_hostile_names_are_harmless(page, show, hostile):
 
 
 def test_forty_layers_fit_into_two_megabytes(layer):
-    wide = replace(layer, courses=courses(200, 2))
+    wide = replace(layer, gate_series=gates_over_time(200, 2))
     layers = tuple(replace(wide, name=f"layer {number}") for number in range(40))
     findings = tuple(finding(layer=layer.name) for layer in layers[10:])
     text = html.render(Report("Title", layers, findings, settings=SETTINGS))
@@ -422,7 +404,7 @@ def test_the_excerpt_is_static_and_harmless(report, hostile):
     text = report._repr_html_()
     for part in (report.summary, "It explodes.", "7 → 61", "■", "1. Forget bias 3", "A note."):
         assert str(escape(part)) in text
-    assert len(text) < 20_000
+    assert len(text) < 60_000  # one picture is part of it
     worst = hostile._repr_html_()
     assert "&lt;script&gt;" in worst
     for tags in ("".join(re.findall("<[^>]*>", found)) for found in (text, worst)):
@@ -466,7 +448,7 @@ def test_pages_with_little_to_draw(page, show, layer, case):
     (layer,) = report.layers
     if case == "nothing finite":
         none = (math.nan, math.inf, -math.inf, math.nan, math.nan)
-        course = Course("forget", (0, 1), *((math.nan, math.nan),) * 4)
+        series = GateSeries("forget", (0, 1), *((math.nan, math.nan),) * 4)
         blocks, map_ = layer.by_parameter, layer.by_time
         nan = torch.full_like(blocks.log2, math.nan)
         empty = Parts.measured(blocks.axes, None, nan, blocks.share)
@@ -475,7 +457,7 @@ def test_pages_with_little_to_draw(page, show, layer, case):
         layer = replace(
             *(layer,),
             **{"log2_mean_by_lag": none, "log2_adjoint_by_lag": none, "half_life": math.nan},
-            **{"by_time": map_, "by_parameter": empty, "courses": (course,)},
+            **{"by_time": map_, "by_parameter": empty, "gate_series": (series,)},
         )
     findings = tuple(finding(rule, layer.name) for rule in RULES)
     show(Report("Title", (layer,), findings, settings=SETTINGS))

@@ -1,12 +1,14 @@
 """The set that the diagnosis is held to: well formed, and the half to develop on answered right."""
 
+import hashlib
+
 import pytest
 import torch
 
 from retrograde.diagnosis import RULES
 from retrograde.diagnosis.experiments import EXPERIMENTS
-from retrograde.errors import UnsupportedModelError
-from retrograde.tasks.trial_set import BY_NAME, CASES, half
+from retrograde.errors import RetrogradeError
+from retrograde.tasks.trial_set import BY_NAME, CASES, HALVES, half
 from retrograde.tasks.trial_set.case import REFUSED
 from retrograde.tasks.trial_set.judging import judgement_of, report_on
 
@@ -41,7 +43,7 @@ def test_the_trouble_is_named_and_a_healthy_model_is_left_alone(case):
     drawn = torch.random.get_rng_state()
     try:
         report = report_on(case, model, batch, loss_fn)
-    except UnsupportedModelError:
+    except RetrogradeError:
         assert REFUSED in case.rules
         return
     assert torch.equal(torch.random.get_rng_state(), drawn)
@@ -64,7 +66,16 @@ def test_the_trouble_is_named_and_a_healthy_model_is_left_alone(case):
 
 
 def test_the_set_is_well_formed():
-    """Names are unique, and every rule that is meant is one."""
+    """Names are unique, every rule is meant by some case, and both halves hold every kind."""
     assert len(BY_NAME) == len(CASES)
     meant = {rule for case in CASES for rule in (*case.rules, *case.also)}
-    assert meant - {REFUSED} <= set(RULES)
+    assert meant - {REFUSED} == set(RULES)
+    kinds = [{case.kind for case in half(name)} for name in HALVES]
+    assert kinds[0] == kinds[1]
+    assert not any(case.seen for case in half("judgement"))
+
+
+def test_the_half_to_judge_by_is_that_of_the_split():
+    """Nothing enters or leaves it: cases that are added later are to develop on."""
+    names = "\n".join(sorted(case.name for case in half("judgement")))
+    assert hashlib.sha256(names.encode()).hexdigest()[:16] == "98c22449ebda36fe"

@@ -3,7 +3,7 @@
 These functions follow the definition edge by edge, for any number of rows and steps at once.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from jaxtyping import Float
@@ -46,12 +46,16 @@ def _forwards(
 ) -> Float[Tensor, "N *L S"]:
     """Changes of nodes, followed along the edges to the state after."""
     done: set[str] = set()
+    of_parameters = dict[str, Tensor]()  # what goes with the parameters themselves, node by node
+    number = {name: place for place, name in enumerate(parameters)}
     uses = (edge.use for edge in graph.edges if not isinstance(edge, Opaque))
     operands = (use.operand for use in uses if use is not None and use.operand is not None)
     leading = next((operand.shape[:-1] for operand in operands), ())
 
     def of(node: str) -> Tensor | None:
         """The change of a node to which all edges were followed."""
+        if node in of_parameters:
+            add(node, of_parameters.pop(node))
         if node in changes and node in graph.scales and node not in done:
             changes[node] = changes[node] * graph.scales[node]
         done.add(node)
@@ -66,7 +70,11 @@ def _forwards(
                 add(target, change)
             continue
         if edge.use is not None and edge.use.parameter in parameters:
-            add(edge.target, _by_parameters(edge.use, parameters, leading))
+            row = _by_parameter(edge.use, parameters)
+            if edge.target not in of_parameters:
+                shape = len(parameters), *leading, row.shape[-1]
+                of_parameters[edge.target] = row.new_zeros(shape)
+            of_parameters[edge.target][number[edge.use.parameter]] += row
         before = of(edge.source)
         if before is not None:
             add(edge.target, _forward(edge, before))
@@ -88,18 +96,12 @@ def _forward(edge: Diagonal | Weight, change: Tensor) -> Tensor:
     return torch.nn.functional.pad(change, (edge.at.start, edge.at.size - edge.at.stop))
 
 
-def _by_parameters(
-    use: Use, parameters: Mapping[str, Tensor], leading: Sequence[int]
-) -> Float[Tensor, "N *L H"]:
-    """The change of a node that goes with that of a parameter: a row of it, among rows of zeros."""
+def _by_parameter(use: Use, parameters: Mapping[str, Tensor]) -> Float[Tensor, "*L H"]:
+    """The change of a node that goes with that of a parameter; the same for all samples if [H]."""
     block = parameters[use.parameter][use.rows]
     if use.operand is None:
-        row = block
-    else:
-        row = use.operand * block if use.diagonal else use.operand @ block.T
-    rows = row.new_zeros(len(parameters), *leading, row.shape[-1])
-    rows[list(parameters).index(use.parameter)] = row
-    return rows
+        return block
+    return use.operand * block if use.diagonal else use.operand @ block.T
 
 
 def _through(

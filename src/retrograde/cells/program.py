@@ -19,8 +19,9 @@ from retrograde.cells.precision import no_autocast
 FEW_ROWS = 16
 """Above this many rows forming the Jacobian of each sample is cheaper."""
 
-TOGETHER = 2**20
-"""Jacobians of all steps are formed together up to this many numbers, else step by step."""
+TOGETHER = 2**17
+"""Jacobians of all steps are formed together up to this many numbers, half a MiB in float32; more
+of them do not stay in a processor's cache until they are used, and each step forms its own."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)

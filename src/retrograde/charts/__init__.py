@@ -1,6 +1,7 @@
 """Altair charts of plain numbers: results pass their numbers to them, and are not known here."""
 
 from retrograde.charts.drawing import ACCENT, COUNTER, GREY, INK, RAMP, SERIES, SHAPES
+from retrograde.charts.figure import png
 from retrograde.charts.gates import gates_over_time, saturation_over_time
 from retrograde.charts.lags import adjoint_curve, lag_curve, memory
 from retrograde.charts.parts import (
@@ -36,6 +37,7 @@ __all__ = [
     "lag_in_words",
     "loss_step_by_use_step",
     "memory",
+    "png",
     "saturation_over_time",
     "shares",
     "shares_by_lag",

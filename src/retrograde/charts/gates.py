@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from retrograde.charts.drawing import INK, WIDTH, altair, nothing, table
+from retrograde.charts.figure import figure
 
 
+@figure
 def gates_over_time(
     names: Sequence[str],
     steps: Sequence[Sequence[int]],
@@ -47,6 +49,7 @@ def gates_over_time(
     )
 
 
+@figure
 def saturation_over_time(
     names: Sequence[str],
     steps: Sequence[Sequence[int]],

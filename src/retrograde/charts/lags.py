@@ -20,9 +20,11 @@ from retrograde.charts.drawing import (
     table,
     thinned,
 )
+from retrograde.charts.figure import figure
 from retrograde.charts.words import half_life_in_words
 
 
+@figure
 def lag_curve(log2_mean: Tensor, reach: int, half_life: float, floor: float) -> Any:
     """Mean norm of the contributions over lag, with reach and half-life marked."""
     alt = altair()
@@ -48,6 +50,7 @@ def lag_curve(log2_mean: Tensor, reach: int, half_life: float, floor: float) -> 
     )
 
 
+@figure
 def adjoint_curve(log2_mean: Sequence[float], half_life: float) -> Any:
     """Mean norm of the adjoint over lag: how it grows or shrinks on its way back."""
     alt = altair()
@@ -70,6 +73,7 @@ def adjoint_curve(log2_mean: Sequence[float], half_life: float) -> Any:
     )
 
 
+@figure
 def memory(curves: Mapping[str, Sequence[float]], floor: float, what: str) -> Any:
     """How much is left of a perturbation over lag, a line for each name, and where it is forgotten.
 

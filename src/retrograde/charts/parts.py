@@ -22,9 +22,11 @@ from retrograde.charts.drawing import (
     table,
     titled,
 )
+from retrograde.charts.figure import figure
 from retrograde.charts.words import in_words, lag_in_words
 
 
+@figure
 def loss_step_by_use_step(
     entries: Sequence[int],
     uses: Sequence[int],
@@ -85,6 +87,7 @@ def loss_step_by_use_step(
     )
 
 
+@figure
 def shares_by_lag(lags: Sequence[range], log2: Tensor, share: Tensor) -> Any:
     """Signed share of the gradient in each bin of lags."""
     alt = altair()
@@ -119,6 +122,7 @@ def shares_by_lag(lags: Sequence[range], log2: Tensor, share: Tensor) -> Any:
     )
 
 
+@figure
 def shares(
     axes: Sequence[Mapping[str, Sequence[Any]]], log2: Tensor, share: Tensor, most: int = 60
 ) -> Any:
@@ -172,6 +176,7 @@ def shares(
     return chart.encode(y=y, tooltip=tooltip).properties(width=WIDTH - 140, height={"step": 14})
 
 
+@figure
 def ways_by_lag(
     kind: str, ways: Sequence[str], lags: Sequence[range], log2: Tensor, share: Tensor
 ) -> Any:
@@ -223,6 +228,7 @@ def ways_by_lag(
     )
 
 
+@figure
 def blocks(names: Sequence[tuple[str, str | None]], log2: Tensor, share: Tensor) -> Any:
     """Size of each block of the gradient: weights down, gates side by side."""
     alt = altair()

@@ -18,9 +18,11 @@ from retrograde.charts.drawing import (
     table,
     thinned,
 )
+from retrograde.charts.figure import figure
 from retrograde.charts.words import lag_in_words
 
 
+@figure
 def clipping(
     lags: Sequence[range],
     by_lag: tuple[Tensor, Tensor],
@@ -72,6 +74,7 @@ def clipping(
     return alt.vconcat(*panels, title=title)
 
 
+@figure
 def before_after(
     titles: Sequence[str],
     before: Sequence[float | None],
@@ -127,6 +130,7 @@ def before_after(
     )
 
 
+@figure
 def training_curves(original: Sequence[float], remedy: Sequence[float]) -> Any:
     """The losses of two models that are trained side by side."""
     alt = altair()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from retrograde.charts.drawing import WIDTH, altair, nothing, ramp, table
+from retrograde.charts.figure import figure
 
 DIRECTIONS = 12
 """Maximum number of directions drawn, spaced evenly from the first to the last."""
@@ -17,6 +18,7 @@ def directions(size: int) -> list[int]:
     return [round(i * (size - 1) / (DIRECTIONS - 1)) for i in range(DIRECTIONS)]
 
 
+@figure
 def singular_values(
     lengths: Sequence[int], shown: Sequence[int], size: int, log2: Sequence[Sequence[float]]
 ) -> Any:
@@ -29,6 +31,7 @@ def singular_values(
     return _lines(title, along, what, lengths, shown, size, log2)
 
 
+@figure
 def exponents(
     steps: Sequence[int], shown: Sequence[int], size: int, each: Sequence[Sequence[float]]
 ) -> Any:

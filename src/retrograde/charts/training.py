@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retrograde.charts.drawing import ACCENT, COUNTER, INK, WIDTH, altair, nothing, rule, table
+from retrograde.charts.figure import figure
 
 Curve = Sequence[tuple[int, float]]
 
@@ -11,6 +12,7 @@ MOST = 10
 """A horizon is drawn up to this multiple of the longest reach; the axis would be all its own."""
 
 
+@figure
 def training_run(layers: Mapping[str, Mapping[str, Curve]], needs_lag: int | None) -> Any:
     """Two panels for each layer: reach and horizon, and below them the rate of growth.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from retrograde.cells.forward_mode import jvp_of_parameters
 from retrograde.cells.reverse_mode import FormedGradients, Uses
 from retrograde.decomposition.parts import Parts
-from retrograde.decomposition.rows import summed
+from retrograde.decomposition.rows import shares, summed
 from retrograde.engine.adjoint import AdjointSpan, backpropagate
 from retrograde.engine.entries import Entries
 from retrograde.engine.gradients import ParameterSums
@@ -66,10 +66,14 @@ class ContributionShares:
 
     push_k(G) is the change of s_k that goes with the change G of the weights at step k, so that
     neither the part nor its factors are needed.
+
+    Args:
+        entries: the rows.
+        steps: T.
+        gradient: the whole gradient G of each parameter, or what comes near to it.
     """
 
     def __init__(self, entries: Entries, steps: int, gradient: Mapping[str, Scaled]):
-        """`gradient` holds the whole gradient G of each parameter."""
         self._gradient = {name: whole.normalised()[0] for name, whole in gradient.items()}
         self._square = {
             name: float(whole.values.double().square().sum())
@@ -114,8 +118,13 @@ class ContributionShares:
         share = torch.where(square > 0, inner / square, 0)
         return share * torch.exp2((exponent.unsqueeze(-1) - scale).double())
 
-    def result(self) -> dict[str, Float[Tensor, "E T"]]:
-        return _by_entry(self._tables)
+    def result(self, whole: Mapping[str, Scaled]) -> dict[str, Float[Tensor, "E T"]]:
+        """The shares in what the parts sum to, so that they sum to 1."""
+        found = {}
+        for name, table in self._tables.items():
+            of_whole = shares(whole[name], self._gradient[name])
+            found[name] = table / of_whole if self._square[name] and bool(of_whole != 0) else table
+        return _by_entry(found)
 
 
 def _tables(
@@ -137,10 +146,10 @@ def parts_by_time(
     entries: Entries,
     gradient: Mapping[str, Scaled],
     norms: ContributionNorms,
-    shares: ContributionShares,
+    in_whole: ContributionShares,
 ) -> dict[str, Parts]:
-    """What the two folds found, parameter by parameter."""
-    log2, share = norms.result(), shares.result()
+    """What the two folds found, parameter by parameter; `gradient` is what the parts sum to."""
+    log2, share = norms.result(), in_whole.result(gradient)
     steps = tuple(
         first if first == last else range(first, last + 1) for first, last in entries.blocks
     )

@@ -1,5 +1,6 @@
 """Flow: one backward pass, taken apart; every decomposition is a method of it."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retrograde import _checks, charts
+from retrograde._notebook import card
 from retrograde.cells import AbstractCell, Cut, clipped, unclipped
 from retrograde.clipping import AbstractInside, AbstractPolicy, chain
 from retrograde.decomposition.adjoints import AdjointNorms, Adjoints
@@ -29,7 +31,8 @@ from retrograde.decomposition.parts import Parts, together
 from retrograde.decomposition.replay import replay
 from retrograde.decomposition.residual import Allowance, Residual, residual
 from retrograde.decomposition.rounding import moved_by_rounding, whole_gradient
-from retrograde.decomposition.rows import log2_of_sum
+from retrograde.decomposition.rows import log2_of_sum, near
+from retrograde.decomposition.summary import NEAR, Summary, growth
 from retrograde.engine import Entries, Scaled, Unrolled, fold, with_factors
 from retrograde.errors import ArgumentError, VoidDecompositionWarning
 from retrograde.recording import Recorded, Recording
@@ -72,6 +75,12 @@ class Flow(AbstractGradient):
     entries: Entries
     _found: dict[AbstractLabels, Mapping[str, Parts]] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Flow of {self.recorded.size_in_words}"
+
+    def _repr_html_(self) -> str:
+        return card(f"{self!r}\n{self.summary()}", self.chart)
+
     @cached_property
     def gradient(self) -> Mapping[str, Scaled]:
         """The whole gradient of each parameter, as one row [1, ...] that holds the summed loss."""
@@ -81,14 +90,29 @@ class Flow(AbstractGradient):
     def _tables(self) -> tuple[Mapping[str, Parts], Adjoints]:
         """What most questions need, from a single pass."""
         norms = ContributionNorms(self.entries, self.steps, self.parameters)
-        shares = ContributionShares(self.entries, self.steps, self.gradient)
+        known = self._autograds
+        shares = ContributionShares(self.entries, self.steps, known or self.gradient)
         adjoints = AdjointNorms(self.entries, self.steps)
         octaves = lag_bins("octaves", self.steps)
         sums = LagSums(octaves, self._cell)
         fold(self.unrolled, self.entries, [norms, shares, adjoints, sums])
-        self._found[Lags(octaves)] = sums.result()
-        parts = parts_by_time(self.unrolled, self.entries, self.gradient, norms, shares)
+        by_lag = self._found[Lags(octaves)] = sums.result()
+        whole = {name: parts.scaled.total() for name, parts in by_lag.items()}
+        if known and not all(near(known[name], whole[name]) for name in known):
+            shares = ContributionShares(self.entries, self.steps, whole)
+            fold(self.unrolled, self.entries, [shares])
+        parts = parts_by_time(self.unrolled, self.entries, whole, norms, shares)
         return parts, adjoints.result()
+
+    @property
+    def _autograds(self) -> Mapping[str, Scaled]:
+        """Autograd's gradient, which saves a pass for our own; empty where it is less precise."""
+        given, dtype = self.recorded.gradients, self.entries.direct.dtype
+        if not self._compares_with_autograd or self._rounding > torch.finfo(dtype).eps:
+            return {}
+        if any(name not in given or not given[name].isfinite().all() for name in self.parameters):
+            return {}
+        return {name: Scaled.of(given[name].to(dtype).unsqueeze(0)) for name in self.parameters}
 
     def walked(self) -> "Flow":
         """The same flow, its backward pass done: what is not finite on the way is raised here.
@@ -137,8 +161,7 @@ class Flow(AbstractGradient):
         sizes = {n: log2_of_sum(self.by_time(n).log2.flatten()) for n in self.parameters}
         parts = {name: self.by_lag(name).scaled.total() for name in self.parameters}
         cancelling = {
-            name: float(torch.exp2(size - self.gradient[name].log2_norms()))
-            for name, size in sizes.items()
+            name: float(torch.exp2(size - parts[name].log2_norms())) for name, size in sizes.items()
         }
         return self._compared(parts, cancelling)
 
@@ -456,6 +479,34 @@ class Flow(AbstractGradient):
     def by_parameter(self) -> Parts:
         """The blocks of the gradient itself: layer by layer, gate by gate, weight by weight."""
         return by_parameter(self._cell, self.gradient)
+
+    def summary(self) -> Summary:
+        """The few numbers that say most, as `Monitor` logs them; `print` shows them in five lines.
+
+        Example:
+            >>> import torch, retrograde
+            >>> rnn = torch.nn.RNN(2, 3)
+            >>> with retrograde.record(rnn) as recording:
+            ...     rnn(torch.ones(20, 4, 2))[0][-1].sum().backward()
+            >>> flow = retrograde.decompose(recording)
+            >>> flow.summary().reach == flow.reach
+            True
+        """
+        near = self.by_lag(bins=(0, NEAR) if self.steps > NEAR else (0,)).share[0]
+        carousel = math.nan
+        if set(self.routes) != set(self._cell.recurrent_routes):
+            routes = self.by_route()
+            others = {"direct", *self._cell.recurrent_routes}
+            kept = [route for route in routes.ways if route not in others]
+            carousel = float(routes.select(route=kept).share.sum())
+        return Summary(
+            self.reach,
+            self.adjoints.rate,
+            float(near),
+            carousel,
+            growth(self.adjoints),
+            self.by_time().log2_mean_by_lag,
+        )
 
     def chart(self) -> Any:
         """The mean contribution over lag, with reach and half-life, as an Altair chart."""

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from retrograde import _checks, charts
+from retrograde._notebook import card
 from retrograde._optional import optional
 from retrograde.decomposition.axes import (
     Axis,
@@ -377,6 +378,9 @@ class Parts:
     def __repr__(self) -> str:
         axes = (f"{' and '.join(axis)} [{size_of(axis)}]" for axis in self.axes)
         return f"Parts({self.parameter or 'all parameters'} by {' and '.join(axes) or 'nothing'})"
+
+    def _repr_html_(self) -> str:
+        return card(repr(self), self.chart)
 
 
 def together(parts: Sequence[Parts]) -> Parts:

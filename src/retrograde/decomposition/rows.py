@@ -8,6 +8,10 @@ from torch import Tensor
 
 from retrograde.engine.scaling import NO_EXPONENT, Scaled, aligned, as_vectors, times_power_of_two
 
+AGREEMENT = -12
+"""Two rows agree if they differ by 2^AGREEMENT of their norm. Where samples and steps cancel, the
+same gradient found in two ways differs by many roundings."""
+
 
 def shares(parts: Scaled, whole: Scaled | None = None) -> Float[Tensor, "N"]:
     """Signed share <part, G> / <G, G> of each row in G, the sum of all unless given; NaN if 0."""
@@ -15,6 +19,12 @@ def shares(parts: Scaled, whole: Scaled | None = None) -> Float[Tensor, "N"]:
     direction = whole.values.flatten().double()
     inner = as_vectors(parts.values).double() @ direction / direction.square().sum()
     return inner * torch.exp2((parts.exponent - whole.exponent).double())
+
+
+def near(one: Scaled, other: Scaled) -> bool:
+    """Whether two rows differ by less than 2^AGREEMENT of the second."""
+    difference = one.plus(Scaled(-other.values, other.exponent)).log2_norms()
+    return bool((difference <= other.log2_norms() + AGREEMENT).all())
 
 
 def joined(parts: Sequence[Scaled]) -> Scaled:

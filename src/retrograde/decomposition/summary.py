@@ -5,13 +5,14 @@ span of steps at once, as if they were samples of one step: a cell knows no time
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from retrograde.cells.reverse_mode import CellAdjoint
+from retrograde.charts.words import half_life_in_words
 from retrograde.decomposition.adjoints import AdjointNorms, Adjoints
 from retrograde.decomposition.lags import mean_by_lag, reach_of
 from retrograde.decomposition.replay import replay
@@ -47,7 +48,24 @@ class Summary:
     near: float
     carousel: float
     growth: float
-    by_lag: Float[Tensor, "T"]
+    by_lag: Float[Tensor, "T"] = field(repr=False)
+
+    @property
+    def half_life(self) -> float:
+        """Steps in which the adjoint halves; negative steps in which it doubles, if it grows."""
+        return -1 / self.rate if self.rate else math.inf
+
+    def __str__(self) -> str:
+        lines = {
+            "reach": f"{self.reach} of {len(self.by_lag) - 1} steps",
+            "half-life": half_life_in_words(self.half_life),
+            "near lags": f"{self.near:.1%} of the gradient at lags 0 to {NEAR - 1}",
+            "carousel": f"{self.carousel:.1%} of the gradient by it on the last hop",
+            "growth": f"2^{self.growth:.2g} at most, from a step to the one before",
+        }
+        numbers = (self.reach, self.half_life, self.near, self.carousel, self.growth)
+        told = zip(lines.items(), numbers, strict=True)
+        return "\n".join(f"{name:10} {words}" for (name, words), value in told if value == value)
 
     def at(self, lag: int) -> float:
         """log2 of the mean contribution at a lag over that at lag 0; NaN where there is none."""

@@ -6,7 +6,6 @@ compare it with the table (thresholds.py); what crosses becomes a finding (findi
 (remedies.py) are applied to copies and measured again (trials.py), or trained (training.py).
 """
 
-from retrograde.diagnosis.courses import Course
 from retrograde.diagnosis.explain import explain
 from retrograde.diagnosis.finding import (
     Check,
@@ -18,15 +17,18 @@ from retrograde.diagnosis.finding import (
     Training,
     Trial,
 )
+from retrograde.diagnosis.gate_series import GateSeries
 from retrograde.diagnosis.rules import RULES, Rule
 from retrograde.diagnosis.thresholds import Threshold, limits
+
+Course = GateSeries  # its earlier name, until 0.2
 
 __all__ = [
     "RULES",
     "Check",
-    "Course",
     "Evidence",
     "Finding",
+    "GateSeries",
     "NotApplicable",
     "Rule",
     "Severity",

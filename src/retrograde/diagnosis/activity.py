@@ -15,12 +15,12 @@ from retrograde.cells.base import AbstractCell, CellStep
 from retrograde.cells.gates import CONSTANT, Activation, Gate, with_role
 from retrograde.cells.leaves import leaves
 from retrograde.cells.position import Position
-from retrograde.diagnosis.courses import Course
+from retrograde.diagnosis.gate_series import GateSeries
 from retrograde.engine import Unrolled
 from retrograde.recording import Recorded
 
 SHOWN = 200
-"""The largest number of steps that a course shows."""
+"""The largest number of steps that a series shows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Activity:
         name: "forget", or "forget_l1" in a stack.
         gate: what it is.
         position: its layer and direction, where the module has several.
-        course: its percentiles and its saturated share over time.
+        series: its percentiles and its saturated share over time.
         saturated: the share of all samples, units and steps that are saturated.
         mean: mean activation of each unit, shape [H].
     """
@@ -39,14 +39,14 @@ class Activity:
     name: str
     gate: Gate
     position: Position | None
-    course: Course
+    series: GateSeries
     saturated: float
     mean: Float[Tensor, "H"]
 
     @property
     def since(self) -> int | None:
         """The first step from which on more than half is saturated at every step shown, if any."""
-        steps, saturated = self.course.steps, self.course.saturated
+        steps, saturated = self.series.steps, self.series.saturated
         calm = [step for step, share in zip(steps, saturated, strict=True) if share <= 0.5]
         return next((step for step in steps if not calm or step > calm[-1]), None)
 
@@ -174,10 +174,10 @@ class _Gate:
         assert isinstance(self._sum, Tensor)
         low, median, high, flat = columns
         place = (self.gate.name, self.position)
-        course = Course(self.name, tuple(steps), low, median, high, flat, *place)
+        series = GateSeries(self.name, tuple(steps), low, median, high, flat, *place)
         saturated = self._flat / (self._count * self._width)
         mean = self._sum / self._count
-        return Activity(self.name, self.gate, self.position, course, saturated, mean)
+        return Activity(self.name, self.gate, self.position, series, saturated, mean)
 
 
 class _Outputs:

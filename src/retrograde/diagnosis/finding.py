@@ -6,6 +6,7 @@ from statistics import stdev
 from typing import Any, Literal
 
 from retrograde import charts
+from retrograde._notebook import card
 from retrograde.cells import Position
 
 Severity = Literal["info", "warning", "error"]
@@ -277,6 +278,14 @@ class Finding:
     trials: tuple[Trial, ...] = ()
     position: Position | None = None
     batches: Spread | None = None
+
+    def __repr__(self) -> str:
+        where = "the whole model" if self.layer is None else self.layer
+        return f"Finding {self.rule!r} ({self.severity}) in {where}: {self.message}"
+
+    def _repr_html_(self) -> str:
+        rows = [f"{row.name}: {row.value:.3g} {row.unit}".rstrip() for row in self.evidence]
+        return card("\n".join([repr(self), *rows]), self.chart)
 
     def chart(self) -> Any:
         """The first evidence before and after each trial, as an Altair chart; None without any."""

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from retrograde.cells.base import AbstractCell
+from retrograde.cells.precision import no_autocast
 from retrograde.cells.reverse_mode import CellAdjoint
 from retrograde.engine.adjoint import AdjointSpan
 from retrograde.engine.scaling import NO_EXPONENT, Scaled, power_of_two
@@ -55,21 +56,33 @@ class ParameterSums:
         self._exponent = top
         return top
 
-    def add(self, pulled: CellAdjoint) -> None:
-        """What a pull-back says of the parameters, its rows in `units` (plain numbers before)."""
+    def add(self, pulled: CellAdjoint, rows: Int[Tensor, "R"] | None = None) -> None:
+        """What a pull-back says of the parameters, its rows in `units` (plain numbers before).
+
+        Args:
+            pulled: the pull-back.
+            rows: the numbers of its rows; None if it has all of them.
+        """
         for formed in pulled.formed:
             for some, gradients in formed.blocks(SUMMED):
                 for name, parts in gradients.items():
-                    self._sums[name][some] += parts
+                    self._sums[name][some if rows is None else rows[some]] += parts
         for uses in pulled.uses:
             da, summed = uses.adjoint, None
             for name, first, operand in uses.operands:
                 total = self._sums[name][:, first : first + da.shape[2]]
-                if operand is not None:
+                if operand is None:  # two biases, one sum
+                    part = summed = da.sum(1) if summed is None else summed
+                elif rows is None:
                     total.baddbmm_(da.mT, operand.expand(len(da), -1, -1))
-                else:  # two biases, one sum
-                    summed = da.sum(1) if summed is None else summed
-                    total += summed
+                    continue
+                else:
+                    with no_autocast(da.device):
+                        part = torch.bmm(da.mT, operand.expand(len(da), -1, -1))
+                if rows is None:
+                    total += part
+                else:
+                    total.index_add_(0, rows, part)
 
     def result(self) -> dict[str, Scaled]:
         """The sums, by parameter."""
@@ -122,9 +135,14 @@ class AdjointSums:
             self._add(chunk, k + half, values[:, half:], exponent[:, half:])
             self._add(chunk, k, values[:, :half], exponent[:, :half])
             return
-        units = self._sums.units(exponent.amax(1))
+        top = exponent.amax(1)
+        units, rows = self._sums.units(top), None
+        if bool((top == NO_EXPONENT).any()):  # where a block of loss steps is far, most bins
+            rows = torch.nonzero(top != NO_EXPONENT).squeeze(1)
+            values, exponent, units = values[rows], exponent[rows], units[rows]
         values *= power_of_two(exponent - units.unsqueeze(1), values)[..., None, None]
-        self._sums.add(chunk.pull_back(values.flatten(1, 2), k, count))
+        if len(values):
+            self._sums.add(chunk.pull_back(values.flatten(1, 2), k, count), rows)
 
     def result(self) -> dict[str, Scaled]:
         """The sums, by parameter."""

@@ -84,17 +84,18 @@ class AbstractRecurrent(nn.Module):
     def _layer(self, weights: Mapping[str, Tensor]) -> AbstractLayer:
         """The cell of a layer with these weights."""
 
-    @abstractmethod
     def _kernel(self) -> Callable[..., Any] | None:
         """torch's own function that computes the same, if there is one."""
+        return None
 
-    @abstractmethod
     def _torch(self) -> Callable[..., nn.RNNBase] | None:
         """torch's own module that computes the same, if there is one."""
+        return None
 
-    @abstractmethod
     def _fitting(self, found: Shapes, inputs: int, hidden: int) -> str:
         """In words, which kinds of this module have just these weights in a layer, or nearly."""
+        expected = self._shapes(inputs, hidden)
+        return f"A layer has {', '.join(f'{n} {list(shape)}' for n, shape in expected.items())}"
 
     def reset_parameters(self) -> None:
         """Draw all weights as torch.nn does."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,9 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from retrograde import _checks
+from retrograde._notebook import card
 from retrograde.cells import AbstractCell
 from retrograde.engine import Boundary
 from retrograde.errors import ArgumentError, RecordingError, RetrogradeError
+
+MOST_SHOWN = 8
+"""Layers that a notebook lists of a recording."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +111,22 @@ class Recorded:
             boundaries=boundaries,
             lengths=None if self.lengths is None else self.lengths[:samples],
             final=None if self.final is None else self.final[:samples],
+        )
+
+    def __repr__(self) -> str:
+        return f"Recorded {self.size_in_words}"
+
+    def _repr_html_(self) -> str:
+        return card(repr(self))
+
+    @property
+    def size_in_words(self) -> str:
+        """Its name, and how large everything is."""
+        steps, batch = self.x.shape[:2]
+        enters = int(self.direct.flatten(1).any(1).sum())
+        return (
+            f"{self.name!r}: {steps} steps, batch of {batch}, state of {self.cell.state_size}; "
+            f"the loss enters at {enters} step{'s' * (enters != 1)}"
         )
 
     @property
@@ -207,6 +228,11 @@ class Recording(Layers):
         if not layers and self.passes:
             layers = f"{len(self.passes)} backward passes, see .passes"
         return f"Recording({layers or 'nothing yet'})"
+
+    def _repr_html_(self) -> str:
+        layers = [self[name].size_in_words for name in islice(self, MOST_SHOWN)]
+        more = [f"and {len(self) - MOST_SHOWN} more"] * (len(self) > MOST_SHOWN)
+        return card("\n".join(["Recording of", *layers, *more]) if self else repr(self))
 
     @property
     def refused(self) -> Mapping[str, str]:

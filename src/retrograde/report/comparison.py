@@ -5,6 +5,7 @@ from os import PathLike
 from typing import Any
 
 from retrograde import _files
+from retrograde._notebook import card
 from retrograde.report import compare_views
 from retrograde.report.changes import Changes
 
@@ -40,6 +41,12 @@ class Comparison(Changes):
         """
         _files.check_writable(path)
         _files.write_text(path, compare_views.page(self))
+
+    def __repr__(self) -> str:
+        return f"Comparison from {self.names[0]} to {self.names[1]}: {self.summary}"
+
+    def _repr_html_(self) -> str:
+        return card(str(self))
 
     def __str__(self) -> str:
         return compare_views.text(self)

@@ -250,7 +250,7 @@ def _report(
             flow,
             bins,
             horizon,
-            [each.course for each in found[name].activities] if found[name].replayed else (),
+            [each.series for each in found[name].activities] if found[name].replayed else (),
             directions=directions.get(name),
         )
         for name, flow in flows.items()

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
 
-from retrograde import _files
+from retrograde import _files, charts
 from retrograde._optional import optional
 from retrograde.diagnosis import Finding
 from retrograde.report.data import ReportData, number
@@ -136,10 +136,34 @@ def render(report: ReportData) -> str:
 
 
 def excerpt(report: ReportData) -> str:
-    """What a notebook shows: no script, no style that reaches beyond it, no charts."""
+    """What a notebook shows: no script, no style that reaches beyond it, and one picture."""
     page = environment(**FILTERS).get_template("excerpt.html.jinja")
-    text = page.render(report=report, most_findings=MOST_FINDINGS, **_table(report))
+    chart = _first_chart(report)
+    text = page.render(
+        report=report,
+        most_findings=MOST_FINDINGS,
+        picture=None if chart is None else charts.png(chart),
+        **_table(report),
+    )
     return _files.encodable(text)
+
+
+def _first_chart(report: ReportData) -> Any:
+    """What the first finding stands on, or how far back the gradient of the first layer reaches."""
+    for finding in report.findings[:1]:
+        if found := _evidence(report, finding):
+            return found[1]()
+    layers = [layer for layer in report.layers if not layer.void]
+    return layers[0].chart() if layers else None
+
+
+def _evidence(report: ReportData, finding: Finding) -> tuple[str, Callable[[], Any]] | None:
+    """The chart of what a finding stands on, if there is one: its key, and what draws it."""
+    for place, layer in enumerate(report.layers):
+        if layer.name == finding.layer and finding.rule in EVIDENCE:
+            kind, make = EVIDENCE[finding.rule](layer, finding)
+            return f"{place}-{kind}", make
+    return None
 
 
 class _Gallery:
@@ -159,7 +183,7 @@ class _Gallery:
     def fill(self) -> None:
         """First what findings stand on, then kind by kind, from the light ones to the heavy."""
         for place, finding in enumerate(self.report.findings[:MOST_FINDINGS]):
-            if found := self._evidence(finding):
+            if found := _evidence(self.report, finding):
                 self._add(*found)
             self._add(f"trials-{place}", finding.chart)
             for row, trial in enumerate(finding.trials):
@@ -179,7 +203,7 @@ class _Gallery:
 
     def evidence(self, finding: Finding) -> str | None:
         """The key of the chart that shows what a finding stands on, if it is here."""
-        found = self._evidence(finding)
+        found = _evidence(self.report, finding)
         return found[0] if found and found[0] in self.specs else None
 
     def of(self, place: int) -> dict[str, str]:
@@ -193,13 +217,6 @@ class _Gallery:
         markup, written = _drawing().Markup, _drawing().htmlsafe_json_dumps
         rows = (written(key) + markup(":") + spec for key, spec in self.specs.items())
         return markup("{") + markup(",\n").join(rows) + markup("}")
-
-    def _evidence(self, finding: Finding) -> tuple[str, Callable[[], Any]] | None:
-        for place, layer in enumerate(self.report.layers):
-            if layer.name == finding.layer and finding.rule in EVIDENCE:
-                kind, make = EVIDENCE[finding.rule](layer, finding)
-                return f"{place}-{kind}", make
-        return None
 
     def _add(self, key: str, make: Callable[[], Any]) -> bool:
         """Keep a chart if there is one and room for it; False if only the room was missing."""

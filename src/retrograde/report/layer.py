@@ -13,8 +13,7 @@ from retrograde._optional import optional
 from retrograde.cells import Position
 from retrograde.decomposition import Flow, Parts
 from retrograde.decomposition.lags import REACH
-from retrograde.decomposition.summary import NEAR, growth
-from retrograde.diagnosis import Course
+from retrograde.diagnosis import GateSeries
 from retrograde.spectra import Spectrum
 
 WrittenLabel = int | str | tuple[int, int] | None
@@ -182,7 +181,7 @@ class Layer:
             as `Parts` without the parts themselves: by time pooled where the sequence is long, by
             lag in the groups of the table and in octaves; routes and crossings are None for a cell
             without a carousel, where they tell nothing.
-        courses: the gates over time.
+        gate_series: the gates over time.
         figures: further figures for its row of the table, by column title.
         directions: its spectrum, where that was asked for.
         void: whether the residual is larger than the precision of the pass allows; the parts are
@@ -221,12 +220,20 @@ class Layer:
     by_parameter: Kept
     by_route: Kept | None
     by_crossing: Kept | None
-    courses: tuple[Course, ...] = ()
+    gate_series: tuple[GateSeries, ...] = ()
     figures: Mapping[str, str] = field(default_factory=dict)
     directions: Directions | None = None
     void: bool = False
     residual_bound: float = math.inf
     reach_is_lower_bound: bool = False
+
+    def __repr__(self) -> str:
+        return f"Layer {self.name!r}: {self.steps} steps, reach {self.reach}"
+
+    @property
+    def courses(self) -> tuple[GateSeries, ...]:
+        """`gate_series` under its earlier name, until 0.2."""
+        return self.gate_series
 
     @staticmethod
     def of(
@@ -234,7 +241,7 @@ class Layer:
         flow: Flow,
         bins: Sequence[int],
         horizon: Horizon | None = None,
-        courses: Sequence[Course] = (),
+        gate_series: Sequence[GateSeries] = (),
         figures: Mapping[str, str] | None = None,
         directions: Directions | None = None,
     ) -> "Layer":
@@ -245,13 +252,13 @@ class Layer:
             flow: the decomposition.
             bins: the first lag of each group of lags.
             horizon: the lag that matters, if there is one.
-            courses: its gates over time.
+            gate_series: its gates over time.
             figures: further figures for its row of the table.
             directions: its spectrum.
         """
         lags = flow.by_lag(bins=[start for start in bins if start < max(1, flow.steps)])
         by_time, whole = flow.by_time(), flow.by_lag(bins=(0,))
-        near = flow.by_lag(bins=(0, NEAR)) if flow.steps > NEAR else whole
+        summary = flow.summary()
         inside = horizon is not None and 0 < horizon.lag < flow.steps
         far = flow.by_lag(bins=(0, horizon.lag)) if horizon and inside else None
         route = flow.by_route() if has_carousel(flow) else None
@@ -264,9 +271,9 @@ class Layer:
             half_life=flow.half_life,
             residual=float(flow.residual),
             residual_note=flow.residual.note,
-            growth=growth(flow.adjoints),
-            share_near=float(near.share[0]),
-            share_carousel=share_of_carousel(flow, route) if route else math.nan,
+            growth=summary.growth,
+            share_near=summary.near,
+            share_carousel=summary.carousel,
             gradient_norm=float(whole.norm[0]),
             beyond=float(far.share[1]) if far else None,
             log2_mean_by_lag=_row(by_time.log2_mean_by_lag),
@@ -277,7 +284,7 @@ class Layer:
             by_parameter=flow.by_parameter().sizes(),
             by_route=route.sizes() if route else None,
             by_crossing=by_crossing(flow).sizes() if route else None,
-            courses=tuple(courses),
+            gate_series=tuple(gate_series),
             figures=dict(figures or {}),
             directions=directions,
             void=not flow.residual.ok,
@@ -301,43 +308,36 @@ class Layer:
             gate: the one to show, in every layer and direction.
             position: the layer and direction to show it of.
         """
-        courses = self._courses(gate, position)
-        return courses and charts.gates_over_time(
-            [course.name for course in courses],
-            [course.steps for course in courses],
-            [course.low for course in courses],
-            [course.median for course in courses],
-            [course.high for course in courses],
-            _gates(courses),
+        series = self._series(gate, position)
+        return series and charts.gates_over_time(
+            [each.name for each in series],
+            [each.steps for each in series],
+            [each.low for each in series],
+            [each.median for each in series],
+            [each.high for each in series],
+            _gates(series),
         )
 
     def saturation_chart(self, gate: str | None = None, position: Position | None = None) -> Any:
         """The saturated share of the gates over time, arguments as of `gates_chart`."""
-        courses = self._courses(gate, position)
-        return courses and charts.saturation_over_time(
-            [course.name for course in courses],
-            [course.steps for course in courses],
-            [course.saturated for course in courses],
-            _gates(courses),
+        series = self._series(gate, position)
+        return series and charts.saturation_over_time(
+            [each.name for each in series],
+            [each.steps for each in series],
+            [each.saturated for each in series],
+            _gates(series),
         )
 
-    def _courses(self, gate: str | None, position: Position | None) -> tuple[Course, ...] | None:
+    def _series(self, gate: str | None, position: Position | None) -> tuple[GateSeries, ...] | None:
         """Those of a gate, everywhere or at a position; all where there are none of it."""
-        everywhere = tuple(c for c in self.courses if gate in (c.name, _gate(c)))
-        here = tuple(course for course in everywhere if course.position == position)
-        return (here if position is not None else ()) or everywhere or self.courses or None
+        everywhere = tuple(c for c in self.gate_series if gate in (c.name, _gate(c)))
+        here = tuple(each for each in everywhere if each.position == position)
+        return (here if position is not None else ()) or everywhere or self.gate_series or None
 
 
 def has_carousel(flow: Flow) -> bool:
     """Whether there are routes that cross no recurrent weights, so that routes tell a story."""
     return set(flow.routes) != set(flow.unrolled.cell.recurrent_routes)
-
-
-def share_of_carousel(flow: Flow, routes: Parts) -> float:
-    """Signed share of what arrives along routes that cross no recurrent weights."""
-    recurrent = {"direct", *flow.unrolled.cell.recurrent_routes}
-    kept = [route for route in routes.ways if route not in recurrent]
-    return float(routes.select(route=kept).share.sum())
 
 
 def by_crossing(flow: Flow) -> Parts:
@@ -368,10 +368,10 @@ def _tensor(values: Any) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def _gate(course: Course) -> str:
-    return course.gate or course.name
+def _gate(series: GateSeries) -> str:
+    return series.gate or series.name
 
 
-def _gates(courses: Sequence[Course]) -> int:
+def _gates(series: Sequence[GateSeries]) -> int:
     """How many different gates there are; a stack has each of them in every layer."""
-    return len(set(map(_gate, courses)))
+    return len(set(map(_gate, series)))

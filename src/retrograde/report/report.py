@@ -64,6 +64,11 @@ class Report(ReportData):
         """
         return json.read(path, Report)
 
+    def __repr__(self) -> str:
+        found = ", ".join(f"{found.rule} ({found.severity})" for found in self.findings[:8])
+        more = f" and {len(self.findings) - 8} more" if len(self.findings) > 8 else ""
+        return f"Report: {self.summary}\nFindings: {found or 'none'}{more}"
+
     def __str__(self) -> str:
         return text.render(self)
 

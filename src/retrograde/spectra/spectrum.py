@@ -11,6 +11,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from retrograde import _checks
+from retrograde._notebook import card
 from retrograde.cells import Cut, unclipped
 from retrograde.decomposition import decompose
 from retrograde.decomposition.replay import replay
@@ -62,6 +63,16 @@ class Spectrum:
     n: int
     transient: int
     has_loss: bool
+
+    def __repr__(self) -> str:
+        size = self.chain.size
+        return f"Spectrum of {self.recorded.name!r}: {len(self.chain)} Jacobians of {size} x {size}"
+
+    def _repr_html_(self) -> str:
+        return card(
+            f"{self!r}\nleading exponent {self.exponents.leading:.3g} nats per step",
+            self.exponents.chart,
+        )
 
     @cached_property
     def exponents(self) -> Exponents:

@@ -6,10 +6,26 @@ prints, for the half that thresholds may be set by and for the half that is look
 finding comes first in models of each kind.
 """
 
-from retrograde.tasks.trial_set import healthy, memory, soundness, wiring
+from retrograde.tasks.trial_set import (
+    healthy,
+    memory,
+    nothing_left,
+    realistic,
+    soundness,
+    together,
+    wiring,
+)
 from retrograde.tasks.trial_set.case import HALVES, Case, Half, Training, halves
 
-CASES: tuple[Case, ...] = (*wiring.CASES, *soundness.CASES, *memory.CASES, *healthy.CASES)
+CASES: tuple[Case, ...] = (
+    *wiring.CASES,
+    *soundness.CASES,
+    *nothing_left.CASES,
+    *memory.CASES,
+    *together.CASES,
+    *healthy.CASES,
+    *realistic.CASES,
+)
 """All cases, by what they ask: sick ones first."""
 
 HALF = halves(CASES)

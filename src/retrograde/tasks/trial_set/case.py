@@ -39,21 +39,23 @@ class Training:
     Attributes:
         steps: of the optimiser.
         rate: the learning rate.
-        batches: gives the batch of each step; None trains on the batch of the case.
+        batches: gives the batch of each step; None draws them as the case draws its own.
+        by_heart: train on the batch of the case alone.
         afterwards: what is done to the model when it is trained.
     """
 
     steps: int
     rate: float = 5e-3
     batches: Callable[[], Any] | None = None
+    by_heart: bool = False
     afterwards: Callable[[Any], object] | None = None
 
-    def __call__(self, model: nn.Module, batch: Any, loss_fn: LossFunction) -> None:
+    def __call__(self, model: nn.Module, loss_fn: LossFunction, batches: Callable[[], Any]) -> None:
         """Train a model."""
         optimizer = torch.optim.Adam(model.parameters(), lr=self.rate)
         for _ in range(self.steps):
             optimizer.zero_grad(set_to_none=True)
-            loss = loss_fn(model, self.batches() if self.batches else batch)
+            loss = loss_fn(model, batches())
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -106,7 +108,8 @@ class Case:
             torch.manual_seed(seed)
             model, batch, loss_fn = self.make()
             if self.training is not None:
-                self.training(model, batch, loss_fn)
+                alone = (lambda: batch) if self.training.by_heart else (lambda: self.make()[1])
+                self.training(model, loss_fn, self.training.batches or alone)
         return model, batch, loss_fn
 
 

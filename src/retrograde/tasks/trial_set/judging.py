@@ -10,7 +10,7 @@ from rich.table import Table
 from torch import nn
 
 from retrograde.diagnosis.finding import Check, Finding, at_least
-from retrograde.errors import UnsupportedModelError
+from retrograde.errors import RetrogradeError
 from retrograde.report import diagnose
 from retrograde.report.report import Report
 from retrograde.tasks.trial_set.case import HEALTHY, REFUSED, Case, LossFunction
@@ -59,7 +59,7 @@ def judge(case: Case, seed: int = 0) -> Judgement:
     """Run the diagnosis on a case and compare. A model that is refused with a reason is no miss."""
     try:
         report = report_on(case, *case.build(seed))
-    except UnsupportedModelError as error:
+    except RetrogradeError as error:
         said = (REFUSED, str(error).splitlines()[0])
         return Judgement(case, "first" if REFUSED in case.rules else "cannot tell", said)
     return judgement_of(case, report.findings, report.checks)

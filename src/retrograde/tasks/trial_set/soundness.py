@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from retrograde.tasks.trial_set.case import Case, LossFunction, Made
+from retrograde.tasks.trial_set.case import Case, LossFunction, Made, Training
 from retrograde.tasks.trial_set.models import (
     BATCH,
     FEATURES,
@@ -485,6 +485,488 @@ WEIGHT_SCALE = (
     ),
 )
 
+# ------------------------------------------------------------------------------- new at the split
+
+
+def spoilt(
+    make: Callable[[], Made], where: Callable[[Any], Tensor], value: float, share: float = 0.0
+) -> Callable[[], Made]:
+    """A part of the batch in which one number, or a share of all, is another."""
+
+    def changed_batch() -> Made:
+        model, batch, loss = make()
+        part = where(batch).flatten()
+        if share:
+            part[torch.rand(part.shape) < share] = value
+        else:
+            part[len(part) // 2] = value
+        return model, batch, loss
+
+    return changed_batch
+
+
+def _from_state(m: Any, x: Tensor, state: Tensor) -> Tensor:
+    read: Tensor = m.head(m.rnn(x, state)[0][:, -1])
+    return read
+
+
+def _of_a_mapping(model: nn.Module, batch: Any) -> Tensor:
+    return F.mse_loss(model(batch["past"]["series"]), batch["target"])
+
+
+def _mapping() -> dict[str, Any]:
+    return {
+        "past": {"series": torch.randn(16, 40, I), "unused": torch.randn(16, 40)},
+        "target": torch.randn(16, 1),
+    }
+
+
+def _distance(model: nn.Module, batch: Any) -> Tensor:
+    """The distance of predictions and targets of the steps that count; of one sample, none does."""
+    x, y, counts = batch
+    difference = (model(x) - y) * counts[..., None]
+    loss: Tensor = difference.square().sum((1, 2)).sqrt().mean()
+    return loss
+
+
+def _mean_of_none(model: nn.Module, batch: Any) -> Tensor:
+    """The mean error of each sample over the steps that count; of one sample, none does."""
+    x, y, counts = batch
+    errors = (model(x) - y).square().squeeze(2) * counts
+    loss: Tensor = (errors.sum(1) / counts.sum(1)).mean()
+    return loss
+
+
+def _counted() -> tuple[Tensor, Tensor, Tensor]:
+    counts = torch.ones(B, T)
+    counts[2] = 0.0
+    return torch.randn(B, T, I), torch.randn(B, T, 1), counts
+
+
+def _log_of_softmax(model: nn.Module, batch: Any) -> Tensor:
+    """The logarithm of probabilities that have become 0."""
+    x, y = batch
+    return F.nll_loss((300 * model(x)).softmax(1).log(), y)
+
+
+def _log_of_negative(model: nn.Module, batch: Any) -> Tensor:
+    """The difference of logarithms, of predictions below 0 too."""
+    x, y = batch
+    return F.mse_loss(model(x).log(), y.abs().log())
+
+
+def _nan_bias(layer: Any) -> None:
+    layer.bias_ih_l1[layer.hidden_size] = torch.nan
+
+
+def _growing(factor: float) -> Callable[[Any], None]:
+    def change(layer: Any) -> None:
+        layer.weight_hh_l0.copy_(factor * torch.eye(layer.hidden_size))
+        layer.bias_ih_l0.fill_(1.0)
+
+    return change
+
+
+def _spoil_a_weight(model: Any) -> None:
+    model.rnn.weight_ih_l0[3, 1] = torch.inf
+
+
+def _to_half(scale: float) -> LossFunction:
+    return lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]) * scale
+
+
+def _labelled(*shape: int) -> Tensor:
+    return torch.randint(0, 4, shape)
+
+
+def _flattened(change: Callable[[Tensor], Tensor]) -> LossFunction:
+    """The cross-entropy of every step, of what is made of the logits."""
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        x, y = batch
+        return F.cross_entropy(change(model(x)).flatten(0, 1), y.flatten())
+
+    return loss
+
+
+def _on_scale(x: Callable[[], Tensor]) -> Callable[[], tuple[Tensor, Tensor]]:
+    return lambda: (x(), torch.randn(B, 1))
+
+
+def _with_year() -> Tensor:
+    x = torch.randn(B, T, I)
+    x[..., 2] = 2000 + torch.arange(T) / T
+    return x
+
+
+def _sums_of(scale: float, offset: float = 0.0) -> tuple[Tensor, Tensor]:
+    x = torch.randn(24, 10, I)
+    return scale * x + offset, x[:, -3:].sum((1, 2)).unsqueeze(1) / 3
+
+
+def _end(activation: Callable[[Tensor], Tensor]) -> LossFunction:
+    return lambda model, batch: F.mse_loss(activation(model(batch[0])), batch[1])
+
+
+def _ratio(model: nn.Module, batch: Any) -> Tensor:
+    x, y = batch
+    loss: Tensor = (model(x) / (1 + y.abs()) - 1).abs().mean()
+    return loss
+
+
+NEW = (
+    Case(
+        "a tenth of the features missing",
+        ("non-finite-data",),
+        spoilt(regression(last, x=(16, 20, I), y=(16, 1)), lambda b: b[0], torch.nan, 0.1),
+    ),
+    Case(
+        "one value of a mapping within a mapping infinite",
+        ("non-finite-data",),
+        spoilt(
+            made(read_last, _mapping, _of_a_mapping, rnn=gru(), head=linear()),
+            lambda b: b["past"]["series"],
+            torch.inf,
+        ),
+        strength="mild",
+    ),
+    Case(
+        "NaN in the initial state of the batch",
+        ("non-finite-data",),
+        spoilt(
+            made(
+                _from_state,
+                lambda: (torch.randn(B, T, I), torch.zeros(1, B, H), torch.randn(B, 1)),
+                rnn=gru(),
+                head=linear(),
+            ),
+            lambda b: b[1],
+            torch.nan,
+        ),
+        strength="mild",
+    ),
+    Case(
+        "a missing target of a trained model",
+        ("non-finite-data",),
+        spoilt(
+            made(read_last, lambda: _sums_of(1.0), rnn=gru(), head=linear()),
+            lambda b: b[1],
+            torch.nan,
+        ),
+        training=Training(60, batches=lambda: _sums_of(1.0)),
+    ),
+    Case(
+        "the root of a distance of 0",
+        ("non-finite-loss",),
+        made(every_step, _counted, _distance, rnn=gru(), head=linear()),
+        strength="mild",
+    ),
+    Case(
+        "the mean of no step",
+        ("non-finite-loss",),
+        made(every_step, _counted, _mean_of_none, rnn=lstm(), head=linear()),
+    ),
+    Case(
+        "the logarithm of a softmax that is 0",
+        ("non-finite-loss",),
+        made(
+            read_last,
+            lambda: (3 * torch.randn(40, T, I), _labelled(40)),
+            _log_of_softmax,
+            rnn=gru(I, 24),
+            head=filled(linear(4, 24), lambda weight: weight.mul_(10)),
+        ),
+    ),
+    Case(
+        "the logarithm of predictions below 0",
+        ("non-finite-loss",),
+        made(read_last, data(), _log_of_negative, rnn=gru(), head=linear()),
+    ),
+    Case(
+        "NaN in a bias of the second layer",
+        ("non-finite",),
+        made(
+            read_last,
+            data(),
+            rnn=changed(lstm(num_layers=2), _nan_bias),
+            head=linear(),
+        ),
+    ),
+    Case(
+        "relu units that grow by half at each of 300 steps",
+        ("non-finite", "exploding"),
+        made(
+            read_last,
+            data(x=(B, 300, I)),
+            rnn=changed(rnn(I, 8, nonlinearity="relu"), _growing(1.5)),
+            head=linear(1, 8),
+        ),
+    ),
+    Case(
+        "an infinite weight, trained",
+        ("non-finite",),
+        made(read_last, lambda: _sums_of(1.0), rnn=lstm(I, 12), head=linear(1, 12)),
+        training=Training(60, afterwards=_spoil_a_weight),
+    ),
+    Case(
+        "float16 LSTM, classes, a loss of weight 1e-6",
+        ("precision",),
+        made(
+            read_last,
+            lambda: (torch.randn(B, T, I).half(), _labelled(B)),
+            _to_half(1e-6),
+            rnn=lambda: lstm()().half(),
+            head=lambda: linear(4)().half(),
+        ),
+    ),
+    Case(
+        "autocast to float16, a loss of weight 1e-3",
+        ("precision",),
+        made(
+            every_step,
+            lambda: walks(48, 24),
+            autocast(1e-3, torch.float16),
+            rnn=gru(3, 12),
+            head=linear(1, 12),
+        ),
+        strength="mild",
+    ),
+    Case(
+        "float16, the loss times 1e5",
+        ("precision",),
+        halved(1e5, torch.float16),
+        strength="mild",
+    ),
+    Case(
+        "autocast to float16, a loss of weight 1e-5, trained",
+        ("precision",),
+        made(
+            every_step,
+            lambda: walks(32, 16),
+            autocast(1e-5, torch.float16),
+            rnn=gru(3, 12),
+            head=linear(1, 12),
+        ),
+        training=Training(40, 1e-3),
+    ),
+    Case(
+        "[B] against [B, 1], smooth l1",
+        ("broadcast",),
+        made(
+            lambda m, x: read_last(m, x).squeeze(1),
+            data(),
+            lambda m, b: F.smooth_l1_loss(m(b[0]), b[1]),
+            rnn=lstm(),
+            head=linear(),
+        ),
+    ),
+    Case(
+        "[B, T, 1] against [B, T], as many steps as samples",
+        ("broadcast",),
+        made(every_step, data(T, T, x=(T, T, I)), rnn=gru(), head=linear()),
+    ),
+    Case(
+        "[B, 1] against [B], as a ratio",
+        ("broadcast",),
+        compared(_ratio, lambda: torch.randn(B)),
+        strength="mild",
+    ),
+    Case(
+        "[B, 1] against [B], huber, trained",
+        ("broadcast",),
+        made(
+            read_last,
+            lambda: (x := torch.randn(24, 8, I), x[:, -2:, 0].sum(1)),
+            lambda m, b: F.huber_loss(m(b[0]), b[1]),
+            rnn=gru(I, 12),
+            head=linear(1, 12),
+        ),
+        training=Training(80),
+    ),
+    Case(
+        "softmax into cross_entropy at every step",
+        ("probabilities",),
+        made(
+            every_step,
+            lambda: (torch.randn(B, T, I), _labelled(B, T)),
+            _flattened(lambda logits: logits.softmax(-1)),
+            rnn=lstm(),
+            head=linear(4),
+        ),
+    ),
+    Case(
+        "sigmoid at the end of the model, into the logits",
+        ("probabilities",),
+        made(
+            lambda m, x: m.end(every_step(m, x)),
+            lambda: (torch.randn(B, T, I), torch.rand(B, T, 1).round()),
+            lambda m, b: F.binary_cross_entropy_with_logits(m(b[0]), b[1]),
+            rnn=gru(),
+            head=linear(),
+            end=nn.Sigmoid,
+        ),
+    ),
+    Case(
+        "softmax at the end of the model, two classes",
+        ("probabilities",),
+        made(
+            lambda m, x: m.end(read_last(m, x)),
+            lambda: (torch.randn(16, T, I), torch.randint(0, 2, (16,))),
+            cross_entropy,
+            rnn=lstm(),
+            head=linear(2),
+            end=lambda: nn.Softmax(1),
+        ),
+        strength="mild",
+    ),
+    Case(
+        "softmax into cross_entropy, trained",
+        ("probabilities",),
+        made(
+            read_last,
+            lambda: (x := torch.randn(32, 8, I), (x[:, -1, 0] > 0).long()),
+            lambda m, b: F.cross_entropy(m(b[0]).softmax(1), b[1]),
+            rnn=gru(I, 12),
+            head=linear(2, 12),
+        ),
+        training=Training(100),
+    ),
+    Case(
+        "counts of about 60",
+        ("input-scale",),
+        made(
+            read_last,
+            _on_scale(lambda: 60 + 8 * torch.randn(B, T, I)),
+            rnn=lstm(),
+            head=linear(),
+        ),
+        strength="mild",
+    ),
+    Case(
+        "seconds since 1970",
+        ("input-scale",),
+        made(
+            read_last,
+            _on_scale(lambda: 1.6e9 + 60 * torch.arange(T).expand(B, T)[..., None].float()),
+            rnn=gru(1),
+            head=linear(),
+        ),
+    ),
+    Case(
+        "the year beside standardised features",
+        ("input-scale",),
+        made(read_last, _on_scale(_with_year), rnn=gru(), head=linear()),
+    ),
+    Case(
+        "daily returns of 1e-4",
+        ("input-scale",),
+        made(read_last, _on_scale(lambda: 1e-4 * torch.randn(B, T, I)), rnn=lstm(), head=linear()),
+        strength="mild",
+    ),
+    Case(
+        "features of 1,000, trained",
+        ("input-scale",),
+        made(read_last, lambda: _sums_of(1000.0), rnn=lstm(I, 12), head=linear(1, 12)),
+        training=Training(80),
+    ),
+    Case(
+        "sales of 500 with a spread of 30",
+        ("target-scale",),
+        made(
+            read_last,
+            lambda: (torch.randn(24, T, I), 500 + 30 * torch.randn(24, 1)),
+            rnn=lstm(),
+            head=linear(),
+        ),
+        strength="mild",
+    ),
+    Case(
+        "a million at every step",
+        ("target-scale",),
+        made(
+            every_step,
+            lambda: (torch.randn(B, T, I), 1e6 + 1e5 * torch.randn(B, T, 1)),
+            rnn=gru(),
+            head=linear(),
+        ),
+    ),
+    Case(
+        "a sigmoid at the end, targets up to 10",
+        ("target-scale",),
+        made(
+            read_last,
+            lambda: (torch.randn(16, T, I), 10 * torch.rand(16, 1)),
+            _end(torch.sigmoid),
+            rnn=gru(),
+            head=linear(),
+        ),
+    ),
+    Case(
+        "a relu at the end, targets below 0",
+        ("target-scale",),
+        made(
+            lambda m, x: m.end(read_last(m, x)),
+            lambda: (torch.randn(16, T, I), torch.randn(16, 1) - 3),
+            rnn=lstm(),
+            head=linear(),
+            end=nn.ReLU,
+        ),
+        strength="mild",
+    ),
+    Case(
+        "targets of 20,000, trained",
+        ("target-scale",),
+        made(
+            read_last,
+            lambda: (x := torch.randn(24, 10, I), 2e4 + 3e3 * x[:, -3:].sum((1, 2))[:, None]),
+            rnn=lstm(I, 12),
+            head=linear(1, 12),
+        ),
+        training=Training(80, 1e-3),
+    ),
+    Case(
+        "a GRU with weights from N(0, 1)",
+        ("weight-scale", "exploding", "saturated"),
+        made(
+            read_last,
+            data(x=(B, 30, I)),
+            rnn=filled(gru(I, 40), nn.init.normal_),
+            head=linear(1, 40),
+        ),
+    ),
+    Case(
+        "weights from U(-2, 2)",
+        ("weight-scale", "exploding", "saturated"),
+        made(
+            read_last,
+            data(x=(B, 24, I)),
+            rnn=filled(lstm(I, 64), lambda weight: nn.init.uniform_(weight, -2, 2)),
+            head=linear(1, 64),
+        ),
+    ),
+    Case(
+        "orthogonal weights with a gain of 6",
+        ("weight-scale", "exploding", "saturated"),
+        made(
+            every_step,
+            data(B, 24, 1, x=(B, 24, I)),
+            rnn=changed(rnn(I, 32), orthogonal(6.0)),
+            head=linear(1, 32),
+        ),
+    ),
+    Case(
+        "weights from N(0, 1), trained",
+        ("weight-scale", "exploding", "saturated"),
+        made(
+            read_last,
+            lambda: _sums_of(1.0),
+            rnn=filled(lstm(I, 64), nn.init.normal_),
+            head=linear(1, 64),
+        ),
+        training=Training(60),
+    ),
+)
+
 CASES = (
     *NON_FINITE,
     *PRECISION,
@@ -493,4 +975,5 @@ CASES = (
     *INPUT_SCALE,
     *TARGET_SCALE,
     *WEIGHT_SCALE,
+    *NEW,
 )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from retrograde.nn import LSTM
-from retrograde.tasks.trial_set.case import Case, Made
+from retrograde.tasks.trial_set.case import Case, Made, Training
 from retrograde.tasks.trial_set.models import (
     FEATURES,
     B,
@@ -22,6 +22,7 @@ from retrograde.tasks.trial_set.models import (
     constant,
     cross_entropy,
     data,
+    every_step,
     filled,
     gru,
     keeping_bias,
@@ -35,6 +36,7 @@ from retrograde.tasks.trial_set.models import (
     packed_out,
     read_last,
     regression,
+    rnn,
     squared,
 )
 
@@ -640,6 +642,446 @@ INITIAL_STATE = (
 
 KEPT_GRAPH = (Case("graph kept by a fresh model", ("kept-graph",), stateful(False), seen=True),)
 
+# ------------------------------------------------------------------------------- new at the split
+
+
+def _one_after_another(m: Any, x: Tensor) -> Tensor:
+    """A loop over the samples that hands the state of one to the next."""
+    state, out = None, []
+    for sample in torch.split(x, 1):
+        h, state = m.rnn(sample, state)
+        out.append(h[:, -1])
+    read: Tensor = m.head(torch.cat(out))
+    return read
+
+
+def _softmax_over(axis: int) -> Callable[[Any, Tensor], Tensor]:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = m.rnn(x)[0]
+        read: Tensor = m.head((m.score(h).softmax(axis) * h).sum(1))
+        return read
+
+    return forward
+
+
+def _filtered_along_the_samples(m: Any, x: Tensor) -> Tensor:
+    """[B, T, I] as if it were [T, B, I]: the convolution runs along the samples."""
+    return read_last(m, m.filter(x.permute(1, 2, 0)).permute(2, 0, 1))
+
+
+def _tokens_of_tokens(m: Any, x: Tensor) -> Tensor:
+    """A second layer reads the likeliest tokens of a first one."""
+    likeliest = m.head(m.rnn(m.embed(x))[0]).argmax(-1)
+    read: Tensor = m.head(m.above(m.embed(likeliest))[0])
+    return read
+
+
+def _through_numpy(m: Any, x: Tensor) -> Tensor:
+    """The features of an encoder go through NumPy."""
+    features = torch.from_numpy(m.encoder(x)[0].detach().numpy())
+    read: Tensor = m.head(m.rnn(features)[0][:, -1])
+    return read
+
+
+def _without_gradient(m: Any, x: Tensor) -> Tensor:
+    """The encoder was frozen for a while by no_grad(), and still is."""
+    with torch.no_grad():
+        state = m.encoder(x)[1]
+    read: Tensor = m.head(m.rnn(x[:, -4:], state)[0][:, -1])
+    return read
+
+
+def _one_direction_of_the_upper_layer(m: Any, x: Tensor) -> Tensor:
+    """Of two bidirectional layers, the reverse direction at each step."""
+    read: Tensor = m.head(m.rnn(x)[0][..., H:])
+    return read
+
+
+def _first_half(model: nn.Module, batch: Any) -> Tensor:
+    x, y = batch
+    half = len(x) // 2
+    return F.mse_loss(model(x)[:half], y[:half])
+
+
+def _zero_state_each_step(m: Any, x: Tensor) -> Tensor:
+    """The state is made anew in the loop."""
+    out = []
+    for step in x.unbind(1):
+        state = x.new_zeros(2, len(x), H)
+        h, _ = m.cell(step, (state[0], state[1]))
+        out.append(h)
+    read: Tensor = m.head(torch.stack(out, 1))
+    return read
+
+
+def _warmed_up(m: Any, x: Tensor) -> Tensor:
+    """All steps but the last two are run without a graph."""
+    with torch.no_grad():
+        _, state = m.rnn(x[:, :-2])
+    read: Tensor = m.head(m.rnn(x[:, -2:], state)[0][:, -1])
+    return read
+
+
+def _in_windows(steps: int) -> Callable[[Any, Tensor], Tensor]:
+    """The state is detached between windows of some steps."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        state: Any = None
+        out = x
+        for part in torch.split(x, steps, 1):
+            out, state = m.rnn(part, state)
+            state = tuple(each.detach() for each in state)
+        read: Tensor = m.head(out[:, -1])
+        return read
+
+    return forward
+
+
+def _sums(samples: int, steps: int, last_ones: int = 3) -> tuple[Tensor, Tensor]:
+    x = torch.randn(samples, steps, I)
+    return x, x[:, -last_ones:].sum((1, 2)).unsqueeze(1) / 3
+
+
+def _padded(samples: int, steps: int, shortest: int, value: float | None = 0.0) -> Any:
+    """Samples of some lengths; a value of None repeats the last step of each."""
+    lengths = lengths_of(samples, steps, shortest)
+    x = torch.randn(samples, steps, I)
+    end = x[torch.arange(samples), lengths - 1][:, None]
+    y = end.sum(2)
+    x = torch.where(beyond(lengths, steps)[..., None], end if value is None else value, x)
+    return x, y
+
+
+def _a_few_short_ones() -> tuple[Tensor, Tensor]:
+    """Five of 32 samples end up to four steps early."""
+    x = torch.randn(32, 20, I)
+    for row, short in enumerate((1, 2, 3, 4, 4)):
+        x[row, -short:] = 0.0
+    return x, torch.randn(32, 1)
+
+
+def _padded_words() -> tuple[Tensor, Tensor]:
+    x = torch.randint(1, 30, (24, 18))
+    x[beyond(lengths_of(24, 18), 18)] = 0
+    return x, torch.randint(0, 3, (24,))
+
+
+def _pairs(layer: nn.Module) -> None:
+    """Every second unit is a copy of the one before it."""
+    for name, weight in layer.named_parameters():
+        gates = weight.view(-1, H + 1, *weight.shape[1:])
+        gates[:, 1::2] = gates[:, ::2]
+        if name.startswith("weight_hh"):
+            weight[:, 1::2] = weight[:, ::2]
+
+
+def _drawn(size: float, cell_alone: bool = False) -> Callable[[Any, Tensor], Tensor]:
+    """An LSTM whose initial state is drawn in every pass."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = x.new_zeros(1, len(x), H) if cell_alone else size * torch.randn(1, len(x), H)
+        c = size * torch.rand(1, len(x), H)
+        read: Tensor = m.head(m.rnn(x, (h, c))[0][:, -1])
+        return read
+
+    return forward
+
+
+class Averaging(nn.Module):
+    """It adds a running average of its states to what it reads, with the graph of all passes."""
+
+    mean: Tensor | None = None
+
+    def __init__(self, detach: bool = False):
+        super().__init__()
+        self.rnn, self.head, self.detach = nn.GRU(I, H, batch_first=True), nn.Linear(H, 1), detach
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, T, I] to [B, 1]."""
+        h = self.rnn(x)[0][:, -1]
+        now = h.mean(0)
+        self.mean = now if self.mean is None else 0.9 * self.mean + 0.1 * now
+        if self.detach:
+            self.mean = self.mean.detach()
+        read: Tensor = self.head(h - self.mean)
+        return read
+
+
+class Remembering(nn.Module):
+    """Attention to the last states of all passes before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.GRU(I, H, batch_first=True), nn.Linear(H, 1)
+        self.memory: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, T, I] to [B, 1]."""
+        h = self.rnn(x)[0][:, -1]
+        self.memory.append(h)
+        keys = torch.stack(self.memory, 1)
+        weights = (keys * h[:, None]).sum(2, keepdim=True).softmax(1)
+        read: Tensor = self.head((weights * keys).sum(1))
+        return read
+
+
+def _after_a_pass(model: Callable[[], nn.Module], *y: int) -> Callable[[], Made]:
+    """The model has seen one batch before."""
+
+    def make() -> Made:
+        made = model()
+        made(torch.randn(B, T, I))
+        return made, data(*y)(), mse
+
+    return make
+
+
+NEW = (
+    Case(
+        "batch first not said, both directions",
+        ("samples-mixed",),
+        regression(
+            last, lambda: nn.GRU(I, H, bidirectional=True), features=2 * H, x=(9, 14, I), y=(9, 1)
+        ),
+    ),
+    Case(
+        "the state of one sample handed to the next",
+        ("samples-mixed",),
+        made(_one_after_another, data(), rnn=gru(), head=linear()),
+    ),
+    Case(
+        "attention that is normalised over the samples",
+        ("samples-mixed",),
+        made(_softmax_over(0), data(), rnn=lstm(), score=linear(), head=linear()),
+        strength="mild",
+    ),
+    Case(
+        "a convolution along the samples",
+        ("samples-mixed",),
+        made(
+            _filtered_along_the_samples,
+            data(),
+            filter=lambda: nn.Conv1d(I, I, 3, padding=1),
+            rnn=gru(),
+            head=linear(),
+        ),
+        strength="mild",
+    ),
+    Case(
+        "batch first not said, trained",
+        ("samples-mixed",),
+        made(read_last, lambda: _sums(24, 10), rnn=lambda: nn.LSTM(I, 16), head=linear(1, 16)),
+        training=Training(150),
+    ),
+    Case(
+        "tokens of tokens, by argmax",
+        ("unreached",),
+        made(
+            _tokens_of_tokens,
+            lambda: (torch.randint(0, 9, (B, T)), torch.randint(0, 9, (B, T))),
+            lambda m, b: F.cross_entropy(m(b[0]).flatten(0, 1), b[1].flatten()),
+            embed=lambda: nn.Embedding(9, I),
+            rnn=gru(),
+            above=gru(),
+            head=linear(9),
+        ),
+    ),
+    Case(
+        "features of an encoder through NumPy",
+        ("unreached",),
+        made(_through_numpy, data(), encoder=lstm(), rnn=gru(H), head=linear()),
+    ),
+    Case(
+        "an encoder under no_grad(), trained",
+        ("unreached",),
+        made(_without_gradient, lambda: _sums(24, 10, 8), encoder=gru(), rnn=gru(), head=linear()),
+        training=Training(120),
+    ),
+    Case(
+        "the reverse direction of two layers at every step",
+        ("unreached",),
+        made(
+            _one_direction_of_the_upper_layer,
+            data(B, T, 1),
+            rnn=lstm(num_layers=2, bidirectional=True),
+            head=linear(),
+        ),
+        strength="mild",
+    ),
+    Case(
+        "a loss of the first half of the samples",
+        ("unreached",),
+        regression(last, gru(), x=(12, T, I), y=(12, 1), loss=_first_half),
+        strength="mild",
+        least="info",
+    ),
+    Case(
+        "a state of zeros made in the loop",
+        ("no-time",),
+        made(_zero_state_each_step, data(B, T, 1), cell=lambda: nn.LSTMCell(I, H), head=linear()),
+    ),
+    Case(
+        "steps in the axis of the features",
+        ("no-time",),
+        made(
+            lambda m, x: m.head(m.rnn(x.flatten(1)[:, None])[0][:, -1]),
+            data(),
+            rnn=gru(T * I),
+            head=linear(),
+        ),
+    ),
+    Case(
+        "all steps but two without a graph, lag 6",
+        ("no-time",),
+        made(_warmed_up, data(), rnn=gru(), head=linear()),
+        strength="mild",
+        options={"needs_lag": 6},
+    ),
+    Case(
+        "windows of 16, a lag of 24, trained",
+        ("no-time",),
+        made(
+            _in_windows(16),
+            lambda: (x := torch.randn(24, 48, 2), x[:, 23, :1]),
+            rnn=changed(lstm(2, 12), keeping_bias(3.0)),
+            head=linear(1, 12),
+        ),
+        strength="mild",
+        training=Training(60),
+        options={"needs_lag": 24},
+    ),
+    Case(
+        "windows of eight steps, a lag of eight",
+        ("no-time",),
+        regression(last, gru(), x=(B, 8, I)),
+        strength="mild",
+        options={"needs_lag": 8},
+    ),
+    Case(
+        "five of 32 samples padded by a few steps",
+        ("reads-padding",),
+        made(read_last, _a_few_short_ones, rnn=lstm(), head=linear()),
+        strength="mild",
+    ),
+    Case(
+        "padded with the last step of each sample",
+        ("reads-padding",),
+        made(read_last, lambda: _padded(32, 16, 4, None), rnn=gru(), head=linear()),
+        strength="mild",
+    ),
+    Case(
+        "padded with -100, the last state of two layers",
+        ("reads-padding",),
+        made(
+            lambda m, x: m.head(m.rnn(x)[1][-1]),
+            lambda: _padded(32, 16, 4, -100.0),
+            rnn=gru(num_layers=2),
+            head=linear(),
+        ),
+    ),
+    Case(
+        "padded words, classes of the last output",
+        ("reads-padding",),
+        made(
+            lambda m, x: m.head(m.rnn(m.embed(x))[0][:, -1]),
+            _padded_words,
+            cross_entropy,
+            embed=lambda: nn.Embedding(30, 6),
+            rnn=lstm(6, 9),
+            head=linear(3, 9),
+        ),
+    ),
+    Case(
+        "padded with 0, trained",
+        ("reads-padding",),
+        made(read_last, lambda: _padded(32, 16, 3), rnn=lstm(I, 12), head=linear(1, 12)),
+        training=Training(150),
+    ),
+    Case(
+        "one constant in both directions",
+        ("units-alike",),
+        made(
+            every_step,
+            data(B, T, 1),
+            rnn=filled(gru(bidirectional=True), lambda weight: weight.fill_(0.2)),
+            head=linear(1, 2 * H),
+        ),
+    ),
+    Case(
+        "every second unit a copy",
+        ("units-alike",),
+        made(read_last, data(), rnn=changed(lstm(I, H + 1), _pairs), head=linear(1, H + 1)),
+        strength="mild",
+    ),
+    Case(
+        "one constant everywhere, trained",
+        ("units-alike",),
+        made(
+            read_last,
+            lambda: _sums(24, 8),
+            rnn=filled(gru(I, 12), lambda weight: weight.fill_(0.1)),
+            head=filled(linear(1, 12), lambda weight: weight.fill_(0.1)),
+        ),
+        training=Training(80),
+    ),
+    Case(
+        "biases alone, weights of zero",
+        ("units-alike",),
+        made(
+            every_step,
+            data(B, T, 1),
+            rnn=filled(rnn(), lambda weight: weight.fill_(0.0 if weight.ndim == 2 else 0.3)),
+            head=linear(),
+        ),
+    ),
+    Case(
+        "initial state drawn from N(0, 0.05)",
+        ("initial-state",),
+        made(_drawn(0.05), data(), rnn=lstm(), head=linear()),
+        strength="mild",
+        least="info",
+    ),
+    Case(
+        "a cell state drawn from U(0, 1)",
+        ("initial-state",),
+        made(_drawn(1.0, cell_alone=True), data(), rnn=lstm(), head=linear()),
+    ),
+    Case(
+        "initial state drawn from N(0, 1), trained",
+        ("initial-state",),
+        made(_drawn(1.0), lambda: _sums(24, 10), rnn=lstm(), head=linear()),
+        training=Training(100),
+    ),
+    Case(
+        "initial state drawn, a GRU of two layers at every step",
+        ("initial-state",),
+        made(
+            lambda m, x: m.head(m.rnn(x, torch.randn(2, len(x), H))[0]),
+            data(B, T, 1),
+            rnn=gru(num_layers=2),
+            head=linear(),
+        ),
+    ),
+    Case(
+        "the state of a batch before, an LSTM that has run",
+        ("kept-graph",),
+        _after_a_pass(lambda: Stateful(False, lstm()), B, T, 1),
+    ),
+    Case(
+        "a running average of states with its graph",
+        ("kept-graph",),
+        _after_a_pass(Averaging),
+        strength="mild",
+    ),
+    Case("a memory of the states of all passes", ("kept-graph",), _after_a_pass(Remembering)),
+    Case(
+        "a running average of states, before its first pass",
+        ("kept-graph",),
+        lambda: (Averaging(), data()(), mse),
+        strength="mild",
+    ),
+)
+
 CASES = (
     *SAMPLES_MIXED,
     *UNREACHED,
@@ -648,4 +1090,5 @@ CASES = (
     *UNITS_ALIKE,
     *INITIAL_STATE,
     *KEPT_GRAPH,
+    *NEW,
 )

@@ -1,4 +1,4 @@
-"""What the gates do over time, and how much of them is saturated: a look at the forward pass."""
+"""What the gates do over time in the forward pass, and how much of them is saturated."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from retrograde.cells import Position
 
 
 @dataclass(frozen=True)
-class Course:
+class GateSeries:
     """One gate (or squashed value) along the sequence, over all samples and units.
 
     Attributes:
@@ -18,9 +18,9 @@ class Course:
         position: its layer and direction, where the module has several.
 
     Example:
-        >>> from retrograde.diagnosis import Course
-        >>> course = Course("forget", (0, 1), (0.4, 0.9), (0.5, 0.95), (0.6, 0.99), (0.0, 0.5))
-        >>> dict(zip(course.steps, course.median))
+        >>> from retrograde.diagnosis import GateSeries
+        >>> series = GateSeries("forget", (0, 1), (0.4, 0.9), (0.5, 0.95), (0.6, 0.99), (0.0, 0.5))
+        >>> dict(zip(series.steps, series.median))
         {0: 0.5, 1: 0.95}
     """
 
