@@ -303,6 +303,9 @@ def test_factors_clip_parts_as_they_clipped_the_whole(name):
         here = cell.linearise(cell.step(x[k], state[k]))
         pulled = pull_back(scaled(here, passed.factors), delta)
         torch.testing.assert_close(pulled.previous().sum(0), previous, **EXACT)
+        changes = numbers(7 + k, 3, B, cell.state_size)
+        pushed = (jvp(scaled(here, passed.factors), changes) * delta).sum((1, 2))
+        torch.testing.assert_close(pushed, (changes * pulled.previous()).sum((1, 2)), **EXACT)
         assert any(bool((factor != 1).any()) for factor in passed.factors.values())
 
 
