@@ -10,8 +10,8 @@ import retrograde
 
 SOURCE = Path(retrograde.__file__).parent
 LEVELS = [  # a module imports only from its own level and the levels above it in this list
-    {"errors", "_types", "_json", "_terminal", "_checks", "_files", "_optional"},
-    {"cells", "charts", "clipping", "_notebook"},
+    {"errors", "_types", "_json", "_terminal", "_checks", "_files", "_optional", "_words"},
+    {"cells", "charts", "clipping", "_notebook", "plots"},
     {"engine"},
     {"nn"},
     {"recording"},

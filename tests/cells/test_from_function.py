@@ -57,7 +57,10 @@ def test_an_lstm_as_a_function_flows_as_the_lstm():
     assert ours.routes == ("h->h", "h->c", "c->h", "c->c")
     for name in theirs.parameters:
         a, b = ours.by_route(name, "every"), theirs.by_route(name, "every")
-        a, b = dict(zip(a.ways, a.parts(), strict=True)), dict(zip(b.ways, b.parts(), strict=True))
+        a, b = (
+            dict(zip(a.labels, a.parts(), strict=True)),
+            dict(zip(b.labels, b.parts(), strict=True)),
+        )
         recurrent = sum(part for way, part in b.items() if way.startswith("recurrent."))
         torch.testing.assert_close(a["direct"], b["direct"], **EXACT)
         torch.testing.assert_close(a["c->c"] + a["c->h"], b["carousel"], **EXACT)
@@ -136,7 +139,7 @@ def test_cutting_a_route_equals_detaching_it_in_a_plain_loop(cut):
     for name, grad in zip(weights, expected, strict=True):
         torch.testing.assert_close(left.by_lag(name).parts().sum(0), grad, **EXACT)
         split = left.by_route(name)
-        assert split.ways == ("direct", *(route for route in cell.routes if route not in cut))
+        assert split.labels == ("direct", *(route for route in cell.routes if route not in cut))
         torch.testing.assert_close(split.parts().sum((0, 1)), grad, **EXACT)
     assert left.residual < 1e-12
     assert not torch.allclose(left.gradient["W"].plain(), flow.gradient["W"].plain())

@@ -169,7 +169,7 @@ def test_diagnose_prints_and_writes(run, tmp_path):
     files = ("--html", "a.html", "--json", "a.json")
     code, out, err = run("diagnose", "user.py:good", "--fail-on", "never", *files)
     assert (code, err) == (0, "")
-    assert "LSTM: the gradient reaches back" in out
+    assert "The gradient reaches back" in out
     assert "wrote a.html" in out and "wrote a.json" in out
     assert json.loads((tmp_path / "a.json").read_text())["layers"][0]["steps"] == 6
     assert "vegaEmbed" in (tmp_path / "a.html").read_text()

@@ -207,7 +207,7 @@ def test_a_selection_keeps_its_share_of_the_whole(flow):
     torch.testing.assert_close(some.sum("lag").share, parts.share[:2, 1:4].sum(1), **EXACT)
     for lag in (4, np.int64(4), torch.tensor(4)):
         one = parts.select(lag=lag)
-        assert one.axes == ({"route": parts.ways},)
+        assert one.axes == ({"route": parts.labels},)
         torch.testing.assert_close(one.share, parts.share[:, 3], **EXACT)
     assert flow.by_time(NAME).select(loss_step=[2, 5]).share.equal(flow.by_time(NAME).share[[2, 5]])
 

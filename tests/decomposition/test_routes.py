@@ -72,12 +72,12 @@ def test_routes_and_crossings(problem):
             classes = moved
     for name in flow.parameters:
         routes = flow.by_route(name, bins="every")
-        assert routes.ways == ("direct", *cell.routes)
+        assert routes.labels == ("direct", *cell.routes)
         crossings = flow.by_crossing(name, max_crossings=most, bins="every")
-        assert crossings.ways == ("0", "1", "2+")
+        assert crossings.labels == ("0", "1", "2+")
         zero = torch.zeros_like(cell.parameters[name])
         for split, store in ((routes, by_route), (crossings, by_crossing)):
-            ways = split.ways if split is routes else range(most + 1)
+            ways = split.labels if split is routes else range(most + 1)
             expected = torch.stack(
                 [
                     torch.stack([store.get((name, way, lag), zero) for lag in range(4)])

@@ -106,12 +106,16 @@ class Measured:
     def imbalance(self, clipped_to=math.inf):
         sizes = []
         for gradients, part in ((self.head, self.head_weights), (self.gradient, self.weights)):
-            size = _norm(gradients.values())
-            sizes.append(size * min(1.0, clipped_to / (size + 1e-6)) / _norm(part))  # as torch does
+            clip = min(1.0, clipped_to / (_norm(gradients.values()) + 1e-6))  # as torch does
+            sizes.append(clip * _norm(_matrices(gradients.values())) / _norm(_matrices(part)))
         return 1.0 - math.log10(sizes[0] / sizes[1])
 
     def norms(self):
         return _norm(self.head.values()), _norm(self.gradient.values())
+
+
+def _matrices(tensors):
+    return [tensor for tensor in tensors if tensor.ndim > 1]
 
 
 def _norm(tensors):

@@ -1,4 +1,4 @@
-"""The plain recurrent network: one matrix, one squashing function, one route.
+"""The plain recurrent network: one matrix, one activation function, one route.
 
 Reference: Jeffrey L. Elman, "Finding Structure in Time", Cognitive Science 14 (1990).
 """

@@ -48,8 +48,8 @@ class Generation:
         peepholes: its gates see the cell state: i and f that of the step before, o the new one.
         coupled: f = 1 - i.
         gate_recurrence: its gates also see all gates of the step before.
-        cell_squashing: g, what squashes the cell input.
-        state_squashing: h, what squashes the cell state.
+        cell_activation: g, the activation function of the cell input.
+        state_activation: h, that of the cell state.
         also: a second name.
 
     Example:
@@ -67,8 +67,8 @@ class Generation:
     peepholes: bool = False
     coupled: bool = False
     gate_recurrence: bool = False
-    cell_squashing: str = "tanh"
-    state_squashing: str = "tanh"
+    cell_activation: str = "tanh"
+    state_activation: str = "tanh"
     also: str = ""
 
     @cached_property
@@ -80,7 +80,7 @@ class Generation:
     @cached_property
     def blocks(self) -> tuple[Gate, ...]:
         """The gates as values, in the same order."""
-        candidate = ACTIVATIONS[self.cell_squashing]
+        candidate = ACTIVATIONS[self.cell_activation]
         return tuple(
             replace(gate, activation=candidate) if gate.role == "candidate" else gate
             for gate in LSTM_GATES
@@ -115,11 +115,11 @@ TABLE = (
     Generation(
         "cec",
         "the bare carousel: f = 1 and no gates",
-        HOCHREITER_1997 + ", section 3.2, with the squashing functions of its section 4",
+        HOCHREITER_1997 + ", section 3.2, with the activation functions of its section 4",
         gates=("cell",),
         also="carousel",
-        cell_squashing="4*sigmoid-2",
-        state_squashing="2*sigmoid-1",
+        cell_activation="4*sigmoid-2",
+        state_activation="2*sigmoid-1",
     ),
     Generation(
         "lstm-1997",
@@ -127,8 +127,8 @@ TABLE = (
         HOCHREITER_1997,
         gates=("input", "cell", "output"),
         also="gates",
-        cell_squashing="4*sigmoid-2",
-        state_squashing="2*sigmoid-1",
+        cell_activation="4*sigmoid-2",
+        state_activation="2*sigmoid-1",
     ),
     Generation(
         "lstm-2000", "the forget gate; what torch.nn.LSTM computes", GERS_2000, also="forget-gate"
@@ -152,14 +152,14 @@ TABLE = (
         "no input activation function: g is the identity",
         GREFF_2017,
         peepholes=True,
-        cell_squashing="identity",
+        cell_activation="identity",
     ),
     Generation(
         "noaf",
         "no output activation function: h is the identity",
         GREFF_2017,
         peepholes=True,
-        state_squashing="identity",
+        state_activation="identity",
     ),
     Generation(
         "cifg",

@@ -86,7 +86,7 @@ class LSTM(AbstractLayer):
     def activations(self) -> tuple[Gate, ...]:
         forget = Gate("forget", SIGMOID if self.kind.coupled else CONSTANT, "forget", keeps="c")
         without = () if with_role(self.gates, "forget") else (forget,)  # f = 1 - i, or f = 1
-        squashed = Gate("squashed", ACTIVATIONS[self.kind.state_squashing], "state")
+        squashed = Gate("squashed", ACTIVATIONS[self.kind.state_activation], "state")
         return (*self.gates, *without, squashed)
 
     def shapes(self, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
@@ -118,10 +118,10 @@ class LSTM(AbstractLayer):
 
         i = gate("input", c_previous)
         f = 1 - i if kind.coupled else gate("forget", c_previous)
-        g = ACTIVATIONS[kind.cell_squashing].function(into["cell"])
+        g = ACTIVATIONS[kind.cell_activation].function(into["cell"])
         c = torch.addcmul(i * g, f, c_previous)
         o = gate("output", c)
-        y = ACTIVATIONS[kind.state_squashing].function(c)
+        y = ACTIVATIONS[kind.state_activation].function(c)
         new = (o * y, c, i, f, o) if kind.gate_recurrence else (o * y, c)
         activations = {"input": i, "forget": f, "cell": g, "output": o, "squashed": y}
         return CellStep(x, state, torch.cat(new, -1), activations)

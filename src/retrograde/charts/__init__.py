@@ -1,5 +1,6 @@
 """Altair charts of plain numbers: results pass their numbers to them, and are not known here."""
 
+from retrograde._words import half_life_in_words, in_words, lag_in_words
 from retrograde.charts.drawing import ACCENT, COUNTER, GREY, INK, RAMP, SERIES, SHAPES
 from retrograde.charts.figure import png
 from retrograde.charts.gates import gates_over_time, saturation_over_time
@@ -9,12 +10,11 @@ from retrograde.charts.parts import (
     loss_step_by_use_step,
     shares,
     shares_by_lag,
-    ways_by_lag,
+    split_by_lag,
 )
 from retrograde.charts.remedies import before_after, clipping, training_curves
 from retrograde.charts.spectra import directions, exponents, singular_values
 from retrograde.charts.training import training_run
-from retrograde.charts.words import half_life_in_words, in_words, lag_in_words
 
 __all__ = [
     "ACCENT",
@@ -42,7 +42,7 @@ __all__ = [
     "shares",
     "shares_by_lag",
     "singular_values",
+    "split_by_lag",
     "training_curves",
     "training_run",
-    "ways_by_lag",
 ]

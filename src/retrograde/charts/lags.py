@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from retrograde._words import half_life_in_words
 from retrograde.charts.drawing import (
     COUNTER,
     DEPTH,
@@ -21,7 +22,6 @@ from retrograde.charts.drawing import (
     thinned,
 )
 from retrograde.charts.figure import figure
-from retrograde.charts.words import half_life_in_words
 
 
 @figure

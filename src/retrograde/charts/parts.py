@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from retrograde._words import in_words, lag_in_words
 from retrograde.charts.drawing import (
     COUNTER,
     DEPTH,
@@ -23,7 +24,6 @@ from retrograde.charts.drawing import (
     titled,
 )
 from retrograde.charts.figure import figure
-from retrograde.charts.words import in_words, lag_in_words
 
 
 @figure
@@ -132,11 +132,8 @@ def shares(
     largest shares are drawn, in their order.
     """
     alt = altair()
-    (first, *rest) = [
-        (" and ".join(axis), [_label(labels) for labels in zip(*axis.values(), strict=True)])
-        for axis in axes
-    ] or [("part", ["all"])]
-    (down, names), title = first, f"Share of the gradient by {first[0]}"
+    (down, names), *rest = axes_in_words(axes)
+    title = f"Share of the gradient by {down}"
     across = ", ".join(name for name, _ in rest)
     columns = [" · ".join(labels) for labels in product(*(labels for _, labels in rest))]
     share, log2 = share.reshape(len(names), -1), log2.reshape(len(names), -1)
@@ -177,34 +174,34 @@ def shares(
 
 
 @figure
-def ways_by_lag(
-    kind: str, ways: Sequence[str], lags: Sequence[range], log2: Tensor, share: Tensor
+def split_by_lag(
+    kind: str, labels: Sequence[str], lags: Sequence[range], log2: Tensor, share: Tensor
 ) -> Any:
     """Routes or crossings over lag: sizes as lines above, signed shares stacked below."""
     alt = altair()
     title, colours = {
-        "route": ("Routes by which the gradient arrives", repeated(SERIES, len(ways))),
-        "crossings": ("How often the gradient crossed recurrent weights", ramp(len(ways))),
+        "route": ("Routes by which the gradient arrives", repeated(SERIES, len(labels))),
+        "crossings": ("How often the gradient crossed recurrent weights", ramp(len(labels))),
     }[kind]
     names = [lag_in_words(lag) for lag in lags]
     whole = share.sum().abs()
     rows = [
-        (name, way, round(size, 3), round(part, 6) if whole == whole else None, number)
-        for number, (way, sizes, parts) in enumerate(
-            zip(ways, log2.tolist(), share.tolist(), strict=True)
+        (name, label, round(size, 3), round(part, 6) if whole == whole else None, number)
+        for number, (label, sizes, parts) in enumerate(
+            zip(labels, log2.tolist(), share.tolist(), strict=True)
         )
         for name, size, part in zip(names, sizes, parts, strict=True)
         if math.isfinite(size)
     ]
     if not rows:
         return nothing(alt, title)
-    kinds = {"lags": "string", "way": "string", "log2": "number", "share": "number"}
+    kinds = {"lags": "string", "label": "string", "log2": "number", "share": "number"}
     x = alt.X("lags:O", sort=names, title="lag (steps)", axis=alt.Axis(labelAngle=0))
-    domain = list(ways)
-    color = alt.Color("way:N", title=kind, scale=alt.Scale(domain=domain, range=colours))
-    shapes = alt.Scale(domain=domain, range=repeated(SHAPES, len(ways)))
+    domain = list(labels)
+    color = alt.Color("label:N", title=kind, scale=alt.Scale(domain=domain, range=colours))
+    shapes = alt.Scale(domain=domain, range=repeated(SHAPES, len(labels)))
     tooltip = [
-        alt.Tooltip("way:N", title=kind),
+        alt.Tooltip("label:N", title=kind),
         alt.Tooltip("lags:O", title="lags (steps)"),
         alt.Tooltip("norm:N", title="norm"),
         alt.Tooltip("share:Q", title="share", format=".2%"),
@@ -216,7 +213,7 @@ def ways_by_lag(
     )
     sizes = chart.encode(y=alt.Y("log2:Q", title="log2 norm", scale=alt.Scale(zero=False)))
     points = sizes.mark_point(filled=True, size=45, opacity=1).encode(
-        shape=alt.Shape("way:N", title=kind, scale=shapes)
+        shape=alt.Shape("label:N", title=kind, scale=shapes)
     )
     stacked = chart.mark_bar().encode(
         y=alt.Y("share:Q", title="signed share", axis=alt.Axis(format="%")),
@@ -233,14 +230,14 @@ def blocks(names: Sequence[tuple[str, str | None]], log2: Tensor, share: Tensor)
     """Size of each block of the gradient: weights down, gates side by side."""
     alt = altair()
     rows = [
-        (_block(name), name[0], round(size, 4), round(part, 6), f"{part:.1%}")
+        (block_in_words(name), name[0], round(size, 4), round(part, 6), f"{part:.1%}")
         for name, size, part in zip(names, log2.tolist(), share.tolist(), strict=True)
         if math.isfinite(size)
     ]
     if not rows:
         return nothing(alt, "Blocks of the gradient")
     kinds = {"block": "string", "parameter": "string", "log2": "number", "share": "number"}
-    order = [_block(name) for name in names]
+    order = [block_in_words(name) for name in names]
     chart = (
         alt.Chart(table(alt, {**kinds, "text": "string"}, rows))
         .transform_calculate(norm=NORM)
@@ -274,7 +271,15 @@ def blocks(names: Sequence[tuple[str, str | None]], log2: Tensor, share: Tensor)
     )
 
 
-def _label(labels: Sequence[Any]) -> str:
+def axes_in_words(axes: Sequence[Mapping[str, Sequence[Any]]]) -> list[tuple[str, list[str]]]:
+    """The name of each axis and of each of its places; of no axes, those of a single part."""
+    return [
+        (" and ".join(axis), [label_in_words(place) for place in zip(*axis.values(), strict=True)])
+        for axis in axes
+    ] or [("part", ["all"])]
+
+
+def label_in_words(labels: Sequence[Any]) -> str:
     """The label of a place, or its labels side by side."""
     words = [
         lag_in_words(label) if isinstance(label, range) else str(label)
@@ -284,5 +289,5 @@ def _label(labels: Sequence[Any]) -> str:
     return " · ".join(words)
 
 
-def _block(name: tuple[str, str | None]) -> str:
+def block_in_words(name: tuple[str, str | None]) -> str:
     return name[0] if name[1] is None else f"{name[0]} · {name[1]}"

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from retrograde._words import lag_in_words
 from retrograde.charts.drawing import (
     ACCENT,
     COUNTER,
@@ -19,15 +20,14 @@ from retrograde.charts.drawing import (
     thinned,
 )
 from retrograde.charts.figure import figure
-from retrograde.charts.words import lag_in_words
 
 
 @figure
 def clipping(
     lags: Sequence[range],
     by_lag: tuple[Tensor, Tensor],
-    ways: Sequence[str],
-    by_way: tuple[Tensor, Tensor],
+    routes: Sequence[str],
+    by_route: tuple[Tensor, Tensor],
     cosine: float,
     kept: float,
 ) -> Any:
@@ -43,7 +43,7 @@ def clipping(
     panels = []
     for names, shares, axis in (
         ([lag_in_words(lag) for lag in lags], by_lag, "lag (steps)"),
-        (list(ways), by_way, "route of the last hop"),
+        (list(routes), by_route, "route of the last hop"),
     ):
         rows = [
             (name, label, round(share, 6))

@@ -322,7 +322,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _use(threads: int | None) -> None:
-    """Let torch compute with so many threads, if the user says how many."""
+    """Set torch's number of threads, if the user gives one."""
     if threads is not None:
         torch.set_num_threads(threads)
 

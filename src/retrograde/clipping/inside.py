@@ -83,7 +83,7 @@ class PreActivationValue(AbstractInside):
 
     References:
         Alex Graves, "Generating Sequences With Recurrent Neural Networks" (2013), arXiv 1308.0850:
-        the derivatives with respect to the inputs of the LSTM layers, before the squashing
+        the derivatives with respect to the inputs of the LSTM layers, before the activation
         functions.
     """
 

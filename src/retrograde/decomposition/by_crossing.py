@@ -28,8 +28,8 @@ class Crossings(AbstractLabels):
         for span in spans(backpropagate_by_crossing(unrolled, entries, classes), entries):
             for piece in span.pieces(bins.rows):
                 sums.add(piece, *bins.sum(piece))
-        ways = (*map(str, range(self.max_crossings)), f"{self.max_crossings}+")
-        axes = ({"crossing": ways}, {"lag": self.lags})
+        labels = (*map(str, range(self.max_crossings)), f"{self.max_crossings}+")
+        axes = ({"crossing": labels}, {"lag": self.lags})
         return {
             name: Parts.of(axes, name, bins.nearest_first(total))
             for name, total in sums.result().items()

@@ -27,7 +27,7 @@ from retrograde.engine.scaling import Scaled, as_vectors
 from retrograde.engine.unroll import Chunk, Unrolled
 
 FORMED = 2**22
-"""Parts are formed so many numbers at a time, 16 MiB in float32."""
+"""The numbers of parts that are formed at a time, 16 MiB in float32."""
 
 Operands = Sequence[Float[Tensor, "K B _"] | None]
 """What the adjoints of each step are multiplied by to give gradients; None for those of biases."""

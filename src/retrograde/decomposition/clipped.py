@@ -125,7 +125,7 @@ class ClippedFlow(AbstractGradient, Generic[Pass]):
         return charts.clipping(
             by_lag[0].lags,
             (by_lag[0].share, by_lag[1].share),
-            self.before.by_route(parameter).ways,
+            self.before.by_route(parameter).labels,
             (by_route[0], by_route[1]),
             self.cosine(parameter),
             self.kept(parameter),

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retrograde import _checks, charts
+from retrograde import _checks, charts, plots
 from retrograde._notebook import card
 from retrograde.cells import AbstractCell, Cut, clipped, unclipped
 from retrograde.clipping import AbstractInside, AbstractPolicy, chain
@@ -312,7 +312,7 @@ class Flow(AbstractGradient):
     def by_route(self, parameter: str | None = None, bins: Bins = "octaves") -> Parts:
         """The parts by lag, split by the route of the last hop, the one that arrives at step k.
 
-        A part that has made no hop (t = k) is "direct". Summed over the ways this is `by_lag`.
+        A part that has made no hop (t = k) is "direct". Summed over the routes this is `by_lag`.
 
         Args:
             parameter: a name, or None for the whole gradient as one vector.
@@ -497,7 +497,7 @@ class Flow(AbstractGradient):
         if set(self.routes) != set(self._cell.recurrent_routes):
             routes = self.by_route()
             others = {"direct", *self._cell.recurrent_routes}
-            kept = [route for route in routes.ways if route not in others]
+            kept = [route for route in routes.labels if route not in others]
             carousel = float(routes.select(route=kept).share.sum())
         return Summary(
             self.reach,
@@ -510,8 +510,22 @@ class Flow(AbstractGradient):
 
     def chart(self) -> Any:
         """The mean contribution over lag, with reach and half-life, as an Altair chart."""
-        mean = self.by_time().log2_mean_by_lag
-        return charts.lag_curve(mean, self.reach, self.half_life, REACH)
+        return charts.lag_curve(*self._lag_curve)
+
+    def plot(self, ax: Any = None) -> tuple[Any, Any]:
+        """The same with Matplotlib, as (figure, axes).
+
+        Args:
+            ax: the axes to draw on; new ones if None.
+
+        Raises:
+            MissingExtraError: without matplotlib; the message says how to install it.
+        """
+        return plots.lag_curve(*self._lag_curve, ax)
+
+    @property
+    def _lag_curve(self) -> tuple[Tensor, int, float, float]:
+        return self.by_time().log2_mean_by_lag.cpu(), self.reach, self.half_life, REACH
 
     def contribution(self, parameter: str, t: int, k: int) -> Float[Tensor, "*R"]:
         """C[t,k] itself: the part of dL/dW that enters at step t and uses the weights at step k.

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from retrograde import _checks, charts
+from retrograde import _checks, charts, plots
 from retrograde._notebook import card
 from retrograde._optional import optional
 from retrograde.decomposition.axes import (
@@ -66,7 +66,7 @@ class Parts:
         >>> near = parts.select(route="carousel", lag=range(0, 3))
         >>> near.axes
         ({'lag': (range(0, 1), range(1, 3))},)
-        >>> torch.allclose(near.share, parts.share[parts.ways.index("carousel"), :2])
+        >>> torch.allclose(near.share, parts.share[parts.labels.index("carousel"), :2])
         True
     """
 
@@ -233,22 +233,38 @@ class Parts:
         By time it is the map of loss steps and use steps, by lag the shares, by route or crossing
         sizes and shares over lag; by parameter the blocks; of any other axes their shares.
         """
+        kind, drawn = self._drawn()
+        return getattr(charts, kind)(*drawn)
+
+    def plot(self, ax: Any = None) -> tuple[Any, Any]:
+        """The same with Matplotlib, as (figure, axes); of routes and crossings the shares alone.
+
+        Args:
+            ax: the axes to draw on; new ones if None.
+
+        Raises:
+            MissingExtraError: without matplotlib; the message says how to install it.
+        """
+        kind, drawn = self._drawn()
+        plotted: tuple[Any, Any] = getattr(plots, kind)(*drawn, ax)
+        return plotted
+
+    def _drawn(self) -> tuple[str, tuple[Any, ...]]:
+        """The name of the chart that suits the axes, and what it is drawn from."""
+        log2, share = self.log2.cpu(), self.share.cpu()
         if self._by_time:
             shown = self.pooled()
-            return charts.loss_step_by_use_step(
-                borders(shown.axes[0]["loss_step"]),
-                borders(shown.axes[1]["use_step"]),
-                [_without_end(row) for row in shown.log2.tolist()],
-                self.parameter,
-            )
+            sides = borders(shown.axes[0]["loss_step"]), borders(shown.axes[1]["use_step"])
+            sizes = [_without_end(row) for row in shown.log2.tolist()]
+            return "loss_step_by_use_step", (*sides, sizes, self.parameter)
         match tuple(tuple(axis) for axis in self.axes):
             case (("lag",),):
-                return charts.shares_by_lag(self.lags, self.log2, self.share)
+                return "shares_by_lag", (self.lags, log2, share)
             case ((("route" | "crossing"),), ("lag",)):
-                return charts.ways_by_lag(self.kind, self.ways, self.lags, self.log2, self.share)
+                return "split_by_lag", (self.kind, self.labels, self.lags, log2, share)
             case (("parameter", "gate"),):
-                return charts.blocks(self.blocks, self.log2, self.share)
-        return charts.shares([dict(axis) for axis in self.axes], self.log2, self.share)
+                return "blocks", (self.blocks, log2, share)
+        return "shares", ([dict(axis) for axis in self.axes], log2, share)
 
     def pooled(self, most: int = POOLED) -> "Parts":
         """Parts by time for a picture, with at most `most` rows and columns.
@@ -303,13 +319,18 @@ class Parts:
         return torch.tensor(last, dtype=torch.int64, device=self.held.log2.device)
 
     @property
-    def ways(self) -> tuple[Any, ...]:
+    def labels(self) -> tuple[Any, ...]:
         """The labels of the first axis: "direct" and the routes, or the numbers of crossings."""
         return next(iter(self.axes[0].values()))
 
     @property
+    def ways(self) -> tuple[Any, ...]:
+        """`labels` under its earlier name, until 0.2."""
+        return self.labels
+
+    @property
     def kind(self) -> str:
-        """What the ways are: "route" or "crossings"."""
+        """What the labels are: "route" or "crossings"."""
         name = next(iter(self.axes[0]))
         return "crossings" if name == "crossing" else name
 

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from retrograde._words import half_life_in_words
 from retrograde.cells.reverse_mode import CellAdjoint
-from retrograde.charts.words import half_life_in_words
 from retrograde.decomposition.adjoints import AdjointNorms, Adjoints
 from retrograde.decomposition.lags import mean_by_lag, reach_of
 from retrograde.decomposition.replay import replay

@@ -23,7 +23,7 @@ ROUND = 1024
 """After this many steps the batches that were drawn come again in the same order."""
 
 HELD = 4
-"""One in so many batches is held out."""
+"""One batch in this many is held out."""
 
 MOST = 32
 """Maximum number of batches drawn from a loader or an iterator; training goes round them."""

@@ -121,7 +121,7 @@ def copy_of(model: nn.Module) -> Copy:
         place = _failed_at(error, places)
         raise ArgumentError(
             f"the model cannot be copied: {place} is in the way ({type(error).__name__}: {error}), "
-            "and retrograde runs nothing but copies. Make it where it is needed, or set it to None "
+            "and retrograde only runs copies. Create it where it is needed, or set it to None "
             "for the diagnosis; or record a pass yourself, and diagnose(recording)"
         ) from error
 

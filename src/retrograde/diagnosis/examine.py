@@ -9,7 +9,9 @@ from torch import nn
 
 from retrograde.diagnosis.copies import copied_model, copy_of, seeded, untouched
 from retrograde.diagnosis.experiments import EXPERIMENTS, Case
+from retrograde.diagnosis.experiments.elsewhere import not_its_own
 from retrograde.diagnosis.experiments.solved import SOLVED
+from retrograde.diagnosis.experiments.time_axis import CONSEQUENCES
 from retrograde.diagnosis.experiments.weight_scale import WEIGHT_SCALE
 from retrograde.diagnosis.finding import Check, Finding
 from retrograde.diagnosis.order import in_order
@@ -39,6 +41,7 @@ class Examination:
         errors: why other layers could not be looked at.
         notes: what a reader must know.
         checks: what became of every rule at every layer.
+        loss: of the pass, where it was run here.
     """
 
     recording: Recording
@@ -47,6 +50,7 @@ class Examination:
     errors: tuple[RetrogradeError, ...] = ()
     notes: tuple[str, ...] = ()
     checks: tuple[Check, ...] = ()
+    loss: float | None = None
 
 
 def examine_layer(
@@ -143,7 +147,7 @@ def examine(
             notes.append(f"{left} remedies of further findings were not tried; layer= picks one.")
         findings = list(in_order([*findings, *elsewhere]))
     tell("routes, crossings and gates")
-    seen = (tuple(findings), tuple(errors), tuple(notes), tuple(checks))
+    seen = (tuple(findings), tuple(errors), tuple(notes), tuple(checks), before.loss)
     return Examination(before.recording, found, *seen)
 
 
@@ -188,6 +192,8 @@ def _look(
     of_model = [each for each in of_model if layer is None or each.layer in (None, layer)]
     if not any(finding.rule.startswith("non-finite") for finding in of_model):
         of_layers = _of_the_loss(before, found) + of_layers
+    if sight is not None and needs_lag is not None:
+        of_layers, checks = _of_its_own(sight, found, needs_lag, of_layers, checks)
     told = _causes_behind([*of_model, *of_layers])
     findings, checks = _without_consequences(told, [*tried, *checks])
     return _Look(before, found, errors, sight, Seen(tuple(findings), tuple(checks)))
@@ -238,6 +244,30 @@ def _experiments(
         case = Case(model, batch, loss_fn, seed, before, found, sight, needs_lag, limits, reached)
         answers = [experiment.check(case) for experiment in EXPERIMENTS.values()]
     return [each for _, some in answers for each in some], [check for check, _ in answers], sight
+
+
+def _of_its_own(
+    sight: Sight,
+    found: Mapping[str, Subject],
+    lag: int,
+    findings: Sequence[Finding],
+    checks: Sequence[Check],
+) -> tuple[list[Finding], list[Check]]:
+    """What layers are told of a named lag that is theirs; the rest is said where it is checked."""
+    memory = [each for each in findings if each.rule in CONSEQUENCES and each.layer in found]
+    why: dict[str | None, str] = {
+        each.layer: not_its_own(sight, each.layer, lag, len(found[each.layer].recorded.x))
+        for each in memory
+        if each.layer is not None
+    }
+    kept = [each for each in findings if each not in memory or not why.get(each.layer)]
+    told = [
+        replace(check, status="not applicable", reason=why[check.layer])
+        if check.status == "found" and check.name in CONSEQUENCES and why.get(check.layer)
+        else check
+        for check in checks
+    ]
+    return kept, told
 
 
 def _causes_behind(findings: Sequence[Finding]) -> list[Finding]:

@@ -1,12 +1,14 @@
 """How far back a layer has to see: as the user says, as its input shows, or a part of the whole."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from retrograde._words import counted, number, share
 from retrograde.recording import Recorded
 
 NEARLY = 0.9
@@ -48,10 +50,70 @@ def need_of(recorded: Recorded, named: int | None, season: float, fraction: floa
     found = season_of(recorded.x, season)
     if found is not None:
         lag, height = found
-        words = f"the input resembles itself {lag} steps ago (autocorrelation {height:.2f})"
+        words = f"the input resembles itself {lag} steps ago, autocorrelation {number(height)}"
         return Need(lag, "season", words, "season_correlation")
     lag = math.ceil(min(max(fraction, 0.0), 1.0) * (len(recorded.x) - 1))
-    return Need(lag, "length", f"{fraction:.0%} of the sequence", "reach_fraction")
+    words = f"{counted(lag, 'step')}, {share(fraction)} of the sequence"
+    return Need(lag, "length", words, "reach_fraction")
+
+
+def need_among(
+    layers: Mapping[str, Recorded], name: str, named: int, last: str | None
+) -> Need | None:
+    """The part of a named lag that a layer has to hold beside others; None if all of it.
+
+    Args:
+        layers: the layers of the model.
+        name: of the layer.
+        named: the lag.
+        last: the layer that ran last, where that is known.
+
+    Where one layer's state goes on to another, as an encoder's to a decoder, the lag is that of
+    both end to end: the later one holds its own steps, the earlier one the rest. Elsewhere a layer
+    need not hold the lag if it is too short for it and another one is not, or if one of another
+    length may read its single steps and carry the lag past it.
+    """
+    recorded = layers[name]
+    steps, later = len(recorded.x), _later(layers, name)
+    after = sum(len(layers[other].x) for other in later)
+    others = [len(each.x) for other, each in layers.items() if other != name]
+    before = any(name in _later(layers, other) for other in layers)
+    bridged = any(length != steps for length in others) and _read_at_several(recorded)
+    if bridged and not before and name != last:
+        return _elsewhere(named, "which a layer of another length may carry past it")
+    if after:
+        where = f"of which {after} steps lie in {', '.join(later)}"
+        if named <= after:
+            return _elsewhere(named, "all of which lies where its state goes on")
+        return Need(min(named - after, steps - 1), "named", f"needs_lag={named}, {where}", None)
+    if before and named >= steps:
+        words = f"needs_lag={named}, the nearest {steps} steps of it"
+        return Need(steps - 1, "named", words, None)
+    if named >= steps and any(length > named for length in others):
+        return _elsewhere(named, "which is longer than its sequence, and which another layer holds")
+    return None
+
+
+def _elsewhere(named: int, words: str) -> Need:
+    return Need(0, "named", f"the lag that matters is one of {named} steps, {words}", None)
+
+
+def _later(layers: Mapping[str, Recorded], name: str) -> list[str]:
+    """The layers that its state goes on to, one after the other."""
+    found: list[str] = []
+    waiting = [name]
+    while waiting:
+        notes = layers[waiting.pop()].notes
+        for other in layers:
+            if other not in (name, *found) and any(f"passes on to {other!r}" in n for n in notes):
+                found.append(other)
+                waiting.append(other)
+    return found
+
+
+def _read_at_several(recorded: Recorded) -> bool:
+    """Whether the loss depends on what the layer returns at more than one step."""
+    return int((recorded.direct != 0).flatten(1).any(1).sum()) > 1
 
 
 def season_of(x: Float[Tensor, "T B I"], least: float) -> tuple[int, float] | None:

@@ -197,7 +197,7 @@ def chrono(target: Target) -> Applied:
 @remedy(
     "orthogonal",
     "Each gate's recurrent weights become a random orthogonal matrix, which changes no "
-    "length: what still shrinks or grows is the work of slopes and gates.",
+    "length: what still shrinks or grows is due to slopes and gates.",
     "Make the recurrent weights smaller, or orthogonal",
     "Start the recurrent weights from an orthogonal matrix",
 )
@@ -218,7 +218,7 @@ def identity(target: Target) -> Applied:
 @remedy(
     "fresh",
     "All weights of the layer are drawn anew as torch draws them, from U(-1/sqrt(H), "
-    "1/sqrt(H)): it tells whether the fault lies in the weights or in what goes in.",
+    "1/sqrt(H)): it tells whether the fault lies in the weights or in the input.",
     "The recurrent weights or the biases are large",
     "Start from smaller weights",
     "Draw fresh weights",
@@ -386,7 +386,7 @@ def _standardised(x: Tensor) -> Tensor:
 
 
 class Windows(nn.Module):
-    """A recurrent layer that runs in windows of so many steps and detaches its state in between."""
+    """A recurrent layer that runs in windows and detaches its state between them."""
 
     def __init__(self, layer: nn.Module, steps: int):
         super().__init__()
@@ -438,7 +438,7 @@ def window(target: Target) -> Applied:
 @remedy(
     "standardise-input",
     "What the layer reads is shifted and scaled to mean 0 and standard deviation 1 in every "
-    "feature: large inputs push gates to the flat ends of their squashing functions.",
+    "feature: large inputs push gates to the flat ends of their activation functions.",
     "The layer's input is not scaled",
     "Scale the input",
     "Standardise every feature",
@@ -506,8 +506,8 @@ CLIP = 1.0
 
 @remedy(
     "clip",
-    "`torch.nn.utils.clip_grad_norm_` at 1.0 after the backward pass, the line that everybody "
-    "pastes: it scales the sum over lags and changes no part of it against another.",
+    "`torch.nn.utils.clip_grad_norm_` at 1.0 after the backward pass, as is common practice: it "
+    "scales the sum over lags and changes no part of it against another.",
 )
 def clip(target: Target) -> Applied:
     def afterwards(model: nn.Module) -> None:

@@ -157,8 +157,11 @@ def _own_parameters(module: nn.Module) -> list[nn.Parameter]:
 
 
 def _norms(modules: list[nn.Module]) -> tuple[float, float]:
-    """L2 norms of the gradients and of the weights of some modules."""
-    parameters = [p for module in modules for p in module.parameters()]
+    """L2 norms of the gradients and of the weights of some modules.
+
+    Of matrices alone: a bias may be as large as the targets, and passes nothing back.
+    """
+    parameters = [p for module in modules for p in module.parameters() if p.ndim > 1]
     gradients = [p.grad for p in parameters if p.grad is not None]
     return _norm(gradients), _norm([p.detach() for p in parameters])
 

@@ -4,6 +4,7 @@ Nothing in the pass is changed. Layers are watched by hooks, the loss by torch's
 functions that are called on tensors, and its graph is kept, so that questions can be asked of it.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,6 +42,15 @@ LOSSES: Mapping[Callable[..., Any], str] = {
 
 DIFFERENCES = {torch.sub, torch.subtract, Tensor.sub, Tensor.__sub__, Tensor.__rsub__}
 """How a loss that is written by hand compares them."""
+
+ELEMENTWISE = {
+    *DIFFERENCES,
+    *(torch.div, torch.true_divide, Tensor.div, Tensor.__truediv__, Tensor.__rtruediv__),
+    *(torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__),
+    *(torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__),
+    *(torch.maximum, torch.minimum, torch.logaddexp),
+}
+"""Operations that broadcast what they are given."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +139,8 @@ class Sight:
         initial: the state that each layer was given, call by call; None where it was given none.
         final: the state that it returned, call by call.
         comparisons: predictions and targets.
+        broadcast: operations of the loss that made a matrix of a column that depends on the model
+            and a vector of as many numbers that does not.
         warnings: what torch warned of in the loss.
         returned: the nodes of the graph that made what layers returned, by the largest absolute
             value that they can return.
@@ -143,6 +155,7 @@ class Sight:
     initial: dict[str, list[tuple[Tensor, ...] | None]] = field(default_factory=dict)
     final: dict[str, list[tuple[Tensor, ...]]] = field(default_factory=dict)
     comparisons: list[Comparison] = field(default_factory=list)
+    broadcast: list[Comparison] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     returned: dict[Any, float] = field(default_factory=dict)
     kept: tuple[str, ...] = ()
@@ -347,22 +360,30 @@ class _Functions(TorchFunctionMode):
                 self._compared(LOSSES[func], func, args, kwargs, result)
             elif func in DIFFERENCES and self._depth.calls <= 1 and len(args) == 2:
                 self._compared("difference", func, args, kwargs, result)
+            if func in ELEMENTWISE and not self._depth.calls and _makes_a_matrix(args, result):
+                self._sight.broadcast += self._pair(func.__name__, func, args, kwargs, result)
         return result
 
     def _compared(
         self, name: str, func: Any, args: Any, kwargs: dict[str, Any], result: Tensor
     ) -> None:
+        self._sight.comparisons += self._pair(name, func, args, kwargs, result)
+
+    def _pair(
+        self, name: str, func: Any, args: Any, kwargs: dict[str, Any], result: Tensor
+    ) -> list[Comparison]:
+        """What depends on the model beside what does not; nothing if there is no such pair."""
         given = {**dict(zip(("input", "target"), args, strict=False)), **kwargs}
         given |= {"input": given.get("input", given.get("log_probs"))}
         given |= {"target": given.get("target", given.get("targets"))}
         prediction, target = given["input"], given["target"]
         if not isinstance(prediction, Tensor) or not isinstance(target, Tensor):
-            return
+            return []
         swapped = target.requires_grad and not prediction.requires_grad
         if swapped:
             prediction, target = target, prediction
         if not prediction.requires_grad or target.requires_grad:
-            return
+            return []
 
         def call(other: Tensor) -> Tensor:
             changed = [other if arg is prediction else arg for arg in args]
@@ -374,5 +395,15 @@ class _Functions(TorchFunctionMode):
         if name == "ctc_loss":
             options |= dict(zip(("input_lengths", "target_lengths"), args[2:4], strict=False))
         inside = self._depth.calls > 0
-        found = Comparison(name, prediction, target, result, call, options, inside)
-        self._sight.comparisons.append(found)
+        return [Comparison(name, prediction, target, result, call, options, inside)]
+
+
+def _makes_a_matrix(args: Any, result: Tensor) -> bool:
+    """Whether [N, 1] and [N] became [N, N]."""
+    if len(args) != 2 or not all(isinstance(arg, Tensor) for arg in args):
+        return False
+    one, other = (tuple(arg.shape) for arg in args)
+    column, row = (one, other) if len(one) > len(other) else (other, one)
+    return (
+        column == (*row, 1) and len(row) > 0 and result.numel() > max(map(math.prod, (one, other)))
+    )

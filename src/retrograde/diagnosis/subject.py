@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -19,7 +20,7 @@ from retrograde.decomposition.flow import unasked
 from retrograde.decomposition.non_finite import NonFinite
 from retrograde.diagnosis.activity import Activity, Units, look
 from retrograde.diagnosis.finding import NotApplicable
-from retrograde.diagnosis.need import Need, need_of
+from retrograde.diagnosis.need import Need, need_among, need_of
 from retrograde.diagnosis.run import Balance
 from retrograde.diagnosis.thresholds import Threshold
 from retrograde.engine import fold
@@ -229,6 +230,14 @@ def subjects(
                 found[name] = replace(subject, place=error.place)
         except RetrogradeError as error:
             errors.append(error)
+    if needs_lag is not None and fixed is None:
+        layers = {name: each.recorded for name, each in found.items()}
+        for name in recording if layer is not None else ():
+            with suppress(RetrogradeError):
+                layers.setdefault(name, recording[name])
+        last = next(iter(balance or ()), None)
+        for name, subject in found.items():
+            found[name] = replace(subject, fixed=need_among(layers, name, needs_lag, last))
     return found, errors
 
 

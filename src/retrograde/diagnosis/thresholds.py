@@ -75,8 +75,8 @@ TABLE = (
         "saturated_state_share",
         0.8,
         "of units and steps",
-        "Units that count or hold drive their cell state where its squashing function is flat, and "
-        "a trained LSTM that works may do so with more than half of them. Beyond four in five "
+        "Units that count or hold drive their cell state where its activation function is flat, "
+        "and a trained LSTM that works may do so with more than half of them. Beyond four in five "
         "hardly any state is read.",
     ),
     Threshold(

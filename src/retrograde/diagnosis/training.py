@@ -50,7 +50,7 @@ STEPS = 300
 """Maximum number of steps of a training; fewer where the budget does not allow them."""
 
 GOOD_STEPS = 100
-"""Remedies are left out until the others can be trained for so many: what wins early may lose."""
+"""Remedies are left out until the others can be trained this long: an early lead may be lost."""
 
 LEAST_STEPS = 20
 """A training of fewer steps tells nothing, so that it is not begun."""
@@ -59,7 +59,7 @@ JUDGING = 1.15
 """Time of a step with the losses of batches held out, over that without."""
 
 LAST = 5
-"""The final loss is the mean over the last of so many equal parts of the steps."""
+"""The final loss is the mean over the last of this many equal parts of the steps."""
 
 JITTER = 0.01
 """Standard deviation of the factors by which weights are scaled for each seed but the first.

@@ -137,7 +137,7 @@ class AdjointSpan:
         return tuple(self.chunk.pull_back(values, k).formed for k, values in each)
 
     def pieces(self, rows: int) -> "Iterator[AdjointSpan]":
-        """The same in spans so short that so many rows of each step can be held, the last first."""
+        """The same in spans short enough to hold this many rows of each step, the last first."""
         _, count, batch, size = self.values.shape
         most = max(1, GATHERED // (rows * batch * size))
         for stop in range(count, 0, -most):

@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from retrograde import _checks, charts
+from retrograde import _checks, charts, plots
 from retrograde._optional import optional
 
 FORGOTTEN = math.log2(100)
-"""A gradient of 1 % is taken for forgotten; so many halvings."""
+"""The halvings after which 1 % of the gradient is left, which counts as forgotten."""
 
 
 class History(Sequence[Mapping[str, float]]):
@@ -91,12 +91,34 @@ class History(Sequence[Mapping[str, float]]):
             ArgumentError: for a layer that is not in it.
             MissingExtraError: without altair; the message says how to install it.
         """
-        names = self.layers if layer is None else [layer]
-        return charts.training_run({name: self._curves(name) for name in names}, needs_lag)
+        return charts.training_run(self._curves(layer), needs_lag)
 
-    def _curves(self, layer: str) -> dict[str, list[tuple[int, float]]]:
-        curves = {name: self.of(layer, name) for name in ("reach", "rate")}
-        return {**curves, "horizon": self.horizon(layer)}
+    def plot(
+        self, layer: str | None = None, needs_lag: int | None = None, ax: Any = None
+    ) -> tuple[Any, Any]:
+        """Reach and horizon over training with Matplotlib, as (figure, axes).
+
+        Args:
+            layer: the one to draw, all if None.
+            needs_lag: a lag to mark.
+            ax: the axes to draw on; new ones if None.
+
+        Raises:
+            ArgumentError: for a layer that is not in it.
+            MissingExtraError: without matplotlib; the message says how to install it.
+        """
+        return plots.training_run(self._curves(layer), needs_lag, ax)
+
+    def _curves(self, layer: str | None) -> dict[str, dict[str, list[tuple[int, float]]]]:
+        """Reach, horizon and rate of a layer, or of all."""
+        return {
+            name: {
+                "reach": self.of(name, "reach"),
+                "horizon": self.horizon(name),
+                "rate": self.of(name, "rate"),
+            }
+            for name in (self.layers if layer is None else [layer])
+        }
 
     def __iter__(self) -> Iterator[Mapping[str, float]]:
         return iter(self._rows)

@@ -1,4 +1,4 @@
-"""Which blocks are looked at: every so many, or as often as a share of the time allows."""
+"""Which blocks are recorded: every n-th, or as many as a share of the time allows."""
 
 import math
 import time
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from statistics import median
 
 REMEMBERED = 32
-"""Of so many blocks the median is taken; one that waited for data or was compiled is no measure."""
+"""The number of blocks of which the median is taken: a single one may have waited for data."""
 
 
 class Schedule:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 REMEMBERED, LEAST = 50, 5
-"""The median is of so many blocks at most, and says nothing before it has so many."""
+"""The median is taken of at most, and of at least, this many of the latest blocks."""
 
 
 @dataclass(frozen=True)

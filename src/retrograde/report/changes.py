@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from retrograde._words import counted, number
 from retrograde.diagnosis import Finding
-from retrograde.report.data import counted
 
 Verdict = Literal["better", "worse", "changed", "same"]
 
@@ -100,21 +100,24 @@ class Changes:
     layers: tuple[LayerChange, ...]
     only_before: tuple[str, ...]
     only_after: tuple[str, ...]
+    loss: Number | None = None
 
     @property
     def same(self) -> bool:
-        """Whether nothing changed: no finding, no number, no layer. Settings may differ."""
+        """Whether nothing changed: no loss, finding, number or layer. Settings may differ."""
         return (
             not (self.only_before or self.only_after)
+            and (self.loss is None or self.loss.verdict == "same")
             and all(found.verdict == "same" for found in self.findings)
             and all(layer.same for layer in self.layers)
         )
 
     @property
     def worse(self) -> bool:
-        """Whether a finding or a number got worse."""
+        """Whether the loss, a finding or a number got worse."""
         findings, numbers = self._parts()
-        return "worse" in {part.verdict for part in findings} | {part.verdict for part in numbers}
+        verdicts = {part.verdict for part in findings} | {part.verdict for part in numbers}
+        return "worse" in verdicts or (self.loss is not None and self.loss.verdict == "worse")
 
     def _parts(self) -> tuple[list[FindingChange], list[Number]]:
         """All findings and all numbers, wherever they stand."""
@@ -123,11 +126,15 @@ class Changes:
 
     @property
     def summary(self) -> str:
-        """How much got better and worse, in a sentence."""
+        """What became of the loss, and how much else got better and worse, in a sentence."""
         if self.same:
             return "Nothing changed."
         changes, numbers = self._parts()
         parts = []
+        if self.loss is not None and self.loss.verdict != "same":
+            verdict = f", {self.loss.verdict}" if self.loss.verdict != "changed" else ""
+            before, after = number(self.loss.before), number(self.loss.after)
+            parts.append(f"the loss went from {before} to {after}{verdict}")
         for verdict, words in (
             ("better", "better"),
             ("worse", "worse"),
@@ -145,4 +152,5 @@ class Changes:
         alone = len(self.only_before) + len(self.only_after)
         if alone:
             parts.append(f"{counted(alone, 'layer')} in one report only")
-        return "; ".join(parts).capitalize() + "."
+        words = "; ".join(parts)
+        return f"{words[:1].upper()}{words[1:]}."

@@ -3,15 +3,17 @@
 import difflib
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from retrograde import _checks
+from retrograde._words import counted, number
 from retrograde.diagnosis import Evidence, Finding
 from retrograde.diagnosis.finding import SEVERITIES
 from retrograde.errors import ArgumentError
 from retrograde.report.changes import Difference, FindingChange, LayerChange, Number, Verdict
 from retrograde.report.comparison import Comparison
-from retrograde.report.data import counted, number
+from retrograde.report.data import SOLVED
 from retrograde.report.layer import Horizon, Layer
 from retrograde.report.report import Report
 
@@ -20,6 +22,10 @@ ROUNDING = 1e-3
 
 RESIDUAL = 10.0
 """Residuals are rounding errors: less than an order of magnitude is noise."""
+
+CLEAR = 0.1
+"""Losses of one batch that are nearer to each other than this share of the larger one have changed,
+and neither is called better."""
 
 RULES = {"reach": ("vanishing", "above"), "growth": ("exploding", "below")}
 """The rule that judges a number of a layer, and which way is then the healthy one."""
@@ -42,6 +48,11 @@ def compare(a: Report, b: Report, names: tuple[str, str] = ("before", "after")) 
       one: towards the healthy side is better.
 
     Of a layer whose parts are void in either report the residual alone is compared.
+
+    The loss comes first: lower is better where both reports saw the same batch and the two differ
+    by more than a tenth. A model that has
+    learnt what there is to learn (the rule `solved`) is not called worse for its loss, its numbers
+    or a remark.
 
     Everything else is "changed". Numbers that agree in three digits are the same, and so are
     residuals within an order of magnitude, as these are rounding errors.
@@ -79,13 +90,53 @@ def compare(a: Report, b: Report, names: tuple[str, str] = ("before", "after")) 
         numbers = _numbers(before[name], after[name], findings, need, a.horizon == b.horizon)
         layers.append(LayerChange(name, numbers, findings))
     both = set(before) & set(after)
-    return Comparison(
+    changes = Comparison(
         names,
         settings,
         _paired(_elsewhere(a, both), _elsewhere(b, both), doubts),
         tuple(layers),
         tuple(name for name in before if name not in after),
         tuple(name for name in after if name not in before),
+        _loss(a, b),
+    )
+    return _spared(changes) if b.solved else changes
+
+
+def _loss(a: Report, b: Report) -> Number | None:
+    """What became of the loss; which way is better is known where both saw the same batch."""
+    if a.loss is None or b.loss is None:
+        return None
+    alike = (a.settings.batch, a.settings.seed) == (b.settings.batch, b.settings.seed)
+    clear = abs(a.loss - b.loss) > CLEAR * max(abs(a.loss), abs(b.loss))
+    return _number("loss", "", a.loss, b.loss, "below" if alike and clear else None)
+
+
+def _spared(changes: Comparison) -> Comparison:
+    """Nothing is worse in a model that has learnt what there is to learn, unless it must be mended.
+
+    A solved model is no worse for a short or small gradient, nor for a loss a little above another.
+    """
+
+    def number(part: Number) -> Number:
+        return replace(part, verdict="changed") if part.verdict == "worse" else part
+
+    def finding(change: FindingChange) -> FindingChange:
+        worse = change.verdict == "worse" and change.finding.severity == "info"
+        evidence = tuple(map(number, change.evidence))
+        return replace(change, verdict="changed" if worse else change.verdict, evidence=evidence)
+
+    return replace(
+        changes,
+        findings=tuple(map(finding, changes.findings)),
+        layers=tuple(
+            replace(
+                layer,
+                numbers=tuple(map(number, layer.numbers)),
+                findings=tuple(map(finding, layer.findings)),
+            )
+            for layer in changes.layers
+        ),
+        loss=None if changes.loss is None else number(changes.loss),
     )
 
 
@@ -151,12 +202,14 @@ def _paired(
 
 def _gone(found: Finding, doubts: _Doubts) -> FindingChange:
     doubt = doubts.about(found, 1)
-    return FindingChange(found, None, "changed" if doubt else "better", doubt=doubt)
+    good = found.rule == SOLVED
+    return FindingChange(found, None, "changed" if doubt or good else "better", doubt=doubt)
 
 
 def _new(found: Finding, doubts: _Doubts) -> FindingChange:
     doubt = doubts.about(found, 0)
-    return FindingChange(None, found, "changed" if doubt else "worse", doubt=doubt)
+    good: Verdict = "better" if found.rule == SOLVED else "worse"
+    return FindingChange(None, found, "changed" if doubt else good, doubt=doubt)
 
 
 def _both(before: Finding, after: Finding, doubts: _Doubts) -> FindingChange:
@@ -199,11 +252,12 @@ def _numbers(
         healthy["reach"] = "above"
     elif need is not None:
         healthy.pop("reach", None)
+    carousel = before.share_carousel, after.share_carousel
     rows: list[tuple[str, str, float | None, float | None]] = [
         ("reach", "steps", float(before.reach), float(after.reach)),
         ("half-life", "steps", before.half_life, after.half_life),
         ("share near", "of the gradient", before.share_near, after.share_near),
-        ("share carousel", "of the gradient", before.share_carousel, after.share_carousel),
+        ("share carousel", "of the gradient, by the last hop", *carousel),
         ("growth", "powers of two per step", before.growth, after.growth),
         ("gradient norm", "", before.gradient_norm, after.gradient_norm),
         ("residual", "", before.residual, after.residual),

@@ -1,13 +1,13 @@
 """A comparison for a terminal and as a page: settings first, then layer by layer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from retrograde._terminal import as_text, indented, plain, rich
+from retrograde._words import suffix, value
 from retrograde.report.changes import Changes, FindingChange, LayerChange, Number
-from retrograde.report.data import number
 from retrograde.report.html import environment
-from retrograde.report.text import place
+from retrograde.report.text import moved, place
 
 STYLES = {"better": "green", "worse": "bold red", "changed": "yellow", "same": "dim"}
 CAUTION = "These settings differ, so that a change below may come from them:"
@@ -24,6 +24,8 @@ def renderable(comparison: Changes) -> Any:
         rich().Text(plain(title(comparison)), style="bold"),
         rich().Text(comparison.summary),
     ]
+    if comparison.loss is not None:
+        parts.append(_numbers([comparison.loss]))
     if comparison.settings:
         table = rich().Table(box=None, pad_edge=False, show_header=False)
         for differs in comparison.settings:
@@ -44,7 +46,8 @@ def renderable(comparison: Changes) -> Any:
 
 def page(comparison: Changes) -> str:
     """The comparison as one page that opens offline and needs no script."""
-    template = environment(number=number, place=place).get_template("compare.html.jinja")
+    filters: dict[str, Callable[..., object]] = {"value": value, "suffix": suffix, "place": place}
+    template = environment(**filters).get_template("compare.html.jinja")
     text: str = template.render(
         comparison=comparison, title=title(comparison), caution=CAUTION, alone=alone(comparison)
     )
@@ -90,19 +93,18 @@ def _findings(changes: Sequence[FindingChange]) -> list[Any]:
         if change.doubt:
             line.append(f"; {plain(change.doubt)}")
         parts += [indented(line), indented(rich().Text(plain(found.message)), by=4)]
-        moved = [part for part in change.evidence if part.verdict != "same"]
-        if moved:
-            parts.append(indented(_numbers(moved), by=4))
+        changed = [part for part in change.evidence if part.verdict != "same"]
+        if changed:
+            parts.append(indented(_numbers(changed), by=4))
     return parts
 
 
 def _numbers(numbers: Sequence[Number]) -> Any:
     table = rich().Table(box=None, pad_edge=False, show_header=False)
     for part in numbers:
-        moved = f"{number(part.before)} -> {number(part.after)} {part.unit}".rstrip()
         table.add_row(
             rich().Text(part.verdict, style=STYLES[part.verdict]),
             rich().Text(plain(part.name)),
-            rich().Text(plain(moved)),
+            rich().Text(plain(moved(part.before, part.after, part.unit, part.name))),
         )
     return table

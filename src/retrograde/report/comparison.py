@@ -20,6 +20,7 @@ class Comparison(Changes):
         findings: findings of the model as a whole, and of layers that one report alone has.
         layers: the layers that both have, with their findings.
         only_before, only_after: layers that one report alone has.
+        loss: that of the batch in both, where both know it.
 
     Example:
         >>> import torch, retrograde

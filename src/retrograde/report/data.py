@@ -5,10 +5,25 @@ from dataclasses import dataclass, field
 from statistics import mean
 
 from retrograde._checks import listed
-from retrograde.charts import half_life_in_words, lag_in_words
-from retrograde.diagnosis import Check, Finding, Threshold
+from retrograde._words import (
+    counted,
+    half_life_in_words,
+    lag_in_words,
+    number,
+    residual,
+    share,
+    suffix,
+    value,
+)
+from retrograde.diagnosis import RULES, Check, Finding, Threshold
 from retrograde.diagnosis.finding import at_least
 from retrograde.report.layer import Horizon, Layer
+
+NEEDED = "the lag that it needs"
+"""What a horizon is called that is the lag named by needs_lag=."""
+
+SOLVED = "solved"
+"""The rule that says that there is nothing left to learn."""
 
 FAINT = 0.01
 """A part of less than this share of the gradient hardly counts, however far back it comes from."""
@@ -58,6 +73,7 @@ class ReportData:
     notes: tuple[str, ...] = ()
     settings: Settings = Settings()
     checks: tuple[Check, ...] = ()
+    loss: float | None = None
 
     # What pydantic reads when the report is written and read: numbers beyond JSON's are strings.
     __pydantic_config__ = {"ser_json_inf_nan": "strings", "extra": "forbid"}
@@ -68,29 +84,41 @@ class ReportData:
         return not any(at_least(finding.severity, "warning") for finding in self.findings)
 
     @property
+    def solved(self) -> bool:
+        """Whether the model was found to have learnt what there is to learn."""
+        return any(finding.rule == SOLVED for finding in self.findings)
+
+    @property
     def looked(self) -> tuple[str, ...]:
         """The rules that looked at one layer at least, or at the model as a whole."""
         looked = {check.name for check in self.checks if check.status != "not applicable"}
         return tuple(name for name in self._rules if name in looked)
 
     @property
-    def reasons(self) -> tuple[str, ...]:
-        """Why rules do not apply, or did not see all of a layer: a sentence for each reason."""
-        by_layer: dict[tuple[str | None, str, str], list[str]] = {}
-        for check in self.checks:
-            if check.reason:
-                silent = check.status == "not applicable"
-                verb = "not apply" if silent else "not look at all of it"
-                by_layer.setdefault((check.layer, verb, check.reason), []).append(check.name)
-        places: dict[tuple[tuple[str, ...], str, str], list[str]] = {}
-        for (layer, verb, reason), names in by_layer.items():
-            alike = places.setdefault((tuple(names), verb, reason), [])
-            alike.append("the whole model" if layer is None else layer)
+    def checked(self) -> tuple[tuple[str, str, str, str, str], ...]:
+        """What became of each check, in the order of the rules, in words for a table.
+
+        A row holds the question that the rule answers a part of, the rule, "passed", "found" or
+        "not applicable", where, and why it does not apply or what it could not look at. Layers of
+        which the same is to be said share a row.
+        """
+        order = list(RULES)
+        rows: dict[tuple[str, str, str], list[str]] = {}
+        for check in sorted(
+            self.checks, key=lambda each: order.index(each.name) if each.name in order else -1
+        ):
+            where = rows.setdefault((check.name, check.status, check.reason), [])
+            where.append("the whole model" if check.layer is None else check.layer)
         layers = {check.layer for check in self.checks} - {None}
         return tuple(
-            f"{'every layer' if 1 < len(layers) == len(where) else listed(where)}: {listed(names)} "
-            f"{'does' if len(names) == 1 else 'do'} {verb}, since {reason}."
-            for (names, verb, reason), where in places.items()
+            (
+                RULES[name].kind if name in RULES else "",
+                name,
+                status,
+                "every layer" if 1 < len(layers) == len(where) else listed(where),
+                reason,
+            )
+            for (name, status, reason), where in rows.items()
         )
 
     @property
@@ -104,30 +132,27 @@ class ReportData:
         return tuple(sentence(layer, self.horizon) for layer in self.layers)
 
     @property
+    def answers(self) -> tuple[str, ...]:
+        """The sentences that say what neither findings nor table do.
+
+        All where no rule looked, and those about a horizon that has a name of its own.
+        """
+        named = self.horizon is not None and self.horizon.name != NEEDED
+        return self.sentences if named or not self.settings.rules else ()
+
+    @property
     def summary(self) -> str:
-        """Three sentences: what is wrong, what probably causes it, and what helps."""
+        """The answer in two sentences: what is wrong and what helps, or how far the model sees."""
+        if self.settings.rules and not self.looked:
+            return f"Nothing can be said: {self._looked()} {self._far()}"
         if self.ok:
-            looked = self._looked()
-            if self.settings.rules and not self.looked:
-                return f"Nothing can be said: {looked} {self._reaches()}"
-            if self.findings:
-                remark = _ended(self.findings[0].message)
-                return f"Nothing found that needs mending: {looked} {self._reaches()} {remark}"
-            named = self.settings.needs_lag
-            far = [layer.reach for layer in self.layers if layer.reach_is_lower_bound]
-            if named is None:
-                need = "Whether a lag is reached that matters to you, needs_lag= would tell."
-            elif min(far, default=named) < named:
-                need = f"Whether {counted(named, 'step')} are within reach cannot be told."
-            else:
-                need = f"The lag that matters to you, {counted(named, 'step')}, is within reach."
-            return f"Nothing found: {looked} {self._reaches()} {need}"
-        first, *others = self.findings
-        more = f" (and {len(others)} more)" if others else ""
-        cause = first.causes[0] if first.causes else self._reaches()
+            found = "Nothing found that needs mending" if self.findings else "Nothing found"
+            return f"{found}: {self._looked()} {self._far()}"
+        first = self.findings[0]
+        alike = [f.layer for f in self.findings[1:] if f.rule == first.rule and f.layer]
         where = f"{first.layer}: " if first.layer and len(self.layers) > 1 else ""
-        found = _ended(where + first.message, more)
-        return f"{found} {_ended(cause)} {_ended(_what_helps(first))}"
+        also = f"; likewise in {listed(alike)}" if alike else ""
+        return f"{_ended(where + first.message, also)} {_ended(_what_helps(first))}"
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Column titles and one row of text for each layer."""
@@ -136,22 +161,22 @@ class ReportData:
         groups = [f"lags {lag_in_words(lags)}" for lags in (widest.by_lag.lags if widest else ())]
         rows = []
         for layer in self.layers:
-            share = [percent(value) for value in layer.by_lag.share.tolist()]
+            shares = [share(part) for part in layer.by_lag.share.tolist()]
             half = half_life_in_words(layer.half_life).removesuffix(" steps")
             least = "at least " if layer.reach_is_lower_bound else ""
             reach = f"{least}{layer.reach} of {layer.steps - 1}"
             note = "void" if layer.void else layer.residual_note
             if layer.void:
-                share, half, reach = ["void"] * len(share), "void", "void"
+                shares, half, reach = ["void"] * len(shares), "void", "void"
             rows.append(
                 (
                     layer.name,
                     *(layer.figures.get(name, "") for name in figures),
                     reach,
                     half,
-                    *share,
-                    *[""] * (len(groups) - len(share)),
-                    residual_in_words(layer.residual, note),
+                    *shares,
+                    *[""] * (len(groups) - len(shares)),
+                    residual(layer.residual, note),
                 )
             )
         return ("layer", *figures, "reach (steps)", "half-life (steps)", *groups, "residual"), rows
@@ -191,20 +216,38 @@ class ReportData:
         return found
 
     def _looked(self) -> str:
-        """How many rules looked at every layer, and which others at some or none."""
-        silent = {check.name for check in self.checks if check.status == "not applicable"}
-        whole = [name for name in self._rules if name not in silent]
-        some = [name for name in self._rules if name in silent and name in self.looked]
-        none = [name for name in self._rules if name not in self.looked]
-        where = counted(len({check.layer for check in self.checks if check.layer}), "layer")
-        of = f"{len(whole)} of " if silent else ""
-        parts = [f"{of}{counted(len(self._rules), 'rule')} looked at {where}"]
-        parts += [f"{listed(some)} at some of them"] * bool(some)
-        parts += [f"{listed(none)} {'does' if len(none) == 1 else 'do'} not apply"] * bool(none)
-        return _ended("; ".join(parts))
+        """How many rules could look at something."""
+        rules = counted(len(self._rules), "rule")
+        of = f"{len(self.looked)} of " if len(self.looked) < len(self._rules) else ""
+        return f"{of}{rules} could look."
 
-    def _reaches(self) -> str:
-        return self.sentences[0] if self.layers else "No layer could be taken apart."
+    def _far(self) -> str:
+        """How far the gradient reaches in all layers, and whether that is as far as it should."""
+        if not self.layers:
+            return "No layer could be taken apart."
+        if self.solved:
+            return "The model has learnt what there is to learn, by whatever lags that takes."
+        named, known = self.settings.needs_lag, [each for each in self.layers if each.seen]
+        if not known:
+            return " ".join(self.sentences)
+        if named is None:
+            reaches = listed([f"{_reach(each)} in {each.name}" for each in known])
+            if len(self.layers) == 1:
+                reaches = _reach(known[0])
+            return f"The gradient reaches back {reaches}; needs_lag= tells whether that is enough."
+        far = [c.layer for c in self.checks if c.name == "vanishing" and c.status == "passed"]
+        lag = f"The lag that matters to you, {counted(named, 'step')},"
+        if len(far) == len(self.layers):
+            return f"{lag} is within reach" + (" of every layer." if len(far) > 1 else ".")
+        if far:
+            return f"{lag} is within reach of {listed(filter(None, far))}."
+        return f"Whether {counted(named, 'step')} are within reach cannot be told."
+
+
+def _reach(layer: Layer) -> str:
+    """How far the gradient reaches in a layer, and how far it might."""
+    least = "at least " if layer.reach_is_lower_bound else ""
+    return f"{least}{layer.reach} of {counted(layer.steps - 1, 'step')}"
 
 
 def sentence(layer: Layer, horizon: Horizon | None) -> str:
@@ -234,35 +277,13 @@ def sentence(layer: Layer, horizon: Horizon | None) -> str:
         verdict = f"hardly; single contributions reach back {reach}, as far as {lag}, but summed up"
     else:
         verdict = f"yes, its gradient reaches back {reach}, as far as {lag}, and"
-    return f"{name}: {verdict} {percent(layer.beyond)} of the gradient comes from there and beyond."
+    return f"{name}: {verdict} {share(layer.beyond)} of the gradient comes from there and beyond."
 
 
 def _steps(layer: Layer) -> str:
     """The reach in words."""
     words = counted(layer.reach, "step")
     return f"at least {words}" if layer.reach_is_lower_bound else words
-
-
-def percent(share: float) -> str:
-    """A share with one digit after the point, never "-0.0%"; "-" if there is none."""
-    if share != share:
-        return "-"
-    return f"{round(share, 3) + 0.0:.1%}"
-
-
-def residual_in_words(residual: float, note: str) -> str:
-    """The residual, or why there is none."""
-    if residual != residual:
-        return note
-    return f"{residual:.1e}" + (f" ({note})" if note else "")
-
-
-def number(value: float | None) -> str:
-    """A measured number with three digits, a whole one with all; "-" if there is none."""
-    if value is None:
-        return "-"
-    whole = abs(value) < 1e6 and value == int(value)
-    return str(int(value)) if whole else f"{value:.3g}"
 
 
 def _what_helps(finding: Finding) -> str:
@@ -283,8 +304,8 @@ def _what_helps(finding: Finding) -> str:
         best = tried[0]
         name = finding.evidence[0].name
         return (
-            f"What moves it most in one pass: {best.title}, {name} {number(best.before)} -> "
-            f"{number(best.after)} {unit}"
+            f"What moves it most in one pass: {best.title}, {name} {value(best.before, unit)} -> "
+            f"{value(best.after, unit)} {suffix(unit)}".rstrip()
         )
     if tried:
         were = counted(len(tried), "remedy was", "remedies were")
@@ -294,8 +315,3 @@ def _what_helps(finding: Finding) -> str:
 
 def _ended(sentence: str, more: str = "") -> str:
     return sentence.rstrip(".") + more + "."
-
-
-def counted(count: int, noun: str, plural: str = "") -> str:
-    """A number of things in words: "1 step", "2 steps"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {plural or noun + 's'}"

@@ -30,7 +30,7 @@ from retrograde.diagnosis.subject import SAMPLES
 from retrograde.diagnosis.training import Factory, Plan
 from retrograde.errors import ArgumentError
 from retrograde.recording import Recorded, Recording
-from retrograde.report.data import Settings
+from retrograde.report.data import NEEDED, Settings
 from retrograde.report.layer import Directions, Horizon, Layer
 from retrograde.report.report import Report
 from retrograde.spectra import spectrum as whole_spectrum
@@ -241,7 +241,7 @@ def _report(
     lag = settings.needs_lag
     far = lag or max(NEAR + 1, longest // 2)
     bins = (0, NEAR, far) if far > NEAR else (0, far)
-    horizon = None if lag is None else Horizon(lag, "the lag that it needs")
+    horizon = None if lag is None else Horizon(lag, NEEDED)
     known = {name: flow for name, flow in flows.items() if found[name].replayed}
     directions, unknown = _directions(known, progress) if spectrum else ({}, [])
     layers = tuple(
@@ -260,7 +260,7 @@ def _report(
     notes += [f"Not taken apart: {why}" for why in sorted(refused)]
     notes += examination.notes
     told = (examination.findings, horizon, tuple(notes), settings, examination.checks)
-    return Report(TITLE, layers, *told)
+    return Report(TITLE, layers, *told, examination.loss)
 
 
 def _directions(

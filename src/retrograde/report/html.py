@@ -9,10 +9,17 @@ from typing import Any
 
 from retrograde import _files, charts
 from retrograde._optional import optional
+from retrograde._words import number, residual, suffix, value
 from retrograde.diagnosis import Finding
-from retrograde.report.data import ReportData, number
+from retrograde.report.data import ReportData
 from retrograde.report.layer import Layer
-from retrograde.report.text import batches_in_words, moved_in_words, training_in_words
+from retrograde.report.text import (
+    CHECKED,
+    batches_in_words,
+    expected,
+    moved_in_words,
+    training_in_words,
+)
 
 MOST_BYTES = 1_950_000
 """Charts that would make a page larger than this are left out, and the page says which."""
@@ -41,7 +48,7 @@ KINDS = {
     "shares": Kind("Which lags make up the gradient", lambda layer: layer.by_octave.chart()),
     "blocks": Kind("Which weights make up the gradient", lambda layer: layer.by_parameter.chart()),
     "routes": Kind(
-        "By which routes the gradient arrives",
+        "By which route the last hop arrives",
         lambda layer: layer.by_route and layer.by_route.chart(),
     ),
     "crossings": Kind(
@@ -62,6 +69,10 @@ KINDS = {
 
 FILTERS: dict[str, Callable[..., object]] = {
     "number": number,
+    "residual": residual,
+    "value": value,
+    "suffix": suffix,
+    "expected": expected,
     "training_in_words": training_in_words,
     "moved_in_words": moved_in_words,
     "batches_in_words": batches_in_words,
@@ -272,7 +283,7 @@ def environment(**filters: Callable[..., object]) -> Any:
 
 def _table(report: ReportData) -> dict[str, Any]:
     titles, rows = report.table()
-    return {"titles": titles, "rows": rows}
+    return {"titles": titles, "rows": rows, "checked": CHECKED}
 
 
 @cache

@@ -227,6 +227,11 @@ class Layer:
     residual_bound: float = math.inf
     reach_is_lower_bound: bool = False
 
+    @property
+    def seen(self) -> bool:
+        """Whether there is a gradient to look back on, and its parts hold."""
+        return not self.void and self.entries > 0 and self.steps > 1
+
     def __repr__(self) -> str:
         return f"Layer {self.name!r}: {self.steps} steps, reach {self.reach}"
 

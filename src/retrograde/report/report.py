@@ -25,6 +25,7 @@ class Report(ReportData):
         settings: all that is needed to repeat it.
         checks: what became of each rule at each layer: whether it looked, and why not if it did
             not.
+        loss: of the batch; None where a recording was given.
 
     Example:
         >>> import torch, retrograde

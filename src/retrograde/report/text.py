@@ -1,4 +1,4 @@
-"""A report for a terminal, drawn by rich: summary, findings, table, sentences, notes.
+"""A report for a terminal, drawn by rich: the answer, findings, layers, checks, notes.
 
 Styles only colour what the words say already, so that the text reads the same without them.
 """
@@ -9,8 +9,12 @@ from statistics import mean
 from typing import Any, Literal
 
 from retrograde._terminal import as_text, indented, plain, rich
+from retrograde._words import number, residual, suffix, value
 from retrograde.diagnosis import Evidence, Finding, Training, Trial
-from retrograde.report.data import ReportData, number
+from retrograde.report.data import ReportData
+
+CHECKED = ("question", "check", "result", "where", "why")
+"""The columns of the table of checks."""
 
 STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
 
@@ -22,9 +26,10 @@ def renderable(report: ReportData) -> Any:
         parts.append(rich().Text(plain(report.summary)))
     for found in report.findings:
         parts += ["", _finding(found)]
-    parts += ["", _table(report)]
-    parts += [rich().Text(plain(sentence)) for sentence in report.sentences]
-    parts += [rich().Text(plain(reason), style="dim") for reason in report.reasons]
+    parts += ["", _table(*report.table())]
+    parts += [rich().Text(plain(sentence)) for sentence in report.answers]
+    if report.checks:
+        parts += ["", _table(CHECKED, report.checked, "left")]
     parts += [rich().Text(plain(note), style="dim") for note in report.notes]
     return rich().Group(*parts)
 
@@ -51,12 +56,25 @@ def place(found: Finding) -> str:
 
 def evidence_in_words(evidence: Evidence) -> str:
     """A number and what it was compared with: "reach 7 steps, at least 20 expected"."""
-    words = f"{evidence.name} {number(evidence.value)} {evidence.unit}".rstrip()
-    if evidence.threshold is None:
-        return words
+    shown = value(evidence.value, evidence.unit, evidence.name)
+    words = f"{evidence.name} {shown} {suffix(evidence.unit, evidence.value)}".rstrip()
+    return f"{words}, {expected(evidence)}" if evidence.threshold is not None else words
+
+
+def expected(evidence: Evidence) -> str:
+    """What a number was compared with, and by which threshold of the table; "" if with none."""
+    limit, setting = evidence.threshold, f" ({evidence.setting})" if evidence.setting else ""
+    if limit is None:
+        return ""
+    if limit == 0 and evidence.healthy == "below" and evidence.value == int(evidence.value):
+        return f"none expected{setting}"
     bound = "at least" if evidence.healthy == "above" else "at most"
-    setting = f" ({evidence.setting})" if evidence.setting else ""
-    return f"{words}, {bound} {number(evidence.threshold)} expected{setting}"
+    return f"{bound} {value(limit, evidence.unit, evidence.name)} expected{setting}"
+
+
+def moved(before: float | None, after: float | None, unit: str, name: str = "") -> str:
+    """A number before and after: "7 -> 61 steps"."""
+    return f"{value(before, unit, name)} -> {value(after, unit, name)} {suffix(unit)}".rstrip()
 
 
 def batches_in_words(found: Finding) -> str:
@@ -85,15 +103,15 @@ def trial_in_words(trial: Trial, evidence: Evidence | None) -> str:
         judged = "in one pass" if trial.verdict == "not trained" else trial.verdict
         return f"{judged}: {title}" + (f"; {trial.note}" if trial.note else "")
     name, unit = (evidence.name, evidence.unit) if evidence else ("", "")
-    moved = f"{name} {number(trial.before)} -> {number(trial.after)} {unit}".strip()
+    change = f"{name} {moved(trial.before, trial.after, unit)}".strip()
     judged = "in one pass" if trial.verdict == "not trained" else trial.verdict
     parts = [f"{judged}: {title}"]
-    parts.append(moved if trial.verdict == "not trained" else f"in one pass {moved}")
+    parts.append(change if trial.verdict == "not trained" else f"in one pass {change}")
     parts.append(moved_in_words(trial, evidence))
     if trial.residual is not None:
-        parts.append(f"residual {trial.residual:.0e}".replace("e-0", "e-"))
+        parts.append(f"residual {residual(trial.residual)}")
     if trial.loss_before is not None and trial.loss_after is not None:
-        parts.append(f"loss {number(trial.loss_before)} -> {number(trial.loss_after)}")
+        parts.append(f"loss {moved(trial.loss_before, trial.loss_after, '')}")
     return ", ".join(parts) + (f"; {trial.note}" if trial.note else "")
 
 
@@ -166,11 +184,15 @@ def _item(words: str, style: str = "") -> Any:
     return indented(row)
 
 
-def _table(report: ReportData) -> Any:
-    titles, rows = report.table()
+def _table(
+    titles: Iterable[str],
+    rows: Iterable[Iterable[str]],
+    further: Literal["left", "right"] = "right",
+) -> Any:
+    """A table of words; `further` says to which side the columns after the first are set."""
     table = rich().Table(pad_edge=False)
     for column, title in enumerate(titles):
-        justify: Literal["left", "right"] = "right" if column else "left"
+        justify: Literal["left", "right"] = further if column else "left"
         table.add_column(rich().Text(plain(title)), justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*(rich().Text(plain(cell)) for cell in row))

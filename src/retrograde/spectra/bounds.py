@@ -1,10 +1,10 @@
-"""What is said of recurrent matrices in general, beside what the recurrence does here.
+"""Bounds from the recurrent matrices alone, beside what the recurrence does here.
 
 Reference: Razvan Pascanu, Tomas Mikolov and Yoshua Bengio, "On the difficulty of training recurrent
-neural networks", ICML (2013), with gamma the largest slope of the squashing function: a largest
+neural networks", ICML (2013), with gamma the largest slope of the activation function: a largest
 singular value below 1/gamma is sufficient for gradients to vanish, and so one above it is necessary
-for them to explode. Of the spectral radius that holds in a linear network alone; folklore has it of
-all ("greater than one explodes, with sigmoid greater than four").
+for them to explode. For the spectral radius this holds in a linear network only, although it is
+often stated for all ("greater than one explodes, with sigmoid greater than four").
 """
 
 import math

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from retrograde import charts
+from retrograde import charts, plots
 from retrograde.spectra.factors import factors
 from retrograde.spectra.jacobians import Chain
 
@@ -103,9 +103,24 @@ class Exponents:
 
     def chart(self) -> Any:
         """The convergence curve, mean over the batch, as an Altair chart."""
+        return charts.exponents(*self._drawn)
+
+    def plot(self, ax: Any = None) -> tuple[Any, Any]:
+        """The same with Matplotlib, as (figure, axes).
+
+        Args:
+            ax: the axes to draw on; new ones if None.
+
+        Raises:
+            MissingExtraError: without matplotlib; the message says how to install it.
+        """
+        return plots.exponents(*self._drawn, ax)
+
+    @property
+    def _drawn(self) -> tuple[list[int], list[int], int, list[list[float]]]:
         curve, size = self.curve.mean(1), self.curve.shape[-1]
         shown = charts.directions(size)
-        return charts.exponents(self.steps.tolist(), shown, size, curve[:, shown].tolist())
+        return self.steps.tolist(), shown, size, curve[:, shown].tolist()
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from retrograde import charts
+from retrograde import charts, plots
 from retrograde.engine.scaling import NO_EXPONENT, power_of_two
 from retrograde.spectra.factors import factors
 from retrograde.spectra.jacobians import Chain
@@ -80,9 +80,24 @@ class SingularValues:
 
     def chart(self) -> Any:
         """log2 of the singular values over the length of the window, as an Altair chart."""
+        return charts.singular_values(*self._drawn)
+
+    def plot(self, ax: Any = None) -> tuple[Any, Any]:
+        """The same with Matplotlib, as (figure, axes).
+
+        Args:
+            ax: the axes to draw on; new ones if None.
+
+        Raises:
+            MissingExtraError: without matplotlib; the message says how to install it.
+        """
+        return plots.singular_values(*self._drawn, ax)
+
+    @property
+    def _drawn(self) -> tuple[Sequence[int], list[int], int, list[list[float]]]:
         mean, size = self.log2.mean(1), self.log2.shape[-1]
         shown = charts.directions(size)
-        return charts.singular_values(self.lengths, shown, size, mean[:, shown].tolist())
+        return self.lengths, shown, size, mean[:, shown].tolist()
 
 
 @torch.no_grad()

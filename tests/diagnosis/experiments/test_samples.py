@@ -276,7 +276,7 @@ def test_samples_that_are_mixed_are_found(name):
     [
         (made(every_step, data(B, T, 1), rnn=gru(), head=linear()), "cannot be told"),
         (made(read_last, data(x=(B, B, I)), rnn=gru(), head=linear()), "as many samples as steps"),
-        (APART["one series for all"], "was not seen"),
+        (APART["one series for all"], "could not be determined"),
         (APART["mixed up in the loss"], "whether that is by design cannot be told"),
     ],
 )

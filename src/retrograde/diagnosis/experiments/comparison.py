@@ -24,8 +24,8 @@ REGRESSIONS = ("difference", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_los
 
 
 def _shapes(case: Case) -> list[Finding] | NotApplicable:
-    if not case.sight.comparisons:
-        return NotApplicable("the loss was not seen to compare a prediction with a target")
+    if not case.sight.comparisons and not case.sight.broadcast:
+        return NotApplicable("no comparison of a prediction with a target was found in the loss")
     found = {
         (each.prediction.shape, each.target.shape): _broadcast(each, case.sight.warnings)
         for each in broadcasts(case)
@@ -48,7 +48,7 @@ def broadcasts(case: Case) -> list[Comparison]:
         by_accident = len(one) != len(other) and longer[-1] == 1
         if each.function != "difference" or by_accident:
             found.append(each)
-    return found
+    return found or case.sight.broadcast
 
 
 def _both_grow(one: torch.Size, other: torch.Size) -> bool:
@@ -76,7 +76,11 @@ def _broadcast(each: Comparison, warned: list[str]) -> Finding:
         None,
         f"The prediction {one} is compared with a target {other}: they are broadcast to "
         f"{list(together)}, so that every prediction is pulled towards every target, and the best "
-        "that the model can learn is one number for all of them",
+        "that the model can learn is one number for all of them"
+        if each.function in REGRESSIONS
+        else f"The loss takes what depends on the model {one} together with {other} of the batch: "
+        f"they are broadcast to {list(together)}, each number of the one with every number of the "
+        "other",
         (
             Evidence(
                 "numbers in the comparison for each target",

@@ -88,7 +88,7 @@ def read_from_others(case: Case, samples: int, sample: int) -> tuple[str, list[i
             return None
         found += [(name, each) for name, each in others.items() if each][:1]
     if not tried:
-        raise ValueError("no layer was seen to read what a sample of the batch holds")
+        raise ValueError("no layer reads what a sample of the batch holds")
     return found[0] if found else None
 
 
@@ -343,4 +343,4 @@ def _one_for_each(values: list[Any] | tuple[Any, ...], samples: int) -> bool:
 
 
 FEW = 4
-"""A batch of so many samples may be a tuple of as many tensors."""
+"""Up to this many samples, a batch may be a tuple of one tensor per sample."""

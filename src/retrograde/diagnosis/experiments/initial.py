@@ -38,7 +38,7 @@ def _compares(case: Case) -> bool:
     """Whether the loss has a target for each sample; noise is what a generator starts from."""
     seen = case.sight.comparisons
     samples = {reads[0].samples for reads in case.sight.reads.values()}
-    return not seen or any(
+    return any(
         bool(each.target.ndim)
         and not samples.isdisjoint(each.target.shape[:2])
         and bool((each.target != each.target.flatten()[0]).any())

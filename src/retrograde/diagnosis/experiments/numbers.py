@@ -75,7 +75,7 @@ def _in_the_loss(case: Case) -> list[Finding] | NotApplicable:
     seen += [] if case.sight.output is None else [case.sight.output]
     sound = [each for each in seen if each.requires_grad and bool(each.isfinite().all())]
     if loss is None or not loss.requires_grad or not seen:
-        return NotApplicable("it is not seen which tensor is the prediction")
+        return NotApplicable("which tensor is the prediction could not be determined")
     if not sound:
         return NotApplicable("the prediction is not finite")
     prediction = sound[0]

@@ -38,14 +38,16 @@ MOST = 4
 
 def _look(case: Case) -> list[Finding] | NotApplicable | Partly:
     if not case.sight.reads:
-        return NotApplicable("no layer was seen to read a sequence of numbers")
+        return NotApplicable("no layer reads a sequence of numbers")
     layer, reads = next(iter(case.sight.reads.items()))
     samples = reads[0].samples
     if any(read.samples != samples for read in reads):
         return NotApplicable(f"the number of samples of {layer!r} changes from call to call")
     predictions = _predictions(case)
     if not predictions:
-        return _before_alone(case, samples, "it is not seen which tensor is the prediction")
+        return _before_alone(
+            case, samples, "which tensor is the prediction could not be determined"
+        )
     if not all(bool(each.isfinite().all()) for each in predictions):
         return NotApplicable("the prediction is not finite")
     if found := _rows_are_steps(case, layer, reads, predictions[-1]):
@@ -114,7 +116,9 @@ def _before(case: Case, samples: int) -> list[Finding] | Partly:
     except ValueError as error:
         if isinstance(axes, list) and axes:
             return axes
-        why = f"whether samples were mixed before a layer reads them was not seen: {error}"
+        why = (
+            f"whether samples were mixed before a layer reads them could not be determined: {error}"
+        )
         return Partly(why + (f"; {axes.reason}" if isinstance(axes, Partly) else ""))
     if found is None:
         return axes

@@ -77,7 +77,7 @@ def _look(case: Case) -> list[Finding] | NotApplicable:
             "info",
             None,
             f"The model has learnt: its loss is {share:.2g} of that of the best constant "
-            "prediction. A short or small gradient is nothing to mend then",
+            "prediction. A short or small gradient is then nothing to worry about",
             (
                 Evidence(
                     "loss over that of the best constant", share, "", limit, "above", "solved_share"

@@ -108,7 +108,7 @@ def _one_step(case: Case, subject: Subject, calls: int, lag: int | None) -> Find
         _how_bad(case, subject, calls, lag),
         subject.name,
         f"{subject.name!r} reads one step{called}: there is no earlier step to learn from"
-        + (f", and the lag of {lag} steps is out of its sight" if lag else ""),
+        + (f", and the lag of {lag} steps is beyond what it sees" if lag else ""),
         (Evidence("steps", 1.0, "steps"),),
         (
             "The state of one call is not given to the next"

@@ -2,6 +2,7 @@
 
 import math
 
+from retrograde._words import lag_in_words
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
 from retrograde.diagnosis.rules.reach import PASCANU
 from retrograde.diagnosis.rules.rule import Rule
@@ -85,15 +86,14 @@ def _conflict(subject: Subject, evidence: Evidence) -> Finding:
     high = max(range(len(share)), key=share.__getitem__)
 
     def words(number: int) -> str:
-        lag = by_lag.lags[number]
-        return f"{lag.start}" if len(lag) == 1 else f"{lag.start}-{lag.stop - 1}"
+        return lag_in_words(by_lag.lags[number])
 
     return Finding(
         "conflicting-lags",
         "warning",
         subject.name,
-        f"Lags pull in opposite directions: lags {words(low)} ({share[low]:.0%} of the gradient) "
-        f"against lags {words(high)} ({share[high]:+.0%}); together they leave the sum of 100 %",
+        f"Lags pull in opposite directions: lags {words(low)} against lags {words(high)}, and the "
+        "gradient is what they leave of each other",
         (
             evidence,
             Evidence(f"share of lags {words(low)}", share[low], "of the gradient"),

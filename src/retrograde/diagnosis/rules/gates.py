@@ -12,7 +12,7 @@ from retrograde.cells.leaves import Leaf, leaves
 from retrograde.diagnosis.activity import Activity
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
 from retrograde.diagnosis.rules.reach import TALLEC, keeping_too_short, reaches, severity_of
-from retrograde.diagnosis.rules.rule import Rule, steps
+from retrograde.diagnosis.rules.rule import Rule
 from retrograde.diagnosis.subject import Subject
 
 GERS = (
@@ -50,6 +50,28 @@ def _saturated(subject: Subject) -> Evidence | NotApplicable:
     return Evidence("saturated share", worst.saturated, unit, limit, "below", name)
 
 
+DRIVE = 3**0.5
+"""The spread of a pre-activation at which weights decide a gate, not the task: weights three times
+as large as torch draws them give as much to a state of size 1."""
+
+
+def _driven(subject: Subject) -> bool:
+    """Whether inputs, weights or biases are so large that they saturate gates by themselves.
+
+    A trained model may decide most of its gates at ordinary sizes, and learn all the same.
+    """
+    x = subject.recorded.x.double()
+    size = float(x.square().mean().sqrt()) if x.numel() else 0.0
+    for name, weight in subject.recorded.weights.items():
+        spread = float(weight.double().square().mean().sqrt()) if weight.numel() else 0.0
+        if weight.ndim == 2:
+            first = name in ("weight_ih", "weight_ih_l0", "weight_ih_l0_reverse")
+            spread *= weight.shape[1] ** 0.5 * (size if first else 1.0)
+        if spread > DRIVE:
+            return True
+    return False
+
+
 def _decided(subject: Subject, evidence: Evidence) -> Finding:
     worst = _worst(subject)
     assert worst is not None
@@ -59,21 +81,20 @@ def _decided(subject: Subject, evidence: Evidence) -> Finding:
     spread = float(subject.recorded.x.double().std()) if subject.recorded.x.numel() > 1 else 0.0
     mean = float(subject.recorded.x.double().mean())
     since, last = worst.since, len(subject.recorded.x) - 1
-    when = "" if since is None else f", more than half of it at every step from {since} on"
+    when = "" if since is None else ", and stays so to the end"
     others = sorted(subject.known, key=lambda each: -each.saturated)[1:4]
     causes = [
         "The cell state has drifted: it adds up what comes in, and nothing takes it away again"
         if of_state
         else "The recurrent weights or the biases are large"
     ]
-    loud = f"The layer's input is not scaled: mean {mean:.3g}, standard deviation {spread:.3g}"
     if max(abs(mean), spread) > 3:
-        causes.insert(0, loud)
+        causes.insert(0, "The layer's input is not scaled")
     return Finding(
         "saturated",
-        "warning",
+        "warning" if of_state or _driven(subject) else "info",
         subject.name,
-        f"{worst.saturated:.0%} of the {what} ({worst.name}) is saturated{when}: "
+        f"Most of the {what} ({worst.name}) is saturated{when}: "
         + ("next to nothing passes it back" if of_state else "its weights get next to no gradient"),
         (
             evidence,
@@ -100,7 +121,8 @@ def _constant(subject: Subject) -> Evidence | NotApplicable:
     if subject.live is None:
         return NotApplicable(subject.why_not_live)
     if subject.need.lag <= 1:
-        return NotApplicable("no lag beyond 1 matters to it")
+        named = subject.need.lag < 1 and subject.need.why == "named"
+        return NotApplicable(subject.need.words if named else "no lag beyond 1 matters to it")
     short = keeping_too_short(subject)
     if short is None:
         return NotApplicable("it has no gate that is known to keep its state")
@@ -112,7 +134,7 @@ def _constant(subject: Subject) -> Evidence | NotApplicable:
 def _short(subject: Subject, evidence: Evidence) -> Finding:
     found, need = keeping_too_short(subject), subject.need
     assert found is not None
-    gate, longest, needed = found
+    gate = found[0]
     other_ways = ", but the gradient gets there by other routes" if reaches(subject) else ""
     if subject.far_unknown and not other_ways:
         other_ways = "; whether the gradient gets there by other routes cannot be told"
@@ -120,12 +142,11 @@ def _short(subject: Subject, evidence: Evidence) -> Finding:
         "forget-gate-too-short",
         "info" if other_ways else severity_of(subject),
         subject.name,
-        f"The {gate.name} gate forgets too fast: even its longest-lived tenth of units has a time "
-        f"constant of {steps(longest)}; to keep 1 % over {need.lag} steps ({need.words}) takes "
-        f"{steps(needed)}{other_ways}",
+        f"The {gate.name} gate forgets too fast: not even its longest-lived tenth of units keeps "
+        f"1 % over the lag that matters ({need.words}){other_ways}",
         (
             evidence,
-            Evidence(f"mean of the {gate.name} gate", float(gate.mean.mean()), "activation"),
+            Evidence(f"mean of the {gate.name} gate", float(gate.mean.mean()), "open"),
         ),
         (
             "The gate's bias is too low: torch draws it around 0, which leaves half at every step",
@@ -158,19 +179,18 @@ def _count(subject: Subject) -> tuple[int, int]:
 
 
 def _idle(subject: Subject, evidence: Evidence) -> Finding:
-    dead, count = _count(subject)
     relu = any(units.activation == ACTIVATIONS["relu"] for units in subject.units)
     return Finding(
         "dead-units",
         "error" if evidence.value == 1 else "warning",
         subject.name,
-        f"{dead} of {count} units are dead: their output is the same number at every step of every "
-        "sample, and no gradient passes them",
-        (evidence, Evidence("dead", float(dead), f"units of {count}")),
+        "Units are dead: their output is the same number at every step of every sample, and no "
+        "gradient passes them",
+        (evidence,),
         (
             "Their pre-activations are negative throughout, and a relu passes nothing there"
             if relu
-            else "Their gates are shut, or they stand at the end of their squashing function",
+            else "Their gates are shut, or they stand at the end of their activation function",
             "A step of the optimiser that was too large has pushed them there",
         ),
         (
@@ -226,8 +246,7 @@ def _doubled(subject: Subject, evidence: Evidence) -> Finding:
         "warning",
         subject.name,
         f"The bias of the {gate.name} gate is set twice: {name} and "
-        f"{name.replace('_ih', '_hh')} both hold {float(bias.mean()):.3g}, and torch adds the two "
-        f"to {total:.3g}",
+        f"{name.replace('_ih', '_hh')} hold the same, and torch adds the two",
         (
             evidence,
             Evidence("forget bias in effect", total, "bias"),
@@ -276,9 +295,11 @@ def _without_forget(subject: Subject) -> str:
 SATURATED = Rule(
     "saturated",
     "Gates or states are saturated",
-    "The share of activations, over samples, units and steps, at which the slope of the squashing "
+    "The share of activations, over samples, units and steps, at which the slope of the activation "
     "function is next to 0. A unit that holds its state (its forget or update gate open, its input "
-    "gate shut) is not counted: that is what gates are for.",
+    "gate shut) is not counted: that is what gates are for. It is a warning where a cell state has "
+    "drifted, or where inputs, weights or biases are so large that they decide by themselves; a "
+    "trained model whose gates are decided at ordinary sizes gets a remark.",
     _saturated,
     _decided,
     ("saturated_slope", "saturated_share", "saturated_state_share"),

@@ -4,10 +4,11 @@ import math
 
 import torch
 
+from retrograde._words import number
 from retrograde.cells.leaves import gate_of
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
 from retrograde.diagnosis.rules.reach import PASCANU
-from retrograde.diagnosis.rules.rule import Rule, steps
+from retrograde.diagnosis.rules.rule import Rule
 from retrograde.diagnosis.subject import Subject
 
 ARPIT = (
@@ -45,14 +46,12 @@ def _exploding(subject: Subject, evidence: Evidence) -> Finding:
         "exploding",
         "error" if within or subject.sensitive or not _finite(subject) else "warning",
         subject.name,
-        f"The gradient explodes: over {steps(lag)} its adjoint grows by 2^{total:.1f}, a factor of "
-        f"{2**per_step:.3g} a step, most of it along {route}",
+        f"The gradient explodes on its way back, most of it along {route}",
         (
             evidence,
             Evidence("growth per step", per_step, "powers of two per step"),
             Evidence(f"growth without {route}", alone, "powers of two"),
             Evidence(f"steps until {dtype} overflows", steps_left, "steps"),
-            Evidence("residual", float(flow.residual), "of the gradient"),
         ),
         _causes(subject, route),
         (
@@ -73,10 +72,10 @@ def _causes(subject: Subject, route: str) -> tuple[str, ...]:
     radius = subject.spectral_radius
     if radius is not None:
         first = (
-            f"The recurrent weights stretch what passes them: spectral radius {radius:.3g}"
+            f"The recurrent weights stretch what passes them: spectral radius {number(radius)}"
             if radius > 1
             else f"The recurrent weights stretch some directions, although their spectral radius "
-            f"is {radius:.3g}: they are far from normal"
+            f"is {number(radius)}: they are far from normal"
         )
         return (first, "An activation whose slope does not fall off (relu) does not hold it back")
     return (
@@ -90,7 +89,7 @@ def _chaos(residual: float) -> tuple[str, ...]:
     if residual <= CHAOS:
         return ()
     return (
-        f"Take the numbers as sizes (residual {residual:.1g}): the forward pass is chaotic, and "
+        "Take the numbers as sizes: the forward pass is chaotic, and "
         "rounding differences grow in it as the gradient does. A model in float64 gives exact ones",
     )
 

@@ -1,8 +1,10 @@
 """How far back the gradient sees: vanishing, and near lags that drown the far ones."""
 
+from retrograde._words import number
 from retrograde.diagnosis.activity import Activity, keeping_for
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable, Severity
-from retrograde.diagnosis.rules.rule import Rule, steps
+from retrograde.diagnosis.need import Need
+from retrograde.diagnosis.rules.rule import Rule
 from retrograde.diagnosis.subject import Subject, share_beyond
 
 BENGIO = (
@@ -52,12 +54,16 @@ def keeping_too_short(subject: Subject) -> tuple[Activity, float, float] | None:
     return worst
 
 
+def _no_lag(need: Need) -> NotApplicable:
+    return NotApplicable(need.words if need.why == "named" else "no lag beyond 0 matters to it")
+
+
 def _reach(subject: Subject) -> Evidence | NotApplicable:
     flow, need = subject.live, subject.need
     if flow is None:
         return NotApplicable(subject.why_not_live)
     if need.lag < 1:
-        return NotApplicable("no lag beyond 0 matters to it")
+        return _no_lag(need)
     if subject.far_unknown and not reaches(subject):
         return NotApplicable("its gradient may reach further than can be seen")
     return Evidence("reach", float(flow.reach), "steps", float(need.lag), "above", need.setting)
@@ -71,13 +77,8 @@ def _vanishing(subject: Subject, evidence: Evidence) -> Finding:
         "vanishing",
         severity_of(subject),
         subject.name,
-        f"The gradient reaches back {steps(flow.reach)} of {flow.steps - 1}, short of the "
-        f"{need.lag} that it should ({need.words})",
-        (
-            evidence,
-            Evidence("half-life of the adjoint", flow.half_life, "steps"),
-            Evidence("residual", float(flow.residual), "of the gradient"),
-        ),
+        f"The gradient does not reach the lag that matters ({need.words})",
+        (evidence,),
         tuple(causes),
         (
             "Give the units a longer time constant: a forget bias or chrono initialisation for the "
@@ -96,20 +97,15 @@ def _causes(subject: Subject) -> list[str]:
         found.append(_too_short_a_pass(subject))
     short = keeping_too_short(subject)
     if short and short[1] < short[2]:
-        gate, longest, needed = short
-        found.append(
-            f"The {gate.name} gate lets go: the longest-lived tenth of its units has a time "
-            f"constant of {steps(longest)}, and {steps(needed)} would keep 1 % over {need.lag} "
-            "steps"
-        )
+        found.append(f"The {short[0].name} gate lets go long before that lag")
     worst = max(subject.known, key=lambda each: each.saturated, default=None)
     if worst and worst.saturated > subject.limits["saturated_share"]:
-        found.append(f"{worst.saturated:.0%} of {worst.name} is saturated and lets little through")
+        found.append(f"Most of {worst.name} is saturated and lets little through")
     radius = subject.spectral_radius
     if radius is not None and radius < 1:
         found.append(
-            f"The recurrent weights shrink what passes them: spectral radius {radius:.2g}, and the "
-            "slope of the activation shrinks it further"
+            "The recurrent weights shrink what passes them, at a spectral radius of "
+            f"{number(radius)}, and the slope of the activation shrinks it further"
         )
     elif radius is not None:
         found.append("The slopes of the activation shrink what comes back, whatever the weights do")
@@ -135,7 +131,7 @@ def _far(subject: Subject) -> Evidence | NotApplicable:
     if subject.far_unknown:
         return NotApplicable("its gradient may reach further than can be seen")
     if need.lag < 1:
-        return NotApplicable("no lag beyond 0 matters to it")
+        return _no_lag(need)
     if need.lag >= flow.steps:
         return NotApplicable("its sequence is no longer than the lag that matters")
     share = abs(float(share_beyond(flow, need.lag)))
@@ -161,10 +157,9 @@ def _near(subject: Subject, evidence: Evidence) -> Finding:
         "near-lags-dominate",
         "warning" if need.why == "named" else "info",
         subject.name,
-        f"The gradient as a whole does not vanish, its distant part does: lags of {need.lag} and "
-        f"more ({need.words}) make up {evidence.value:.2%} of it, although single contributions "
-        f"reach back {steps(flow.reach)}",
-        (evidence, Evidence("reach", float(flow.reach), "steps")),
+        "The gradient as a whole does not vanish, its distant part does: single contributions "
+        f"reach the lag that matters ({need.words}), and hardly count in the sum",
+        (evidence,),
         (
             "The gradient is a sum over lags, and the many near ones outweigh the far ones",
             "Far contributions of different samples and steps point in different directions and "

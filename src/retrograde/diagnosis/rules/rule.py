@@ -94,8 +94,3 @@ class Rule:
         if self.rests_on == "forward":
             return "its forward pass could not be run again as it was"
         return "the parts of its gradient are void"
-
-
-def steps(count: int | float) -> str:
-    """A number of steps in words."""
-    return "1 step" if count == 1 else f"{count:.3g} steps"

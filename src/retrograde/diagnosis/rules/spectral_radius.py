@@ -1,7 +1,5 @@
 """What is said of recurrent matrices in general, where the pass at hand does something else."""
 
-import math
-
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
 from retrograde.diagnosis.rules.reach import PASCANU
 from retrograde.diagnosis.rules.rule import Rule
@@ -38,7 +36,7 @@ def _first(subject: Subject) -> Radius | NotApplicable:
 
 
 def _misleads(subject: Subject, evidence: Evidence) -> Finding:
-    radius, growth = _first(subject), math.exp(evidence.value)
+    radius = _first(subject)
     assert isinstance(radius, Radius)
     above = radius.says > 0
     said, done = ("explode", "shrink") if above else ("vanish", "grow")
@@ -46,16 +44,14 @@ def _misleads(subject: Subject, evidence: Evidence) -> Finding:
         "misleading-radius",
         "info",
         subject.name,
-        f"Its spectral radius of {radius.value:.3g}, {'above' if above else 'below'} "
-        f"{radius.threshold:g}, is said to make gradients {said}; here they {done}, by "
-        f"{growth:.3g} a step. The measurement holds",
+        f"Its spectral radius, {'above' if above else 'below'} {radius.threshold:g}, is said to "
+        f"make gradients {said}; here they {done}, and the measurement holds",
         (
             evidence,
-            Evidence("growth per step of any gradient", growth, "times"),
             Evidence("spectral radius", radius.value, f"in {radius.route}"),
         ),
         (
-            "Inputs and state hold the squashing function where its slope is smaller than its "
+            "Inputs and state hold the activation function where its slope is smaller than its "
             "largest, so that every step shrinks more than the matrix alone tells",
         )
         if above

@@ -35,9 +35,9 @@ def _void(subject: Subject, evidence: Evidence) -> Finding:
         "void",
         "error",
         subject.name,
-        f"Its parts do not add up to {found.against}: they differ from it by {evidence.value:.2g} "
-        f"of its size, and the precision of the pass allows {found.bound:.1g}. Reach, shares and "
-        "all else that rests on them are void; the rules that need them are silent",
+        f"Its parts do not add up to {found.against}, as far as the precision of the pass allows: "
+        "reach, shares and all else that rests on them are void, and the rules that need them are "
+        "silent",
         (evidence,),
         (found.note,),
         (
@@ -58,9 +58,8 @@ def _decided(subject: Subject, evidence: Evidence) -> Finding:
         "rounding-decides",
         "error",
         subject.name,
-        f"Rounding decides its gradient: its parts differ from {found.against} by "
-        f"{evidence.value:.2g} of its size, as the same pass does from itself in another "
-        "precision. Reach and shares are void; growth holds as a size",
+        f"Rounding decides its gradient: its parts differ from {found.against} as the same pass "
+        "does from itself in another precision; reach and shares are void, growth holds as a size",
         (evidence,),
         (found.note,),
         ("Run the model in float64", "Mend what makes the gradient explode, if it does"),

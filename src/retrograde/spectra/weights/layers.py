@@ -16,7 +16,7 @@ class GateWeights:
         spectral_radius: max |lambda|; None if a weight is not finite.
         largest_singular_value: ||R_g||_2; None if a weight is not finite.
         frobenius_norm: ||R_g||_F; None if a weight is not finite.
-        limit: 1/gamma of the squashing function behind it, 4 for a sigmoid, 1 for the cell input;
+        limit: 1/gamma of the activation function behind it, 4 for a sigmoid, 1 for the cell input;
             None where that is not known. A bound it is for a plain RNN only: see WeightBound.
         exact: False if the first two are estimates, which they are beyond 1024 units.
 

@@ -335,7 +335,7 @@ def learnt_each_step(m: Any, x: Tensor) -> Tensor:
 
 
 class Detaching(nn.Module):
-    """A layer whose state is detached every so many steps."""
+    """A layer whose state is detached every few steps."""
 
     def __init__(self, layer: nn.Module, every: int):
         super().__init__()

@@ -70,7 +70,7 @@ def test_the_scalars_are_the_flows_own_numbers(kind, steps):
     }
     if carousel:
         expected["share_carousel"] = float(
-            sum(s for s, way in zip(shares, by_route.ways, strict=True) if way in carousel)
+            sum(s for s, way in zip(shares, by_route.labels, strict=True) if way in carousel)
         )
     found = of_layer(monitor, "encoder.rnn")
     finite = {name: value for name, value in expected.items() if math.isfinite(value)}
