@@ -242,7 +242,7 @@ def test_an_error_of_ours_at_the_start_of_a_backward_pass_stays_out_of_it(monkey
 
     monkeypatch.setattr(sys.modules["retrograde.recording.states"], "users_of", broken)
     model = nn.LSTM(3, 4)
-    with pytest.raises(RecordingError, match="'LSTM': looking at the backward pass failed, Zero"):
+    with pytest.raises(RecordingError, match="'LSTM': observing the backward pass failed, Zero"):
         with retrograde.record(model):
             model(X)[0].sum().backward()
     assert model.weight_hh_l0.grad is not None

@@ -1,7 +1,7 @@
 """The autograd graph: where gradients arrive, which nodes use a tensor, and hooks that only look.
 
 Nothing is added to the graph and nothing in it is changed, so that gradients stay the same to the
-last bit. Nodes are looked at, and hooks on them look on.
+last bit. Nodes are inspected, and hooks on them only observe.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping

@@ -112,8 +112,8 @@ class LayerRecorder:
             inner, outer = computing(module), outermost(module)
             self.hooks.enter_context(observed(module, inner, self._before, self._after))
             if outer is not inner:
-                looking = observed(module, outer, self._called, lambda *_: None)
-                self.hooks.enter_context(looking)
+                calls = observed(module, outer, self._called, lambda *_: None)
+                self.hooks.enter_context(calls)
         for name in self._form.weights:
             if parametrize.is_parametrized(module, name):
                 self._follow_parametrization(name)

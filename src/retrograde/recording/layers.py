@@ -105,7 +105,7 @@ class Form:
         kind: its class, for messages.
         stepped: it does one step a call (nn.LSTMCell and the like).
         batch_first: as given to its constructor.
-        directions: 2 if it reads both ways.
+        directions: 2 if it is bidirectional.
         dropout: the probability that acted between its layers, 0 in eval mode.
         overridden: it is a subclass with a forward of its own.
         positions: its layers and directions in torch's order; none for a single step.

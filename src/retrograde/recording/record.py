@@ -116,7 +116,7 @@ class _Passes:
             handles = self.tracker.observe(roots, running)
         except Exception as error:  # not into the user's backward pass
             handles = []
-            why = f"looking at the backward pass failed, {type(error).__name__}: {error}"
+            why = f"observing the backward pass failed, {type(error).__name__}: {error}"
             running.problems |= dict.fromkeys(self.tracker.layers, why)
 
         def end() -> None:

@@ -335,7 +335,7 @@ class StateTracker:
             try:
                 keep(node, edge, gradient)
             except Exception as error:  # not into the user's backward pass
-                why = f"looking at the backward pass failed, {type(error).__name__}: {error}"
+                why = f"observing the backward pass failed, {type(error).__name__}: {error}"
                 to.problems |= dict.fromkeys(self.layers, why)
 
         edges = {*states, *intermediates, *self.weights}

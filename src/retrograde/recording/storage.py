@@ -43,7 +43,7 @@ WRITTEN: Mapping[str, type] = {
         *(clipping.PreActivationValue, clipping.StateNorm, clipping.HDetach, clipping.ChainInside),
     )
 }
-"""The classes whose values can be written, by the name that stands in a file."""
+"""The classes whose values can be written, by their name in a file."""
 
 
 def save(recording: Recording | Recorded, path: str | PathLike[str]) -> None:
