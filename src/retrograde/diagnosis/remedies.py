@@ -586,7 +586,7 @@ def clip_groups(target: Target) -> Applied:
 def lower_rate(target: Target) -> Applied:
     code = 'for group in optimizer.param_groups:\n    group["lr"] *= 0.1'
     title = "a tenth of the learning rate"
-    return Applied(title, code, note="one pass has no step", by_training=True, rate=0.1)
+    return Applied(title, code, by_training=True, rate=0.1)
 
 
 @remedy(
@@ -659,7 +659,7 @@ def read_at_lengths(target: Target) -> Applied:
         f"output, h_n = {target.here}(packed)  # h_n[-1] is the state at each sample's last step"
     )
     target.replace(AtLengths(layer), "layer")
-    return Applied("each sample read at its own last step", code)
+    return Applied("each sample read at its own last step", code, by_training=True)
 
 
 @remedy(

@@ -26,6 +26,7 @@ from retrograde.diagnosis.batches import Batches, taken
 from retrograde.diagnosis.copies import copied, copied_model, seeded, untouched
 from retrograde.diagnosis.finding import Finding, Training, Trial, Verdict
 from retrograde.diagnosis.remedies import REMEDIES, Applied
+from retrograde.diagnosis.rules import RULES
 from retrograde.diagnosis.run import LossFunction, scalar
 from retrograde.diagnosis.subject import Subject
 from retrograde.diagnosis.trials import Context, Outcome, in_words
@@ -326,9 +327,11 @@ def plan(
 ) -> list[tuple[str, str]]:
     """The (layer, remedy) pairs worth training.
 
-    The best of each finding in one pass, those of which training tells more than a pass does, and
-    then others that moved the number towards its threshold.
+    Another learning rate than the user's, the best of each finding in one pass, those of which
+    training tells more than a pass does, and then others that moved the number towards its
+    threshold.
     """
+    rates: list[tuple[str, str]] = []
     best: list[tuple[str, str]] = []
     others: list[tuple[str, str]] = []
     by_training: list[tuple[str, str]] = []
@@ -339,8 +342,8 @@ def plan(
         others += closer[1:]
         for pair in [(layer, trial.remedy) for trial in finding.trials]:
             if outcomes[pair].applied.by_training and not outcomes[pair].problem:
-                by_training.append(pair)
-    return list(dict.fromkeys(best + by_training + others))[:most]
+                (by_training if outcomes[pair].applied.rate == 1 else rates).append(pair)
+    return list(dict.fromkeys(rates + best + by_training + others))[:most]
 
 
 def train_remedies(
@@ -390,8 +393,11 @@ def without_refuted(finding: Finding) -> Finding:
     """A finding without the causes and the advice that its trials refute.
 
     A remedy that was trained and did not train better refutes what claims that it would, unless
-    another that claims the same did train better, or was not trained.
+    another that claims the same did train better, or was not trained. What is wired or computed
+    wrongly is wrong however few steps of training make of it.
     """
+    if RULES[finding.rule].kind in ("wiring", "soundness"):
+        return finding
     refuted: set[str] = set()
     open_: set[str] = set()
     for trial in finding.trials:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from retrograde.diagnosis.copies import copied_model, seeded
-from retrograde.diagnosis.experiments import EXPERIMENTS, Case
+from retrograde.diagnosis.experiments import EXPERIMENTS, Case, Experiment
 from retrograde.diagnosis.experiments.comparison import REGRESSIONS
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable, Trial, at_least
 from retrograde.diagnosis.remedies import REMEDIES, Applied, Target, Unfit
@@ -101,6 +101,8 @@ class Context:
             except Exception as error:  # weights of a form that it cannot be done to
                 nothing = Applied(REMEDIES[remedy].description.rstrip("."), "")
                 return Outcome(nothing, model, None, math.nan, in_words(error))
+        if applied.rate != 1 or applied.loss_scale != 1:  # the pass stays what it is
+            return Outcome(applied, target.model, None, self.before.loss)
         try:
             now = run(target.model, self.batch, self.loss_fn, self.seed, applied.afterwards)
             found, errors = subjects(
@@ -158,6 +160,9 @@ def judge(
     trial = Trial(remedy, applied.title, applied.code)
     if finding.evidence:
         trial = replace(trial, before=finding.evidence[0].value)
+    if outcome.subject is None and not outcome.problem:
+        note = "only training tells of it"
+        return replace(trial, loss_before=outcome.loss, loss_after=outcome.loss, note=note)
     if outcome.subject is None:
         return replace(trial, note=outcome.problem)
     subject = outcome.subject
@@ -300,9 +305,12 @@ def try_remedies(
         result = context.try_remedy(targets[layer], remedy)
         if result is not None:
             outcomes[layer, remedy] = result
-    known = {
-        name: {finding.rule for finding in findings if finding.layer == name} for name in targets
-    }
+    known: dict[str, set[str]] = {name: set() for name in targets}
+    for finding in findings:
+        rule = RULES[finding.rule]
+        consequences = rule.replaces if isinstance(rule, Experiment) else ()
+        if (finding.layer or first) in known:
+            known[finding.layer or first] |= {finding.rule, *consequences}
     told = []
     for finding in findings:
         layer = finding.layer or first

@@ -5,10 +5,7 @@ import torch
 from retrograde import _words
 from retrograde.diagnosis.experiments.experiment import Case, Experiment
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
-from retrograde.diagnosis.subject import Subject
-
-LONG = 256
-"""Shorter sequences cost little, and less than looking for their window."""
+from retrograde.diagnosis.subject import LONG, Subject, half_octaves
 
 LOST = 0.01
 """The part of the gradient that a window may lose."""
@@ -23,9 +20,7 @@ def window_of(subject: Subject) -> tuple[int, int] | None:
     flow = subject.live
     if flow is None or subject.far_unknown:
         return None
-    edges = [0, 1]
-    while (following := max(edges[-1] + 1, int(2 ** (len(edges) / 2)))) < flow.steps:
-        edges.append(following)
+    edges = half_octaves(flow.steps)
     share = flow.by_lag(bins=tuple(edges)).share.double().abs()
     ends = torch.tensor([*edges[1:], flow.steps], dtype=torch.float64, device=share.device)
     beyond = share.sum() - share.cumsum(0)

@@ -86,7 +86,8 @@ def _decided(subject: Subject, evidence: Evidence) -> Finding:
     causes = [
         "The cell state has drifted: it adds up what comes in, and nothing takes it away again"
         if of_state
-        else "The recurrent weights or the biases are large"
+        else "The recurrent weights or the biases are large: drawn so, or grown in steps of the "
+        "optimiser that were too large"
     ]
     loud = max(abs(mean), spread) > 3
     if loud:
@@ -111,6 +112,7 @@ def _decided(subject: Subject, evidence: Evidence) -> Finding:
             *(("Give it a gate that can let go, or a negative input bias",) if of_state else ()),
             *(("Scale the input to mean 0 and standard deviation 1",) if loud else ()),
             "Start from smaller weights",
+            "If it was trained: go back to an earlier checkpoint, lower the rate, and clip",
         ),
         gate=worst.gate.name,
         position=worst.position,
