@@ -180,7 +180,7 @@ def split_by_lag(
     """Routes or crossings over lag: sizes as lines above, signed shares stacked below."""
     alt = altair()
     title, colours = {
-        "route": ("Routes by which the gradient arrives", repeated(SERIES, len(labels))),
+        "route": ("Routes by which the last hop arrives", repeated(SERIES, len(labels))),
         "crossings": ("How often the gradient crossed recurrent weights", ramp(len(labels))),
     }[kind]
     names = [lag_in_words(lag) for lag in lags]
