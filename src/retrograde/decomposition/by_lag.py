@@ -7,6 +7,8 @@ products of many steps are one matrix product. A bin costs about as much as one 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from retrograde.cells.base import AbstractCell
 from retrograde.decomposition.bins import LagBins
 from retrograde.decomposition.labels import AbstractLabels
@@ -28,6 +30,23 @@ class Lags(AbstractLabels):
         sums = LagSums(self.lags, unrolled.cell)
         fold(unrolled, entries, [sums])
         return sums.result()
+
+    def divides(self, other: AbstractLabels) -> bool:
+        """Whether its bins lie each inside of one of another question's, and fill them."""
+        if not isinstance(other, Lags):
+            return False
+        starts = {each.start for each in self.lags}
+        return self.lags[-1].stop == other.lags[-1].stop and starts.issuperset(
+            each.start for each in other.lags
+        )
+
+    def joined(self, parts: Mapping[str, Parts], other: "Lags") -> Mapping[str, Parts]:
+        """Its parts, summed to those of a question whose bins it divides."""
+        starts = torch.tensor([each.start for each in other.lags])
+        own = torch.tensor([each.start for each in self.lags])
+        numbers = torch.searchsorted(starts, own, right=True) - 1
+        axes, groups = ({"lag": other.lags},), ((numbers, len(starts)),)
+        return {name: each.regrouped(axes, groups) for name, each in parts.items()}
 
 
 class LagSums:

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -74,6 +74,7 @@ class Flow(AbstractGradient):
     unrolled: Unrolled
     entries: Entries
     _found: dict[AbstractLabels, Mapping[str, Parts]] = field(default_factory=dict)
+    _starts: set[int] = field(default_factory=set)
 
     def __repr__(self) -> str:
         return f"Flow of {self.recorded.size_in_words}"
@@ -94,9 +95,11 @@ class Flow(AbstractGradient):
         shares = ContributionShares(self.entries, self.steps, known or self.gradient)
         adjoints = AdjointNorms(self.entries, self.steps)
         octaves = lag_bins("octaves", self.steps)
-        sums = LagSums(octaves, self._cell)
+        starts = self._starts.union(each.start for each in octaves)
+        lags = lag_bins(sorted(starts), self.steps)
+        sums = LagSums(lags, self._cell)
         fold(self.unrolled, self.entries, [norms, shares, adjoints, sums])
-        by_lag = self._found[Lags(octaves)] = sums.result()
+        by_lag = self._found[Lags(lags)] = sums.result()
         whole = {name: parts.scaled.total() for name, parts in by_lag.items()}
         if known and not all(near(known[name], whole[name]) for name in known):
             shares = ContributionShares(self.entries, self.steps, whole)
@@ -114,12 +117,16 @@ class Flow(AbstractGradient):
             return {}
         return {name: Scaled.of(given[name].to(dtype).unsqueeze(0)) for name in self.parameters}
 
-    def walked(self) -> "Flow":
+    def walked(self, starts: Iterable[int] = ()) -> "Flow":
         """The same flow, its backward pass done: what is not finite on the way is raised here.
+
+        Args:
+            starts: first lags of bins that will be asked for; they take no pass of their own then.
 
         Raises:
             NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
         """
+        self._starts.update(starts)
         _ = self._tables
         return self
 
@@ -390,7 +397,13 @@ class Flow(AbstractGradient):
         """The parts with these labels, from the pass that sorts by them or one made before."""
         name = self._known(parameter)
         if labels not in self._found:
-            self._found[labels] = labels.parts(self.unrolled, self.entries)
+            finer = [each for each in self._found if isinstance(each, Lags)]
+            known = [each for each in finer if isinstance(labels, Lags) and each.divides(labels)]
+            self._found[labels] = (
+                known[0].joined(self._found[known[0]], labels)
+                if known and isinstance(labels, Lags)
+                else labels.parts(self.unrolled, self.entries)
+            )
         parts = self._found[labels]
         return parts[name] if name else together(tuple(parts.values()))
 

@@ -163,7 +163,7 @@ class Parts:
             numbers.append((torch.tensor([unique[key] for key in keys]), len(unique)))
             columns = zip(*unique, strict=True) if unique else [()] * len(left)
             axes.append(dict(zip(left, columns, strict=True)))
-        return self._regrouped(axes, numbers)
+        return self.regrouped(axes, numbers)
 
     def select(self, **labels: Any) -> "Parts":
         """Some of the parts, by their labels.
@@ -195,7 +195,7 @@ class Parts:
             left = [name for name in axis if name not in gone]
             axes.append({name: tuple(axis[name][at] for at in places) for name in left})
             numbers.append((number, len(places)))
-        return self._regrouped(axes, numbers)
+        return self.regrouped(axes, numbers)
 
     def to_dataframe(self) -> Any:
         """A pandas DataFrame: a row for each part, with its labels, log2, norm and share.
@@ -370,7 +370,7 @@ class Parts:
     def _names(self) -> str:
         return " and ".join(" and ".join(axis) for axis in self.axes) or "nothing"
 
-    def _regrouped(
+    def regrouped(
         self, axes: Sequence[Axis], numbers: Sequence[tuple[Int[Tensor, "_"], int]]
     ) -> "Parts":
         """Sums over the places of each axis that share a number; an axis without names goes."""

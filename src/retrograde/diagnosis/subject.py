@@ -18,6 +18,7 @@ from retrograde.decomposition import Flow
 from retrograde.decomposition.adjoints import AdjointNorms, Adjoints
 from retrograde.decomposition.flow import unasked
 from retrograde.decomposition.non_finite import NonFinite
+from retrograde.decomposition.summary import NEAR
 from retrograde.diagnosis.activity import Activity, Units, look
 from retrograde.diagnosis.finding import NotApplicable
 from retrograde.diagnosis.need import Need, need_among, need_of
@@ -222,7 +223,8 @@ def subjects(
             subject = Subject(name, recorded, None, None, values, needs_lag)
             subject = replace(subject, balance=(balance or {}).get(name), fixed=fixed)
             try:
-                flow = unasked(recorded).walked()  # what is not finite is found here
+                # What is not finite is found here.
+                flow = unasked(recorded).walked(_lags_to_come(subject))
                 found[name] = replace(subject, flow=flow, place=flow.non_finite)
             except NonFiniteError as error:
                 if not isinstance(error.place, NonFinite):
@@ -239,6 +241,24 @@ def subjects(
         for name, subject in found.items():
             found[name] = replace(subject, fixed=need_among(layers, name, needs_lag, last))
     return found, errors
+
+
+def _lags_to_come(subject: Subject) -> set[int]:
+    """Where the bins begin that rules, experiments and the report will ask for."""
+    steps = len(subject.recorded.x)
+    return {NEAR, subject.need.lag, steps // 2, *(half_octaves(steps) if steps >= LONG else ())}
+
+
+def half_octaves(steps: int) -> list[int]:
+    """Lags on a scale of half powers of two, from 0."""
+    found = [0, 1]
+    while (following := max(found[-1] + 1, int(2 ** (len(found) / 2)))) < steps:
+        found.append(following)
+    return found
+
+
+LONG = 256
+"""Shorter sequences cost little, and less than looking for a window of them."""
 
 
 def _adjoints(flow: Flow) -> Adjoints:

@@ -22,6 +22,10 @@ Numbers = list[float] | list[list[float]]
 CROSSING_NUMBERS = 2**26
 """Maximum number of numbers in the rows of `by_crossing`, 256 MiB in float32."""
 
+CROSSING_ROWS, CROSSING_WORK = (64, 256), 2**30
+"""With more rows than the larger number, lags of `by_crossing` are coarser: as many rows as make up
+this many numbers at all steps together, and never fewer than the smaller number."""
+
 
 @dataclass(frozen=True)
 class Horizon:
@@ -346,9 +350,11 @@ def has_carousel(flow: Flow) -> bool:
 
 
 def by_crossing(flow: Flow) -> Parts:
-    """The gradient by number of crossings, in fewer rows where the memory would not do."""
-    cell, batch = flow.unrolled.cell, flow.unrolled.x.shape[1]
-    rows = max(1, CROSSING_NUMBERS // (9 * batch * cell.state_size))
+    """The gradient by number of crossings, in fewer rows where memory or time would not do."""
+    numbers = 9 * flow.unrolled.x.shape[1] * flow.unrolled.cell.state_size  # of a row at a step
+    rows = max(1, CROSSING_NUMBERS // numbers)
+    if len(flow.entries) > CROSSING_ROWS[1]:
+        rows = min(rows, max(CROSSING_ROWS[0], CROSSING_WORK // (numbers * flow.steps)))
     coarser = flow if len(flow.entries) <= rows else flow.with_rows(rows)
     return coarser.by_crossing(max_crossings=8)
 

@@ -129,6 +129,10 @@ BY_MISTAKE = {
         "unreached",
         plain(lambda m, b: F.mse_loss(m(b[0])[:1], b[1][:1]), noise(B, T, I), noise(B, 1)),
     ),
+    "the first output": (
+        "unreached",
+        made(lambda m, x: m.head(m.rnn(x)[0][:, 0]), data(), rnn=gru(), head=linear()),
+    ),
     "weights of samples, broadcast": (
         "broadcast",
         plain(

@@ -4,7 +4,7 @@ Layers that ran and got none, layers and directions of a stack, samples, and a d
 loss reads where it has seen one input.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -196,12 +196,15 @@ def _directions(subject: Subject) -> list[Finding]:
 
 
 def _one_input(subject: Subject) -> list[Finding]:
-    """A direction that is read at its first step: all it has seen is one input."""
+    """A layer or direction that is read at its first step: all it has seen is one input."""
     recorded = subject.recorded
     if len(recorded.x) < 2:
         return []
     findings = []
-    for position, own in _places(subject):
+    places: list[tuple[Position | None, Mapping[str, Tensor]]] = list(_places(subject))
+    entered = (recorded.direct != 0).flatten(1).any(1)
+    alone = [(None, recorded.gradients)] if bool(entered[0]) and not bool(entered[1:].any()) else []
+    for position, own in places or alone:
         recurrent = [g for n, g in own.items() if n.startswith("weight_hh")]
         first = [g for n, g in own.items() if n.startswith("weight_ih")]
         if not recurrent or not _zero(*recurrent) or _zero(*first) or bool(recorded.initial.any()):
@@ -211,15 +214,28 @@ def _one_input(subject: Subject) -> list[Finding]:
                 "unreached",
                 "error",
                 subject.name,
-                f"The {'reverse' if position.reverse else 'forward'} direction of "
-                f"{subject.name!r} is read where it has seen one input: its recurrent weights get "
-                "no gradient at all",
+                (
+                    f"{subject.name!r}"
+                    if position is None
+                    else f"The {'reverse' if position.reverse else 'forward'} direction of "
+                    f"{subject.name!r}"
+                )
+                + " is read where it has seen one input: its recurrent weights get no gradient at "
+                "all",
                 (Evidence("gradient", 0.0, "of its recurrent weights"),),
                 (
-                    "out[:, -1] of a bidirectional layer is the last step of the forward direction "
-                    "and the first one of the reverse direction",
+                    "out[:, 0] of batch_first=True, and out[0] else, is the state after the first "
+                    "step"
+                    if position is None
+                    else "out[:, -1] of a bidirectional layer is the last step of the forward "
+                    "direction and the first one of the reverse direction",
                 ),
-                ("Read the last state of each direction: torch.cat((h_n[-2], h_n[-1]), dim=-1)",),
+                (
+                    "Read the last state: h_n[-1], or out[:, -1] of batch_first=True"
+                    if position is None
+                    else "Read the last state of each direction: "
+                    "torch.cat((h_n[-2], h_n[-1]), dim=-1)",
+                ),
                 position=position,
             )
         )

@@ -2,12 +2,10 @@
 
 import torch
 
+from retrograde import _words
 from retrograde.diagnosis.experiments.experiment import Case, Experiment
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
-from retrograde.diagnosis.subject import Subject
-
-LONG = 256
-"""Shorter sequences cost little, and less than looking for their window."""
+from retrograde.diagnosis.subject import LONG, Subject, half_octaves
 
 LOST = 0.01
 """The part of the gradient that a window may lose."""
@@ -22,9 +20,7 @@ def window_of(subject: Subject) -> tuple[int, int] | None:
     flow = subject.live
     if flow is None or subject.far_unknown:
         return None
-    edges = [0, 1]
-    while (following := max(edges[-1] + 1, int(2 ** (len(edges) / 2)))) < flow.steps:
-        edges.append(following)
+    edges = half_octaves(flow.steps)
     share = flow.by_lag(bins=tuple(edges)).share.double().abs()
     ends = torch.tensor([*edges[1:], flow.steps], dtype=torch.float64, device=share.device)
     beyond = share.sum() - share.cumsum(0)
@@ -52,9 +48,9 @@ def _window(subject: Subject) -> Finding | None:
         "window",
         "info",
         subject.name,
-        f"Lags below {lags} make up {1 - LOST:.0%} of the gradient of {subject.name!r}, which is "
-        f"taken over {steps} steps. Truncated back-propagation in windows of {window} steps loses "
-        f"{LOST:.0%} of it at most, in {window / steps:.0%} of the memory",
+        "Truncated back-propagation in shorter windows would lose next to nothing of the gradient "
+        f"of {subject.name!r}, which is taken over {steps} steps, in "
+        f"{_words.share(window / steps)} of the memory",
         (
             Evidence("window that keeps 99 % of the gradient", float(window), "steps"),
             Evidence("lags that make up 99 % of the gradient", float(lags), "steps"),

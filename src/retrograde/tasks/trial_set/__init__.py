@@ -8,6 +8,7 @@ finding comes first in models of each kind.
 
 from retrograde.tasks.trial_set import (
     healthy,
+    later,
     memory,
     nothing_left,
     realistic,
@@ -25,6 +26,7 @@ CASES: tuple[Case, ...] = (
     *together.CASES,
     *healthy.CASES,
     *realistic.CASES,
+    *later.CASES,
 )
 """All cases, by what they ask: sick ones first."""
 

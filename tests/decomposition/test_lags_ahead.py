@@ -1,0 +1,29 @@
+"""Bins that are named before the walk are summed from its parts, as their own pass would do."""
+
+import pytest
+import torch
+
+import retrograde
+from retrograde.decomposition.flow import unasked
+
+
+@pytest.mark.parametrize("max_rows", [None, 5])
+def test_bins_named_ahead_equal_those_of_their_own_pass(max_rows, monkeypatch):
+    torch.manual_seed(0)
+    model = torch.nn.LSTM(2, 3).double()
+    with retrograde.record(model) as recording:
+        model(torch.randn(23, 2, 2, dtype=torch.float64))[0].square().mean().backward()
+    recorded, asked = recording["LSTM"], ((0, 7), (0, 4, 7, 11), (0,), "octaves", (0, 5))
+    own = [unasked(recorded, max_rows).by_lag(bins=bins) for bins in asked]
+    flow = unasked(recorded, max_rows).walked({4, 7, 11})
+    passes = []
+    scan = retrograde.decomposition.by_lag.fold
+    monkeypatch.setattr(
+        retrograde.decomposition.by_lag, "fold", lambda *given: passes.append(1) or scan(*given)
+    )
+    for bins, alone in zip(asked, own, strict=True):
+        ahead = flow.by_lag(bins=bins)
+        assert ahead.axes == alone.axes
+        torch.testing.assert_close(ahead.log2, alone.log2)
+        torch.testing.assert_close(ahead.share, alone.share)
+    assert not passes
