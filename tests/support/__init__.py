@@ -1,6 +1,5 @@
-"""Oracles, models and settings that several test modules share. There are no tests in here."""
+"""What several modules of tests share."""
 
-from pathlib import Path
+from support import type_checks
 
-ROOT = Path(__file__).parents[2]
-"""The folder of the project."""
+__all__ = ["type_checks"]  # named on the command line of pytest, which imports its package alone
