@@ -1,5 +1,10 @@
-"""What several modules of tests share."""
+"""Oracles, models and settings that several test modules share. There are no tests in here."""
+
+from pathlib import Path
 
 from support import type_checks
 
-__all__ = ["type_checks"]  # named on the command line of pytest, which imports its package alone
+__all__ = ["ROOT", "type_checks"]  # the latter is named on pytest's command line
+
+ROOT = Path(__file__).parents[2]
+"""The folder of the project."""
