@@ -13,8 +13,8 @@ from torch.nn.utils import parametrizations
 import retrograde
 from retrograde.diagnosis import limits
 from retrograde.diagnosis.need import season_of
+from retrograde.diagnosis.optimising import train
 from retrograde.diagnosis.remedies import REMEDIES, Remedy, Target, assignment, expression
-from retrograde.diagnosis.training import train
 from retrograde.errors import ArgumentError
 from retrograde.tasks.trial_set import BY_NAME
 from retrograde.tasks.trial_set.models import squared

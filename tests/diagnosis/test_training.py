@@ -17,7 +17,7 @@ from retrograde.diagnosis import Training, training
 from retrograde.diagnosis.batches import draw, is_source, taken
 from retrograde.diagnosis.remedies import REMEDIES, Applied
 from retrograde.diagnosis.rules import RULES
-from retrograde.diagnosis.training import verdict
+from retrograde.diagnosis.verdict import verdict
 from retrograde.errors import ArgumentError
 from retrograde.tasks.trial_set import BY_NAME
 from retrograde.tasks.trial_set.models import Forecaster, squared

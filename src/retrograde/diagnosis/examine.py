@@ -14,6 +14,7 @@ from retrograde.diagnosis.experiments.solved import SOLVED
 from retrograde.diagnosis.experiments.time_axis import CONSEQUENCES
 from retrograde.diagnosis.experiments.weight_scale import WEIGHT_SCALE
 from retrograde.diagnosis.finding import Check, Finding
+from retrograde.diagnosis.optimising import optimizer_of
 from retrograde.diagnosis.order import in_order
 from retrograde.diagnosis.over_batches import Seen, over_batches
 from retrograde.diagnosis.rules import LAYER_RULES
@@ -21,7 +22,7 @@ from retrograde.diagnosis.run import LossFunction, Run, run
 from retrograde.diagnosis.sight import Sight, see
 from retrograde.diagnosis.subject import Subject, subjects
 from retrograde.diagnosis.thresholds import Threshold
-from retrograde.diagnosis.training import ONE_PASS, Plan, optimizer_of, train_remedies
+from retrograde.diagnosis.training import ONE_PASS, Plan, train_remedies
 from retrograde.diagnosis.trials import Context, plan, target_scale, try_remedies
 from retrograde.errors import RecordingError, RetrogradeError
 from retrograde.recording import Recorded, Recording

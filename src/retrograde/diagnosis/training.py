@@ -13,54 +13,53 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from statistics import mean, stdev
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from retrograde import _checks
 from retrograde.clipping import Clipper, GlobalNorm, suggest
 from retrograde.clipping.groups import ALL
 from retrograde.diagnosis.batches import Batches, taken
 from retrograde.diagnosis.copies import copied, copied_model, seeded, untouched
-from retrograde.diagnosis.finding import Finding, Training, Trial, Verdict
+from retrograde.diagnosis.finding import Finding, Training, Trial
+from retrograde.diagnosis.optimising import Factory, OutOfTime, optimizer_of, train
 from retrograde.diagnosis.remedies import REMEDIES, Applied
 from retrograde.diagnosis.rules import RULES
-from retrograde.diagnosis.run import LossFunction, scalar
+from retrograde.diagnosis.run import scalar
 from retrograde.diagnosis.subject import Subject
 from retrograde.diagnosis.trials import Context, Outcome, in_words
-from retrograde.errors import ArgumentError, ClippingError, NonFiniteError
-
-Factory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-"""Makes an optimiser for parameters."""
+from retrograde.diagnosis.verdict import (
+    SEEDS,
+    final,
+    last_part,
+    verdict,
+)
+from retrograde.errors import ClippingError, NonFiniteError
 
 MOST = 4
 """Maximum number of remedies trained."""
 
-SEEDS = 5
-"""Number of paired trainings that a verdict rests on."""
-
-STUDENT = 2.776
-"""The 97.5 % quantile of Student's t with SEEDS - 1 degrees of freedom."""
 
 RATES = (1e-3, 3e-3, 1e-2)
 """Learning rates of Adam that each side is tried with, where no optimiser is given."""
 
+
 STEPS = 300
 """Maximum number of steps of a training; fewer where the budget does not allow them."""
+
 
 GOOD_STEPS = 100
 """Remedies are left out until the others can be trained this long: an early lead may be lost."""
 
+
 LEAST_STEPS = 20
 """A training of fewer steps tells nothing, so that it is not begun."""
+
 
 JUDGING = 1.15
 """Time of a step with the losses of batches held out, over that without."""
 
-LAST = 5
-"""The final loss is the mean over the last of this many equal parts of the steps."""
 
 JITTER = 0.01
 """Standard deviation of the factors by which weights are scaled for each seed but the first.
@@ -69,17 +68,10 @@ One factor for each tensor, the same for original and remedy: it varies the star
 zero, equal units equal and orthogonal matrices orthogonal up to their scale.
 """
 
-MARGIN = 0.05
-"""A smaller part of the final loss is no difference, however certain it is."""
-
-SOLVED = 0.01
-"""And so is a smaller part of the loss that training started with: both have learned it."""
-
-BLOWN_UP = 10.0
-"""A training whose loss ends above this multiple of where it began has diverged."""
 
 SAME_LOSS = 1e-3
 """Relative difference of losses that are the same but for rounding in a pass that magnifies it."""
+
 
 BUDGET_USED = 0.75
 """Part of the budget that is planned for; the rest is for steps that take longer than the first."""
@@ -113,10 +105,6 @@ class Plan:
         """The number of trainings of each side: one for each rate that is tried, then the seeds."""
         rates = len(self.optimizers)
         return SEEDS + (rates if rates > 1 else 0)
-
-
-class _OutOfTime(Exception):
-    """The budget is used up."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,162 +149,6 @@ class _Run:
     held: tuple[float, ...]
     optimizer: torch.optim.Optimizer
     norms: Mapping[str, Tensor]
-
-
-def optimizer_of(factory: Factory, model: nn.Module) -> torch.optim.Optimizer:
-    """An optimiser for a copied model, of the user's making.
-
-    Raises:
-        ArgumentError: if the factory fails, returns something else, or an optimiser of other
-            parameters than those it was given.
-    """
-    given = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        made = factory(list(given))
-    except Exception as error:
-        raise ArgumentError(
-            "optimizer must be a function parameters -> torch.optim.Optimizer; called with a list "
-            f"of {len(given)} parameters it failed: {type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(made, torch.optim.Optimizer):
-        raise ArgumentError(
-            "optimizer must be a function parameters -> torch.optim.Optimizer; it returned "
-            f"{_checks.shown(made)}"
-        )
-    known = set(map(id, given))
-    if any(id(p) not in known for group in made.param_groups for p in group["params"]):
-        raise ArgumentError(
-            "optimizer must optimise the parameters that it is given, which are those of a copy of "
-            "the model; it returned an optimiser of others"
-        )
-    return made
-
-
-def train(
-    model: nn.Module,
-    batches: Callable[[int], Any],
-    loss_fn: LossFunction,
-    optimizer: torch.optim.Optimizer,
-    steps: int,
-    afterwards: Callable[[nn.Module], object] | None = None,
-    until: float = math.inf,
-    before: Callable[[nn.Module, int], object] | None = None,
-    scale: float = 1.0,
-) -> tuple[float, ...]:
-    """Train a copied model, in place.
-
-    Args:
-        model: the copy.
-        batches: the batch of each step.
-        loss_fn: as in `diagnose`.
-        optimizer: of the copy's parameters.
-        steps: number of steps; training ends at the first loss that is not finite.
-        afterwards: what is done to the gradients before each step (clipping).
-        until: on the clock of time.monotonic.
-        before: called with the copy and the number of each step before it.
-        scale: what the loss is multiplied by for the backward pass and the gradients are divided
-            by after it; halved where that overflows, as torch's GradScaler does.
-
-    Returns:
-        The loss at each step, before its update.
-
-    Raises:
-        _OutOfTime: when the time is up.
-    """
-    losses: list[float] = []
-    for step in range(steps):
-        if time.monotonic() > until:
-            raise _OutOfTime
-        if before is not None:
-            before(model, step)
-        batch, seen = batches(step), list[float]()
-
-        def closure(batch: Any = batch, seen: list[float] = seen) -> Any:
-            optimizer.zero_grad()
-            loss = scalar(loss_fn(model, copied(batch)))
-            (loss if scale == 1 else loss * scale).backward()  # type: ignore[no-untyped-call]
-            seen.append(float(loss.detach()))
-            if scale != 1:
-                _unscale(model, scale)
-            if afterwards is not None:
-                afterwards(model)
-            return loss
-
-        optimizer.step(closure)  # some evaluate it more than once
-        losses.append(seen[0])
-        if not math.isfinite(losses[-1]):
-            break
-    return tuple(losses)
-
-
-def _unscale(model: nn.Module, scale: float) -> None:
-    """Divide the gradients by the scale; those of a pass that overflowed are left out."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    if all(bool(gradient.isfinite().all()) for gradient in gradients):
-        for gradient in gradients:
-            gradient /= scale
-    else:
-        for gradient in gradients:
-            gradient.zero_()
-
-
-def final(losses: Sequence[float], steps: int, start: float, held: Sequence[float] = ()) -> float:
-    """The mean loss over the last part of the steps, infinite if the training diverged.
-
-    Args:
-        losses: at each step.
-        steps: how many there should be.
-        start: a loss that it may begin with, however much lower the model itself begins.
-        held: losses of batches held out over the last part of the steps, if there are any.
-    """
-    end = mean(held or losses[-last_part(steps) :])
-    if len(losses) < steps or not math.isfinite(end):
-        return math.inf
-    return end if end <= BLOWN_UP * max(abs(losses[0]), abs(start)) else math.inf
-
-
-def last_part(steps: int) -> int:
-    """The number of steps at the end over which a loss is the mean."""
-    return max(1, steps // LAST)
-
-
-def verdict(training: Training) -> Verdict:
-    """What the final losses of all seeds say.
-
-    A difference counts if it has the same sign for every seed, is at least the margin for every
-    seed, and would have that sign for a further seed: 0 lies outside the 95 % prediction interval
-
-        mean(d) ± t s sqrt(1 + 1/n)
-
-    of Student's t for n differences d of standard deviation s, of the losses or, where all are
-    positive, of their logarithms. The interval of the mean would not do: where a remedy draws
-    weights anew, the original is one more draw, and luck makes it the worst of six in one case of
-    six.
-    """
-    if not all(map(math.isfinite, training.remedy_final)):
-        return "diverged"
-    if not all(map(math.isfinite, training.original_final)):
-        diverged = not any(map(math.isfinite, training.original_final))
-        return "trained better" if diverged else "no difference"
-    final_loss = max(abs(mean(training.original_final)), abs(mean(training.remedy_final)))
-    start = min(abs(training.original[0]), abs(training.remedy[0]))
-    margin = max(MARGIN * final_loss, SOLVED * start)
-    differences = training.differences
-    if not _beyond_chance(differences):
-        if min(*training.original_final, *training.remedy_final) <= 0:
-            return "no difference"
-        pairs = zip(training.original_final, training.remedy_final, strict=True)
-        if not _beyond_chance([math.log(remedy / original) for original, remedy in pairs]):
-            return "no difference"
-    if max(differences) <= -margin:
-        return "trained better"
-    return "trained worse" if min(differences) >= margin else "no difference"
-
-
-def _beyond_chance(differences: Sequence[float]) -> bool:
-    """Whether a further one would have their sign, as far as 95 % can tell."""
-    spread = STUDENT * stdev(differences) * math.sqrt(1 + 1 / len(differences))
-    return abs(mean(differences)) > spread
 
 
 def plan(
@@ -417,6 +249,7 @@ ONE_PASS = (
 )
 """Of remedies that were not trained."""
 
+
 _ORIGINAL = ("", "")
 """In the place of a (layer, remedy) pair."""
 
@@ -443,7 +276,7 @@ def _train_all(
     for pair, side in sides.items():
         try:
             costs[pair] = _seconds(side, context, how, until)
-        except _OutOfTime:
+        except OutOfTime:
             break
         except Exception as error:  # a loss or a model that does not stand a second step
             problems[pair] = f"could not be trained: {in_words(error)}"
@@ -471,7 +304,7 @@ def _train_all(
     for pair in able:
         try:
             results[pair] = _trained(sides[pair], context, how, steps, until, tell, not any(pair))
-        except _OutOfTime:
+        except OutOfTime:
             problems[pair] = f"was not trained to the end, since {short} was used up"
         except Exception as error:
             problems[pair] = f"could not be trained: {in_words(error)}"

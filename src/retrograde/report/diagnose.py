@@ -25,9 +25,10 @@ from retrograde.diagnosis.examine import (
     examine_layer,
     examine_recording,
 )
+from retrograde.diagnosis.optimising import Factory
 from retrograde.diagnosis.run import LossFunction
 from retrograde.diagnosis.subject import SAMPLES
-from retrograde.diagnosis.training import Factory, Plan
+from retrograde.diagnosis.training import Plan
 from retrograde.errors import ArgumentError
 from retrograde.recording import Recorded, Recording
 from retrograde.report.data import NEEDED, Settings
