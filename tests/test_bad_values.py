@@ -252,10 +252,19 @@ ROWS: dict[str, Row] = {
     ),
     "retrograde.Monitor": Row(
         retrograde.Monitor,
-        {"model": nn.LSTM(1, 2), "every": 3, "log": None, "samples": 4, "entries": 8},
+        {
+            **{"model": nn.LSTM(1, 2), "every": 3, "log": None, "samples": 4, "entries": 8},
+            **{"needs_lag": 5, "budget": 0.1, "smoothing": 0.5, "trigger": 4.0},
+            **{"limits": {"reach": (3, None)}, "alert": None},
+        },
         {
             **{"model": MODEL, "log": taking(2, FUNCTION_OR_NONE)},
             **dict.fromkeys(("every", "samples", "entries"), COUNT),
+            **{"needs_lag": COUNT_OR_NONE, "alert": taking(3, FUNCTION_OR_NONE)},
+            "budget": Kind((*NO_NUMBER, 0, 1.0, -0.1), _reals),
+            "smoothing": Kind((*NO_NUMBER, 1.0, -0.1), _reals),
+            "trigger": Kind((*NO_NUMBER, 1, 0.5), _reals),
+            "limits": Kind((*MAPPING.bad, {"reach": 3}, {"reach": (5, 1)}, {"reach": "ab"})),
         },
     ),
     "retrograde.nn.LSTM": Row(
@@ -647,7 +656,8 @@ EXEMPT = {
             *("clipping.GroupAdvice", "clipping.GroupStatistics", "clipping.Part"),
             *("clipping.Statistics", "clipping.Suggestion", "diagnosis.GateSeries"),
             *("diagnosis.Check", "diagnosis.Evidence", "diagnosis.Finding", "diagnosis.Rule"),
-            *("diagnosis.NotApplicable", "diagnosis.Threshold"),
+            *("diagnosis.NotApplicable", "diagnosis.Threshold", "diagnosis.Spread"),
+            *("monitor.Event", "monitor.History"),
             *("diagnosis.Training", "diagnosis.Trial", "report.Comparison", "report.Horizon"),
             *("report.Layer", "report.Report", "report.Settings", "cells.CellAdjoint"),
             *("cells.CellStep", "cells.Graph", "cells.Generation", "retrograde.nn.ClippedInside"),
@@ -692,6 +702,7 @@ MODULES = {
         "decompose": sys.modules["retrograde.decomposition"],
         "diagnosis": diagnosis,
         "engine": engine,
+        "monitor": sys.modules["retrograde.monitor"],
     },
     **{"report": report, "spectra": spectra, "weights": weights, "lightning": lightning},
 }

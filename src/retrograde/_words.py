@@ -8,7 +8,7 @@
 | steps | `steps` | 1 step, 2.24 steps |
 | a count | `counted` | 1 layer, 3 layers |
 | a residual, which is a rounding error | `residual` | 4.7e-07 |
-| anything with a unit | `value`, `unit` | 2^23.4; 98.4% of the units; a factor of 1.3 per step |
+| anything with a unit | `value`, `unit` | 2^23.4; 98.4% of the units; 1.3 as a factor per step |
 """
 
 import math
@@ -66,7 +66,7 @@ def value(of: float | None, unit: str, name: str = "") -> str:
     if unit == "powers of two":
         return power_of_two(of)
     if unit == "powers of two per step":
-        return f"a factor of {in_words(of)}"
+        return in_words(of)
     return number(of)
 
 
@@ -75,7 +75,7 @@ def suffix(unit: str, count: float | None = None) -> str:
     if unit == "powers of two":
         return ""
     if unit == "powers of two per step":
-        return "per step"
+        return "as a factor per step"
     return unit.removesuffix("s") if count == 1 and unit in ("steps", "values") else unit
 
 

@@ -319,7 +319,7 @@ def test_the_predicted_overflow_is_where_float32_ends():
     finding = examine(model, batch, squared, limits(), remedies=False).findings[0]
     numbers = {e.name: e.value for e in finding.evidence}
     assert finding.rule == "exploding" and finding.severity == "warning"
-    assert numbers["growth per step"] == pytest.approx(math.log2(3))
+    assert numbers["mean growth"] == pytest.approx(math.log2(3))
     assert numbers["steps until float32 overflows"] == 80
     longer = torch.zeros(85, 1, 3), batch[1]
     worst = examine(model, longer, squared, limits(), remedies=False).findings

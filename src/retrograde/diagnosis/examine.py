@@ -193,7 +193,7 @@ def _look(
     if not any(finding.rule.startswith("non-finite") for finding in of_model):
         of_layers = _of_the_loss(before, found) + of_layers
     if sight is not None and needs_lag is not None:
-        of_layers, checks = _of_its_own(sight, found, needs_lag, of_layers, checks)
+        of_layers, checks = _of_its_own(sight, found, of_layers, checks)
     told = _causes_behind([*of_model, *of_layers])
     findings, checks = _without_consequences(told, [*tried, *checks])
     return _Look(before, found, errors, sight, Seen(tuple(findings), tuple(checks)))
@@ -249,14 +249,15 @@ def _experiments(
 def _of_its_own(
     sight: Sight,
     found: Mapping[str, Subject],
-    lag: int,
     findings: Sequence[Finding],
     checks: Sequence[Check],
 ) -> tuple[list[Finding], list[Check]]:
     """What layers are told of a named lag that is theirs; the rest is said where it is checked."""
     memory = [each for each in findings if each.rule in CONSEQUENCES and each.layer in found]
     why: dict[str | None, str] = {
-        each.layer: not_its_own(sight, each.layer, lag, len(found[each.layer].recorded.x))
+        each.layer: not_its_own(
+            sight, each.layer, found[each.layer].need.lag, len(found[each.layer].recorded.x)
+        )
         for each in memory
         if each.layer is not None
     }

@@ -66,12 +66,14 @@ def need_among(
         layers: the layers of the model.
         name: of the layer.
         named: the lag.
-        last: the layer that ran last, where that is known.
+        last: the layer that ran last; None for a recording, of which it is not known what reads the
+            layer's single steps.
 
     Where one layer's state goes on to another, as an encoder's to a decoder, the lag is that of
     both end to end: the later one holds its own steps, the earlier one the rest. Elsewhere a layer
     need not hold the lag if it is too short for it and another one is not, or if one of another
-    length may read its single steps and carry the lag past it.
+    length may read its single steps and carry the lag past it (where the model is run, that is
+    tried).
     """
     recorded = layers[name]
     steps, later = len(recorded.x), _later(layers, name)
@@ -79,7 +81,7 @@ def need_among(
     others = [len(each.x) for other, each in layers.items() if other != name]
     before = any(name in _later(layers, other) for other in layers)
     bridged = any(length != steps for length in others) and _read_at_several(recorded)
-    if bridged and not before and name != last:
+    if bridged and not before and last is None:
         return _elsewhere(named, "which a layer of another length may carry past it")
     if after:
         where = f"of which {after} steps lie in {', '.join(later)}"

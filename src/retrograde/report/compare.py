@@ -302,7 +302,7 @@ def _alike(name: str, before: float | None, after: float | None) -> bool:
     if _none(before) or _none(after):
         return _none(before) and _none(after)
     assert before is not None and after is not None
-    if before == after:
+    if before == after or number(before) == number(after):
         return True
     if name == "residual" and 0 < min(before, after):
         return max(before, after) / min(before, after) < RESIDUAL

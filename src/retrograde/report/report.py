@@ -6,7 +6,7 @@ from typing import Any
 
 from retrograde import _files
 from retrograde.errors import MissingExtraError
-from retrograde.report import html, json, text
+from retrograde.report import html, json, markdown, text
 from retrograde.report.data import ReportData
 
 
@@ -55,6 +55,14 @@ class Report(ReportData):
         """
         _files.check_writable(path)
         _files.write_text(path, json.render(self))
+
+    def to_markdown(self) -> str:
+        """The report as Markdown, for an issue or a lab journal; tables are in GitHub's form.
+
+        Raises:
+            MissingExtraError: without the extra `report`; the message says how to install it.
+        """
+        return markdown.render(self)
 
     @staticmethod
     def from_json(path: str | PathLike[str]) -> "Report":

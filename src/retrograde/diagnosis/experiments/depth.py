@@ -76,8 +76,8 @@ def _look(case: Case) -> list[Finding] | NotApplicable:
             "vanishing-in-depth",
             "error",
             _chain(case)[0],
-            f"The gradient vanishes in depth: {low} receives 2^{ratio:.1f} of what {high} does, "
-            f"over {len(sizes)} layers. It is not a question of lags",
+            f"The gradient vanishes in depth: {low} receives next to nothing of what {high} does, "
+            f"{len(sizes) - 1} layers above it, and that is not a question of lags",
             (
                 Evidence(
                     "gradient of the lowest over that of the highest layer",

@@ -116,12 +116,8 @@ def _lost(layer: str, dtype: str, overflowed: int, flushed: float, limit: float)
         "error",
         layer,
         f"{dtype} loses the gradient of {layer!r}: "
-        + (
-            f"{overflowed} of its entries overflow"
-            if overflowed
-            else f"{flushed:.0%} of its entries are flushed to 0"
-        )
-        + ", and in float32 the same pass loses none. It is the data type, not the model",
+        + ("entries overflow" if overflowed else "entries are flushed to 0")
+        + " that the same pass keeps in float32: it is the data type, not the model",
         (
             Evidence(
                 "entries flushed to 0", flushed, "of the gradient", limit, "below", "flushed_share"

@@ -66,12 +66,13 @@ def _large(name: str, size: float, before: float, after: float, limit: float) ->
         "input-scale",
         "warning",
         name,
-        f"The input of {name!r} is too large for its gates: features are {size:.3g} in size, and "
-        f"{before:.0%} of a gate is saturated. With every feature standardised it is {after:.0%}",
+        f"The input of {name!r} is too large for its gates, and saturates one of them; with every "
+        "feature standardised it does not",
         (
             Evidence(
                 "root mean square of the largest feature", size, "", limit, "below", "input_scale"
             ),
+            Evidence("saturated share", before, "of units and steps"),
             Evidence("saturated share with standardised features", after, "of units and steps"),
         ),
         ("Features are in their own units (prices, counts, engine speeds)",),
@@ -87,8 +88,8 @@ def _small(name: str, size: float, limit: float) -> Finding:
         "input-scale",
         "warning",
         name,
-        f"The input of {name!r} is too small for its gates: its largest feature is {size:.2g} in "
-        "size, and weights drawn for features of size 1 make next to nothing of it",
+        f"The input of {name!r} is too small for its gates: weights drawn for features of size 1 "
+        "make next to nothing of it",
         (
             Evidence(
                 "root mean square of the largest feature",

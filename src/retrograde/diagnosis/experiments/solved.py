@@ -76,8 +76,8 @@ def _look(case: Case) -> list[Finding] | NotApplicable:
             "solved",
             "info",
             None,
-            f"The model has learnt: its loss is {share:.2g} of that of the best constant "
-            "prediction. A short or small gradient is then nothing to worry about",
+            "The model has learnt: its loss is a small part of that of the best constant, and a "
+            "short or small gradient is then nothing to worry about",
             (
                 Evidence(
                     "loss over that of the best constant", share, "", limit, "above", "solved_share"

@@ -38,9 +38,9 @@ def _trouble(subject: Subject, size: float) -> str:
     found = []
     large = size > 2 * subject.limits["weight_scale"]
     if share > subject.limits["saturated_share"] / (2 if large else 1):
-        found.append(f"{share:.0%} of a gate is saturated")
+        found.append("a gate is saturated")
     if growth > subject.limits["growth_total"]:
-        found.append(f"the gradient grows by 2^{growth:.1f} on its way back")
+        found.append("the gradient grows on its way back")
     return " and ".join(found)
 
 
@@ -80,7 +80,7 @@ def _large(subject: Subject, size: float, trouble: str) -> Finding:
         "weight-scale",
         "warning",
         name,
-        f"The recurrent weights of {name!r} are {size:.3g} times as large as torch draws them: "
+        f"The recurrent weights of {name!r} are far larger than torch draws them: "
         f"{trouble}, which fresh weights mend",
         (
             Evidence(

@@ -2,6 +2,7 @@
 
 import torch
 
+from retrograde import _words
 from retrograde.diagnosis.experiments.experiment import Case, Experiment
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
 from retrograde.diagnosis.subject import LONG, Subject, half_octaves
@@ -47,9 +48,9 @@ def _window(subject: Subject) -> Finding | None:
         "window",
         "info",
         subject.name,
-        f"Lags below {lags} make up {1 - LOST:.0%} of the gradient of {subject.name!r}, which is "
-        f"taken over {steps} steps. Truncated back-propagation in windows of {window} steps loses "
-        f"{LOST:.0%} of it at most, in {window / steps:.0%} of the memory",
+        "Truncated back-propagation in shorter windows would lose next to nothing of the gradient "
+        f"of {subject.name!r}, which is taken over {steps} steps, in "
+        f"{_words.share(window / steps)} of the memory",
         (
             Evidence("window that keeps 99 % of the gradient", float(window), "steps"),
             Evidence("lags that make up 99 % of the gradient", float(lags), "steps"),

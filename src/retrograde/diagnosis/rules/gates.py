@@ -89,7 +89,8 @@ def _decided(subject: Subject, evidence: Evidence) -> Finding:
         else "The recurrent weights or the biases are large: drawn so, or grown in steps of the "
         "optimiser that were too large"
     ]
-    if max(abs(mean), spread) > 3:
+    loud = max(abs(mean), spread) > 3
+    if loud:
         causes.insert(0, "The layer's input is not scaled")
     return Finding(
         "saturated",
@@ -109,7 +110,7 @@ def _decided(subject: Subject, evidence: Evidence) -> Finding:
         tuple(causes),
         (
             *(("Give it a gate that can let go, or a negative input bias",) if of_state else ()),
-            "Scale the input to mean 0 and standard deviation 1",
+            *(("Scale the input to mean 0 and standard deviation 1",) if loud else ()),
             "Start from smaller weights",
             "If it was trained: go back to an earlier checkpoint, lower the rate, and clip",
         ),

@@ -49,17 +49,21 @@ def _exploding(subject: Subject, evidence: Evidence) -> Finding:
         f"The gradient explodes on its way back, most of it along {route}",
         (
             evidence,
-            Evidence("growth per step", per_step, "powers of two per step"),
-            Evidence(f"growth without {route}", alone, "powers of two"),
+            Evidence("mean growth", per_step, "powers of two per step"),
+            *(
+                [Evidence(f"growth without {route}", alone, "powers of two")]
+                if alone == alone
+                else []
+            ),
             Evidence(f"steps until {dtype} overflows", steps_left, "steps"),
         ),
         _causes(subject, route),
         (
-            *_chaos(float(flow.residual)),
             "Make the recurrent weights smaller, or orthogonal: that is where it grows",
             "Clipping by norm at the end keeps the step finite and leaves the growth: what is left "
             "is the direction of the earliest steps",
             "Cut the sequence (truncated back-propagation) if the far past does not matter",
+            *_chaos(float(flow.residual)),
         ),
         gate=passed[0].name if passed else None,
         position=passed[1] if passed else None,
