@@ -379,3 +379,45 @@ def test_page_and_json_show_the_verdict_with_its_spread(tmp_path, huge):
     for shown in (str(again), page, report._repr_html_()):
         words = " ".join(shown.split())
         assert spread in words and "trained better" in words
+
+
+def test_a_model_that_cannot_be_run_twice_is_looked_at_once_and_says_so():
+    model, batch, options = small()
+    passes = 0
+
+    def loss_fn(model, batch):
+        nonlocal passes
+        passes += 1
+        if passes > 1:
+            raise RuntimeError("worn out")
+        return squared(model, batch)
+
+    report = trained(model, batch, loss_fn, **options)
+    assert "saturated" in {finding.rule for finding in report.findings}, "the one pass tells"
+    assert {trial.verdict for trial in trials_of(report).values()} == {"not trained"}
+    reasons = {check.reason for check in report.checks if check.name == "samples-mixed"}
+    assert reasons == {"the model could not be run again: RuntimeError: worn out"}
+    assert not any(trial.recommended for trial in trials_of(report).values())
+
+
+def test_a_batch_whose_samples_cannot_be_told_is_trained_on_as_it_is():
+    class Opaque:
+        def __init__(self, x, y):
+            self.x, self.y = x, y
+
+    model, batch, options = small()
+    report = trained(model, Opaque(*batch), lambda m, b: squared(m, (b.x, b.y)), **options)
+    words = next(t for t in trials_of(report).values() if t.training).training.optimizer
+    assert words.endswith("the same batch at every step")
+
+
+def test_losses_are_those_of_batches_that_are_held_out():
+    """Targets that are noise are learned by heart, and no remedy makes noise foreseeable."""
+    model, _, options = small()
+    torch.manual_seed(1)
+    batches = [(torch.randn(10, 2, 3), torch.randn(2, 1)) for _ in range(8)]
+    report = trained(model, None, batches=batches, try_training=60, **options)
+    trial = next(t for t in trials_of(report).values() if t.training)
+    assert "6 batches, drawn with replacement, judged on 2 others" in trial.training.optimizer
+    own = sum(trial.training.remedy[-12:]) / 12
+    assert trial.training.remedy_final[0] > 2 * own

@@ -35,7 +35,7 @@ from retrograde.errors import ArgumentError, ClippingError, NonFiniteError
 Factory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 """Makes an optimiser for parameters."""
 
-MOST = 3
+MOST = 4
 """Maximum number of remedies trained."""
 
 SEEDS = 5

@@ -31,7 +31,10 @@ class Runs:
 
 
 def runs_of(sight: Sight, layer: str) -> Runs:
-    """The runs of a layer: a call that is given a state with a gradient goes on with one."""
+    """The runs of a layer: a call that is given a state with a gradient goes on with one.
+
+    Steps without a graph, as of a burn-in under no_grad, are none that a gradient passes.
+    """
     lengths: list[int] = []
     cut, returned = 0, sight.final.get(layer, [])
     for call, read in enumerate(sight.reads[layer]):
@@ -41,7 +44,8 @@ def runs_of(sight: Sight, layer: str) -> Runs:
             lengths[-1] += read.steps
             continue
         cut += bool(call and given and any(_same(given, other) for other in returned[:call]))
-        lengths.append(read.steps)
+        recorded = call >= len(returned) or any(part.requires_grad for part in returned[call])
+        lengths.append(read.steps if recorded or not returned[call] else 0)
     return Runs(tuple(lengths), cut)
 
 

@@ -202,7 +202,9 @@ def _one_input(subject: Subject) -> list[Finding]:
         return []
     findings = []
     places: list[tuple[Position | None, Mapping[str, Tensor]]] = list(_places(subject))
-    for position, own in places or [(None, recorded.gradients)]:
+    entered = (recorded.direct != 0).flatten(1).any(1)
+    alone = [(None, recorded.gradients)] if bool(entered[0]) and not bool(entered[1:].any()) else []
+    for position, own in places or alone:
         recurrent = [g for n, g in own.items() if n.startswith("weight_hh")]
         first = [g for n, g in own.items() if n.startswith("weight_ih")]
         if not recurrent or not _zero(*recurrent) or _zero(*first) or bool(recorded.initial.any()):
