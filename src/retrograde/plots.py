@@ -51,6 +51,10 @@ def loss_step_by_use_step(
 ) -> Drawn:
     """The map of C[t,k]: loss step t upwards, use step k to the right, log2 norm as colour."""
     figure, ax = _axes(ax)
+    if len(log2) == 1:
+        ax.plot(uses[: len(log2[0])], log2[0], color=INK, marker=".")
+        ax.set(xlabel="use step k", ylabel="log2 norm", title=f"loss step {entries[0]}")
+        return figure, ax
     sizes = torch.full((len(log2), len(uses) - 1), torch.nan, dtype=torch.float64)
     for at, row in enumerate(log2):
         sizes[at, : len(row)] = torch.tensor(row, dtype=torch.float64)

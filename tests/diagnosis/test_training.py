@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 import re
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -364,6 +365,7 @@ def test_a_remedy_that_explodes_or_overflows_is_no_help():
         report = retrograde.diagnose(model, batch, squared, remedies="pass", **options)
     trial = trials_of(report)["orthogonal"]
     assert "exploding" in trial.note and not trial.closer and not trial.recommended
+    assert trial.harmful and not replace(trial, verdict="trained better").recommended
 
 
 def test_page_and_json_show_the_verdict_with_its_spread(tmp_path, huge):

@@ -46,6 +46,8 @@ def loss_step_by_use_step(
     ]
     if not rows:
         return nothing(alt, "Loss step by use step")
+    if len({t for t, *_ in rows}) == 1:
+        return _one_loss_step(alt, [(t, k, size) for t, _, k, size in rows], parameter)
     wide, steps = (uses[1] - uses[0] if len(uses) > 1 else 1), uses[-1]
     sizes = [size for *_, size in rows] or [0.0]
     top, least = max(sizes), min(sizes)
@@ -84,6 +86,31 @@ def loss_step_by_use_step(
             ],
         )
         .properties(width=WIDTH - 90, height=WIDTH - 150)
+    )
+
+
+def _one_loss_step(alt: Any, rows: Sequence[tuple[int, int, float]], parameter: str | None) -> Any:
+    """The single row of a map as a curve: the loss enters at one step alone."""
+    t = rows[0][0]
+    chart = (
+        alt.Chart(table(alt, dict.fromkeys(("t", "k", "log2"), "number"), rows))
+        .transform_calculate(lag="datum.t - datum.k", norm=NORM)
+        .encode(
+            x=alt.X("k:Q", title="use step k", axis=alt.Axis(tickMinStep=1)),
+            y=alt.Y("log2:Q", title="log2 norm", scale=alt.Scale(zero=False)),
+            tooltip=[
+                alt.Tooltip("k:Q", title="use step k"),
+                alt.Tooltip("lag:Q", title="lag (steps)"),
+                alt.Tooltip("norm:N", title="norm"),
+            ],
+        )
+    )
+    return alt.layer(
+        chart.mark_line(color=INK),
+        chart.mark_point(color=INK, size=18, filled=True, opacity=1),
+        width=WIDTH,
+        height=260,
+        title=titled(f"What the loss at step {t} gets from each use step", parameter),
     )
 
 
@@ -180,7 +207,7 @@ def split_by_lag(
     """Routes or crossings over lag: sizes as lines above, signed shares stacked below."""
     alt = altair()
     title, colours = {
-        "route": ("Routes by which the gradient arrives", repeated(SERIES, len(labels))),
+        "route": ("Routes by which the last hop arrives", repeated(SERIES, len(labels))),
         "crossings": ("How often the gradient crossed recurrent weights", ramp(len(labels))),
     }[kind]
     names = [lag_in_words(lag) for lag in lags]

@@ -187,6 +187,8 @@ class Trial:
             nothing worse came in: no error, no explosion, no void residual. It is the evidence of
             one pass, and no verdict.
         healthy: whether the number is on the healthy side, and no rule finds anything new.
+        harmful: whether something worse came in: an error that was not there, an explosion, a loss
+            that is not finite. It is no help then, whatever training says.
         residual: of the decomposition after.
         loss_before, loss_after: the loss of that very batch; a remedy that draws fresh weights
             throws away what was learned.
@@ -215,6 +217,7 @@ class Trial:
     after: float | None = None
     closer: bool = False
     healthy: bool = False
+    harmful: bool = False
     residual: float | None = None
     loss_before: float | None = None
     loss_after: float | None = None
@@ -227,7 +230,7 @@ class Trial:
         """Whether it trained better; if it was not trained, whether one pass speaks for it."""
         if self.verdict == "not trained":
             return self.closer
-        return self.verdict == "trained better"
+        return self.verdict == "trained better" and not self.harmful
 
 
 @dataclass(frozen=True)

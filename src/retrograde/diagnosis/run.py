@@ -108,6 +108,19 @@ def run(
     return Run(recording, float(loss.detach()), balance, tuple(places[m] for m in after))
 
 
+def change_output(model: nn.Module, layer: str, change: Callable[[Tensor], Tensor]) -> None:
+    """Have a layer of a copied model return other numbers, in outputs and states alike."""
+
+    def other(result: Any) -> Any:
+        if isinstance(result, Tensor):
+            return change(result) if result.is_floating_point() else result
+        if isinstance(result, PackedSequence):
+            return result._replace(data=other(result.data))
+        return tuple(map(other, result)) if isinstance(result, tuple) else result
+
+    recurrent_layers(model)[layer].register_forward_hook(lambda _, __, result: other(result))
+
+
 def moved_by(model: nn.Module, batch: Any, loss_fn: LossFunction, seed: int, layer: str) -> float:
     """By how much the loss moves if a layer returns something else, relative to the loss.
 
@@ -118,16 +131,12 @@ def moved_by(model: nn.Module, batch: Any, loss_fn: LossFunction, seed: int, lay
         copy = copied_model(model)
         generator = torch.Generator().manual_seed(seed % 2**63)
 
-        def other(result: Any, generator: torch.Generator = generator) -> Any:
-            if isinstance(result, Tensor):
-                noise = torch.randn(result.shape, generator=generator, dtype=torch.float64)
-                return result + noise.to(result) * result.detach().abs().mean()
-            if isinstance(result, PackedSequence):
-                return result._replace(data=other(result.data))
-            return tuple(map(other, result)) if isinstance(result, tuple) else result
+        def noise(tensor: Tensor, generator: torch.Generator = generator) -> Tensor:
+            added = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            return tensor + added.to(tensor) * tensor.detach().abs().mean()
 
         if noisy:
-            recurrent_layers(copy)[layer].register_forward_hook(lambda _, __, out: other(out))
+            change_output(copy, layer, noise)
         with seeded(seed), torch.enable_grad():  # as in any other pass
             losses.append(float(loss_fn(copy, copied(batch)).detach()))
     before, after = losses

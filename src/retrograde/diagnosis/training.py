@@ -340,7 +340,7 @@ def plan(
         closer = [(layer, trial.remedy) for trial in finding.trials if trial.closer]
         best += closer[:1]
         others += closer[1:]
-        for pair in [(layer, trial.remedy) for trial in finding.trials]:
+        for pair in [(layer, trial.remedy) for trial in finding.trials if not trial.harmful]:
             if outcomes[pair].applied.by_training and not outcomes[pair].problem:
                 (by_training if outcomes[pair].applied.rate == 1 else rates).append(pair)
     return list(dict.fromkeys(rates + best + by_training + others))[:most]

@@ -47,7 +47,7 @@ class Monitor:
     | `reach` | steps | largest lag whose mean contribution is still 1 % of that at lag 0 |
     | `rate` | log2 per step | growth of the adjoint per step back; -1 where it halves |
     | `share_near` | share | signed share of lags 0 to 10 in the gradient |
-    | `share_carousel` | share | signed share of what arrives at its use step along the carousel |
+    | `share_carousel` | share | signed share of what arrives by the carousel in its last hop |
     | `growth` | log2 per step | largest growth of the adjoint from a step to the step before |
     | `needed` | log2 | mean contribution at `needs_lag` over that at lag 0 |
     | `gradient_norm` | L2 norm | gradient of the layer's own parameters |

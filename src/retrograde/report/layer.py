@@ -175,7 +175,8 @@ class Layer:
         reach, half_life: in steps; a negative half-life is a doubling.
         residual, residual_note: how far the parts are, in sum, from autograd's own gradient.
         growth: largest increase of log2 of the adjoint's norm from a step to the step before.
-        share_near, share_carousel: signed shares of lags 0-10 and of what arrives by the carousel.
+        share_near, share_carousel: signed shares of lags 0-10, and of what arrives by the carousel
+            in its last hop.
         gradient_norm: L2 norm of the layer's gradient.
         beyond: signed share of the lags from the horizon on, where the report has a horizon.
         log2_mean_by_lag: log2 of the mean norm of the contributions at each lag.

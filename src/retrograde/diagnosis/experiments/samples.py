@@ -360,10 +360,12 @@ WRONG_AXIS = (
 SWAPPED = "The axes of the batch are not in the order that the layer reads (batch_first)"
 
 
-def _others(count: int, limited: bool = True) -> Evidence:
-    words = "other samples that a prediction depends on"
-    limit = 0.0 if limited else None
-    return Evidence(words, float(count), "samples", limit, "below")
+def _others(
+    count: int,
+    limited: bool = True,
+    words: str = "other samples that a prediction depends on",
+) -> Evidence:
+    return Evidence(words, float(count), "samples", 0.0 if limited else None, "below")
 
 
 def _right_axes(layer: str, read: Read) -> str:
@@ -489,11 +491,7 @@ def _mixed_before(layer: str, others: list[int], sample: int) -> Finding:
         f"Samples are mixed before {layer!r} reads them: when sample {sample} of the batch is "
         f"given other data, what {layer!r} reads in sample{'s' * (len(others) > 1)} "
         f"{listed(others)} changes too",
-        (
-            Evidence(
-                "other samples that depend on one", float(len(others)), "samples", 0.0, "below"
-            ),
-        ),
+        (_others(len(others), words="other samples that depend on one"),),
         (
             "A view or reshape that was meant to swap axes: x.view(T, B, features) of a batch "
             "[B, T, features] renames the axes and leaves the numbers where they were",

@@ -82,5 +82,6 @@ TWINS = Experiment(
     "in and out, get the same gradient, and no training tells them apart.",
     _look,
     kind="wiring",
+    replaces=("unreached", "dead-units"),
     remedies=("fresh",),
 )

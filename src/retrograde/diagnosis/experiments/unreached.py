@@ -5,11 +5,9 @@ loss reads where it has seen one input.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 
 from retrograde.cells import Position
 from retrograde.cells.leaves import leaves
@@ -17,7 +15,7 @@ from retrograde.diagnosis.copies import copied_model
 from retrograde.diagnosis.experiments.comparison import broadcasts
 from retrograde.diagnosis.experiments.experiment import Case, Experiment, listed
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
-from retrograde.diagnosis.run import moved_by
+from retrograde.diagnosis.run import change_output, moved_by
 from retrograde.diagnosis.sight import Comparison, Sight, see
 from retrograde.diagnosis.subject import Subject
 from retrograde.recording import recurrent_layers
@@ -72,15 +70,7 @@ def _by_design(case: Case, layer: str) -> bool:
     behind a generator that is not trained in this pass a layer reads other data as well.
     """
     copy = copied_model(case.model)
-
-    def other(result: Any) -> Any:
-        if isinstance(result, Tensor):
-            return result + 0.5 if result.is_floating_point() else result
-        if isinstance(result, PackedSequence):
-            return result._replace(data=other(result.data))
-        return tuple(map(other, result)) if isinstance(result, tuple) else result
-
-    recurrent_layers(copy)[layer].register_forward_hook(lambda _, __, result: other(result))
+    change_output(copy, layer, lambda tensor: tensor + 0.5)
     try:
         moved = see(copy, case.batch, case.loss_fn, case.seed)
     except Exception:

@@ -50,9 +50,10 @@ def _saturated(subject: Subject) -> Evidence | NotApplicable:
     return Evidence("saturated share", worst.saturated, unit, limit, "below", name)
 
 
-DRIVE = 3**0.5
-"""The spread of a pre-activation at which weights decide a gate, not the task: weights three times
-as large as torch draws them give as much to a state of size 1."""
+DRIVE = 2 / 3**0.5
+"""The spread of a pre-activation from which on weights may decide a gate, not the task: weights
+twice as large as torch draws them, and larger than orthogonal ones, give as much to a state of
+size 1."""
 
 
 def _driven(subject: Subject) -> bool:
@@ -315,6 +316,15 @@ SATURATED = Rule(
     left_out=_without_role,
     kind="scale",
 )
+
+
+def _said_by_vanishing(subject: Subject) -> str:
+    """Of a guessed lag that the gradient falls short of, one remark is enough."""
+    known = subject.live is not None and not subject.far_unknown
+    guessed = subject.need.why != "named"
+    return "vanishing says so" if guessed and known and not reaches(subject) else ""
+
+
 SHORT = Rule(
     "forget-gate-too-short",
     "The forget gate is too short",
@@ -329,6 +339,7 @@ SHORT = Rule(
     (GERS, JOZEFOWICZ, TALLEC),
     rests_on="forward",
     left_out=_without_forget,
+    unless=_said_by_vanishing,
     kind="memory",
 )
 DEAD = Rule(
