@@ -6,6 +6,7 @@ divided by a hash of their name, within each kind.
 """
 
 import hashlib
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,11 +54,13 @@ class Training:
     def __call__(self, model: nn.Module, loss_fn: LossFunction, batches: Callable[[], Any]) -> None:
         """Train a model."""
         optimizer = torch.optim.Adam(model.parameters(), lr=self.rate)
-        for _ in range(self.steps):
-            optimizer.zero_grad(set_to_none=True)
-            loss = loss_fn(model, batches())
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of some troubles itself
+            for _ in range(self.steps):
+                optimizer.zero_grad(set_to_none=True)
+                loss = loss_fn(model, batches())
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if self.afterwards is not None:
             with torch.no_grad():

@@ -22,7 +22,7 @@ first: the first finding is right; of two troubles, both are told.
 second: the second one is; of two troubles, one is the first or second.
 other: a warning or an error, which is not that. The worst answer there is.
 cannot tell: neither, and the check that is meant did not apply.
-nothing: neither, and the check that is meant passed.
+nothing: neither, and the check that is meant passed, or stands third or later among remarks.
 """
 
 
@@ -79,8 +79,6 @@ def judgement_of(
         outcome = "other"
     elif case.kind == HEALTHY:
         outcome = "nothing"
-    elif case.sound:
-        outcome = "first" if any(rule in named for rule in meant) else "nothing"
     elif named[:1] and named[0] in meant and all(rule in named for rule in case.also):
         outcome = "first"
     elif any(rule in meant for rule in named[:2]):
