@@ -14,7 +14,6 @@ from torch import nn
 
 import retrograde
 from retrograde import VoidDecompositionWarning
-from retrograde import monitor as module
 from retrograde.cells import from_function
 from retrograde.decomposition import Residual
 from retrograde.decomposition import flow as flow_module
@@ -22,6 +21,7 @@ from retrograde.decomposition.check import check, fused_gradient
 from retrograde.diagnosis import trials
 from retrograde.diagnosis.rules import RULES
 from retrograde.errors import ArgumentError
+from retrograde.monitor import monitor as module
 from support.type_checks import unchecked
 
 
@@ -406,7 +406,7 @@ def test_the_monitor_logs_nothing_of_void_numbers(monkeypatch):
 
     block()
     assert monitor.scalars["retrograde/unrecorded"] == 0 and not monitor.problems
-    close = module._Pass.close
+    close = module.WatchedPass.close
 
     def planted(self):
         found = close(self)
@@ -415,7 +415,7 @@ def test_the_monitor_logs_nothing_of_void_numbers(monkeypatch):
         direct[:, -1] *= 2  # of the last sample, which is not among those looked at
         return {"LSTM": replace(recorded, direct=direct)}
 
-    monkeypatch.setattr(module._Pass, "close", planted)
+    monkeypatch.setattr(module.WatchedPass, "close", planted)
     with pytest.warns(UserWarning, match="the parts do not add up"):
         block()
     assert monitor.scalars["retrograde/unrecorded"] == 1
@@ -449,10 +449,10 @@ def test_a_reach_that_may_be_longer_is_said_to_be_one(tmp_path, unchecked):
 
 def test_the_monitor_marks_a_lower_bound(monkeypatch):
     model, x = nn.LSTM(2, 6), torch.randn(9, 4, 2)
-    close = module._Pass.close
+    close = module.WatchedPass.close
     for ends in ((), (3,)):
         monkeypatch.setattr(
-            module._Pass,
+            module.WatchedPass,
             "close",
             lambda self, ends=ends: {n: replace(r, lags_end=ends) for n, r in close(self).items()},
         )

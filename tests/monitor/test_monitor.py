@@ -173,7 +173,7 @@ def test_every_hundredth_block_is_recorded_and_the_names_stay():
         "retrograde/gradient_norm_rest",
         "retrograde/unrecorded",
     ]
-    with pytest.raises(RecordingError, match="there is nothing. Every 3th block is recorded"):
+    with pytest.raises(RecordingError, match="available: nothing. One block in 3 is recorded"):
         block(monitor, model, x)
         monitor.flow("encoder.rnn")
 

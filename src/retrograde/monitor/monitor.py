@@ -313,7 +313,7 @@ class Monitor:
             there = ", ".join(map(repr, self.recording)) or "nothing"
             raise RecordingError(
                 f"no recording of {layer!r} in this block; available: {there}. "
-                + self.problems.get(layer, f"Every {self.every}th block is recorded")
+                + self.problems.get(layer, f"One block in {self.every} is recorded")
             )
         return decompose(self._part(layer))
 
