@@ -54,6 +54,21 @@ def test_what_holds_in_most_batches_is_told_with_its_spread(large, tmp_path):
         assert "in 7 of 8 batches, root mean square of the largest feature 3" in shown
 
 
+def test_a_nan_in_one_batch_of_eight_is_an_error():
+    def batch(seed):
+        x = torch.randn(12, 6, 3)
+        if seed == 5:
+            x[3, 1, 0] = torch.nan
+        return x
+
+    report = retrograde.diagnose(model(), batch, loss_fn, remedies=None)
+    first = report.findings[0]
+    assert (first.rule, first.severity) == ("non-finite-data", "error")
+    assert (first.batches.found, first.batches.of) == (1, 8)
+    assert not report.ok
+    assert "and errors of soundness that any of them shows" in str(report.notes)
+
+
 def batch_rms(batch, seed):
     with torch.random.fork_rng():
         torch.manual_seed(seed)

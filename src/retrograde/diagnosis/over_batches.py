@@ -1,4 +1,7 @@
-"""What holds in most batches: findings of one batch alone may be chance, and are not told."""
+"""What holds in most batches: findings of one batch alone may be chance, and are not told.
+
+An error of soundness is told wherever it is seen: one NaN is enough to ruin the weights.
+"""
 
 import math
 from collections import Counter
@@ -7,6 +10,7 @@ from dataclasses import dataclass, replace
 from statistics import median_low
 
 from retrograde.diagnosis.finding import SEVERITIES, Check, Finding, Spread
+from retrograde.diagnosis.rules import RULES
 
 Key = tuple[str, str | None]
 """A rule, and the layer in which it found something."""
@@ -34,7 +38,8 @@ def over_batches(seen: Sequence[Seen]) -> tuple[list[Finding], list[Check], list
     if batches == 1:
         return list(first.findings), list(first.checks), []
     counts = Counter(key for each in seen for key in {_key(f) for f in each.findings})
-    most = {key for key, count in counts.items() if 2 * count > batches}
+    ruinous = {_key(f) for each in seen for f in each.findings if _ruins(f)}
+    most = ruinous | {key for key, count in counts.items() if 2 * count > batches}
     findings: list[Finding] = []
     for each in seen:
         known = {_key(finding) for finding in findings}
@@ -42,13 +47,19 @@ def over_batches(seen: Sequence[Seen]) -> tuple[list[Finding], list[Check], list
             if _key(finding) in most - known:
                 findings.append(_with_spread(finding, counts[_key(finding)], seen))
     few = {_key(f): f for each in reversed(seen) for f in each.findings if _key(f) not in most}
-    notes = [f"Findings are those of most of {batches} batches."]
+    others = ", and errors of soundness that any of them shows" if ruinous else ""
+    notes = [f"Findings are those of most of {batches} batches{others}."]
     notes += [
         f"No finding, since it holds in {counts[key]} of {batches} batches only: {found.rule} "
         f"({found.layer or 'the whole model'}). {found.message.rstrip('.')}."
         for key, found in few.items()
     ]
     return findings, [_check(check, most, counts, batches) for check in first.checks], notes
+
+
+def _ruins(finding: Finding) -> bool:
+    """Whether one batch that shows it is enough."""
+    return finding.severity == "error" and RULES[finding.rule].kind == "soundness"
 
 
 def _key(finding: Finding) -> Key:

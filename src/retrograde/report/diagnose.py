@@ -119,8 +119,8 @@ def diagnose(
             batches, of which at most 32 are drawn (an iterator has given them up then), or a
             function that maps a seed to a batch, which is called for every step. The first of them
             is the batch if that is None. Of several batches at most 8 are looked at, and what is
-            found in less than most of them is not told; some are held out of training, and losses
-            are those of them.
+            found in less than most of them is not told, unless it is an error of soundness; some
+            are held out of training, and losses are those of them.
         try_training: steps of each training; 0 for as many as the budget allows, 300 at most.
         seed: of what is random in the pass, in fresh weights and in training. Random numbers
             outside are left as they are.
