@@ -27,11 +27,12 @@ NUMERICS = [
         "cells": "cells from_function generations",
         "clipping": "clipping_inside",
         "decomposition": "decompose non_finite routes",
+        "diagnosis": "training",
         "engine": "engine scaling",
         "nn": "nn",
         "recording": "forms",
         "spectra": "spectra",
-        "tasks": "clipping_study",
+        "tasks": "clipping_study trial_set",
     }.items()
     for name in names.split()
 ] + ["src/retrograde"]  # the examples of the docstrings
