@@ -244,7 +244,7 @@ def recorded(model):
 
 
 def disturbed(model):
-    """A gradient off by its last bit, once in 200 updates."""
+    """A gradient off by its last bit, once in the training."""
     recorded(model)
     if not hasattr(model, "seen"):
         model.seen = True
