@@ -27,7 +27,6 @@ NUMERICS = [
         "cells": "cells from_function generations",
         "clipping": "clipping_inside",
         "decomposition": "decompose non_finite routes",
-        "diagnosis": "training",
         "engine": "engine scaling",
         "nn": "nn",
         "recording": "forms",
