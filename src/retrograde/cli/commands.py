@@ -46,10 +46,7 @@ Html = Annotated[Path | None, typer.Option("--html", help="Write a page that ope
 Json = Annotated[Path | None, typer.Option("--json", help="Write the numbers.")]
 Threads = Annotated[
     int | None,
-    typer.Option(
-        min=1,
-        help="Threads that torch computes with. One is fastest for small networks.",
-    ),
+    typer.Option(min=1, help="How many threads torch computes with; as many as it likes if not."),
 ]
 Seed = Annotated[
     int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same numbers.")
