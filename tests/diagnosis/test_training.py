@@ -13,11 +13,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import retrograde
-from retrograde.diagnosis import Training, training
+from retrograde.diagnosis import Evidence, Finding, Training, Trial, training
 from retrograde.diagnosis.batches import draw, is_source, taken
 from retrograde.diagnosis.remedies import REMEDIES, Applied
 from retrograde.diagnosis.rules import RULES
-from retrograde.diagnosis.verdict import verdict
+from retrograde.diagnosis.verdict import untold, verdict
 from retrograde.errors import ArgumentError
 from retrograde.tasks.trial_set import BY_NAME
 from retrograde.tasks.trial_set.models import Forecaster, squared
@@ -423,3 +423,85 @@ def test_losses_are_those_of_batches_that_are_held_out():
     assert "6 batches, drawn with replacement, judged on 2 others" in trial.training.optimizer
     own = sum(trial.training.remedy[-12:]) / 12
     assert trial.training.remedy_final[0] > 2 * own
+
+
+# --- trainings that cannot tell -----------------------------------------------------------------
+
+
+def judged(untold, verdict="no difference"):
+    """The finding of a forget gate that is too short, its one remedy trained to no avail."""
+    ends = (0.01,) * training.SEEDS
+    done = Training("Adam", (3.0, 0.01), (3.0, 0.01), ends, ends, untold)
+    trial = Trial(
+        *("forget-bias", "forget bias 2.4", "pass", 2.0, 15.0),
+        **{"closer": True, "healthy": True, "training": done, "verdict": verdict},
+    )
+    claim = REMEDIES["forget-bias"].claims[0]
+    return Finding(
+        *("forget-gate-too-short", "error", "rnn", "Too short."),
+        (Evidence("time constant", 2.0, "steps", 12.0, "above"),),
+        **{"causes": (f"{claim}: so it is",), "trials": (trial,)},
+    )
+
+
+@pytest.mark.parametrize("why", ["by heart", "nothing learned", ""])
+def test_a_training_that_cannot_tell_refutes_nothing(why):
+    finding = training.without_refuted(judged(why))
+    (trial,) = finding.trials
+    assert trial.undecided == trial.recommended == bool(finding.causes) == bool(why)
+    (worse,) = judged(why, "trained worse").trials
+    assert not worse.undecided and not worse.recommended
+
+
+@pytest.mark.parametrize(
+    ("start", "ends", "single", "expected"),
+    [
+        (3.0, (0.3, 0.1), True, "by heart"),
+        (3.0, (0.3, 0.1), False, ""),
+        (3.0, (0.1, 0.31), True, ""),  # not for every seed
+        (3.0, (2.9, 3.1), False, "nothing learned"),
+        (3.0, (2.9, 3.1), True, "nothing learned"),
+        (3.0, (2.7, 2.8), True, ""),
+        (-1.0, (-5.0, -5.0), True, ""),  # a likelihood, of which no part can be taken
+        (-1.0, (-1.01, -1.02), True, "nothing learned"),
+        (3.0, (math.inf, 0.1), True, ""),
+        (0.0, (0.0, 0.0), True, ""),
+    ],
+)
+def test_why_a_training_cannot_tell(start, ends, single, expected):
+    losses = (start, *ends, *ends)  # a first fifth of one step
+    assert untold([losses, losses], [ends, ends], single) == expected
+
+
+class Classifier(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(2, 12), nn.Linear(12, 10)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0][-1])
+
+
+def test_the_report_says_that_training_cannot_tell():
+    """Labels that nothing ties to the input: on new batches there is nothing to learn."""
+    torch.manual_seed(0)
+
+    def batch(seed):
+        return torch.randn(30, 64, 2), torch.randint(0, 10, (64,))
+
+    def loss_fn(model, batch):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    def adam(parameters):
+        return torch.optim.Adam(parameters, lr=1e-4)
+
+    report = retrograde.diagnose(
+        *(Classifier(), batch, loss_fn),
+        **{"needs_lag": 29, "optimizer": adam, "budget": 600, "try_training": 20},
+    )
+    first = report.findings[0]
+    done = [trial for trial in first.trials if trial.training]
+    assert done and {trial.training.untold for trial in done} == {"nothing learned"}
+    assert {trial.verdict for trial in done} == {"no difference"}
+    assert all("neither learned anything yet" in trial.note for trial in done)
+    assert len(first.causes) == 2 and "training cannot tell, as nothing is" in report.summary

@@ -49,6 +49,11 @@ class Batches:
     held: tuple[Any, ...] = ()
 
     @property
+    def single(self) -> bool:
+        """Whether there is one batch, for training and for judging alike."""
+        return self.function is None and len(self.drawn) == 1 and not self.held
+
+    @property
     def words(self) -> str:
         """What is trained on and judged on, in words."""
         if self.function is not None:

@@ -21,6 +21,7 @@ KINDS: tuple[Kind, ...] = ("wiring", "soundness", "scale", "memory", "advice")
 a scale that can be learnt from, does the gradient reach, and what else is worth knowing. In the
 order in which they are told: an answer means little where an earlier question has gone wrong."""
 
+Untold = Literal["", "by heart", "nothing learned"]
 Verdict = Literal["trained better", "no difference", "trained worse", "diverged", "not trained"]
 """What a paired training says of a remedy."""
 
@@ -134,6 +135,8 @@ class Training:
         original, remedy: the loss at each step of the first seed.
         original_final, remedy_final: the final loss for each seed, the mean of the last fifth of
             the steps; infinite where the training diverged.
+        untold: why a training without a difference refutes nothing: "by heart", where both learned
+            the one batch that there was, or "nothing learned", where neither got anywhere; else "".
 
     Example:
         >>> from retrograde.diagnosis import Training
@@ -147,6 +150,7 @@ class Training:
     remedy: tuple[float, ...]
     original_final: tuple[float, ...] = ()
     remedy_final: tuple[float, ...] = ()
+    untold: Untold = ""
 
     @property
     def differences(self) -> tuple[float, ...]:
@@ -226,9 +230,15 @@ class Trial:
     verdict: Verdict = "not trained"
 
     @property
+    def undecided(self) -> bool:
+        """Whether training could not tell: it was not done, or `training.untold` says why."""
+        untold = self.training is not None and bool(self.training.untold)
+        return self.verdict == "not trained" or (self.verdict == "no difference" and untold)
+
+    @property
     def recommended(self) -> bool:
-        """Whether it trained better; if it was not trained, whether one pass speaks for it."""
-        if self.verdict == "not trained":
+        """Whether it trained better; if training could not tell, whether one pass speaks for it."""
+        if self.undecided:
             return self.closer
         return self.verdict == "trained better" and not self.harmful
 

@@ -22,7 +22,7 @@ from retrograde.clipping import Clipper, GlobalNorm, suggest
 from retrograde.clipping.groups import ALL
 from retrograde.diagnosis.batches import Batches, taken
 from retrograde.diagnosis.copies import copied, copied_model, seeded, untouched
-from retrograde.diagnosis.finding import Finding, Training, Trial
+from retrograde.diagnosis.finding import Finding, Training, Trial, Untold
 from retrograde.diagnosis.optimising import Factory, OutOfTime, optimizer_of, train
 from retrograde.diagnosis.remedies import REMEDIES, Applied
 from retrograde.diagnosis.rules import RULES
@@ -33,6 +33,7 @@ from retrograde.diagnosis.verdict import (
     SEEDS,
     final,
     last_part,
+    untold,
     verdict,
 )
 from retrograde.errors import ClippingError, NonFiniteError
@@ -128,6 +129,7 @@ class _Result:
     runs: tuple["_Run", ...]
     optimizer: str
     batches: str
+    single: bool
 
     def final(self, start: float) -> tuple[float, ...]:
         """The final loss for each seed."""
@@ -234,7 +236,8 @@ def without_refuted(finding: Finding) -> Finding:
     open_: set[str] = set()
     for trial in finding.trials:
         claims = REMEDIES[trial.remedy].claims
-        (open_ if trial.verdict in ("trained better", "not trained") else refuted).update(claims)
+        stands = trial.undecided or trial.verdict == "trained better"
+        (open_ if stands else refuted).update(claims)
     refuted -= open_
 
     def kept(lines: tuple[str, ...]) -> tuple[str, ...]:
@@ -242,6 +245,13 @@ def without_refuted(finding: Finding) -> Finding:
 
     return replace(finding, causes=kept(finding.causes), advice=kept(finding.advice))
 
+
+UNTOLD: dict[Untold, str] = {
+    "by heart": "both learned the one batch by heart, which tells nothing of other data: several "
+    "batches do (batches=)",
+    "nothing learned": "neither learned anything yet, so that a longer training may tell (budget=)",
+}
+"""Why a training without a difference refutes nothing."""
 
 ONE_PASS = (
     "What is said of remedies is the evidence of one backward pass, and no verdict: "
@@ -509,7 +519,7 @@ def _trained(
     words = type(optimizer).__name__
     if isinstance(rate, float | int | Tensor):
         words += f", learning rate {float(rate):g}"
-    return _Result(steps, tuple(runs), words, how.batches.words)
+    return _Result(steps, tuple(runs), words, how.batches.words, how.batches.single)
 
 
 def _judged(
@@ -532,15 +542,13 @@ def _judged(
     if original.optimizer != remedy.optimizer:
         words += f" (the original: {original.optimizer})"
     first, other = original.runs[0], remedy.runs[0]
-    training = Training(
-        f"{words}, {remedy.batches}",
-        first.losses,
-        other.losses,
-        original.final(first.losses[0]),
-        remedy.final(first.losses[0]),
-    )
-    note = "; ".join(filter(None, (trial.note, _threshold(trial.remedy, first.norms))))
-    return replace(trial, training=training, note=note, verdict=verdict(training))
+    ends = original.final(first.losses[0]), remedy.final(first.losses[0])
+    why = untold([first.losses, other.losses], ends, original.single)
+    training = Training(f"{words}, {remedy.batches}", first.losses, other.losses, *ends, why)
+    judged = replace(trial, training=training, verdict=verdict(training))
+    notes = [trial.note, _threshold(trial.remedy, first.norms)]
+    notes += [UNTOLD[why]] if judged.undecided else []
+    return replace(judged, note="; ".join(filter(None, notes)))
 
 
 def _sorted(trials: Any) -> tuple[Trial, ...]:
@@ -548,7 +556,7 @@ def _sorted(trials: Any) -> tuple[Trial, ...]:
     refuted = ("no difference", "trained worse", "diverged")
 
     def place(trial: Trial) -> int:
-        if trial.verdict == "not trained":
+        if trial.undecided:
             return 1 if trial.closer else 2
         return 0 if trial.verdict == "trained better" else 3 + refuted.index(trial.verdict)
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from statistics import mean, stdev
 
-from retrograde.diagnosis.finding import Training, Verdict
+from retrograde.diagnosis.finding import Training, Untold, Verdict
 
 SEEDS = 5
 """Number of paired trainings that a verdict rests on."""
@@ -25,6 +25,12 @@ MARGIN = 0.05
 SOLVED = 0.01
 """And so is a smaller part of the loss that training started with: both have learned it."""
 
+
+LEARNED = 0.1
+"""A batch whose loss has fallen to this part may have been learned by heart."""
+
+GAINED = 0.05
+"""A loss that has fallen by less than this part shows nothing that was learned."""
 
 BLOWN_UP = 10.0
 """A training whose loss ends above this multiple of where it began has diverged."""
@@ -48,6 +54,27 @@ def final(losses: Sequence[float], steps: int, start: float, held: Sequence[floa
 def last_part(steps: int) -> int:
     """The number of steps at the end over which a loss is the mean."""
     return max(1, steps // LAST)
+
+
+def untold(
+    losses: Sequence[Sequence[float]], ends: Sequence[Sequence[float]], single: bool
+) -> Untold:
+    """Why two trainings that end alike may still not be alike; "" if nothing speaks for it.
+
+    Args:
+        losses: at each step of the first seed, of the original and of the remedy.
+        ends: their final losses for each seed.
+        single: whether there was one batch, for training and for judging alike.
+    """
+    sides = [
+        (mean(each[: last_part(len(each))]), end) for each, end in zip(losses, ends, strict=True)
+    ]
+    if not all(start and all(map(math.isfinite, end)) for start, end in sides):
+        return ""
+    if single and all(start > 0 and max(end) <= LEARNED * start for start, end in sides):
+        return "by heart"
+    gained = max((start - mean(end)) / abs(start) for start, end in sides)
+    return "nothing learned" if gained < GAINED else ""
 
 
 def verdict(training: Training) -> Verdict:

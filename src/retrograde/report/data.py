@@ -289,7 +289,12 @@ def _steps(layer: Layer) -> str:
 def _what_helps(finding: Finding) -> str:
     """The best remedy with its numbers, or that there is none, or what to do."""
     unit = finding.evidence[0].unit if finding.evidence else ""
-    trained = [trial for trial in finding.trials if trial.verdict != "not trained"]
+    trained = [trial for trial in finding.trials if not trial.undecided]
+    whys = (t.training.untold for t in finding.trials if t.undecided and t.training)
+    untold = {
+        "by heart": "one batch is learned by heart",
+        "nothing learned": "nothing is learned yet",
+    }
     if trained and trained[0].training and trained[0].verdict == "trained better":
         best, ends = trained[0], trained[0].training
         return (
@@ -303,10 +308,9 @@ def _what_helps(finding: Finding) -> str:
     if tried and tried[0].closer:
         best = tried[0]
         name = finding.evidence[0].name
-        return (
-            f"What moves it most in one pass: {best.title}, {name} {value(best.before, unit)} -> "
-            f"{value(best.after, unit)} {suffix(unit)}".rstrip()
-        )
+        moved = f"{name} {value(best.before, unit)} -> {value(best.after, unit)} {suffix(unit)}"
+        why = next((f"; training cannot tell, as {untold[why]}" for why in whys if why), "")
+        return f"What moves it most in one pass: {best.title}, {moved.rstrip()}{why}"
     if tried:
         were = counted(len(tried), "remedy was", "remedies were")
         return f"{were} tried in one pass, and none moves it"
