@@ -10,6 +10,7 @@ import torch
 
 import retrograde
 from retrograde import charts
+from retrograde.errors import NonFiniteError, RecordingError
 from retrograde.report import compare
 from support.browser import in_a_browser
 
@@ -159,3 +160,25 @@ def test_a_notebook_that_was_run_is_small_and_opens_without_a_network(browser, t
     assert shown.evaluate(loaded) == [True, True, True]
     assert not [url for url in asked if url.startswith("http")]
     context.close()
+
+
+def test_what_cannot_be_shown_gives_its_reason():
+    """An error in a notebook's display would be a traceback of ours in the user's cell."""
+    model = torch.nn.LSTM(2, 3)
+    with retrograde.record(model) as recording:
+        model(torch.ones(3, 1, 2))[0].sum().backward()
+
+    def refused():
+        raise RecordingError("'bad' was called in two ways")
+
+    recording.fill("bad", refused)
+    shown = recording._repr_html_()
+    assert "LSTM" in shown and "was called in two ways" in shown
+    flow = retrograde.decompose(recording["LSTM"])
+
+    def fails():
+        raise NonFiniteError("dL/dh is nan first at step 2", None)
+
+    object.__setattr__(flow, "summary", fails)
+    shown = flow._repr_html_()
+    assert "Flow of" in shown and "dL/dh is nan" in shown and "<img" not in shown

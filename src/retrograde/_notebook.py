@@ -8,17 +8,25 @@ from html import escape
 from typing import Any
 
 from retrograde import charts
-from retrograde.errors import MissingExtraError
+from retrograde.errors import MissingExtraError, RetrogradeError
 
 
-def card(text: str, draw: Callable[[], Any] | None = None) -> str:
+def card(
+    text: str, more: Callable[[], str] | None = None, draw: Callable[[], Any] | None = None
+) -> str:
     """Text, and a chart as a picture where charts can be drawn.
 
     Args:
-        text: some lines.
+        text: some lines that are always known.
+        more: gives further lines; where it fails with an error of ours, the reason stands in their
+            place, and nothing is drawn.
         draw: makes the Altair chart; None, or a function that returns None, for none.
     """
-    shown = f"<pre>{escape(text)}</pre>"
+    try:
+        lines = [text] if more is None else [text, more()]
+    except RetrogradeError as error:
+        lines, draw = [text, str(error)], None
+    shown = "<pre>{}</pre>".format(escape("\n".join(lines)))
     try:
         chart = None if draw is None else draw()
         picture = "" if chart is None else charts.png(chart)

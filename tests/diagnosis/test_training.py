@@ -17,7 +17,7 @@ from retrograde.diagnosis import Evidence, Finding, Training, Trial, training
 from retrograde.diagnosis.batches import draw, is_source, taken
 from retrograde.diagnosis.remedies import REMEDIES, Applied
 from retrograde.diagnosis.rules import RULES
-from retrograde.diagnosis.verdict import untold, verdict
+from retrograde.diagnosis.verdict import inconclusive, verdict
 from retrograde.errors import ArgumentError
 from retrograde.tasks.trial_set import BY_NAME
 from retrograde.tasks.trial_set.models import Forecaster, squared
@@ -428,10 +428,10 @@ def test_losses_are_those_of_batches_that_are_held_out():
 # --- trainings that cannot tell -----------------------------------------------------------------
 
 
-def judged(untold, verdict="no difference"):
+def judged(inconclusive, verdict="no difference"):
     """The finding of a forget gate that is too short, its one remedy trained to no avail."""
     ends = (0.01,) * training.SEEDS
-    done = Training("Adam", (3.0, 0.01), (3.0, 0.01), ends, ends, untold)
+    done = Training("Adam", (3.0, 0.01), (3.0, 0.01), ends, ends, inconclusive)
     trial = Trial(
         *("forget-bias", "forget bias 2.4", "pass", 2.0, 15.0),
         **{"closer": True, "healthy": True, "training": done, "verdict": verdict},
@@ -470,7 +470,7 @@ def test_a_training_that_cannot_tell_refutes_nothing(why):
 )
 def test_why_a_training_cannot_tell(start, ends, single, expected):
     losses = (start, *ends, *ends)  # a first fifth of one step
-    assert untold([losses, losses], [ends, ends], single) == expected
+    assert inconclusive([losses, losses], [ends, ends], single) == expected
 
 
 class Classifier(nn.Module):
@@ -501,7 +501,7 @@ def test_the_report_says_that_training_cannot_tell():
     )
     first = report.findings[0]
     done = [trial for trial in first.trials if trial.training]
-    assert done and {trial.training.untold for trial in done} == {"nothing learned"}
+    assert done and {trial.training.inconclusive for trial in done} == {"nothing learned"}
     assert {trial.verdict for trial in done} == {"no difference"}
     assert all("neither learned anything yet" in trial.note for trial in done)
     assert len(first.causes) == 2 and "training cannot tell, as nothing is" in report.summary

@@ -113,7 +113,7 @@ def test_a_real_report_is_as_its_schema_says_and_survives(real, tmp_path):
     back = Report.from_json(path)
     assert repr(back) == repr(real)
     assert str(back) == str(real) and back.scalars() == real.scalars()
-    assert document["schema"] == "retrograde-report/5"
+    assert document["schema"] == "retrograde-report/6"
     by_time, layer = document["layers"][0]["by_time"], real.layers[0]
     assert by_time["log2"][-1] == layer.by_time.log2[-1].tolist()
     assert by_time["axes"][0] == {"loss_step": list(range(12))}
@@ -159,7 +159,7 @@ def test_a_reader_says_what_is_wrong_and_where(real, tmp_path):
     with pytest.raises(InputError) as error:
         Report.from_json(path)
     message = str(error.value)
-    assert f"{path} is no report of schema 'retrograde-report/5'" in message
+    assert f"{path} is no report of schema 'retrograde-report/6'" in message
     assert "layers.0.reach: " in message and "surplus: " in message
     assert "pydantic" not in message
 
@@ -172,8 +172,8 @@ def test_a_reader_says_what_is_wrong_and_where(real, tmp_path):
         ("{", "cannot read "),
         ("[" * 100_000, "cannot read "),
         ('{"schema": NaN}', "cannot read .*: NaN is not JSON"),
-        ("[]", "is no report: expected schema 'retrograde-report/5', got None"),
-        ("{}", "is no report: expected schema 'retrograde-report/5', got None"),
+        ("[]", "is no report: expected schema 'retrograde-report/6', got None"),
+        ("{}", "is no report: expected schema 'retrograde-report/6', got None"),
         ('{"schema": 2}', "got 2$"),
         ('{"schema": "x"}', "got 'x'$"),
         (

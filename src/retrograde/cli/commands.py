@@ -116,7 +116,7 @@ def demo(
     ),
 ) -> None:
     _check_outputs(html, json)
-    _use(threads)
+    _set_threads(threads)
     with optional("the demo", "demo"):
         from retrograde import demo as main_job
     report = main_job.run(seed, quick, progress=sys.stdout.isatty())
@@ -188,7 +188,7 @@ def diagnose(
 ) -> None:
     _check_outputs(html, json)
     changed = _thresholds(threshold or ())
-    _use(threads)
+    _set_threads(threads)
 
     place = None if device is None else devices.find(device)
     with _hushed(quiet), progress(f"loading {target}", quiet) as tell:
@@ -318,8 +318,8 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _use(threads: int | None) -> None:
-    """Set torch's number of threads, if the user gives one."""
+def _set_threads(threads: int | None) -> None:
+    """Set the number of threads that torch computes with, if the user gave one."""
     if threads is not None:
         torch.set_num_threads(threads)
 

@@ -80,7 +80,7 @@ class Flow(AbstractGradient):
         return f"Flow of {self.recorded.size_in_words}"
 
     def _repr_html_(self) -> str:
-        return card(f"{self!r}\n{self.summary()}", self.chart)
+        return card(repr(self), lambda: str(self.summary()), self.chart)
 
     @cached_property
     def gradient(self) -> Mapping[str, Scaled]:

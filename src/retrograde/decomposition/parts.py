@@ -401,7 +401,7 @@ class Parts:
         return f"Parts({self.parameter or 'all parameters'} by {' and '.join(axes) or 'nothing'})"
 
     def _repr_html_(self) -> str:
-        return card(repr(self), self.chart)
+        return card(repr(self), draw=self.chart)
 
 
 def together(parts: Sequence[Parts]) -> Parts:

@@ -21,7 +21,7 @@ KINDS: tuple[Kind, ...] = ("wiring", "soundness", "scale", "memory", "advice")
 a scale that can be learnt from, does the gradient reach, and what else is worth knowing. In the
 order in which they are told: an answer means little where an earlier question has gone wrong."""
 
-Untold = Literal["", "by heart", "nothing learned"]
+Inconclusive = Literal["", "by heart", "nothing learned"]
 Verdict = Literal["trained better", "no difference", "trained worse", "diverged", "not trained"]
 """What a paired training says of a remedy."""
 
@@ -135,8 +135,9 @@ class Training:
         original, remedy: the loss at each step of the first seed.
         original_final, remedy_final: the final loss for each seed, the mean of the last fifth of
             the steps; infinite where the training diverged.
-        untold: why a training without a difference refutes nothing: "by heart", where both learned
-            the one batch that there was, or "nothing learned", where neither got anywhere; else "".
+        inconclusive: why a training without a difference refutes nothing: "by heart", where both
+            learned the one batch that there was, or "nothing learned", where neither got anywhere;
+            else "".
 
     Example:
         >>> from retrograde.diagnosis import Training
@@ -150,7 +151,7 @@ class Training:
     remedy: tuple[float, ...]
     original_final: tuple[float, ...] = ()
     remedy_final: tuple[float, ...] = ()
-    untold: Untold = ""
+    inconclusive: Inconclusive = ""
 
     @property
     def differences(self) -> tuple[float, ...]:
@@ -231,9 +232,9 @@ class Trial:
 
     @property
     def undecided(self) -> bool:
-        """Whether training could not tell: it was not done, or `training.untold` says why."""
-        untold = self.training is not None and bool(self.training.untold)
-        return self.verdict == "not trained" or (self.verdict == "no difference" and untold)
+        """Whether training could not tell: it was not done, or `training.inconclusive` says why."""
+        inconclusive = self.training is not None and bool(self.training.inconclusive)
+        return self.verdict == "not trained" or (self.verdict == "no difference" and inconclusive)
 
     @property
     def recommended(self) -> bool:
@@ -298,7 +299,7 @@ class Finding:
 
     def _repr_html_(self) -> str:
         rows = [f"{row.name}: {row.value:.3g} {row.unit}".rstrip() for row in self.evidence]
-        return card("\n".join([repr(self), *rows]), self.chart)
+        return card("\n".join([repr(self), *rows]), draw=self.chart)
 
     def chart(self) -> Any:
         """The first evidence before and after each trial, as an Altair chart; None without any."""

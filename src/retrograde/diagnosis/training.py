@@ -22,7 +22,7 @@ from retrograde.clipping import Clipper, GlobalNorm, suggest
 from retrograde.clipping.groups import ALL
 from retrograde.diagnosis.batches import Batches, taken
 from retrograde.diagnosis.copies import copied, copied_model, seeded, untouched
-from retrograde.diagnosis.finding import Finding, Training, Trial, Untold
+from retrograde.diagnosis.finding import Finding, Inconclusive, Training, Trial
 from retrograde.diagnosis.optimising import Factory, OutOfTime, optimizer_of, train
 from retrograde.diagnosis.remedies import REMEDIES, Applied
 from retrograde.diagnosis.rules import RULES
@@ -32,8 +32,8 @@ from retrograde.diagnosis.trials import Context, Outcome, in_words
 from retrograde.diagnosis.verdict import (
     SEEDS,
     final,
+    inconclusive,
     last_part,
-    untold,
     verdict,
 )
 from retrograde.errors import ClippingError, NonFiniteError
@@ -246,7 +246,7 @@ def without_refuted(finding: Finding) -> Finding:
     return replace(finding, causes=kept(finding.causes), advice=kept(finding.advice))
 
 
-UNTOLD: dict[Untold, str] = {
+INCONCLUSIVE: dict[Inconclusive, str] = {
     "by heart": "both learned the one batch by heart, which tells nothing of other data: several "
     "batches do (batches=)",
     "nothing learned": "neither learned anything yet, so that a longer training may tell (budget=)",
@@ -543,11 +543,11 @@ def _judged(
         words += f" (the original: {original.optimizer})"
     first, other = original.runs[0], remedy.runs[0]
     ends = original.final(first.losses[0]), remedy.final(first.losses[0])
-    why = untold([first.losses, other.losses], ends, original.single)
+    why = inconclusive([first.losses, other.losses], ends, original.single)
     training = Training(f"{words}, {remedy.batches}", first.losses, other.losses, *ends, why)
     judged = replace(trial, training=training, verdict=verdict(training))
     notes = [trial.note, _threshold(trial.remedy, first.norms)]
-    notes += [UNTOLD[why]] if judged.undecided else []
+    notes += [INCONCLUSIVE[why]] if judged.undecided else []
     return replace(judged, note="; ".join(filter(None, notes)))
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from statistics import mean, stdev
 
-from retrograde.diagnosis.finding import Training, Untold, Verdict
+from retrograde.diagnosis.finding import Inconclusive, Training, Verdict
 
 SEEDS = 5
 """Number of paired trainings that a verdict rests on."""
@@ -56,9 +56,9 @@ def last_part(steps: int) -> int:
     return max(1, steps // LAST)
 
 
-def untold(
+def inconclusive(
     losses: Sequence[Sequence[float]], ends: Sequence[Sequence[float]], single: bool
-) -> Untold:
+) -> Inconclusive:
     """Why two trainings that end alike may still not be alike; "" if nothing speaks for it.
 
     Args:

@@ -177,7 +177,7 @@ class Monitor:
         self.events: list[Event] = []
         self.last_good: Mapping[str, Recorded] = {}
         self._schedule = Schedule(self.every, budget)
-        self._closer = 0
+        self._remaining = 0
         self._said: set[str] = set()
         self._loss: Tensor | float | None = None
         self._pass: WatchedPass | None = None
@@ -194,9 +194,9 @@ class Monitor:
         self.cancel()
         self._forget()
         self.step += 1
-        if not self._schedule.start() and self._closer:
+        if not self._schedule.start() and self._remaining:
             self._schedule.look()
-        self._closer = max(0, self._closer - 1)
+        self._remaining = max(0, self._remaining - 1)
         if self._schedule.looks and _rank() == 0:
             self._pass = WatchedPass(self.model)
 
@@ -219,7 +219,7 @@ class Monitor:
         if seen is not None:
             self._read(seen)
         if self._trigger is not None and _rank() == 0:
-            self._pull(self._trigger)
+            self._check_trigger(self._trigger)
         self._schedule.stop()
         if seen is None:
             return
@@ -250,7 +250,7 @@ class Monitor:
             self.scalars |= {f"{name}_smoothed": value for name, value in averages.items()}
         self.history.add(self.step, self.scalars)
 
-    def _pull(self, trigger: Trigger) -> None:
+    def _check_trigger(self, trigger: Trigger) -> None:
         """See whether this block is as usual; if it is not, look at the next ones."""
         try:
             loss = None if self._loss is None else float(self._loss)
@@ -260,7 +260,7 @@ class Monitor:
             return
         if event is not None:
             self.events.append(event)
-            self._closer = AFTER
+            self._remaining = AFTER
             self._tell(
                 event.scalar, event.value, f"{event.reason}. The next {AFTER} blocks are recorded"
             )

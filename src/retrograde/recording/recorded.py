@@ -230,9 +230,16 @@ class Recording(Layers):
         return f"Recording({layers or 'nothing yet'})"
 
     def _repr_html_(self) -> str:
-        layers = [self[name].size_in_words for name in islice(self, MOST_SHOWN)]
+        layers = [self._in_words(name) for name in islice(self, MOST_SHOWN)]
         more = [f"and {len(self) - MOST_SHOWN} more"] * (len(self) > MOST_SHOWN)
         return card("\n".join(["Recording of", *layers, *more]) if self else repr(self))
+
+    def _in_words(self, name: str) -> str:
+        """A layer and how large it is, or why there is none to be had."""
+        try:
+            return self[name].size_in_words
+        except RetrogradeError as error:
+            return f"{name!r}: {error}"
 
     @property
     def refused(self) -> Mapping[str, str]:

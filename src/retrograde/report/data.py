@@ -290,8 +290,8 @@ def _what_helps(finding: Finding) -> str:
     """The best remedy with its numbers, or that there is none, or what to do."""
     unit = finding.evidence[0].unit if finding.evidence else ""
     trained = [trial for trial in finding.trials if not trial.undecided]
-    whys = (t.training.untold for t in finding.trials if t.undecided and t.training)
-    untold = {
+    whys = (t.training.inconclusive for t in finding.trials if t.undecided and t.training)
+    inconclusive = {
         "by heart": "one batch is learned by heart",
         "nothing learned": "nothing is learned yet",
     }
@@ -309,7 +309,7 @@ def _what_helps(finding: Finding) -> str:
         best = tried[0]
         name = finding.evidence[0].name
         moved = f"{name} {value(best.before, unit)} -> {value(best.after, unit)} {suffix(unit)}"
-        why = next((f"; training cannot tell, as {untold[why]}" for why in whys if why), "")
+        why = next((f"; training cannot tell, as {inconclusive[why]}" for why in whys if why), "")
         return f"What moves it most in one pass: {best.title}, {moved.rstrip()}{why}"
     if tried:
         were = counted(len(tried), "remedy was", "remedies were")

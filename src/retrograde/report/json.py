@@ -16,7 +16,7 @@ from retrograde._optional import optional
 from retrograde.errors import InputError
 from retrograde.report.data import ReportData
 
-SCHEMA = "retrograde-report/5"
+SCHEMA = "retrograde-report/6"
 
 SHOWN = 3
 """Maximum number of complaints about a file that are shown."""

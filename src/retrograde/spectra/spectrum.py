@@ -70,8 +70,9 @@ class Spectrum:
 
     def _repr_html_(self) -> str:
         return card(
-            f"{self!r}\nleading exponent {self.exponents.leading:.3g} nats per step",
-            self.exponents.chart,
+            repr(self),
+            lambda: f"leading exponent {self.exponents.leading:.3g} nats per step",
+            lambda: self.exponents.chart(),
         )
 
     @cached_property

@@ -16,7 +16,7 @@ short of the lag can have handed it on."""
 
 
 def not_its_own(sight: Sight, layer: str, lag: int, steps: int) -> str:
-    """Why a lag is nothing to judge a layer of so many steps by; "" if it is."""
+    """Why a lag is nothing to judge a layer of this many steps by; "" if it is."""
     if len(sight.reads) > 1 and lag >= steps:
         return f"it has {steps} steps, and the lag of {lag} spans other layers"
     if _bridged(sight, layer, lag):
