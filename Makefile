@@ -48,6 +48,7 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/norms_against_autograd.py
 	$(BIN)/python benchmarks/recursion_against_matmul.py
 	$(BIN)/python benchmarks/routes_against_lags.py
+	$(BIN)/python benchmarks/decompose_cost.py
 	$(BIN)/python benchmarks/training_against_torch.py
 	$(BIN)/python benchmarks/memory_and_length.py
 	$(BIN)/python benchmarks/monitor_cost.py
