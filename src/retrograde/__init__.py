@@ -9,7 +9,8 @@ flow.reach, flow.half_life, flow.residual
 
 from importlib.metadata import version
 
-from retrograde import cells, clipping, nn
+from retrograde import cells, clipping, declarations, nn
+from retrograde.declarations import Declaration
 from retrograde.decomposition import Flow, decompose
 from retrograde.errors import RetrogradeError, VoidDecompositionWarning
 from retrograde.monitor import Monitor
@@ -20,6 +21,7 @@ from retrograde.spectra import Spectrum, spectrum
 __version__ = version("retrograde")
 
 __all__ = [
+    "Declaration",
     "Flow",
     "Monitor",
     "Recorded",
@@ -30,6 +32,7 @@ __all__ = [
     "VoidDecompositionWarning",
     "cells",
     "clipping",
+    "declarations",
     "decompose",
     "diagnose",
     "load",
