@@ -16,6 +16,7 @@ from retrograde._notebook import card
 from retrograde.cells import AbstractCell, Cut, clipped, unclipped
 from retrograde.clipping import AbstractInside, AbstractPolicy, chain
 from retrograde.decomposition.adjoints import AdjointNorms, Adjoints
+from retrograde.decomposition.all_reduced import AllReduced, Share, all_reduced, fingerprint
 from retrograde.decomposition.bins import Bins, lag_bins
 from retrograde.decomposition.by_crossing import Crossings
 from retrograde.decomposition.by_lag import Lags, LagSums
@@ -28,6 +29,7 @@ from retrograde.decomposition.labels import AbstractLabels
 from retrograde.decomposition.lags import REACH
 from retrograde.decomposition.non_finite import NonFinite, first_overflow
 from retrograde.decomposition.parts import Parts, together
+from retrograde.decomposition.processes import Processes
 from retrograde.decomposition.replay import replay
 from retrograde.decomposition.residual import Allowance, Residual, residual
 from retrograde.decomposition.rounding import moved_by_rounding, whole_gradient
@@ -166,11 +168,16 @@ class Flow(AbstractGradient):
         back in one row.
         """
         sizes = {n: log2_of_sum(self.by_time(n).log2.flatten()) for n in self.parameters}
-        parts = {name: self.by_lag(name).scaled.total() for name in self.parameters}
+        parts = self._summed
         cancelling = {
             name: float(torch.exp2(size - parts[name].log2_norms())) for name, size in sizes.items()
         }
         return self._compared(parts, cancelling)
+
+    @property
+    def _summed(self) -> Mapping[str, Scaled]:
+        """The sum of the parts of each parameter, as one row."""
+        return {name: self.by_lag(name).scaled.total() for name in self.parameters}
 
     @property
     def whole_residual(self) -> Residual:
@@ -182,9 +189,8 @@ class Flow(AbstractGradient):
 
     def _compared(self, parts: Mapping[str, Scaled], cancelling: Mapping[str, float]) -> Residual:
         """The residual of some parts, and whether the precision of the pass allows it."""
-        gradients, against = self.recorded.gradients, self.recorded.against
+        against = self.recorded.against
         if not self._compares_with_autograd:
-            gradients = {name: row.plain().squeeze(0) for name, row in self.gradient.items()}
             against = "its own gradient, pulled back in one row,"
         allowance = Allowance(
             self._rounding,
@@ -193,7 +199,14 @@ class Flow(AbstractGradient):
             lambda: self._moved_by_rounding,
             self._likely_reason,
         )
-        return residual(parts, gradients, allowance, against)
+        return residual(parts, self._compared_with, allowance, against)
+
+    @property
+    def _compared_with(self) -> Mapping[str, Tensor]:
+        """The gradients that the parts should sum to."""
+        if self._compares_with_autograd:
+            return self.recorded.gradients
+        return {name: row.plain().squeeze(0) for name, row in self.gradient.items()}
 
     @property
     def _compares_with_autograd(self) -> bool:
@@ -479,6 +492,63 @@ class Flow(AbstractGradient):
             weights = self._cell.parameters
             factors = factors_at_the_end(chain(*at_the_end), weights, after.gradient)
         return ClippedFlow(before, after, factors)
+
+    def all_reduce(self, group: Any = None) -> "AllReduced[Flow]":
+        """The passes of all processes of a data-parallel run as one, summed exactly.
+
+            parts = 1/W sum over ranks r of parts_r        W processes
+
+        Parts are taken to the largest exponent that any process has, then their values are summed
+        by `torch.distributed`. The mean is what `DistributedDataParallel` makes of the gradients.
+        Where the loss is a mean over as many samples in each process, it is the gradient of the
+        whole batch.
+
+        A collective operation: all processes must call it, and put the same questions, in the same
+        order. One that fails, a different model or question is an error in every process.
+
+        Args:
+            group: the process group, None for the default one.
+
+        Returns:
+            What answers `by_lag`, `by_route` and `by_crossing` for all processes together. Its
+            `residual` compares the averaged parts with the averaged gradient of autograd.
+
+        Raises:
+            ArgumentError: without an initialised process group, for a group that is none, and if
+                the layer or its weights differ between processes.
+            RecordingError: if another process fails.
+
+        Warns:
+            VoidDecompositionWarning: if the residual is larger than the precision allows.
+
+        Example:
+            >>> import torch, retrograde
+            >>> def train_step(model, x):  # run by torchrun, the model in DistributedDataParallel
+            ...     with retrograde.record(model) as recording:
+            ...         model(x).square().mean().backward()
+            ...     flow = retrograde.decompose(recording).all_reduce()
+            ...     return flow.by_lag("weight_hh_l0").share  # of the whole batch, on every rank
+        """
+        processes = Processes(group)
+        reduced = all_reduced(self, processes, self._share)
+        if not reduced.residual.ok:
+            words = void_in_words(self.recorded.name, reduced.residual)
+            warnings.warn(words, VoidDecompositionWarning, stacklevel=2)
+        return reduced
+
+    def _share(self) -> tuple[Share, Mapping[str, Scaled], Mapping[str, Tensor]]:
+        """What the other processes are to know of this pass, its sum and what that should be."""
+        weights, gradients = self._cell.parameters, self._compared_with
+        shapes = ", ".join(f"{name} {list(weight.shape)}" for name, weight in weights.items())
+        share = Share(
+            f"{type(self._cell).__name__} with {shapes}; routes {', '.join(self.routes)}",
+            {name: fingerprint(weight) for name, weight in weights.items()},
+            self.steps,
+            self._rounding,
+            self.residual,
+            {name: float(torch.linalg.vector_norm(g.double())) for name, g in gradients.items()},
+        )
+        return share, self._summed, gradients
 
     def with_rows(self, max_rows: int) -> "Flow":
         """The same pass with its loss steps in at most `max_rows` rows: coarser lags, less memory.
