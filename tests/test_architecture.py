@@ -15,9 +15,11 @@ LEVELS = [  # a module imports only from its own level and the levels above it i
     {"engine"},
     {"nn"},
     {"recording"},
+    {"truncation"},
     {"decomposition"},
     {"spectra"},
     {"diagnosis"},
+    {"horizons"},
     {"report"},
     {"monitor"},
     {"integrations"},
@@ -139,6 +141,7 @@ def test_the_package_imports_nothing_heavy():
 def test_the_public_names_are_pinned():
     assert sorted(retrograde.__all__) == [
         "Flow",
+        "Horizon",
         "Monitor",
         "Recorded",
         "Recording",
@@ -150,6 +153,7 @@ def test_the_public_names_are_pinned():
         "clipping",
         "decompose",
         "diagnose",
+        "horizon",
         "load",
         "nn",
         "record",

@@ -12,15 +12,18 @@ from importlib.metadata import version
 from retrograde import cells, clipping, nn
 from retrograde.decomposition import Flow, decompose
 from retrograde.errors import RetrogradeError, VoidDecompositionWarning
+from retrograde.horizons import horizon
 from retrograde.monitor import Monitor
 from retrograde.recording import Recorded, Recording, load, record, record_cell, save
 from retrograde.report import Report, diagnose
 from retrograde.spectra import Spectrum, spectrum
+from retrograde.truncation import Horizon
 
 __version__ = version("retrograde")
 
 __all__ = [
     "Flow",
+    "Horizon",
     "Monitor",
     "Recorded",
     "Recording",
@@ -32,6 +35,7 @@ __all__ = [
     "clipping",
     "decompose",
     "diagnose",
+    "horizon",
     "load",
     "nn",
     "record",

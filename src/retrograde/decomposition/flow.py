@@ -39,6 +39,8 @@ from retrograde.engine import Entries, Scaled, Unrolled, fold, with_factors
 from retrograde.errors import ArgumentError, VoidDecompositionWarning
 from retrograde.recording import Recorded, Recording
 from retrograde.recording.recorded import the_one
+from retrograde.truncation import Horizon, Measures
+from retrograde.truncation.truncated import KINDS, truncated
 
 AGREES = 1e-2
 """A forward pass agrees with its recording if it ends in the same state to this part of it."""
@@ -419,6 +421,50 @@ class Flow(AbstractGradient):
             )
         parts = self._found[labels]
         return parts[name] if name else together(tuple(parts.values()))
+
+    def horizon(self, kind: str = "sliding") -> Horizon:
+        """What truncated back-propagation would leave of this gradient, for every K at once.
+
+            sliding:  g_K = sum_{l<K} g_l               every loss step looks back over K steps
+            chunks:   g_K = sum_{l<K} (1 - l/K) g_l     the state is detached every K steps
+
+        with g_l the part of lag l (`by_lag(bins="every")`). The second is the mean over the K
+        phases that such a cut can have; where the loss enters at several steps it is that of one
+        backward pass of their sum.
+
+        Args:
+            kind: "sliding" or "chunks". A window that is shorter in the forward pass too needs the
+                model: `retrograde.horizon(model, batches, loss_fn, kind="window")`.
+
+        Returns:
+            A `Horizon` for K = 1 .. T; it takes one pass of T (T + 1) / 2 rows and the memory of
+            one gradient.
+
+        Raises:
+            ArgumentError: for another kind.
+            NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
+
+        Example:
+            >>> import torch, retrograde
+            >>> model = torch.nn.GRU(1, 4)
+            >>> with retrograde.record(model) as recording:
+            ...     model(torch.ones(20, 3, 1))[0].sum().backward()
+            >>> horizon = retrograde.decompose(recording).horizon()
+            >>> horizon.window(delta=2.0), horizon.bias.shape
+            (1, torch.Size([20]))
+        """
+        if kind == "window":
+            raise ArgumentError(
+                'kind="window" runs the model on shorter inputs: use retrograde.horizon(model, '
+                "batches, loss_fn, kind='window')"
+            )
+        kind = _checks.one_of("kind", kind, KINDS)
+        return Horizon.of_one(kind, self.truncated[kind], self.steps, self.reach)
+
+    @cached_property
+    def truncated(self) -> Mapping[str, Mapping[str, Measures]]:
+        """What is left of the gradient for K = 1 .. T, by kind of truncation and parameter."""
+        return truncated(self.unrolled, self.entries.direct, self.gradient)
 
     def without(self, *routes: str) -> "Flow":
         """The same pass with some routes cut everywhere: the gradient that would be left.
