@@ -13,16 +13,19 @@ from retrograde import cells, clipping, declarations, nn
 from retrograde.declarations import Declaration
 from retrograde.decomposition import Flow, decompose
 from retrograde.errors import RetrogradeError, VoidDecompositionWarning
+from retrograde.horizons import horizon
 from retrograde.monitor import Monitor
 from retrograde.recording import Recorded, Recording, load, record, record_cell, save
 from retrograde.report import Report, diagnose
 from retrograde.spectra import Spectrum, spectrum
+from retrograde.truncation import Horizon
 
 __version__ = version("retrograde")
 
 __all__ = [
     "Declaration",
     "Flow",
+    "Horizon",
     "Monitor",
     "Recorded",
     "Recording",
@@ -35,6 +38,7 @@ __all__ = [
     "declarations",
     "decompose",
     "diagnose",
+    "horizon",
     "load",
     "nn",
     "record",
