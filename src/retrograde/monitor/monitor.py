@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from retrograde import _checks
-from retrograde.declarations import Declared
+from retrograde.declarations.matching import Declared
 from retrograde.decomposition import Flow, decompose
 from retrograde.decomposition.check import check
 from retrograde.decomposition.flow import void_in_words

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from retrograde.declarations import Declared
+from retrograde.declarations.matching import Declared
 from retrograde.errors import RecordingError, RetrogradeError
 from retrograde.recording import Recorded, Recording, record, recurrent_layers
 

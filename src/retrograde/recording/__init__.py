@@ -15,7 +15,7 @@
 All hooks are gone when the block ends.
 """
 
-from retrograde.recording.layers import declared, recurrent_layers
+from retrograde.recording.layers import recurrent_layers
 from retrograde.recording.record import record, record_cell
 from retrograde.recording.recorded import Recorded, Recording
 from retrograde.recording.storage import load, save
@@ -23,7 +23,6 @@ from retrograde.recording.storage import load, save
 __all__ = [
     "Recorded",
     "Recording",
-    "declared",
     "load",
     "record",
     "record_cell",

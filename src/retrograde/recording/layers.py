@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from retrograde.cells import AbstractCell, Position, clipped
-from retrograde.declarations import Declaration, Declared, declared_in
+from retrograde.declarations import Declaration
+from retrograde.declarations.matching import Declared, declared_in
 from retrograde.nn import AbstractRecurrent
 from retrograde.nn.torch_layers import CELLS, torch_cells
 from retrograde.recording.interception import is_own

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from retrograde import _checks
 from retrograde.cells import AbstractCell
 from retrograde.cells.base import is_cell
-from retrograde.declarations import Declared
+from retrograde.declarations.matching import Declared
 from retrograde.errors import ArgumentError, RecordingError, UnsupportedModelError
 from retrograde.recording.calls import BackwardPass
 from retrograde.recording.hooks import LayerRecorder

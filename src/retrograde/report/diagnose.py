@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from retrograde import _checks
-from retrograde.declarations import Declared
+from retrograde.declarations.matching import Declared
 from retrograde.decomposition import Flow
 from retrograde.decomposition.summary import NEAR
 from retrograde.diagnosis import RULES, limits
@@ -31,7 +31,8 @@ from retrograde.diagnosis.run import LossFunction
 from retrograde.diagnosis.subject import SAMPLES
 from retrograde.diagnosis.training import Plan
 from retrograde.errors import ArgumentError
-from retrograde.recording import Recorded, Recording, declared
+from retrograde.recording import Recorded, Recording
+from retrograde.recording.layers import declared
 from retrograde.report.data import NEEDED, Settings
 from retrograde.report.layer import Directions, Horizon, Layer
 from retrograde.report.report import Report
