@@ -3,9 +3,9 @@
     delta_{k-1}[i] = sum_j F_k[i, j] * delta_k[j]          unit by unit, i and j parts of the state
 
 Where that is so, a product of Jacobians is as small as one of them, and lags need no row each
-(`retrograde.engine.lags`). It is read off the graph: no path from a part of the state before to one
-after may pass a weight. What no step reads of the state before, as the output of a matrix memory,
-takes no part: it is left after one step.
+(`retrograde.engine.unitwise`). It is read off the graph: no path from a part of the state before to
+one after may pass a weight. What no step reads of the state before, as the output of a matrix
+memory, takes no part: it is left after one step.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ class Group:
                 factor = way.get(node, like.new_zeros(()))
                 factor = like.new_ones(()) if factor is None else factor
                 rows.append(factor.expand(*shape, width))
-        return torch.stack(rows).unflatten(0, (len(self.before), -1))
+        return torch.stack(rows).view(len(self.before), -1, *shape, width)
 
 
 def unitwise(graph: Graph) -> tuple[Group, ...] | None:

@@ -2,8 +2,8 @@
 
 The pull-back is linear, so rows of a bin are summed before they are pulled back, and the outer
 products of many steps are one matrix product. A bin costs about as much as one entry row. Where
-units lead to themselves alone there need be no rows (`retrograde.engine.lags`), and lags are those
-of single steps however long the sequence.
+units lead to themselves alone there need be no rows (`retrograde.engine.unitwise`), and lags are
+those of single steps however long the sequence.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from retrograde.decomposition.parts import Parts
 from retrograde.engine.adjoint import AdjointSpan, fold
 from retrograde.engine.entries import Entries
 from retrograde.engine.gradients import AdjointSums
-from retrograde.engine.lags import gradients_by_lag, is_unitwise
+from retrograde.engine.unitwise import gradients_by_lag, is_unitwise
 from retrograde.engine.unroll import Unrolled
 
 

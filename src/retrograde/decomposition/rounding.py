@@ -16,7 +16,7 @@ from torch import Tensor
 
 from retrograde.decomposition.by_lag import Lags
 from retrograde.decomposition.replay import replay
-from retrograde.engine import Entries, Scaled, Unrolled, fold
+from retrograde.engine import Entries, Scaled, Unrolled
 from retrograde.errors import NonFiniteError
 from retrograde.recording import Recorded
 
