@@ -9,7 +9,7 @@ that a cut every K steps can have, so that the second line is the mean over the 
 (g_1 + ... + g_K) / K of the first.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from jaxtyping import Float
@@ -42,10 +42,18 @@ def truncated(
     Raises:
         NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
     """
+    return compared(parts_by_lag(unrolled, direct, lags), whole)
+
+
+@torch.no_grad()
+def compared(
+    every_lag: Iterable[Mapping[str, Scaled]], whole: Mapping[str, Scaled]
+) -> dict[str, dict[str, Measures]]:
+    """The same of parts that are given, lag after lag, each a row for every parameter."""
     sums = {kind: {n: Total(row.values[0]) for n, row in whole.items()} for kind in KINDS}
     comparisons = {kind: Comparison(whole) for kind in KINDS}
     sliding, chunks = (sums[kind] for kind in KINDS)
-    for lag, parts in enumerate(parts_by_lag(unrolled, direct, lags)):
+    for lag, parts in enumerate(every_lag):
         for name, part in parts.items():
             sliding[name].add(part.values[0], int(part.exponent))
             chunks[name].add(sliding[name].values, sliding[name].exponent)
