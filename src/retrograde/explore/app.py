@@ -9,6 +9,8 @@ import marimo
 app = marimo.App(app_title="Back-propagation through time, seen", width="medium")
 
 with app.setup:
+    from dataclasses import replace
+
     import marimo as mo
 
     from retrograde.explore import equations, examples, proof, unrolled
@@ -168,10 +170,8 @@ def _(get_lag, length, set_lag):
 
 @app.cell
 def _(back, forth, get_lag, hidden, lag, length, screen, setting, turned):
-    from dataclasses import replace as _replace
-
     mo.stop(screen.value != SCREENS[2])
-    _setting = _replace(setting, steps=length.value)
+    _setting = replace(setting, steps=length.value)
     _at = min(get_lag(), length.value - 1)
     _stop = unrolled.walk(_setting)[_at]
     told(
