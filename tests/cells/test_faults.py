@@ -6,11 +6,23 @@ from functools import cache
 import pytest
 import torch
 
-from retrograde.cells import GRU, GRU2014, LSTM, Elman, folding, program
+from retrograde.cells import GRU, GRU2014, LSTM, Elman, MinGRU, MinLSTM, folding, program
 from retrograde.cells.edges import Diagonal, Opaque, Weight
 from retrograde.cells.from_function import FunctionCell, FunctionDerivative
 from support.conformance import CHECKS
-from support.problems import FAMILY, GRU2014_, GRU_, LEAKY, LSTM_, MGU, SLSTM, TANH, H
+from support.problems import (
+    FAMILY,
+    GRU2014_,
+    GRU_,
+    LEAKY,
+    LSTM_,
+    MGU,
+    MINGRU,
+    MINLSTM,
+    SLSTM,
+    TANH,
+    H,
+)
 
 
 class _Rewired:
@@ -177,6 +189,32 @@ class BiasOfTheWrongSide(_Rewired, GRU):
         return replace(edge, target="a.candidate") if leads(edge, "", "q") else edge
 
 
+class UpdateGateKeepsInsteadOfWriting(_Rewired, MinGRU):
+    def rewire(self, edge, step):
+        return replace(edge, factor=1 - edge.factor) if edge.route == "carousel" else edge
+
+
+class CandidateAlone(_Rewired, MinGRU):
+    """The update gate is taken for one that writes without forgetting."""
+
+    def rewire(self, edge, step):
+        z, n, _ = step.activations.values()
+        return replace(edge, factor=n * z * (1 - z)) if leads(edge, "a.update", "h+") else edge
+
+
+class GateInsteadOfItsQuotient(_Rewired, MinLSTM):
+    """The carousel passes f on, and not f / (f + i)."""
+
+    def rewire(self, edge, step):
+        f = step.activations["forget"]
+        return replace(edge, factor=f) if edge.route == "carousel" else edge
+
+
+class QuotientWithoutTheInputGate(_Rewired, MinLSTM):
+    def rewire(self, edge, step):
+        return None if leads(edge, "a.input", "h+") else edge
+
+
 class FunctionSeesTheNewState(FunctionCell):
     def linearise(self, step):
         return super().linearise(replace(step, previous=step.state))
@@ -217,6 +255,10 @@ FAULTS = [
     (GatesOfTheStepBeforeForgotten, FAMILY["fgr"]),
     (ResetGateMultipliesTheWrongSide, GRU2014_),
     (OperandBeforeTheReset, GRU2014_),
+    (UpdateGateKeepsInsteadOfWriting, MINGRU),
+    (CandidateAlone, MINGRU),
+    (GateInsteadOfItsQuotient, MINLSTM),
+    (QuotientWithoutTheInputGate, MINLSTM),
     (FunctionSeesTheNewState, MGU),
     (SamplesOfOtherStates, MGU),
 ]

@@ -15,6 +15,7 @@ from retrograde.charts.parts import (
 from retrograde.charts.remedies import before_after, clipping, training_curves
 from retrograde.charts.spectra import directions, exponents, singular_values
 from retrograde.charts.training import training_run
+from retrograde.charts.truncation import truncation_curve
 
 __all__ = [
     "ACCENT",
@@ -45,4 +46,5 @@ __all__ = [
     "split_by_lag",
     "training_curves",
     "training_run",
+    "truncation_curve",
 ]
