@@ -14,6 +14,7 @@ LEVELS = [  # a module imports only from its own level and the levels above it i
     {"cells", "charts", "clipping", "_notebook", "plots"},
     {"engine"},
     {"nn"},
+    {"declarations"},
     {"recording"},
     {"truncation"},
     {"decomposition"},
@@ -140,6 +141,7 @@ def test_the_package_imports_nothing_heavy():
 
 def test_the_public_names_are_pinned():
     assert sorted(retrograde.__all__) == [
+        "Declaration",
         "Flow",
         "Horizon",
         "Monitor",
@@ -151,6 +153,7 @@ def test_the_public_names_are_pinned():
         "VoidDecompositionWarning",
         "cells",
         "clipping",
+        "declarations",
         "decompose",
         "diagnose",
         "horizon",

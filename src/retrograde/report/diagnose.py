@@ -10,6 +10,7 @@ from typing import Any, Literal, overload
 from torch import nn
 
 from retrograde import _checks
+from retrograde.declarations.matching import Declared
 from retrograde.decomposition import Flow
 from retrograde.decomposition.summary import NEAR
 from retrograde.diagnosis import RULES, limits
@@ -28,6 +29,7 @@ from retrograde.diagnosis.subject import SAMPLES
 from retrograde.diagnosis.training import Plan
 from retrograde.errors import ArgumentError
 from retrograde.recording import Recorded, Recording
+from retrograde.recording.layers import declared
 from retrograde.report.data import NEEDED, Settings, versions
 from retrograde.report.layer import Directions, Horizon, Layer
 from retrograde.report.report import Report
@@ -69,6 +71,7 @@ def diagnose(
     seed: int = 0,
     spectrum: bool = False,
     progress: Progress | None = None,
+    cells: Declared | None = None,
 ) -> Report: ...
 def diagnose(
     subject: Recording | Recorded | nn.Module,
@@ -86,6 +89,7 @@ def diagnose(
     seed: int = 0,
     spectrum: bool = False,
     progress: Progress | None = None,
+    cells: Declared | None = None,
 ) -> Report:
     """What is wrong with the gradients of a model's recurrent layers, how we know, and what helps.
 
@@ -126,6 +130,7 @@ def diagnose(
             the state has hundreds of entries.
         progress: called with (passes done, passes in all, what comes next), and then, layer by
             layer, with (spectra done, spectra in all, whose comes next).
+        cells: further recurrences inside the model, as `record` takes them.
 
     Raises:
         ArgumentError: if the loss is not a scalar tensor with a gradient, for a lag, a layer or
@@ -169,6 +174,8 @@ def diagnose(
     settings = Settings(
         versions=versions(), needs_lag=needs_lag, rules=tuple(RULES), thresholds=table
     )
+    if cells is not None and not isinstance(subject, nn.Module):
+        raise ArgumentError("cells= declares modules of a model; what is recorded has its own")
     if isinstance(subject, Recorded):
         if layer is not None:
             _checks.existing("layer", layer, [subject.name])
@@ -199,19 +206,20 @@ def diagnose(
     else:
         given = _batches(batch, batches, seed, LOOKED_AT, budget / 4)
     batch = given.first
-    examination = examine(
-        subject,
-        batch,
-        loss_fn,
-        table,
-        needs_lag=needs_lag,
-        layer=layer,
-        remedies=kind is not None,
-        training=training,
-        others=lambda: given.further(seed, LOOKED_AT, budget / 4),
-        seed=seed,
-        progress=progress,
-    )
+    with declared(subject, cells):
+        examination = examine(
+            subject,
+            batch,
+            loss_fn,
+            table,
+            needs_lag=needs_lag,
+            layer=layer,
+            remedies=kind is not None,
+            training=training,
+            others=lambda: given.further(seed, LOOKED_AT, budget / 4),
+            seed=seed,
+            progress=progress,
+        )
     return _report(examination, settings.of_run(subject, batch, seed), spectrum, progress)
 
 
