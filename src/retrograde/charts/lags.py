@@ -36,7 +36,9 @@ def lag_curve(log2_mean: Tensor, reach: int, half_life: float, floor: float) -> 
         start, least = rows[0][1], min(log2 for _, log2 in rows)
         layers += [
             _slope(alt, start, least, len(log2_mean) - 1, half_life),
-            *rule(alt, {"lag": reach}, "x", f"reach: {reach} steps"),
+            *rule(
+                alt, {"lag": reach}, "x", f"reach: {reach} steps", left=2 * reach > len(log2_mean)
+            ),
             *rule(alt, {"log2": start + math.log2(floor)}, "y", f"{floor:.0%} of lag 0"),
         ]
     return alt.layer(

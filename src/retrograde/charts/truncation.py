@@ -1,10 +1,22 @@
 """The bias of truncated back-propagation over the number of steps that it looks back."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from retrograde.charts.drawing import INK, WIDTH, altair, nothing, rule, table, thinned
+from retrograde.charts.drawing import (
+    ACCENT,
+    COUNTER,
+    INK,
+    SHAPES,
+    WIDTH,
+    altair,
+    nothing,
+    repeated,
+    rule,
+    table,
+    thinned,
+)
 from retrograde.charts.figure import figure
 
 
@@ -53,3 +65,38 @@ def truncation_curve(
         layers += rule(alt, {"steps": window}, "x", f"window: {window} steps")
     subtitle = "at the current weights; other weights have another horizon"
     return alt.layer(*layers, width=WIDTH, height=260, title={"text": title, "subtitle": subtitle})
+
+
+@figure
+def horizon_growth(names: Sequence[str], curves: Mapping[str, Sequence[int | None]]) -> Any:
+    """Window, reach and learnability horizon from one set of weights to the next.
+
+    Args:
+        names: of the weights, in order.
+        curves: steps at each of them by what they are; None where there is none.
+    """
+    alt = altair()
+    title = "How the horizon grows while the network learns"
+    rows = [
+        (at, name, what, value)
+        for what, values in curves.items()
+        for at, (name, value) in enumerate(zip(names, values, strict=True))
+        if value is not None
+    ]
+    if not rows:
+        return nothing(alt, title)
+    columns = {"at": "number", "weights": "string", "what": "string", "steps": "number"}
+    data = table(alt, columns, rows)
+    drawn = list(dict.fromkeys(what for _, _, what, _ in rows))
+    colours = alt.Scale(domain=drawn, range=repeated((INK, COUNTER, ACCENT), len(drawn)))
+    shapes = alt.Scale(domain=drawn, range=repeated(SHAPES, len(drawn)))
+    chart = alt.Chart(data).encode(
+        x=alt.X("weights:N", title=None, sort=list(names), axis=alt.Axis(labelAngle=-30)),
+        y=alt.Y("steps:Q", title="steps", axis=alt.Axis(tickMinStep=1)),
+        color=alt.Color("what:N", title=None, scale=colours),
+        tooltip=[alt.Tooltip("weights:N"), alt.Tooltip("what:N"), alt.Tooltip("steps:Q")],
+    )
+    points = chart.mark_point(size=40, filled=True, opacity=1).encode(
+        shape=alt.Shape("what:N", title=None, scale=shapes)
+    )
+    return alt.layer(chart.mark_line(), points, width=WIDTH - 90, height=220, title=title)

@@ -1,6 +1,6 @@
 """A report as one page that opens offline: the charts' own JavaScript is part of the file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
@@ -123,16 +123,15 @@ def _gate(finding: Finding) -> str:
 
 def render(report: ReportData) -> str:
     """The page as text."""
-    markup = _drawing().Markup
     page = environment(**FILTERS).get_template("page.html.jinja")
-    javascript = _javascript()
+    libraries = javascript()
 
     def written(gallery: _Gallery) -> str:
         text = page.render(
             report=report,
             gallery=gallery,
             kinds=KINDS,
-            javascript=markup(javascript),
+            javascript=libraries,
             most_findings=MOST_FINDINGS,
             most_model=MOST_MODEL,
             version=version("retrograde"),
@@ -246,6 +245,20 @@ class _Gallery:
         self.room -= size
         self.specs[key] = text
         return True
+
+
+def drawn(pictures: Mapping[str, Any]) -> Any:
+    """Charts by key as one JavaScript object that may stand in a script."""
+    with _drawing().altair.utils.schemapi.debug_mode(False):
+        specs = {key: chart.to_dict(validate=False) for key, chart in pictures.items()}
+    for spec in specs.values():
+        del spec["config"], spec["$schema"]
+    return _drawing().htmlsafe_json_dumps(specs, separators=(",", ":"))
+
+
+def javascript() -> Any:
+    """What draws them, as it stands in a page."""
+    return _drawing().Markup(_javascript())
 
 
 @cache
