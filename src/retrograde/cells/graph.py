@@ -33,8 +33,8 @@ class Graph:
         before: the nodes that are parts of s_{k-1}, and where each lies in it.
         after: the nodes that are parts of s_k, and where each lies in it.
         reads: the nodes that are parts of x_k, and where each lies in it.
-        scales: what the adjoint of a node is multiplied by where a policy clips it, `[*L, H]` or
-            `[*L, 1]`.
+        scales: what the adjoint of a node is multiplied by where a policy clips it, [*L, H] or
+            [*L, 1].
         clips: where policies clip, and choose such factors from the whole adjoint.
 
     Raises:
