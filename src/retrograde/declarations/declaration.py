@@ -58,10 +58,13 @@ class Declaration:
             state, or that stands second. A tuple gives a selector for every piece.
         lengths: which argument holds the number of steps of each sample, None for none.
         output: what of the returned value is the output of all steps, None to look: the value
-            itself, or its first part.
+            itself, or its first part. A mapping says which sequence is that of which piece, as in
+            {"h": 0, "c": 1}, where a module returns more than one.
         last: what of the returned value is the last state, None to look. A tuple gives a selector
             for every piece.
-        held: the attributes of the module that hold the state between calls, one for each piece.
+        held: the attribute of the module that holds the state between calls, or one for each piece.
+        start: the attributes (parameters, buffers) that hold the state from which a call without
+            one starts, one for each piece; none for zeros.
         batch_first: whether sequences are [B, T, *]; None for the module's own `batch_first`, and
             True where it has none.
         bidirectional: `cell` gives a cell for each of two directions.
@@ -102,9 +105,10 @@ class Declaration:
     x: Selector = 0
     initial: Selector | tuple[Selector, ...] | None = None
     lengths: Selector | None = None
-    output: Selector | None = None
+    output: Selector | Mapping[str, Selector] | None = None
     last: Selector | tuple[Selector, ...] | None = None
     held: str | tuple[str, ...] = ()
+    start: str | tuple[str, ...] = ()
     batch_first: bool | None = None
     bidirectional: bool = False
     carousel: Iterable[str] = ()
@@ -129,17 +133,31 @@ class Declaration:
         object.__setattr__(self, "carousel", _checks.names("carousel", self.carousel))
         if self.gates:
             _checks.tuple_of("gates", self.gates, Gate, "Gate values of retrograde.cells")
-        named = [self.held] if isinstance(self.held, str) else self.held
-        object.__setattr__(self, "held", _checks.names("held", named))
-        if self.held and len(self.held) != len(self.pieces):
-            raise ArgumentError(
-                f"held must name an attribute for each piece of the state "
-                f"({', '.join(self.pieces)}); got {', '.join(self.held)}"
-            )
+        for name, counts in {
+            "held": (0, 1, len(self.pieces)),
+            "start": (0, len(self.pieces)),
+        }.items():
+            value = getattr(self, name)
+            named = _checks.names(name, [value] if isinstance(value, str) else value)
+            object.__setattr__(self, name, named)
+            if len(named) not in counts:
+                raise ArgumentError(
+                    f"{name} must name an attribute for each piece of the state "
+                    f"({', '.join(self.pieces)}); got {', '.join(named)}"
+                )
+        if isinstance(self.output, Mapping):
+            for piece in self.output:
+                _checks.existing("piece of the state", piece, self.pieces)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Declaration":
         """Itself: a value."""
         return self
+
+    def batch_comes_first(self, module: nn.Module) -> bool:
+        """Whether the module's sequences are [B, T, *]."""
+        if self.batch_first is None:
+            return bool(getattr(module, "batch_first", True))
+        return self.batch_first
 
     @property
     def pieces(self) -> tuple[str, ...]:

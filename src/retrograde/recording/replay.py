@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from retrograde.cells import AbstractCell, Carrying, SideBySide, Stacked
+from retrograde.declarations.reading import OF_PIECE, OUTPUT
 from retrograde.engine import (
     Boundary,
     Entries,
@@ -138,10 +139,15 @@ class _Sequence:
         self.given_to_entered = torch.zeros_like(self.given_to_state) if held else None
         self.given_to_output = self.x.new_zeros(*self.x.shape[:2], width)
         for number, segment in enumerate(segments):
-            if segment.by_output is not None:
-                self.put(self.given_to_output, number, segment.call.outputs(segment.by_output))
+            for name, gradient in segment.by_output.items():
+                into = self.given_to_output
+                if name != OUTPUT:
+                    into = self.given_to_state[
+                        ..., self.cells[0].slots[name.removeprefix(OF_PIECE)]
+                    ]
+                self.put(into, number, segment.call.outputs(gradient))
             last, samples = self.ends[number] - 1, torch.arange(segment.call.batch)
-            self.given_to_state[last, samples.to(last.device)] = segment.by_state
+            self.given_to_state[last, samples.to(last.device)] += segment.by_state
             if self.given_to_entered is not None:
                 self.given_to_entered[last, samples.to(last.device)] = segment.by_entered
         self.boundaries = self._boundaries(segments)
@@ -194,6 +200,12 @@ class _Sequence:
         step, sample = torch.nonzero(steps < ends - starts, as_tuple=True)
         found[step, sample] = values[starts[sample] + step, sample]
         return found
+
+    def inside(self, values: Float[Tensor, "K b M"], number: int) -> Float[Tensor, "K b M"]:
+        """Values of the steps of one call, zeros after the end of a sample."""
+        steps = torch.arange(len(values), device=values.device).unsqueeze(1)
+        there = steps < self.ends[number] - self.starts[number]
+        return torch.where(there.unsqueeze(-1), values, 0)
 
     def joined(self, parts: list[Float[Tensor, "_ _ M"]]) -> Float[Tensor, "T B M"]:
         """What belongs to the steps of all calls."""
@@ -287,10 +299,10 @@ class _Sequence:
         rounding = max(call.rounding for call in self.calls)
         disturbed = self.unroll(moved(cell, rounding), self.x)
         for number, call in enumerate(self.calls):
-            if call.has_output and call.output._version == call.version:
+            if OUTPUT in call.sequences and call.output._version == call.version:
                 ran = call.outputs(call.output)
                 one, other = (self.taken(each.output, number, ran) for each in (ours, disturbed))
-                check_agreement("its outputs", ran, one, other, rounding)
+                check_agreement("its outputs", self.inside(ran, number), one, other, rounding)
             last = self.ends[number] - 1, torch.arange(call.batch, device=call.output.device)
             one, other = (each.states[1:][last].unsqueeze(0) for each in (ours, disturbed))
             seen = call.state({name: torch.ones_like(part) for name, part in call.last.items()})
