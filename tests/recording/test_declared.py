@@ -462,3 +462,43 @@ def test_frozen_weights_are_no_parameters_of_a_declared_cell():
     model.W.bias.requires_grad_(False)
     flow = retrograde.decompose(recorded(model, once, {"": BY_STEP}))
     assert flow.residual.ok and flow.parameters == ("W.weight", "R.weight", "R.bias")
+
+
+class QRNNLayer(nn.Module):
+    """As torchqrnn, which is on no package index, has it."""
+
+    def __init__(self, window):
+        super().__init__()
+        self.window, self.output_gate = window, True
+        self.linear = nn.Linear(window * I, 3 * H)
+
+    def forward(self, X, hidden=None):  # noqa: N803
+        source = X
+        if self.window == 2:
+            source = torch.cat((X, torch.cat((X[:1] * 0, X[:-1]))), 2)
+        z, f, o = self.linear(source).chunk(3, 2)
+        z, f, c = torch.tanh(z), torch.sigmoid(f), hidden
+        states = []
+        for z_k, f_k in zip(z, f, strict=True):
+            c = f_k * z_k + (0 if c is None else (1 - f_k) * c)
+            states.append(c)
+        states = torch.stack(states)
+        return torch.sigmoid(o) * states, states[-1:]
+
+
+QRNNLayer.__module__ = "torchqrnn.qrnn"
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_what_ships_is_found_by_the_name_of_the_class(window):
+    """Its output is no part of the state: a readout, with weights of its own."""
+    torch.manual_seed(0)
+    model = QRNNLayer(window).double()
+
+    def run(model):
+        one, c = model(drawn(T, B, I))
+        two, c = model(drawn(T, B, I, seed=2), c)
+        return one.square().sum() + two.sum() + c.square().sum()
+
+    flow = retrograde.decompose(recorded(model, run, None))
+    assert flow.residual.ok and flow.residual < 1e-14 and flow.steps == 2 * T

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -97,7 +98,7 @@ def read_call(
     Raises:
         RecordingError: with what was looked for, and what was there.
     """
-    x = input_of(declaration, arguments)
+    x = input_of(declaration, module, arguments)
     given = dict(before) if declaration.held else initial_of(declaration, arguments, x)
     if not given and declaration.start:
         given = started_from(declaration, module)
@@ -117,13 +118,17 @@ def read_call(
     return CallTensors(x, given, results, lengths, tuple(others))
 
 
-def input_of(declaration: Declaration, arguments: Mapping[str, Any]) -> Tensor | PackedSequence:
+def input_of(
+    declaration: Declaration, module: nn.Module, arguments: Mapping[str, Any]
+) -> Tensor | PackedSequence:
     """The input of a call.
 
     Raises:
         RecordingError: if it is no tensor.
     """
-    x = _picked(arguments, declaration.x, "x")
+    with torch.no_grad():  # what is put together here is no part of the user's graph
+        every = {**arguments, "self": module} if callable(declaration.x) else arguments
+        x = _picked(every, declaration.x, "x")
     if not isinstance(x, Tensor | PackedSequence):
         raise RecordingError(
             f"its input cannot be read: x={declaration.x!r} of its call is {_checks.shown(x)}; "
@@ -276,7 +281,7 @@ def _results(declaration: Declaration, returned: Any, sequence: bool) -> dict[st
 def _stepped_results(declaration: Declaration, returned: Any) -> dict[str, Tensor]:
     """What a single step gave: its state, alone or after an output."""
     pieces = declaration.pieces
-    found = _pieces_in(pieces, returned)
+    found = None if declaration.readout else _pieces_in(pieces, returned)
     if found is None and isinstance(returned, tuple | list) and len(returned) > 1:
         rest = returned[1] if len(returned) == 2 else returned[1:]
         found = _pieces_in(pieces, rest)
@@ -285,6 +290,8 @@ def _stepped_results(declaration: Declaration, returned: Any) -> dict[str, Tenso
             f"its state cannot be read: a step returned {_checks.shown(returned)}, and expected "
             f"was a state of {', '.join(pieces)}, alone or after the output; declare last="
         )
+    if declaration.readout:
+        return {declaration.readout: _tensor(returned[0], "output"), **found}
     return found
 
 

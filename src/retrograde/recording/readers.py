@@ -58,11 +58,12 @@ class DeclaredReader:
 
     def __init__(self, module: nn.Module, declaration: Declaration):
         self.module, self.declaration = module, declaration
-        names = tuple(n for n, _ in module.named_parameters() if n not in declaration.start)
+        names = tuple(n for n, _ in module.named_parameters() if declaration.uses(n))
         layout = declaration.batch_comes_first(module)
-        directions = 1 + declaration.bidirectional
+        directions = declaration.directions(module)
+        kind, readout = class_of(module), declaration.readout
         self.form = Form(
-            class_of(module), False, layout, directions, 0.0, False, (), names, declared=True
+            kind, False, layout, directions, 0.0, False, (), names, declared=True, readout=readout
         )
         self._held: dict[str, Tensor] = {}
         self._arguments = argument_names(module)

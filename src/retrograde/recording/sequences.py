@@ -307,8 +307,11 @@ def _origin_in(call: Call, backward: BackwardPass) -> _OriginInPass:
     if not agrees:
         others = ~_mask(call, origin.altered)
         reads = [replace(read, factor=read.factor * others) for read in reads]
+    unread = call.cells[0].slots.get(call.form.readout)
     if origin.same:
         factor = _mask(call, origin.same).double()
+        if unread is not None:
+            factor[:, unread] = 1
         own = torch.arange(factor.numel(), device=factor.device).view_as(factor)
         reads = merged([StateRead(False, own, factor)], reads)
     reads = [read for read in reads if bool(read.factor.any())]
