@@ -124,7 +124,7 @@ def _looked_at(
             warnings.warn(words, VoidDecompositionWarning, stacklevel=3)
     length = max(flow.steps for flow in flows.values())
     reach = max(flow.reach for flow in flows.values())
-    by_layer = {name: flow.truncated[kind] for name, flow in flows.items()}
+    by_layer = {name: flow.truncated(kind) for name, flow in flows.items()}
     if len(by_layer) == 1:
         return with_layers(next(iter(by_layer.values()))), length, reach
     found: dict[str, Measures] = {}
