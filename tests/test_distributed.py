@@ -70,11 +70,13 @@ def test_two_ranks_stay_in_step_and_only_the_first_looks(ranks):
 )
 def test_two_processes_find_the_parts_of_the_whole_batch(ranks, problem, rounding):
     model, x, weights = problem()
-    whole = data_parallel.answers(data_parallel.flow_of(model, x, weights))
+    flow = data_parallel.flow_of(model, x, weights)
+    whole, curves = data_parallel.answers(flow), data_parallel.horizons(flow)
     if problem is data_parallel.beyond_the_range:
         assert whole[-2][1].min() < -200  # no float32 holds this
     for rank in ranks:
-        found, (residual, bound, note), gradients = rank[problem.__name__]
+        found, (residual, bound, note), gradients, horizons = rank[problem.__name__]
+        torch.testing.assert_close(horizons, curves, rtol=rounding, atol=rounding)
         for here, there in zip(found, whole, strict=True):
             assert here[0] == there[0]
             torch.testing.assert_close(here[1:], there[1:], rtol=rounding, atol=rounding)
@@ -95,7 +97,12 @@ def test_processes_whose_sequences_are_of_different_lengths(ranks):
     mean = long.clone()
     mean[:9] += short
     for rank in ranks:
-        found, steps, gradients = rank["lengths"]
+        found, steps, gradients, horizons = rank["lengths"]
+        missing = [mean[k:].sum(0).norm() for k in range(1, 12)]
+        own = horizons[3 * (1 + [*gradients].index("weight_hh_l0"))].squeeze(0)
+        torch.testing.assert_close(
+            own[:-1], torch.stack(missing) / mean.sum(0).norm(), rtol=1e-9, atol=1e-12
+        )
         assert steps == 12
         torch.testing.assert_close(found[-3][3], mean / 2, rtol=1e-12, atol=1e-15)
         torch.testing.assert_close(found[-3][3].sum(0), gradients["weight_hh_l0"])
@@ -108,6 +115,7 @@ def test_what_differs_between_processes_is_refused_in_all_of_them(ranks):
         "weight_hh_l0 of rank 1 differs",
         "sizes": r"ArgumentError: all_reduce needs the same layer in all processes",
         "question": "ArgumentError: the question must be the same in all processes",
+        "kind": "ArgumentError: kind must be the same in all processes; rank 0 has sliding",
         "group": "ArgumentError: group must be a process group; got 'gloo'",
         "bins": "ArgumentError: the question must be the same in all processes",
     }.items():

@@ -9,7 +9,8 @@ flow.reach, flow.half_life, flow.residual
 
 from importlib.metadata import version
 
-from retrograde import cells, clipping, nn
+from retrograde import cells, clipping, declarations, nn
+from retrograde.declarations import Declaration
 from retrograde.decomposition import Flow, decompose
 from retrograde.errors import RetrogradeError, VoidDecompositionWarning
 from retrograde.horizons import horizon
@@ -22,6 +23,7 @@ from retrograde.truncation import Horizon
 __version__ = version("retrograde")
 
 __all__ = [
+    "Declaration",
     "Flow",
     "Horizon",
     "Monitor",
@@ -33,6 +35,7 @@ __all__ = [
     "VoidDecompositionWarning",
     "cells",
     "clipping",
+    "declarations",
     "decompose",
     "diagnose",
     "horizon",

@@ -80,6 +80,17 @@ def answers(flow):
     return [(parts.axes, parts.log2, parts.share, parts.parts()) for parts in asked]
 
 
+def horizons(flow):
+    """The measures of both kinds of truncation, for the whole gradient and each parameter."""
+    every = [flow.horizon(kind) for kind in ("sliding", "chunks")]
+    return [
+        horizon.of(name).each(measure) if name else horizon.each(measure)
+        for horizon in every
+        for name in horizon.measures
+        for measure in ("bias", "cosine", "ratio")
+    ]
+
+
 def gradients(model):
     return {n: p.grad.clone() for n, p in model.rnn.named_parameters()}
 
@@ -91,18 +102,19 @@ def reduced():
         model, x, weights = problem()
         flow = flow_of(DistributedDataParallel(model), x[mine], weights[mine]).all_reduce()
         residual = float(flow.residual), flow.residual.bound, flow.residual.note
-        found[problem.__name__] = answers(flow), residual, gradients(model)
+        found[problem.__name__] = answers(flow), residual, gradients(model), horizons(flow)
 
     model, x, weights = ordinary()
     some = slice(0, 9 + 3 * rank)  # of rank 0 shorter sequences
     flow = flow_of(DistributedDataParallel(model), x[mine, some], weights[mine, some]).all_reduce()
-    found["lengths"] = answers(flow), flow.steps, gradients(model)
+    found["lengths"] = answers(flow), flow.steps, gradients(model), horizons(flow)
 
     found["refused"] = {
         "weights": refusal(lambda: flow_of(shifted(model, rank), x, weights).all_reduce()),
         "sizes": refusal(lambda: of_another_size(rank).all_reduce()),
         "question": refusal(lambda: (flow.by_lag, flow.by_route)[rank]()),
         "bins": refusal(lambda: flow.by_lag(bins=(0, 2 + rank))),
+        "kind": refusal(lambda: flow.horizon(("sliding", "chunks")[rank])),
         "group": refusal(lambda: flow.local.all_reduce("gloo")),
         "one fails": refusal(lambda: flow.by_lag((None, "bias")[rank])),
     }

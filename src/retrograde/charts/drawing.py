@@ -62,7 +62,7 @@ def nothing(alt: Any, title: str) -> Any:
     return chart.mark_text().encode(text=alt.Text("text:N"))
 
 
-def rule(alt: Any, where: Mapping[str, int | float], axis: str, text: str, width: int) -> list[Any]:
+def rule(alt: Any, where: Mapping[str, int | float], axis: str, text: str) -> list[Any]:
     """A dashed line with a label, vertical at a lag or horizontal at a size."""
     name, at = next(iter(where.items()))
     data = table(alt, {name: "number", "text": "string"}, [(at, text)])
@@ -75,7 +75,10 @@ def rule(alt: Any, where: Mapping[str, int | float], axis: str, text: str, width
         label = alt.Chart(data).mark_text(align="left", dx=5, dy=6, baseline="top")
         return [line, label.encode(x=alt.X(f"{name}:Q"), y=alt.YValue(0), text=alt.Text("text:N"))]
     label = alt.Chart(data).mark_text(align="right", dy=-6)
-    return [line, label.encode(y=alt.Y(f"{name}:Q"), x=alt.XValue(width), text=alt.Text("text:N"))]
+    return [
+        line,
+        label.encode(y=alt.Y(f"{name}:Q"), x=alt.XValue("width"), text=alt.Text("text:N")),
+    ]
 
 
 def fitting_scale(alt: Any, values: Sequence[float]) -> Any:

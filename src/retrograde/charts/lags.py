@@ -36,8 +36,8 @@ def lag_curve(log2_mean: Tensor, reach: int, half_life: float, floor: float) -> 
         start, least = rows[0][1], min(log2 for _, log2 in rows)
         layers += [
             _slope(alt, start, least, len(log2_mean) - 1, half_life),
-            *rule(alt, {"lag": reach}, "x", f"reach: {reach} steps", WIDTH),
-            *rule(alt, {"log2": start + math.log2(floor)}, "y", f"{floor:.0%} of lag 0", WIDTH),
+            *rule(alt, {"lag": reach}, "x", f"reach: {reach} steps"),
+            *rule(alt, {"log2": start + math.log2(floor)}, "y", f"{floor:.0%} of lag 0"),
         ]
     return alt.layer(
         *layers,
@@ -111,7 +111,7 @@ def memory(curves: Mapping[str, Sequence[float]], floor: float, what: str) -> An
         )
     )
     width = WIDTH - 110
-    forgotten = rule(alt, {"log2": math.log2(floor)}, "y", f"{floor:.0%}", width)
+    forgotten = rule(alt, {"log2": math.log2(floor)}, "y", f"{floor:.0%}")
     return alt.layer(lines, *forgotten, width=width, height=230, title=title)
 
 

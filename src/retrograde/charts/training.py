@@ -50,7 +50,7 @@ def _steps(alt: Any, name: str, curves: Mapping[str, Curve], needs_lag: int | No
     )
     layers = [drawn.mark_line(), drawn.mark_point(size=14, filled=True, opacity=1)]
     if needs_lag is not None:
-        layers += rule(alt, {"lag": needs_lag}, "y", f"needed: {needs_lag} steps", WIDTH - 90)
+        layers += rule(alt, {"lag": needs_lag}, "y", f"needed: {needs_lag} steps")
     return alt.layer(
         *layers,
         width=WIDTH - 90,

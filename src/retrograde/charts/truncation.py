@@ -43,13 +43,13 @@ def truncation_curve(
             y=alt.Y("bias:Q", title="||g - g_K|| / ||g||", scale=alt.Scale(zero=True)),
             tooltip=[alt.Tooltip("steps:Q", title="K"), alt.Tooltip("bias:Q", format=".3g")],
         ),
-        *rule(alt, {"bias": delta}, "y", f"bias {delta:g}", WIDTH),
+        *rule(alt, {"bias": delta}, "y", f"bias {delta:g}"),
     ]
     if any(low != high for _, low, _, high in rows):
         layers.insert(
             0, base.mark_area(color=INK, opacity=0.25).encode(x=x, y="low:Q", y2="high:Q")
         )
     if window is not None:
-        layers += rule(alt, {"steps": window}, "x", f"window: {window} steps", WIDTH)
+        layers += rule(alt, {"steps": window}, "x", f"window: {window} steps")
     subtitle = "at the current weights; other weights have another horizon"
     return alt.layer(*layers, width=WIDTH, height=260, title={"text": title, "subtitle": subtitle})

@@ -29,6 +29,7 @@ from retrograde.cli import weights_file
 from retrograde.cli.terminal import complain, forgive_encodings, guarded_output, progress, show
 from retrograde.diagnosis.finding import SEVERITIES
 from retrograde.errors import InputError, RetrogradeError
+from retrograde.explore import server
 from retrograde.spectra import inspect_weights
 
 FINDINGS, UNUSABLE, BUG, INTERRUPTED = 1, 2, 70, 130
@@ -285,6 +286,24 @@ def explain(
         listing.add_row(name, found.title)
     show(listing)
     show("retrograde explain RULE says more.")
+
+
+@app.command(
+    help="Show the lecture in your browser: back-propagation through time, seen.\n\n"
+    "It runs on this machine and needs no network. Ctrl-C ends it."
+)
+def explore(
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Where to listen on this machine.")
+    ] = server.PORT,
+    no_browser: Annotated[
+        bool,
+        typer.Option("--no-browser", "--headless", help="Print the address, open no browser."),
+    ] = False,
+    threads: Threads = None,
+) -> None:
+    _set_threads(threads)
+    server.serve(port, browser=not no_browser)
 
 
 def main() -> None:

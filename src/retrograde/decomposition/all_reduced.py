@@ -5,23 +5,49 @@ and the answers are reduced: the exponents by their maximum, then the values on 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic
+from functools import cached_property
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from retrograde import _checks
 from retrograde.decomposition.bins import Bins, lag_bins
-from retrograde.decomposition.clipped import AbstractGradient, Pass
+from retrograde.decomposition.clipped import AbstractGradient
 from retrograde.decomposition.parts import Parts, together
 from retrograde.decomposition.processes import Processes
 from retrograde.decomposition.residual import Residual, of_mean
 from retrograde.engine import Scaled
 from retrograde.errors import ArgumentError
+from retrograde.truncation import Horizon, Measures
+from retrograde.truncation.truncated import KINDS, Truncation, fold_lags
 
 SAME = 1e-3
 """Weights are the same up to this part of their norm: processes drift apart by rounding alone."""
+
+
+class AbstractPass(AbstractGradient):
+    """What is asked of the pass of each process."""
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """T, the length of the sequence."""
+
+    @property
+    @abstractmethod
+    def reach(self) -> int:
+        """The largest lag, in steps, whose mean contribution is still 1 % of that at lag 0."""
+
+    @abstractmethod
+    def lag_by_lag(self) -> Iterator[Mapping[str, Scaled]]:
+        """The part of each lag, one after the other: a row [1, ...] for each parameter."""
+
+
+Pass = TypeVar("Pass", bound=AbstractPass)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +119,59 @@ class AllReduced(AbstractGradient, Generic[Pass]):
             bins,
             lambda name, starts: self.local.by_crossing(name, max_crossings, starts),
         )
+
+    def horizon(self, kind: str = "sliding") -> Horizon:
+        """What truncated back-propagation leaves of the averaged gradient, as `Flow.horizon`.
+
+        The part of each lag is summed over the processes before anything is measured. The reach is
+        the largest of any process.
+
+        Args:
+            kind: "sliding" or "chunks".
+
+        Raises:
+            ArgumentError: for another kind, and if the processes ask for different ones.
+            RecordingError: if another process fails.
+        """
+
+        def answer() -> tuple[str, str]:
+            known = _checks.one_of("kind", kind, KINDS)
+            return known, known
+
+        kind = self.processes.agree("kind", answer)
+        return Horizon.of_one(kind, self.truncated(kind), self.steps, self.reach)
+
+    @cached_property
+    def reach(self) -> int:
+        """The largest reach of any process."""
+        return max(self.processes.answers(lambda: self.local.reach))
+
+    def truncated(self, kind: str) -> Mapping[str, Measures]:
+        """What is left of the gradient of each parameter for K = 1 .. T."""
+        truncation = Truncation(kind, self.mean)
+        fold_lags(self._lag_by_lag(), [truncation])
+        return truncation.result()
+
+    def _lag_by_lag(self) -> Iterator[Mapping[str, Scaled]]:
+        """The averaged part of each lag; if one process fails, all do so at the end."""
+        nothing = {
+            name: Scaled(torch.zeros_like(row.values), row.exponent)
+            for name, row in self.mean.items()
+        }
+        own, failed = self.local.lag_by_lag(), None
+        for _ in range(self.steps):
+            part: Mapping[str, Scaled] = nothing
+            try:
+                part = part if failed else next(own, nothing)
+            except Exception as error:
+                failed = error
+            yield {name: self.processes.mean(part[name]) for name in nothing}
+
+        def end() -> None:
+            if failed is not None:
+                raise failed
+
+        self.processes.answers(end)
 
     def _averaged(
         self,

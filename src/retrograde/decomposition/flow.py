@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,13 @@ from retrograde._notebook import card
 from retrograde.cells import AbstractCell, Cut, clipped, unclipped
 from retrograde.clipping import AbstractInside, AbstractPolicy, chain
 from retrograde.decomposition.adjoints import AdjointNorms, Adjoints
-from retrograde.decomposition.all_reduced import AllReduced, Share, all_reduced, fingerprint
+from retrograde.decomposition.all_reduced import (
+    AbstractPass,
+    AllReduced,
+    Share,
+    all_reduced,
+    fingerprint,
+)
 from retrograde.decomposition.bins import Bins, lag_bins
 from retrograde.decomposition.by_crossing import Crossings
 from retrograde.decomposition.by_lag import Lags, LagSums
@@ -24,7 +30,7 @@ from retrograde.decomposition.by_parameter import by_parameter
 from retrograde.decomposition.by_route import Routes
 from retrograde.decomposition.by_time import ContributionNorms, ContributionShares, parts_by_time
 from retrograde.decomposition.by_unit import Units
-from retrograde.decomposition.clipped import AbstractGradient, ClippedFlow, factors_at_the_end
+from retrograde.decomposition.clipped import ClippedFlow, factors_at_the_end
 from retrograde.decomposition.labels import AbstractLabels
 from retrograde.decomposition.lags import REACH
 from retrograde.decomposition.non_finite import NonFinite, first_overflow
@@ -36,6 +42,7 @@ from retrograde.decomposition.rounding import moved_by_rounding, whole_gradient
 from retrograde.decomposition.rows import log2_of_sum, near
 from retrograde.decomposition.summary import NEAR, Summary, growth
 from retrograde.engine import Entries, Scaled, Unrolled, fold, with_factors
+from retrograde.engine.lags import parts_by_lag
 from retrograde.errors import ArgumentError, VoidDecompositionWarning
 from retrograde.recording import Recorded, Recording
 from retrograde.recording.recorded import the_one
@@ -50,7 +57,7 @@ LOW = 2.0**-10
 
 
 @dataclass(frozen=True, eq=False)
-class Flow(AbstractGradient):
+class Flow(AbstractPass):
     """One backward pass through one recurrent layer (or stack), taken apart.
 
     Made by `decompose`. Norms are returned as log2, so that nothing leaves the range; shares are
@@ -466,9 +473,19 @@ class Flow(AbstractGradient):
         """What is left of the gradient of each parameter for K = 1 .. T."""
         if kind not in self._truncated:
             truncation = Truncation(kind, self.gradient)
-            fold_lags(self.unrolled, self.entries.direct, [truncation])
+            fold_lags(parts_by_lag(self.unrolled, self.entries.direct), [truncation])
             self._truncated[kind] = truncation.result()
         return self._truncated[kind]
+
+    def lag_by_lag(self) -> Iterator[Mapping[str, Scaled]]:
+        """The part of each lag, one after the other: a row [1, ...] for each parameter.
+
+        Together they are `by_lag(bins="every")`, in the memory of one of them.
+
+        Raises:
+            NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
+        """
+        return parts_by_lag(self.unrolled, self.entries.direct)
 
     def without(self, *routes: str) -> "Flow":
         """The same pass with some routes cut everywhere: the gradient that would be left.
@@ -560,8 +577,9 @@ class Flow(AbstractGradient):
             group: the process group, None for the default one.
 
         Returns:
-            What answers `by_lag`, `by_route` and `by_crossing` for all processes together. Its
-            `residual` compares the averaged parts with the averaged gradient of autograd.
+            What answers `by_lag`, `by_route`, `by_crossing` and `horizon` for all processes
+            together. Its `residual` compares the averaged parts with the averaged gradient of
+            autograd.
 
         Raises:
             ArgumentError: without an initialised process group, for a group that is none, and if

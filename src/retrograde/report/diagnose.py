@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from retrograde import _checks
+from retrograde.declarations.matching import Declared
 from retrograde.decomposition import Flow
 from retrograde.decomposition.summary import NEAR
 from retrograde.diagnosis import RULES, limits
@@ -31,6 +32,7 @@ from retrograde.diagnosis.subject import SAMPLES
 from retrograde.diagnosis.training import Plan
 from retrograde.errors import ArgumentError
 from retrograde.recording import Recorded, Recording
+from retrograde.recording.layers import declared
 from retrograde.report.data import NEEDED, Settings
 from retrograde.report.layer import Directions, Horizon, Layer
 from retrograde.report.report import Report
@@ -72,6 +74,7 @@ def diagnose(
     seed: int = 0,
     spectrum: bool = False,
     progress: Progress | None = None,
+    cells: Declared | None = None,
 ) -> Report: ...
 def diagnose(
     subject: Recording | Recorded | nn.Module,
@@ -89,6 +92,7 @@ def diagnose(
     seed: int = 0,
     spectrum: bool = False,
     progress: Progress | None = None,
+    cells: Declared | None = None,
 ) -> Report:
     """What is wrong with the gradients of a model's recurrent layers, how we know, and what helps.
 
@@ -129,6 +133,7 @@ def diagnose(
             the state has hundreds of entries.
         progress: called with (passes done, passes in all, what comes next), and then, layer by
             layer, with (spectra done, spectra in all, whose comes next).
+        cells: further recurrences inside the model, as `record` takes them.
 
     Raises:
         ArgumentError: if the loss is not a scalar tensor with a gradient, for a lag, a layer or
@@ -179,6 +184,8 @@ def diagnose(
         rules=tuple(RULES),
         thresholds=table,
     )
+    if cells is not None and not isinstance(subject, nn.Module):
+        raise ArgumentError("cells= declares modules of a model; what is recorded has its own")
     if isinstance(subject, Recorded):
         if layer is not None:
             _checks.existing("layer", layer, [subject.name])
@@ -209,19 +216,20 @@ def diagnose(
     else:
         given = _batches(batch, batches, seed, LOOKED_AT, budget / 4)
     batch = given.first
-    examination = examine(
-        subject,
-        batch,
-        loss_fn,
-        table,
-        needs_lag=needs_lag,
-        layer=layer,
-        remedies=kind is not None,
-        training=training,
-        others=lambda: given.further(seed, LOOKED_AT, budget / 4),
-        seed=seed,
-        progress=progress,
-    )
+    with declared(subject, cells):
+        examination = examine(
+            subject,
+            batch,
+            loss_fn,
+            table,
+            needs_lag=needs_lag,
+            layer=layer,
+            remedies=kind is not None,
+            training=training,
+            others=lambda: given.further(seed, LOOKED_AT, budget / 4),
+            seed=seed,
+            progress=progress,
+        )
     device = next((str(p.device) for p in subject.parameters()), "")
     settings = replace(
         settings, model=str(subject), batch=_described(batch), device=device, seed=seed

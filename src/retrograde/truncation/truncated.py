@@ -13,12 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from retrograde.engine.lags import parts_by_lag
 from retrograde.engine.scaling import Scaled
-from retrograde.engine.unroll import Unrolled
 from retrograde.truncation.measures import Comparison, Measures, Total
 
 KINDS = ("sliding", "chunks")
@@ -84,18 +80,17 @@ class Fold(Protocol):
 
 
 @torch.no_grad()
-def fold_lags(unrolled: Unrolled, direct: Float[Tensor, "T B S"], folds: Iterable[Fold]) -> None:
+def fold_lags(parts: Iterable[Mapping[str, Scaled]], folds: Iterable[Fold]) -> None:
     """Feed one scan along the lags to any number of folds.
 
     Args:
-        unrolled: the pass.
-        direct: dL/ds_k as the loss alone gives it.
-        folds: what takes the parts.
+        parts: of every lag, one after the other, a row for each parameter.
+        folds: what takes them.
 
     Raises:
         NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
     """
     folds = tuple(folds)
-    for lag, parts in enumerate(parts_by_lag(unrolled, direct)):
+    for lag, some in enumerate(parts):
         for each in folds:
-            each.update(lag, parts)
+            each.update(lag, some)
