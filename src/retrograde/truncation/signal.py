@@ -62,7 +62,7 @@ class Signal:
         return self.products.shape[1]
 
     @cached_property
-    def _whole(self) -> tuple[Float[Tensor, "M"], Float[Tensor, "M"]]:
+    def _whole(self) -> tuple[Float[Tensor, "1 M"], Float[Tensor, "1 M"]]:
         return _estimates(self.products, self.products.new_ones(1, self.batches))
 
     @property

@@ -10,7 +10,7 @@ that a cut every K steps can have, so that the second line is the mean over the 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -72,6 +72,7 @@ class Binned:
             self._sums = {}
 
 
+@runtime_checkable
 class Fold(Protocol):
     """A consumer of parts by lag."""
 
