@@ -14,16 +14,19 @@ LEVELS = [  # a module imports only from its own level and the levels above it i
     {"cells", "charts", "clipping", "_notebook", "plots"},
     {"engine"},
     {"nn"},
+    {"declarations"},
     {"recording"},
+    {"truncation"},
     {"decomposition"},
     {"spectra"},
     {"diagnosis"},
+    {"horizons"},
     {"report"},
     {"monitor"},
     {"integrations"},
     {"data"},
     {"tasks"},
-    {"demo"},
+    {"demo", "explore"},
     {"cli", "__main__", "__init__"},
 ]
 
@@ -121,7 +124,7 @@ def test_functions_import_optional_dependencies_only():
 
 HEAVY = {
     *("altair", "vl_convert", "jinja2", "rich", "typer", "lightning", "pytorch_lightning"),
-    *("jsonschema", "pydantic", "safetensors", "pandas", "PIL"),
+    *("jsonschema", "pydantic", "safetensors", "pandas", "PIL", "marimo"),
 }
 """Packages of extras, and those of the core that take long to load."""
 
@@ -132,13 +135,15 @@ def test_the_package_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules = done.stdout.split()
     assert not HEAVY & {name.split(".")[0] for name in modules}
-    apart = {"cli", "data", "demo", "integrations", "tasks"}
+    apart = {"cli", "data", "demo", "explore", "integrations", "tasks"}
     assert not apart & {name.split(".")[1] for name in modules if name.startswith("retrograde.")}
 
 
 def test_the_public_names_are_pinned():
     assert sorted(retrograde.__all__) == [
+        "Declaration",
         "Flow",
+        "Horizon",
         "Monitor",
         "Recorded",
         "Recording",
@@ -148,8 +153,10 @@ def test_the_public_names_are_pinned():
         "VoidDecompositionWarning",
         "cells",
         "clipping",
+        "declarations",
         "decompose",
         "diagnose",
+        "horizon",
         "load",
         "nn",
         "record",

@@ -62,6 +62,7 @@ SIZE = Kind((*NO_NUMBER, NOTHING, 0, -1.0, -math.inf, torch.ones(2)), _reals)
 SHARE = Kind((*NO_NUMBER, NOTHING, -0.1, 1.5, math.inf, torch.ones(2)), _reals)
 NUMBER = Kind((*NO_NUMBER, NOTHING, math.inf, 10**400, torch.ones(2)), _reals)
 FLAG = Kind((NOTHING, 2, TEXT, LIST, math.nan, 1.0), lambda value: (np.bool_(value),))
+DELTA = Kind((*NO_NUMBER, NOTHING, -0.1, torch.ones(2)), _reals)
 NAME = Kind((NOTHING, 3, TEXT, LIST, b"x", math.nan, True))
 NAME_OR_NONE = Kind((3, TEXT, LIST, b"x", math.nan, True))
 LABEL = Kind((NOTHING, 3, LIST, b"x"))
@@ -149,6 +150,7 @@ def step(weights: Mapping[str, torch.Tensor], x: torch.Tensor, h: torch.Tensor) 
 
 RECORDED = recorded()
 FLOW = retrograde.decompose(RECORDED)
+HORIZON = FLOW.horizon()
 SPECTRUM = retrograde.spectrum(RECORDED)
 CELL = RECORDED["LSTM"].cell
 LAYER = cells.LSTM(torch.ones(8, 1) / 9, torch.ones(8, 2) / 9)
@@ -221,6 +223,17 @@ ROWS: dict[str, Row] = {
         retrograde.diagnose,
         {"subject": RECORDED, "needs_lag": 2, "layer": "LSTM", "thresholds": {}},
         {"subject": RECORDING, **{n: DIAGNOSE[n] for n in ("needs_lag", "layer", "thresholds")}},
+    ),
+    "retrograde.horizon": Row(
+        retrograde.horizon,
+        {
+            **{"model": nn.LSTM(1, 2), "batches": X, "loss_fn": lambda m, x: m(x)[0].sum()},
+            **{"kind": "chunks", "layer": "LSTM", "most": 2, "seed": 1},
+        },
+        {
+            **{"model": RECURRENT, "batches": FREE, "loss_fn": taking(2), "kind": NAME},
+            **{"layer": NAME_OR_NONE, "most": COUNT, "seed": INTEGER},
+        },
     ),
     "retrograde.record": Row(entered, {"model": nn.LSTM(1, 2)}, {"model": RECURRENT}),
     "retrograde.record_cell": Row(
@@ -472,6 +485,12 @@ ROWS: dict[str, Row] = {
         {"parameter": None, "bins": (0, 2)},
         {"parameter": NAME_OR_NONE, "bins": BINS},
     ),
+    "Flow.horizon": Row(FLOW.horizon, {"kind": "sliding"}, {"kind": NAME}),
+    "Horizon.of": Row(HORIZON.of, {"name": "weight_hh_l0"}, {"name": NAME}),
+    "Horizon.each": Row(HORIZON.each, {"measure": "bias"}, {"measure": NAME}),
+    "Horizon.window": Row(HORIZON.window, {"delta": 0.1}, {"delta": DELTA}),
+    "Horizon.summary": Row(HORIZON.summary, {"delta": 0.1}, {"delta": DELTA}),
+    "Horizon.chart": Row(HORIZON.chart, {"delta": 0.1}, {"delta": DELTA}),
     "Flow.by_crossing": Row(
         FLOW.by_crossing,
         {"parameter": None, "max_crossings": 2, "bins": (0, 2)},
@@ -646,7 +665,12 @@ ROWS: dict[str, Row] = {
 EXEMPT = {
     **dict.fromkeys(
         (
-            *("retrograde.Flow", "retrograde.Recorded", "retrograde.Recording"),
+            *(
+                "retrograde.Flow",
+                "retrograde.Horizon",
+                "retrograde.Recorded",
+                "retrograde.Recording",
+            ),
             *("retrograde.Report", "retrograde.Spectrum", "decompose.Flow", "decompose.ByLag"),
             *("decompose.ByParameter", "decompose.ByTime", "decompose.Parts", "decompose.Residual"),
             *("decompose.Split", "spectra.Bound", "spectra.Chain", "spectra.Exponents"),
@@ -659,7 +683,13 @@ EXEMPT = {
             *("diagnosis.NotApplicable", "diagnosis.Threshold", "diagnosis.Spread"),
             *("monitor.Event", "monitor.History"),
             *("diagnosis.Training", "diagnosis.Trial", "report.Comparison", "report.Horizon"),
-            *("report.Layer", "report.Report", "report.Settings", "cells.CellAdjoint"),
+            *(
+                "report.HorizonReport",
+                "report.Layer",
+                "report.Report",
+                "report.Settings",
+                "cells.CellAdjoint",
+            ),
             *("cells.CellStep", "cells.Graph", "cells.Generation", "retrograde.nn.ClippedInside"),
             *(
                 "engine.AdjointSpan",

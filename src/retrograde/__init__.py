@@ -9,18 +9,23 @@ flow.reach, flow.half_life, flow.residual
 
 from importlib.metadata import version
 
-from retrograde import cells, clipping, nn
+from retrograde import cells, clipping, declarations, nn
+from retrograde.declarations import Declaration
 from retrograde.decomposition import Flow, decompose
 from retrograde.errors import RetrogradeError, VoidDecompositionWarning
+from retrograde.horizons import horizon
 from retrograde.monitor import Monitor
 from retrograde.recording import Recorded, Recording, load, record, record_cell, save
 from retrograde.report import Report, diagnose
 from retrograde.spectra import Spectrum, spectrum
+from retrograde.truncation import Horizon
 
 __version__ = version("retrograde")
 
 __all__ = [
+    "Declaration",
     "Flow",
+    "Horizon",
     "Monitor",
     "Recorded",
     "Recording",
@@ -30,8 +35,10 @@ __all__ = [
     "VoidDecompositionWarning",
     "cells",
     "clipping",
+    "declarations",
     "decompose",
     "diagnose",
+    "horizon",
     "load",
     "nn",
     "record",

@@ -43,6 +43,29 @@ def lag_curve(log2_mean: Tensor, reach: int, half_life: float, floor: float, ax:
     return figure, ax
 
 
+def truncation_curve(
+    steps: Sequence[int],
+    band: Sequence[Sequence[float]],
+    delta: float,
+    window: int | None,
+    kind: str,
+    ax: Any,
+) -> Drawn:
+    """Bias over K: the median over batches, its band from 10 % to 90 %, and the window."""
+    figure, ax = _axes(ax)
+    low, median, high = band
+    ax.plot(steps, median, color=INK, marker=".", label=f"{kind}, at the current weights")
+    if list(low) != list(high):
+        ax.fill_between(steps, low, high, color=INK, alpha=0.25, label="80 % of the batches")
+    ax.axhline(delta, color=ACCENT, linestyle="--", linewidth=0.8, label=f"bias {delta:g}")
+    if window is not None:
+        ax.axvline(window, color=ACCENT, linestyle="--", label=f"window: {window} steps")
+    ax.legend()
+    ax.set(xlabel="K (steps back)", ylabel="||g - g_K|| / ||g||")
+    _whole(ax.xaxis)
+    return figure, ax
+
+
 def loss_step_by_use_step(
     entries: Sequence[int],
     uses: Sequence[int],

@@ -69,6 +69,16 @@ def test_a_saturated_forget_gate_carries_the_cell_state_unchanged():
             lambda: cells.Elman(torch.zeros(2, 1), torch.zeros(2, 2), activation="gelu"),
             "one of tanh, relu, sigmoid, identity, .*; got 'gelu'",
         ),
+        (
+            lambda: cells.MinGRU(torch.zeros(4, 3), torch.zeros(3)),
+            r"bias_ih has .* expected \(4,\)",
+        ),
+        (lambda: cells.MinLSTM(torch.zeros(4, 3)), r"weight_ih has shape \(4, 3\), expected \(3"),
+        (lambda: cells.MinGRU(torch.zeros(4)), "expects weight_ih with 2 axes; got"),
+        (
+            lambda: cells.MinGRU(torch.zeros(4, 3), form="exp"),
+            "form must be one of linear, log; got 'exp'",
+        ),
         (lambda: cells.Stacked(()), "layers must be a tuple of cells"),
         (
             lambda: cells.Stacked(

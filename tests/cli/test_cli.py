@@ -484,7 +484,7 @@ def test_out_of_memory_is_said_plainly(run, monkeypatch):
 def test_help_names_the_commands(run):
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("demo", "diagnose", "compare", "explain"):
+    for command in ("demo", "diagnose", "compare", "explain", "explore"):
         assert command in out
 
 

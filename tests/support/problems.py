@@ -12,7 +12,10 @@ from retrograde.cells import (
     LSTM,
     AbstractCell,
     AbstractLayer,
+    AbstractLinear,
     Elman,
+    MinGRU,
+    MinLSTM,
     ProjectedLSTM,
     SideBySide,
     Stacked,
@@ -129,6 +132,24 @@ def _torch(kind: type[nn.RNNBase], layers: int = 1, **options: object):
     return lambda: kind(INPUTS, H, num_layers=layers, **options).double()
 
 
+def _linear(kind: type[AbstractLinear], shapes, **options: object):
+    """A maker of linear recurrences whose weights are drawn at random."""
+
+    def make(seed: int = 0, inputs: int = INPUTS) -> AbstractLinear:
+        generator = torch.Generator().manual_seed(seed)
+        weights = {
+            name: 0.6 * torch.randn(shape, generator=generator, dtype=torch.float64)
+            for name, shape in shapes(inputs).items()
+        }
+        return kind(**weights, **options)
+
+    return make
+
+
+def _rows(gates: int):
+    return lambda inputs: {"weight_ih": (gates * H, inputs), "bias_ih": (gates * H,)}
+
+
 TANH = _layer(Elman, 1)
 RELU = _layer(Elman, 1, activation="relu")
 LSTM_ = _layer(LSTM, 4)
@@ -155,6 +176,9 @@ LEAKY = _own(
     state={"slow": 3, "h": H},
     carousel=("slow->slow", "slow->h"),
 )
+MINGRU = _linear(MinGRU, _rows(2))
+MINGRU_LOG = _linear(MinGRU, _rows(2), form="log")
+MINLSTM = _linear(MinLSTM, _rows(3))
 FAMILY = {row.name: _layer(LSTM, len(row.gates), generation=row.name) for row in TABLE}
 
 PROBLEMS = [
@@ -177,6 +201,8 @@ PROBLEMS = [
     Problem("masked-stack", _masked(stack(TANH, GRU_, LSTM_))),
     Problem("mixed-stack", stack(TANH, GRU_, LSTM_)),
     Problem("stack-of-generations", stack(FAMILY["fgr"], GRU2014_, FAMILY["cifg"])),
+    Problem("linear-min-gru", MINGRU),
+    Problem("linear-min-lstm", stack(MINGRU_LOG, MINLSTM)),
     Problem("own-mgu", MGU),
     Problem("own-slstm", SLSTM),
     Problem("own-leaky", LEAKY),

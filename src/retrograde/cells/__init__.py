@@ -10,7 +10,9 @@ from retrograde.cells.gates import ACTIVATIONS, Activation, Gate
 from retrograde.cells.generations import Generation, generations
 from retrograde.cells.graph import Graph
 from retrograde.cells.gru import GRU, GRU2014
+from retrograde.cells.linear import AbstractLinear
 from retrograde.cells.lstm import LSTM
+from retrograde.cells.minimal import MinGRU, MinLSTM
 from retrograde.cells.position import Position
 from retrograde.cells.projected import ProjectedLSTM
 from retrograde.cells.reverse_mode import CellAdjoint, pull_back
@@ -24,6 +26,7 @@ __all__ = [
     "LSTM",
     "AbstractCell",
     "AbstractLayer",
+    "AbstractLinear",
     "Activation",
     "Carrying",
     "CellAdjoint",
@@ -34,6 +37,8 @@ __all__ = [
     "Gate",
     "Generation",
     "Graph",
+    "MinGRU",
+    "MinLSTM",
     "Position",
     "ProjectedLSTM",
     "SideBySide",

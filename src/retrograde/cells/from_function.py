@@ -50,6 +50,7 @@ class FunctionCell(AbstractCell):
     named: bool
     handed_on: str
     carousel: tuple[str, ...]
+    shown: tuple[Gate, ...] = ()
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
@@ -73,7 +74,7 @@ class FunctionCell(AbstractCell):
 
     @property
     def gates(self) -> tuple[Gate, ...]:
-        return ()
+        return self.shown
 
     def _leaving(self, piece: str) -> tuple[str, ...]:
         """The routes from this piece of s_{k-1}, one to each piece of s_k."""
@@ -91,8 +92,11 @@ class FunctionCell(AbstractCell):
 
     def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
         samples = x.reshape(-1, self.inputs), state.reshape(-1, self.state_size)
-        new = self._apply(self.weights, *samples)
-        return CellStep(x, state, new.reshape(state.shape))
+        new = self._run(self.weights, *samples)
+        activations = {
+            gate.name: new[gate.name].reshape(*state.shape[:-1], -1) for gate in self.shown
+        }
+        return CellStep(x, state, self._joined(new).reshape(state.shape), activations)
 
     def linearise(self, step: CellStep) -> Graph:
         labels = {
@@ -124,11 +128,24 @@ class FunctionCell(AbstractCell):
         state: Float[Tensor, "B S"],
     ) -> Float[Tensor, "B S"]:
         """The step as a function of one state vector."""
+        return self._joined(self._run(weights, x, state))
+
+    def _run(
+        self,
+        weights: Mapping[str, Tensor],
+        x: Float[Tensor, "B I"],
+        state: Float[Tensor, "B S"],
+    ) -> Any:
+        """What the function returns."""
         if not self.named:
-            return self.function(weights, x, state)  # type: ignore[no-any-return]
-        new = self.function(
-            weights, x, {piece: state[:, slot] for piece, slot in self.slots.items()}
-        )
+            return self.function(weights, x, state)
+        pieces = {piece: state[:, slot] for piece, slot in self.slots.items()}
+        return self.function(weights, x, pieces)
+
+    def _joined(self, new: Any) -> Float[Tensor, "B S"]:
+        """The state that the function returned, as one vector."""
+        if not self.named:
+            return new  # type: ignore[no-any-return]
         return torch.cat([new[piece] for piece in self.pieces], -1)
 
 
@@ -192,6 +209,7 @@ def from_function(
     state: int | Mapping[str, int],
     output: str | None = None,
     carousel: Iterable[str] = (),
+    gates: Iterable[Gate] = (),
 ) -> AbstractCell:
     """Any step function of torch operations as a cell, with everything but the names of its gates.
 
@@ -215,6 +233,8 @@ def from_function(
             state without names is handed on as a whole.
         carousel: the routes that cross no recurrent weights, so that `by_crossing` and `truncated`
             know what a crossing is. Whatever is not named counts as one.
+        gates: gates whose values [B, H] the step returns beside the pieces of the state, under
+            their names. Those with a role and an activation answer what `diagnose` asks of gates.
 
     Returns:
         The cell. With named pieces its routes are "c->c", "c->h", ...: from a piece of s_{k-1} to a
@@ -249,9 +269,7 @@ def from_function(
     _checks.function("step", step, "(parameters, x, state) -> state", takes=3)
     _check_parameters(parameters)
     input_size = _checks.whole("input_size", input_size)
-    if output is None:
-        output = "h" if "h" in pieces else next(iter(pieces))
-    if not isinstance(output, str) or output not in pieces:
+    if output is not None and (not isinstance(output, str) or output not in pieces):
         raise ArgumentError(
             f"output must name a piece of the state, one of {', '.join(pieces)}; got "
             f"{_checks.shown(output)}"
@@ -259,7 +277,28 @@ def from_function(
     if isinstance(carousel, str):
         raise ArgumentError(f"carousel must be a sequence of route names: write ({carousel!r},)")
     _checks.instance("carousel", carousel, Iterable, "a sequence of route names")  # type: ignore[type-abstract]
-    cell = FunctionCell(step, dict(parameters), input_size, pieces, named, output, ())
+    cell = untried(step, parameters, input_size, pieces, named, tuple(gates), carousel, output)
+    try_out(cell)
+    return cell
+
+
+def untried(
+    step: Step,
+    weights: Mapping[str, Tensor],
+    inputs: int,
+    pieces: Mapping[str, int],
+    named: bool,
+    gates: tuple[Gate, ...] = (),
+    carousel: Iterable[str] = (),
+    output: str | None = None,
+) -> FunctionCell:
+    """The cell of a step that has not been tried out.
+
+    Raises:
+        ArgumentError: if the carousel names a route, or a gate keeps a piece, that there is not.
+    """
+    handed = output or handed_on(pieces)
+    cell = FunctionCell(step, dict(weights), inputs, pieces, named, handed, (), gates)
     carousel = tuple(carousel)
     unknown = [route for route in carousel if route not in cell.routes]
     if unknown:
@@ -267,9 +306,22 @@ def from_function(
             f"carousel names no route {', '.join(map(repr, unknown))}; the routes of this state "
             f"are {', '.join(cell.routes)}"
         )
-    cell = replace(cell, carousel=carousel)
-    _try_out(cell)
-    return cell
+    if gates and not named:
+        raise ArgumentError(
+            "gates are returned beside the pieces of the state, by name: name the pieces, too, as "
+            "in state={'h': 8}"
+        )
+    for gate in gates:
+        if gate.name in pieces:
+            raise ArgumentError(f"gate {gate.name!r} is called like a piece of the state")
+        if gate.keeps:
+            _checks.existing("piece of the state", gate.keeps, list(pieces))
+    return replace(cell, carousel=carousel)
+
+
+def handed_on(pieces: Iterable[str]) -> str:
+    """The piece of a state that a layer hands on unless told otherwise: h, or the first."""
+    return "h" if "h" in pieces else next(iter(pieces))
 
 
 def _pieces(state: object) -> dict[str, int]:
@@ -309,7 +361,7 @@ def _check_parameters(parameters: object) -> None:
         )
 
 
-def _try_out(cell: FunctionCell) -> None:
+def try_out(cell: FunctionCell) -> None:
     """One step and its pull-back on two samples of zeros: what would fail later must fail here.
 
     Raises:
@@ -455,14 +507,17 @@ def _check_effects(cell: FunctionCell, weights: Mapping[str, Tensor]) -> None:
 def _check_state(cell: FunctionCell, new: object, dtype: torch.dtype, taken: str) -> None:
     """Refuse what is no state of this cell."""
     if cell.named:
-        if not isinstance(new, Mapping) or set(new) != set(cell.pieces):
+        expected = [*cell.pieces, *(gate.name for gate in cell.shown)]
+        if not isinstance(new, Mapping) or set(new) != set(expected):
             got = (
                 f"pieces {', '.join(map(str, new))}"
                 if isinstance(new, Mapping)
                 else type(new).__name__
             )
+            gates = f" and the gates {', '.join(expected[len(cell.pieces) :])}" * bool(cell.shown)
             raise ArgumentError(
-                f"step must return a mapping with the pieces {', '.join(cell.pieces)}; got {got}"
+                f"step must return a mapping with the pieces {', '.join(cell.pieces)}{gates}; got "
+                + got
             )
         found = {f"piece {piece!r}": (new[piece], size) for piece, size in cell.pieces.items()}
     else:

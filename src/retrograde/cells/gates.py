@@ -138,6 +138,14 @@ def _tanh_slope(y: Tensor) -> Tensor:
     return 1 - y * y
 
 
+def _positive(a: Tensor) -> Tensor:
+    return torch.where(a < 0, a.sigmoid(), a + 0.5)
+
+
+def _positive_slope(y: Tensor) -> Tensor:
+    return torch.where(y < 0.5, _sigmoid_slope(y), 1.0)
+
+
 def _relu_slope(y: Tensor) -> Tensor:
     return (y > 0).to(y.dtype)
 
@@ -159,10 +167,13 @@ ACTIVATIONS: Mapping[str, Activation] = {
         Activation("identity", _identity, torch.ones_like, 1.0, saturates=False),
         Activation("4*sigmoid-2", _wide_sigmoid, _wide_sigmoid_slope, 1.0),
         Activation("2*sigmoid-1", _centred_sigmoid, _centred_sigmoid_slope, 1 / 2),
+        Activation("relu+sigmoid", _positive, _positive_slope, 1.0, saturates=False),
     )
 }
-"""Activation functions by name. The last two are those of Hochreiter and Schmidhuber (1997),
-appendix equations 4 and 5: they take the cell input to [-2, 2] and the cell state to [-1, 1]."""
+"""Activation functions by name. "4*sigmoid-2" and "2*sigmoid-1" are those of Hochreiter and
+Schmidhuber (1997), appendix equations 4 and 5: they take the cell input to [-2, 2] and the cell
+state to [-1, 1]. "relu+sigmoid" is g of Feng et al. (2024), a + 1/2 from 0 on and sigma(a) below:
+positive everywhere, with a slope that jumps from 1/4 to 1 at 0."""
 
 CONSTANT = Activation("constant", torch.ones_like, torch.zeros_like, 1.0, saturates=False)
 """The 1 in the place of a gate that a cell lacks; no weights lead to it."""

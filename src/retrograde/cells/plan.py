@@ -63,7 +63,14 @@ class Plan:
     @cached_property
     def to_uses(self) -> "Program":
         """From the adjoint of s_k to those that gradients follow from, and their operands."""
-        program = Program(self._folded)
+        return self._with_uses(Program(self._folded))
+
+    @cached_property
+    def back_and_uses(self) -> "Program":
+        """Both: to that of s_{k-1}, and to those that gradients follow from."""
+        return self._with_uses(self.split(None))
+
+    def _with_uses(self, program: "Program") -> "Program":
         for blocks, uses in self.uses:
             program.keep_side_by_side(blocks, [use.operand for use, _ in uses if not use.diagonal])
         for edge in self.functions:

@@ -391,11 +391,16 @@ class Program:
         rows, batch, _ = delta.shape
         results = [new_rows(delta, rows + spare, batch, width) for width in self._widths]
         given = [result[:rows] for result in results] if spare else results
-        for result, slots in zip(given, self.slots, strict=True):
-            if fill and sum(slot.stop - slot.start for slot in slots) < result.shape[-1]:
-                result.zero_()
+        if fill:
+            self._fill(given)
         self._run(frame, delta, given)
         return results
+
+    def _fill(self, results: Sequence[Float[Tensor, "N B _"]]) -> None:
+        """Zeros where nothing comes back to."""
+        for result, slots in zip(results, self.slots, strict=True):
+            if sum(slot.stop - slot.start for slot in slots) < result.shape[-1]:
+                result.zero_()
 
     def _run(
         self, frame: Frame, delta: Float[Tensor, "N B S"], results: Sequence[Float[Tensor, "N B _"]]
@@ -410,10 +415,19 @@ class Program:
         return registers
 
     def kept(
-        self, frame: Frame, delta: Float[Tensor, "N B S"]
+        self,
+        frame: Frame,
+        delta: Float[Tensor, "N B S"],
+        results: Sequence[Float[Tensor, "N B _"]] = (),
     ) -> tuple[list[tuple[Tensor, list[Tensor | None]]], list[tuple[Tensor, AbstractDerivative]]]:
-        """What `keep_side_by_side` and `keep_function` asked for."""
-        registers = self._run(frame, delta, [])
+        """What `keep_side_by_side` and `keep_function` asked for.
+
+        Args:
+            frame, delta: as in `run`.
+            results: where the results are written to, of a program that has any.
+        """
+        self._fill(results)
+        registers = self._run(frame, delta, results)
         tensors = frame.tensors
         found = [
             (adjoints(registers, frame), [None if n is None else tensors[n] for n in operands])

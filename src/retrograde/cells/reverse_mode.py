@@ -1,6 +1,6 @@
 """Rows of adjoints pulled back through a step, to the state before, the input and parameters."""
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -107,11 +107,19 @@ class CellAdjoint:
         """Adjoint of x_k."""
         return self._plan.to_input.run(self._frame(self._plan.to_input), self.delta)[0]
 
+    def previous_into(self, out: Float[Tensor, "N B S"]) -> None:
+        """`previous()` written to a tensor, and in the same walk what `uses` and `formed` give."""
+        self.__dict__["_kept"] = self._keep(self._plan.back_and_uses, [out])
+
     @cached_property
     def _kept(self) -> tuple[tuple[Uses, ...], tuple[FormedGradients, ...]]:
-        program = self._plan.to_uses
+        return self._keep(self._plan.to_uses, [])
+
+    def _keep(
+        self, program: Program, results: Sequence[Float[Tensor, "N B S"]]
+    ) -> tuple[tuple[Uses, ...], tuple[FormedGradients, ...]]:
         frame = self._frame(program)
-        together, rows = program.kept(frame, self.delta)
+        together, rows = program.kept(frame, self.delta, results)
         uses = []
         for (_, named), (adjoint, operands) in zip(self._plan.uses, together, strict=True):
             given = iter(operands)

@@ -15,6 +15,7 @@ from retrograde.charts.parts import (
 from retrograde.charts.remedies import before_after, clipping, training_curves
 from retrograde.charts.spectra import directions, exponents, singular_values
 from retrograde.charts.training import training_run
+from retrograde.charts.truncation import horizon_growth, truncation_curve
 
 __all__ = [
     "ACCENT",
@@ -32,6 +33,7 @@ __all__ = [
     "exponents",
     "gates_over_time",
     "half_life_in_words",
+    "horizon_growth",
     "in_words",
     "lag_curve",
     "lag_in_words",
@@ -46,4 +48,5 @@ __all__ = [
     "split_by_lag",
     "training_curves",
     "training_run",
+    "truncation_curve",
 ]

@@ -67,11 +67,12 @@ def nothing(alt: Any, title: str) -> Any:
 
 
 def rule(
-    alt: Any, where: Mapping[str, int | float], axis: str, text: str, end: float = 0
+    alt: Any, where: Mapping[str, int | float], axis: str, text: str, *, left: bool = False
 ) -> list[Any]:
     """A dashed line with a label, vertical at a lag or horizontal at a size.
 
-    Beyond half of `end`, the label of a vertical one stands to its left.
+    The label of a vertical one stands to its right, or to its `left`; that of a horizontal one ends
+    where the chart ends, however wide it is drawn.
     """
     name, at = next(iter(where.items()))
     data = table(alt, {name: "number", "text": "string"}, [(at, text)])
@@ -80,16 +81,13 @@ def rule(
         .mark_rule(strokeDash=[4, 4], color=ACCENT)
         .encode({"x": alt.X, "y": alt.Y}[axis](f"{name}:Q"))
     )
+    words = alt.Text("text:N")
     if axis == "x":
-        left = 0 < end < 2 * at
         align, dx = ("right", -5) if left else ("left", 5)
         label = alt.Chart(data).mark_text(align=align, dx=dx, dy=6, baseline="top")
-        return [line, label.encode(x=alt.X(f"{name}:Q"), y=alt.YValue(0), text=alt.Text("text:N"))]
+        return [line, label.encode(x=alt.X(f"{name}:Q"), y=alt.YValue(0), text=words)]
     label = alt.Chart(data).mark_text(align="right", dy=-6)
-    return [
-        line,
-        label.encode(y=alt.Y(f"{name}:Q"), x=alt.XValue("width"), text=alt.Text("text:N")),
-    ]
+    return [line, label.encode(y=alt.Y(f"{name}:Q"), x=alt.XValue("width"), text=words)]
 
 
 def fitting_scale(alt: Any, values: Sequence[float]) -> Any:

@@ -39,7 +39,9 @@ def lag_curve(log2_mean: Tensor, reach: int, half_life: float, floor: float) -> 
         start, least = rows[0][1], min(log2 for _, log2 in rows)
         layers += [
             _slope(alt, start, least, len(log2_mean) - 1, half_life),
-            *rule(alt, {"lag": reach}, "x", f"reach: {reach} steps", len(log2_mean) - 1),
+            *rule(
+                alt, {"lag": reach}, "x", f"reach: {reach} steps", left=2 * reach > len(log2_mean)
+            ),
             *rule(alt, {"log2": start + math.log2(floor)}, "y", f"{floor:.0%} of lag 0"),
         ]
     return alt.layer(
@@ -157,7 +159,8 @@ def _left(
     marks = rule(alt, {"log2": math.log2(floor)}, "y", f"{floor:.0%}")
     if needs_lag is not None:
         end = max(lag for _, lag, _ in rows)
-        marks += rule(alt, {"lag": needs_lag}, "x", f"needed: {needs_lag} steps", end)
+        left = 2 * needs_lag > end
+        marks += rule(alt, {"lag": needs_lag}, "x", f"needed: {needs_lag} steps", left=left)
     hover = lines.mark_point(size=60, filled=True, opacity=0)
     return alt.layer(lines.mark_line(), hover, *marks, width=width, height=230, title=title)
 

@@ -1,4 +1,4 @@
-"""The command line: `retrograde demo`, `diagnose`, `compare`, `inspect` and `explain`.
+"""The command line: `retrograde demo`, `diagnose`, `compare`, `inspect`, `explain` and `explore`.
 
 Exit codes: 0 healthy, 1 findings at or above `--fail-on`, 2 unusable input, 130 interrupted.
 """

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,13 @@ from retrograde._notebook import card
 from retrograde.cells import AbstractCell, Cut, clipped, unclipped
 from retrograde.clipping import AbstractInside, AbstractPolicy, chain
 from retrograde.decomposition.adjoints import AdjointNorms, Adjoints
+from retrograde.decomposition.all_reduced import (
+    AbstractPass,
+    AllReduced,
+    Share,
+    all_reduced,
+    fingerprint,
+)
 from retrograde.decomposition.bins import Bins, lag_bins
 from retrograde.decomposition.by_crossing import Crossings
 from retrograde.decomposition.by_lag import Lags, LagSums
@@ -23,20 +30,24 @@ from retrograde.decomposition.by_parameter import by_parameter
 from retrograde.decomposition.by_route import Routes
 from retrograde.decomposition.by_time import ContributionNorms, ContributionShares, parts_by_time
 from retrograde.decomposition.by_unit import Units
-from retrograde.decomposition.clipped import AbstractGradient, ClippedFlow, factors_at_the_end
+from retrograde.decomposition.clipped import ClippedFlow, factors_at_the_end
 from retrograde.decomposition.labels import AbstractLabels
 from retrograde.decomposition.lags import REACH
 from retrograde.decomposition.non_finite import NonFinite, first_overflow
 from retrograde.decomposition.parts import Parts, together
+from retrograde.decomposition.processes import Processes
 from retrograde.decomposition.replay import replay
 from retrograde.decomposition.residual import Allowance, Residual, residual
 from retrograde.decomposition.rounding import moved_by_rounding, whole_gradient
 from retrograde.decomposition.rows import log2_of_sum, near
 from retrograde.decomposition.summary import NEAR, Summary, growth
 from retrograde.engine import Entries, Scaled, Unrolled, fold, with_factors
+from retrograde.engine.lags import parts_by_lag
 from retrograde.errors import ArgumentError, VoidDecompositionWarning
 from retrograde.recording import Recorded, Recording
 from retrograde.recording.recorded import the_one
+from retrograde.truncation import Horizon, Measures
+from retrograde.truncation.truncated import KINDS, truncated
 
 AGREES = 1e-2
 """A forward pass agrees with its recording if it ends in the same state to this part of it."""
@@ -46,7 +57,7 @@ LOW = 2.0**-10
 
 
 @dataclass(frozen=True, eq=False)
-class Flow(AbstractGradient):
+class Flow(AbstractPass):
     """One backward pass through one recurrent layer (or stack), taken apart.
 
     Made by `decompose`. Norms are returned as log2, so that nothing leaves the range; shares are
@@ -166,11 +177,16 @@ class Flow(AbstractGradient):
         back in one row.
         """
         sizes = {n: log2_of_sum(self.by_time(n).log2.flatten()) for n in self.parameters}
-        parts = {name: self.by_lag(name).scaled.total() for name in self.parameters}
+        parts = self._summed
         cancelling = {
             name: float(torch.exp2(size - parts[name].log2_norms())) for name, size in sizes.items()
         }
         return self._compared(parts, cancelling)
+
+    @property
+    def _summed(self) -> Mapping[str, Scaled]:
+        """The sum of the parts of each parameter, as one row."""
+        return {name: self.by_lag(name).scaled.total() for name in self.parameters}
 
     @property
     def whole_residual(self) -> Residual:
@@ -182,9 +198,8 @@ class Flow(AbstractGradient):
 
     def _compared(self, parts: Mapping[str, Scaled], cancelling: Mapping[str, float]) -> Residual:
         """The residual of some parts, and whether the precision of the pass allows it."""
-        gradients, against = self.recorded.gradients, self.recorded.against
+        against = self.recorded.against
         if not self._compares_with_autograd:
-            gradients = {name: row.plain().squeeze(0) for name, row in self.gradient.items()}
             against = "its own gradient, pulled back in one row,"
         allowance = Allowance(
             self._rounding,
@@ -193,7 +208,14 @@ class Flow(AbstractGradient):
             lambda: self._moved_by_rounding,
             self._likely_reason,
         )
-        return residual(parts, gradients, allowance, against)
+        return residual(parts, self._compared_with, allowance, against)
+
+    @property
+    def _compared_with(self) -> Mapping[str, Tensor]:
+        """The gradients that the parts should sum to."""
+        if self._compares_with_autograd:
+            return self.recorded.gradients
+        return {name: row.plain().squeeze(0) for name, row in self.gradient.items()}
 
     @property
     def _compares_with_autograd(self) -> bool:
@@ -407,6 +429,60 @@ class Flow(AbstractGradient):
         parts = self._found[labels]
         return parts[name] if name else together(tuple(parts.values()))
 
+    def horizon(self, kind: str = "sliding") -> Horizon:
+        """What truncated back-propagation would leave of this gradient, for every K at once.
+
+            sliding:  g_K = sum_{l<K} g_l               every loss step looks back over K steps
+            chunks:   g_K = sum_{l<K} (1 - l/K) g_l     the state is detached every K steps
+
+        with g_l the part of lag l (`by_lag(bins="every")`). The second is the mean over the K
+        phases that such a cut can have; where the loss enters at several steps it is that of one
+        backward pass of their sum.
+
+        Args:
+            kind: "sliding" or "chunks". A window that is shorter in the forward pass too needs the
+                model: `retrograde.horizon(model, batches, loss_fn, kind="window")`.
+
+        Returns:
+            A `Horizon` for K = 1 .. T; it takes one pass of T (T + 1) / 2 rows and the memory of
+            one gradient.
+
+        Raises:
+            ArgumentError: for another kind.
+            NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
+
+        Example:
+            >>> import torch, retrograde
+            >>> model = torch.nn.GRU(1, 4)
+            >>> with retrograde.record(model) as recording:
+            ...     model(torch.ones(20, 3, 1))[0].sum().backward()
+            >>> horizon = retrograde.decompose(recording).horizon()
+            >>> horizon.window(delta=2.0), horizon.bias.shape
+            (1, torch.Size([20]))
+        """
+        if kind == "window":
+            raise ArgumentError(
+                'kind="window" runs the model on shorter inputs: use retrograde.horizon(model, '
+                "batches, loss_fn, kind='window')"
+            )
+        kind = _checks.one_of("kind", kind, KINDS)
+        return Horizon.of_one(kind, self.truncated[kind], self.steps, self.reach)
+
+    @cached_property
+    def truncated(self) -> Mapping[str, Mapping[str, Measures]]:
+        """What is left of the gradient for K = 1 .. T, by kind of truncation and parameter."""
+        return truncated(self.unrolled, self.entries.direct, self.gradient)
+
+    def lag_by_lag(self) -> Iterator[Mapping[str, Scaled]]:
+        """The part of each lag, one after the other: a row [1, ...] for each parameter.
+
+        Together they are `by_lag(bins="every")`, in the memory of one of them.
+
+        Raises:
+            NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
+        """
+        return parts_by_lag(self.unrolled, self.entries.direct)
+
     def without(self, *routes: str) -> "Flow":
         """The same pass with some routes cut everywhere: the gradient that would be left.
 
@@ -479,6 +555,64 @@ class Flow(AbstractGradient):
             weights = self._cell.parameters
             factors = factors_at_the_end(chain(*at_the_end), weights, after.gradient)
         return ClippedFlow(before, after, factors)
+
+    def all_reduce(self, group: Any = None) -> "AllReduced[Flow]":
+        """The passes of all processes of a data-parallel run as one, summed exactly.
+
+            parts = 1/W sum over ranks r of parts_r        W processes
+
+        Parts are taken to the largest exponent that any process has, then their values are summed
+        by `torch.distributed`. The mean is what `DistributedDataParallel` makes of the gradients.
+        Where the loss is a mean over as many samples in each process, it is the gradient of the
+        whole batch.
+
+        A collective operation: all processes must call it, and put the same questions, in the same
+        order. One that fails, a different model or question is an error in every process.
+
+        Args:
+            group: the process group, None for the default one.
+
+        Returns:
+            What answers `by_lag`, `by_route`, `by_crossing` and `horizon` for all processes
+            together. Its `residual` compares the averaged parts with the averaged gradient of
+            autograd.
+
+        Raises:
+            ArgumentError: without an initialised process group, for a group that is none, and if
+                the layer or its weights differ between processes.
+            RecordingError: if another process fails.
+
+        Warns:
+            VoidDecompositionWarning: if the residual is larger than the precision allows.
+
+        Example:
+            >>> import torch, retrograde
+            >>> def train_step(model, x):  # run by torchrun, the model in DistributedDataParallel
+            ...     with retrograde.record(model) as recording:
+            ...         model(x).square().mean().backward()
+            ...     flow = retrograde.decompose(recording).all_reduce()
+            ...     return flow.by_lag("weight_hh_l0").share  # of the whole batch, on every rank
+        """
+        processes = Processes(group)
+        reduced = all_reduced(self, processes, self._share)
+        if not reduced.residual.ok:
+            words = void_in_words(self.recorded.name, reduced.residual)
+            warnings.warn(words, VoidDecompositionWarning, stacklevel=2)
+        return reduced
+
+    def _share(self) -> tuple[Share, Mapping[str, Scaled], Mapping[str, Tensor]]:
+        """What the other processes are to know of this pass, its sum and what that should be."""
+        weights, gradients = self._cell.parameters, self._compared_with
+        shapes = ", ".join(f"{name} {list(weight.shape)}" for name, weight in weights.items())
+        share = Share(
+            f"{type(self._cell).__name__} with {shapes}; routes {', '.join(self.routes)}",
+            {name: fingerprint(weight) for name, weight in weights.items()},
+            self.steps,
+            self._rounding,
+            self.residual,
+            {name: float(torch.linalg.vector_norm(g.double())) for name, g in gradients.items()},
+        )
+        return share, self._summed, gradients
 
     def with_rows(self, max_rows: int) -> "Flow":
         """The same pass with its loss steps in at most `max_rows` rows: coarser lags, less memory.

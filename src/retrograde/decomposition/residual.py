@@ -2,7 +2,7 @@
 too far, so that what rests on them is void."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -163,6 +163,42 @@ def residual(
     if off:
         notes.insert(0, allowance.reason({name: differences[name] for name in off}, sensitive))
     return Residual(largest, "; ".join(notes), bound, against, sensitive)
+
+
+def of_mean(
+    parts: Mapping[str, Scaled],
+    gradients: Mapping[str, Tensor],
+    bounds: Mapping[str, float],
+    rounding: float,
+    of_each: Sequence[Residual],
+) -> Residual:
+    """The residual of parts that were averaged over processes; void where that of a process is.
+
+    Args:
+        parts: the sum of the averaged parts of each parameter, as one row.
+        gradients: the averaged gradients.
+        bounds: by parameter, the norm of the difference that the residuals of all processes allow.
+        rounding: the coarsest rounding error in any of them.
+        of_each: the residual in each process, by rank.
+    """
+    for rank, local in enumerate(of_each):
+        if not local.ok:
+            note = f"in the process of rank {rank}: {local.note}"
+            return Residual(local, note, local.bound, local.against, local.sensitive)
+    notes = [f"rank {rank}: {local.note}" for rank, local in enumerate(of_each) if local.note]
+    largest, bound = math.nan, HALF
+    for name, whole in parts.items():
+        grad = gradients[name]
+        why = _out_of_range(grad, whole, rounding)
+        if why:
+            notes.append(f"the averaged gradient of {name} {why}")
+            continue
+        size = float(torch.linalg.vector_norm(grad.double()))
+        allowed = min(HALF, bounds[name] / size) if size else HALF
+        difference = _difference(whole, grad)
+        if math.isnan(largest) or difference / allowed > largest / bound:
+            largest, bound = difference, allowed
+    return Residual(largest, "; ".join(notes), bound, of_each[0].against)
 
 
 def _difference(whole: Scaled, grad: Tensor) -> float:

@@ -12,13 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retrograde._words import half_life_in_words
-from retrograde.cells.reverse_mode import CellAdjoint
 from retrograde.decomposition.adjoints import AdjointNorms, Adjoints
+from retrograde.decomposition.by_time import FORMED
 from retrograde.decomposition.lags import mean_by_lag, reach_of
 from retrograde.decomposition.replay import replay
 from retrograde.decomposition.rows import joined, shares
 from retrograde.engine import AdjointSpan, Entries, ParameterSums, Scaled, Unrolled, fold
-from retrograde.engine.scaling import NO_EXPONENT, power_of_two
+from retrograde.engine.scaling import NO_EXPONENT, as_vectors, power_of_two
 from retrograde.recording import Recorded
 
 NEAR = 11
@@ -120,8 +120,9 @@ class _Sums:
     def update(self, span: AdjointSpan) -> None:
         rows, first, count = len(span.norms), span.first, len(span)
         delta, pulled = span.values, span.adjoint
+        sizes = _log2_norms(span)
         table = slice(len(self.contributions) - rows, None)
-        self.contributions[table, span.steps] = (_log2_norms(pulled, count) + span.exponent).flip(0)
+        self.contributions[table, span.steps] = (sizes + span.exponent).flip(0)
 
         near = self._near[:rows, span.steps]
         exponent = torch.where(span.norms > 0, span.exponent, NO_EXPONENT)
@@ -148,14 +149,15 @@ class _Sums:
         return near, carousel if self._carousel else math.nan
 
 
-def _log2_norms(pulled: CellAdjoint, steps: int) -> Float[Tensor, "N K"]:
+def _log2_norms(span: AdjointSpan) -> Float[Tensor, "N K"]:
     """log2 of the norm of every contribution to all parameters together, one for each row and step.
 
     From Gram matrices as in by_time.py, of all parameters that share an adjoint at once. Where
     samples cancel to less than a thousandth of their sizes, rounding shows; a reach does not ask.
     """
-    squares = []
-    for uses in pulled.uses:
+    rows, steps = span.exponent.shape
+    squares = torch.zeros(rows, steps, dtype=torch.float64, device=span.values.device)
+    for uses in span.adjoint.uses:
         da = uses.adjoint.unflatten(1, (steps, -1))  # type: ignore[no-untyped-call]
         gram = da @ da.mT
         of_operands = torch.zeros_like(gram[0])
@@ -165,6 +167,9 @@ def _log2_norms(pulled: CellAdjoint, steps: int) -> Float[Tensor, "N K"]:
             else:
                 operand = operand.unflatten(0, (steps, -1))  # type: ignore[no-untyped-call]
                 of_operands += operand @ operand.mT
-        squares.append((gram.double() * of_operands).sum((-1, -2)))
-    log2: Tensor = torch.log2(torch.stack(squares).sum(0).clamp(min=0)) / 2
-    return log2
+        squares += (gram.double() * of_operands).sum((-1, -2))
+    for k, formed in enumerate(span.formed):
+        for some, gradients in (block for each in formed for block in each.blocks(FORMED)):
+            for gradient in gradients.values():
+                squares[some, k] += as_vectors(gradient).double().square().sum(1)
+    return torch.log2(squares.clamp(min=0)) / 2

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from retrograde.diagnosis.copies import copied, copied_model, seeded, within
 from retrograde.diagnosis.run import LossFunction
+from retrograde.nn import AbstractRecurrent
 from retrograde.recording import recurrent_layers
 
 LOSSES: Mapping[Callable[..., Any], str] = {
@@ -240,15 +241,16 @@ def _hooked(model: nn.Module, sight: Sight) -> Iterator[_Depth]:
     """Hooks on the model and its layers; what each layer reads is made to get a gradient."""
     depth, handles = _Depth(), []
     layers = {module: name for name, module in recurrent_layers(model).items()}
+    known = {m for m in layers if isinstance(m, nn.RNNBase | nn.RNNCellBase | AbstractRecurrent)}
 
     def enters(module: nn.Module, args: Any, kwargs: Any) -> Any:
         depth.calls += 1
-        name = layers.get(module)
+        name = layers.get(module) if module in known else None
         return None if name is None else _read(module, name, args, kwargs, sight)
 
     def leaves(module: nn.Module, _: Any, result: Any) -> None:
         depth.calls -= 1
-        if module in layers:
+        if module in known:
             state = result if isinstance(module, nn.RNNCellBase) else result[1]
             sight.final.setdefault(layers[module], []).append(_parts(state) or ())
             _note_returned(module, result, sight)

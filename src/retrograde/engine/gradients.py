@@ -42,7 +42,7 @@ class ParameterSums:
 
         Sums on quite another scale are put aside first.
         """
-        if _far_apart(torch.stack((self._least, self._exponent, arriving), 1)):
+        if far_apart(torch.stack((self._least, self._exponent, arriving), 1)):
             self._apart = self.result()
             self._sums = {name: torch.zeros_like(total) for name, total in self._sums.items()}
             self._exponent = self._least = torch.full_like(self._exponent, NO_EXPONENT)
@@ -96,7 +96,7 @@ class ParameterSums:
         }
 
 
-def _far_apart(exponents: Int[Tensor, "M K"]) -> bool:
+def far_apart(exponents: Int[Tensor, "M K"]) -> bool:
     """Whether any row holds numbers further apart than 2^BAND."""
     most = exponents.amax(1, keepdim=True)
     least = torch.where(exponents == NO_EXPONENT, most, exponents)
@@ -130,7 +130,7 @@ class AdjointSums:
         exponent: Int[Tensor, "M K"],
     ) -> None:
         count = exponent.shape[1]
-        if count > 1 and _far_apart(exponent):
+        if count > 1 and far_apart(exponent):
             half = count // 2
             self._add(chunk, k + half, values[:, half:], exponent[:, half:])
             self._add(chunk, k, values[:, :half], exponent[:, :half])

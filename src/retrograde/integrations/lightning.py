@@ -53,8 +53,8 @@ class MonitorCallback(*_callbacks()):  # type: ignore[misc]
         images_every: how many recorded batches from one with charts to the next; None for
             none. A chart takes longer than the scalars.
         settings: more of what `retrograde.Monitor` takes: `samples`, `entries`, `needs_lag`,
-            `budget`, `smoothing`, `limits`, `alert` and `trigger`. The trigger sees the loss that
-            `training_step` returned.
+            `budget`, `smoothing`, `limits`, `alert`, `trigger` and `cells`. The trigger sees the
+            loss that `training_step` returned.
 
     Attributes:
         monitor: the `Monitor` of the latest training, None before the first.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from retrograde import _checks
+from retrograde.declarations.matching import Declared
 from retrograde.decomposition import Flow, decompose
 from retrograde.decomposition.check import check
 from retrograde.decomposition.flow import void_in_words
@@ -99,6 +100,7 @@ class Monitor:
             has the block and the reason. `last_good` holds the recording of the latest look before
             it. It needs the gradients in `.grad` when the block ends: the optimiser may have
             stepped, but not yet set them to zero. None for no trigger.
+        cells: further recurrences inside the model, as `record` takes them.
 
     Attributes:
         scalars: what the latest block told, by name; empty where it was not recorded.
@@ -146,8 +148,10 @@ class Monitor:
         limits: Mapping[str, Limits] | None = None,
         alert: Callable[[str, float, int], object] | None = None,
         trigger: float | None = None,
+        cells: Declared | None = None,
     ):
         self.model = _checks.model("model", model)
+        self.cells = cells
         self.every = _checks.whole("every", every)
         self.samples = _checks.whole("samples", samples)
         self.entries = _checks.whole("entries", entries)
@@ -198,7 +202,7 @@ class Monitor:
             self._schedule.look()
         self._remaining = max(0, self._remaining - 1)
         if self._schedule.looks and _rank() == 0:
-            self._pass = WatchedPass(self.model)
+            self._pass = WatchedPass(self.model, self.cells)
 
     def loss(self, value: Tensor | float) -> None:
         """Tell the loss of the block: it is logged, and the trigger looks at it.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from retrograde.declarations.matching import Declared
 from retrograde.errors import RecordingError, RetrogradeError
 from retrograde.recording import Recorded, Recording, record, recurrent_layers
 
@@ -19,12 +20,12 @@ class WatchedPass:
         problems: why some of them tell nothing, by name.
     """
 
-    def __init__(self, model: nn.Module):
-        self.layers = recurrent_layers(model)
+    def __init__(self, model: nn.Module, cells: Declared | None = None):
+        self.layers = recurrent_layers(model, cells)
         self.problems: dict[str, str] = {}
         self._grads: dict[str | None, list[tuple[Tensor, Tensor]]] = {}
         self._handles: list[RemovableHandle] = []
-        self._block = record(model)
+        self._block = record(model, cells)
         self._recording: Recording | None = None
         try:
             self._recording = self._block.__enter__()

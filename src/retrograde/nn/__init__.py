@@ -2,6 +2,7 @@
 
 from retrograde.nn.clip_inside import ClippedInside, clip_inside, unclip
 from retrograde.nn.initialisation import initialisations, initialise
+from retrograde.nn.linear import MinGRU, MinLSTM
 from retrograde.nn.modules import GRU, LSTM, RNN
 from retrograde.nn.recurrent import AbstractRecurrent
 
@@ -11,6 +12,8 @@ __all__ = [
     "RNN",
     "AbstractRecurrent",
     "ClippedInside",
+    "MinGRU",
+    "MinLSTM",
     "clip_inside",
     "initialisations",
     "initialise",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from retrograde import _checks
-from retrograde.cells import AbstractCell, AbstractLayer, Position, clipped, truncated
+from retrograde.cells import AbstractCell, Position, clipped, truncated
 from retrograde.errors import ArgumentError
 from retrograde.nn.clipping import Clipping
 from retrograde.nn.sequence import Sequences, State, sizes_of, through
@@ -81,7 +81,7 @@ class AbstractRecurrent(nn.Module):
         """The weights of a layer, both biases included."""
 
     @abstractmethod
-    def _layer(self, weights: Mapping[str, Tensor]) -> AbstractLayer:
+    def _layer(self, weights: Mapping[str, Tensor]) -> AbstractCell:
         """The cell of a layer with these weights."""
 
     def _kernel(self) -> Callable[..., Any] | None:

@@ -2,12 +2,14 @@
 
 1. record.py: the `with` block around the user's forward and backward pass, or a bare cell. It finds
    the recurrent layers (layers.py), replaces what torch has no hook for (interception.py) and puts
-   hooks on each layer (hooks.py), which copy what goes in and out and the gradients that arrive
-   (calls.py).
+   hooks on each layer (hooks.py), which copy what goes in and out, as the layer is made or as it is
+   declared (readers.py), and the gradients that arrive (calls.py).
 2. states.py follows each state through the autograd graph (graph.py) from call to call; masks,
    scalings and reorderings in between become maps from entries to entries (entry_maps.py).
-3. sequences.py joins the calls of a layer when it is asked for, with what the loss gives to each,
-   and replay.py runs their cell again over the joined sequence.
+3. sequences.py joins the calls of a layer when it is asked for, with what the loss gives to each
+   and what happened to the state in between (changes.py),
+   and replay.py runs their cell again over the joined sequence. That of a declared recurrence has
+   to give what its module gave (agreement.py).
 4. recorded.py holds the result, and storage.py writes it to files.
 
 All hooks are gone when the block ends.
@@ -18,4 +20,12 @@ from retrograde.recording.record import record, record_cell
 from retrograde.recording.recorded import Recorded, Recording
 from retrograde.recording.storage import load, save
 
-__all__ = ["Recorded", "Recording", "load", "record", "record_cell", "recurrent_layers", "save"]
+__all__ = [
+    "Recorded",
+    "Recording",
+    "load",
+    "record",
+    "record_cell",
+    "recurrent_layers",
+    "save",
+]

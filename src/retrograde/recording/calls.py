@@ -16,13 +16,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from retrograde.cells import AbstractCell
+from retrograde.declarations.reading import OUTPUT, CallTensors
 from retrograde.recording.entry_maps import Term
 from retrograde.recording.layers import Form, Weights
 
 Key = TypeVar("Key")
-
-OUTPUT = "output"
-"""The name of a layer's output among its results; those of the last state are its letters."""
 
 LETTERS = ("h", "c", "i", "f", "o")
 """The parts of a state, in the order in which layers take and return them."""
@@ -144,6 +142,8 @@ class Call:
         ragged: samples have steps of their own, in it or in a call before.
         passed_to: other layers whose state was computed from this call's results.
         rounding: the relative rounding error of the arithmetic it ran in.
+        steps: the number of steps of each sample, where the call was told.
+        has_output: it gave the output of every step, which `output` is then.
     """
 
     layer: str
@@ -164,6 +164,8 @@ class Call:
     ragged: bool = False
     passed_to: set[str] = field(default_factory=set)
     rounding: float = 0.0
+    steps: Tensor | None = None
+    has_output: bool = True
 
     @staticmethod
     def of(
@@ -171,12 +173,12 @@ class Call:
         form: Form,
         weights: Weights,
         keys: Mapping[str, WeightKey],
-        arguments: Mapping[str, Any],
-        results: Mapping[str, Tensor],
+        tensors: CallTensors,
         random: Tensor | None,
     ) -> "Call":
         """Keep what the layer was called with and what it returned."""
-        x, output = arguments["input"], results["h" if form.stepped else OUTPUT]
+        x, results = tensors.x, tensors.results
+        output = results.get(OUTPUT, next(iter(results.values())))
         copied = data(x).detach().clone()
         call = Call(
             layer,
@@ -184,11 +186,13 @@ class Call:
             weights,
             keys,
             x._replace(data=copied) if isinstance(x, PackedSequence) else copied,
-            {n: part.detach().clone() for n, part in parts_of(arguments.get("hx")).items()},
+            {n: part.detach().clone() for n, part in tensors.given.items()},
             {n: part.detach().clone() for n, part in results.items() if n != OUTPUT},
             output.detach(),
             output._version,
             random,
+            steps=tensors.lengths,
+            has_output=form.stepped or OUTPUT in results,
         )
         call.ragged = call.sequence(call.x)[1] is not None
         return call
@@ -218,6 +222,10 @@ class Call:
             padded, lengths = pad_packed_sequence(values)
             short = bool((lengths < len(padded)).any())
             return padded, lengths.to(padded.device) if short else None
+        if self.steps is not None:
+            ordered = values.transpose(0, 1) if self.form.batch_first else values
+            lengths = self.steps.to(values.device, torch.int64)
+            return ordered, lengths if bool((lengths < len(ordered)).any()) else None
         if self.form.stepped:
             return (values if values.ndim == 2 else values.unsqueeze(0)).unsqueeze(0), None
         if values.ndim == 2:  # torch's unbatched form
@@ -249,8 +257,7 @@ class Call:
             for letter, slot in cell.slots.items():
                 width = slot.stop - slot.start
                 if letter in parts:
-                    part = parts[letter].to(dtype)
-                    part = part if self.form.stepped else part[number]
+                    part = self.form.of_layer(parts[letter].to(dtype), number, width)
                     vectors.append(part.expand(batch, width))
                 else:
                     vectors.append(self.x.data.new_zeros(batch, width, dtype=dtype))
@@ -411,11 +418,12 @@ def merged(reads: list[StateRead], more: list[StateRead]) -> list[StateRead]:
     return merged + left
 
 
-def results_of(form: Form, returned: Any) -> dict[str, Tensor]:
-    """What a layer returned, by name: "output" and the letters of its last state."""
-    if form.stepped:
-        return parts_of(returned)
-    return {OUTPUT: data(returned[0]), **parts_of(returned[1])}
+def tensors_of(form: Form, arguments: Mapping[str, Any], returned: Any) -> CallTensors:
+    """What went into a layer of torch or of ours, and what it returned."""
+    state = returned if form.stepped else returned[1]
+    output = {} if form.stepped else {OUTPUT: data(returned[0])}
+    given = parts_of(arguments.get("hx"))
+    return CallTensors(arguments["input"], given, {**output, **parts_of(state)})
 
 
 def parts_of(state: Any) -> dict[str, Tensor]:

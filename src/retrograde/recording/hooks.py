@@ -10,32 +10,23 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.hooks import unserializable_hook
 
+from retrograde.declarations.reading import CallTensors
+from retrograde.errors import RetrogradeError
 from retrograde.recording.calls import (
     BackwardPass,
     Call,
     WeightKey,
     add,
     data,
-    parts_of,
-    results_of,
 )
 from retrograde.recording.graph import Edge, base_of, edge_of, on_changes, same_numbers
 from retrograde.recording.interception import (
     Hook,
-    computing,
     left_out_of_copies,
     observed,
-    outermost,
 )
-from retrograde.recording.layers import (
-    ANALYSED,
-    Form,
-    Layer,
-    Weights,
-    form_of,
-    rounding_of,
-    weights_of,
-)
+from retrograde.recording.layers import ANALYSED, Form, Weights, rounding_of
+from retrograde.recording.readers import Reader
 from retrograde.recording.states import StateTracker
 
 Store = Callable[[BackwardPass], dict[Any, Tensor]]
@@ -51,7 +42,8 @@ class LayerRecorder:
     """Records one layer while the block runs. No error in a hook reaches the user's model.
 
     Attributes:
-        name, module: the layer.
+        name: of the layer.
+        reader: of its calls.
         tracker: follows states between the calls of all layers.
         current: gives the backward pass that is running.
         hooks: removes all hooks at the end.
@@ -63,7 +55,7 @@ class LayerRecorder:
     """
 
     name: str
-    module: Layer
+    reader: Reader
     tracker: StateTracker
     current: Callable[[], BackwardPass | None]
     hooks: ExitStack
@@ -72,8 +64,6 @@ class LayerRecorder:
     problem: str = ""
     outer_calls: int = 0
     unannounced: bool = False
-    _form: Form = field(init=False)
-    _mode: tuple[bool, float] = field(init=False)
     _weights: dict[str, Tensor] = field(default_factory=dict)
     _keys: Mapping[str, WeightKey] = field(default_factory=dict)
     _copies: Weights = field(default_factory=lambda: Weights({}, tuple))
@@ -84,8 +74,14 @@ class LayerRecorder:
     _random: Tensor | None = None
     _without_cudnn: bool = False
 
-    def __post_init__(self) -> None:
-        self._form, self._mode = form_of(self.module), _mode(self.module)
+    @property
+    def module(self) -> nn.Module:
+        """The layer."""
+        return self.reader.module
+
+    @property
+    def _form(self) -> Form:
+        return self.reader.form
 
     @property
     def kind(self) -> str:
@@ -109,7 +105,7 @@ class LayerRecorder:
             self.hooks.callback(before.remove)
             self.hooks.callback(after.remove)
         else:
-            inner, outer = computing(module), outermost(module)
+            inner, outer = self.reader.forwards
             self.hooks.enter_context(observed(module, inner, self._before, self._after))
             if outer is not inner:
                 calls = observed(module, outer, self._called, lambda *_: None)
@@ -118,7 +114,14 @@ class LayerRecorder:
             if parametrize.is_parametrized(module, name):
                 self._follow_parametrization(name)
             else:
-                self._use(name, getattr(module, name))
+                self._use(name, self._weight(name))
+
+    def _weight(self, name: str) -> Tensor:
+        """A weight of the layer as it is now, perhaps one of a part of it."""
+        owner, _, last = name.rpartition(".")
+        module = self.module.get_submodule(owner) if owner else self.module
+        weight: Tensor = getattr(module, last)
+        return weight
 
     def _follow_parametrization(self, name: str) -> None:
         """Follow a computed weight: each tensor it computes may be the one that the layer uses."""
@@ -225,18 +228,18 @@ class LayerRecorder:
             gradient, copy: the gradient, and a copy of it as it arrived.
         """
         # Of a step of a loop a change is only noticed; one through .data leaves a residual.
-        version, stepped = gradient._version, key[0].form.stepped
+        version, transparent = gradient._version, key[0].form.transparent
 
         def left(gradients: tuple[Tensor | None, ...]) -> None:
             handle.remove()
             after = gradients[edge[1]]
-            if stepped and after is gradient and version == gradient._version:
+            if transparent and after is gradient and version == gradient._version:
                 return
             with self._guarded():
                 if after is None or same_numbers(after, copy):
                     return
                 call = key[0]
-                if call.form.stepped or self.tracker.continued(call):
+                if call.form.transparent or self.tracker.continued(call):
                     self._gradient_changed()
                 after = after.detach()
                 store[key] = after.clone() if before is None else before + after
@@ -278,8 +281,10 @@ class LayerRecorder:
         self._checked = to
         if not to.calls(self.calls) or self.changed():
             return
-        for name in (name for name in self._copies.copies if name.startswith("weight_hh")):
-            copy = self._copies.copies[name]
+        for name, copy in self._copies.copies.items():
+            recurrent = copy.ndim == 2 if self._form.declared else name.startswith("weight_hh")
+            if not recurrent:
+                continue
             row, then = self._weights[name].detach()[0].to(copy.dtype), copy[0]
             if not same_numbers(row, then):
                 to.problems[self.name] = f"its {name} {CHANGED}"
@@ -289,13 +294,12 @@ class LayerRecorder:
 
     def _before(self, module: nn.Module, args: Any) -> None:
         with self._guarded():
-            if self._mode != _mode(module):
-                self._form, self._mode = form_of(self.module), _mode(module)
+            self.reader.before()
             self._random = None
             cuda_in_use: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
             if not (self._form.dropout or cuda_in_use):
                 return
-            device = next(module.parameters()).device
+            device = next(self.module.parameters()).device
             if self._form.dropout:
                 on_gpu = device.type == "cuda"
                 self._random = torch.cuda.get_rng_state(device) if on_gpu else torch.get_rng_state()
@@ -309,55 +313,54 @@ class LayerRecorder:
         if returned is None:  # the call failed
             return
         with self._guarded():
-            self._record({**dict(zip(("input", "hx"), args, strict=False)), **kwargs}, returned)
+            self._record(self.reader.read(args, kwargs, returned), returned)
 
-    def _record(self, arguments: dict[str, Any], returned: Any) -> None:
+    def _record(self, tensors: CallTensors, returned: Any) -> None:
         """Keep a call, and hook the gradients of what it returned."""
-        form, weights = self._form, self._copied()
-        results, x = results_of(form, returned), data(arguments["input"])
+        weights, form = self._copied(tensors), self._form
+        results, x = tensors.results, data(tensors.x)
         if not x.numel():
             self.problem = f"its input has shape {tuple(x.shape)}: there is no step or sample"
         if self.problem or not any(tensor.requires_grad for tensor in results.values()):
             self.idle += 1
             return
-        call = Call.of(self.name, form, weights, self._keys, arguments, results, self._random)
+        call = Call.of(self.name, form, weights, self._keys, tensors, self._random)
         call.rounding = rounding_of(self.module, call.output)
         for name, tensor in () if form.stepped else results.items():
             results[name] = base_of(tensor)
             if results[name] is not tensor:
                 call.views[name] = (tensor.shape, tensor.stride(), tensor.storage_offset())
-        for node in self.tracker.add(call, arguments, results, self.calls):
+        for node in self.tracker.add(call, tensors, self.calls):
             for handle in on_changes(node, self._gradient_changed):
                 self.hooks.callback(handle.remove)
         for name, tensor in results.items():
             self._keep_gradient(tensor, edge_of(tensor), lambda to: to.arrived, (call, name))
-        given = parts_of(arguments.get("hx"))
         for letter in call.origin.altered if call.origin else ():
-            tensor = given[letter]
+            tensor = tensors.given[letter]
             self._keep_gradient(
                 tensor, edge_of(tensor), lambda to: to.given, (call, letter), first=True
             )
-        for tensor in _activations(returned):
+        for tensor in () if form.declared else _activations(returned):
             self._keep_gradient(
                 tensor, edge_of(tensor), lambda to: to.arrived, (call, "activation")
             )
         if self.current() is not None:
-            call.rerun = any(part.requires_grad for part in given.values())
+            call.rerun = any(part.requires_grad for part in tensors.given.values())
         self.calls.append(call)
 
-    def _copied(self) -> Weights:
+    def _copied(self, tensors: CallTensors) -> Weights:
         """The weights as they are now, copied again only if they changed."""
         names, own = self._form.weights, self.module._parameters
         for name in names:
             if name not in own and parametrize.is_parametrized(self.module, name):
                 continue
-            weight = own[name] if name in own else getattr(self.module, name)
+            weight = own[name] if name in own else self._weight(name)
             if weight is not None and weight is not self._weights.get(name):
                 self._use(name, weight)
         versions = {n: (id(self._weights[n]), self._weights[n]._version) for n in names}
         if versions != self._versions:
             copies = {name: _copy(self._weights[name]) for name in names}
-            self._copies = weights_of(self.module, self._form, copies)
+            self._copies = self.reader.weights(copies, tensors)
             self._versions = versions
             self._kinds = {n: (self._weights[n].device, self._weights[n].dtype) for n in names}
         return self._copies
@@ -380,13 +383,10 @@ class _Guard:
         if not isinstance(error, Exception):
             return False
         why = f"recording it failed, {type(error).__name__}: {error}"
+        if isinstance(error, RetrogradeError):
+            why = str(error)
         self._recorder.problem = self._recorder.problem or why
         return True
-
-
-def _mode(module: nn.Module) -> tuple[bool, float]:
-    """What may change from one call to the next: training mode and dropout."""
-    return module.training, vars(module).get("dropout", 0.0)
 
 
 def _copy(weight: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 which precision they compute.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from retrograde.cells import AbstractCell, Position, clipped
+from retrograde.declarations import Declaration
+from retrograde.declarations.matching import Declared, declared_in
 from retrograde.nn import AbstractRecurrent
 from retrograde.nn.torch_layers import CELLS, torch_cells
 from retrograde.recording.interception import is_own
@@ -24,14 +27,24 @@ ANALYSED = (torch.float32, torch.float64)
 COMPILED = "_orig_mod"
 """The attribute in which torch.compile keeps the module that it wraps."""
 
+CARRIED = "_retrograde_declaration"
+"""The attribute by which a module carries its declaration while a model is diagnosed on copies."""
+
 _LAYER_NAMES = ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")
 
 
-def recurrent_layers(model: nn.Module) -> dict[str, nn.Module]:
+def recurrent_layers(model: nn.Module, cells: Declared | None = None) -> dict[str, nn.Module]:
     """Every recurrent layer inside the model, by name (or else its class).
 
     Also those in forms that cannot be recorded. What wraps a model (DistributedDataParallel,
     torch.compile) has no part in the names.
+
+    Args:
+        model: any module.
+        cells: declarations of further layers, by the name or the class of modules.
+
+    Raises:
+        ArgumentError: for a declaration that matches nothing.
 
     Example:
         >>> import torch
@@ -40,22 +53,61 @@ def recurrent_layers(model: nn.Module) -> dict[str, nn.Module]:
         >>> recurrent_layers(model)
         {'encoder': GRU(2, 3)}
     """
+    return {name: module for name, (module, _) in layers_of(model, cells).items()}
+
+
+def layers_of(
+    model: nn.Module, cells: Declared | None = None
+) -> dict[str, tuple[nn.Module, Declaration | None]]:
+    """The same, with the declarations of those that are declared.
+
+    What is inside a declared module is a part of it, and no layer of its own.
+    """
     while isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         model = model.module
-    found: dict[str, nn.Module] = {}
-    for path, module in model.named_modules():
-        if isinstance(module, Layer) or _foreign(module):
-            name = ".".join(part for part in path.split(".") if part != COMPILED)
-            found[name or class_of(module)] = module
+    modules = {_without_wrappers(path): module for path, module in model.named_modules()}
+    carried = {path: vars(module).get(CARRIED) for path, module in modules.items()}
+    declared = declared_in(modules, cells)
+    declared = {path: each for path, each in carried.items() if each is not None} | declared
+    inside = tuple(f"{path}." for path in declared)
+    found: dict[str, tuple[nn.Module, Declaration | None]] = {}
+    for path, module in modules.items():
+        if path.startswith(inside) or (path and "" in declared):
+            continue
+        if path in declared or isinstance(module, Layer) or _foreign(module):
+            found[path or class_of(module)] = module, declared.get(path)
     return found
 
 
-def why_unsupported(module: nn.Module) -> str:
+@contextmanager
+def declared(model: nn.Module, cells: Declared | None) -> Iterator[None]:
+    """In the block, declared modules carry their declarations, and so do those of its copies.
+
+    Raises:
+        ArgumentError: for a declaration that matches nothing.
+    """
+    found = layers_of(model, cells).values() if cells is not None else ()
+    carriers = [vars(module) for module, declaration in found if declaration is not None]
+    declarations = [declaration for _, declaration in found if declaration is not None]
+    for attributes, declaration in zip(carriers, declarations, strict=True):
+        attributes[CARRIED] = declaration
+    try:
+        yield
+    finally:
+        for attributes in carriers:
+            attributes.pop(CARRIED, None)
+
+
+def _without_wrappers(path: str) -> str:
+    return ".".join(part for part in path.split(".") if part != COMPILED)
+
+
+def why_unsupported(module: nn.Module, declared: bool = False) -> str:
     """Why this layer cannot be recorded, and what to do; empty if it can."""
     foreign = _foreign(module)
     if foreign:
         return foreign
-    assert isinstance(module, Layer)
+    assert declared or isinstance(module, Layer)
     reasons = []
     if isinstance(module, nn.RNNBase) and module.mode not in CELLS:
         reasons.append(f"its mode {module.mode!r} is unknown; use nn.LSTM, nn.GRU or nn.RNN")
@@ -65,7 +117,7 @@ def why_unsupported(module: nn.Module) -> str:
         kinds = ", ".join(sorted(str(dtype) for dtype in wrong))
         reasons.append(f"its weights are {kinds}; only real floating-point weights are taken apart")
     frozen = [name for name, p in parameters.items() if not p.requires_grad]
-    if frozen:
+    if frozen and (not declared or len(frozen) == len(parameters)):
         reasons.append(
             f"{', '.join(frozen)} has requires_grad=False, so autograd gives no gradient to take "
             "apart; set requires_grad_(True) for the recorded pass"
@@ -110,6 +162,8 @@ class Form:
         overridden: it is a subclass with a forward of its own.
         positions: its layers and directions in torch's order; none for a single step.
         weights: the names of its weights.
+        declared: it is a module of the user's own, called with sequences or, if stepped, with one
+            step.
     """
 
     kind: str
@@ -120,15 +174,27 @@ class Form:
     overridden: bool
     positions: tuple[Position, ...]
     weights: tuple[str, ...]
+    declared: bool = False
 
     @property
     def layers(self) -> int:
-        return 1 if self.stepped else len(self.positions) // self.directions
+        return 1 if not self.positions else len(self.positions) // self.directions
+
+    @property
+    def transparent(self) -> bool:
+        """Whether the graph shows what is inside it, where its results may be used as well."""
+        return self.stepped or self.declared
+
+    def of_layer(self, part: Tensor, number: int, width: int) -> Tensor:
+        """What belongs to one of its layers and directions of a part of a state, [B, width]."""
+        if self.positions:
+            return part[number]
+        return part.reshape(-1, width) if self.declared else part
 
     @property
     def suffixes(self) -> tuple[str, ...]:
         """Of its weights' names, in the same order."""
-        return ("",) if self.stepped else tuple(each.suffix for each in self.positions)
+        return tuple(each.suffix for each in self.positions) or ("",)
 
 
 def form_of(module: Layer) -> Form:
@@ -168,6 +234,7 @@ class Weights:
 
     copies: Mapping[str, Tensor]
     make: Callable[[], tuple[AbstractCell, ...]]
+    declaration: Declaration | None = None
     numbers: dict[object, Tensor] = field(default_factory=dict)
 
     @cached_property
@@ -209,8 +276,9 @@ def rounding_of(module: nn.Module, output: Tensor) -> float:
     """
     found = [torch.finfo(output.dtype).eps]
     kind = output.device.type
-    torchs = isinstance(module, nn.RNNBase | nn.RNNCellBase)  # ours leave autocast alone
-    if torchs and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    ours = isinstance(module, AbstractRecurrent)  # which leave autocast alone
+    torchs = isinstance(module, nn.RNNBase | nn.RNNCellBase)
+    if not ours and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         found.append(torch.finfo(torch.get_autocast_dtype(kind)).eps)
     if output.dtype == torch.float32:
         multiplied = torch.get_float32_matmul_precision()

@@ -13,18 +13,20 @@ from torch import Tensor, nn
 from retrograde import _checks
 from retrograde.cells import AbstractCell
 from retrograde.cells.base import is_cell
+from retrograde.declarations.matching import Declared
 from retrograde.errors import ArgumentError, RecordingError, UnsupportedModelError
 from retrograde.recording.calls import BackwardPass
 from retrograde.recording.hooks import LayerRecorder
 from retrograde.recording.interception import Roots, computing, on_backward, uncompiled
-from retrograde.recording.layers import Layer, recurrent_layers, why_unsupported
+from retrograde.recording.layers import layers_of, why_unsupported
+from retrograde.recording.readers import reader_of
 from retrograde.recording.recorded import Recorded, Recording
 from retrograde.recording.sequences import assemble, split_by_checkpoint
 from retrograde.recording.states import StateTracker
 
 
 @contextmanager
-def record(model: nn.Module) -> Iterator[Recording]:
+def record(model: nn.Module, cells: Declared | None = None) -> Iterator[Recording]:
     """Record forward and backward passes through every recurrent layer of a model.
 
     The model is used as it is and left as it was: weights, `.grad`, modes, hooks, random state.
@@ -33,12 +35,14 @@ def record(model: nn.Module) -> Iterator[Recording]:
         model: any module with recurrent layers inside: nn.LSTM, nn.GRU, nn.RNN (stacked, in both
             directions, packed, called step by step or not), nn.LSTMCell, nn.GRUCell, nn.RNNCell,
             or those of `retrograde.nn` (or one of these itself).
+        cells: further recurrences inside the model, as `retrograde.Declaration` values by the name
+            or the class of modules: `{"encoder.rnn": declaration}`, `{MyLSTM: declaration}`.
 
     Yields:
         The `Recording`, filled when the block ends.
 
     Raises:
-        ArgumentError: for anything but a model.
+        ArgumentError: for anything but a model, and for a declaration that matches nothing.
         UnsupportedModelError: if no layer inside can be recorded; the message says why for each.
         RecordingError: when the block ends without a backward pass through any layer.
 
@@ -55,15 +59,15 @@ def record(model: nn.Module) -> Iterator[Recording]:
     recording, passes = Recording(), _Passes()
     with ExitStack() as hooks:
         recorders = []
-        layers = recurrent_layers(model)
-        shared = _shared(layers)
-        for name, module in layers.items():
-            problem = why_unsupported(module) or shared.get(name, "")
+        layers = layers_of(model, cells)
+        shared = _shared({name: module for name, (module, _) in layers.items()})
+        for name, (module, declaration) in layers.items():
+            problem = why_unsupported(module, declaration is not None) or shared.get(name, "")
             if problem:
                 recording.refuse(name, UnsupportedModelError(f"{name!r}: {problem}"))
             else:
-                assert isinstance(module, Layer)
-                recorders.append(LayerRecorder(name, module, passes.tracker, passes.current, hooks))
+                reader = reader_of(module, declaration)
+                recorders.append(LayerRecorder(name, reader, passes.tracker, passes.current, hooks))
         if not recorders:
             raise UnsupportedModelError(_nothing_to_record(model, recording))
         hooks.enter_context(uncompiled(any(recorder.traced for recorder in recorders)))

@@ -29,6 +29,7 @@ from retrograde.engine import (
     with_factors,
 )
 from retrograde.errors import RecordingError
+from retrograde.recording.agreement import check_agreement, moved
 from retrograde.recording.calls import Call, Segment, StateRead, data
 
 REPLAYED = 1e-2
@@ -89,18 +90,22 @@ class Replayed:
         return full if self.lengths is None else self.lengths
 
 
-def replay(segments: list[Segment], masked: bool, held: bool) -> Replayed:
+def replay(
+    segments: list[Segment], cells: Sequence[AbstractCell], masked: bool, held: bool
+) -> Replayed:
     """Replay one sequence of calls.
 
     Args:
         segments: the calls.
+        cells: the cell of every layer and direction.
         masked: a dropout acted in any call of the layer.
         held: the state that entered a call outlives it in any sequence of the layer.
 
     Raises:
-        RecordingError: if the masks of a dropout cannot be drawn again.
+        RecordingError: if the masks of a dropout cannot be drawn again, or if a declared recurrence
+            does not give what its module gave.
     """
-    sequence = _Sequence(segments, masked, held)
+    sequence = _Sequence(segments, cells, masked, held)
     return (
         _bidirectional(sequence)
         if segments[0].call.form.directions == 2
@@ -115,13 +120,12 @@ class _Sequence:
     samples leave the others as they are.
     """
 
-    def __init__(self, segments: list[Segment], masked: bool, held: bool):
+    def __init__(
+        self, segments: list[Segment], cells: Sequence[AbstractCell], masked: bool, held: bool
+    ):
         first = segments[0].call
-        self.form, self.cells, self.calls = (
-            first.form,
-            first.cells,
-            [segment.call for segment in segments],
-        )
+        self.form, self.cells = first.form, tuple(cells)
+        self.calls = [segment.call for segment in segments]
         self.held = held
         self.batch = max(call.batch for call in self.calls)
         self._place(segments)
@@ -273,6 +277,26 @@ class _Sequence:
                     "dropout=0, for the recorded pass"
                 )
 
+    def check_declared(self, cell: AbstractCell) -> None:
+        """Refuse a declared recurrence that does not give what its module gave.
+
+        Raises:
+            RecordingError: with where they part, and by how much.
+        """
+        ours = self.unroll(cell, self.x)
+        rounding = max(call.rounding for call in self.calls)
+        disturbed = self.unroll(moved(cell, rounding), self.x)
+        for number, call in enumerate(self.calls):
+            if call.has_output and call.output._version == call.version:
+                ran = call.outputs(call.output)
+                one, other = (self.taken(each.output, number, ran) for each in (ours, disturbed))
+                check_agreement("its outputs", ran, one, other, rounding)
+            last = self.ends[number] - 1, torch.arange(call.batch, device=call.output.device)
+            one, other = (each.states[1:][last].unsqueeze(0) for each in (ours, disturbed))
+            seen = call.state({name: torch.ones_like(part) for name, part in call.last.items()})
+            ran = torch.where(seen > 0, call.state(call.last), one)
+            check_agreement("its last states", ran, one, other, rounding, int(last[0].max()))
+
 
 def _unchanged(like: Float[Tensor, "B S"]) -> Boundary:
     """A boundary that hands on everything as it is."""
@@ -336,10 +360,12 @@ def _sliced(boundary: Boundary, size: int, start: int, stop: int) -> Boundary:
 def _one_direction(sequence: _Sequence) -> Replayed:
     """A single cell or a stack."""
     cells, masks = sequence.cells, sequence.masks
-    cell = cells[0] if sequence.form.stepped else Stacked(cells, masked=bool(masks))
+    cell = Stacked(cells, masked=bool(masks)) if sequence.form.positions else cells[0]
     reads = torch.cat((sequence.x, *masks), -1) if masks else sequence.x
     if masks:
         sequence.check_whole(sequence.unroll(cell, reads).output)
+    if sequence.form.declared:
+        sequence.check_declared(cell)
     direct = sequence.given_to_state
     direct[..., cell.output] += sequence.given_to_output
     return _whole(sequence, cell, reads, direct)

@@ -14,9 +14,10 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from retrograde.cells import policy_of
+from retrograde.declarations.reading import OUTPUT
 from retrograde.errors import RecordingError
+from retrograde.recording.agreement import check_shapes, declared_cells
 from retrograde.recording.calls import (
-    OUTPUT,
     BackwardPass,
     Call,
     Intermediate,
@@ -25,6 +26,14 @@ from retrograde.recording.calls import (
     StateRead,
     merged,
 )
+from retrograde.recording.changes import (
+    BRANCHED,
+    CHANGED,
+    COMPUTED,
+    DETACHED,
+    REPLACED,
+    in_words,
+)
 from retrograde.recording.recorded import Recorded
 from retrograde.recording.replay import Replayed, replay
 
@@ -32,22 +41,6 @@ AGREES = 32
 """The gradient that came back from one call to another agrees with the tensors found between
 them if it differs by no more than this many eps, relative to its size. A hook in between makes it
 differ."""
-
-DETACHED = "the state was detached before {}: nothing comes back from there"
-REPLACED = "parts of the state were replaced before {}: nothing comes back to them"
-CHANGED = (
-    "the state was changed between calls before {} (masked, scaled, reordered, added to): "
-    "adjoints pass through the change"
-)
-COMPUTED = (
-    "the state before {} is computed from the one before in a way that adjoints are not followed "
-    "through (a linear map, a norm, a network, a hook, states of several earlier calls): what "
-    "comes back through it counts as given by the loss, and lags end there"
-)
-BRANCHED = (
-    "a run starts at {} from a state that another call continues or reads as its input: what "
-    "comes back to that state counts as given by the loss, and lags end there"
-)
 
 
 def assemble(name: str, calls: list[Call], backward: BackwardPass) -> Recorded:
@@ -60,8 +53,10 @@ def assemble(name: str, calls: list[Call], backward: BackwardPass) -> Recorded:
     problem = backward.problems.get(name) or _problem(name, calls, backward)
     if problem:
         raise RecordingError(f"{name!r}: {problem}")
-    sequences, notes = _sequences_of(calls, backward)
     try:
+        if calls[0].form.declared:
+            check_shapes(calls)
+        sequences, notes = _sequences_of(calls, backward)
         masked = any(call.random is not None for call in calls)
         held = any(
             read.entered and bool(read.factor.any())
@@ -69,7 +64,13 @@ def assemble(name: str, calls: list[Call], backward: BackwardPass) -> Recorded:
             for segment in sequence
             for read in segment.reads or ()
         ) or any(bool(segment.by_entered.any()) for sequence in sequences for segment in sequence)
-        replayed = Replayed.side_by_side([replay(sequence, masked, held) for sequence in sequences])
+        cells, names = calls[0].cells, dict[str, str]()
+        if calls[0].form.declared:
+            first, reached = calls[0], _reached(calls, backward)
+            cells, names = declared_cells(first.form, first.weights, reached)
+        replayed = Replayed.side_by_side(
+            [replay(sequence, cells, masked, held) for sequence in sequences]
+        )
         if len(sequences) > 1:
             notes.append(
                 f"{len(sequences)} separate runs of the layer lie side by side as samples: lags do "
@@ -82,7 +83,7 @@ def assemble(name: str, calls: list[Call], backward: BackwardPass) -> Recorded:
                 "gradient, flow.unclipped is the true one"
             )
         gradients = {
-            weight: _through_the_layer(weight, calls, backward, notes)
+            weight: _through_the_layer(names.get(weight, weight), calls, backward, notes)
             for weight in replayed.cell.parameters
         }
     except RecordingError as error:
@@ -112,8 +113,15 @@ def _lags_end(sequences: list[list[Segment]]) -> tuple[int, ...]:
 
 def _final(last: list[Call], like: Tensor) -> Tensor | None:
     """The state in which the last calls ended; None where other samples began than ended."""
+    if any(set(call.last) < set(call.cells[0].slots) for call in last if call.form.declared):
+        return None
     state = torch.cat([call.state(call.last) for call in last])
     return state if state.shape == like.shape else None
+
+
+def _reached(calls: list[Call], backward: BackwardPass) -> set[str]:
+    """The weights that got a gradient."""
+    return {name for call in calls for name, key in call.keys.items() if key in backward.weights}
 
 
 def _through_the_layer(
@@ -199,7 +207,11 @@ def _sequences_of(
             while sequence[-1] in after:
                 sequence.append(after[sequence[-1]])
             sequences.append(_segments(sequence, backward))
-    notes = [note for sequence in sequences for note in _boundaries_in_words(sequence)]
+    changes = [
+        [(step, change) for step, segment in _by_step(sequence) for change in segment.changes]
+        for sequence in sequences
+    ]
+    notes = [note for of_sequence in changes for note in in_words(of_sequence)]
     for layer in sorted(set().union(*(call.passed_to for call in calls))):
         notes.append(
             f"the state passes on to {layer!r}: what comes back from there counts as given by the "
@@ -357,9 +369,9 @@ class _LossGradients:
         """All that the loss gives, without what comes back from the next call."""
         call, origin = self._call, after.origin if after else None
         shared = origin.results if origin else frozenset[str]()
-        if call.form.stepped:
-            shared = frozenset(call.cells[0].slots)
-        for name in (OUTPUT, *call.cells[0].slots):
+        if call.form.transparent:
+            shared = frozenset((OUTPUT, *call.last))
+        for name in (OUTPUT, *call.last):
             store = backward.entered if name in shared else backward.arrived
             if (call, name) in store:
                 self._put("result", name, store[call, name])
@@ -427,24 +439,9 @@ class _LossGradients:
         return {name: part for (place, name), part in self._parts.items() if place == where}
 
 
-def _boundaries_in_words(sequence: list[Segment]) -> list[str]:
-    """One sentence for each kind of boundary in a sequence."""
-    kinds: dict[str, list[int]] = {}
-    for step, segment in _by_step(sequence):
-        for change in segment.changes:
-            kinds.setdefault(change, []).append(step)
-    return [kind.format(_steps(steps)) for kind, steps in kinds.items()]
-
-
 def _by_step(sequence: list[Segment]) -> Iterator[tuple[int, Segment]]:
     """The calls of a sequence, each with its first step."""
     step = 0
     for segment in sequence:
         yield step, segment
         step += len(segment.call.sequence(segment.call.x)[0])
-
-
-def _steps(steps: list[int], shown: int = 5) -> str:
-    named = ", ".join(map(str, steps[:shown]))
-    more = f" and {len(steps) - shown} more" if len(steps) > shown else ""
-    return f"step{'s' if len(steps) > 1 else ''} {named}{more}"

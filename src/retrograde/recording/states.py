@@ -9,12 +9,12 @@ others belong to the loss. The same holds for every tensor in between (entry_map
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from retrograde.declarations.reading import CallTensors
 from retrograde.recording.calls import (
     BackwardPass,
     Call,
@@ -24,7 +24,6 @@ from retrograde.recording.calls import (
     WeightKey,
     add,
     data,
-    parts_of,
     reads_of,
 )
 from retrograde.recording.entry_maps import (
@@ -61,7 +60,7 @@ class _CallEdges:
 
     results: Mapping[str, Edge]
     given: Mapping[str, Edge]
-    x: Edge | None
+    inputs: tuple[Edge, ...]
 
     @cached_property
     def held(self) -> dict[Edge, str]:
@@ -75,7 +74,7 @@ class _CallEdges:
 
     @property
     def into(self) -> list[Edge]:
-        return [*self.given.values(), *([self.x] if self.x else [])]
+        return [*self.given.values(), *self.inputs]
 
     @property
     def within(self) -> tuple[list[Node], dict[Node, list[Edge]]]:
@@ -101,8 +100,7 @@ class StateTracker:
     def add(
         self,
         call: Call,
-        arguments: Mapping[str, Any],
-        results: Mapping[str, Tensor],
+        tensors: CallTensors,
         earlier: list[Call],
     ) -> list[Node]:
         """Find the place of a new call, and the earlier call of its layer whose state it continues.
@@ -111,11 +109,13 @@ class StateTracker:
             The nodes of module hooks that its state passed through, found for the first time.
         """
         known = len(self._hooked)
-        given = parts_of(arguments.get("hx"))
-        place = _CallEdges(_edges(results), _edges(given), edge_of(data(arguments["input"])))
+        inputs = (edge_of(tensor) for tensor in (data(tensors.x), *tensors.others))
+        place = _CallEdges(
+            _edges(tensors.results), _edges(tensors.given), tuple(edge for edge in inputs if edge)
+        )
         if place.given:
             call.origin = self._attached(call, place)
-        elif given:
+        elif tensors.given:
             call.origin = self._detached(call, earlier)
         if call.origin:
             self._continued.add(call.origin.before)
@@ -141,7 +141,7 @@ class StateTracker:
         if not own:
             return None
         free = [other for other in own if other not in self._continued]
-        if not free or place.x in set(place.given.values()):
+        if not free or {*place.inputs} & {*place.given.values()}:
             call.branches = True
             return None
         before = free[-1]
@@ -290,7 +290,7 @@ class StateTracker:
         users_between = {edge: dict(users) for edge, users in self._users_between.items()}
         states: dict[Edge, tuple[Call, str]] = {}
         for call, place in places.items():
-            if call.form.stepped:  # its results may be used inside the call itself
+            if call.form.transparent:  # its results may be used inside the call itself
                 states |= {edge: (call, name) for name, edge in place.results.items()}
             if call.origin:
                 results = places[call.origin.before].results

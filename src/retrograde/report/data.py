@@ -1,8 +1,14 @@
 """The report as data: findings, layers, the table and the sentences that follow from them."""
 
+import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from statistics import mean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from retrograde._checks import listed
 from retrograde._words import (
@@ -60,6 +66,39 @@ class Settings:
     needs_lag: int | None = None
     rules: tuple[str, ...] = ()
     thresholds: tuple[Threshold, ...] = ()
+
+    def of_run(self, model: nn.Module, batch: Any, seed: int) -> "Settings":
+        """The same with what was run."""
+        device = next((str(p.device) for p in model.parameters()), "")
+        return replace(
+            self,
+            versions=versions(),
+            model=str(model),
+            batch=described(batch),
+            device=device,
+            seed=seed,
+        )
+
+
+def versions() -> dict[str, str]:
+    """Those of retrograde, torch and Python."""
+    return {
+        "retrograde": version("retrograde"),
+        "torch": str(torch.__version__),
+        "Python": platform.python_version(),
+    }
+
+
+def described(batch: Any) -> str:
+    """Kind, shape and data type of whatever a batch is."""
+    if isinstance(batch, Tensor):
+        return f"{list(batch.shape)} {str(batch.dtype).removeprefix('torch.')}"
+    if isinstance(batch, Mapping):
+        return "{" + ", ".join(f"{key}: {described(part)}" for key, part in batch.items()) + "}"
+    if isinstance(batch, list | tuple):
+        parts = [described(part) for part in batch[:8]]
+        return "(" + ", ".join(parts + ["..."] * (len(batch) > 8)) + ")"
+    return type(batch).__name__
 
 
 @dataclass(frozen=True)

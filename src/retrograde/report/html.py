@@ -129,9 +129,8 @@ def _gate(finding: Finding) -> str:
 
 def render(report: ReportData) -> str:
     """The page as text."""
-    markup = _drawing().Markup
     page = environment(**FILTERS).get_template("page.html.jinja")
-    javascript = _javascript()
+    libraries = javascript()
 
     def written(gallery: _Gallery) -> str:
         text = page.render(
@@ -139,7 +138,7 @@ def render(report: ReportData) -> str:
             answer=answer(report),
             gallery=gallery,
             kinds=KINDS,
-            javascript=markup(javascript),
+            javascript=libraries,
             most_findings=MOST_FINDINGS,
             most_model=MOST_MODEL,
             version=version("retrograde"),
@@ -202,53 +201,18 @@ def _evidence(report: ReportData, finding: Finding) -> tuple[str, Callable[[], A
     return None
 
 
-class _Gallery:
+class Pictures:
     """The charts of a page, each kept once wherever it is shown, until there is no more room.
 
     Attributes:
         specs: what is drawn, by key, as text that may stand in a script.
         captions: title and lines of each, which the page shows as text.
-        left_out: the layers without it, by kind.
     """
 
-    def __init__(self, report: ReportData, room: int):
-        self.report = report
+    def __init__(self, room: int = MOST_BYTES):
         self.room = room
         self.specs: dict[str, Any] = {}
         self.captions: dict[str, tuple[str, Sequence[str]]] = {}
-        self.left_out: dict[str, list[str]] = {}
-
-    def fill(self) -> None:
-        """First what findings stand on, then kind by kind, from the light ones to the heavy."""
-        self._add("layers", partial(_of_layers, self.report))
-        for place, finding in enumerate(self.report.findings[:MOST_FINDINGS]):
-            if found := _evidence(self.report, finding):
-                self._add(*found)
-            self._add(f"trials-{place}", finding.chart)
-            for row, trial in enumerate(finding.trials):
-                if trial.training:
-                    self._add(f"training-{place}-{row}", trial.training.chart)
-        concerned = {finding.layer for finding in self.report.findings}
-        layers = list(enumerate(self.report.layers))
-        layers.sort(key=lambda numbered: numbered[1].name not in concerned)
-        fits = True
-        for kind in LIGHT_FIRST:
-            for place, layer in layers:
-                if layer.void and kind not in FORWARD:
-                    continue
-                fits = fits and self._add(f"{place}-{kind}", partial(KINDS[kind].chart, layer))
-                if not fits:
-                    self.left_out.setdefault(kind, []).append(layer.name)
-
-    def evidence(self, finding: Finding) -> str | None:
-        """The key of the chart that shows what a finding stands on, if it is here."""
-        found = _evidence(self.report, finding)
-        return found[0] if found and found[0] in self.specs else None
-
-    def of(self, place: int) -> dict[str, str]:
-        """The charts of a layer that are here: label by key."""
-        keys = {f"{place}-{kind}": shown.label for kind, shown in KINDS.items()}
-        return {key: label for key, label in keys.items() if key in self.specs}
 
     @property
     def javascript(self) -> Any:
@@ -257,7 +221,7 @@ class _Gallery:
         rows = (written(key) + markup(":") + spec for key, spec in self.specs.items())
         return markup("{") + markup(",\n").join(rows) + markup("}")
 
-    def _add(self, key: str, make: Callable[[], Any]) -> bool:
+    def add(self, key: str, make: Callable[[], Any]) -> bool:
         """Keep a chart if there is one and room for it; False if only the room was missing."""
         if key in self.specs:
             return True
@@ -276,6 +240,56 @@ class _Gallery:
         self.room -= size
         self.specs[key], self.captions[key] = text, caption
         return True
+
+
+class _Gallery(Pictures):
+    """The charts of a report.
+
+    Attributes:
+        left_out: the layers without it, by kind.
+    """
+
+    def __init__(self, report: ReportData, room: int):
+        super().__init__(room)
+        self.report = report
+        self.left_out: dict[str, list[str]] = {}
+
+    def fill(self) -> None:
+        """First what findings stand on, then kind by kind, from the light ones to the heavy."""
+        self.add("layers", partial(_of_layers, self.report))
+        for place, finding in enumerate(self.report.findings[:MOST_FINDINGS]):
+            if found := _evidence(self.report, finding):
+                self.add(*found)
+            self.add(f"trials-{place}", finding.chart)
+            for row, trial in enumerate(finding.trials):
+                if trial.training:
+                    self.add(f"training-{place}-{row}", trial.training.chart)
+        concerned = {finding.layer for finding in self.report.findings}
+        layers = list(enumerate(self.report.layers))
+        layers.sort(key=lambda numbered: numbered[1].name not in concerned)
+        fits = True
+        for kind in LIGHT_FIRST:
+            for place, layer in layers:
+                if layer.void and kind not in FORWARD:
+                    continue
+                fits = fits and self.add(f"{place}-{kind}", partial(KINDS[kind].chart, layer))
+                if not fits:
+                    self.left_out.setdefault(kind, []).append(layer.name)
+
+    def evidence(self, finding: Finding) -> str | None:
+        """The key of the chart that shows what a finding stands on, if it is here."""
+        found = _evidence(self.report, finding)
+        return found[0] if found and found[0] in self.specs else None
+
+    def of(self, place: int) -> dict[str, str]:
+        """The charts of a layer that are here: label by key."""
+        keys = {f"{place}-{kind}": shown.label for kind, shown in KINDS.items()}
+        return {key: label for key, label in keys.items() if key in self.specs}
+
+
+def javascript() -> Any:
+    """What draws them, as it stands in a page."""
+    return _drawing().Markup(_javascript())
 
 
 @cache

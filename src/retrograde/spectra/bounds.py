@@ -19,6 +19,7 @@ from torch import Tensor
 from retrograde.cells import AbstractCell, Elman, ProjectedLSTM
 from retrograde.cells.base import AbstractLayer, is_cell
 from retrograde.cells.leaves import Leaf, leaves
+from retrograde.cells.linear import AbstractLinear
 from retrograde.spectra.exponents import exponents
 from retrograde.spectra.jacobians import Chain
 
@@ -193,10 +194,12 @@ def without_bounds(cell: AbstractCell) -> tuple[str, ...]:
     for leaf in leaves(cell):
         if not isinstance(leaf.cell, AbstractLayer):
             name = "the cell" if leaf.position is None else str(leaf.position)
-            reasons.append(
-                f"{name}: it does not say which of its weights are recurrent, and no rule about "
-                "recurrent matrices applies"
+            why = (
+                "it has no recurrent weights"
+                if isinstance(leaf.cell, AbstractLinear)
+                else "it does not say which of its weights are recurrent"
             )
+            reasons.append(f"{name}: {why}, and no rule about recurrent matrices applies")
             continue
         reasons += [
             f"{route}: the activation behind it is not given (retrograde.cells.Gate), so the "

@@ -1,0 +1,121 @@
+"""Recurrences that are linear in their state: gates and inputs depend on x_k alone.
+
+    s_k = A(x_k) s_{k-1} + b(x_k)
+
+A(x_k) multiplies each unit by itself alone, so that no path from step to step crosses from one unit
+to another, and all lags cost what one pass costs (`retrograde.engine.lags`).
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, replace
+
+from torch import Tensor
+
+from retrograde import _checks
+from retrograde.cells.base import AbstractCell, CellStep
+from retrograde.cells.edges import Edge, biases, weights
+from retrograde.cells.graph import PRE_ACTIVATION, Graph
+from retrograde.errors import ArgumentError
+
+
+class AbstractLinear(AbstractCell):
+    """A cell of one layer whose gates read x_k and never s_{k-1}.
+
+    A subclass is a frozen dataclass of its weights. It gives `shapes`, `hidden_size`, `gates`,
+    `advance` and `linearise`; where its state is more than h, also `slots`.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.cells import AbstractLinear, MinGRU
+        >>> cell = MinGRU(torch.zeros(4, 3))
+        >>> isinstance(cell, AbstractLinear), cell.routes, cell.recurrent_routes
+        (True, ('carousel',), ())
+    """
+
+    @abstractmethod
+    def shapes(self, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
+        """The shape of each weight of such a layer by name, biases included."""
+
+    @property
+    @abstractmethod
+    def hidden_size(self) -> int:
+        """H, the number of outputs."""
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        named = {each.name: getattr(self, each.name) for each in fields(self)}  # type: ignore[arg-type]
+        return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+
+    def with_parameters(self, parameters: Mapping[str, Tensor]) -> "AbstractLinear":
+        return replace(self, **parameters)  # type: ignore[type-var]
+
+    @property
+    def slots(self) -> Mapping[str, slice]:
+        """The state is h alone; a cell with more of it says so here."""
+        return {"h": slice(0, self.hidden_size)}
+
+    @property
+    def output(self) -> slice:
+        return self.slots["h"]
+
+    def gates_of(self, parameter: str) -> tuple[str, ...]:
+        return self.structure.gates_of(parameter) if len(self.gates) > 1 else ()
+
+    @property
+    def gate_nodes(self) -> tuple[str, ...]:
+        """The nodes of the gates' pre-activations in the graph of a step."""
+        return tuple(PRE_ACTIVATION + gate.name for gate in self.gates)
+
+    def graph(self, *edges: Edge) -> Graph:
+        """The graph of these edges: h- and h+ are h before and after the step, and so on."""
+        return Graph(
+            edges,
+            before={name + "-": slot for name, slot in self.slots.items()},
+            after={name + "+": slot for name, slot in self.slots.items()},
+            reads={"x": slice(0, self.input_size)},
+        )
+
+    def input_edges(
+        self, step: CellStep, weight: Tensor, bias: Tensor | None, nodes: Sequence[str]
+    ) -> list[Edge]:
+        """W x_k + b: the edges to the pre-activation of each gate."""
+        return [
+            *weights("weight_ih", weight, "x", nodes, step.x),
+            *biases("bias_ih", bias, nodes),
+        ]
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Refuse weights whose shapes do not belong together.
+
+        Raises:
+            ArgumentError: with the shape expected of each weight that does not fit.
+        """
+        name = type(self).__name__
+        shapes = self.shapes(1, 1)
+        given = {
+            each.name: getattr(self, each.name)
+            for each in fields(self)  # type: ignore[arg-type]
+            if each.name in shapes
+            and (getattr(self, each.name) is not None or each.default is MISSING)
+        }
+        _checks.weights(name, given)
+        flat = [n for n, value in given.items() if value.ndim != len(shapes[n])]
+        if flat:
+            raise ArgumentError(
+                f"{name} expects "
+                + ", ".join(f"{n} with {len(shapes[n])} axes" for n in flat)
+                + "; got "
+                + ", ".join(f"{list(given[n].shape)}" for n in flat)
+            )
+        expected = self.shapes(self.input_size, self.hidden_size)
+        wrong = [
+            f"{n} has shape {tuple(value.shape)}, expected {expected[n]}"
+            for n, value in given.items()
+            if tuple(value.shape) != expected[n]
+        ]
+        if wrong:
+            raise ArgumentError(f"{name} with H={self.hidden_size}: " + "; ".join(wrong))

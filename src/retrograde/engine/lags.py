@@ -1,0 +1,165 @@
+"""The same recursion, followed along lags instead of steps: the part of each lag, one at a time.
+
+    delta^(0)_t = dL/ds_t (direct)      delta^(l+1)_{k-1} = J_k^T delta^(l)_k      for all k at once
+
+At lag l the adjoint of what entered at t stands at step t - l. All rows move back by one step
+together, each through its own linearised step: a cell knows no time, and the steps are samples of
+one. What they make of the parameters there is the part of that lag, and nothing but the part is
+kept, so that the parts of all T lags take the memory of one. The step-by-step recursion
+(adjoint.py) would have to hold all of them until its end.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from retrograde.engine.adjoint import refuse_non_finite
+from retrograde.engine.entries import Entries
+from retrograde.engine.gradients import ParameterSums, far_apart
+from retrograde.engine.scaling import (
+    NO_EXPONENT,
+    SLACK,
+    Scaled,
+    in_range,
+    power_of_two,
+    row_norms,
+    times_power_of_two,
+)
+from retrograde.engine.unroll import Unrolled
+
+TOGETHER = 2**19
+"""Steps are pulled back together while their adjoints are no more numbers than this, 2 MiB in
+float32: what is computed of them stays in a processor's cache until it is used."""
+
+
+class PerLag:
+    """The rows at one lag: row k is the adjoint of what entered at step k + lag, seen at step k.
+
+    Attributes:
+        lag: their lag.
+        values: the adjoints, 0 where nothing entered, [K, B, S] with K = T - lag.
+        exponent: of each row; 2**exponent is what its values are in units of, [K].
+        there: the rows that are not 0, [K].
+    """
+
+    there: Bool[Tensor, "K"]
+
+    def __init__(self, unrolled: Unrolled, direct: Float[Tensor, "T B S"]):
+        self._chunk = unrolled.chunk(0, len(unrolled))
+        self._parameters = unrolled.cell.parameters
+        boundaries = unrolled.boundaries
+        plain = {
+            k: boundary.reads[0].factor
+            for k, boundary in boundaries.items()
+            if len(boundary.reads) == 1 and boundary.reads[0].source is None
+        }
+        self._factors = torch.stack(list(plain.values())) if plain else direct[:0]
+        self._plain = torch.tensor(list(plain), dtype=torch.int64, device=direct.device)
+        self._mixed = {k: each for k, each in boundaries.items() if k not in plain}
+        self._steps = max(1, TOGETHER // direct[0].numel())
+        self.lag = 0
+        self.values, self.exponent = Entries.of(direct).between(0, len(direct))
+        self._centre()
+
+    def advance(self) -> dict[str, Scaled]:
+        """The part of this lag, a row for each parameter; then all rows move back by a step.
+
+        Raises:
+            NonFiniteError: if a row becomes infinite or NaN within a single step.
+        """
+        sums, back = ParameterSums(self._parameters, 1), torch.empty_like(self.values)
+        exponent = torch.where(self.there, self.exponent, NO_EXPONENT)
+        for first in range(0, len(back), self._steps):
+            stop = min(first + self._steps, len(back))
+            self._through(sums, exponent, back, first, stop)
+        for k, boundary in self._mixed.items():
+            if k < len(back):
+                back[k : k + 1] = boundary.pull_back(back[k : k + 1])
+        if len(self._plain):
+            here = self._plain < len(back)
+            back[self._plain[here]] *= self._factors[here]
+        self.lag, self.values, self.exponent = self.lag + 1, back[1:], self.exponent[1:]
+        self._centre()
+        return sums.result()
+
+    def _through(
+        self,
+        sums: ParameterSums,
+        exponent: Int[Tensor, "K"],
+        back: Float[Tensor, "K B S"],
+        first: int,
+        stop: int,
+    ) -> None:
+        """Rows first .. stop-1 through their steps: what they say of the parameters, and `back`."""
+        some, units = self.values[first:stop], exponent[first:stop]
+        adjoint = self._chunk.pull_back(some.flatten(0, 1).unsqueeze(0), first, stop - first)
+        adjoint.previous_into(back[first:stop].flatten(0, 1).unsqueeze(0))
+        top = units.amax(0, keepdim=True)
+        if int(top) == NO_EXPONENT:
+            return
+        if bool(((units == top) | (units == NO_EXPONENT)).all()):
+            sums.units(top)
+            sums.add(adjoint)
+        else:
+            self._weighed(sums, exponent, first, stop)
+
+    def _weighed(
+        self, sums: ParameterSums, exponent: Int[Tensor, "K"], first: int, stop: int
+    ) -> None:
+        """What rows on several scales say of the parameters, those that are near at a time."""
+        units, count = exponent[first:stop], stop - first
+        if count > 1 and far_apart(units.unsqueeze(0)):
+            self._weighed(sums, exponent, first + count // 2, stop)
+            self._weighed(sums, exponent, first, first + count // 2)
+            return
+        top = units.amax(0, keepdim=True)
+        if int(top) == NO_EXPONENT:
+            return
+        weights = power_of_two(units - sums.units(top), self.values)
+        rows = (self.values[first:stop] * weights[:, None, None]).flatten(0, 1).unsqueeze(0)
+        sums.add(self._chunk.pull_back(rows, first, count))
+
+    def _centre(self) -> None:
+        """Bring rows back that left the slack, all on one exponent where they are near enough."""
+        norms = row_norms(self.values)
+        self.there = norms > 0
+        known = norms[self.there] if len(norms) else norms
+        if not len(known):
+            self.there = self.values.flatten(1).any(1)
+            if not bool(self.there.any()):
+                return
+        elif in_range(known) and bool((self.there | ~self.values.flatten(1).any(1)).all()):
+            return
+        rows = Scaled(self.values, self.exponent).centred(norms)
+        norms = row_norms(rows.values)
+        self.there = norms != 0
+        if not bool(norms.isfinite().all()):
+            refuse_non_finite(norms, int(torch.nonzero(~norms.isfinite())[-1]))
+        own = rows.exponent[self.there]
+        low, high = int(own.min()), int(own.max())
+        if high - low < SLACK:
+            unit = torch.full_like(rows.exponent, (low + high) // 2)
+            shift = torch.where(self.there, rows.exponent - unit, 0)
+            rows = Scaled(times_power_of_two(rows.values, shift), unit)
+        self.values, self.exponent = rows.values, rows.exponent
+
+
+@torch.no_grad()
+def parts_by_lag(
+    unrolled: Unrolled, direct: Float[Tensor, "T B S"], lags: int | None = None
+) -> Iterator[dict[str, Scaled]]:
+    """The part of every lag, 0, 1, ..., a row for each parameter; they sum to the gradient.
+
+    Args:
+        unrolled: the pass.
+        direct: dL/ds_k as the loss alone gives it.
+        lags: how many lags; all T of them if None.
+
+    Raises:
+        NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
+    """
+    rows = PerLag(unrolled, direct)
+    for _ in range(len(unrolled) if lags is None else lags):
+        yield rows.advance()

@@ -1,0 +1,6 @@
+"""How much of a gradient is left when back-propagation through time is truncated."""
+
+from retrograde.truncation.horizon import Horizon
+from retrograde.truncation.measures import Measures
+
+__all__ = ["Horizon", "Measures"]

@@ -1,0 +1,220 @@
+"""Horizon: how far the gradient of a truncated backward pass is from the whole one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from retrograde import _checks, charts, plots
+from retrograde._notebook import card
+from retrograde._optional import optional
+from retrograde._words import steps as in_words
+from retrograde.cells.position import SUFFIX, Position
+from retrograde.truncation.measures import Measures
+
+Band = list[list[float]]
+"""The lower end, the median and the upper end of a curve over batches."""
+
+DELTA = 0.1
+"""The bias that a truncation may have unless the caller says otherwise."""
+
+MEASURES = ("bias", "cosine", "ratio", "signs")
+
+MOST_BATCHES = 0.9
+"""The share of the batches in which the bias must be small enough."""
+
+AT_THESE_WEIGHTS = "at the current weights; other weights have another horizon"
+
+
+@dataclass(frozen=True, eq=False)
+class Horizon:
+    """What truncated back-propagation through time leaves of the gradient, for every K.
+
+        bias(K) = ||g - g_K|| / ||g||
+
+    g is the whole gradient and g_K the one that looks back over K steps: lags 0 to K-1. Everything
+    here holds at the current weights alone: a fresh network forgets within a few steps whatever
+    the data hold, so that a bias near zero proves nothing about other weights.
+
+    Attributes:
+        kind: "sliding" (every loss step looks back over K steps), "chunks" (the state is detached
+            every K steps; the mean over the phases of the cut) or "window" (the forward pass, too,
+            starts K steps before the loss).
+        steps: the K, ascending.
+        length: T, the steps of the sequence.
+        measures: of each batch, by name: "" for the whole gradient, then layers and parameters.
+        reach: `Flow.reach`, the largest lag whose mean contribution is still 1 % of that at lag 0;
+            the median over batches.
+        learnable: the learnability horizon in steps; None for a single batch.
+        notes: what a reader must know.
+        name: what the curves are of, "" for the whole gradient; `of` gives those of the others.
+
+    Example:
+        >>> import torch, retrograde
+        >>> model = torch.nn.LSTM(1, 4)
+        >>> with retrograde.record(model) as recording:
+        ...     model(torch.ones(20, 3, 1))[0].sum().backward()
+        >>> horizon = retrograde.decompose(recording).horizon()
+        >>> len(horizon.steps), bool(horizon.bias[-1] < 1e-5), horizon.window(delta=1.0)
+        (20, True, 1)
+
+    References:
+        Christopher Aicher, Nicholas J. Foti and Emily B. Fox, "Adaptively Truncating
+        Backpropagation Through Time to Control Gradient Bias", UAI (2019), arXiv 1905.07473.
+    """
+
+    kind: str
+    steps: tuple[int, ...]
+    length: int
+    measures: Mapping[str, tuple[Measures, ...]]
+    reach: int
+    learnable: int | None = None
+    notes: tuple[str, ...] = ()
+    name: str = ""
+
+    @staticmethod
+    def of_one(kind: str, found: Mapping[str, Measures], length: int, reach: int) -> "Horizon":
+        """That of one pass through one layer or stack, for K = 1 .. `length`."""
+        named = {name: (one,) for name, one in with_layers(found).items()}
+        return Horizon(kind, tuple(range(1, length + 1)), length, named, reach)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The layers and parameters, each of which `of` takes."""
+        return tuple(name for name in self.measures if name)
+
+    @property
+    def batches(self) -> int:
+        """How many batches it rests on."""
+        return len(self.measures[self.name])
+
+    def of(self, name: str) -> "Horizon":
+        """That of a layer or a parameter alone.
+
+        Raises:
+            ArgumentError: for any other name.
+        """
+        _checks.existing("name", name, self.names)
+        return replace(self, name=name)
+
+    @property
+    def bias(self) -> Float[Tensor, "K"]:
+        """||g - g_K|| / ||g|| for each K, the median over batches; NaN where g is 0."""
+        return self.each("bias").quantile(0.5, 0)
+
+    @property
+    def cosine(self) -> Float[Tensor, "K"]:
+        """The cosine of g_K and g, the median over batches; NaN where either is 0."""
+        return self.each("cosine").quantile(0.5, 0)
+
+    @property
+    def ratio(self) -> Float[Tensor, "K"]:
+        """||g_K|| / ||g||, the median over batches."""
+        return self.each("ratio").quantile(0.5, 0)
+
+    @property
+    def signs(self) -> Float[Tensor, "K"]:
+        """The share of entries whose sign differs in g_K and g, the median over batches."""
+        return self.each("signs").quantile(0.5, 0)
+
+    def each(self, measure: str) -> Float[Tensor, "N K"]:
+        """One of "bias", "cosine", "ratio" and "signs" of each batch."""
+        _checks.existing("measure", measure, MEASURES)
+        found = self.measures[self.name]
+        rows = [
+            one.signs / one.entries if measure == "signs" else getattr(one, measure)
+            for one in found
+        ]
+        return torch.stack(rows)
+
+    def window(self, delta: float = DELTA) -> int | None:
+        """The smallest K whose bias is at most delta in at least 90 % of the batches.
+
+        None if there is none. With steps on a grid the true one may lie between the one before
+        and this one.
+
+        Raises:
+            ArgumentError: if delta is not a number from 0.
+        """
+        delta = _checks.number("delta", delta, lambda real: real >= 0, "a number from 0 on")
+        share = (self.each("bias") <= delta).double().mean(0)
+        found = torch.nonzero(share >= MOST_BATCHES - 1e-9)
+        return self.steps[int(found[0])] if len(found) else None
+
+    def __repr__(self) -> str:
+        of = self.name or "the whole gradient"
+        batches = f", {self.batches} batches" if self.batches > 1 else ""
+        return f"Horizon of {of} ({self.kind}, {self.length} steps{batches})"
+
+    def __str__(self) -> str:
+        return "\n".join([repr(self), *self.summary()])
+
+    def _repr_html_(self) -> str:
+        return card(repr(self), lambda: "\n".join(self.summary()), self.chart)
+
+    def summary(self, delta: float = DELTA) -> list[str]:
+        """What it says, in a few lines; `print` shows them."""
+        window = self.window(delta)
+        share = f" in {MOST_BATCHES:.0%} of the batches" if self.batches > 1 else ""
+        lines = [
+            f"window     {in_words(window)}: the smallest with a bias of at most {delta:g}{share}"
+            if window is not None
+            else f"window     none: the bias stays above {delta:g}{share}",
+            f"reach      {self.reach} of {self.length - 1} steps",
+        ]
+        if self.learnable is not None:
+            lines.append(f"learnable  {in_words(self.learnable)}")
+        return [*lines, AT_THESE_WEIGHTS, *self.notes]
+
+    def to_dataframe(self) -> Any:
+        """A pandas DataFrame: a row for each name, batch and K, with the measures.
+
+        Raises:
+            MissingExtraError: without pandas; the message says how to install it.
+        """
+        with optional("a table", "dataframe"):
+            import pandas  # type: ignore[import-untyped]
+
+        rows = []
+        for name in self.measures:
+            horizon = replace(self, name=name)
+            columns = {m: horizon.each(m).tolist() for m in MEASURES}
+            rows += [
+                {"of": name, "batch": batch, "steps": k}
+                | {m: columns[m][batch][at] for m in MEASURES}
+                for batch in range(self.batches)
+                for at, k in enumerate(self.steps)
+            ]
+        return pandas.DataFrame(rows)
+
+    def chart(self, delta: float = DELTA) -> Any:
+        """The bias over K, with its band over batches and the window, as an Altair chart."""
+        return charts.truncation_curve(*self._drawn(delta))
+
+    def plot(self, delta: float = DELTA, ax: Any = None) -> tuple[Any, Any]:
+        """The same with Matplotlib, as (figure, axes).
+
+        Raises:
+            MissingExtraError: without matplotlib; the message says how to install it.
+        """
+        return plots.truncation_curve(*self._drawn(delta), ax)
+
+    def _drawn(self, delta: float) -> tuple[tuple[int, ...], Band, float, int | None, str]:
+        bias = self.each("bias")
+        band = [bias.quantile(q, 0).tolist() for q in (0.1, 0.5, 0.9)]
+        return self.steps, band, delta, self.window(delta), self.kind
+
+
+def with_layers(found: Mapping[str, Measures]) -> dict[str, Measures]:
+    """The whole gradient, and its layers where there are several, before the parameters."""
+    layers: dict[str, list[Measures]] = {}
+    for name, one in found.items():
+        suffix = SUFFIX.search(name)
+        position = Position.of(suffix.group()) if suffix else None
+        layers.setdefault("" if position is None else str(position), []).append(one)
+    several = layers if len(layers) > 1 else {}
+    together = {name: Measures.together(some) for name, some in several.items() if name}
+    return {"": Measures.together(list(found.values())), **together, **found}

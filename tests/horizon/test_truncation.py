@@ -1,0 +1,126 @@
+"""Against really truncating: the state detached in a plain loop, at every K, in float64."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import retrograde
+
+T, B, INPUTS, H = 9, 3, 2, 4
+
+LAYERS = {
+    "lstm": lambda: nn.LSTM(INPUTS, H),
+    "gru": lambda: nn.GRU(INPUTS, H),
+    "rnn": lambda: nn.RNN(INPUTS, H, nonlinearity="relu"),
+    "stack": lambda: nn.LSTM(INPUTS, H, num_layers=2),
+    "projected": lambda: nn.LSTM(INPUTS, H, proj_size=2),
+    "gru stack": lambda: nn.GRU(INPUTS, H, num_layers=2, bias=False),
+}
+
+
+def run(layer, x, state=None):
+    """A layer over some steps: its output and its state, as a tuple."""
+    output, state = layer(x, state)
+    return output, state
+
+
+def detached(state):
+    return tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
+
+
+def gradient(layer, loss):
+    found = torch.autograd.grad(loss, tuple(layer.parameters()))
+    return torch.cat([one.flatten() for one in found])
+
+
+def weights(seed=7):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(T, B, 1, dtype=torch.float64, generator=generator)
+
+
+def loss_at(output, t, lengths=None):
+    """The part of the loss that enters at step t: not linear in the output."""
+    seen = 1.0 if lengths is None else (t < lengths).double().unsqueeze(1)
+    return (weights()[t] * output.square() * seen).sum()
+
+
+def sliding(layer, x, k, lengths=None):
+    """Every loss step looks back over k steps: the state before them is detached."""
+    total = 0.0
+    for t in range(T):
+        first = max(0, t - k + 1)
+        state = detached(run(layer, x[:first])[1]) if first else None
+        output, _ = run(layer, x[first : t + 1], state)
+        total = total + gradient(layer, loss_at(output[-1], t, lengths))
+    return total
+
+
+def chunks(layer, x, k, phase, lengths=None):
+    """The state is detached before steps phase, phase + k, ..."""
+    cuts = sorted({0, *range(phase, T, k), T})
+    state, loss = None, 0.0
+    for first, stop in zip(cuts, cuts[1:], strict=False):
+        output, state = run(layer, x[first:stop], state)
+        for t in range(first, stop):
+            loss = loss + loss_at(output[t - first], t, lengths)
+        state = detached(state)
+    return gradient(layer, loss)
+
+
+def recorded(layer, x, lengths=None):
+    with retrograde.record(layer) as recording:
+        if lengths is None:
+            output = layer(x)[0]
+        else:
+            packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+            output = nn.utils.rnn.pad_packed_sequence(layer(packed)[0], total_length=T)[0]
+        sum(loss_at(output[t], t, lengths) for t in range(T)).backward()
+    return retrograde.decompose(recording)
+
+
+def expected(whole, truncated):
+    """Bias, cosine, ratio and share of signs that differ."""
+    return torch.stack(
+        (
+            (whole - truncated).norm() / whole.norm(),
+            torch.dot(whole, truncated) / whole.norm() / truncated.norm(),
+            truncated.norm() / whole.norm(),
+            (whole.sign() != truncated.sign()).double().mean(),
+        )
+    )
+
+
+def found(horizon):
+    return torch.stack((horizon.bias, horizon.cosine, horizon.ratio, horizon.signs), 1)
+
+
+def problem(name):
+    torch.manual_seed(1)
+    layer = LAYERS[name]().double()
+    return layer, torch.randn(T, B, INPUTS, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_curves_are_those_of_really_detaching(name):
+    layer, x = problem(name)
+    flow = recorded(layer, x)
+    by_hand = [sliding(layer, x, k) for k in range(1, T + 1)]
+    wanted = torch.stack([expected(by_hand[-1], each) for each in by_hand])
+    curves = found(flow.horizon())
+    torch.testing.assert_close(curves[:-1], wanted[:-1], rtol=1e-9, atol=1e-12)
+    assert curves[-1, 0] < 1e-14  # nothing is missing at K = T; its rounding is its own
+
+    phases = [[chunks(layer, x, k, phase) for phase in range(1, k + 1)] for k in range(1, T + 1)]
+    mean = [sum(some) / len(some) for some in phases]
+    wanted = torch.stack([expected(by_hand[-1], each) for each in mean])
+    torch.testing.assert_close(found(flow.horizon("chunks")), wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_samples_that_end_before_others():
+    layer, x = problem("stack")
+    lengths = torch.tensor([T, 4, 7])
+    flow = recorded(layer, x, lengths)
+    by_hand = [sliding(layer, x, k, lengths) for k in range(1, T + 1)]
+    wanted = torch.stack([expected(by_hand[-1], each) for each in by_hand])
+    torch.testing.assert_close(found(flow.horizon())[:-1], wanted[:-1], rtol=1e-9, atol=1e-12)
