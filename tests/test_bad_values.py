@@ -686,7 +686,13 @@ EXEMPT = {
             *("diagnosis.NotApplicable", "diagnosis.Threshold", "diagnosis.Spread"),
             *("monitor.Event", "monitor.History"),
             *("diagnosis.Training", "diagnosis.Trial", "report.Comparison", "report.Horizon"),
-            *("report.Layer", "report.Report", "report.Settings", "cells.CellAdjoint"),
+            *(
+                "report.HorizonReport",
+                "report.Layer",
+                "report.Report",
+                "report.Settings",
+                "cells.CellAdjoint",
+            ),
             *("cells.CellStep", "cells.Graph", "cells.Generation", "retrograde.nn.ClippedInside"),
             *(
                 "engine.AdjointSpan",

@@ -43,6 +43,7 @@ from retrograde.decomposition.rows import log2_of_sum, near
 from retrograde.decomposition.summary import NEAR, Summary, growth
 from retrograde.engine import Entries, Scaled, Unrolled, fold, with_factors
 from retrograde.engine.lags import parts_by_lag
+from retrograde.engine.unitwise import is_unitwise
 from retrograde.errors import ArgumentError, VoidDecompositionWarning
 from retrograde.recording import Recorded, Recording
 from retrograde.recording.recorded import the_one
@@ -108,10 +109,12 @@ class Flow(AbstractPass):
         adjoints = AdjointNorms(self.entries, self.steps)
         octaves = lag_bins("octaves", self.steps)
         starts = self._starts.union(each.start for each in octaves)
-        lags = lag_bins(sorted(starts), self.steps)
-        sums = LagSums(lags, self._cell)
-        fold(self.unrolled, self.entries, [norms, shares, adjoints, sums])
-        by_lag = self._found[Lags(lags)] = sums.result()
+        lags = Lags(lag_bins(sorted(starts), self.steps))
+        sums = LagSums(lags.lags, self._cell)
+        apart = is_unitwise(self.unrolled)  # their lags need no pass of rows
+        fold(self.unrolled, self.entries, [norms, shares, adjoints, *(() if apart else (sums,))])
+        by_lag = lags.parts(self.unrolled, self.entries) if apart else sums.result()
+        self._found[lags] = by_lag
         whole = {name: parts.scaled.total() for name, parts in by_lag.items()}
         if known and not all(near(known[name], whole[name]) for name in known):
             shares = ContributionShares(self.entries, self.steps, whole)
