@@ -7,4 +7,7 @@ import torch
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
     """Each of them draws the same numbers, whatever ran before it, and so do its fixtures."""
-    torch.manual_seed(0)
+    if torch.accelerator.is_available():
+        torch.manual_seed(0)
+    else:  # which spares it the 0.5 ms that it takes to note the stack of its caller
+        torch.default_generator.manual_seed(0)

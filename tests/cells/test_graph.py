@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrograde.cells import (
@@ -72,6 +72,7 @@ def linearised(cell, seed):
 
 
 @pytest.mark.parametrize("name", CELLS)
+@settings(max_examples=8)  # an identity of bilinear forms: a wrong one fails at almost any numbers
 @given(seed=st.integers(0, 2**16), rows=st.sampled_from([1, 3, FEW_ROWS + 1]))
 def test_products_from_both_sides_agree(name, seed, rows):
     """<J v, w> = <v, J^T w>, for changes of state, input and of every parameter."""

@@ -1,6 +1,7 @@
 """Every decomposition against autograd with a separate copy of the weights at every step."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def test_every_part_of_every_decomposition(problem):
     flow = flow_of(cell, plain)
     assert flow.residual < 1e-12
     assert flow.parameters == tuple(cell.parameters)
-    parts = {name: brute_force(plain, name) for name in flow.parameters}
+    parts = brute_force(plain, *flow.parameters)
     for name, exact in parts.items():
         whole = exact.sum((0, 1))
         norms = vectors(exact, 2).norm(dim=2)
@@ -50,7 +51,9 @@ def test_every_part_of_every_decomposition(problem):
     for t in range(T):
         for k in range(t + 1):  # every pair once, the parameters in turn
             name = flow.parameters[(t * T + k) % len(parts)]
-            torch.testing.assert_close(flow.contribution(name, t, k), parts[name][t, k], **EXACT)
+            with unchecked() if k else nullcontext():  # types by one pair of an entry step
+                part = flow.contribution(name, t, k)
+            torch.testing.assert_close(part, parts[name][t, k], **EXACT)
 
     def vector(tensors, keep):
         return torch.cat([vectors(tensor, keep) for tensor in tensors], keep)
@@ -96,7 +99,9 @@ def test_adjoint_norms_reach_and_half_life(problem):
         denominator += float(centred.square().sum())
     assert flow.half_life == pytest.approx(-denominator / numerator, rel=1e-9)
 
-    table = sum(brute_force(plain, name).flatten(2).square().sum(2) for name in flow.parameters)
+    table = sum(
+        exact.flatten(2).square().sum(2) for exact in brute_force(plain, *flow.parameters).values()
+    )
     norms = table.sqrt()
     mean = [norms.diagonal(-lag).mean() for lag in range(9)]
     torch.testing.assert_close(

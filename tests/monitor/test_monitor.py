@@ -6,6 +6,7 @@ import math
 import pickle
 import warnings
 import weakref
+from functools import cache
 
 import pytest
 import torch
@@ -219,7 +220,8 @@ def test_scalars_read_back_from_tensorboard(tmp_path):
 # --- no trace ---------------------------------------------------------------------------------
 
 
-def trained(how, kind, steps=200):
+@cache
+def trained(how, kind, steps=40):
     """Weights, optimiser state and random state after training with dropout, watched or not."""
     torch.manual_seed(0)
     model = nn.ModuleDict({"body": Model(kind), "drop": nn.Dropout(0.3)})
@@ -246,7 +248,7 @@ def trained(how, kind, steps=200):
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize("how", ["record", "monitor"])
-def test_200_steps_are_bit_identical(how, kind):
+def test_40_steps_are_bit_identical(how, kind):
     weights, state, random = trained("plain", kind)
     watched_weights, watched_state, watched_random = trained(how, kind)
     assert random.equal(watched_random)

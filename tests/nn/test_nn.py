@@ -143,13 +143,13 @@ def plain_loop(module, x):
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_training_is_the_same_as_with_autograd_on_a_plain_loop(name):
-    """Fifty steps of Adam, to rounding."""
+    """Fifteen steps of Adam, to rounding."""
     x, y = drawn(T, B, INPUTS), drawn(T, B, H, seed=6)
     losses, trained = [], []
     for own in (True, False):
         module = made(name)
         optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
-        for _ in range(50):
+        for _ in range(15):
             optimizer.zero_grad()
             with unchecked():
                 output = module(x, return_activations=True)[0] if own else plain_loop(module, x)

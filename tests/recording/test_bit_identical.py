@@ -19,7 +19,7 @@ import retrograde
 
 T, B, INPUTS, H = 3, 4, 2, 3
 LENGTHS = (3, 2, 2, 1)
-UPDATES = 100
+UPDATES = 25
 
 
 def numbers(*shape, seed=0):

@@ -328,7 +328,7 @@ def test_gradients_that_are_zeroed_later_were_copied(way, layer, inside):
     assert_same(plain, ({n: flow.by_lag(n, bins="every").parts() for n in flow.parameters}, ()))
 
 
-def trained(watched, make, steps=200):
+def trained(watched, make, steps=40):
     """The weights after some training, in float32, with hooks that write into gradients."""
     net, x = make(), X[:3].float()
     optimiser = torch.optim.Adam(net.parameters(), lr=0.01)

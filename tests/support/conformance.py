@@ -188,11 +188,15 @@ CHECKS = [
 ]
 
 
-def brute_force(plain, name):
-    """C[t,k] for every pair, one autograd call an entry step."""
-    copies = [weights[name] for weights in plain.weights]
-    rows = [torch.stack(plain.grad(copies, steps=[t])) for t in range(len(plain.x))]
-    return torch.stack(rows)
+def brute_force(plain, *names):
+    """C[t,k] of each parameter for every pair, one autograd call an entry step."""
+    copies = [weights[name] for name in names for weights in plain.weights]
+    steps = len(plain.x)
+    rows = [plain.grad(copies, steps=[t]) for t in range(steps)]
+    return {
+        name: torch.stack([torch.stack(row[n * steps : (n + 1) * steps]) for row in rows])
+        for n, name in enumerate(names)
+    }
 
 
 def vectors(parts, keep):
