@@ -477,7 +477,8 @@ class QRNNLayer(nn.Module):
         if self.window == 2:
             source = torch.cat((X, torch.cat((X[:1] * 0, X[:-1]))), 2)
         z, f, o = self.linear(source).chunk(3, 2)
-        z, f, c = torch.tanh(z), torch.sigmoid(f), hidden
+        z, f = torch.tanh(z), torch.sigmoid(f)
+        c = None if hidden is None else hidden[0]
         states = []
         for z_k, f_k in zip(z, f, strict=True):
             c = f_k * z_k + (0 if c is None else (1 - f_k) * c)
