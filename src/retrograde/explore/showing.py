@@ -45,7 +45,7 @@ class Picture:
         title = {"text": title} if isinstance(title, str) else title
         spec |= {
             "title": {
-                name: textwrap.wrap(value, LINE) if name in ("text", "subtitle") else value
+                name: _lines(value) if name in ("text", "subtitle") else value
                 for name, value in title.items()
             },
             "width": "container",
@@ -56,14 +56,21 @@ class Picture:
         return f"application/vnd.vegalite.v{major}+json", json.dumps(spec)
 
 
+def _lines(text: str | list[str]) -> list[str]:
+    """The same words in lines that fit a phone."""
+    return textwrap.wrap(text if isinstance(text, str) else " ".join(text), LINE)
+
+
 def pictures(chart: Any) -> list[Picture]:
     """A chart, or those that it holds one below the other: only single ones fit their place."""
     parts = getattr(chart, "vconcat", None)
     if parts is None:
         return [Picture(chart)]
-    found = []
+    found: list[Picture] = []
     for part in parts:
         alone = part.copy()
+        if not found and "title" not in part.to_dict(validate=False):
+            alone.title = chart.title
         if alone.data is altair().Undefined:
             alone.data = chart.data
         found.append(Picture(alone))
