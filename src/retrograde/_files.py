@@ -11,6 +11,9 @@ from typing import BinaryIO
 from retrograde import _checks
 from retrograde.errors import ArgumentError, InputError
 
+HORIZON = "a horizon of retrograde"
+"""A kind of file."""
+
 LONGEST = 200
 """Of a longer path only both ends are shown."""
 
@@ -80,6 +83,7 @@ def kind(path: Path) -> str:
         "a checkpoint of torch.save": first.startswith((b"PK\x03\x04", b"\x80")),
         "a safetensors file": first[8:9] == b"{",
         "a report of retrograde": b'"retrograde-report/' in text,
+        HORIZON: b'"retrograde-horizon/' in text,
         "an HTML page": text.startswith((b"<!doctype html", b"<html")),
         "a notebook": path.suffix == ".ipynb",
         "a Python file": path.suffix == ".py",

@@ -55,7 +55,7 @@ def test_knobs_move_pictures_follow_and_no_request_leaves_the_machine(browser, l
         route.continue_() if asked[-1] == "127.0.0.1" else route.abort()
 
     page.route("**", local_only)
-    page.goto(lecture)
+    page.goto(f"{lecture}?screen=2")
     picture = page.locator(".vega-embed svg").first
     picture.wait_for(timeout=30_000)
 
@@ -71,5 +71,5 @@ def test_knobs_move_pictures_follow_and_no_request_leaves_the_machine(browser, l
 
     knob = page.get_by_role("slider").first
     changed(lambda: knob.press("ArrowRight"))
-    changed(lambda: page.get_by_text("Lag", exact=True).click())
+    changed(lambda: page.get_by_text("lags", exact=True).click())
     assert set(asked) == {"127.0.0.1"} and not said

@@ -3,7 +3,7 @@
     s_k = A(x_k) s_{k-1} + b(x_k)
 
 A(x_k) multiplies each unit by itself alone, so that no path from step to step crosses from one unit
-to another, and all lags cost what one pass costs (`retrograde.engine.lags`).
+to another, and all lags cost what one pass costs (`retrograde.engine.unitwise`).
 """
 
 from abc import abstractmethod

@@ -4,7 +4,7 @@ from retrograde._words import half_life_in_words, in_words, lag_in_words
 from retrograde.charts.drawing import ACCENT, COUNTER, GREY, INK, RAMP, SERIES, SHAPES
 from retrograde.charts.figure import png
 from retrograde.charts.gates import gates_over_time, saturation_over_time
-from retrograde.charts.lags import adjoint_curve, lag_curve, memory
+from retrograde.charts.lags import adjoint_curve, lag_curve, memory, reach_by_layer
 from retrograde.charts.parts import (
     blocks,
     loss_step_by_use_step,
@@ -15,7 +15,7 @@ from retrograde.charts.parts import (
 from retrograde.charts.remedies import before_after, clipping, training_curves
 from retrograde.charts.spectra import directions, exponents, singular_values
 from retrograde.charts.training import training_run
-from retrograde.charts.truncation import truncation_curve
+from retrograde.charts.truncation import horizon_growth, truncation_curve
 
 __all__ = [
     "ACCENT",
@@ -33,12 +33,14 @@ __all__ = [
     "exponents",
     "gates_over_time",
     "half_life_in_words",
+    "horizon_growth",
     "in_words",
     "lag_curve",
     "lag_in_words",
     "loss_step_by_use_step",
     "memory",
     "png",
+    "reach_by_layer",
     "saturation_over_time",
     "shares",
     "shares_by_lag",

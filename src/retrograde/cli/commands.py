@@ -7,19 +7,19 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from importlib.metadata import version
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
 from rich.markdown import Markdown
 from rich.table import Table
 
-from retrograde import _files, diagnosis
+from retrograde import _files, diagnosis, horizons
 from retrograde import report as reporting
 from retrograde._optional import optional
 from retrograde._terminal import plain
@@ -31,6 +31,7 @@ from retrograde.diagnosis.finding import SEVERITIES
 from retrograde.errors import InputError, RetrogradeError
 from retrograde.explore import server
 from retrograde.spectra import inspect_weights
+from retrograde.truncation.horizon import DELTA
 
 FINDINGS, UNUSABLE, BUG, INTERRUPTED = 1, 2, 70, 130
 """Exit codes; 70 is what sysexits.h calls an internal software error."""
@@ -86,6 +87,13 @@ class FailOnChange(StrEnum):
 
     WORSE = "worse"
     NEVER = "never"
+
+
+class Kind(StrEnum):
+    """What is truncated."""
+
+    SLIDING = "sliding"
+    CHUNKS = "chunks"
 
 
 class Remedies(StrEnum):
@@ -224,11 +232,86 @@ def diagnose(
 
 
 @app.command(
+    help="Say how long a window the gradients of your own model need.\n\n"
+    "FUNCTION is that of diagnose: it takes nothing and returns (model, batch, loss_fn). Batches "
+    "may be a DataLoader, an iterator or a function of a seed as well; with several, the window "
+    "is the one that is enough in 90 % of them. Exit codes: 0, 2 unusable input."
+)
+def horizon(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE.py:FUNCTION", help="Or PACKAGE.MODULE:FUNCTION, as Python imports it."
+        ),
+    ],
+    batches: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Maximum number of batches to look at.")
+    ] = horizons.BATCHES,
+    delta: Annotated[
+        float, typer.Option(min=0, help="The bias that the gradient of a window may have.")
+    ] = DELTA,
+    kind: Annotated[
+        Kind,
+        typer.Option(
+            help="Every loss step looks back over K steps (sliding), or the state is detached "
+            "every K steps (chunks)."
+        ),
+    ] = Kind.SLIDING,
+    layer: Annotated[
+        str | None, typer.Option(help="Look at this layer only, named as in the model.")
+    ] = None,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="WEIGHTS",
+            help="Look at the model with these weights; repeat it, in order of training, to see "
+            "how the horizon grows.",
+        ),
+    ] = None,
+    html: Html = None,
+    json: Json = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    device: Annotated[
+        str | None, typer.Option(help="Move model and batch there first: cpu, cuda, cuda:1, mps.")
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Print nothing but errors; files are still written.")
+    ] = False,
+) -> None:
+    _check_outputs(html, json, reads=checkpoint or ())
+    _set_threads(threads)
+    place = None if device is None else devices.find(device)
+    with _hushed(quiet), progress(f"loading {target}", quiet):
+        subject = subjects.load(target, seed)
+        if place is not None:
+            subject = devices.move(subject, place)
+        given = subject.model, subject.batch, subjects.users(subject.loss_fn)
+        options: Any = {"kind": kind.value, "layer": layer, "most": batches, "seed": seed}
+        found = (
+            horizons.over_training(*given, _checkpoints(checkpoint), **options)
+            if checkpoint
+            else horizons.horizon(*given, **options)
+        )
+        settings = reporting.Settings().of_run(subject.model, subject.batch, seed)
+        report = reporting.HorizonReport.of(found, delta, settings)
+        if html is not None:
+            report.to_html(html)
+        if json is not None:
+            report.to_json(json)
+    if not quiet:
+        show(report)
+        _say_written(html, json)
+
+
+@app.command(
     help="Say what got better from one report to another, what got worse, and what is the same.\n\n"
     "Exit codes: 0, 1 if something is worse and --fail-on is worse, 2 unusable input."
 )
 def compare(
-    before: Annotated[Path, typer.Argument(metavar="A.json", help="What diagnose --json wrote.")],
+    before: Annotated[
+        Path, typer.Argument(metavar="A.json", help="What diagnose --json or horizon --json wrote.")
+    ],
     after: Annotated[Path, typer.Argument(metavar="B.json", help="The same, later.")],
     fail_on: Annotated[
         FailOnChange, typer.Option(help="Exit with 1 if a finding or a number is worse.")
@@ -237,9 +320,7 @@ def compare(
 ) -> None:
     _check_outputs(html, reads=(before, after))
     names = (str(before), str(after))
-    comparison = reporting.compare(
-        reporting.Report.from_json(before), reporting.Report.from_json(after), names
-    )
+    comparison = reporting.compare(_read(before), _read(after), names)
     if html is not None:
         comparison.to_html(html)
     show(comparison)
@@ -372,6 +453,23 @@ def _check_outputs(*paths: Path | None, reads: Sequence[Path] = ()) -> None:
         if path.resolve() in seen:
             raise InputError(f"{path} is named twice; give every file a name of its own")
         seen.add(path.resolve())
+
+
+def _checkpoints(paths: Sequence[Path]) -> dict[str, Mapping[str, torch.Tensor]]:
+    """State dicts by the names of their files, or by their paths where names are alike."""
+    names = [path.stem for path in paths]
+    short = len(set(names)) == len(names)
+    return {
+        name if short else str(path): weights_file.state_dict(path)
+        for name, path in zip(names, paths, strict=True)
+    }
+
+
+def _read(path: Path) -> reporting.Report | reporting.HorizonReport:
+    """The report in a file, of the kind that it says it is."""
+    if _files.kind(path) == _files.HORIZON:
+        return reporting.HorizonReport.from_json(path)
+    return reporting.Report.from_json(path)
 
 
 def _say_written(*paths: Path | None) -> None:

@@ -41,6 +41,22 @@ def read(path: Path) -> Mapping[Any, Any]:
     return found
 
 
+def state_dict(path: Path) -> Mapping[str, torch.Tensor]:
+    """The state dict in a file, or in a checkpoint under the usual names.
+
+    Raises:
+        InputError: as `read`, and if it holds none.
+    """
+    found = read(path)
+    for name in ("state_dict", "model_state_dict", "model"):
+        if isinstance(found.get(name), Mapping):
+            found = found[name]
+            break
+    if not found or not all(isinstance(weight, torch.Tensor) for weight in found.values()):
+        raise InputError(f"{path} holds no state dict; {ADVICE}")
+    return found
+
+
 def _safetensors(path: Path) -> Mapping[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file

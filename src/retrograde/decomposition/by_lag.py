@@ -1,7 +1,9 @@
 """By lag: the exact sum of all C[t,k] whose lag t - k falls into a bin, as a matrix.
 
 The pull-back is linear, so rows of a bin are summed before they are pulled back, and the outer
-products of many steps are one matrix product. A bin costs about as much as one entry row.
+products of many steps are one matrix product. A bin costs about as much as one entry row. Where
+units lead to themselves alone there need be no rows (`retrograde.engine.unitwise`), and lags are
+those of single steps however long the sequence.
 """
 
 from collections.abc import Mapping
@@ -16,6 +18,7 @@ from retrograde.decomposition.parts import Parts
 from retrograde.engine.adjoint import AdjointSpan, fold
 from retrograde.engine.entries import Entries
 from retrograde.engine.gradients import AdjointSums
+from retrograde.engine.unitwise import gradients_by_lag, is_unitwise
 from retrograde.engine.unroll import Unrolled
 
 
@@ -27,6 +30,9 @@ class Lags(AbstractLabels):
 
     def parts(self, unrolled: Unrolled, entries: Entries) -> Mapping[str, Parts]:
         """One pass."""
+        if is_unitwise(unrolled):
+            axes, rows = ({"lag": self.lags},), gradients_by_lag(unrolled, entries, self.lags)
+            return {name: Parts.of(axes, name, each) for name, each in rows.items()}
         sums = LagSums(self.lags, unrolled.cell)
         fold(unrolled, entries, [sums])
         return sums.result()

@@ -43,11 +43,12 @@ from retrograde.decomposition.rows import log2_of_sum, near
 from retrograde.decomposition.summary import NEAR, Summary, growth
 from retrograde.engine import Entries, Scaled, Unrolled, fold, with_factors
 from retrograde.engine.lags import parts_by_lag
+from retrograde.engine.unitwise import is_unitwise
 from retrograde.errors import ArgumentError, VoidDecompositionWarning
 from retrograde.recording import Recorded, Recording
 from retrograde.recording.recorded import the_one
 from retrograde.truncation import Horizon, Measures
-from retrograde.truncation.truncated import KINDS, truncated
+from retrograde.truncation.truncated import KINDS, Truncation, fold_lags
 
 AGREES = 1e-2
 """A forward pass agrees with its recording if it ends in the same state to this part of it."""
@@ -86,6 +87,7 @@ class Flow(AbstractPass):
     entries: Entries
     _found: dict[AbstractLabels, Mapping[str, Parts]] = field(default_factory=dict)
     _starts: set[int] = field(default_factory=set)
+    _truncated: dict[str, Mapping[str, Measures]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"Flow of {self.recorded.size_in_words}"
@@ -107,10 +109,12 @@ class Flow(AbstractPass):
         adjoints = AdjointNorms(self.entries, self.steps)
         octaves = lag_bins("octaves", self.steps)
         starts = self._starts.union(each.start for each in octaves)
-        lags = lag_bins(sorted(starts), self.steps)
-        sums = LagSums(lags, self._cell)
-        fold(self.unrolled, self.entries, [norms, shares, adjoints, sums])
-        by_lag = self._found[Lags(lags)] = sums.result()
+        lags = Lags(lag_bins(sorted(starts), self.steps))
+        sums = LagSums(lags.lags, self._cell)
+        apart = is_unitwise(self.unrolled)  # their lags need no pass of rows
+        fold(self.unrolled, self.entries, [norms, shares, adjoints, *(() if apart else (sums,))])
+        by_lag = lags.parts(self.unrolled, self.entries) if apart else sums.result()
+        self._found[lags] = by_lag
         whole = {name: parts.scaled.total() for name, parts in by_lag.items()}
         if known and not all(near(known[name], whole[name]) for name in known):
             shares = ContributionShares(self.entries, self.steps, whole)
@@ -466,12 +470,15 @@ class Flow(AbstractPass):
                 "batches, loss_fn, kind='window')"
             )
         kind = _checks.one_of("kind", kind, KINDS)
-        return Horizon.of_one(kind, self.truncated[kind], self.steps, self.reach)
+        return Horizon.of_one(kind, self.truncated(kind), self.steps, self.reach)
 
-    @cached_property
-    def truncated(self) -> Mapping[str, Mapping[str, Measures]]:
-        """What is left of the gradient for K = 1 .. T, by kind of truncation and parameter."""
-        return truncated(self.unrolled, self.entries.direct, self.gradient)
+    def truncated(self, kind: str) -> Mapping[str, Measures]:
+        """What is left of the gradient of each parameter for K = 1 .. T."""
+        if kind not in self._truncated:
+            truncation = Truncation(kind, self.gradient)
+            fold_lags(parts_by_lag(self.unrolled, self.entries.direct), [truncation])
+            self._truncated[kind] = truncation.result()
+        return self._truncated[kind]
 
     def lag_by_lag(self) -> Iterator[Mapping[str, Scaled]]:
         """The part of each lag, one after the other: a row [1, ...] for each parameter.

@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retrograde.decomposition.by_lag import LagSums
+from retrograde.decomposition.by_lag import Lags
 from retrograde.decomposition.replay import replay
-from retrograde.engine import Entries, Scaled, Unrolled, fold
+from retrograde.engine import Entries, Scaled, Unrolled
 from retrograde.errors import NonFiniteError
 from retrograde.recording import Recorded
 
 
 def whole_gradient(unrolled: Unrolled, direct: Tensor) -> dict[str, Scaled]:
     """The gradient of each parameter as one row [1, ...] that holds the summed loss."""
-    sums = LagSums((range(0, max(1, len(unrolled))),), unrolled.cell)
-    fold(unrolled, Entries.of(direct, 1), [sums])
-    return {name: parts.scaled for name, parts in sums.result().items()}
+    lags = Lags((range(0, max(1, len(unrolled))),))
+    parts = lags.parts(unrolled, Entries.of(direct, 1))
+    return {name: each.scaled for name, each in parts.items()}
 
 
 def moved_by_rounding(recorded: Recorded, rounding: float) -> dict[str, float]:

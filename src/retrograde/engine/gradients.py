@@ -122,6 +122,12 @@ class AdjointSums:
             self._add(span.chunk, span.first, torch.cat(every, 1), torch.cat(exponents, 1))
             self._gathered, self._numbers = [], 0
 
+    def add_steps(
+        self, chunk: Chunk, values: Float[Tensor, "M K B S"], exponent: Int[Tensor, "M K"]
+    ) -> None:
+        """Rows at all steps of a chunk; chunks come in any order. `values` are overwritten."""
+        self._add(chunk, chunk.first, values, exponent)
+
     def _add(
         self,
         chunk: Chunk,

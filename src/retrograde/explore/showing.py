@@ -1,6 +1,8 @@
-"""How results are shown in the app: charts that the browser draws, as wide as there is room."""
+"""How results are shown in the app: charts that the browser draws, and numbers that are typeset."""
 
 import json
+import re
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +22,13 @@ CONFIG = {
 }
 
 
+LINE = 46
+"""Letters of a subtitle that fit a phone."""
+
+
 @dataclass(frozen=True)
 class Picture:
-    """An Altair chart for marimo, drawn by the Vega-Lite that marimo brings.
+    """An Altair chart for marimo, drawn by the Vega-Lite that marimo brings, as wide as its place.
 
     A chart's own bundle holds a picture for other notebooks, which takes longer to draw than the
     numbers take to compute.
@@ -32,6 +38,11 @@ class Picture:
 
     def _mime_(self) -> tuple[str, str]:
         spec = self.chart.to_dict()
+        title = spec.get("title")
+        if isinstance(title, dict):
+            lines = title.get("subtitle", [])
+            text = lines if isinstance(lines, str) else " ".join(lines)
+            title["subtitle"] = textwrap.wrap(text, LINE)
         spec |= {
             "width": "container",
             "config": CONFIG,
@@ -39,3 +50,24 @@ class Picture:
         }
         major = spec["$schema"].rpartition("/v")[2].partition(".")[0]
         return f"application/vnd.vegalite.v{major}+json", json.dumps(spec)
+
+
+def pictures(chart: Any) -> list[Picture]:
+    """A chart, or those that it holds one below the other: only single ones fit their place."""
+    parts = getattr(chart, "vconcat", None)
+    if parts is None:
+        return [Picture(chart)]
+    found: list[Picture] = []
+    for part in parts:
+        alone = part.copy()
+        if not found and "title" not in part.to_dict(validate=False):
+            alone.title = chart.title
+        if str(alone.to_dict(validate=False).get("data", "")) == "":
+            alone.data = chart.data
+        found.append(Picture(alone))
+    return found
+
+
+def typeset(markdown: str) -> str:
+    """Powers of two as they are written by hand."""
+    return re.sub(r"2\^(-?\d+(?:\.\d+)?|-?inf)", r"2<sup>\1</sup>", markdown)

@@ -4,7 +4,17 @@ from retrograde.report.compare import compare
 from retrograde.report.comparison import Comparison
 from retrograde.report.data import Settings
 from retrograde.report.diagnose import diagnose
+from retrograde.report.horizon_report import HorizonReport
 from retrograde.report.layer import Horizon, Layer
 from retrograde.report.report import Report
 
-__all__ = ["Comparison", "Horizon", "Layer", "Report", "Settings", "compare", "diagnose"]
+__all__ = [
+    "Comparison",
+    "Horizon",
+    "HorizonReport",
+    "Layer",
+    "Report",
+    "Settings",
+    "compare",
+    "diagnose",
+]

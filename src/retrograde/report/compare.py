@@ -1,10 +1,7 @@
 """Two reports side by side: findings are paired, numbers judged where something judges them."""
 
-import difflib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 from retrograde import _checks
 from retrograde._words import counted, number
@@ -14,14 +11,11 @@ from retrograde.errors import ArgumentError
 from retrograde.report.changes import Difference, FindingChange, LayerChange, Number, Verdict
 from retrograde.report.comparison import Comparison
 from retrograde.report.data import SOLVED
+from retrograde.report.differences import differ, judged, missing, of_settings
+from retrograde.report.horizon_compare import compare_horizons
+from retrograde.report.horizon_report import HorizonReport
 from retrograde.report.layer import Horizon, Layer
 from retrograde.report.report import Report
-
-ROUNDING = 1e-3
-"""Numbers nearer to each other than this share of the larger one show the same three digits."""
-
-RESIDUAL = 10.0
-"""Residuals are rounding errors: less than an order of magnitude is noise."""
 
 CLEAR = 0.1
 """Losses of one batch that are nearer to each other than this share of the larger one have changed,
@@ -31,7 +25,11 @@ RULES = {"reach": ("vanishing", "above"), "growth": ("exploding", "below")}
 """The rule that judges a number of a layer, and which way is then the healthy one."""
 
 
-def compare(a: Report, b: Report, names: tuple[str, str] = ("before", "after")) -> Comparison:
+def compare(
+    a: Report | HorizonReport,
+    b: Report | HorizonReport,
+    names: tuple[str, str] = ("before", "after"),
+) -> Comparison:
     """Compare two reports, of a model before and after a change for example.
 
     Findings are paired by rule and layer, and by gate and route where a rule found several. One
@@ -57,13 +55,17 @@ def compare(a: Report, b: Report, names: tuple[str, str] = ("before", "after")) 
     Everything else is "changed". Numbers that agree in three digits are the same, and so are
     residuals within an order of magnitude, as these are rounding errors.
 
+    Two horizon reports are compared by window, reach and learnability horizon, for the whole
+    gradient, each layer and each parameter; a longer window is neither better nor worse.
+
     Args:
         a: the report before.
-        b: the report after.
+        b: the report after, of the same kind.
         names: what to call the two.
 
     Raises:
-        ArgumentError: for what is no report, or other than two names.
+        ArgumentError: for what is no report, a report and a horizon report, or other than two
+            names.
 
     Example:
         >>> import torch, retrograde
@@ -74,11 +76,15 @@ def compare(a: Report, b: Report, names: tuple[str, str] = ("before", "after")) 
         >>> compare(report, report).summary
         'Nothing changed.'
     """
-    _checks.instance("a", a, Report, "a report, as of diagnose or Report.from_json")
-    _checks.instance("b", b, Report, "a report, as of diagnose or Report.from_json")
     _checks.tuple_of("names", names, str, "two names")
     if len(names) != 2:
         raise ArgumentError(f"names must be two names; got {_checks.shown(names)}")
+    if isinstance(a, HorizonReport) and isinstance(b, HorizonReport):
+        return compare_horizons(a, b, names)
+    words = "a report, as of diagnose or Report.from_json"
+    if isinstance(a, HorizonReport) or isinstance(b, HorizonReport):
+        words += "; a horizon report is compared with another one"
+    a, b = _checks.instance("a", a, Report, words), _checks.instance("b", b, Report, words)
     before = {layer.name: layer for layer in a.layers}
     after = {layer.name: layer for layer in b.layers}
     settings = tuple(_settings(a, b))
@@ -108,7 +114,7 @@ def _loss(a: Report, b: Report) -> Number | None:
         return None
     alike = (a.settings.batch, a.settings.seed) == (b.settings.batch, b.settings.seed)
     clear = abs(a.loss - b.loss) > CLEAR * max(abs(a.loss), abs(b.loss))
-    return _number("loss", "", a.loss, b.loss, "below" if alike and clear else None)
+    return judged("loss", "", a.loss, b.loss, "below" if alike and clear else None)
 
 
 def _spared(changes: Comparison) -> Comparison:
@@ -235,7 +241,7 @@ def _evidence(before: Sequence[Evidence], after: Sequence[Evidence]) -> Iterator
             side[name].value if name in side else None for side in (old, new)
         )
         healthy = shown.healthy if shown.threshold is not None else None
-        yield _number(name, shown.unit, before_value, after_value, healthy)
+        yield judged(name, shown.unit, before_value, after_value, healthy)
 
 
 def _numbers(
@@ -269,9 +275,9 @@ def _numbers(
     elif same_horizon:
         rows.append(("share beyond the horizon", "of the gradient", before.beyond, after.beyond))
     return tuple(
-        _number(name, unit, old, new, healthy.get(name))
+        judged(name, unit, old, new, healthy.get(name))
         for name, unit, old, new in rows
-        if not (_none(old) and _none(new))
+        if not (missing(old) and missing(new))
     )
 
 
@@ -285,32 +291,6 @@ def _healthy(findings: Sequence[FindingChange]) -> dict[str, str]:
             if evidence.threshold is not None:
                 judged[evidence.name] = evidence.healthy
     return judged
-
-
-def _number(
-    name: str, unit: str, before: float | None, after: float | None, healthy: str | None
-) -> Number:
-    if _alike(name, before, after):
-        return Number(name, unit, before, after, "same")
-    if before is None or after is None or _none(before) or _none(after) or healthy is None:
-        return Number(name, unit, before, after, "changed")
-    better = (after > before) == (healthy == "above")
-    return Number(name, unit, before, after, "better" if better else "worse")
-
-
-def _alike(name: str, before: float | None, after: float | None) -> bool:
-    if _none(before) or _none(after):
-        return _none(before) and _none(after)
-    assert before is not None and after is not None
-    if before == after or number(before) == number(after):
-        return True
-    if name == "residual" and 0 < min(before, after):
-        return max(before, after) / min(before, after) < RESIDUAL
-    return math.isclose(before, after, rel_tol=ROUNDING)
-
-
-def _none(value: float | None) -> bool:
-    return value is None or math.isnan(value)
 
 
 def _need(a: Report, b: Report) -> int | None:
@@ -344,21 +324,18 @@ def _key(found: Finding) -> tuple[object, ...]:
 def _settings(a: Report, b: Report) -> Iterator[Difference]:
     """What was set or run differently."""
     old, new = a.settings, b.settings
-    for name in dict.fromkeys((*old.versions, *new.versions)):
-        yield from _differ(f"version of {name}", old.versions.get(name), new.versions.get(name))
-    yield from _models(old.model, new.model)
-    for name in ("batch", "device", "seed", "needs_lag"):
-        yield from _differ(name, getattr(old, name), getattr(new, name))
-    yield from _differ("horizon", _horizon(a.horizon), _horizon(b.horizon))
-    yield from _differ("rules", ", ".join(old.rules), ", ".join(new.rules))
+    yield from of_settings(old, new)
+    yield from differ("needs_lag", old.needs_lag, new.needs_lag)
+    yield from differ("horizon", _horizon(a.horizon), _horizon(b.horizon))
+    yield from differ("rules", ", ".join(old.rules), ", ".join(new.rules))
     for name, before, after in _moved_thresholds(a, b):
-        yield from _differ(f"threshold {name}", number(before), number(after))
+        yield from differ(f"threshold {name}", number(before), number(after))
     after_layers = {layer.name: layer for layer in b.layers}
     for layer in a.layers:
         if layer.name in after_layers:
             other = after_layers[layer.name]
             for name in ("steps", "batch", "entries"):
-                yield from _differ(
+                yield from differ(
                     f"{name} of {layer.name}", getattr(layer, name), getattr(other, name)
                 )
 
@@ -371,21 +348,6 @@ def _moved_thresholds(a: Report, b: Report) -> list[tuple[str, float | None, flo
         for name in dict.fromkeys((*old, *new))
         if old.get(name) != new.get(name)
     ]
-
-
-def _differ(name: str, before: Any, after: Any) -> Iterator[Difference]:
-    if before != after:
-        words = (
-            "none" if value is None or value == "" else str(value) for value in (before, after)
-        )
-        yield Difference(name, *words)
-
-
-def _models(before: str, after: str) -> Iterator[Difference]:
-    """The lines in which the models print themselves differently."""
-    lines = list(difflib.ndiff(before.splitlines(), after.splitlines()))
-    old, new = ([line[2:].strip() for line in lines if line.startswith(mark)] for mark in "-+")
-    yield from _differ("model", "\n".join(old), "\n".join(new))
 
 
 def _horizon(horizon: Horizon | None) -> str:

@@ -1,16 +1,13 @@
 """From a recording, or from a model, a batch and a loss, to a report."""
 
 import math
-import platform
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from itertools import chain
 from typing import Any, Literal, overload
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from retrograde import _checks
 from retrograde.declarations.matching import Declared
@@ -33,7 +30,7 @@ from retrograde.diagnosis.training import Plan
 from retrograde.errors import ArgumentError
 from retrograde.recording import Recorded, Recording
 from retrograde.recording.layers import declared
-from retrograde.report.data import NEEDED, Settings
+from retrograde.report.data import NEEDED, Settings, versions
 from retrograde.report.layer import Directions, Horizon, Layer
 from retrograde.report.report import Report
 from retrograde.spectra import spectrum as whole_spectrum
@@ -175,14 +172,7 @@ def diagnose(
         _checks.function("optimizer", optimizer, "parameters -> torch.optim.Optimizer", takes=1)
     table = limits(thresholds)
     settings = Settings(
-        versions={
-            "retrograde": version("retrograde"),
-            "torch": str(torch.__version__),
-            "Python": platform.python_version(),
-        },
-        needs_lag=needs_lag,
-        rules=tuple(RULES),
-        thresholds=table,
+        versions=versions(), needs_lag=needs_lag, rules=tuple(RULES), thresholds=table
     )
     if cells is not None and not isinstance(subject, nn.Module):
         raise ArgumentError("cells= declares modules of a model; what is recorded has its own")
@@ -230,11 +220,7 @@ def diagnose(
             seed=seed,
             progress=progress,
         )
-    device = next((str(p.device) for p in subject.parameters()), "")
-    settings = replace(
-        settings, model=str(subject), batch=_described(batch), device=device, seed=seed
-    )
-    return _report(examination, settings, spectrum, progress)
+    return _report(examination, settings.of_run(subject, batch, seed), spectrum, progress)
 
 
 def _report(
@@ -321,15 +307,3 @@ def _batches(batch: Any, batches: Any, seed: int, most: int, seconds: float = ma
         return drawn
     first = draw(batch, seed, 1).first if is_source(batch) else batch
     return replace(drawn, first=first)
-
-
-def _described(batch: Any) -> str:
-    """Kind, shape and data type of whatever a batch is."""
-    if isinstance(batch, Tensor):
-        return f"{list(batch.shape)} {str(batch.dtype).removeprefix('torch.')}"
-    if isinstance(batch, Mapping):
-        return "{" + ", ".join(f"{key}: {_described(part)}" for key, part in batch.items()) + "}"
-    if isinstance(batch, list | tuple):
-        parts = [_described(part) for part in batch[:8]]
-        return "(" + ", ".join(parts + ["..."] * (len(batch) > 8)) + ")"
-    return type(batch).__name__

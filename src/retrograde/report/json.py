@@ -21,7 +21,7 @@ SCHEMA = "retrograde-report/6"
 SHOWN = 3
 """Maximum number of complaints about a file that are shown."""
 
-Kind = TypeVar("Kind", bound=ReportData)
+Kind = TypeVar("Kind")
 
 
 def schema(kind: type[ReportData]) -> dict[str, Any]:
@@ -44,13 +44,13 @@ def schema(kind: type[ReportData]) -> dict[str, Any]:
     return {"$schema": GenerateJsonSchema.schema_dialect, **found}
 
 
-def render(report: ReportData) -> str:
+def render(report: Any, schema: str = SCHEMA) -> str:
     """The report as a JSON text."""
-    document = {"schema": SCHEMA, **_adapter(type(report)).dump_python(report)}
+    document = {"schema": schema, **_adapter(type(report)).dump_python(report)}
     return json.dumps(strict(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def read(path: str | PathLike[str], kind: type[Kind]) -> Kind:
+def read(path: str | PathLike[str], kind: type[Kind], schema: str = SCHEMA) -> Kind:
     """Read a report back, as one of this class.
 
     Raises:
@@ -68,23 +68,23 @@ def read(path: str | PathLike[str], kind: type[Kind]) -> Kind:
         why = f"it is {what}" if what else str(error)
         raise InputError(f"cannot read {shown}: {why}; give a file that to_json wrote") from None
     found = document.pop("schema", None) if isinstance(document, dict) else None
-    if found != SCHEMA:
-        other = isinstance(found, str) and found.startswith(SCHEMA.rpartition("/")[0])
-        advice = "another version of retrograde wrote it; diagnose once more" if other else ""
+    if found != schema:
+        other = isinstance(found, str) and found.startswith(schema.rpartition("/")[0])
+        advice = "another version of retrograde wrote it; make it once more" if other else ""
         raise InputError(
-            f"{shown} is no report: expected schema {SCHEMA!r}, got {found!r}"
+            f"{shown} is no report: expected schema {schema!r}, got {found!r}"
             + (f" ({advice})" if advice else "")
         )
     try:
         read: Kind = _adapter(kind).validate_python(document)
     except ValidationError as error:
         raise InputError(
-            f"{shown} is no report of schema {SCHEMA!r}: {_complaints(error)}"
+            f"{shown} is no report of schema {schema!r}: {_complaints(error)}"
         ) from None
     return read
 
 
-def _made(kind: type[ReportData]) -> Any:
+def _made(kind: type[Any]) -> Any:
     with optional("a report as JSON", "report"):
         from pydantic import TypeAdapter
 

@@ -1,0 +1,61 @@
+"""Two networks whose `param.grad.norm()` is the same, and whose gradients do not reach alike."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from retrograde.decomposition import Flow, decompose
+from retrograde.explore.lesson import Setting, cell_of, recorded
+from retrograde.recording import record
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training loop sees of one network, and what it does not.
+
+    Attributes:
+        norm: `weight_hh_l0.grad.norm()`, as autograd gives it.
+        readout: what the output layer, and so the loss, is multiplied by.
+        flow: the same pass, taken apart.
+    """
+
+    norm: float
+    readout: float
+    flow: Flow
+
+
+def with_equal_norms(first: Setting, second: Setting) -> tuple[Trained, Trained]:
+    """The passes of two torch.nn.LSTM, the second with an output layer that makes the norms equal.
+
+    The gradient is linear in the output layer, so that |dL/dR| of the first over that of the second
+    is the factor; the second pass is then run with it, and nothing is taken on trust.
+
+    Example:
+        >>> from retrograde.explore.lesson import Setting
+        >>> from retrograde.explore.proof import with_equal_norms
+        >>> one, two = with_equal_norms(Setting(forget_bias=5.0), Setting(forget_bias=-2.0))
+        >>> abs(one.norm / two.norm - 1) < 1e-9, one.flow.reach > 5 * two.flow.reach
+        (True, True)
+    """
+    far = _trained(first, 1.0)
+    near = _trained(second, 1.0)
+    return far, _trained(second, far.norm / near.norm)
+
+
+def _trained(setting: Setting, readout: float) -> Trained:
+    """One pass of torch's own LSTM with the weights and the loss of the setting."""
+    setting = replace(setting, generation="lstm-2000")
+    cell, made = cell_of(setting), recorded(setting)
+    lstm = nn.LSTM(made.x.shape[2], setting.hidden, dtype=torch.float64)
+    weights = {f"{name}_l0": weight for name, weight in cell.parameters.items()}
+    zeros = torch.zeros_like(weights["bias_ih_l0"])  # torch has two biases, the lesson one
+    lstm.load_state_dict(weights | {"bias_hh_l0": zeros})
+    given = made.direct[..., cell.output]
+    with record(lstm) as recording:
+        output, _ = lstm(made.x)
+        loss: Tensor = (readout * given * output).sum()
+        torch.autograd.backward(loss)
+    grad = lstm.get_parameter("weight_hh_l0").grad
+    assert grad is not None
+    return Trained(float(grad.norm()), readout, decompose(recording))

@@ -1,0 +1,127 @@
+"""What a horizon report holds: plain numbers, which JSON keeps and every view is made of."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from retrograde._words import counted
+from retrograde.report.data import Settings
+from retrograde.truncation import Horizon
+
+BAND = (0.1, 0.5, 0.9)
+"""A curve's lower end, its middle and its upper end over batches, as quantiles."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a truncation leaves of one gradient, for each K; medians over batches.
+
+    Attributes:
+        of: the layer or parameter, "" for the whole gradient.
+        window: the smallest K whose bias is small enough in 90 % of the batches, if there is one.
+        bias: ||g - g_K|| / ||g||.
+        low, high: the ends of its band, from 10 % to 90 % of the batches.
+        cosine: of g_K and g.
+        ratio: ||g_K|| / ||g||.
+        signs: the share of entries whose sign differs.
+    """
+
+    of: str
+    window: int | None
+    bias: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    cosine: tuple[float, ...]
+    ratio: tuple[float, ...]
+    signs: tuple[float, ...]
+
+    @staticmethod
+    def of_horizon(horizon: Horizon, delta: float) -> "Curve":
+        """That of a horizon, or of a layer or parameter of it."""
+        low, middle, high = (horizon.each("bias").quantile(q, 0) for q in BAND)
+        rows = (middle, low, high, horizon.cosine, horizon.ratio, horizon.signs)
+        return Curve(horizon.name, horizon.window(delta), *map(_numbers, rows))
+
+
+@dataclass(frozen=True)
+class AtWeights:
+    """The horizon at one set of weights.
+
+    Attributes:
+        name: of the checkpoint, "" for the model as it was given.
+        advice: the window to choose, in one sentence.
+        reach: the largest lag whose mean contribution is still 1 % of that at lag 0.
+        learnable: the learnability horizon, None where it is not known.
+        curves: the whole gradient first, then its layers and parameters.
+        notes: what a reader must know.
+    """
+
+    name: str
+    advice: str
+    reach: int
+    learnable: int | None
+    curves: tuple[Curve, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def window(self) -> int | None:
+        """The window that the whole gradient needs."""
+        return self.curves[0].window
+
+    @staticmethod
+    def of_horizon(name: str, horizon: Horizon, delta: float) -> "AtWeights":
+        """That of a horizon."""
+        parts = (horizon.of(part) for part in horizon.names)
+        curves = tuple(Curve.of_horizon(part, delta) for part in (horizon, *parts))
+        advice = _advice(curves[0].window, horizon, delta)
+        return AtWeights(name, advice, horizon.reach, horizon.learnable, curves, horizon.notes)
+
+
+@dataclass(frozen=True)
+class HorizonData:
+    """The horizon of a model, at one or several sets of weights; `HorizonReport` says the rest."""
+
+    kind: str
+    steps: tuple[int, ...]
+    length: int
+    batches: int
+    delta: float
+    weights: tuple[AtWeights, ...]
+    settings: Settings = Settings()
+
+    # What pydantic reads when it is written and read: numbers beyond JSON's are strings.
+    __pydantic_config__ = {"ser_json_inf_nan": "strings", "extra": "forbid"}
+
+    @property
+    def last(self) -> AtWeights:
+        """The horizon at the last weights, which the views show."""
+        return self.weights[-1]
+
+    @property
+    def shown(self) -> list[int]:
+        """The places of the K that a table shows: powers of two, the window, the last one."""
+        wanted = {2**power for power in range(self.length.bit_length())}
+        wanted |= {self.steps[0], self.steps[-1]}
+        wanted |= {each.window for each in self.weights if each.window is not None}
+        return [at for at, k in enumerate(self.steps) if k in wanted]
+
+
+def _numbers(curve: Tensor) -> tuple[float, ...]:
+    return tuple(curve.tolist())
+
+
+def _advice(window: int | None, horizon: Horizon, delta: float) -> str:
+    """The window to choose, in a sentence."""
+    length = counted(horizon.length, "step")
+    if window is None:
+        return f"No window keeps the bias within {delta:g}: the gradient is 0 in too many batches."
+    if window == horizon.length:
+        return (
+            f"All {length} are needed: no shorter window keeps the bias within {delta:g}. Whether "
+            "the gradient would reach further back, only longer sequences can tell."
+        )
+    batches = " in 90 % of the batches" if horizon.batches > 1 else ""
+    return (
+        f"A window of {counted(window, 'step')} is enough at these weights: the gradient that it "
+        f"leaves differs from that of all {length} by at most {delta:g} of its norm{batches}."
+    )

@@ -1,0 +1,147 @@
+"""A horizon report for a terminal and as a page."""
+
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
+
+from retrograde import _files, charts
+from retrograde._terminal import as_text, indented, plain, rich
+from retrograde._words import counted, number, share
+from retrograde.report.horizon_data import Curve, HorizonData
+from retrograde.report.html import Pictures, environment, javascript
+
+KINDS = {
+    "sliding": "every loss step looks back over K steps",
+    "chunks": "the state is detached every K steps; mean over the phases of the cut",
+    "window": "the forward pass, too, starts K steps before the loss",
+}
+"""What is cut, in words."""
+
+TITLE = "Is the window long enough?"
+
+CAUTION = (
+    "All of this holds at the current weights. A fresh network forgets within a few steps whatever "
+    "the data hold, so that a bias near zero proves nothing about other weights."
+)
+
+COLUMNS = ("K", "bias", "10 to 90 %", "cosine", "norm", "signs differ")
+
+Row = tuple[str, ...]
+
+MOST_PARTS = 40
+"""Maximum number of layers and parameters in the table of a text or page."""
+
+
+def text(report: HorizonData) -> str:
+    """The report as plain text, 120 columns wide."""
+    return as_text(renderable(report))
+
+
+def renderable(report: HorizonData) -> Any:
+    """The report as something that a rich console can print."""
+    parts: list[Any] = [
+        rich().Text(TITLE, style="bold"),
+        rich().Text(report.last.advice),
+        rich().Text(plain(basis(report)), style="dim"),
+    ]
+    for heading, titles, rows in tables(report):
+        table = rich().Table(box=None, pad_edge=False)
+        for title in titles:
+            table.add_column(title, justify="left" if title in ("of", "weights") else "right")
+        for row in rows:
+            table.add_row(*(rich().Text(plain(cell)) for cell in row))
+        parts += ["", heading, indented(table)]
+    parts += ["", *(rich().Text(plain(note), style="dim") for note in notes(report))]
+    return rich().Group(*parts)
+
+
+def page(report: HorizonData) -> str:
+    """The report as one page that opens offline."""
+    gallery = Pictures()
+    gallery.add("curve", lambda: curve_chart(report))
+    if len(report.weights) > 1:
+        gallery.add("growth", lambda: growth_chart(report))
+    found: str = (
+        environment()
+        .get_template("horizon.html.jinja")
+        .render(
+            title=TITLE,
+            report=report,
+            basis=basis(report),
+            tables=list(tables(report)),
+            notes=notes(report),
+            gallery=gallery,
+            javascript=javascript(),
+            version=version("retrograde"),
+        )
+    )
+    return _files.encodable(found)
+
+
+def curve_chart(report: HorizonData) -> Any:
+    """The bias over K at the last weights."""
+    whole = report.last.curves[0]
+    band = [list(whole.low), list(whole.bias), list(whole.high)]
+    return charts.truncation_curve(report.steps, band, report.delta, whole.window, report.kind)
+
+
+def growth_chart(report: HorizonData) -> Any:
+    """Window, reach and learnability horizon at each set of weights."""
+    return charts.horizon_growth(
+        [each.name for each in report.weights],
+        {
+            "window": [each.window for each in report.weights],
+            "reach": [each.reach for each in report.weights],
+            "learnable": [each.learnable for each in report.weights],
+        },
+    )
+
+
+def basis(report: HorizonData) -> str:
+    """What the curve is of."""
+    return (
+        f"Truncation: {report.kind} ({KINDS[report.kind]}). Sequences of "
+        f"{counted(report.length, 'step')}, {counted(report.batches, 'batch', 'batches')}."
+    )
+
+
+def notes(report: HorizonData) -> list[str]:
+    """What a reader must know, the current weights first."""
+    return [CAUTION, *report.last.notes]
+
+
+def tables(report: HorizonData) -> Iterator[tuple[str, Row, list[Row]]]:
+    """Heading, titles and rows: over training, over K, and over layers and parameters."""
+    rows: list[Row]
+    if len(report.weights) > 1:
+        rows = [
+            (each.name, _steps(each.window), str(each.reach), _steps(each.learnable))
+            for each in report.weights
+        ]
+        yield "While the network learns", ("weights", "window", "reach", "learnable"), rows
+    whole = report.last.curves[0]
+    banded = whole.low != whole.high
+    places = [at for at, title in enumerate(COLUMNS) if banded or title != "10 to 90 %"]
+    rows = [tuple(_row(report, whole, at)[place] for place in places) for at in report.shown]
+    yield "What a window of K steps leaves", tuple(COLUMNS[place] for place in places), rows
+    parts = report.last.curves[1:][:MOST_PARTS]
+    if parts:
+        at = 0 if whole.window is None else report.steps.index(whole.window)
+        title = f"bias at K = {report.steps[at]}"
+        rows = [(part.of, _steps(part.window), number(part.bias[at])) for part in parts]
+        yield "Layers and parameters", ("of", "window", title), rows
+
+
+def _row(report: HorizonData, curve: Curve, at: int) -> tuple[str, ...]:
+    return (
+        str(report.steps[at]),
+        number(curve.bias[at]),
+        f"{number(curve.low[at])} to {number(curve.high[at])}",
+        f"{curve.cosine[at]:.3f}",
+        number(curve.ratio[at]),
+        share(curve.signs[at]),
+    )
+
+
+def _steps(count: int | None) -> str:
+    return "-" if count is None else str(count)

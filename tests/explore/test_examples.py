@@ -1,0 +1,87 @@
+"""The worked examples against closed forms, printed numbers and plain autograd."""
+
+import pytest
+import torch
+
+from retrograde.explore import examples, proof
+from retrograde.explore.lesson import Setting
+
+
+@pytest.mark.parametrize("w", [-0.9, 0.5, 1.4])
+def test_three_steps_are_the_derivation_by_hand(w):
+    states = [examples.S_0]
+    for value in examples.INPUTS:
+        states.append(examples.W_X * value + w * states[-1] + examples.B_1)
+    through = -(examples.Y_3 - (examples.W_O * states[3] + examples.B_2)) * examples.W_O
+    found = examples.three_steps(w)
+    assert found.through == pytest.approx(through)
+    by_hand = [through * states[2], through * w * states[1], through * w * w * states[0]]
+    assert found.terms == pytest.approx(by_hand)
+    assert f"{sum(by_hand):.3f}$$" in examples.three_steps_in_tex(found)
+    assert f"stays at {sum(by_hand):.3f}" in examples.three_steps_in_words(found)
+
+
+def test_the_printed_numbers():
+    assert examples.components() == pytest.approx(list(examples.PRINTED), abs=1e-12, rel=0)
+    table = examples.components_in_markdown()
+    assert all(f"{number:.15f}" in table for number in examples.PRINTED)
+    assert "12.7 times" in examples.components_in_words()
+
+
+@pytest.mark.parametrize("w", [0.99, 1.0, 1.01])
+def test_a_little_over_two_hundred_steps(w):
+    assert examples.over_steps(w) == pytest.approx(w**200)
+
+
+def test_the_carousel_cannot_explode_and_the_gates_can():
+    explodes = Setting(recurrent_scale=6.0, forget_bias=3.0, every_step=False)
+    found = examples.growth_by_gate(explodes)
+    assert list(found)[0] == "carousel alone" and list(found)[-1] == "all" and len(found) == 6
+    assert found["carousel alone"] < 1 < found["carousel and recurrent.cell"] < found["all"]
+    assert "With all of them the adjoint explodes" in examples.growth_in_words(explodes)
+    quiet = Setting(recurrent_scale=0.0, forget_bias=0.0, steps=10, every_step=False)
+    assert len({round(rate, 9) for rate in examples.growth_by_gate(quiet).values()}) == 1
+    assert "does not explode here" in examples.growth_in_words(quiet)
+
+
+def test_only_the_recurrent_layer_knows_the_length():
+    """Four times as long: 1.1^(4 T - T) times as large, up to the sum over its uses."""
+    (short, out), (long, out_long) = examples.norms_by_length(1.1, (20, 40))
+    assert out_long == pytest.approx(out, rel=0.01)
+    assert long / short == pytest.approx(1.1**20 * (40 / 20) ** 0.5, rel=0.35)
+    state = torch.random.get_rng_state()
+    examples.norms_by_length(1.1, (3,))
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_the_same_norm_at_the_end_keeps_the_direction_and_inside_does_not():
+    found = examples.clipped_where(examples.EXPLODING, 2.0**-5)
+    assert found.at_the_end.kept() == pytest.approx(found.kept, rel=1e-4)
+    assert found.at_the_end.cosine() == pytest.approx(1)
+    assert found.kept < 0.5 and found.inside.cosine() < 0.7
+    assert f"**{found.inside.cosine():.3f}**" in examples.clipped_in_words(found)
+
+
+@pytest.mark.parametrize("name, slope", [("identity", 1), ("tanh", 1), ("sigmoid", 0.25)])
+def test_a_step_multiplies_by_weight_times_slope(name, slope):
+    for weight in (0.5, 4.0):
+        assert examples.factor_per_step(weight, name) == pytest.approx(weight * slope)
+
+
+def test_eigenvalues_of_zero_double_with_every_step():
+    """|J^n| = 2^(n-1) sqrt(200), as J^2 = 2 J."""
+    norms = examples.nilpotent((1, 2, 5, 10))
+    assert norms == pytest.approx([200**0.5 * 2.0 ** (n - 1) for n in (1, 2, 5, 10)])
+    assert "keeps it" in examples.factors_in_words(4.0)
+    assert "| sigmoid | 0.25 | 1 | 4 |" in examples.factors_in_markdown(4.0)
+
+
+def test_two_networks_with_one_norm_do_not_reach_alike():
+    """The norm is torch's own; the second pass is run with the output layer that was solved for."""
+    far, near = proof.with_equal_norms(Setting(forget_bias=5.0), Setting(forget_bias=0.0))
+    assert near.norm == pytest.approx(far.norm, rel=1e-12)
+    assert far.readout == 1 and near.readout != 1
+    assert far.flow.reach == 99 and near.flow.reach < 15
+    for one in (far, near):
+        whole = one.flow.by_lag("weight_hh_l0").parts().sum(0)
+        assert float(whole.norm()) == pytest.approx(one.norm, rel=1e-9)

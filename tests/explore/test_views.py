@@ -1,0 +1,55 @@
+"""Each picture of the explorer: its words have the numbers of the very pass that it draws."""
+
+import json
+import math
+
+import pytest
+
+import retrograde
+from retrograde.explore.lesson import GENERATIONS, Setting, flow_of, recorded
+from retrograde.explore.showing import pictures, typeset
+from retrograde.explore.views import VIEWS
+
+SMALL = {"steps": 12, "hidden": 4}
+
+
+@pytest.mark.parametrize("generation", GENERATIONS.values())
+def test_every_view_of_every_generation_is_drawn_and_told(generation):
+    setting = Setting(generation, **SMALL)
+    for view in VIEWS.values():
+        for picture in pictures(view.draw(setting)):
+            mime, spec = picture._mime_()
+            drawn = json.loads(spec)
+            assert mime.startswith("application/vnd.vegalite.v")
+            assert drawn["width"] == "container" and "data" in spec
+            assert "http" not in spec.replace("https://vega.github.io/schema", "")
+        assert view.answer(setting).endswith(".")
+
+
+@pytest.mark.filterwarnings("ignore:the leading exponent:UserWarning")
+@pytest.mark.parametrize("setting", [Setting(**SMALL), Setting("cec", **SMALL, every_step=False)])
+def test_the_words_are_those_of_the_pass(setting):
+    flow = flow_of(setting)
+    assert f"reaches {flow.reach} of 11 steps" in VIEWS["lags"].answer(setting)
+    near = float(flow.by_lag(bins=(0, 9)).share[0])
+    assert f"Lags 0 to 8 are {near:.1%} of it" in VIEWS["lags"].answer(setting)
+    routes = flow.by_route("weight_hh").share.sum(1)
+    for name, part in zip(flow.by_route("weight_hh").labels, routes.tolist(), strict=True):
+        assert f"`{name}` {part + 0.0:.1%}" in VIEWS["routes"].answer(setting)
+    none = float(flow.by_crossing("weight_hh").share.sum(1)[0])
+    assert f"**{none:.1%}** of the gradient" in VIEWS["crossings"].answer(setting)
+    leading = retrograde.spectrum(recorded(setting)).exponents.leading
+    assert f"factor of {math.exp(leading):.3g} per step" in VIEWS["spectrum"].answer(setting)
+
+
+def test_a_knob_moves_every_picture():
+    for view in VIEWS.values():
+        drawn = {
+            pictures(view.draw(Setting(**SMALL, recurrent_scale=scale)))[0]._mime_()[1]
+            for scale in (1.0, 1.1)
+        }
+        assert len(drawn) == 2
+
+
+def test_powers_of_two_are_typeset():
+    assert typeset("**2^-3.1 times**, 2^10.") == "**2<sup>-3.1</sup> times**, 2<sup>10</sup>."
