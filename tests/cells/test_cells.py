@@ -18,7 +18,6 @@ from support.conformance import (
 from support.problems import PROBLEMS, H
 from support.type_checks import unchecked
 
-
 REPEATED = (check_many_rows_equal_one_at_a_time, check_autograd_gradcheck)
 """They call dozens of times what the others call with the same types."""
 
