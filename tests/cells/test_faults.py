@@ -6,7 +6,18 @@ from functools import cache
 import pytest
 import torch
 
-from retrograde.cells import GRU, GRU2014, LSTM, Elman, MinGRU, MinLSTM, folding, program
+from retrograde.cells import (
+    GRU,
+    GRU2014,
+    LRU,
+    LSTM,
+    Elman,
+    MinGRU,
+    MinLSTM,
+    SelectiveScan,
+    folding,
+    program,
+)
 from retrograde.cells.edges import Diagonal, Opaque, Weight
 from retrograde.cells.from_function import FunctionCell, FunctionDerivative
 from support.conformance import CHECKS
@@ -15,10 +26,12 @@ from support.problems import (
     GRU2014_,
     GRU_,
     LEAKY,
+    LRU_,
     LSTM_,
     MGU,
     MINGRU,
     MINLSTM,
+    SELECTIVE,
     SLSTM,
     TANH,
     H,
@@ -215,6 +228,32 @@ class QuotientWithoutTheInputGate(_Rewired, MinLSTM):
         return None if leads(edge, "a.input", "h+") else edge
 
 
+class TurnedTheOtherWay(_Rewired, LRU):
+    def rewire(self, edge, step):
+        return replace(edge, factor=-edge.factor) if leads(edge, "im-", "re") else edge
+
+
+class AngleWithoutItsExponential(_Rewired, LRU):
+    def rewire(self, edge, step):
+        if not leads(edge, "theta_log", "re"):
+            return edge
+        return replace(edge, factor=edge.factor / self.theta_log.exp())
+
+
+class StepSizeForgotten(_Rewired, SelectiveScan):
+    """delta is taken to choose how much is kept, and not how much is written."""
+
+    def rewire(self, edge, step):
+        if not leads(edge, "delta", "S0"):
+            return edge
+        return replace(edge, factor=edge.factor - step.activations["B"][..., :1] * step.x)
+
+
+class StatesOfAnotherChannel(_Rewired, SelectiveScan):
+    def rewire(self, edge, step):
+        return replace(edge, factor=edge.factor.flip(-1)) if leads(edge, "C0", "h+") else edge
+
+
 class FunctionSeesTheNewState(FunctionCell):
     def linearise(self, step):
         return super().linearise(replace(step, previous=step.state))
@@ -259,6 +298,10 @@ FAULTS = [
     (CandidateAlone, MINGRU),
     (GateInsteadOfItsQuotient, MINLSTM),
     (QuotientWithoutTheInputGate, MINLSTM),
+    (TurnedTheOtherWay, LRU_),
+    (AngleWithoutItsExponential, LRU_),
+    (StepSizeForgotten, SELECTIVE),
+    (StatesOfAnotherChannel, SELECTIVE),
     (FunctionSeesTheNewState, MGU),
     (SamplesOfOtherStates, MGU),
 ]

@@ -9,6 +9,7 @@ from torch import nn
 from retrograde.cells import (
     GRU,
     GRU2014,
+    LRU,
     LSTM,
     AbstractCell,
     AbstractLayer,
@@ -17,10 +18,13 @@ from retrograde.cells import (
     MinGRU,
     MinLSTM,
     ProjectedLSTM,
+    SelectiveScan,
     SideBySide,
     Stacked,
     from_function,
     generations,
+    lru,
+    selective,
 )
 from retrograde.cells.base import standard_shapes
 from retrograde.cells.generations import TABLE
@@ -179,6 +183,8 @@ LEAKY = _own(
 MINGRU = _linear(MinGRU, _rows(2))
 MINGRU_LOG = _linear(MinGRU, _rows(2), form="log")
 MINLSTM = _linear(MinLSTM, _rows(3))
+LRU_ = _linear(LRU, lambda inputs: lru.shapes(H, H, 3))
+SELECTIVE = _linear(SelectiveScan, lambda inputs: selective.shapes(inputs, 2, 1))
 FAMILY = {row.name: _layer(LSTM, len(row.gates), generation=row.name) for row in TABLE}
 
 PROBLEMS = [
@@ -203,6 +209,8 @@ PROBLEMS = [
     Problem("stack-of-generations", stack(FAMILY["fgr"], GRU2014_, FAMILY["cifg"])),
     Problem("linear-min-gru", MINGRU),
     Problem("linear-min-lstm", stack(MINGRU_LOG, MINLSTM)),
+    Problem("linear-lru", LRU_),
+    Problem("linear-selective-scan", SELECTIVE),
     Problem("own-mgu", MGU),
     Problem("own-slstm", SLSTM),
     Problem("own-leaky", LEAKY),

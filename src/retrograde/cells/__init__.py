@@ -11,11 +11,13 @@ from retrograde.cells.generations import Generation, generations
 from retrograde.cells.graph import Graph
 from retrograde.cells.gru import GRU, GRU2014
 from retrograde.cells.linear import AbstractLinear
+from retrograde.cells.lru import LRU
 from retrograde.cells.lstm import LSTM
 from retrograde.cells.minimal import MinGRU, MinLSTM
 from retrograde.cells.position import Position
 from retrograde.cells.projected import ProjectedLSTM
 from retrograde.cells.reverse_mode import CellAdjoint, pull_back
+from retrograde.cells.selective import SelectiveScan
 from retrograde.cells.side_by_side import SideBySide
 from retrograde.cells.stacked import Stacked
 
@@ -23,6 +25,7 @@ __all__ = [
     "ACTIVATIONS",
     "GRU",
     "GRU2014",
+    "LRU",
     "LSTM",
     "AbstractCell",
     "AbstractLayer",
@@ -41,6 +44,7 @@ __all__ = [
     "MinLSTM",
     "Position",
     "ProjectedLSTM",
+    "SelectiveScan",
     "SideBySide",
     "Stacked",
     "clipped",
