@@ -228,11 +228,14 @@ ROWS: dict[str, Row] = {
         retrograde.horizon,
         {
             **{"model": nn.LSTM(1, 2), "batches": X, "loss_fn": lambda m, x: m(x)[0].sum()},
-            **{"kind": "chunks", "layer": "LSTM", "most": 2, "seed": 1},
+            **{"kind": "chunks", "layer": "LSTM", "most": 2, "seed": 1, "progress": None},
+            **{"training_steps": 10, "batch_size": 4, "cells": None},
         },
         {
             **{"model": RECURRENT, "batches": FREE, "loss_fn": taking(2), "kind": NAME},
-            **{"layer": NAME_OR_NONE, "most": COUNT, "seed": INTEGER},
+            **{"layer": NAME_OR_NONE, "most": COUNT, "seed": INTEGER, "training_steps": COUNT},
+            **{"batch_size": COUNT_OR_NONE, "progress": taking(3, FUNCTION_OR_NONE)},
+            "cells": Kind((3, TEXT, LIST, math.nan, {"nonesuch": 3}, {3: 3})),
         },
     ),
     "retrograde.record": Row(entered, {"model": nn.LSTM(1, 2)}, {"model": RECURRENT}),

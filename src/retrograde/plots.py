@@ -15,7 +15,7 @@ from torch import Tensor
 
 from retrograde._optional import optional
 from retrograde._words import half_life_in_words, lag_in_words
-from retrograde.charts import COUNTER, GREY, INK, SERIES
+from retrograde.charts import ACCENT, COUNTER, GREY, INK, SERIES
 from retrograde.charts.drawing import DEPTH, ramp, repeated
 from retrograde.charts.parts import axes_in_words, block_in_words
 
@@ -31,14 +31,15 @@ def lag_curve(log2_mean: Tensor, reach: int, half_life: float, floor: float, ax:
         lags, sizes = zip(*rows, strict=True)
         ax.plot(lags, sizes, color=INK, marker=".", label="mean contribution")
         if len(rows) > 1 and half_life == half_life:
-            ax.axvline(reach, color=GREY, linestyle="--", label=f"reach: {reach} steps")
-            ax.axhline(sizes[0] + math.log2(floor), color=GREY, linewidth=0.8)
+            ax.axvline(reach, color=ACCENT, linestyle="--", label=f"reach: {reach} steps")
+            ax.axhline(sizes[0] + math.log2(floor), color=ACCENT, linestyle="--", linewidth=0.8)
             slope = [sizes[0] - lag / half_life for lag in lags]
             words = f"half-life: {half_life_in_words(half_life)}"
             ax.plot(lags, slope, color=COUNTER, linestyle=":", label=words)
             ax.set_ylim(bottom=min(sizes))
         ax.legend()
     ax.set(xlabel="lag (steps)", ylabel="log2 of the mean contribution")
+    _whole(ax.xaxis)
     return figure, ax
 
 
@@ -56,11 +57,12 @@ def truncation_curve(
     ax.plot(steps, median, color=INK, marker=".", label=f"{kind}, at the current weights")
     if list(low) != list(high):
         ax.fill_between(steps, low, high, color=INK, alpha=0.25, label="80 % of the batches")
-    ax.axhline(delta, color=GREY, linewidth=0.8, label=f"bias {delta:g}")
+    ax.axhline(delta, color=ACCENT, linestyle="--", linewidth=0.8, label=f"bias {delta:g}")
     if window is not None:
-        ax.axvline(window, color=GREY, linestyle="--", label=f"window: {window} steps")
+        ax.axvline(window, color=ACCENT, linestyle="--", label=f"window: {window} steps")
     ax.legend()
-    ax.set(xlabel="steps back, K", ylabel="||g - g_K|| / ||g||")
+    ax.set(xlabel="K (steps back)", ylabel="||g - g_K|| / ||g||")
+    _whole(ax.xaxis)
     return figure, ax
 
 
@@ -76,6 +78,7 @@ def loss_step_by_use_step(
     if len(log2) == 1:
         ax.plot(uses[: len(log2[0])], log2[0], color=INK, marker=".")
         ax.set(xlabel="use step k", ylabel="log2 norm", title=f"loss step {entries[0]}")
+        _whole(ax.xaxis)
         return figure, ax
     sizes = torch.full((len(log2), len(uses) - 1), torch.nan, dtype=torch.float64)
     for at, row in enumerate(log2):
@@ -90,6 +93,7 @@ def loss_step_by_use_step(
         )
         figure.colorbar(mesh, ax=ax, label="log2 norm")
     ax.set(xlabel="use step k", ylabel="loss step t", title=parameter or "")
+    _whole(ax.xaxis, ax.yaxis)
     return figure, ax
 
 
@@ -106,8 +110,8 @@ def shares(
     axes: Sequence[Mapping[str, Sequence[Any]]], log2: Tensor, share: Tensor, ax: Any
 ) -> Drawn:
     """Signed shares by the labels of the first axis, and of all others in their order."""
-    figure, ax = _axes(ax)
     (down, names), *rest = axes_in_words(axes)
+    figure, ax = _axes(ax, len(names))
     if not rest:
         _bars(ax, names, share.flatten().tolist(), along="y")
         ax.set(ylabel=down, xlabel="signed share")
@@ -147,7 +151,7 @@ def split_by_lag(
 
 def blocks(names: Sequence[tuple[str, str | None]], log2: Tensor, share: Tensor, ax: Any) -> Drawn:
     """Size of each block of the gradient, labelled with its share of the whole."""
-    figure, ax = _axes(ax)
+    figure, ax = _axes(ax, len(names))
     for at, (size, part) in enumerate(zip(log2.tolist(), share.tolist(), strict=True)):
         if math.isfinite(size):
             ax.plot(size, at, "o", color=INK)
@@ -155,7 +159,8 @@ def blocks(names: Sequence[tuple[str, str | None]], log2: Tensor, share: Tensor,
             ax.annotate(f"{part:.1%}", (size, at), **beside)
     ax.set_yticks(range(len(names)), [block_in_words(name) for name in names])
     ax.invert_yaxis()
-    ax.set(xlabel="log2 norm")
+    ax.margins(x=0.12)  # room for the shares
+    ax.set(xlabel="log2 norm", ylabel="parameter")
     return figure, ax
 
 
@@ -169,6 +174,7 @@ def singular_values(
     """log2 of the singular values over the length of the window."""
     figure, ax = _lines(lengths, shown, log2, ax)
     ax.set(xlabel="length of the window (steps)", ylabel="log2 singular value")
+    _whole(ax.xaxis)
     return figure, ax
 
 
@@ -177,7 +183,8 @@ def exponents(
 ) -> Drawn:
     """Lyapunov exponents as estimated from the first steps, for each number of steps."""
     figure, ax = _lines(steps, shown, each, ax)
-    ax.set(xlabel="steps", ylabel="exponent so far (nats per step)")
+    ax.set(xlabel="steps seen", ylabel="exponent so far (nats per step)")
+    _whole(ax.xaxis)
     return figure, ax
 
 
@@ -192,18 +199,26 @@ def training_run(
                 at, steps = zip(*curves[what], strict=True)
                 ax.plot(at, steps, style, color=colour, label=f"{name}: {what}")
     if needs_lag is not None:
-        ax.axhline(needs_lag, color=GREY, linestyle=":", label=f"needed: {needs_lag} steps")
-    ax.set(xlabel="block", ylabel="steps")
+        ax.axhline(needs_lag, color=ACCENT, linestyle="--", label=f"needed: {needs_lag} steps")
+    ax.set(xlabel="block", ylabel="lag (steps)")
+    _whole(ax.xaxis, ax.yaxis)
     ax.legend()
     return figure, ax
 
 
-def _axes(ax: Any) -> Drawn:
-    """The axes to draw on and their figure, new ones for None."""
+def _axes(ax: Any, names: int = 0) -> Drawn:
+    """The axes to draw on and their figure; for None new ones, with room for names on the left."""
     if ax is not None:
         return ax.get_figure(), ax
-    drawn: Drawn = _matplotlib().pyplot.subplots(layout="constrained")
+    size = (6.4, max(4.8, 0.2 * names))
+    drawn: Drawn = _matplotlib().pyplot.subplots(layout="constrained", figsize=size)
     return drawn
+
+
+def _whole(*axes: Any) -> None:
+    """Ticks at whole numbers alone, of steps and lags."""
+    for axis in axes:
+        axis.set_major_locator(_matplotlib().ticker.MaxNLocator(integer=True))
 
 
 def _matplotlib() -> Any:
@@ -240,4 +255,4 @@ def _lines(
 
 
 def _percent() -> Any:
-    return _matplotlib().ticker.PercentFormatter(1.0)
+    return _matplotlib().ticker.PercentFormatter(1.0, decimals=0)

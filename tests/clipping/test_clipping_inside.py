@@ -398,7 +398,9 @@ def test_a_chart_of_before_and_after():
         rnn(torch.randn(9, B, INPUTS))[0].sum().backward()
     clipped_ = retrograde.decompose(recording).clipped(PreActivationValue(0.1))
     chart = clipped_.chart().to_dict()
-    assert f"cosine to the true gradient {clipped_.cosine():.3f}" in chart["title"]["subtitle"]
+    assert f"cosine to the true gradient {clipped_.cosine():.3f}" in " ".join(
+        chart["title"]["subtitle"]
+    )
     lags, routes = (panel["data"]["values"].splitlines()[1:] for panel in chart["vconcat"])
     shares = {tuple(line.split(",")[:2]): float(line.split(",")[2]) for line in lags + routes}
     assert shares["0", "clipped"] == pytest.approx(float(clipped_.by_lag().share[0]), abs=1e-5)

@@ -5,6 +5,7 @@ Altair is imported when the first chart is drawn, not with the package.
 
 import csv
 import io
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ WIDTH = 500
 
 DEPTH = 40
 """The colours of the map span at most this many powers of two below its largest norm."""
+
+LINE = 84
+"""Maximum number of characters in a line below a title: about as wide as a chart."""
 
 POINTS = 1000
 """Maximum number of points of a curve; of a longer one every n-th is shown."""
@@ -102,16 +106,33 @@ def table(alt: Any, columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -
     return alt.Data(values=text.getvalue(), format={"type": "csv", "parse": dict(columns)})
 
 
-def thinned(count: int) -> range:
-    return range(0, count, max(1, -(-count // POINTS)))
+def thinned(count: int, most: int = POINTS) -> range:
+    return range(0, count, max(1, -(-count // most)))
 
 
 def repeated(values: Sequence[str], count: int) -> list[str]:
     return [values[number % len(values)] for number in range(count)]
 
 
-def titled(title: str, parameter: str | None) -> dict[str, str]:
-    return {"text": title, "subtitle": f"contributions to {parameter or 'the whole gradient'}"}
+def titled(title: str, *lines: str) -> dict[str, Any]:
+    """A title and, in sentences below it, what is drawn; the last says how to read it."""
+    wrapped = [part for line in lines for part in textwrap.wrap(line, LINE)]
+    return {"text": title, "subtitle": wrapped, "anchor": "start"}
+
+
+def contributions(parameter: str | None) -> str:
+    """What the parts of a chart are parts of."""
+    return f"Contributions to {parameter or 'the whole gradient'}."
+
+
+def naming(alt: Any, **options: Any) -> Any:
+    """An axis of names, which keeps clear of its title however long they are."""
+    return alt.Axis(labelLimit=280, maxExtent=330, **options)
+
+
+def counting(alt: Any, **options: Any) -> Any:
+    """An axis of steps or lags, with ticks at whole numbers alone."""
+    return alt.Axis(tickMinStep=1, **options)
 
 
 def altair() -> Any:

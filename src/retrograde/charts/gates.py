@@ -4,8 +4,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from retrograde.charts.drawing import INK, WIDTH, altair, nothing, table
+from retrograde.charts.drawing import INK, WIDTH, altair, counting, nothing, table, titled
 from retrograde.charts.figure import figure
+
+MOST_COLUMNS = 5
+"""Maximum number of panels side by side: their names fit above them."""
 
 
 @figure
@@ -40,12 +43,16 @@ def gates_over_time(
     ]
     base = alt.Chart().encode(x=_step(alt), tooltip=tooltip)
     band = base.mark_area(color=INK, opacity=0.35).encode(
-        y=alt.Y("low:Q", title=None, scale=scale), y2=alt.Y2("high:Q")
+        y=alt.Y("low:Q", title="activation", scale=scale), y2=alt.Y2("high:Q")
     )
-    line = base.mark_line(color=INK).encode(y=alt.Y("median:Q", title=None, scale=scale))
+    line = base.mark_line(color=INK).encode(y=alt.Y("median:Q", title="activation", scale=scale))
     hover = base.mark_rule(strokeWidth=4, opacity=0)
     return _panels(alt, table(alt, kinds, rows), (band, line, hover), names, columns).properties(
-        title={"text": "Gates over time", "subtitle": "median, and the band from 10 % to 90 %"}
+        title=titled(
+            "Gates over time",
+            "The line is the median over units and samples, the band goes from 10 % to 90 %. "
+            "A gate at 1 lets everything through, at 0 nothing.",
+        )
     )
 
 
@@ -71,17 +78,21 @@ def saturation_over_time(
     tooltip = [alt.Tooltip("gate:N"), alt.Tooltip("step:Q"), alt.Tooltip("share:Q", format=".1%")]
     base = alt.Chart().encode(x=_step(alt), tooltip=tooltip)
     area = base.mark_area(color=INK, opacity=0.35, line={"color": INK}).encode(
-        y=alt.Y("share:Q", title=None, scale=scale, axis=axis)
+        y=alt.Y("share:Q", title="saturated", scale=scale, axis=axis)
     )
     hover = base.mark_rule(strokeWidth=4, opacity=0)
     return _panels(alt, data, (area, hover), names, columns).properties(
-        title={"text": "Saturated over time", "subtitle": "share of units and samples"}
+        title=titled(
+            "Saturated over time",
+            "The share of units and samples that stand at an end of the gate's range, where its "
+            "weights get next to no gradient.",
+        )
     )
 
 
 def _panels(alt: Any, data: Any, layers: Sequence[Any], names: Sequence[str], columns: int) -> Any:
     """The same layers once for each name, in a grid with this number of columns."""
-    columns = max(1, min(columns, len(names)))
+    columns = max(1, min(columns, len(names), MOST_COLUMNS))
     width = (WIDTH - 15 * (columns - 1)) // columns
     facet = alt.Facet("gate:N", sort=list(names), title=None, header=alt.Header(labelLimit=width))
     height = 160 if len(names) < 2 else 80
@@ -90,4 +101,6 @@ def _panels(alt: Any, data: Any, layers: Sequence[Any], names: Sequence[str], co
 
 
 def _step(alt: Any) -> Any:
-    return alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1, tickCount=3))
+    return alt.X(
+        "step:Q", title="step", scale=alt.Scale(nice=False), axis=counting(alt, tickCount=3)
+    )

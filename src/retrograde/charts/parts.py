@@ -17,6 +17,9 @@ from retrograde.charts.drawing import (
     SHAPES,
     WIDTH,
     altair,
+    contributions,
+    counting,
+    naming,
     nothing,
     ramp,
     repeated,
@@ -24,6 +27,12 @@ from retrograde.charts.drawing import (
     titled,
 )
 from retrograde.charts.figure import figure
+
+UNITS = {"lag": "lag (steps)"}
+"""Names of axes that carry a unit."""
+
+SIGNED = "The bars sum to 100 %; one on the other side of 0, in orange, pulls against the whole."
+"""How signed shares are read."""
 
 
 @figure
@@ -56,7 +65,12 @@ def loss_step_by_use_step(
     return (
         alt.Chart(
             table(alt, dict.fromkeys(("t", "t2", "k", "log2"), "number"), rows),
-            title=titled("Loss step by use step", parameter),
+            title=titled(
+                "Loss step by use step",
+                contributions(parameter),
+                "A row is a step at which the loss enters, a column one at which the weights are "
+                "used: the brighter, the larger. The lag is the distance from the slanting edge.",
+            ),
         )
         .transform_calculate(k2=f"min(datum.k + {wide}, {steps})")
         .transform_calculate(
@@ -67,9 +81,9 @@ def loss_step_by_use_step(
         )
         .mark_rect()
         .encode(
-            x=alt.X("k:Q", title="use step k", scale=scale),
+            x=alt.X("k:Q", title="use step k", scale=scale, axis=counting(alt)),
             x2=alt.X2("k2:Q"),
-            y=alt.Y("t:Q", title="loss step t", scale=scale, axis=alt.Axis(tickMinStep=1)),
+            y=alt.Y("t:Q", title="loss step t", scale=scale, axis=counting(alt)),
             y2=alt.Y2("t2:Q"),
             color=alt.Color(
                 "log2:Q",
@@ -96,7 +110,7 @@ def _one_loss_step(alt: Any, rows: Sequence[tuple[int, int, float]], parameter: 
         alt.Chart(table(alt, dict.fromkeys(("t", "k", "log2"), "number"), rows))
         .transform_calculate(lag="datum.t - datum.k", norm=NORM)
         .encode(
-            x=alt.X("k:Q", title="use step k", axis=alt.Axis(tickMinStep=1)),
+            x=alt.X("k:Q", title="use step k", scale=alt.Scale(nice=False), axis=counting(alt)),
             y=alt.Y("log2:Q", title="log2 norm", scale=alt.Scale(zero=False)),
             tooltip=[
                 alt.Tooltip("k:Q", title="use step k"),
@@ -110,7 +124,12 @@ def _one_loss_step(alt: Any, rows: Sequence[tuple[int, int, float]], parameter: 
         chart.mark_point(color=INK, size=18, filled=True, opacity=1),
         width=WIDTH,
         height=260,
-        title=titled(f"What the loss at step {t} gets from each use step", parameter),
+        title=titled(
+            f"What the loss at step {t} gets from each use step",
+            contributions(parameter),
+            "Further left is further back: a curve that falls to the left is a gradient that "
+            "vanishes; one unit is a factor of 2.",
+        ),
     )
 
 
@@ -127,8 +146,9 @@ def shares_by_lag(lags: Sequence[range], log2: Tensor, share: Tensor) -> Any:
     if not rows:
         return nothing(alt, "Share of the gradient by lag")
     data = table(alt, {"lags": "string", "share": "number", "norm": "string"}, rows)
+    title = titled("Share of the gradient by lag", SIGNED)
     return (
-        alt.Chart(data, title="Share of the gradient by lag")
+        alt.Chart(data, title=title)
         .transform_calculate(against="datum.share < 0")
         .mark_bar()
         .encode(
@@ -176,11 +196,12 @@ def shares(
         return nothing(alt, title)
     kinds = {"part": "string", "of": "string", "share": "number", "norm": "string"}
     tooltip = [alt.Tooltip("part:N", title=down), alt.Tooltip("share:Q", format=".2%"), "norm:N"]
-    y = alt.Y("part:N", sort=[names[at] for at in drawn], title=down, axis=alt.Axis(labelLimit=260))
-    subtitle = f"the {most} with the largest shares of {len(names)}" if len(names) > most else ""
-    chart = alt.Chart(
-        table(alt, kinds, rows), title=alt.TitleParams(title, subtitle=subtitle)
-    ).transform_calculate(against="datum.share < 0")
+    y = alt.Y("part:N", sort=[names[at] for at in drawn], title=down, axis=naming(alt))
+    of = f"The {most} with the largest shares of {len(names)}." if len(names) > most else ""
+    read = "Blue adds to the gradient, orange pulls against it." if rest else SIGNED
+    chart = alt.Chart(table(alt, kinds, rows), title=titled(title, of, read)).transform_calculate(
+        against="datum.share < 0"
+    )
     if not rest:
         colour = alt.Scale(domain=[False, True], range=[INK, COUNTER])
         chart = chart.mark_bar().encode(
@@ -225,7 +246,8 @@ def split_by_lag(
     kinds = {"lags": "string", "label": "string", "log2": "number", "share": "number"}
     x = alt.X("lags:O", sort=names, title="lag (steps)", axis=alt.Axis(labelAngle=0))
     domain = list(labels)
-    color = alt.Color("label:N", title=kind, scale=alt.Scale(domain=domain, range=colours))
+    scale = alt.Scale(domain=domain, range=colours)
+    color = alt.Color("label:N", title=kind, scale=scale, legend=alt.Legend(labelLimit=240))
     shapes = alt.Scale(domain=domain, range=repeated(SHAPES, len(labels)))
     tooltip = [
         alt.Tooltip("label:N", title=kind),
@@ -247,8 +269,13 @@ def split_by_lag(
         order=alt.Order("order:Q"),
     )
     return alt.vconcat(
-        alt.layer(sizes.mark_line(), points, width=WIDTH - 120, height=200, title=title),
+        alt.layer(sizes.mark_line(), points, width=WIDTH - 120, height=200),
         stacked.properties(width=WIDTH - 120, height=150),
+        title=titled(
+            title,
+            "Above, how large each part is: one unit is a factor of 2. Below, how much of the "
+            "gradient it makes up: all bars sum to 100 %, those below 0 pull against the whole.",
+        ),
     )
 
 
@@ -269,7 +296,7 @@ def blocks(names: Sequence[tuple[str, str | None]], log2: Tensor, share: Tensor)
         alt.Chart(table(alt, {**kinds, "text": "string"}, rows))
         .transform_calculate(norm=NORM)
         .encode(
-            y=alt.Y("block:N", sort=order, title=None, axis=alt.Axis(labelLimit=260)),
+            y=alt.Y("block:N", sort=order, title="parameter", axis=naming(alt)),
             x=alt.X(
                 "log2:Q",
                 title="log2 norm",
@@ -293,15 +320,21 @@ def blocks(names: Sequence[tuple[str, str | None]], log2: Tensor, share: Tensor)
         dots,
         labels,
         width=WIDTH - 110,
-        height={"step": 20},
-        title={"text": "Blocks of the gradient", "subtitle": "labels: share of the whole"},
+        height={"step": 20 if len(rows) <= 40 else 12},
+        title=titled(
+            "Blocks of the gradient",
+            "Labels: share of the whole. Further right is larger; one unit is a factor of 2.",
+        ),
     )
 
 
 def axes_in_words(axes: Sequence[Mapping[str, Sequence[Any]]]) -> list[tuple[str, list[str]]]:
     """The name of each axis and of each of its places; of no axes, those of a single part."""
     return [
-        (" and ".join(axis), [label_in_words(place) for place in zip(*axis.values(), strict=True)])
+        (
+            UNITS.get(" and ".join(axis), " and ".join(axis)),
+            [label_in_words(place) for place in zip(*axis.values(), strict=True)],
+        )
         for axis in axes
     ] or [("part", ["all"])]
 

@@ -1,6 +1,7 @@
 """Before and after: clipping, remedies, and the training of two models side by side."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,10 +15,13 @@ from retrograde.charts.drawing import (
     INK,
     WIDTH,
     altair,
+    counting,
     fitting_scale,
+    naming,
     nothing,
     table,
     thinned,
+    titled,
 )
 from retrograde.charts.figure import figure
 
@@ -34,12 +38,13 @@ def clipping(
     """Signed shares of the gradient before and after clipping: by lag above, by route below."""
     alt = altair()
     when = ("true gradient", "clipped")
-    title = {
-        "text": "What clipping makes of the gradient",
-        "subtitle": f"cosine to the true gradient {cosine:.3f}, norm {kept:.1%} of it"
+    title = titled(
+        "What clipping makes of the gradient",
+        f"Clipped: cosine to the true gradient {cosine:.3f}, norm {kept:.1%} of it."
         if cosine == cosine
-        else "no cosine: a gradient is 0",
-    }
+        else "No cosine: a gradient is 0.",
+        "The bars of a colour sum to 100 %; those below 0 pull against the whole.",
+    )
     panels = []
     for names, shares, axis in (
         ([lag_in_words(lag) for lag in lags], by_lag, "lag (steps)"),
@@ -95,14 +100,17 @@ def before_after(
         return nothing(alt, f"What the remedies do to: {name}")
     data = table(alt, {"remedy": "string", "when": "string", "value": "number"}, rows)
     scale, when = fitting_scale(alt, [value for *_, value in rows]), ["before", "after"]
+    along = textwrap.wrap(f"{name} ({unit})" if unit else name, 30)
+    axis = counting(alt) if unit == "steps" else alt.Axis()
+    dashed = threshold is not None and math.isfinite(threshold)
     chart = alt.Chart(data).encode(
         y=alt.Y(
             "remedy:N",
             sort=list(dict.fromkeys(remedy for remedy, *_ in rows)),
-            title=None,
-            axis=alt.Axis(labelLimit=240, grid=True),
+            title="remedy",
+            axis=naming(alt, grid=True),
         ),
-        x=alt.X("value:Q", title=f"{name} ({unit})" if unit else name, scale=scale),
+        x=alt.X("value:Q", title=along, scale=scale, axis=axis),
         tooltip=[alt.Tooltip("remedy:N"), alt.Tooltip("when:N"), alt.Tooltip("value:Q")],
     )
     points = chart.mark_point(filled=True, size=110, opacity=1).encode(
@@ -112,7 +120,7 @@ def before_after(
         color=alt.Color("when:N", title=None, scale=alt.Scale(domain=when, range=[GREY, INK])),
     )
     layers = [chart.mark_line(color=GREY).encode(detail=alt.Detail("remedy:N")), points]
-    if threshold is not None and math.isfinite(threshold):
+    if dashed:
         line = alt.Chart(table(alt, {"value": "number"}, [(threshold,)]))
         layers.append(
             line.mark_rule(strokeDash=[4, 4], color=ACCENT).encode(
@@ -123,10 +131,11 @@ def before_after(
         *layers,
         width=WIDTH - 220,
         height={"step": 26},
-        title={
-            "text": f"What the remedies do to: {name}",
-            **({"subtitle": f"dashed: the threshold, {threshold:.3g}"} if len(layers) > 2 else {}),
-        },
+        title=titled(
+            f"What the remedies do to: {name}",
+            "A line leads from before to after the remedy, in one pass."
+            + (f" Dashed: the threshold, {threshold:.3g}." if dashed else ""),
+        ),
     )
 
 
@@ -147,7 +156,7 @@ def training_curves(original: Sequence[float], remedy: Sequence[float]) -> Any:
     scale = fitting_scale(alt, [loss for *_, loss in rows])
     tooltip = [alt.Tooltip("model:N"), alt.Tooltip("step:Q"), alt.Tooltip("loss:Q")]
     chart = alt.Chart(data).encode(
-        x=alt.X("step:Q", title="training step", axis=alt.Axis(tickMinStep=1)),
+        x=alt.X("step:Q", title="training step", scale=alt.Scale(nice=False), axis=counting(alt)),
         y=alt.Y("loss:Q", title="loss", scale=scale),
         detail=alt.Detail("model:N"),
         tooltip=tooltip,
@@ -158,4 +167,7 @@ def training_curves(original: Sequence[float], remedy: Sequence[float]) -> Any:
         strokeDash=alt.StrokeDash("model:N", title=None, scale=dashes),
     )
     hover = chart.mark_point(size=60, filled=True, opacity=0)
-    return alt.layer(lines, hover, width=WIDTH - 110, height=220, title="Loss while training")
+    title = titled(
+        "Loss while training", "From the same seed, on the same batches: lower is better."
+    )
+    return alt.layer(lines, hover, width=WIDTH - 110, height=220, title=title)

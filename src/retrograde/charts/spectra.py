@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from retrograde.charts.drawing import WIDTH, altair, nothing, ramp, table
+from retrograde.charts.drawing import WIDTH, altair, counting, nothing, ramp, table, titled
 from retrograde.charts.figure import figure
 
 DIRECTIONS = 12
@@ -28,7 +28,8 @@ def singular_values(
     """
     title = "Singular values of the Jacobians' product"
     along, what = "length of the window (steps)", "log2 singular value"
-    return _lines(title, along, what, lengths, shown, size, log2)
+    read = "Above 0 a gradient of that direction grows over the window, below 0 it shrinks."
+    return _lines(title, read, along, what, lengths, shown, size, log2)
 
 
 @figure
@@ -40,12 +41,14 @@ def exponents(
     `shown` are the directions drawn, of `size`; `each` has a column for each.
     """
     title = "How the Lyapunov exponents settle"
-    along, what = "steps", "exponent so far (nats per step)"
-    return _lines(title, along, what, steps, shown, size, each)
+    along, what = "steps seen", "exponent so far (nats per step)"
+    read = "Where a line settles below 0, a gradient of that direction vanishes; above 0 it grows."
+    return _lines(title, read, along, what, steps, shown, size, each)
 
 
 def _lines(
     title: str,
+    read: str,
     along: str,
     what: str,
     at: Sequence[int],
@@ -65,7 +68,7 @@ def _lines(
     kinds = {"at": "number", "direction": "number", "value": "number"}
     names = [direction + 1 for direction in shown]
     chart = alt.Chart(table(alt, kinds, rows)).encode(
-        x=alt.X("at:Q", title=along, axis=alt.Axis(tickMinStep=1)),
+        x=alt.X("at:Q", title=along, scale=alt.Scale(nice=False), axis=counting(alt)),
         y=alt.Y("value:Q", title=what, scale=alt.Scale(zero=False)),
         color=alt.Color(
             "direction:O", scale=alt.Scale(domain=names, range=ramp(len(names))), title="direction"
@@ -78,11 +81,11 @@ def _lines(
     )
     lost = sum(not math.isfinite(value) for value in values[-1])
     text = f"{len(shown)} of {size} directions"
-    text += f"; {lost} of these are lost entirely (rank)" if lost else ""
+    text += f"; {lost} of these are lost entirely (rank)." if lost else "."
     return alt.layer(
         chart.mark_line(),
         chart.mark_point(size=12, filled=True, opacity=1),
         width=WIDTH - 90,
         height=260,
-        title={"text": title, "subtitle": text},
+        title=titled(title, text, read),
     )

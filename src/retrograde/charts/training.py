@@ -3,7 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from retrograde.charts.drawing import ACCENT, COUNTER, INK, WIDTH, altair, nothing, rule, table
+from retrograde.charts.drawing import (
+    ACCENT,
+    COUNTER,
+    INK,
+    WIDTH,
+    altair,
+    counting,
+    nothing,
+    rule,
+    table,
+    titled,
+)
 from retrograde.charts.figure import figure
 
 Curve = Sequence[tuple[int, float]]
@@ -43,8 +54,8 @@ def _steps(alt: Any, name: str, curves: Mapping[str, Curve], needs_lag: int | No
     chart = alt.Chart(table(alt, {"what": "string", "block": "number", "lag": "number"}, rows))
     scale = alt.Scale(domain=["reach", "horizon"], range=[INK, COUNTER])
     drawn = chart.encode(
-        x=alt.X("block:Q", title=None, axis=alt.Axis(tickMinStep=1)),
-        y=alt.Y("lag:Q", title="steps"),
+        x=alt.X("block:Q", title="block", scale=alt.Scale(nice=False), axis=counting(alt)),
+        y=alt.Y("lag:Q", title="lag (steps)", axis=counting(alt)),
         color=alt.Color("what:N", title=None, scale=scale),
         tooltip=[alt.Tooltip("what:N"), alt.Tooltip("block:Q"), alt.Tooltip("lag:Q")],
     )
@@ -55,17 +66,18 @@ def _steps(alt: Any, name: str, curves: Mapping[str, Curve], needs_lag: int | No
         *layers,
         width=WIDTH - 90,
         height=180,
-        title={
-            "text": f"{name}: reach and horizon over training",
-            "subtitle": "horizon: the lag at which 1 % of the adjoint is left, by its rate",
-        },
+        title=titled(
+            f"{name}: reach and horizon over training",
+            "Horizon: the lag at which 1 % of the adjoint is left, by its rate. What lies below a "
+            "lag that is needed does not see so far.",
+        ),
     )
 
 
 def _rate(alt: Any, name: str, rate: Curve) -> Any:
     rows = [(at, round(value, 5)) for at, value in rate]
     chart = alt.Chart(table(alt, {"block": "number", "rate": "number"}, rows)).encode(
-        x=alt.X("block:Q", title="block", axis=alt.Axis(tickMinStep=1)),
+        x=alt.X("block:Q", title="block", scale=alt.Scale(nice=False), axis=counting(alt)),
         y=alt.Y("rate:Q", title="log2 per step"),
         tooltip=[alt.Tooltip("block:Q"), alt.Tooltip("rate:Q")],
     )
@@ -77,5 +89,5 @@ def _rate(alt: Any, name: str, rate: Curve) -> Any:
         zero.encode(y=alt.Y("rate:Q")),
         width=WIDTH - 90,
         height=90,
-        title=f"{name}: growth of the adjoint per step back, below 0 it shrinks",
+        title=titled(f"{name}: growth of the adjoint", "Below the dashed 0 it shrinks on its way."),
     )

@@ -11,11 +11,13 @@ from retrograde.charts.drawing import (
     SHAPES,
     WIDTH,
     altair,
+    counting,
     nothing,
     repeated,
     rule,
     table,
     thinned,
+    titled,
 )
 from retrograde.charts.figure import figure
 
@@ -47,7 +49,7 @@ def truncation_curve(
     if not rows:
         return nothing(alt, title)
     data = table(alt, dict.fromkeys(("steps", "low", "bias", "high"), "number"), rows)
-    x = alt.X("steps:Q", title="steps back, K", axis=alt.Axis(tickMinStep=1))
+    x = alt.X("steps:Q", title="K (steps back)", scale=alt.Scale(nice=False), axis=counting(alt))
     base = alt.Chart(data)
     layers = [
         base.mark_line(color=INK, point=alt.OverlayMarkDef(size=14, color=INK, filled=True)).encode(
@@ -63,8 +65,9 @@ def truncation_curve(
         )
     if window is not None:
         layers += rule(alt, {"steps": window}, "x", f"window: {window} steps")
-    subtitle = "at the current weights; other weights have another horizon"
-    return alt.layer(*layers, width=WIDTH, height=260, title={"text": title, "subtitle": subtitle})
+    of = "At the current weights; other weights have another horizon."
+    read = "A window of K steps loses this much; below the dashed line it is as much as is allowed."
+    return alt.layer(*layers, width=WIDTH, height=260, title=titled(title, of, read))
 
 
 @figure
@@ -91,12 +94,15 @@ def horizon_growth(names: Sequence[str], curves: Mapping[str, Sequence[int | Non
     colours = alt.Scale(domain=drawn, range=repeated((INK, COUNTER, ACCENT), len(drawn)))
     shapes = alt.Scale(domain=drawn, range=repeated(SHAPES, len(drawn)))
     chart = alt.Chart(data).encode(
-        x=alt.X("weights:N", title=None, sort=list(names), axis=alt.Axis(labelAngle=-30)),
-        y=alt.Y("steps:Q", title="steps", axis=alt.Axis(tickMinStep=1)),
+        x=alt.X("weights:N", title="weights", sort=list(names), axis=alt.Axis(labelAngle=-30)),
+        y=alt.Y("steps:Q", title="lag (steps)", axis=counting(alt)),
         color=alt.Color("what:N", title=None, scale=colours),
         tooltip=[alt.Tooltip("weights:N"), alt.Tooltip("what:N"), alt.Tooltip("steps:Q")],
     )
+    read = "While a line still rises, the network is learning to look further back."
     points = chart.mark_point(size=40, filled=True, opacity=1).encode(
         shape=alt.Shape("what:N", title=None, scale=shapes)
     )
-    return alt.layer(chart.mark_line(), points, width=WIDTH - 90, height=220, title=title)
+    return alt.layer(
+        chart.mark_line(), points, width=WIDTH - 90, height=220, title=titled(title, read)
+    )

@@ -23,7 +23,7 @@ from retrograde.decomposition.residual import Residual, of_mean
 from retrograde.engine import Scaled
 from retrograde.errors import ArgumentError
 from retrograde.truncation import Horizon, Measures
-from retrograde.truncation.truncated import KINDS, compared
+from retrograde.truncation.truncated import KINDS, Truncation, fold_lags
 
 SAME = 1e-3
 """Weights are the same up to this part of their norm: processes drift apart by rounding alone."""
@@ -139,17 +139,18 @@ class AllReduced(AbstractGradient, Generic[Pass]):
             return known, known
 
         kind = self.processes.agree("kind", answer)
-        return Horizon.of_one(kind, self.truncated[kind], self.steps, self.reach)
+        return Horizon.of_one(kind, self.truncated(kind), self.steps, self.reach)
 
     @cached_property
     def reach(self) -> int:
         """The largest reach of any process."""
         return max(self.processes.answers(lambda: self.local.reach))
 
-    @cached_property
-    def truncated(self) -> Mapping[str, Mapping[str, Measures]]:
-        """What is left of the gradient for K = 1 .. T, by kind of truncation and parameter."""
-        return compared(self._lag_by_lag(), self.mean)
+    def truncated(self, kind: str) -> Mapping[str, Measures]:
+        """What is left of the gradient of each parameter for K = 1 .. T."""
+        truncation = Truncation(kind, self.mean)
+        fold_lags(self._lag_by_lag(), [truncation])
+        return truncation.result()
 
     def _lag_by_lag(self) -> Iterator[Mapping[str, Scaled]]:
         """The averaged part of each lag; if one process fails, all do so at the end."""

@@ -48,7 +48,7 @@ from retrograde.errors import ArgumentError, VoidDecompositionWarning
 from retrograde.recording import Recorded, Recording
 from retrograde.recording.recorded import the_one
 from retrograde.truncation import Horizon, Measures
-from retrograde.truncation.truncated import KINDS, truncated
+from retrograde.truncation.truncated import KINDS, Truncation, fold_lags
 
 AGREES = 1e-2
 """A forward pass agrees with its recording if it ends in the same state to this part of it."""
@@ -87,6 +87,7 @@ class Flow(AbstractPass):
     entries: Entries
     _found: dict[AbstractLabels, Mapping[str, Parts]] = field(default_factory=dict)
     _starts: set[int] = field(default_factory=set)
+    _truncated: dict[str, Mapping[str, Measures]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"Flow of {self.recorded.size_in_words}"
@@ -469,12 +470,15 @@ class Flow(AbstractPass):
                 "batches, loss_fn, kind='window')"
             )
         kind = _checks.one_of("kind", kind, KINDS)
-        return Horizon.of_one(kind, self.truncated[kind], self.steps, self.reach)
+        return Horizon.of_one(kind, self.truncated(kind), self.steps, self.reach)
 
-    @cached_property
-    def truncated(self) -> Mapping[str, Mapping[str, Measures]]:
-        """What is left of the gradient for K = 1 .. T, by kind of truncation and parameter."""
-        return truncated(self.unrolled, self.entries.direct, self.gradient)
+    def truncated(self, kind: str) -> Mapping[str, Measures]:
+        """What is left of the gradient of each parameter for K = 1 .. T."""
+        if kind not in self._truncated:
+            truncation = Truncation(kind, self.gradient)
+            fold_lags(parts_by_lag(self.unrolled, self.entries.direct), [truncation])
+            self._truncated[kind] = truncation.result()
+        return self._truncated[kind]
 
     def lag_by_lag(self) -> Iterator[Mapping[str, Scaled]]:
         """The part of each lag, one after the other: a row [1, ...] for each parameter.

@@ -30,16 +30,19 @@ from retrograde.engine.scaling import (
 from retrograde.engine.unroll import Unrolled
 
 TOGETHER = 2**19
-"""Steps are pulled back together while their adjoints are no more numbers than this, 2 MiB in
-float32: what is computed of them stays in a processor's cache until it is used."""
+"""Steps are pulled back together while their adjoints are no more numbers than this, a quarter MiB
+in float32: what is computed of them stays in a processor's cache until it is used."""
 
 
 class PerLag:
     """The rows at one lag: row k is the adjoint of what entered at step k + lag, seen at step k.
 
+    Rows of steps before the first loss step and after the last one are left out.
+
     Attributes:
         lag: their lag.
-        values: the adjoints, 0 where nothing entered, [K, B, S] with K = T - lag.
+        first: the step of the first row.
+        values: the adjoints, 0 where nothing entered, [K, B, S].
         exponent: of each row; 2**exponent is what its values are in units of, [K].
         there: the rows that are not 0, [K].
     """
@@ -60,7 +63,12 @@ class PerLag:
         self._mixed = {k: each for k, each in boundaries.items() if k not in plain}
         self._steps = max(1, TOGETHER // direct[0].numel())
         self.lag = 0
-        self.values, self.exponent = Entries.of(direct).between(0, len(direct))
+        entries = Entries.of(direct)
+        self.first, stop = (
+            (entries.blocks[0][0], entries.blocks[-1][1] + 1) if len(entries) else (0, 0)
+        )
+        self.values, self.exponent = entries.between(self.first, stop - self.first)
+        self.there = torch.ones_like(self.exponent, dtype=torch.bool)
         self._centre()
 
     def advance(self) -> dict[str, Scaled]:
@@ -69,18 +77,29 @@ class PerLag:
         Raises:
             NonFiniteError: if a row becomes infinite or NaN within a single step.
         """
-        sums, back = ParameterSums(self._parameters, 1), torch.empty_like(self.values)
+        sums, back, first = (
+            ParameterSums(self._parameters, 1),
+            torch.empty_like(self.values),
+            self.first,
+        )
         exponent = torch.where(self.there, self.exponent, NO_EXPONENT)
-        for first in range(0, len(back), self._steps):
-            stop = min(first + self._steps, len(back))
-            self._through(sums, exponent, back, first, stop)
+        for start in range(0, len(back), self._steps):
+            stop = min(start + self._steps, len(back))
+            self._through(sums, exponent, back, start, stop)
         for k, boundary in self._mixed.items():
-            if k < len(back):
-                back[k : k + 1] = boundary.pull_back(back[k : k + 1])
+            if first <= k < first + len(back):
+                row = back[k - first : k - first + 1]
+                row.copy_(boundary.pull_back(row))
         if len(self._plain):
-            here = self._plain < len(back)
-            back[self._plain[here]] *= self._factors[here]
-        self.lag, self.values, self.exponent = self.lag + 1, back[1:], self.exponent[1:]
+            here = (self._plain >= first) & (self._plain < first + len(back))
+            back[self._plain[here] - first] *= self._factors[here]
+        gone = 1 if first == 0 else 0  # what comes back to the initial state
+        self.lag, self.first = self.lag + 1, max(0, first - 1)
+        self.values, self.exponent, self.there = (
+            back[gone:],
+            self.exponent[gone:],
+            self.there[gone:],
+        )
         self._centre()
         return sums.result()
 
@@ -89,54 +108,54 @@ class PerLag:
         sums: ParameterSums,
         exponent: Int[Tensor, "K"],
         back: Float[Tensor, "K B S"],
-        first: int,
+        start: int,
         stop: int,
     ) -> None:
-        """Rows first .. stop-1 through their steps: what they say of the parameters, and `back`."""
-        some, units = self.values[first:stop], exponent[first:stop]
-        adjoint = self._chunk.pull_back(some.flatten(0, 1).unsqueeze(0), first, stop - first)
-        adjoint.previous_into(back[first:stop].flatten(0, 1).unsqueeze(0))
+        """Some rows through their steps: what they say of the parameters, and `back`."""
+        some, units, first = self.values[start:stop], exponent[start:stop], self.first + start
+        adjoint = self._chunk.pull_back(some.flatten(0, 1).unsqueeze(0), first, stop - start)
+        adjoint.previous_into(back[start:stop].flatten(0, 1).unsqueeze(0))
         top = units.amax(0, keepdim=True)
         if int(top) == NO_EXPONENT:
             return
-        if bool(((units == top) | (units == NO_EXPONENT)).all()):
-            sums.units(top)
+        alike = bool(((units == top) | (units == NO_EXPONENT)).all())
+        if alike and torch.equal(sums.units(top), top):
             sums.add(adjoint)
         else:
-            self._weighed(sums, exponent, first, stop)
+            self._weighed(sums, exponent, start, stop)
 
     def _weighed(
-        self, sums: ParameterSums, exponent: Int[Tensor, "K"], first: int, stop: int
+        self, sums: ParameterSums, exponent: Int[Tensor, "K"], start: int, stop: int
     ) -> None:
         """What rows on several scales say of the parameters, those that are near at a time."""
-        units, count = exponent[first:stop], stop - first
+        units, count = exponent[start:stop], stop - start
         if count > 1 and far_apart(units.unsqueeze(0)):
-            self._weighed(sums, exponent, first + count // 2, stop)
-            self._weighed(sums, exponent, first, first + count // 2)
+            self._weighed(sums, exponent, start + count // 2, stop)
+            self._weighed(sums, exponent, start, start + count // 2)
             return
         top = units.amax(0, keepdim=True)
         if int(top) == NO_EXPONENT:
             return
         weights = power_of_two(units - sums.units(top), self.values)
-        rows = (self.values[first:stop] * weights[:, None, None]).flatten(0, 1).unsqueeze(0)
-        sums.add(self._chunk.pull_back(rows, first, count))
+        rows = (self.values[start:stop] * weights[:, None, None]).flatten(0, 1).unsqueeze(0)
+        sums.add(self._chunk.pull_back(rows, self.first + start, count))
 
     def _centre(self) -> None:
         """Bring rows back that left the slack, all on one exponent where they are near enough."""
+        if not len(self.values):
+            return
         norms = row_norms(self.values)
-        self.there = norms > 0
-        known = norms[self.there] if len(norms) else norms
-        if not len(known):
-            self.there = self.values.flatten(1).any(1)
-            if not bool(self.there.any()):
-                return
-        elif in_range(known) and bool((self.there | ~self.values.flatten(1).any(1)).all()):
+        small = self.there & (norms == 0)
+        if bool(small.any()):  # gone, or so small that the squares are 0
+            small[small.clone()] = self.values[small].flatten(1).any(1)
+            self.there = self.there & ((norms != 0) | small)
+        known = norms[self.there]
+        if not len(known) or in_range(known):
             return
         rows = Scaled(self.values, self.exponent).centred(norms)
         norms = row_norms(rows.values)
-        self.there = norms != 0
         if not bool(norms.isfinite().all()):
-            refuse_non_finite(norms, int(torch.nonzero(~norms.isfinite())[-1]))
+            refuse_non_finite(norms, self.first + int(torch.nonzero(~norms.isfinite())[-1]))
         own = rows.exponent[self.there]
         low, high = int(own.min()), int(own.max())
         if high - low < SLACK:

@@ -39,8 +39,10 @@ class Picture:
     def _mime_(self) -> tuple[str, str]:
         spec = self.chart.to_dict()
         title = spec.get("title")
-        if isinstance(title, dict) and isinstance(title.get("subtitle"), str):
-            title["subtitle"] = textwrap.wrap(title["subtitle"], LINE)
+        if isinstance(title, dict):
+            lines = title.get("subtitle", [])
+            text = lines if isinstance(lines, str) else " ".join(lines)
+            title["subtitle"] = textwrap.wrap(text, LINE)
         spec |= {
             "width": "container",
             "config": CONFIG,
@@ -55,9 +57,11 @@ def pictures(chart: Any) -> list[Picture]:
     parts = getattr(chart, "vconcat", None)
     if parts is None:
         return [Picture(chart)]
-    found = []
+    found: list[Picture] = []
     for part in parts:
         alone = part.copy()
+        if not found and "title" not in part.to_dict(validate=False):
+            alone.title = chart.title
         if str(alone.to_dict(validate=False).get("data", "")) == "":
             alone.data = chart.data
         found.append(Picture(alone))

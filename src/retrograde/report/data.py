@@ -183,15 +183,14 @@ class ReportData:
     def summary(self) -> str:
         """The answer in two sentences: what is wrong and what helps, or how far the model sees."""
         if self.settings.rules and not self.looked:
-            return f"Nothing can be said: {self._looked()} {self._far()}"
+            return f"Nothing can be said: {looked_in_words(self)} {far_in_words(self)}"
         if self.ok:
-            found = "Nothing found that needs mending" if self.findings else "Nothing found"
-            return f"{found}: {self._looked()} {self._far()}"
+            return f"{verdict(self)}: {looked_in_words(self)} {far_in_words(self)}"
         first = self.findings[0]
         alike = [f.layer for f in self.findings[1:] if f.rule == first.rule and f.layer]
         where = f"{first.layer}: " if first.layer and len(self.layers) > 1 else ""
         also = f"; likewise in {listed(alike)}" if alike else ""
-        return f"{_ended(where + first.message, also)} {_ended(_what_helps(first))}"
+        return f"{_ended(where + first.message, also)} {_ended(what_helps(first))}"
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Column titles and one row of text for each layer."""
@@ -254,36 +253,43 @@ class ReportData:
             found |= {f"retrograde/{layer.name}/{name}": value for name, value in finite.items()}
         return found
 
-    def _looked(self) -> str:
-        """How many rules could look at something."""
-        rules = counted(len(self._rules), "rule")
-        of = f"{len(self.looked)} of " if len(self.looked) < len(self._rules) else ""
-        return f"{of}{rules} could look."
 
-    def _far(self) -> str:
-        """How far the gradient reaches in all layers, and whether that is as far as it should."""
-        if not self.layers:
-            return "No layer could be taken apart."
-        if self.solved:
-            return "The model has learnt what there is to learn, by whatever lags that takes."
-        named, known = self.settings.needs_lag, [each for each in self.layers if each.seen]
-        if not known:
-            return " ".join(self.sentences)
-        if named is None:
-            reaches = listed([f"{_reach(each)} in {each.name}" for each in known])
-            if len(self.layers) == 1:
-                reaches = _reach(known[0])
-            return f"The gradient reaches back {reaches}; needs_lag= tells whether that is enough."
-        far = [c.layer for c in self.checks if c.name == "vanishing" and c.status == "passed"]
-        lag = f"The lag that matters to you, {counted(named, 'step')},"
-        if len(far) == len(self.layers):
-            return f"{lag} is within reach" + (" of every layer." if len(far) > 1 else ".")
-        if far:
-            return f"{lag} is within reach of {listed(filter(None, far))}."
-        return f"Whether {counted(named, 'step')} are within reach cannot be told."
+def verdict(report: ReportData) -> str:
+    """Whether anything was found, in three or six words."""
+    return "Nothing found that needs mending" if report.findings else "Nothing found"
 
 
-def _reach(layer: Layer) -> str:
+def looked_in_words(report: ReportData) -> str:
+    """How many rules could look at something."""
+    rules = counted(len(report._rules), "rule")
+    of = f"{len(report.looked)} of " if len(report.looked) < len(report._rules) else ""
+    return f"{of}{rules} could look."
+
+
+def far_in_words(report: ReportData) -> str:
+    """How far the gradient reaches in all layers, and whether that is as far as it should."""
+    if not report.layers:
+        return "No layer could be taken apart."
+    if report.solved:
+        return "The model has learnt what there is to learn, by whatever lags that takes."
+    named, known = report.settings.needs_lag, [each for each in report.layers if each.seen]
+    if not known:
+        return " ".join(report.sentences)
+    if named is None:
+        reaches = listed([f"{reach_in_words(each)} in {each.name}" for each in known])
+        if len(report.layers) == 1:
+            reaches = reach_in_words(known[0])
+        return f"The gradient reaches back {reaches}; needs_lag= tells whether that is enough."
+    far = [c.layer for c in report.checks if c.name == "vanishing" and c.status == "passed"]
+    lag = f"The lag that matters to you, {counted(named, 'step')},"
+    if len(far) == len(report.layers):
+        return f"{lag} is within reach" + (" of every layer." if len(far) > 1 else ".")
+    if far:
+        return f"{lag} is within reach of {listed(filter(None, far))}."
+    return f"Whether {counted(named, 'step')} are within reach cannot be told."
+
+
+def reach_in_words(layer: Layer) -> str:
     """How far the gradient reaches in a layer, and how far it might."""
     least = "at least " if layer.reach_is_lower_bound else ""
     return f"{least}{layer.reach} of {counted(layer.steps - 1, 'step')}"
@@ -325,7 +331,7 @@ def _steps(layer: Layer) -> str:
     return f"at least {words}" if layer.reach_is_lower_bound else words
 
 
-def _what_helps(finding: Finding) -> str:
+def what_helps(finding: Finding) -> str:
     """The best remedy with its numbers, or that there is none, or what to do."""
     unit = finding.evidence[0].unit if finding.evidence else ""
     trained = [trial for trial in finding.trials if not trial.undecided]

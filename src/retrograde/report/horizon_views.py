@@ -8,7 +8,7 @@ from retrograde import _files, charts
 from retrograde._terminal import as_text, indented, plain, rich
 from retrograde._words import counted, number, share
 from retrograde.report.horizon_data import Curve, HorizonData
-from retrograde.report.html import drawn, environment, javascript
+from retrograde.report.html import Pictures, environment, javascript
 
 KINDS = {
     "sliding": "every loss step looks back over K steps",
@@ -57,9 +57,10 @@ def renderable(report: HorizonData) -> Any:
 
 def page(report: HorizonData) -> str:
     """The report as one page that opens offline."""
-    pictures = {"curve": curve_chart(report)}
+    gallery = Pictures()
+    gallery.add("curve", lambda: curve_chart(report))
     if len(report.weights) > 1:
-        pictures["growth"] = growth_chart(report)
+        gallery.add("growth", lambda: growth_chart(report))
     found: str = (
         environment()
         .get_template("horizon.html.jinja")
@@ -69,8 +70,7 @@ def page(report: HorizonData) -> str:
             basis=basis(report),
             tables=list(tables(report)),
             notes=notes(report),
-            specs=drawn(pictures),
-            pictures=list(pictures),
+            gallery=gallery,
             javascript=javascript(),
             version=version("retrograde"),
         )

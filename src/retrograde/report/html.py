@@ -1,6 +1,7 @@
 """A report as one page that opens offline: the charts' own JavaScript is part of the file."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
@@ -10,7 +11,9 @@ from typing import Any
 from retrograde import _files, charts
 from retrograde._optional import optional
 from retrograde._words import number, residual, suffix, value
+from retrograde.decomposition.lags import REACH
 from retrograde.diagnosis import Finding
+from retrograde.report.answer import answer
 from retrograde.report.data import ReportData
 from retrograde.report.layer import Layer
 from retrograde.report.text import (
@@ -26,6 +29,9 @@ MOST_BYTES = 1_950_000
 
 MOST_FINDINGS = 40
 """Maximum number of findings shown with their evidence; of the rest only the message is shown."""
+
+MOST_CURVES = 8
+"""Maximum number of layers in the chart of all layers."""
 
 MOST_MODEL = 20_000
 """Maximum number of characters shown of a model's description."""
@@ -129,6 +135,7 @@ def render(report: ReportData) -> str:
     def written(gallery: _Gallery) -> str:
         text = page.render(
             report=report,
+            answer=answer(report),
             gallery=gallery,
             kinds=KINDS,
             javascript=libraries,
@@ -167,6 +174,24 @@ def _first_chart(report: ReportData) -> Any:
     return layers[0].chart() if layers else None
 
 
+def _of_layers(report: ReportData) -> Any:
+    """How much comes from how far back, of the layers that have something to show."""
+    concerned = {finding.layer for finding in report.findings}
+    seen = sorted(
+        (each for each in report.layers if each.seen), key=lambda e: e.name not in concerned
+    )
+    curves = {each.name: _over_first(each.log2_mean_by_lag) for each in seen[:MOST_CURVES]}
+    if not curves:
+        return None
+    return charts.reach_by_layer(curves, REACH, report.settings.needs_lag, len(report.layers))
+
+
+def _over_first(curve: Sequence[float]) -> list[float]:
+    """A curve in powers of two, over its value at lag 0."""
+    first = next(filter(math.isfinite, curve), 0.0)
+    return [log2 - first for log2 in curve]
+
+
 def _evidence(report: ReportData, finding: Finding) -> tuple[str, Callable[[], Any]] | None:
     """The chart of what a finding stands on, if there is one: its key, and what draws it."""
     for place, layer in enumerate(report.layers):
@@ -176,29 +201,69 @@ def _evidence(report: ReportData, finding: Finding) -> tuple[str, Callable[[], A
     return None
 
 
-class _Gallery:
+class Pictures:
     """The charts of a page, each kept once wherever it is shown, until there is no more room.
 
     Attributes:
         specs: what is drawn, by key, as text that may stand in a script.
+        captions: title and lines of each, which the page shows as text.
+    """
+
+    def __init__(self, room: int = MOST_BYTES):
+        self.room = room
+        self.specs: dict[str, Any] = {}
+        self.captions: dict[str, tuple[str, Sequence[str]]] = {}
+
+    @property
+    def javascript(self) -> Any:
+        """All specifications as one JavaScript object."""
+        markup, written = _drawing().Markup, _drawing().htmlsafe_json_dumps
+        rows = (written(key) + markup(":") + spec for key, spec in self.specs.items())
+        return markup("{") + markup(",\n").join(rows) + markup("}")
+
+    def add(self, key: str, make: Callable[[], Any]) -> bool:
+        """Keep a chart if there is one and room for it; False if only the room was missing."""
+        if key in self.specs:
+            return True
+        with _drawing().altair.utils.schemapi.debug_mode(False):
+            chart = make()
+            if chart is None:
+                return True
+            spec = chart.to_dict(validate=False)
+        del spec["config"], spec["$schema"]
+        title = spec.pop("title")
+        caption = (title, ()) if isinstance(title, str) else (title["text"], title["subtitle"])
+        text = _drawing().htmlsafe_json_dumps(spec, separators=(",", ":"))
+        size = len(text.encode()) + 500
+        if size > self.room:
+            return False
+        self.room -= size
+        self.specs[key], self.captions[key] = text, caption
+        return True
+
+
+class _Gallery(Pictures):
+    """The charts of a report.
+
+    Attributes:
         left_out: the layers without it, by kind.
     """
 
     def __init__(self, report: ReportData, room: int):
+        super().__init__(room)
         self.report = report
-        self.room = room
-        self.specs: dict[str, Any] = {}
         self.left_out: dict[str, list[str]] = {}
 
     def fill(self) -> None:
         """First what findings stand on, then kind by kind, from the light ones to the heavy."""
+        self.add("layers", partial(_of_layers, self.report))
         for place, finding in enumerate(self.report.findings[:MOST_FINDINGS]):
             if found := _evidence(self.report, finding):
-                self._add(*found)
-            self._add(f"trials-{place}", finding.chart)
+                self.add(*found)
+            self.add(f"trials-{place}", finding.chart)
             for row, trial in enumerate(finding.trials):
                 if trial.training:
-                    self._add(f"training-{place}-{row}", trial.training.chart)
+                    self.add(f"training-{place}-{row}", trial.training.chart)
         concerned = {finding.layer for finding in self.report.findings}
         layers = list(enumerate(self.report.layers))
         layers.sort(key=lambda numbered: numbered[1].name not in concerned)
@@ -207,7 +272,7 @@ class _Gallery:
             for place, layer in layers:
                 if layer.void and kind not in FORWARD:
                     continue
-                fits = fits and self._add(f"{place}-{kind}", partial(KINDS[kind].chart, layer))
+                fits = fits and self.add(f"{place}-{kind}", partial(KINDS[kind].chart, layer))
                 if not fits:
                     self.left_out.setdefault(kind, []).append(layer.name)
 
@@ -220,40 +285,6 @@ class _Gallery:
         """The charts of a layer that are here: label by key."""
         keys = {f"{place}-{kind}": shown.label for kind, shown in KINDS.items()}
         return {key: label for key, label in keys.items() if key in self.specs}
-
-    @property
-    def javascript(self) -> Any:
-        """All specifications as one JavaScript object."""
-        markup, written = _drawing().Markup, _drawing().htmlsafe_json_dumps
-        rows = (written(key) + markup(":") + spec for key, spec in self.specs.items())
-        return markup("{") + markup(",\n").join(rows) + markup("}")
-
-    def _add(self, key: str, make: Callable[[], Any]) -> bool:
-        """Keep a chart if there is one and room for it; False if only the room was missing."""
-        if key in self.specs:
-            return True
-        with _drawing().altair.utils.schemapi.debug_mode(False):
-            chart = make()
-            if chart is None:
-                return True
-            spec = chart.to_dict(validate=False)
-        del spec["config"], spec["$schema"]
-        text = _drawing().htmlsafe_json_dumps(spec, separators=(",", ":"))
-        size = len(text.encode()) + 500
-        if size > self.room:
-            return False
-        self.room -= size
-        self.specs[key] = text
-        return True
-
-
-def drawn(pictures: Mapping[str, Any]) -> Any:
-    """Charts by key as one JavaScript object that may stand in a script."""
-    with _drawing().altair.utils.schemapi.debug_mode(False):
-        specs = {key: chart.to_dict(validate=False) for key, chart in pictures.items()}
-    for spec in specs.values():
-        del spec["config"], spec["$schema"]
-    return _drawing().htmlsafe_json_dumps(specs, separators=(",", ":"))
 
 
 def javascript() -> Any:

@@ -2,5 +2,6 @@
 
 from retrograde.truncation.horizon import Horizon
 from retrograde.truncation.measures import Measures
+from retrograde.truncation.signal import Signal
 
-__all__ = ["Horizon", "Measures"]
+__all__ = ["Horizon", "Measures", "Signal"]

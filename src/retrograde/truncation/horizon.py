@@ -14,6 +14,7 @@ from retrograde._optional import optional
 from retrograde._words import steps as in_words
 from retrograde.cells.position import SUFFIX, Position
 from retrograde.truncation.measures import Measures
+from retrograde.truncation.signal import Signal
 
 Band = list[list[float]]
 """The lower end, the median and the upper end of a curve over batches."""
@@ -51,6 +52,9 @@ class Horizon:
         learnable: the learnability horizon in steps; None for a single batch.
         notes: what a reader must know.
         name: what the curves are of, "" for the whole gradient; `of` gives those of the others.
+        signal: signal and noise by lag, of the whole gradient; None of a single pass.
+        training_steps: of the training that learnability is judged for.
+        batch_size: the samples of its batches; None for those of the batches seen.
 
     Example:
         >>> import torch, retrograde
@@ -74,6 +78,9 @@ class Horizon:
     learnable: int | None = None
     notes: tuple[str, ...] = ()
     name: str = ""
+    signal: Signal | None = None
+    training_steps: int = 1
+    batch_size: int | None = None
 
     @staticmethod
     def of_one(kind: str, found: Mapping[str, Measures], length: int, reach: int) -> "Horizon":
@@ -139,7 +146,7 @@ class Horizon:
         Raises:
             ArgumentError: if delta is not a number from 0.
         """
-        delta = _checks.number("delta", delta, lambda real: real >= 0, "a number from 0 on")
+        delta = _allowed(delta)
         share = (self.each("bias") <= delta).double().mean(0)
         found = torch.nonzero(share >= MOST_BATCHES - 1e-9)
         return self.steps[int(found[0])] if len(found) else None
@@ -157,6 +164,7 @@ class Horizon:
 
     def summary(self, delta: float = DELTA) -> list[str]:
         """What it says, in a few lines; `print` shows them."""
+        delta = _allowed(delta)
         window = self.window(delta)
         share = f" in {MOST_BATCHES:.0%} of the batches" if self.batches > 1 else ""
         lines = [
@@ -166,8 +174,19 @@ class Horizon:
             f"reach      {self.reach} of {self.length - 1} steps",
         ]
         if self.learnable is not None:
-            lines.append(f"learnable  {in_words(self.learnable)}")
+            assert self.signal is not None
+            lines.append(f"learnable  {_lag_in_words(self.learnable)}, {self._training}")
         return [*lines, AT_THESE_WEIGHTS, *self.notes]
+
+    @property
+    def _training(self) -> str:
+        assert self.signal is not None
+        size = self.batch_size or self.signal.batch_size
+        at_most = self.signal.learnable_at_most(self.training_steps, self.batch_size)
+        return (
+            f"and no more than {at_most}, from {self.training_steps} training steps with batches "
+            f"of {size}"
+        )
 
     def to_dataframe(self) -> Any:
         """A pandas DataFrame: a row for each name, batch and K, with the measures.
@@ -203,7 +222,7 @@ class Horizon:
         return plots.truncation_curve(*self._drawn(delta), ax)
 
     def _drawn(self, delta: float) -> tuple[tuple[int, ...], Band, float, int | None, str]:
-        bias = self.each("bias")
+        delta, bias = _allowed(delta), self.each("bias")
         band = [bias.quantile(q, 0).tolist() for q in (0.1, 0.5, 0.9)]
         return self.steps, band, delta, self.window(delta), self.kind
 
@@ -218,3 +237,16 @@ def with_layers(found: Mapping[str, Measures]) -> dict[str, Measures]:
     several = layers if len(layers) > 1 else {}
     together = {name: Measures.together(some) for name, some in several.items() if name}
     return {"": Measures.together(list(found.values())), **together, **found}
+
+
+def _lag_in_words(lag: int) -> str:
+    return "no lag" if lag < 0 else f"up to lag {lag}"
+
+
+def _allowed(delta: object) -> float:
+    """The bias that is allowed, as a number.
+
+    Raises:
+        ArgumentError: if it is none, or negative.
+    """
+    return _checks.number("delta", delta, lambda real: real >= 0, "a number from 0 on")

@@ -120,6 +120,12 @@ class Total:
         moved = times_power_of_two(rows.values, rows.exponent - top)
         self.values, self.exponent = moved[0] + moved[1], top
 
+    def row(self, dtype: torch.dtype) -> Scaled:
+        """The sum as one row in another precision."""
+        exponent = torch.full((1,), self.exponent, device=self.values.device)
+        row = Scaled(self.values.unsqueeze(0), exponent).normalised()[0]
+        return Scaled(row.values.to(dtype), row.exponent)
+
 
 BAND = 300
 """Numbers are added as they are where their units are within 2^BAND, well inside of float64."""
@@ -137,27 +143,28 @@ class Comparison:
         for name, row in whole.items():
             centred = row.normalised()[0]
             self._whole[name] = (centred.values[0].double().flatten(), int(centred.exponent))
-        self._signs = {name: values.sign() for name, (values, _) in self._whole.items()}
+        self._none = {name: values == 0 for name, (values, _) in self._whole.items()}
         self._found: dict[str, list[Float[Tensor, 4]]] = {name: [] for name in whole}
         self._exponents: dict[str, list[int]] = {name: [] for name in whole}
 
     def add(self, truncated: Mapping[str, Total], factor: float = 1.0) -> None:
         """The truncated gradient for the next K, times a factor."""
         for name, (whole, exponent) in self._whole.items():
-            total = truncated[name]
+            total, none = truncated[name], self._none[name]
             values = total.values.flatten()
             shift = 2.0 ** max(-1022, min(1000, total.exponent - exponent))
             difference = torch.sub(whole, values, alpha=factor * shift)
-            found = (
-                torch.linalg.vector_norm(values),
-                torch.linalg.vector_norm(difference),
-                torch.dot(values, whole),
-                torch.count_nonzero(values.sign() != self._signs[name]),
+            product = values * whole
+            same = torch.count_nonzero(product > 0) + torch.count_nonzero(none & (values == 0))
+            found = torch.stack(
+                (
+                    torch.linalg.vector_norm(values) * factor,
+                    torch.linalg.vector_norm(difference),
+                    product.sum() * factor,
+                    len(whole) - same.double(),
+                )
             )
-            size = torch.stack([each.double() for each in found])
-            size[0] *= factor
-            size[2] *= factor
-            self._found[name].append(size)
+            self._found[name].append(found)
             self._exponents[name].append(total.exponent)
 
     def result(self) -> dict[str, Measures]:

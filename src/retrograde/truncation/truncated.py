@@ -9,54 +9,89 @@ that a cut every K steps can have, so that the second line is the mean over the 
 (g_1 + ... + g_K) / K of the first.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from retrograde.engine.lags import parts_by_lag
 from retrograde.engine.scaling import Scaled
-from retrograde.engine.unroll import Unrolled
 from retrograde.truncation.measures import Comparison, Measures, Total
 
 KINDS = ("sliding", "chunks")
 """Truncations that follow from a single backward pass."""
 
 
-@torch.no_grad()
-def truncated(
-    unrolled: Unrolled,
-    direct: Float[Tensor, "T B S"],
-    whole: Mapping[str, Scaled],
-    lags: int | None = None,
-) -> dict[str, dict[str, Measures]]:
-    """What is left of a gradient for K = 1 .. T, by kind and parameter.
+class Truncation:
+    """What is left of a gradient under one kind of truncation, parts coming lag by lag.
 
     Args:
-        unrolled: the pass.
-        direct: dL/ds_k as the loss alone gives it.
+        kind: one of `KINDS`.
         whole: the whole gradient of each parameter, as one row.
-        lags: the largest K; T if None.
+    """
+
+    def __init__(self, kind: str, whole: Mapping[str, Scaled]):
+        self._chunks = kind == "chunks"
+        self._sums = {name: Total(row.values[0]) for name, row in whole.items()}
+        self._sums_of_sums = {name: Total(row.values[0]) for name, row in whole.items()}
+        self._comparison = Comparison(whole)
+
+    def update(self, lag: int, parts: Mapping[str, Scaled]) -> None:
+        """Take the part of the next lag."""
+        for name, part in parts.items():
+            total = self._sums[name]
+            total.add(part.values[0], int(part.exponent))
+            if self._chunks:
+                self._sums_of_sums[name].add(total.values, total.exponent)
+        if self._chunks:
+            self._comparison.add(self._sums_of_sums, 1 / (lag + 1))
+        else:
+            self._comparison.add(self._sums)
+
+    def result(self) -> dict[str, Measures]:
+        """The measures for K = 1 .. T, by parameter."""
+        return self._comparison.result()
+
+
+class Binned:
+    """Parts coming lag by lag, summed in bins."""
+
+    def __init__(self, lags: Sequence[range]):
+        self._ends = {lag.stop - 1 for lag in lags}
+        self._sums: dict[str, Total] = {}
+        self.parts: list[dict[str, Scaled]] = []
+
+    def update(self, lag: int, parts: Mapping[str, Scaled]) -> None:
+        """Take the part of the next lag."""
+        for name, part in parts.items():
+            total = self._sums.setdefault(name, Total(part.values[0]))
+            total.add(part.values[0], int(part.exponent))
+        if lag in self._ends:
+            self.parts.append(
+                {n: each.row(parts[n].values.dtype) for n, each in self._sums.items()}
+            )
+            self._sums = {}
+
+
+@runtime_checkable
+class Fold(Protocol):
+    """A consumer of parts by lag."""
+
+    def update(self, lag: int, parts: Mapping[str, Scaled]) -> None:
+        """Take the part of the next lag."""
+
+
+@torch.no_grad()
+def fold_lags(parts: Iterable[Mapping[str, Scaled]], folds: Iterable[Fold]) -> None:
+    """Feed one scan along the lags to any number of folds.
+
+    Args:
+        parts: of every lag, one after the other, a row for each parameter.
+        folds: what takes them.
 
     Raises:
         NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
     """
-    return compared(parts_by_lag(unrolled, direct, lags), whole)
-
-
-@torch.no_grad()
-def compared(
-    every_lag: Iterable[Mapping[str, Scaled]], whole: Mapping[str, Scaled]
-) -> dict[str, dict[str, Measures]]:
-    """The same of parts that are given, lag after lag, each a row for every parameter."""
-    sums = {kind: {n: Total(row.values[0]) for n, row in whole.items()} for kind in KINDS}
-    comparisons = {kind: Comparison(whole) for kind in KINDS}
-    sliding, chunks = (sums[kind] for kind in KINDS)
-    for lag, parts in enumerate(every_lag):
-        for name, part in parts.items():
-            sliding[name].add(part.values[0], int(part.exponent))
-            chunks[name].add(sliding[name].values, sliding[name].exponent)
-        comparisons["sliding"].add(sliding)
-        comparisons["chunks"].add(chunks, 1 / (lag + 1))
-    return {kind: comparison.result() for kind, comparison in comparisons.items()}
+    folds = tuple(folds)
+    for lag, some in enumerate(parts):
+        for each in folds:
+            each.update(lag, some)

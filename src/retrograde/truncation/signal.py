@@ -1,0 +1,201 @@
+"""What of the gradient is the same over batches, and what is not, lag by lag.
+
+    g_l^i = s_l + n_l^i        the part of lag l in batch i, with E n = 0
+
+    ||s_l||^2  =  mean over i != j of <g_l^i, g_l^j>             the signal
+    E||n_l||^2 =  mean over i of ||g_l^i||^2  -  ||s_l||^2       the noise of one batch
+
+Batches are drawn independently, so that products between different ones hold no noise on average:
+both estimates are unbiased (the square of the mean gradient is not: it holds 1/N of the noise).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from retrograde import _checks
+from retrograde.engine.scaling import NO_EXPONENT, Scaled, power_of_two
+
+INTERVAL = 0.95
+"""The intervals hold so much of what the bootstrap draws."""
+
+DRAWS = 1000
+"""Bootstrap draws; the quantiles of an interval of 95 % are then the 25th from either end."""
+
+FEWEST = 3
+"""Fewer batches give no interval."""
+
+
+@dataclass(frozen=True, eq=False)
+class Signal:
+    """Signal and noise of the gradient in bins of lags.
+
+    Norms are those of the whole gradient, of all parameters as one vector.
+
+    Attributes:
+        lags: the lags of each bin.
+        products: <g_l^i, g_l^j> of every two batches, in units of 4^exponent.
+        exponent: of each bin.
+        batch_size: the samples of each of the batches.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.truncation import Signal
+        >>> parts = torch.tensor([[1.0, 0.0], [1.0, 0.2], [1.0, -0.2], [1.0, 0.1]])  # 4 batches
+        >>> signal = Signal((range(0, 1),), (parts @ parts.T).double()[None], torch.zeros(1), 8)
+        >>> round(float(signal.signal), 2), round(float(signal.noise), 2)
+        (1.0, 0.17)
+    """
+
+    lags: tuple[range, ...]
+    products: Float[Tensor, "M N N"]
+    exponent: Int[Tensor, "M"] | Float[Tensor, "M"]
+    batch_size: int
+
+    @property
+    def batches(self) -> int:
+        """N, the number of batches."""
+        return self.products.shape[1]
+
+    @cached_property
+    def _whole(self) -> tuple[Float[Tensor, "1 M"], Float[Tensor, "1 M"]]:
+        return _estimates(self.products, self.products.new_ones(1, self.batches))
+
+    @property
+    def signal(self) -> Float[Tensor, "M"]:
+        """||s_l||, the norm of what all batches share; 0 where its square is estimated below 0."""
+        return self._whole[0].squeeze(0).clamp(min=0).sqrt() * torch.exp2(self.exponent.double())
+
+    @property
+    def noise(self) -> Float[Tensor, "M"]:
+        """The root of E||n_l||^2, the size of what is another one in every batch."""
+        return self._whole[1].squeeze(0).clamp(min=0).sqrt() * torch.exp2(self.exponent.double())
+
+    def learnability(
+        self, training_steps: int, batch_size: int | None = None
+    ) -> Float[Tensor, "M"]:
+        """Signal against the noise that is left when a training has averaged over its batches.
+
+            learnability_l = ||s_l||^2 / (E||n_l||^2 * (B / B') / M)
+
+        with B the samples of the batches seen, B' those of a batch in the training, and M its
+        steps. Above 1 the sum of M gradients points along the signal of this lag more than along
+        its noise. It assumes that samples are drawn independently, that the loss is a mean over
+        them, and that the weights stay where they are: noise then falls as 1 / (B' M). Negative
+        where the signal's square is estimated below 0.
+
+        Args:
+            training_steps: M.
+            batch_size: B'; that of the batches seen if None.
+
+        Raises:
+            ArgumentError: if either is not a positive integer.
+        """
+        return self._learnability(self._whole, training_steps, batch_size).squeeze(0)
+
+    def interval(self, training_steps: int, batch_size: int | None = None) -> Float[Tensor, "M 2"]:
+        """An interval of 95 % for the learnability of each bin, by bootstrap over batches.
+
+        Batches are drawn with replacement; a batch drawn twice makes no product with itself. Where
+        there is no signal its lower end lies above 0 in fewer than 2.5 % of the cases. NaN for
+        fewer than three batches.
+
+        Raises:
+            ArgumentError: as `learnability`.
+        """
+        if self.batches < FEWEST:
+            return self.products.new_full((len(self.lags), 2), torch.nan)
+        found = self._learnability(self._drawn, training_steps, batch_size)
+        ends = found.new_tensor([(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
+        return torch.nanquantile(found, ends, 0).T
+
+    def learnable(self, training_steps: int, batch_size: int | None = None) -> int:
+        """The learnability horizon: beyond this lag no signal is shown to be above its noise.
+
+        It is the last lag of the farthest bin whose learnability is above 1 by its interval; -1 if
+        there is none.
+
+        Raises:
+            ArgumentError: as `learnability`.
+        """
+        return self._farthest(self.interval(training_steps, batch_size)[:, 0])
+
+    def learnable_at_most(self, training_steps: int, batch_size: int | None = None) -> int:
+        """The lag beyond which learnability is below 1 by its interval, so that none can be hidden.
+
+        Raises:
+            ArgumentError: as `learnability`.
+        """
+        return self._farthest(self.interval(training_steps, batch_size)[:, 1])
+
+    def _farthest(self, learnability: Float[Tensor, "M"]) -> int:
+        found = torch.nonzero(learnability >= 1)
+        return self.lags[int(found[-1])].stop - 1 if len(found) else -1
+
+    def _learnability(
+        self,
+        estimates: tuple[Float[Tensor, "D M"], Float[Tensor, "D M"]],
+        training_steps: int,
+        batch_size: int | None,
+    ) -> Float[Tensor, "D M"]:
+        steps = _checks.whole("training_steps", training_steps)
+        batch = _checks.optional_whole("batch_size", batch_size) or self.batch_size
+        signal, noise = estimates
+        return signal * steps * batch / self.batch_size / noise.clamp(min=0)
+
+    @cached_property
+    def _drawn(self) -> tuple[Float[Tensor, "D M"], Float[Tensor, "D M"]]:
+        """The estimates for every draw of the bootstrap."""
+        generator = torch.Generator().manual_seed(0)
+        count = self.batches
+        numbers = torch.randint(count, (DRAWS, count), generator=generator)
+        times = self.products.new_zeros(DRAWS, count)
+        times.scatter_add_(1, numbers, torch.ones_like(times))
+        return _estimates(self.products, times[(times > 0).sum(1) > 1])
+
+
+def _estimates(
+    products: Float[Tensor, "M N N"], times: Float[Tensor, "D N"]
+) -> tuple[Float[Tensor, "D M"], Float[Tensor, "D M"]]:
+    """The squares of signal and noise, each batch counted a number of times."""
+    own = torch.diagonal(products, dim1=1, dim2=2)
+    every = torch.einsum("dn,mnk,dk->dm", times, products, times)
+    between = every - times.square() @ own.T
+    pairs = times.sum(1).square() - times.square().sum(1)
+    signal = between / pairs.unsqueeze(1)
+    return signal, times @ own.T / times.sum(1, keepdim=True) - signal
+
+
+Binned = Sequence[Mapping[str, Scaled]]
+"""The part of each bin of one batch: of every parameter one row."""
+
+
+def signal_of(lags: tuple[range, ...], batches: Sequence[Binned], batch_size: int) -> Signal:
+    """Signal and noise from the parts of several batches.
+
+    Args:
+        lags: the lags of each bin.
+        batches: the parts.
+        batch_size: the samples of each batch.
+    """
+    products, exponents = [], []
+    for number in range(len(lags)):
+        by_name = [
+            [batch[number][name].normalised()[0] for batch in batches]
+            for name in batches[0][number]
+        ]
+        units = [torch.cat([row.log2_scale() for row in rows]).cpu() for rows in by_name]
+        top = torch.stack(units).amax()
+        top = torch.where(top == NO_EXPONENT, 0, top)
+        total = torch.zeros(len(batches), len(batches), dtype=torch.float64)
+        for rows, unit in zip(by_name, units, strict=True):
+            values = torch.stack([row.values.flatten().double().cpu() for row in rows])
+            values *= power_of_two((unit - top).clamp(min=-1022), values).unsqueeze(1)
+            total += values @ values.T
+        products.append(total)
+        exponents.append(top)
+    return Signal(lags, torch.stack(products), torch.stack(exponents), batch_size)
