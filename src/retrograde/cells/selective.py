@@ -103,7 +103,7 @@ class SelectiveScan(AbstractLinear):
 
     def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
         count, width = self.states, self.input_size
-        sizes = (self.weight_delta_in.shape[0], width, count, count)
+        sizes = [self.weight_delta_in.shape[0], width, count, count]
         rank, delta, B, C = torch.split(projected, sizes, -1)
         delta = SOFTPLUS.function(delta)
         before = in_rows(state[..., self.slots["S"]], count)
