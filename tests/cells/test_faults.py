@@ -11,7 +11,10 @@ from retrograde.cells import (
     GRU2014,
     LRU,
     LSTM,
+    MLSTM,
+    SLSTM,
     Elman,
+    GatedLinearAttention,
     MinGRU,
     MinLSTM,
     SelectiveScan,
@@ -22,6 +25,7 @@ from retrograde.cells.edges import Diagonal, Opaque, Weight
 from retrograde.cells.from_function import FunctionCell, FunctionDerivative
 from support.conformance import CHECKS
 from support.problems import (
+    ATTENTION,
     FAMILY,
     GRU2014_,
     GRU_,
@@ -31,8 +35,10 @@ from support.problems import (
     MGU,
     MINGRU,
     MINLSTM,
+    MLSTM_,
+    OWN_SLSTM,
     SELECTIVE,
-    SLSTM,
+    SLSTM_,
     TANH,
     H,
 )
@@ -254,6 +260,39 @@ class StatesOfAnotherChannel(_Rewired, SelectiveScan):
         return replace(edge, factor=edge.factor.flip(-1)) if leads(edge, "C0", "h+") else edge
 
 
+class KeptByAnotherKey(_Rewired, GatedLinearAttention):
+    def rewire(self, edge, step):
+        return replace(edge, target="S1") if leads(edge, "kept0", "S0") else edge
+
+
+class RootOfTheGateForgotten(_Rewired, GatedLinearAttention):
+    """sigma(a)^(1/tau) is taken for sigma(a)."""
+
+    def rewire(self, edge, step):
+        if not leads(edge, "a.alpha", "kept"):
+            return edge
+        return replace(edge, factor=edge.factor * self.tau)
+
+
+class NormaliserAsAConstant(_Rewired, MLSTM):
+    """The quotient is differentiated without its denominator, as if it were 1 everywhere."""
+
+    def rewire(self, edge, step):
+        return None if leads(edge, "size.h", "h+") else edge
+
+
+class InputGateWritesNoNormaliser(_Rewired, MLSTM):
+    def rewire(self, edge, step):
+        return None if leads(edge, "i.n", "n") else edge
+
+
+class StabiliserAsAConstant(_Rewired, SLSTM):
+    """m is detached in one gate and not in the other."""
+
+    def rewire(self, edge, step):
+        return None if leads(edge, "m", "i") else edge
+
+
 class FunctionSeesTheNewState(FunctionCell):
     def linearise(self, step):
         return super().linearise(replace(step, previous=step.state))
@@ -302,6 +341,11 @@ FAULTS = [
     (AngleWithoutItsExponential, LRU_),
     (StepSizeForgotten, SELECTIVE),
     (StatesOfAnotherChannel, SELECTIVE),
+    (KeptByAnotherKey, ATTENTION),
+    (RootOfTheGateForgotten, ATTENTION),
+    (NormaliserAsAConstant, MLSTM_),
+    (InputGateWritesNoNormaliser, MLSTM_),
+    (StabiliserAsAConstant, SLSTM_),
     (FunctionSeesTheNewState, MGU),
     (SamplesOfOtherStates, MGU),
 ]
@@ -385,7 +429,7 @@ OF_ALL_CELLS = [
     (program, "_all_jacobians", jacobian_of_the_wrong_step, LSTM_),
     (folding.Folded, "_through", routes_that_do_not_add_up, FAMILY["lstm-2002"]),
     (folding.Folded, "segments", blocks_in_another_order, LSTM_),
-    (Opaque, "groups", routes_that_overlap, SLSTM),
+    (Opaque, "groups", routes_that_overlap, OWN_SLSTM),
     (FunctionDerivative, "to_parameters", gradients_averaged_over_the_batch, LEAKY),
 ]
 
