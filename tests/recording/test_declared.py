@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import retrograde
 from retrograde import Declaration
@@ -116,8 +117,9 @@ NAMES = dict(
 )
 
 
-@pytest.mark.parametrize("run", RUNS)
-@pytest.mark.parametrize("how", ["step", "cell"])
+@pytest.mark.parametrize(
+    ("run", "how"), [*((run, "step") for run in RUNS), ("in_two_calls", "cell")]
+)
 def test_a_declared_lstm_is_what_torchs_is(run, how):
     model = layer()
     ours = recorded(model, RUNS[run], {ByHand: BY_STEP if how == "step" else BY_CELL})
@@ -269,3 +271,235 @@ def test_a_state_that_cannot_be_read_is_told_what_was_there():
     picked = Declaration(step, state=CELL, output=lambda r: r["all"][0], last=lambda r: r["all"][1])
     ours = recorded(model, lambda m: m(drawn(B, T, I))["all"][0].sum(), {Odd: picked})
     assert retrograde.decompose(ours).residual.ok
+
+
+class Wrapped(nn.Module):
+    """nn.LSTM inside a module of the user's own, of which nothing but the weights is known."""
+
+    def __init__(self, **how):
+        super().__init__()
+        self.rnn = nn.LSTM(I, H, **how)
+        self.batch_first = self.rnn.batch_first
+
+    def forward(self, x, hx=None):
+        return self.rnn(x, hx)
+
+
+def our_cells(module, w):
+    suffixes = [name.removeprefix("rnn.weight_ih") for name in w if "weight_ih" in name]
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    return [retrograde.cells.LSTM(*(w[f"rnn.{n}{suffix}"] for n in names)) for suffix in suffixes]
+
+
+LAYOUTS = (
+    {"bidirectional": True},
+    {"num_layers": 2},
+    {"num_layers": 2, "bidirectional": True, "batch_first": True},
+)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("how", LAYOUTS)
+def test_to_the_last_digit_in_every_layout(how, packed):
+    torch.manual_seed(0)
+    model = Wrapped(**how).double()
+    x = drawn(B, T, I) if model.batch_first else drawn(T, B, I)
+
+    def run(module):
+        read = x
+        if packed:
+            lengths = torch.tensor([T, 7, 5, T])
+            read = pack_padded_sequence(x, lengths, model.batch_first, enforce_sorted=False)
+        output, (h, c) = module(read)
+        return (output.data if packed else output).square().sum() + h.sum() + c.square().sum()
+
+    declared = Declaration(
+        cell=our_cells, state=CELL, bidirectional=how.get("bidirectional", False)
+    )
+    ours, theirs = recorded(model, run, {"": declared}), recorded(model.rnn, run, None)
+    same = ("x", "inputs", "initial", "direct", "final")
+    assert all(torch.equal(getattr(ours, name), getattr(theirs, name)) for name in same)
+    mine, other = retrograde.decompose(ours), retrograde.decompose(theirs)
+    for name in other.parameters:
+        assert torch.equal(mine.by_lag(name).log2, other.by_lag(name).log2)
+        assert torch.equal(ours.gradients[name], theirs.gradients[name])
+    assert mine.residual == other.residual and mine.residual.ok
+
+
+class Cell(nn.Module):
+    """One step of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.W, self.R = nn.Linear(I, 4 * H), nn.Linear(H, 4 * H)
+
+    def forward(self, x, state):
+        new = step(dict(self.named_parameters()), x, dict(zip(CELL, state, strict=True)))
+        return new["h"], new["c"]
+
+
+class Loop(nn.Module):
+    """A loop of the user's own over a cell, with a mask that holds the state of some samples."""
+
+    def __init__(self, cell):
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x):
+        h = c = x.new_zeros(len(x), H)
+        for k, x_k in enumerate(x.unbind(1)):
+            new, new_c = self.cell(x_k, (h, c))
+            mask = ((torch.arange(len(x)) + k) % 3 != 0).to(x).unsqueeze(1)
+            h, c = mask * new + (1 - mask) * h, mask * new_c + (1 - mask) * c
+        return h
+
+
+@pytest.mark.parametrize("declared", [Declaration(state=CELL), BY_CELL])
+def test_a_loop_over_a_cell_is_as_one_over_torchs(declared):
+    model, theirs = Loop(Cell()).double(), Loop(nn.LSTMCell(I, H)).double()
+    for to, weight in zip(theirs.parameters(), _of_lstm(model.cell), strict=True):
+        to.data.copy_(weight)
+    flows = [
+        retrograde.decompose(recorded(one, lambda m: m(drawn(B, T, I)).square().sum(), cells))
+        for one, cells in ((model, {Cell: declared}), (theirs, None))
+    ]
+    assert flows[0].residual.ok and flows[0].reach == flows[1].reach
+    assert flows[0].recorded.notes == flows[1].recorded.notes
+    own = "R.weight" if declared.cell is None else "weight_hh"
+    shares = flows[0].by_lag(own).share, flows[1].by_lag("weight_hh").share
+    torch.testing.assert_close(*shares, rtol=1e-12, atol=1e-13)
+
+
+def _of_lstm(module):
+    return module.W.weight, module.R.weight, module.W.bias, module.R.bias
+
+
+class Held(ByHand):
+    state = None
+
+    def forward(self, x):
+        output, self.state = super().forward(x, self.state)
+        return output
+
+
+class BothSequences(ByHand):
+    def forward(self, x):
+        state = {"h": x.new_zeros(len(x), H), "c": x.new_zeros(len(x), H)}
+        states = []
+        for x_k in x.unbind(1):
+            state = step(dict(self.named_parameters()), x_k, state)
+            states.append(state)
+        return tuple(torch.stack([state[piece] for state in states], 1) for piece in CELL)
+
+
+class LearnedStart(ByHand):
+    def __init__(self):
+        super().__init__()
+        self.h0, self.c0 = nn.Parameter(drawn(1, H)), nn.Parameter(drawn(1, H, seed=2))
+
+    def forward(self, x):
+        return super().forward(x, (self.h0.expand(len(x), -1), self.c0.expand(len(x), -1)))
+
+
+class Ragged(ByHand):
+    def forward(self, x, lengths):
+        state = {"h": x.new_zeros(len(x), H), "c": x.new_zeros(len(x), H)}
+        outputs = []
+        for k, x_k in enumerate(x.unbind(1)):
+            new, mask = step(dict(self.named_parameters()), x_k, state), (k < lengths).unsqueeze(1)
+            state = {piece: torch.where(mask, new[piece], state[piece]) for piece in CELL}
+            outputs.append(torch.where(mask, state["h"], 0))
+        return torch.stack(outputs, 1), state
+
+
+def held(model):
+    model.state = None
+    one, two = model(drawn(B, 6, I)), model(drawn(B, T, I, seed=2))
+    return one.square().sum() + two[:, ::2].sum()
+
+
+def held_and_detached(model):
+    model.state = None
+    one = model(drawn(B, 6, I))
+    model.state = tuple(part.detach() for part in model.state)
+    return one.square().sum() + model(drawn(B, T, I, seed=2))[:, ::2].sum()
+
+
+def both(model):
+    h, c = model(drawn(B, T, I))
+    return h.square().sum() + c[:, 2:5].sum() + c[:, -1].sum()
+
+
+def ragged(model):
+    output, state = model(drawn(B, T, I), torch.tensor([T, 7, 3, 9]))
+    return output.square().sum() + state["h"].sum() + state["c"].square().sum()
+
+
+STATES = {
+    "in an attribute": (Held, held, {"held": "state"}),
+    "in an attribute, detached": (Held, held_and_detached, {"held": "state"}),
+    "as sequences": (BothSequences, both, {"output": {"h": 0, "c": 1}}),
+    "learnt": (LearnedStart, once, {"start": ("h0", "c0")}),
+    "a dict, with lengths": (Ragged, ragged, {"lengths": "lengths"}),
+}
+
+
+@pytest.mark.parametrize("form", STATES)
+def test_a_state_in_any_form(form):
+    kind, run, how = STATES[form]
+    torch.manual_seed(0)
+    model = kind().double()
+    ours = recorded(model, run, {kind: Declaration(step, state=CELL, **how)})
+    residual = retrograde.decompose(ours).residual
+    assert residual.ok and residual < 1e-14
+    if form == "learnt":  # told apart from the weights only where it is declared
+        with pytest.raises(RecordingError, match="does not depend on 'h0', 'c0'.* start="):
+            recorded(model, run, {kind: BY_STEP})
+
+
+def test_frozen_weights_are_no_parameters_of_a_declared_cell():
+    model = layer()
+    model.W.bias.requires_grad_(False)
+    flow = retrograde.decompose(recorded(model, once, {"": BY_STEP}))
+    assert flow.residual.ok and flow.parameters == ("W.weight", "R.weight", "R.bias")
+
+
+class QRNNLayer(nn.Module):
+    """As torchqrnn, which is on no package index, has it."""
+
+    def __init__(self, window):
+        super().__init__()
+        self.window, self.output_gate = window, True
+        self.linear = nn.Linear(window * I, 3 * H)
+
+    def forward(self, X, hidden=None):  # noqa: N803
+        source = X
+        if self.window == 2:
+            source = torch.cat((X, torch.cat((X[:1] * 0, X[:-1]))), 2)
+        z, f, o = self.linear(source).chunk(3, 2)
+        z, f = torch.tanh(z), torch.sigmoid(f)
+        c = None if hidden is None else hidden[0]
+        states = []
+        for z_k, f_k in zip(z, f, strict=True):
+            c = f_k * z_k + (0 if c is None else (1 - f_k) * c)
+            states.append(c)
+        states = torch.stack(states)
+        return torch.sigmoid(o) * states, states[-1:]
+
+
+QRNNLayer.__module__ = "torchqrnn.qrnn"
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_what_ships_is_found_by_the_name_of_the_class(window):
+    """Its output is no part of the state: a readout, with weights of its own."""
+    torch.manual_seed(0)
+    model = QRNNLayer(window).double()
+
+    def run(model):
+        one, c = model(drawn(T, B, I))
+        two, c = model(drawn(T, B, I, seed=2), c)
+        return one.square().sum() + two.sum() + c.square().sum()
+
+    flow = retrograde.decompose(recorded(model, run, None))
+    assert flow.residual.ok and flow.residual < 1e-14 and flow.steps == 2 * T

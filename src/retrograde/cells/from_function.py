@@ -367,6 +367,7 @@ def try_out(cell: FunctionCell) -> None:
     Raises:
         ArgumentError: with what the step did and what it should do.
     """
+    _check_parameters(cell.weights)
     weights = {name: value.detach() for name, value in cell.weights.items()}
     x = next(iter(weights.values())).new_zeros(2, cell.inputs)
     state = x.new_zeros(2, cell.state_size)

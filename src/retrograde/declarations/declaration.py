@@ -52,19 +52,28 @@ class Declaration:
             and returns a mapping. A size is a number or the name of an attribute of the module.
             Without sizes they are read off the recorded state, and a piece that is not seen has
             the size of the output.
+        readout: the name of an output that the module computes of its state where the two differ,
+            as a projection does. The step returns it beside the pieces of the state.
         x: which argument of the call is the input: its name, its position, or a function of all
-            arguments by name. What is a sample's own goes to the features of x.
+            arguments by name, with the module as "self". What is a sample's own goes to the
+            features of x.
         initial: which argument is the initial state, None to look for one that is named like a
             state, or that stands second. A tuple gives a selector for every piece.
         lengths: which argument holds the number of steps of each sample, None for none.
         output: what of the returned value is the output of all steps, None to look: the value
-            itself, or its first part.
+            itself, or its first part. A mapping says which sequence is that of which piece, as in
+            {"h": 0, "c": 1}, where a module returns more than one.
         last: what of the returned value is the last state, None to look. A tuple gives a selector
             for every piece.
-        held: the attributes of the module that hold the state between calls, one for each piece.
+        held: the attribute of the module that holds the state between calls, or one for each piece.
+        start: the attributes (parameters, buffers) that hold the state from which a call without
+            one starts, one for each piece; none for zeros.
         batch_first: whether sequences are [B, T, *]; None for the module's own `batch_first`, and
             True where it has none.
-        bidirectional: `cell` gives a cell for each of two directions.
+        bidirectional: whether `cell` gives a cell for each of two directions; None for the module's
+            own `bidirectional`, and False where it has none.
+        weights: the names of the parameters that the step uses, or what they begin with; all where
+            nothing is named. A module may hold others, as those of a readout.
         carousel: the routes that cross no recurrent weights, as in `from_function`.
         gates: the gates whose values the step returns beside the pieces, by their names; with a
             role and an activation the rules of `diagnose` that need them apply.
@@ -99,14 +108,17 @@ class Declaration:
     step: Step | str | None = None
     cell: Cells | None = None
     state: str | Sequence[str] | Mapping[str, int | str | None] = "h"
+    readout: str = ""
     x: Selector = 0
     initial: Selector | tuple[Selector, ...] | None = None
     lengths: Selector | None = None
-    output: Selector | None = None
+    output: Selector | Mapping[str, Selector] | None = None
     last: Selector | tuple[Selector, ...] | None = None
     held: str | tuple[str, ...] = ()
+    start: str | tuple[str, ...] = ()
     batch_first: bool | None = None
-    bidirectional: bool = False
+    bidirectional: bool | None = None
+    weights: str | tuple[str, ...] = ()
     carousel: Iterable[str] = ()
     gates: tuple[Gate, ...] = field(default=())
 
@@ -122,6 +134,8 @@ class Declaration:
             _checks.function("cell", self.cell, "(module, weights) -> cell", takes=2)
             if self.step is not None:
                 raise ArgumentError("a declaration has a step or a cell; got both")
+        named = [self.weights] if isinstance(self.weights, str) else self.weights
+        object.__setattr__(self, "weights", _checks.names("weights", named))
         if self.bidirectional and self.cell is None:
             raise ArgumentError(
                 "bidirectional=True needs cell=, a function that gives a cell for each direction"
@@ -129,17 +143,44 @@ class Declaration:
         object.__setattr__(self, "carousel", _checks.names("carousel", self.carousel))
         if self.gates:
             _checks.tuple_of("gates", self.gates, Gate, "Gate values of retrograde.cells")
-        named = [self.held] if isinstance(self.held, str) else self.held
-        object.__setattr__(self, "held", _checks.names("held", named))
-        if self.held and len(self.held) != len(self.pieces):
-            raise ArgumentError(
-                f"held must name an attribute for each piece of the state "
-                f"({', '.join(self.pieces)}); got {', '.join(self.held)}"
-            )
+        for name, counts in {
+            "held": (0, 1, len(self.pieces)),
+            "start": (0, len(self.pieces)),
+        }.items():
+            value = getattr(self, name)
+            named = _checks.names(name, [value] if isinstance(value, str) else value)
+            object.__setattr__(self, name, named)
+            if len(named) not in counts:
+                raise ArgumentError(
+                    f"{name} must name an attribute for each piece of the state "
+                    f"({', '.join(self.pieces)}); got {', '.join(named)}"
+                )
+        if isinstance(self.output, Mapping):
+            for piece in self.output:
+                _checks.existing("piece of the state", piece, self.pieces)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Declaration":
         """Itself: a value."""
         return self
+
+    def batch_comes_first(self, module: nn.Module) -> bool:
+        """Whether the module's sequences are [B, T, *]."""
+        if self.batch_first is None:
+            return bool(getattr(module, "batch_first", True))
+        return self.batch_first
+
+    def directions(self, module: nn.Module) -> int:
+        """How many directions the module runs in."""
+        own = bool(getattr(module, "bidirectional", False)) and self.cell is not None
+        return 1 + (own if self.bidirectional is None else self.bidirectional)
+
+    def uses(self, parameter: str) -> bool:
+        """Whether the step uses a parameter of the module."""
+        if parameter in self.start:
+            return False
+        return not self.weights or any(
+            parameter == name or parameter.startswith(f"{name}.") for name in self.weights
+        )
 
     @property
     def pieces(self) -> tuple[str, ...]:
@@ -151,12 +192,12 @@ class Declaration:
     @property
     def named(self) -> bool:
         """Whether the step takes and returns a mapping of pieces."""
-        return not isinstance(self.state, str)
+        return not isinstance(self.state, str) or bool(self.readout)
 
     @property
     def handed_on(self) -> str:
         """The piece that is the output."""
-        return handed_on(self.pieces)
+        return self.readout or handed_on(self.pieces)
 
     def sizes(self, module: nn.Module, seen: Mapping[str, int]) -> dict[str, int]:
         """The size of every piece.
@@ -168,7 +209,9 @@ class Declaration:
         Raises:
             ArgumentError: where a size is not known.
         """
-        given = self.state if isinstance(self.state, Mapping) else dict.fromkeys(self.pieces)
+        given = dict(self.state) if isinstance(self.state, Mapping) else dict.fromkeys(self.pieces)
+        if self.readout:
+            given[self.readout] = None
         found = {}
         for piece, size in given.items():
             if isinstance(size, str):
@@ -211,14 +254,13 @@ class Declaration:
                 )
             return cells
         step = _with_fixed(self._step_of(module), fixed) if fixed else self._step_of(module)
-        pieces = dict(sizes)
-        function = untried(step, weights, inputs, pieces, self.named, self.gates, self.carousel)
-        return (function,)
+        how = (self.named, self.gates, self.carousel, self.handed_on)
+        return (untried(step, weights, inputs, dict(sizes), *how),)
 
     def _step_of(self, module: nn.Module) -> Step:
         """The step as a function of weights, x and state."""
         if self.step is None or isinstance(self.step, str):
-            return _Stepping(module, self.step or "", self.pieces, self.named)
+            return _Stepping(module, self.step or "", self)
         return self.step if _takes(self.step, 3) else partial(self.step, module)
 
 
@@ -238,22 +280,26 @@ class _Stepping:
 
     module: nn.Module
     part: str
-    pieces: tuple[str, ...]
-    named: bool
+    declaration: Declaration
 
     def __call__(self, weights: Mapping[str, Tensor], x: Tensor, state: Any) -> Any:
+        how = self.declaration
         part = self.module.get_submodule(self.part)
         start = f"{self.part}." if self.part else ""
         own = {n.removeprefix(start): w for n, w in weights.items() if n.startswith(start)}
-        given = tuple(state.values()) if self.named else state
+        given = tuple(state[piece] for piece in how.pieces) if how.named else state
+        if isinstance(how.state, str) and how.named:
+            (given,) = given
         new = torch.func.functional_call(part, own, (x, given))
-        if not self.named:
+        if not how.named:
             return new[-1] if isinstance(new, tuple | list) else new
+        output = {how.readout: new[0]} if how.readout else {}
         if isinstance(new, tuple | list) and isinstance(new[-1], tuple | list | Mapping):
             new = new[-1]
         if isinstance(new, Mapping):
-            return {piece: new[piece] for piece in self.pieces}
-        return dict(zip(self.pieces, new[-len(self.pieces) :], strict=True))
+            return {**{piece: new[piece] for piece in how.pieces}, **output}
+        last = new[-len(how.pieces) :]
+        return {**dict(zip(how.pieces, last, strict=True)), **output}
 
 
 def _with_fixed(step: Step, fixed: Mapping[str, Tensor]) -> Step:

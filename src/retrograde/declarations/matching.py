@@ -7,6 +7,7 @@ from torch import nn
 
 from retrograde import _checks
 from retrograde.declarations.declaration import Declaration
+from retrograde.declarations.known import KNOWN
 from retrograde.errors import ArgumentError
 
 Declared = Mapping[str | type[nn.Module], Declaration]
@@ -16,13 +17,15 @@ Declared = Mapping[str | type[nn.Module], Declaration]
 def declared_in(modules: Mapping[str, nn.Module], cells: Declared | None) -> dict[str, Declaration]:
     """The declarations of the modules of a model, by their paths in it.
 
-    A module that is named comes before its class.
+    A module that is named comes before its class, and both before what is known of the package that
+    it comes from.
 
     Raises:
         ArgumentError: for a declaration that matches nothing, with the names closest to it.
     """
     cells = _checked(cells)
-    found: dict[str, Declaration] = {}
+    known = {path: known_of(type(module)) for path, module in modules.items()}
+    found = {path: each for path, each in known.items() if each is not None}
     for key, declaration in sorted(cells.items(), key=lambda item: isinstance(item[0], str)):
         paths = [path for path, module in modules.items() if _is(key, path, module)]
         if not paths:
@@ -33,6 +36,20 @@ def declared_in(modules: Mapping[str, nn.Module], cells: Declared | None) -> dic
         for path, declaration in found.items()
         if not any(path.startswith(f"{outer}.") or not outer for outer in found if outer != path)
     }
+
+
+def known_of(kind: type) -> Declaration | None:
+    """The declaration of a class of another package, or of one that it inherits from."""
+    for one in kind.__mro__:
+        if one.__module__.partition(".")[0] in PACKAGES:
+            declaration = KNOWN.get(f"{one.__module__}.{one.__qualname__}")
+            if declaration is not None:
+                return declaration
+    return None
+
+
+PACKAGES = frozenset(name.partition(".")[0] for name in KNOWN)
+"""The packages of which something is known."""
 
 
 def _checked(cells: object) -> Declared:

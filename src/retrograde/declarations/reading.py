@@ -4,11 +4,11 @@ What a declaration leaves open is looked for where modules usually have it.
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -18,6 +18,9 @@ from retrograde.errors import RecordingError
 
 OUTPUT = "output"
 """The name of a layer's output among its results; those of the last state are its letters."""
+
+OF_PIECE = OUTPUT + " "
+"""What the name begins with of the sequence of another piece of the state; its letter follows."""
 
 STATES = (
     *("hx", "state", "states", "hidden", "hidden_state", "initial_state", "initial_states"),
@@ -33,7 +36,8 @@ class CallTensors:
     Attributes:
         x: the input.
         given: the parts of the initial state by letter; empty if none was given.
-        results: what came out, by name: "output" and the letters of the last state.
+        results: what came out, by name: "output", or "output c" for the sequence of another piece
+            than the layer hands on, and the letters of the last state.
         lengths: the steps of each sample, where they came with the call.
         others: further tensors that went in.
     """
@@ -47,11 +51,27 @@ class CallTensors:
 
 def held_state(declaration: Declaration, module: nn.Module) -> dict[str, Tensor]:
     """The state that the module's attributes hold; empty where they hold none."""
-    found = {
-        piece: getattr(module, attribute, None)
-        for piece, attribute in zip(declaration.pieces, declaration.held, strict=False)
-    }
-    return {piece: value for piece, value in found.items() if isinstance(value, Tensor)}
+    values = [getattr(module, attribute, None) for attribute in declaration.held]
+    if all(value is None for value in values):
+        return {}
+    return _parts(declaration, values[0] if len(values) == 1 else values, "held state")
+
+
+def started_from(declaration: Declaration, module: nn.Module) -> dict[str, Tensor]:
+    """The state from which a call starts that was given none; empty for zeros."""
+    attributes = zip(declaration.pieces, declaration.start, strict=False)
+    return {piece: _attribute(module, attribute) for piece, attribute in attributes}
+
+
+def _attribute(module: nn.Module, path: str) -> Tensor:
+    value: Any = module
+    for name in path.split("."):
+        value = getattr(value, name, None)
+    if not isinstance(value, Tensor):
+        raise RecordingError(
+            f"its state cannot be read: start={path!r} is {_checks.shown(value)}, no tensor"
+        )
+    return value
 
 
 def is_sequence(x: Any) -> bool:
@@ -62,8 +82,7 @@ def is_sequence(x: Any) -> bool:
 def read_call(
     declaration: Declaration,
     module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
+    arguments: Mapping[str, Any],
     returned: Any,
     before: Mapping[str, Tensor],
 ) -> CallTensors:
@@ -71,20 +90,18 @@ def read_call(
 
     Args:
         declaration: the declaration.
-        module, args, kwargs, returned: the call.
+        module: the module.
+        arguments: those of the call by name, in order.
+        returned: what the call returned.
         before: the state that the module's attributes held before.
 
     Raises:
         RecordingError: with what was looked for, and what was there.
     """
-    arguments = _named(module, args, kwargs)
-    x = _picked(arguments, declaration.x, "x")
-    if not isinstance(x, Tensor | PackedSequence):
-        raise RecordingError(
-            f"its input cannot be read: x={declaration.x!r} of its call is {_checks.shown(x)}; "
-            f"declare which argument it is, one of {', '.join(arguments)}"
-        )
-    given = dict(before) if declaration.held else _initial(declaration, arguments, x)
+    x = input_of(declaration, module, arguments)
+    given = dict(before) if declaration.held else initial_of(declaration, arguments, x)
+    if not given and declaration.start:
+        given = started_from(declaration, module)
     results = _results(declaration, returned, is_sequence(x))
     if declaration.held:
         results |= held_state(declaration, module)
@@ -101,9 +118,29 @@ def read_call(
     return CallTensors(x, given, results, lengths, tuple(others))
 
 
-def _named(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by name, in order."""
-    names = _parameters(type(module).forward)
+def input_of(
+    declaration: Declaration, module: nn.Module, arguments: Mapping[str, Any]
+) -> Tensor | PackedSequence:
+    """The input of a call.
+
+    Raises:
+        RecordingError: if it is no tensor.
+    """
+    with torch.no_grad():  # what is put together here is no part of the user's graph
+        every = {**arguments, "self": module} if callable(declaration.x) else arguments
+        x = _picked(every, declaration.x, "x")
+    if not isinstance(x, Tensor | PackedSequence):
+        raise RecordingError(
+            f"its input cannot be read: x={declaration.x!r} of its call is {_checks.shown(x)}; "
+            f"declare which argument it is, one of {', '.join(arguments)}"
+        )
+    return x
+
+
+def named_arguments(
+    names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments of a call by name, in order; `names` are those of the forward."""
     found = {
         (names[place] if place < len(names) else str(place)): value
         for place, value in enumerate(args)
@@ -111,11 +148,10 @@ def _named(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     return {**found, **kwargs}
 
 
-@cache
-def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
-    """The names of what a forward takes by position, without self."""
+def argument_names(module: nn.Module) -> tuple[str, ...]:
+    """The names of what a module's forward takes by position."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(forward).parameters.values()
+    parameters = inspect.signature(type(module).forward).parameters.values()
     return tuple(each.name for each in parameters if each.kind in kinds)[1:]
 
 
@@ -172,7 +208,7 @@ def _pieces_in(pieces: Sequence[str], value: Any) -> dict[str, Tensor] | None:
     return found if right else None
 
 
-def _initial(declaration: Declaration, arguments: Mapping[str, Any], x: Any) -> dict[str, Tensor]:
+def initial_of(declaration: Declaration, arguments: Mapping[str, Any], x: Any) -> dict[str, Tensor]:
     """The state that the call was given."""
     selector = declaration.initial
     if isinstance(selector, tuple):
@@ -219,7 +255,11 @@ def _results(declaration: Declaration, returned: Any, sequence: bool) -> dict[st
             else _picked(returned, last, "last state")
         )
         results |= _parts(declaration, value, "last state")
-    if output is not None:
+    if isinstance(output, Mapping):
+        for piece, selector in output.items():
+            name = OUTPUT if piece == declaration.handed_on else OF_PIECE + piece
+            results[name] = _tensor(_picked(returned, selector, "output"), "output")
+    elif output is not None:
         results[OUTPUT] = _tensor(_picked(returned, output, "output"), "output")
     if last is not None or output is not None:
         return results
@@ -241,7 +281,7 @@ def _results(declaration: Declaration, returned: Any, sequence: bool) -> dict[st
 def _stepped_results(declaration: Declaration, returned: Any) -> dict[str, Tensor]:
     """What a single step gave: its state, alone or after an output."""
     pieces = declaration.pieces
-    found = _pieces_in(pieces, returned)
+    found = None if declaration.readout else _pieces_in(pieces, returned)
     if found is None and isinstance(returned, tuple | list) and len(returned) > 1:
         rest = returned[1] if len(returned) == 2 else returned[1:]
         found = _pieces_in(pieces, rest)
@@ -250,6 +290,8 @@ def _stepped_results(declaration: Declaration, returned: Any) -> dict[str, Tenso
             f"its state cannot be read: a step returned {_checks.shown(returned)}, and expected "
             f"was a state of {', '.join(pieces)}, alone or after the output; declare last="
         )
+    if declaration.readout:
+        return {declaration.readout: _tensor(returned[0], "output"), **found}
     return found
 
 

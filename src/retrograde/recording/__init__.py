@@ -7,9 +7,9 @@
 2. states.py follows each state through the autograd graph (graph.py) from call to call; masks,
    scalings and reorderings in between become maps from entries to entries (entry_maps.py).
 3. sequences.py joins the calls of a layer when it is asked for, with what the loss gives to each
-   and what happened to the state in between (changes.py),
-   and replay.py runs their cell again over the joined sequence. That of a declared recurrence has
-   to give what its module gave (agreement.py).
+   and what happened to the state in between (changes.py); timeline.py lays them out as one stretch
+   of time, and replay.py runs their cell again over it. That of a declared recurrence has to give
+   what its module gave (agreement.py).
 4. recorded.py holds the result, and storage.py writes it to files.
 
 All hooks are gone when the block ends.

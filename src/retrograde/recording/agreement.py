@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from retrograde.cells import AbstractCell
 from retrograde.cells.from_function import FunctionCell, try_out
 from retrograde.declarations.declaration import without
+from retrograde.declarations.reading import OUTPUT
 from retrograde.errors import ArgumentError, RecordingError
 from retrograde.recording.calls import Call
 from retrograde.recording.layers import Form, Weights
@@ -57,7 +58,10 @@ def declared_cells(
             if isinstance(cell, FunctionCell):
                 try_out(cell)
     except ArgumentError as error:
-        raise RecordingError(f"its declared recurrence cannot be used: {error}") from None
+        hint = "; what a sequence starts from is declared by start=" * (
+            "does not depend" in str(error)
+        )
+        raise RecordingError(f"its declared recurrence cannot be used: {error}{hint}") from None
     whose = {id(copy): name for name, copy in weights.copies.items()}
     names = {}
     for cell, suffix in zip(cells, form.suffixes, strict=True):
@@ -83,14 +87,16 @@ def check_shapes(calls: Sequence[Call]) -> None:
         slots = call.cells[0].slots
         for name, part in (*call.given.items(), *call.last.items()):
             width = slots[name].stop - slots[name].start if name in slots else 0
-            if part.shape[-1:] != (width,) or part.numel() not in (width, batch * width):
+            layers = len(call.form.positions) or 1
+            fits = part.shape[-1:] == (width,) and part.numel() in (width, batch * layers * width)
+            if not fits or (call.form.positions and len(part) != layers):
                 raise RecordingError(
                     f"its state cannot be read: {name} has shape {tuple(part.shape)}, but the "
                     f"call is read as {batch} samples of {steps} steps, with {width} entries of "
                     f"{name!r}; declare the layout (batch_first=), which argument or result is "
                     "meant (x=, initial=, last=), or the sizes (state=)"
                 )
-        if call.has_output and not isinstance(call.x, PackedSequence):
+        if OUTPUT in call.sequences and not isinstance(call.x, PackedSequence):
             found = tuple(call.outputs(call.output).shape[:2])
             if found != (steps, batch):
                 raise RecordingError(

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from retrograde.cells import AbstractCell
-from retrograde.declarations.reading import OUTPUT, CallTensors
+from retrograde.declarations.reading import OF_PIECE, OUTPUT, CallTensors
 from retrograde.recording.entry_maps import Term
 from retrograde.recording.layers import Form, Weights
 
@@ -143,7 +143,7 @@ class Call:
         passed_to: other layers whose state was computed from this call's results.
         rounding: the relative rounding error of the arithmetic it ran in.
         steps: the number of steps of each sample, where the call was told.
-        has_output: it gave the output of every step, which `output` is then.
+        sequences: the names of its results that hold every step; none for a single step.
     """
 
     layer: str
@@ -165,7 +165,7 @@ class Call:
     passed_to: set[str] = field(default_factory=set)
     rounding: float = 0.0
     steps: Tensor | None = None
-    has_output: bool = True
+    sequences: tuple[str, ...] = ()
 
     @staticmethod
     def of(
@@ -187,12 +187,12 @@ class Call:
             keys,
             x._replace(data=copied) if isinstance(x, PackedSequence) else copied,
             {n: part.detach().clone() for n, part in tensors.given.items()},
-            {n: part.detach().clone() for n, part in results.items() if n != OUTPUT},
+            {n: part.detach().clone() for n, part in results.items() if not is_output(n)},
             output.detach(),
             output._version,
             random,
             steps=tensors.lengths,
-            has_output=form.stepped or OUTPUT in results,
+            sequences=tuple(filter(is_output, results)),
         )
         call.ragged = call.sequence(call.x)[1] is not None
         return call
@@ -286,7 +286,7 @@ class Call:
             raw = self.as_returned(name, raw)
         numbers = torch.full((prod(shape),), -1, device=device)
         entries = torch.arange(self.batch * self.state_size, device=device).view(self.batch, -1)
-        if name != OUTPUT:
+        if not is_output(name):
             places = self.arranged({name: raw + 1}, torch.int64)  # 0 where it has no part
             numbers[places[places > 0] - 1] = entries[places > 0]
             return numbers
@@ -297,9 +297,11 @@ class Call:
         column = 0
         for direction, cell in enumerate(self.top):
             at = torch.zeros_like(last) if direction else last
-            columns = slice(column, column + cell.output_size)
+            part = cell.output if name == OUTPUT else cell.slots[name.removeprefix(OF_PIECE)]
+            of_cell = entries[:, start : start + cell.state_size][:, part]
+            columns = slice(column, column + of_cell.shape[1])
             own = steps[at, torch.arange(self.batch, device=device)][:, columns]
-            numbers[own] = entries[:, start : start + cell.state_size][:, cell.output]
+            numbers[own] = of_cell
             start, column = start + cell.state_size, columns.stop
         return numbers
 
@@ -320,7 +322,7 @@ class Segment:
 
     Attributes:
         call: the call.
-        by_output: what the loss gives to its output, in the layout of the output; None if nothing.
+        by_output: what the loss gives to its outputs, by their names, in the layout of the output.
         by_state: what the loss gives to its last state, [B, S].
         by_entered: what it gives to the state that entered the call, bypassing the call, [B, S].
         reads: what the state that it started from reads of the call before; None for the first
@@ -330,7 +332,7 @@ class Segment:
     """
 
     call: Call
-    by_output: Tensor | None
+    by_output: Mapping[str, Tensor]
     by_state: Float[Tensor, "B S"]
     by_entered: Float[Tensor, "B S"]
     reads: tuple[StateRead, ...] | None
@@ -416,6 +418,11 @@ def merged(reads: list[StateRead], more: list[StateRead]) -> list[StateRead]:
                 left.remove(other)
                 break
     return merged + left
+
+
+def is_output(name: str) -> bool:
+    """Whether a result is that of every step."""
+    return name == OUTPUT or name.startswith(OF_PIECE)
 
 
 def tensors_of(form: Form, arguments: Mapping[str, Any], returned: Any) -> CallTensors:

@@ -164,6 +164,7 @@ class Form:
         weights: the names of its weights.
         declared: it is a module of the user's own, called with sequences or, if stepped, with one
             step.
+        readout: the part of its state that no step reads.
     """
 
     kind: str
@@ -175,6 +176,7 @@ class Form:
     positions: tuple[Position, ...]
     weights: tuple[str, ...]
     declared: bool = False
+    readout: str = ""
 
     @property
     def layers(self) -> int:

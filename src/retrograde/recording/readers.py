@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from retrograde.cells import Position
 from retrograde.declarations import Declaration
-from retrograde.declarations.reading import CallTensors, held_state, is_sequence, read_call
+from retrograde.declarations.reading import (
+    OF_PIECE,
+    OUTPUT,
+    CallTensors,
+    argument_names,
+    held_state,
+    is_sequence,
+    named_arguments,
+    read_call,
+)
 from retrograde.recording.calls import data, tensors_of
 from retrograde.recording.interception import computing, outermost
 from retrograde.recording.layers import Form, Layer, Weights, class_of, form_of, weights_of
@@ -49,14 +58,15 @@ class DeclaredReader:
 
     def __init__(self, module: nn.Module, declaration: Declaration):
         self.module, self.declaration = module, declaration
-        names = tuple(name for name, _ in module.named_parameters())
-        own = getattr(module, "batch_first", True)
-        layout = bool(own) if declaration.batch_first is None else declaration.batch_first
-        directions = 1 + declaration.bidirectional
+        names = tuple(n for n, _ in module.named_parameters() if declaration.uses(n))
+        layout = declaration.batch_comes_first(module)
+        directions = declaration.directions(module)
+        kind, readout = class_of(module), declaration.readout
         self.form = Form(
-            class_of(module), False, layout, directions, 0.0, False, (), names, declared=True
+            kind, False, layout, directions, 0.0, False, (), names, declared=True, readout=readout
         )
         self._held: dict[str, Tensor] = {}
+        self._arguments = argument_names(module)
 
     @property
     def forwards(self) -> tuple[type[nn.Module], type[nn.Module]]:
@@ -65,12 +75,14 @@ class DeclaredReader:
 
     def before(self) -> None:
         """A call begins: the state that attributes hold is the one that enters."""
-        self._held = held_state(self.declaration, self.module)
+        if self.declaration.held:
+            self._held = held_state(self.declaration, self.module)
 
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], returned: Any) -> CallTensors:
         """What went into a call and came out of it."""
         held, self._held = self._held, {}
-        found = read_call(self.declaration, self.module, args, kwargs, returned, held)
+        arguments = named_arguments(self._arguments, args, kwargs)
+        found = read_call(self.declaration, self.module, arguments, returned, held)
         stepped = not is_sequence(found.x)
         if stepped != self.form.stepped:
             self.form = replace(self.form, stepped=stepped)
@@ -84,7 +96,9 @@ class DeclaredReader:
         declaration, module, inputs = self.declaration, self.module, data(tensors.x).shape[-1]
         seen = {piece: part.shape[-1] for piece, part in tensors.given.items()}
         for name, part in tensors.results.items():
-            seen[name if name in declaration.pieces else declaration.handed_on] = part.shape[-1]
+            seen[declaration.handed_on if name == OUTPUT else name.removeprefix(OF_PIECE)] = (
+                part.shape[-1]
+            )
         if declaration.cell is None:
             sizes = declaration.sizes(module, seen)
             return Weights(

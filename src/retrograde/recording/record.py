@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from retrograde import _checks
 from retrograde.cells import AbstractCell
 from retrograde.cells.base import is_cell
+from retrograde.declarations import Declaration
 from retrograde.declarations.matching import Declared
 from retrograde.errors import ArgumentError, RecordingError, UnsupportedModelError
 from retrograde.recording.calls import BackwardPass
@@ -60,7 +61,7 @@ def record(model: nn.Module, cells: Declared | None = None) -> Iterator[Recordin
     with ExitStack() as hooks:
         recorders = []
         layers = layers_of(model, cells)
-        shared = _shared({name: module for name, (module, _) in layers.items()})
+        shared = _shared(layers)
         for name, (module, declaration) in layers.items():
             problem = why_unsupported(module, declaration is not None) or shared.get(name, "")
             if problem:
@@ -235,11 +236,12 @@ def _missing(recorder: LayerRecorder, passes: list[BackwardPass]) -> str:
     )
 
 
-def _shared(layers: Mapping[str, nn.Module]) -> dict[str, str]:
+def _shared(layers: Mapping[str, tuple[nn.Module, Declaration | None]]) -> dict[str, str]:
     """Layers that have a weight in common, and why they cannot be recorded."""
     owners: dict[nn.Parameter, list[tuple[str, str]]] = {}
-    for layer, module in layers.items():
-        for name, parameter in module.named_parameters(remove_duplicate=False):
+    for layer, (module, declaration) in layers.items():
+        alone = declaration is not None  # a step takes each of its weights by one name
+        for name, parameter in module.named_parameters(remove_duplicate=alone):
             owners.setdefault(parameter, []).append((layer, name))
     return {
         layer: f"its {name} is also {_in_words(set(users) - {(layer, name)}, layer)}, and autograd "

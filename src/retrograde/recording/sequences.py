@@ -14,7 +14,6 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from retrograde.cells import policy_of
-from retrograde.declarations.reading import OUTPUT
 from retrograde.errors import RecordingError
 from retrograde.recording.agreement import check_shapes, declared_cells
 from retrograde.recording.calls import (
@@ -308,8 +307,11 @@ def _origin_in(call: Call, backward: BackwardPass) -> _OriginInPass:
     if not agrees:
         others = ~_mask(call, origin.altered)
         reads = [replace(read, factor=read.factor * others) for read in reads]
+    unread = call.cells[0].slots.get(call.form.readout)
     if origin.same:
         factor = _mask(call, origin.same).double()
+        if unread is not None:
+            factor[:, unread] = 1
         own = torch.arange(factor.numel(), device=factor.device).view_as(factor)
         reads = merged([StateRead(False, own, factor)], reads)
     reads = [read for read in reads if bool(read.factor.any())]
@@ -370,8 +372,8 @@ class _LossGradients:
         call, origin = self._call, after.origin if after else None
         shared = origin.results if origin else frozenset[str]()
         if call.form.transparent:
-            shared = frozenset((OUTPUT, *call.last))
-        for name in (OUTPUT, *call.last):
+            shared = frozenset((*call.sequences, *call.last))
+        for name in (*call.sequences, *call.last):
             store = backward.entered if name in shared else backward.arrived
             if (call, name) in store:
                 self._put("result", name, store[call, name])
@@ -430,7 +432,7 @@ class _LossGradients:
         """The call as a part of its sequence."""
         call = self._call
         results = {n: call.as_returned(n, part) for n, part in self._of("result").items()}
-        output = results.pop(OUTPUT, None)
+        output = {name: results.pop(name) for name in call.sequences if name in results}
         state = call.state(results) + self._parts.get(("state", ""), 0)
         entered = call.state(self._of("late")) + self._parts.get(("entered", ""), 0)
         return Segment(call, output, state, entered, reads, changes, ends)
