@@ -238,7 +238,7 @@ def bias_of_theirs(flow: Flow, window: int) -> float:
     g_K = sum over lags l of g_l min(1, max(0, (2 K - 1 - l) / K))
     """
     parts = flow.by_lag(bins="every").parts()
-    lag = torch.arange(len(parts))
+    lag = torch.arange(len(parts)).to(parts)
     kept = ((2 * window - 1 - lag) / window).clamp(0, 1)
     whole = parts.sum(0)
     return float((whole - kept @ parts).norm() / whole.norm())
