@@ -21,7 +21,7 @@ LEVELS = [  # a module imports only from its own level and the levels above it i
     {"spectra"},
     {"diagnosis"},
     {"horizons"},
-    {"report"},
+    {"report", "audits"},
     {"monitor"},
     {"integrations"},
     {"data"},
