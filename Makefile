@@ -23,7 +23,7 @@ demo: .venv/demo
 	$(BIN)/retrograde demo
 
 test: lint
-	$(BIN)/python -m pytest -q --numprocesses 2
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal
 
 test-install: .venv/created
 	$(BIN)/python scripts/installation.py core

@@ -120,7 +120,7 @@ class Task(NamedTuple):
     batches: Callable
     make: Callable
     treated: Callable
-    steps: int = 40
+    steps: int = 28
     rate: float = 3e-2
     treated_rate: float = 3e-2
 
@@ -156,17 +156,19 @@ CASES = {
         partial(data, steps=20),
         lambda: Net(nn.GRU(2, 6, bidirectional=True), last_state, 6),
         lambda: Net(nn.GRU(2, 6, bidirectional=True), both_states, 12),
+        steps=40,
     ),
     "batch-first": Task(
         samples_first,
         lambda: Net(nn.GRU(2, 6), last_column, 6),
         lambda: Net(nn.GRU(2, 6, batch_first=True), last_column, 6),
-        steps=90,
+        steps=65,
     ),
     "lower-rate": Task(
         data,
         lambda: Net(large(nn.RNN(2, 12)), last, 12),
         lambda: Net(large(nn.RNN(2, 12)), last, 12),
+        steps=40,
         rate=10.0,
         treated_rate=1.0,
     ),

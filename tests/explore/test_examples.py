@@ -45,13 +45,23 @@ def test_the_carousel_cannot_explode_and_the_gates_can():
 
 
 def test_only_the_recurrent_layer_knows_the_length():
-    """Four times as long: 1.1^(4 T - T) times as large, up to the sum over its uses."""
-    (short, out), (long, out_long) = examples.norms_by_length(1.1, (20, 40))
-    assert out_long == pytest.approx(out, rel=0.01)
-    assert long / short == pytest.approx(1.1**20 * (40 / 20) ** 0.5, rel=0.35)
+    """Against autograd of the loop h_k = tanh(R h_{k-1} + W x_k) with the very weights."""
     state = torch.random.get_rng_state()
-    examples.norms_by_length(1.1, (3,))
+    short, out, recording = examples.long_pass(1.1, 20)
+    long, out_long, _ = examples.long_pass(1.1, 40)
     assert torch.equal(state, torch.random.get_rng_state())
+    assert out_long == pytest.approx(out, rel=0.01) and long > 5 * short
+    made = recording.only()
+    w, r = (made.weights[f"weight_{kind}_l0"].clone() for kind in ("ih", "hh"))
+    torch.testing.assert_close(r @ r.T, 1.21 * torch.eye(16).double())  # 1.1 times orthogonal
+    w.requires_grad_(), r.requires_grad_()
+    h = torch.zeros(1, 16, dtype=torch.float64)
+    for x_k in made.x:
+        h = torch.tanh(x_k @ w.T + h @ r.T)
+    grads = torch.autograd.grad((h * made.direct[-1]).sum(), [w, r])
+    assert short == pytest.approx(float(sum(g.square().sum() for g in grads)) ** 0.5)
+    told, table = examples.lengths_in_words(1.1), examples.lengths_in_markdown(1.1)
+    assert "Of 100 trainings" in told and f"| 40 | {long:.3g} | {out_long:.3g} |" in table
 
 
 def test_the_same_norm_at_the_end_keeps_the_direction_and_inside_does_not():
@@ -73,6 +83,7 @@ def test_eigenvalues_of_zero_double_with_every_step():
     norms = examples.nilpotent((1, 2, 5, 10))
     assert norms == pytest.approx([200**0.5 * 2.0 ** (n - 1) for n in (1, 2, 5, 10)])
     assert "keeps it" in examples.factors_in_words(4.0)
+    assert "14.14, 28.28, 226.3, 7241" in examples.factors_in_words(4.0)
     assert "| sigmoid | 0.25 | 1 | 4 |" in examples.factors_in_markdown(4.0)
 
 

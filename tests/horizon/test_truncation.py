@@ -124,3 +124,17 @@ def test_samples_that_end_before_others():
     by_hand = [sliding(layer, x, k, lengths) for k in range(1, T + 1)]
     wanted = torch.stack([expected(by_hand[-1], each) for each in by_hand])
     torch.testing.assert_close(found(flow.horizon())[:-1], wanted[:-1], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("growth", [60, -60])
+def test_steps_whose_adjoints_are_on_scales_far_apart(monkeypatch, growth):
+    """Pulled back some at a time, each group in units of its own."""
+    monkeypatch.setattr("retrograde.engine.lags.TOGETHER", B * 2 * H)  # a step at a time
+    layer, x = problem("lstm")
+    with retrograde.record(layer) as recording:
+        output = layer(x)[0]
+        sum(2.0 ** (growth * (t - T // 2)) * output[t].sum() for t in range(T)).backward()
+    flow = retrograde.decompose(recording)
+    whole = flow.by_lag("weight_hh_l0", bins="every").parts()
+    found = torch.cat([part["weight_hh_l0"].plain() for part in flow.lag_by_lag()])
+    torch.testing.assert_close(found, whole, rtol=1e-9, atol=0)

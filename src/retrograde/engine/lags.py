@@ -118,8 +118,8 @@ class PerLag:
         top = units.amax(0, keepdim=True)
         if int(top) == NO_EXPONENT:
             return
-        if bool(((units == top) | (units == NO_EXPONENT)).all()):
-            sums.units(top)
+        alike = bool(((units == top) | (units == NO_EXPONENT)).all())
+        if alike and torch.equal(sums.units(top), top):
             sums.add(adjoint)
         else:
             self._weighed(sums, exponent, start, stop)

@@ -15,7 +15,7 @@ with app.setup:
 
     from retrograde.explore import equations, examples, proof, unrolled
     from retrograde.explore.lesson import GENERATIONS, Setting
-    from retrograde.explore.showing import pictures, typeset
+    from retrograde.explore.showing import pictures, side_by_side, typeset
     from retrograde.explore.views import VIEWS
 
     SCREENS = (
@@ -44,16 +44,27 @@ with app.setup:
         )
 
     def knob(low, high, step, at, label):
-        return mo.ui.slider(low, high, step, at, label=label, show_value=True, include_input=False)
+        return mo.ui.slider(low, high, step, at, label=label, show_value=True)
 
 
 @app.cell
 def _():
-    _first = mo.query_params().get("screen") or "1"
-    _at = int(_first) - 1 if _first in "123456789" else 0
-    screen = mo.ui.radio(SCREENS, value=SCREENS[_at])
-    mo.sidebar([mo.md("### Back-propagation through time, seen"), screen], width="15rem")
-    return (screen,)
+    _asked = mo.query_params().get("screen") or "1"
+    _first = int(_asked) - 1 if _asked in "123456789" else 0
+    get_screen, set_screen = mo.state(_first, allow_self_loops=True)
+    return get_screen, set_screen
+
+
+@app.cell
+def _(get_screen, set_screen):
+    # A name of its own keeps an element alive, and what it does when it is clicked.
+    contents = mo.ui.radio(
+        SCREENS,
+        value=SCREENS[get_screen()],
+        on_change=lambda name: set_screen(SCREENS.index(name)),
+    )
+    mo.sidebar([mo.md("### Back-propagation through time, seen"), contents], width="16rem")
+    return (contents,)
 
 
 @app.cell
@@ -70,8 +81,8 @@ def _():
             "reset_bias": knob(-6, 6, 0.25, 0, "reset gate bias"),
         }
     )
-    loss = mo.ui.radio({"every step": True, "the last step": False}, "every step", inline=True)
-    view = mo.ui.radio(list(VIEWS), value="map", inline=True)
+    loss = mo.ui.dropdown({"every step": True, "the last": False}, "every step", label="loss at")
+    view = mo.ui.dropdown(list(VIEWS), "map", label="picture")
     return biases, generation, hidden, loss, scale, steps, view
 
 
@@ -85,27 +96,27 @@ def _(biases, generation, hidden, loss, scale, steps):
         **biases.value,
         every_step=loss.value,
     )
-    turned = [generation, scale, *(biases[name] for name in setting.knobs)]
+    turned = [generation, scale, *(biases[name] for name in setting.knobs), hidden]
     return setting, turned
 
 
 @app.cell
-def _(screen):
-    mo.stop(screen.value != SCREENS[0])
+def _():
     far_bias = knob(-2, 8, 0.25, 5, "forget bias of A")
     near_bias = knob(-2, 8, 0.25, 0, "forget bias of B")
     return far_bias, near_bias
 
 
 @app.cell
-def _(far_bias, near_bias):
+def _(far_bias, get_screen, near_bias):
+    mo.stop(get_screen() != 0)
     _a, _b = proof.with_equal_norms(
         Setting(forget_bias=far_bias.value), Setting(forget_bias=near_bias.value)
     )
     _columns = [
         mo.vstack(
             [
-                mo.md(f"**Network {name}** `param.grad.norm()` = **{one.norm:.6g}**"),
+                mo.md(f"**Network {name}**: `param.grad.norm()` = **{one.norm:.6g}**"),
                 *pictures(one.flow.chart()),
             ]
         )
@@ -115,28 +126,24 @@ def _(far_bias, near_bias):
         "Two networks, one gradient norm. Do both learn from the past?",
         far_bias,
         near_bias,
-        picture=[mo.hstack(_columns, widths="equal", wrap=True)],
-        reading="Both curves are the size of the gradient's parts by lag, on a scale of powers of "
-        "two. What a training loop prints stands above them.",
-        answer=f"**The norm cannot tell.** A reaches {_a.flow.reach} of {_a.flow.steps - 1} steps, "
-        f"B {_b.flow.reach}. The gradient of a recurrent weight is a sum over lags, and the near "
-        f"ones hide the far ones. (Both are torch.nn.LSTM with the same weights but for the forget "
-        f"bias; the output layer of B is {_b.readout:.3g} times that of A, hence the equal norms.)",
+        picture=[mo.Html(side_by_side(_columns))],
+        reading="A curve is the size of the gradient's parts, lag by lag, in powers of two. Above "
+        "it stands what a training loop would print.",
+        answer=proof.in_words(_a, _b),
     )
     return
 
 
 @app.cell
-def _(hidden, loss, screen, setting, steps, turned, view):
-    mo.stop(screen.value != SCREENS[1])
+def _(get_screen, loss, setting, steps, turned, view):
+    mo.stop(get_screen() != 1)
     _view = VIEWS[view.value]
     told(
         _view.question,
         *turned,
         steps,
-        hidden,
-        mo.hstack([mo.md("loss at"), loss], justify="start"),
-        mo.hstack([mo.md("picture"), view], justify="start"),
+        loss,
+        view,
         picture=pictures(_view.draw(setting)),
         reading=_view.reading,
         answer=_view.answer(setting),
@@ -154,49 +161,58 @@ def _():
 @app.cell
 def _(get_lag, length, set_lag):
     _most = length.value - 1
-    lag = mo.ui.slider(
-        0,
-        _most,
-        1,
-        min(get_lag(), _most),
-        label="steps walked back",
-        on_change=set_lag,
+    walked = mo.ui.slider(
+        *(0, _most, 1, min(get_lag(), _most)),
+        label="steps back",
         show_value=True,
+        on_change=set_lag,
     )
-    back = mo.ui.button(label="◀ back", on_click=lambda _: set_lag(lambda at: min(at + 1, _most)))
-    forth = mo.ui.button(label="forward ▶", on_click=lambda _: set_lag(lambda at: max(at - 1, 0)))
-    return back, forth, lag
+    return (walked,)
 
 
 @app.cell
-def _(back, forth, get_lag, hidden, lag, length, screen, setting, turned):
-    mo.stop(screen.value != SCREENS[2])
+def _(length, set_lag):
+    # Not beside the slider: a cell does not run again for what its own elements set.
+    def _by(number):
+        return lambda _: set_lag(lambda lag: max(0, min(lag + number, length.value - 1)))
+
+    walk = [
+        mo.ui.button(label="◀ one step back", on_click=_by(1)),
+        mo.ui.button(label="forward ▶", on_click=_by(-1)),
+    ]
+    return (walk,)
+
+
+@app.cell
+def _(get_lag, get_screen, length, setting, turned, walk, walked):
+    mo.stop(get_screen() != 2)
     _setting = replace(setting, steps=length.value)
-    _at = min(get_lag(), length.value - 1)
-    _stop = unrolled.walk(_setting)[_at]
+    _lag = min(get_lag(), length.value - 1)
     told(
         "What happens to one gradient on its way back?",
         *turned,
         length,
-        hidden,
-        back,
-        forth,
-        lag,
+        *walk,
+        walked,
         picture=[
-            mo.Html(unrolled.both(_setting, _at)),
-            mo.hstack(
-                [
-                    mo.Html(unrolled.table(_setting, _at)),
-                    mo.md(f"$${equations.backward(_setting.generation)}$$"),
-                ],
-                justify="start",
-                wrap=True,
-                gap=2,
+            mo.Html(unrolled.both(_setting, _lag)),
+            mo.Html(
+                side_by_side(
+                    [
+                        mo.Html(unrolled.table(_setting, _lag)),
+                        mo.vstack(
+                            [
+                                mo.md(f"$${equations.forward(_setting.generation)}$$"),
+                                mo.md(f"$${equations.backward(_setting.generation)}$$"),
+                            ]
+                        ),
+                    ]
+                )
             ),
         ],
-        reading="Under each state stands the norm of its adjoint. Circles have the colour of their "
-        "lag, lines that of their route; a line is as thick as what came along it is large.",
-        answer=unrolled.in_words(_setting, _at),
+        reading="Beside each state stands the norm of its adjoint. Circles have the colour of "
+        "their lag, lines that of their route; a line is as thick as what came along it is large.",
+        answer=unrolled.in_words(_setting, _lag),
     )
     return
 
@@ -208,8 +224,8 @@ def _():
 
 
 @app.cell
-def _(recurrent, screen):
-    mo.stop(screen.value != SCREENS[3])
+def _(get_screen, recurrent):
+    mo.stop(get_screen() != 3)
     _found = examples.three_steps(recurrent.value)
     told(
         "Three steps, no activation function. What vanishes?",
@@ -218,24 +234,24 @@ def _(recurrent, screen):
             mo.md(examples.three_steps_in_tex(_found)),
             *pictures(_found.flow.by_lag("weight_hh", bins="every").chart()),
         ],
-        reading="The gradient is the sum of the three terms, one for each lag; a bar is the share "
-        "of a term in the sum. Against zero stands what pulls the other way.",
+        reading="The gradient is the sum of three terms, one for each lag; a bar is the share of a "
+        "term in the sum. Below zero stands what pulls the other way.",
         answer=examples.three_steps_in_words(_found),
     )
     return
 
 
 @app.cell
-def _(screen):
-    mo.stop(screen.value != SCREENS[4])
+def _(get_screen):
+    mo.stop(get_screen() != 4)
     told(
         "An article prints three numbers. Are they right?",
         picture=[
             mo.md(examples.components_in_markdown()),
             *pictures(examples.printed_numbers().by_time("weight_ih_l0").chart()),
         ],
-        reading="The rows of the map are the losses of steps 1 to 3, the columns the steps that "
-        "use the weights. The article prints its top row.",
+        reading="The rows of the map are the losses of the three steps, the columns the steps that "
+        "use the weights. The article prints the top row.",
         answer=examples.components_in_words(),
     )
     return
@@ -243,14 +259,14 @@ def _(screen):
 
 @app.cell
 def _():
-    gate_scale = knob(0, 8, 0.25, 6, "scale of $R_i, R_f, R_g, R_o$")
+    gate_scale = knob(0, 8, 0.25, 6, "recurrent scale of the gates")
     gate_bias = knob(-2, 8, 0.25, 3, "forget bias")
     return gate_bias, gate_scale
 
 
 @app.cell
-def _(gate_bias, gate_scale, screen):
-    mo.stop(screen.value != SCREENS[5])
+def _(gate_bias, gate_scale, get_screen):
+    mo.stop(get_screen() != 5)
     _setting = Setting(
         recurrent_scale=gate_scale.value, forget_bias=gate_bias.value, every_step=False
     )
@@ -259,7 +275,7 @@ def _(gate_bias, gate_scale, screen):
         gate_scale,
         gate_bias,
         picture=[
-            mo.md(examples.growth_in_markdown(_setting)),
+            mo.md(typeset(examples.growth_in_markdown(_setting))),
             *pictures(VIEWS["crossings"].draw(_setting))[:1],
         ],
         reading="The table cuts all routes but those named, and gives what a step multiplies the "
@@ -276,14 +292,17 @@ def _():
 
 
 @app.cell
-def _(gain, screen):
-    mo.stop(screen.value != SCREENS[6])
+def _(gain, get_screen):
+    mo.stop(get_screen() != 6)
     told(
         "Should the gradient of the output layer be clipped too?",
         gain,
-        picture=[mo.md(examples.lengths_in_markdown(gain.value))],
-        reading="A plain RNN with one loss at the last step, ever longer sequences, and the norms "
-        "of the gradients of its two layers.",
+        picture=[
+            mo.md(examples.lengths_in_markdown(gain.value)),
+            *pictures(examples.lengths_chart(gain.value)),
+        ],
+        reading="The table has the norms of both gradients for ever longer sequences with one loss "
+        "at the end; the curve is the adjoint on its way back through the longest.",
         answer=examples.lengths_in_words(gain.value),
     )
     return
@@ -292,21 +311,24 @@ def _(gain, screen):
 @app.cell
 def _():
     limit = mo.ui.slider(
-        steps=[2.0**e for e in range(-10, 2)], value=2.0**-5, label="limit inside", show_value=True
+        steps=[2.0**e for e in range(-10, 2)],
+        value=2.0**-5,
+        label="limit of an adjoint, inside",
+        show_value=True,
     )
     return (limit,)
 
 
 @app.cell
-def _(limit, screen):
-    mo.stop(screen.value != SCREENS[7])
+def _(get_screen, limit):
+    mo.stop(get_screen() != 7)
     _found = examples.clipped_where(examples.EXPLODING, limit.value)
     told(
         "Clip on the way back, or just before the update?",
         limit,
         picture=pictures(_found.inside.chart()),
-        reading="The gradient before and after clipping inside: what each lag, and each route, "
-        "contributes to it.",
+        reading="What each lag, and each route, contributes to the gradient, before and after "
+        "clipping inside back-propagation.",
         answer=examples.clipped_in_words(_found),
     )
     return
@@ -314,22 +336,39 @@ def _(limit, screen):
 
 @app.cell
 def _():
-    weight = knob(0.5, 6, 0.25, 4, "$w$, the eigenvalue")
+    weight = knob(0.5, 6, 0.25, 4, "eigenvalue w")
     return (weight,)
 
 
 @app.cell
-def _(screen, weight):
-    mo.stop(screen.value != SCREENS[8])
+def _(get_screen, weight):
+    mo.stop(get_screen() != 8)
     told(
         "Which matrix makes gradients explode?",
         weight,
-        picture=[mo.md(examples.factors_in_markdown(weight.value))],
-        reading="What one step multiplies an adjoint by, in a network of one unit at its steepest "
-        "point; and the norm of n Jacobians in a row for a matrix without any eigenvalue but 0.",
+        picture=[
+            mo.md(examples.factors_in_markdown(weight.value)),
+            *pictures(examples.factors_chart(weight.value)),
+        ],
+        reading="Three networks of one unit, each where its slope is steepest, and one of two "
+        "units whose matrix has no eigenvalue but 0. A line that rises explodes.",
         answer=examples.factors_in_words(weight.value),
     )
     return
+
+
+@app.cell
+def _(get_screen, set_screen):
+    def _to(by):
+        name = SCREENS[get_screen() + by]
+        return mo.ui.button(
+            label=f"next: {name} ▶" if by > 0 else f"◀ {name}",
+            on_click=lambda _: set_screen(lambda at: at + by),
+        )
+
+    around = [_to(by) for by in (-1, 1) if 0 <= get_screen() + by < len(SCREENS)]
+    mo.hstack(around, justify="start", wrap=True)
+    return (around,)
 
 
 if __name__ == "__main__":

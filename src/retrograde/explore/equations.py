@@ -103,9 +103,8 @@ def backward(generation: str) -> str:
             for route in shade
             if route in terms and terms[route][0] == part
         ]
-        for first in range(0, len(found), 2):
-            start = rf"\delta^{part}_{{k-1}} &= " if not first else r"&\quad + "
-            lines.append(start + " + ".join(found[first : first + 2]))
+        for number, term in enumerate(found):
+            lines.append((r"&\quad + " if number else rf"\delta^{part}_{{k-1}} &= ") + term)
     return _aligned(lines)
 
 

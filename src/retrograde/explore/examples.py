@@ -8,22 +8,26 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from retrograde import charts
 from retrograde._words import power_of_two
 from retrograde.cells import Elman
 from retrograde.cells.gates import ACTIVATIONS
 from retrograde.clipping import GlobalNorm, PreActivationValue
 from retrograde.decomposition import Flow, decompose
 from retrograde.decomposition.clipped import ClippedFlow
+from retrograde.decomposition.lags import REACH
 from retrograde.decomposition.rows import joined
 from retrograde.explore.lesson import Setting, flow_of
 from retrograde.nn import initialise
-from retrograde.recording import record, record_cell
+from retrograde.recording import Recording, record, record_cell
 from retrograde.spectra import spectrum
+from retrograde.tasks.clipping_study import WAYS, results
 
 # ---- three steps by hand -------------------------------------------------------------------------
 
@@ -203,7 +207,7 @@ def growth_in_words(setting: Setting) -> str:
     alone = [f"`{name.removeprefix('carousel and ')}`" for name, rate in gates[1:] if rate > 1]
     by_one = f"On their own {', '.join(alone)} do it already. " if alone else ""
     verdict = "explodes" if whole > 1 else "does not explode here"
-    powers = ", ".join(f"{w:g}^200 = {over_steps(w):.3g}" for w in POWERS)
+    powers = ", ".join(f"{w:g}<sup>200</sup> = {over_steps(w):.3g}" for w in POWERS)
     return (
         f"**Through the gates.** The carousel multiplies by f ≤ 1, here {gates[0][1]:.3f}. Each "
         "gate adds a path through its recurrent weights, over which matrices like R_o are "
@@ -215,56 +219,64 @@ def growth_in_words(setting: Setting) -> str:
 # ---- clipping ------------------------------------------------------------------------------------
 
 
-def norms_by_length(gain: float, lengths: Sequence[int]) -> list[tuple[float, float]]:
-    """Norms of the gradients of recurrent and output layer, for each length of the sequence.
+@lru_cache(maxsize=32)
+def long_pass(gain: float, steps: int) -> tuple[float, float, Recording]:
+    """Norms of the gradients of recurrent and output layer, and the pass that they come from.
 
-    The recurrent matrix is `gain` times an orthogonal one, the inputs are so small that tanh is
-    linear, and the loss enters at the last step.
+    A plain RNN whose recurrent matrix is `gain` times an orthogonal one, an input so small that
+    tanh is linear, and the loss at the last step.
     """
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         recurrent = nn.RNN(2, 16, bias=False, dtype=torch.float64)
         readout = nn.Linear(16, 1, dtype=torch.float64)
         initialise(recurrent, "orthogonal", gain=gain)
-    found = []
-    for steps in lengths:
-        recurrent.zero_grad()
-        readout.zero_grad()
-        x = torch.zeros(steps, 1, 2, dtype=torch.float64)
-        x[0] = 1e-4
+    x = torch.zeros(steps, 1, 2, dtype=torch.float64)
+    x[0] = 1e-4
+    with record(recurrent) as recording:
         (readout(recurrent(x)[0][-1]) - 1).square().mean().backward()
-        found.append((_gradient_norm(recurrent), _gradient_norm(readout)))
-    return found
+    return _gradient_norm(recurrent), _gradient_norm(readout), recording
+
+
+def _gradient_norm(layer: nn.Module) -> float:
+    given = [weight.grad for weight in layer.parameters() if weight.grad is not None]
+    return float(nn.utils.get_total_norm(given))
 
 
 LENGTHS = (10, 20, 40, 80)
+"""Ever longer sequences."""
 
 
 def lengths_in_markdown(gain: float) -> str:
     """The norms for ever longer sequences, as a table."""
     rows = [
         f"| {steps} | {recurrent:.3g} | {output:.3g} |"
-        for steps, (recurrent, output) in zip(LENGTHS, norms_by_length(gain, LENGTHS), strict=True)
+        for steps in LENGTHS
+        for recurrent, output, _ in [long_pass(gain, steps)]
     ]
-    head = "| length T | recurrent layer | output layer |"
+    head = "| length T | gradient of the recurrent layer | of the output layer |"
     return "\n".join([head, "|---|---|---|", *rows])
+
+
+def lengths_chart(gain: float) -> Any:
+    """The adjoint on its way back through the longest of them."""
+    adjoints = decompose(long_pass(gain, LENGTHS[-1])[2]).adjoints
+    return charts.adjoint_curve(adjoints.log2_growth_by_lag.tolist(), adjoints.half_life)
 
 
 def lengths_in_words(gain: float) -> str:
     """Whether the output layer is to be clipped, in Markdown."""
-    (first, out), *_, (last, out_last) = norms_by_length(gain, LENGTHS)
+    first, out, _ = long_pass(gain, LENGTHS[0])
+    last, out_last, _ = long_pass(gain, LENGTHS[-1])
+    runs = results()
+    diverged = {way: sum(run.diverged for run in runs if run.way == way) for way in WAYS}
+    counted = ", ".join(f"{way} {count}" for way, count in diverged.items())
     return (
         f"**Time is no reason to.** From T = {LENGTHS[0]} to {LENGTHS[-1]} the gradient of the "
         f"recurrent layer changes by a factor of {last / first:.3g}, that of the output layer by "
-        f"{out_last / out:.3g}: it is applied once for each loss, and knows nothing of the length. "
-        "But its gradient is not always small, and one norm over all parameters keeps the "
-        "direction; in 100 trainings neither way was better throughout."
-    )
-
-
-def _gradient_norm(layer: nn.Module) -> float:
-    return float(
-        nn.utils.get_total_norm([p.grad for p in layer.parameters() if p.grad is not None])
+        f"{out_last / out:.3g}: it is applied once for each loss, and knows no length. It may be "
+        f"large for other reasons. Of {len(runs)} trainings, those that diverged, by what was "
+        f"clipped: {counted}."
     )
 
 
@@ -316,6 +328,9 @@ def clipped_in_words(found: Clipped) -> str:
 
 ACTIVATION_NAMES = ("identity", "tanh", "sigmoid")
 
+ONE_UNIT = 20
+"""Steps of the network of one unit."""
+
 
 def factor_per_step(weight: float, activation: str) -> float:
     """What a step multiplies an adjoint by, at the most: |w| times the steepest slope.
@@ -323,13 +338,16 @@ def factor_per_step(weight: float, activation: str) -> float:
     Measured on h_k = phi(w h_{k-1} + b_k), b_k such that every pre-activation is 0, where the
     slopes of these functions are steepest: 1 for tanh, 1/4 for a sigmoid.
     """
-    phi = ACTIVATIONS[activation].function
+    return math.exp2(_one_unit(weight, activation).adjoints.rate)
+
+
+@lru_cache(maxsize=32)
+def _one_unit(weight: float, activation: str) -> Flow:
     one = torch.ones(1, 1, dtype=torch.float64)
-    middle = phi(torch.zeros_like(one))
+    middle = ACTIVATIONS[activation].function(torch.zeros_like(one))
     cell = Elman(one, weight * one, activation=activation)
-    x = (-weight * middle).expand(20, 1, 1).contiguous()
-    flow = decompose(record_cell(cell, x, lambda h, _: h[-1].sum(), middle))
-    return math.exp2(flow.adjoints.rate)
+    x = (-weight * middle).expand(ONE_UNIT, 1, 1).contiguous()
+    return decompose(record_cell(cell, x, lambda h, _: h[-1].sum(), middle))
 
 
 def nilpotent(lengths: Sequence[int]) -> list[float]:
@@ -355,6 +373,21 @@ def nilpotent(lengths: Sequence[int]) -> list[float]:
     return found
 
 
+PRODUCTS = (1, 2, 5, 10)
+"""Numbers of Jacobians in a row."""
+
+
+def factors_chart(weight: float) -> Any:
+    """What is left of the state, or of an adjoint, over lag: one unit, and the nilpotent matrix."""
+    lags = range(1, ONE_UNIT)
+    curves = {
+        name: _one_unit(weight, name).adjoints.log2_growth_by_lag.tolist()
+        for name in ACTIVATION_NAMES
+    }
+    curves["tanh, eigenvalues 0"] = [0.0, *map(math.log2, nilpotent(lags))]
+    return charts.memory(curves, REACH, "the state")
+
+
 def factors_in_markdown(weight: float) -> str:
     """What a step multiplies by for each activation function, and the nilpotent matrix."""
     rows = [
@@ -363,28 +396,19 @@ def factors_in_markdown(weight: float) -> str:
         for name in ACTIVATION_NAMES
     ]
     head = "| activation function | steepest slope | factor per step | explodes beyond w = |"
-    norms = "".join(f" {norm:.4g} |" for norm in nilpotent(PRODUCTS))
-    return "\n".join(
-        [head, "|---|---|---|---|", *rows, ""]
-        + ["| Jacobians in a row |" + "".join(f" {n} |" for n in PRODUCTS)]
-        + [
-            "|---" * (len(PRODUCTS) + 1) + "|",
-            "| norm of their product, all eigenvalues of W 0 |" + norms,
-        ]
-    )
-
-
-PRODUCTS = (1, 2, 5, 10)
+    return "\n".join([head, "|---|---|---|---|", *rows])
 
 
 def factors_in_words(weight: float) -> str:
     """Which eigenvalue explodes, in Markdown."""
     factor = factor_per_step(weight, "sigmoid")
     verdict = "keeps it" if factor == 1 else ("grows" if factor > 1 else "shrinks it")
+    norms = ", ".join(f"{norm:.4g}" for norm in nilpotent(PRODUCTS))
     return (
-        f"**Beyond 1; with a sigmoid, beyond 4.** Its slope is at most 1/4, so that w = {weight:g} "
-        f"multiplies an adjoint by at most {factor:.3g} per step and {verdict}. That is the rule "
-        "for one unit. For a matrix eigenvalues do not decide: [[8, 8], [-8, -8]] has none but 0, "
-        "and in a tanh network its gradients double with every step. A largest *singular value* "
-        "below 1 (or 4) is what guarantees that they vanish (Pascanu et al., 2013)."
+        "**One beyond 1; with a sigmoid, beyond 4.** Its slope is at most 1/4, so that "
+        f"w = {weight:g} multiplies an adjoint by at most {factor:.3g} per step, which {verdict}. "
+        "That is the rule for one unit. For a matrix the eigenvalues do not decide: "
+        "[[8, 8], [-8, -8]] has none but 0, and in a tanh network the norms of "
+        f"{', '.join(map(str, PRODUCTS))} Jacobians in a row are {norms}. What guarantees that "
+        "gradients vanish is a largest *singular value* below 1, or 4 (Pascanu et al., 2013)."
     )

@@ -59,3 +59,15 @@ def _trained(setting: Setting, readout: float) -> Trained:
     grad = lstm.get_parameter("weight_hh_l0").grad
     assert grad is not None
     return Trained(float(grad.norm()), readout, decompose(recording))
+
+
+def in_words(far: Trained, near: Trained) -> str:
+    """What the norm of a gradient says of its reach, in Markdown."""
+    last = far.flow.steps - 1
+    return (
+        f"**The norm cannot tell.** A reaches {far.flow.reach} of {last} steps, B "
+        f"{near.flow.reach}. The gradient of a recurrent weight is a sum over lags, and the near "
+        "ones hide the far ones. (Both are torch.nn.LSTM, with the same weights but for the forget "
+        f"bias. The output layer of B is {near.readout:.3g} times that of A, the factor that makes "
+        "the norms equal.)"
+    )

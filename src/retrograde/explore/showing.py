@@ -3,8 +3,11 @@
 import json
 import re
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from retrograde.charts.drawing import altair
 
 INK = "currentColor"
 """That of the text around, on a light page and on a dark one."""
@@ -22,8 +25,8 @@ CONFIG = {
 }
 
 
-LINE = 46
-"""Letters of a subtitle that fit a phone."""
+LINE = 48
+"""Letters of a title that fit a phone."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +41,24 @@ class Picture:
 
     def _mime_(self) -> tuple[str, str]:
         spec = self.chart.to_dict()
-        title = spec.get("title")
-        if isinstance(title, dict):
-            lines = title.get("subtitle", [])
-            text = lines if isinstance(lines, str) else " ".join(lines)
-            title["subtitle"] = textwrap.wrap(text, LINE)
+        title = spec.get("title", "")
+        title = {"text": title} if isinstance(title, str) else title
         spec |= {
+            "title": {
+                name: _lines(value) if name in ("text", "subtitle") else value
+                for name, value in title.items()
+            },
             "width": "container",
             "config": CONFIG,
             "usermeta": {"embedOptions": {"renderer": "svg", "actions": False}},
         }
         major = spec["$schema"].rpartition("/v")[2].partition(".")[0]
         return f"application/vnd.vegalite.v{major}+json", json.dumps(spec)
+
+
+def _lines(text: str | list[str]) -> list[str]:
+    """The same words in lines that fit a phone."""
+    return textwrap.wrap(text if isinstance(text, str) else " ".join(text), LINE)
 
 
 def pictures(chart: Any) -> list[Picture]:
@@ -62,10 +71,17 @@ def pictures(chart: Any) -> list[Picture]:
         alone = part.copy()
         if not found and "title" not in part.to_dict(validate=False):
             alone.title = chart.title
-        if str(alone.to_dict(validate=False).get("data", "")) == "":
+        if alone.data is altair().Undefined:
             alone.data = chart.data
         found.append(Picture(alone))
     return found
+
+
+def side_by_side(items: Sequence[Any]) -> str:
+    """HTML that puts what marimo has made into columns, or below each other on a phone."""
+    columns = "repeat(auto-fit, minmax(min(300px, 100%), 1fr))"
+    cells = "".join(f"<div>{item}</div>" for item in items)
+    return f'<div style="display: grid; grid-template-columns: {columns}; gap: 1rem">{cells}</div>'
 
 
 def typeset(markdown: str) -> str:
