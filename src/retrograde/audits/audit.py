@@ -1,19 +1,21 @@
 """Is the gradient that an implementation computes the true one?"""
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from io import StringIO
 from os import PathLike
 from typing import Any
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from retrograde import _checks, _files
+from retrograde._terminal import WIDTH, as_text, plain, rich
 from retrograde.audits.bands import Verdict
 from retrograde.audits.naming import explain
 from retrograde.audits.reference import OUTPUTS
@@ -21,7 +23,7 @@ from retrograde.audits.trial import LayerCall, Trial, attempt, resized
 from retrograde.declarations.matching import Declared
 from retrograde.diagnosis.copies import copied, copied_model, seeded
 from retrograde.diagnosis.run import LossFunction
-from retrograde.errors import RecordingError, RetrogradeError, UnsupportedModelError
+from retrograde.errors import RetrogradeError, UnsupportedModelError
 from retrograde.recording.calls import data
 from retrograde.recording.interception import observed, outermost
 from retrograde.recording.layers import layers_of
@@ -124,42 +126,47 @@ class Audit:
         return not self.differences
 
     def __str__(self) -> str:
-        console = Console(width=110, file=None, record=True, color_system=None)
-        with console.capture() as captured:
-            self._show(console)
-        return captured.get().rstrip()
+        return as_text(self)
 
-    def to_html(self, path: str | PathLike[str]) -> None:
-        """Write a page that opens offline."""
-        console = Console(width=110, record=True, quiet=False, file=_Nowhere())  # type: ignore[arg-type]
-        self._show(console)
-        page = console.export_html(inline_styles=True)
-        _files.write(path, lambda file: file.write(page.encode()))
-
-    def to_json(self, path: str | PathLike[str]) -> None:
-        """Write the numbers."""
-        content = {"ok": self.ok, **asdict(self)}
-        text = json.dumps(content, indent=1, default=str)
-        _files.write(path, lambda file: file.write(text.encode()))
-
-    def _show(self, console: Console) -> None:
-        wrong = len(self.differences)
-        console.print(
-            f"{len(self.checks)} quantities compared: "
-            + (f"{wrong} difference{'s' * (wrong > 1)}" if wrong else "all are those of the step")
+    def __rich__(self) -> Any:
+        Text, wrong = rich().Text, len(self.differences)  # noqa: N806
+        head = f"{len(self.checks)} quantities compared: " + (
+            f"{wrong} difference{'s' * (wrong > 1)}" if wrong else "all are those of the step"
         )
-        for difference in self.differences:
-            console.print(f"[bold red]difference[/]  {difference}")
-        table = Table(box=box.SIMPLE)
+        table = rich().Table(box=None, pad_edge=False)
         for column in ("layer", "precision", "steps", "what", "error", "rounding", "ratio", ""):
             table.add_column(column)
         for one in self.worst:
             numbers = (f"{one.error:.1e}", f"{one.allowed:.1e}", f"{one.ratio:.4g}")
             where = (one.layer, one.precision, str(one.steps), one.what)
-            table.add_row(*where, *numbers, one.verdict)
-        console.print(table)
-        for note in self.notes:
-            console.print(note)
+            table.add_row(*(Text(plain(word)) for word in (*where, *numbers, one.verdict)))
+        told = [
+            Text.assemble(("difference  ", "bold red"), plain(str(d))) for d in self.differences
+        ]
+        return rich().Group(Text(head), *told, table, *(Text(plain(n)) for n in self.notes))
+
+    def to_html(self, path: str | PathLike[str]) -> None:
+        """Write a page that opens offline.
+
+        Raises:
+            InputError: if the path cannot be written.
+        """
+        _files.check_writable(path)
+        console = rich().Console(width=WIDTH, record=True, file=StringIO())
+        console.print(self)
+        page = console.export_html(inline_styles=True)
+        _files.write(path, lambda file: file.write(page.encode()))
+
+    def to_json(self, path: str | PathLike[str]) -> None:
+        """Write the numbers.
+
+        Raises:
+            InputError: if the path cannot be written.
+        """
+        _files.check_writable(path)
+        content = {"ok": self.ok, "retrograde": version("retrograde"), **_plain(asdict(self))}
+        text = json.dumps(content, indent=1, allow_nan=False)
+        _files.write(path, lambda file: file.write(text.encode()))
 
     @property
     def worst(self) -> list[Check]:
@@ -172,14 +179,13 @@ class Audit:
         return [c for c in self.checks if c.verdict == "difference" or c in found.values()]
 
 
-class _Nowhere:
-    """A file that forgets."""
-
-    def write(self, text: str) -> int:
-        return len(text)
-
-    def flush(self) -> None:
-        pass
+def _plain(value: Any) -> Any:
+    """What JSON holds: a number that is none becomes null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def audit(
@@ -230,8 +236,8 @@ def audit(
     """
     _checks.model("model", model)
     _checks.function("loss_fn", loss_fn, "(model, batch) -> loss", takes=2)
-    asked = () if lengths is None else _checks.whole_numbers("lengths", list(lengths))
-    asked = tuple(_checks.whole("each of lengths", one) for one in asked)
+    given = [] if lengths is None else _checks.whole_numbers("lengths", lengths)
+    asked = tuple(_checks.whole("each of lengths", one) for one in given)
     calls, notes = _calls(model, batch, loss_fn, cells, seed)
     if not calls:
         raise UnsupportedModelError(
@@ -273,11 +279,7 @@ def _calls(
         if name not in found:
             declaration = layers[name][1]
             layer = LayerCall(name, module, declaration, args, kwargs)
-            found[name] = layer.changed(
-                lambda t: t._replace(data=data(t).detach().clone())  # type: ignore[union-attr]
-                if not isinstance(t, torch.Tensor)
-                else t.detach().clone()
-            )
+            found[name] = layer.changed(_copy)
 
     with ExitStack() as hooks, seeded(seed), torch.enable_grad():
         for name, (module, _) in layers.items():
@@ -291,6 +293,11 @@ def _calls(
         loss_fn(copy, copied(batch))
     notes = [f"{name}: it was not called" for name in layers if name not in found]
     return found, notes
+
+
+def _copy(tensor: Tensor | PackedSequence) -> Tensor | PackedSequence:
+    copied = data(tensor).detach().clone()
+    return tensor._replace(data=copied) if isinstance(tensor, PackedSequence) else copied
 
 
 def _audit_layer(

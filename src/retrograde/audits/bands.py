@@ -1,8 +1,8 @@
 """What is rounding and what is a bug: the tolerance bands, for each precision.
 
-The contract. Let eps be the rounding error of a precision, T the number of steps, and `moved` what a
-disturbance of weights, inputs and states by one rounding, up or down at random, makes of a quantity
-of the reference, relative to its size. A relative error up to
+The contract. Let eps be the rounding error of a precision, T the number of steps, and `moved` what
+a disturbance of weights, inputs and states by one rounding, up or down at random, makes of a
+quantity of the reference, relative to its size. A relative error up to
 
     allowed = max(4 eps (8 + sqrt(T)), 16 moved)
 

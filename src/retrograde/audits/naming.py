@@ -14,8 +14,8 @@ from torch import Tensor
 from retrograde.audits.reference import INITIAL, X, reference
 from retrograde.audits.trial import Trial
 from retrograde.cells import Stacked
-from retrograde.decomposition import Flow, decompose
 from retrograde.declarations.reading import OUTPUT
+from retrograde.decomposition import Flow, decompose
 from retrograde.engine import Scaled
 from retrograde.errors import RetrogradeError
 from retrograde.recording import Recorded
@@ -57,7 +57,7 @@ def _fits(trial: Trial, ran: Mapping[str, Tensor], candidate: Mapping[str, Tenso
     for name, gradient in ran.items():
         left += float((gradient - candidate[name]).square().sum())
         whole += float((gradient - trial.true.gradients[name]).square().sum())
-    return left**0.5 <= FITS * whole**0.5
+    return bool(left**0.5 <= FITS * whole**0.5)
 
 
 def _candidates(trial: Trial) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
@@ -150,8 +150,8 @@ def _blocks(trial: Trial, ran: Mapping[str, Tensor]) -> str:
         true = trial.true.gradients[name]
         if name in (X, INITIAL) or len(true) % len(gates):
             continue
-        blocks = zip(gates, gradient.chunk(len(gates)), true.chunk(len(gates)), strict=True)
-        wrong |= {g for g, a, b in blocks if not torch.allclose(a, b, 1e-6, 1e-9)}
+        rows = zip(gates, gradient.chunk(len(gates)), true.chunk(len(gates)), strict=True)
+        wrong |= {g for g, a, b in rows if not torch.allclose(a, b, 1e-6, 1e-9)}
     if wrong and len(wrong) < len(gates):
         return f"only the rows of {', '.join(g for g in gates if g in wrong)} differ"
     return ""
