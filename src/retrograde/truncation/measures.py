@@ -26,6 +26,15 @@ class Measures:
         cosine: of g_K and g; NaN where either is 0.
         signs: the number of entries whose sign differs, zero being a sign of its own.
         entries: the number of entries.
+
+    Example:
+        >>> import torch, retrograde
+        >>> lstm = torch.nn.LSTM(2, 3)
+        >>> with retrograde.record(lstm) as recording:
+        ...     lstm(torch.randn(20, 4, 2))[0][-1].sum().backward()
+        >>> (measures,) = retrograde.decompose(recording).horizon().measures[""]  # of a batch
+        >>> len(measures.bias)
+        20
     """
 
     whole: float
