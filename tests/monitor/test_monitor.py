@@ -429,18 +429,51 @@ def test_a_mistake_of_ours_is_no_error_of_the_users(monkeypatch):
     assert "retrograde/encoder.rnn/gradient_norm" in monitor.scalars
 
 
-@pytest.mark.parametrize("where", ["model", "log"])
+@pytest.mark.parametrize("where", ["model", "alert"])
 def test_errors_of_the_users_pass_through(where):
     model, x = Model(), torch.ones(2, 7, 3)
-    monitor = retrograde.Monitor(model, every=1, log=ours_fails if where == "log" else None)
+    options = {"limits": {"unrecorded": (1, None)}, "alert": ours_fails}
+    monitor = retrograde.Monitor(model, every=1, **(options if where == "alert" else {}))
     with pytest.raises(ZeroDivisionError, match="a mistake of ours"), monitor:
         loss_of(model, x).backward()
         if where == "model":
             ours_fails()
-    assert bool(monitor.scalars) == (where == "log")
-    monitor.log = None
+    assert bool(monitor.scalars) == (where == "alert")
+    monitor.limits = {}
     block(monitor, model, x)
     assert monitor.scalars["retrograde/unrecorded"] == 0
+
+
+def not_installed(scalars, step):
+    import a_tracker_that_is_not_installed  # noqa: F401
+
+
+def offline(scalars, step):
+    raise ConnectionError("the tracker is offline")
+
+
+@pytest.mark.parametrize(
+    ("log", "why"),
+    [
+        (offline, "ConnectionError: the tracker is offline"),
+        (not_installed, "No module named 'a_tr"),
+    ],
+)
+def test_a_tracker_that_is_not_there_ends_no_training(log, why):
+    model, x = Model(), torch.ones(2, 7, 3)
+    monitor = retrograde.Monitor(model, every=1, log=log)
+    with pytest.warns(UserWarning, match=why) as told:
+        for _ in range(3):  # said once: a second warning would be counted
+            block(monitor, model, x)
+    assert len(told) == 1 and "training goes on" in str(told[0].message)
+    assert [row["step"] for row in monitor.history] == [0, 1, 2]
+
+    def stopped(scalars, step):
+        raise KeyboardInterrupt
+
+    monitor.log = stopped
+    with pytest.raises(KeyboardInterrupt):
+        block(monitor, model, x)
 
 
 def test_sparse_gradients_have_norms_too():

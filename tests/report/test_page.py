@@ -15,7 +15,8 @@ import retrograde
 from retrograde import charts
 from retrograde.decomposition import Parts
 from retrograde.diagnosis import Check, Evidence, Finding, GateSeries, Threshold, Training, Trial
-from retrograde.report import Report, Settings, html
+from retrograde.report import Horizon, Report, Settings, html
+from retrograde.report.answer import answer
 from support.browser import in_a_browser
 
 HOSTILE = "<script>alert('x')</script> \"quotes\" ' `${1}` 長い名前 </code> " + "very-long" * 20
@@ -154,9 +155,6 @@ def test_the_page(page, show, report):
     assert places == sorted(places)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
-    page.set_viewport_size({"width": 420, "height": 900})
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-
     first = page.locator("details.finding").first
     assert "■ error exploding · encoder.lstm: It explodes." in " ".join(
         first.locator("summary").first.inner_text().split()
@@ -177,6 +175,102 @@ def test_the_page(page, show, report):
         assert part in text, part
     for row in SETTINGS.thresholds:
         assert row.name in text and row.reason in text
+
+
+def test_the_answer_where_nothing_is_wrong_or_nothing_can_be_said(layer):
+    passed = tuple(Check(rule, layer.name, "passed") for rule in RULES)
+    none = Report("Title", (layer,), settings=replace(SETTINGS, needs_lag=None), checks=passed)
+    found = answer(none)
+    assert (found.severity, found.verdict, dict(found.rows)["What next"].split(":")[0]) == (
+        *("passed", "nothing to mend"),
+        "Name the lag that matters to you, needs_lag=, and ask whether it is within reach.",
+    )
+    assert f"reaches back {layer.reach} of 19 steps" in dict(found.rows)["How far"]
+    remark = replace(none, findings=(finding(severity="info"),), settings=SETTINGS)
+    found = answer(remark)
+    assert found.verdict == "nothing to mend, 1 remark"
+    assert dict(found.rows)["Remarks"] == "vanishing (encoder.lstm)."
+    assert dict(found.rows)["What next"].startswith("Nothing in the recurrent layers.")
+    skipped = tuple(replace(check, status="not applicable", reason="-") for check in passed)
+    found = answer(replace(none, checks=skipped))
+    assert (found.severity, found.lead) == ("unknown", ("0 of 11 rules could look.",))
+
+
+def test_the_answer_names_a_few_of_many_layers(layer):
+    layers = tuple(replace(layer, name=f"layer {n}", reach=n + 3) for n in range(9))
+    findings = tuple(finding(layer=each.name) for each in layers)
+    rows = dict(answer(Report("Title", layers, findings, settings=SETTINGS)).rows)
+    assert rows["Where"] == (
+        "layer 0, gate forget, steps 0-12; likewise layer 1, layer 2, layer 3, layer 4 and 4 more"
+    )
+    assert rows["How far"] == "The gradient reaches back 3 to 11 steps in 9 layers; 52 are needed."
+    assert "Also found" not in rows
+
+
+def test_the_answer_to_a_question_of_its_own_comes_first(layer):
+    year = Horizon(12, "last year's season")
+    passed = (Check("vanishing", layer.name, "passed"),)
+    report = Report("Title", (replace(layer, beyond=0.2),), (), year, (), SETTINGS, passed)
+    found = answer(report)
+    assert found.lead[0] == report.sentences[0] and "last year's season" in found.lead[0]
+    assert found.lead[1].startswith("Nothing found.") and "How far" not in dict(found.rows)
+
+
+BEYOND = """() => [...document.querySelectorAll("body *")].filter((element) => {
+  const { left, right, width } = element.getBoundingClientRect();
+  return width && (left < 0 || right > innerWidth + 1) && !element.ownerSVGElement;
+}).map((element) => element.outerHTML.slice(0, 80))"""
+
+HIDDEN = """() => [...document.querySelectorAll("body *")].filter((element) =>
+  element.scrollWidth > element.clientWidth + 1 && getComputedStyle(element).overflowX !== "visible"
+).map((element) => element.outerHTML.slice(0, 80))"""
+
+
+@in_a_browser
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 800)])
+def test_the_first_screen_answers_and_nothing_is_beside_it(page, show, report, width, height):
+    page.set_viewport_size({"width": width, "height": height})
+    show(report)
+    shown = page.locator(".answer :is(.verdict, .lead, dt, dd)")
+    words = [text.replace("\n", " ") for text in shown.all_inner_texts()]
+    assert words == [
+        *("■ 1 error, 1 warning", "It explodes.", "Where", "encoder.lstm, gate forget, steps 0-12"),
+        "What helps",
+        "What moves it most in one pass: Forget bias 3, reach 7 -> 61 steps. "
+        "model.lstm.bias_ih_l0[3:6] = 3.0",
+        *("What to do", "Raise the forget bias.", "How far"),
+        f"The gradient reaches back {report.layers[0].reach} of 19 steps; 52 are needed.",
+        "Also found",
+        "vanishing (encoder.lstm).",
+    ]
+    for row in shown.all():
+        box = row.bounding_box()
+        assert box["y"] + box["height"] <= height
+    page.evaluate("for (const finding of document.querySelectorAll('details')) finding.open = true")
+    page.evaluate("new Promise((done) => setTimeout(done, 300))")  # charts take their width
+    assert page.evaluate(BEYOND) == [] and page.evaluate(HIDDEN) == []
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+@in_a_browser
+def test_a_phone_shows_whole_tables_menus_and_what_a_finger_taps(browser, hostile, tmp_path):
+    hostile.to_html(tmp_path / "page.html")
+    phone = browser.new_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    phone.goto((tmp_path / "page.html").as_uri())
+    phone.wait_for_function(DRAWN)
+    assert phone.evaluate(BEYOND) == [] and phone.evaluate(HIDDEN) == []
+    cell = phone.locator(".checks td, .overview td, .finding td").nth(1)
+    assert cell.evaluate("(cell) => getComputedStyle(cell, '::before').content") == '"value"'
+    chart = phone.locator("section [data-chart='0-lags']")
+    chart.locator("summary").tap()
+    menu = chart.locator(".vega-actions").bounding_box()
+    assert menu["x"] >= 0 and menu["x"] + menu["width"] <= 390
+    point = chart.locator("[aria-roledescription=point]").nth(9).bounding_box()
+    phone.touchscreen.tap(point["x"] - 4, point["y"] + 12)
+    assert "lag (steps)\t\n" in phone.locator("#vg-tooltip-element").inner_text()
+    phone.touchscreen.tap(5, 5)
+    assert not phone.locator("#vg-tooltip-element").is_visible()
+    phone.close()
 
 
 @in_a_browser
@@ -267,7 +361,12 @@ def test_print_shows_what_is_folded_and_is_light(page, show, report):
     assert page.locator("details.finding").nth(1).locator("svg.marks").first.is_visible()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.locator("h1").evaluate(CONTRAST) >= 4.5
-    assert page.pdf()[:5] == b"%PDF-"
+    whole = "(element) => getComputedStyle(element).breakInside"
+    for selector in ("figure", "tr", "pre", "li", "summary", "math"):
+        assert page.locator(selector).first.evaluate(whole) == "avoid", selector
+    assert not page.locator(".vega-embed summary").first.is_visible()
+    pdf = page.pdf()
+    assert pdf[:5] == b"%PDF-" and pdf.count(b"/Type /Page\n") >= 4
 
     page.emulate_media(media="screen")
     opened = "[...document.querySelectorAll('details.finding')].map((d) => d.open)"

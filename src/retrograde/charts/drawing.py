@@ -27,13 +27,14 @@ POINTS = 1000
 INK, ACCENT, COUNTER, GREY = "#3a7cab", "#c4478a", "#c96f0a", "#7f7f7f"
 
 SERIES = (
-    *("#3b7bbf", "#c96f0a", "#2f9158", "#d5494c", "#9467bd"),
-    *("#9c6b4e", "#d1579b", "#8a8a1f", "#1c93a0", "#7f7f7f"),
-    *("#b08030", "#5f82e0", "#0f8a78", "#e0605f", "#a85fd6"),
-    *("#b4633c", "#c04a9e", "#5f8f2f", "#6b7f99", "#9a7d8f"),
+    *("#3b7bbf", "#c96f0a", "#2da55a", "#c33c2d", "#963cff"),
+    *("#5a695a", "#a57896", "#9678ff", "#8a8a1f", "#1c93a0"),
+    *("#9c6b4e", "#d1579b", "#9467bd", "#e0605f", "#0f8a78"),
+    *("#b08030", "#5f82e0", "#a85fd6", "#2f9158", "#d5494c"),
 )
+"""The first eight are told apart whatever colours their reader sees."""
 
-RAMP = ("#3b7bbf", "#8a5fd0", "#c04a9e", "#d9573f", "#c98000")
+RAMP = ("#2f66d8", "#6a78a8", "#857d78", "#a87c3e", "#c98000")
 """Colours that stand out (3 to 1 and more) from white paper and from a dark page alike."""
 
 SHAPES = (

@@ -113,8 +113,8 @@ def reach_by_layer(
     """
     some = f"{len(curves)} of {of} layers, those with findings first. " if len(curves) < of else ""
     read = (
-        f"{some}A line that is below the dashed {floor:.0%} at a lag hardly learns from there; "
-        "one unit down is half."
+        f"{some}Where a line is below the dashed {floor:.0%}, hardly anything is learned from so "
+        "far back; a line that rises explodes. One unit is a factor of 2."
     )
     title = titled("How much of the gradient comes from how far back", read)
     return _left(altair(), curves, floor, title, needs_lag, 200)

@@ -59,7 +59,7 @@ def clipping(
         if not rows:
             return nothing(alt, title["text"])
         data = table(alt, {"part": "string", "gradient": "string", "share": "number"}, rows)
-        scale = alt.Scale(domain=when, range=[GREY, ACCENT])
+        scale = alt.Scale(domain=when, range=[GREY, INK])
         angle = 0 if axis.startswith("lag") else -35
         panels.append(
             alt.Chart(data, width=WIDTH - 120, height=150)

@@ -73,8 +73,9 @@ class Monitor:
     Nothing of ours raises into a training loop. What cannot be recorded or looked at (a layer that
     is refused, a block without a backward pass, a NaN, a mistake of ours), and a layer whose parts,
     over the whole pass, do not add up to its gradient (`flow.residual`), adds to `unrecorded`; the
-    first reason is given as a warning, and `problems` has those of the latest block. What the
-    model, the loss or `log` raises passes through.
+    first reason is given as a warning, and `problems` has those of the latest block. An error of
+    `log` is given as a warning too: a tracker that is offline, or not installed, ends no training.
+    What the model, the loss or `alert` raises passes through.
 
     Args:
         model: any module with recurrent layers inside, also wrapped by DistributedDataParallel or
@@ -230,7 +231,11 @@ class Monitor:
         self._warn()
         self._check_limits()
         if self.log is not None:
-            self.log(self.scalars, self.step)
+            try:
+                self.log(self.scalars, self.step)
+            except Exception as error:  # a tracker that is offline must not end a training
+                words = f"`log` raised {type(error).__name__}: {error}"
+                self._say("log", f"{words}; training goes on, and `history` has the scalars")
 
     def _read(self, seen: WatchedPass) -> None:
         """Look at a block that was recorded."""

@@ -66,11 +66,10 @@ def answer(report: ReportData) -> Answer:
     first, *others = report.findings
     alike = {f.layer: f for f in others if f.rule == first.rule and f.layer}
     rows = [("Where", place(first) + (f"; likewise {_some(list(alike))}" if alike else ""))]
-    helps = what_helps(first)
-    if first.trials:
-        rows.append(("What helps", helps + "."))
-    if first.advice:
-        rows.append(("What to do", first.advice[0].rstrip(".") + "."))
+    helps = what_helps(first).rstrip(".") + "."
+    advice = [text.rstrip(".") + "." for text in first.advice[:1]]
+    rows += [("What helps", helps)] if first.trials else []
+    rows += [("What to do", text) for text in advice if not first.trials or text != helps]
     if not asked and (far := _reaches(report)):
         rows.append(("How far", far))
     if rest := [found for found in others if found not in alike.values()]:
@@ -107,7 +106,8 @@ def _reaches(report: ReportData) -> str:
     else:
         words = f"The gradient reaches back {reach_in_words(known[0])}"
     lag = report.settings.needs_lag
-    return words + (f"; {counted(lag, 'step')} are needed." if lag is not None else ".")
+    needed = "1 is" if lag == 1 else f"{lag} are"
+    return words + (f"; {needed} needed." if lag is not None else ".")
 
 
 def _counts(findings: tuple[Finding, ...]) -> str:
