@@ -57,7 +57,7 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/spectra_cost.py
 
 docs: .venv/dev
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs site
 
 clean:
 	rm -rf .venv site

@@ -1,17 +1,14 @@
-"""A mkdocs hook: the pages of the reference, one for each package, with all of its public names.
+"""The pages of the reference, one for each package, with all of its public names.
 
-The text is that of the docstrings, which mkdocstrings renders. A name stands on the page of the
-package that exports it; the first page lists those at the top level. The pages exist only while the
-documentation is built, so that none of them can be out of date.
+Sphinx writes them while it builds the documentation (docs/conf.py), so that none of them can be out
+of date; the text is that of the docstrings. A name stands on the page of the package that exports
+it; the first page lists those at the top level.
 """
 
 import ast
 import importlib
 import inspect
 from types import ModuleType
-from typing import Any
-
-from mkdocs.structure.files import File
 
 PAGES = {
     "recording": ("retrograde.recording",),
@@ -19,6 +16,8 @@ PAGES = {
     "decomposition": ("retrograde.decomposition",),
     "spectra": ("retrograde.spectra",),
     "weights": ("retrograde.spectra.weights",),
+    "horizon": ("retrograde.horizons", "retrograde.truncation"),
+    "declarations": ("retrograde.declarations",),
     "diagnosis": ("retrograde.diagnosis",),
     "reports": ("retrograde.report",),
     "clipping": ("retrograde.clipping",),
@@ -29,13 +28,15 @@ PAGES = {
 }
 """By page: the modules whose public names it documents."""
 
-INDEX = """# Reference
+INDEX = """The Python API
+==============
 
 Every public name, with its meaning, shapes, errors and an example that runs. What stands at the top
 level of the package:
 
-| name | what it is |
-|---|---|
+.. list-table::
+   :widths: 30 70
+
 """
 
 
@@ -51,7 +52,7 @@ def public(module: ModuleType) -> list[str]:
 
 
 def defined_in(module: ModuleType, name: str) -> str:
-    """The dotted place where a name is defined, which is what mkdocstrings looks up."""
+    """The dotted place where a name is defined, which no two names share."""
     value = getattr(module, name)
     if inspect.isclass(value) or inspect.isroutine(value):
         return f"{value.__module__}.{value.__qualname__}"
@@ -88,28 +89,32 @@ def first_sentence(value: object) -> str:
     return (inspect.getdoc(value) or "").split("\n\n")[0].replace("\n", " ")
 
 
+def entry(place: str, name: str, value: object) -> str:
+    """What autodoc is asked to show."""
+    if inspect.isclass(value) or inspect.isroutine(value):
+        return f"\n.. auto{'class' if inspect.isclass(value) else 'function'}:: {name}\n"
+    return f"\n.. autodata:: {place}\n   :no-value:\n"
+
+
 def render() -> dict[str, str]:
     """The pages by file name."""
     found = names()
-    page_of = {place: page for page, entries in found.items() for place in entries}
+    full = {
+        place: place if not (inspect.isclass(value) or inspect.isroutine(value)) else name
+        for entries in found.values()
+        for place, (name, value) in entries.items()
+    }
     pages = {}
     for page, modules in PAGES.items():
-        title = ", ".join(f"`{module}`" for module in modules)
+        title = ", ".join(f"``{module}``" for module in modules)
         about = "\n\n".join(first_sentence(importlib.import_module(m)) for m in modules)
-        entries = "\n".join(f"\n::: {place}" for place in found[page])
-        pages[f"{page}.md"] = f"# {title}\n\n{about}\n{entries}\n"
+        entries = "".join(entry(place, *named) for place, named in found[page].items())
+        pages[f"{page}.rst"] = f"{title}\n{'=' * len(title)}\n\n{about}\n{entries}"
     top = importlib.import_module("retrograde")
-    rows = ""
-    for name in public(top):
-        place = defined_in(top, name)
-        rows += (
-            f"| [`{name}`]({page_of[place]}.md#{place}) | {first_sentence(getattr(top, name))} |\n"
-        )
-    return {"index.md": INDEX + rows, **pages}
-
-
-def on_files(files: Any, config: Any, **_: Any) -> Any:
-    """mkdocs calls this with all files of the documentation."""
-    for name, text in render().items():
-        files.append(File.generated(config, f"api/{name}", content=text))
-    return files
+    rows = "".join(
+        f"   * - :py:obj:`~{full[defined_in(top, name)]}`\n"
+        f"     - {first_sentence(getattr(top, name))}\n"
+        for name in public(top)
+    )
+    contents = "".join(f"   {page}\n" for page in PAGES)
+    return {"index.rst": INDEX + rows + f"\n.. toctree::\n   :maxdepth: 1\n\n{contents}", **pages}

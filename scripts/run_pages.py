@@ -68,7 +68,9 @@ class Page:
 
     def _shown(self, example: Example) -> str | None:
         printed, self._printed = self._printed, ""
-        if agree(str(example.parsed), printed):
+        shown = str(example.parsed)
+        wrapped = [[len(line.split()) for line in text.split("\n")] for text in (shown, printed)]
+        if agree(shown, printed) and (self.check or wrapped[0] == wrapped[1]):
             return None
         self._blocks.append((example.start, example.end, f"```text\n{printed}```"))
         return f"the page shows\n{example.parsed}\nand this run printed\n{printed}" * self.check

@@ -229,12 +229,14 @@ ROWS: dict[str, Row] = {
         {
             **{"model": nn.LSTM(1, 2), "batches": X, "loss_fn": lambda m, x: m(x)[0].sum()},
             **{"kind": "chunks", "layer": "LSTM", "most": 2, "seed": 1, "progress": None},
-            **{"training_steps": 10, "batch_size": 4, "cells": None},
+            **{"training_steps": 10, "batch_size": 4, "cells": None, "past": "mean"},
+            "cut": lambda batch, steps: batch[-steps:],
         },
         {
             **{"model": RECURRENT, "batches": FREE, "loss_fn": taking(2), "kind": NAME},
             **{"layer": NAME_OR_NONE, "most": COUNT, "seed": INTEGER, "training_steps": COUNT},
             **{"batch_size": COUNT_OR_NONE, "progress": taking(3, FUNCTION_OR_NONE)},
+            **{"past": NAME, "cut": taking(2, FUNCTION_OR_NONE)},
             "cells": Kind((3, TEXT, LIST, math.nan, {"nonesuch": 3}, {3: 3})),
         },
     ),
@@ -493,6 +495,7 @@ ROWS: dict[str, Row] = {
     "Horizon.each": Row(HORIZON.each, {"measure": "bias"}, {"measure": NAME}),
     "Horizon.window": Row(HORIZON.window, {"delta": 0.1}, {"delta": DELTA}),
     "Horizon.summary": Row(HORIZON.summary, {"delta": 0.1}, {"delta": DELTA}),
+    "Horizon.recommendation": Row(HORIZON.recommendation, {"delta": 0.1}, {"delta": DELTA}),
     "Horizon.chart": Row(HORIZON.chart, {"delta": 0.1}, {"delta": DELTA}),
     "Flow.by_crossing": Row(
         FLOW.by_crossing,

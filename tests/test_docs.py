@@ -133,6 +133,14 @@ def test_the_pages_of_the_rules_are_fresh():
     rule_pages = runpy.run_path(str(ROOT / "scripts" / "rule_pages.py"))
     there = {path.name: path.read_text() for path in rule_pages["FOLDER"].iterdir()}
     assert there == rule_pages["render"](), "run python scripts/rule_pages.py"
+    assert rule_pages["PROBLEMS"].read_text() == rule_pages["problems"]()
+
+
+def test_a_rule_that_no_symptom_leads_to_is_refused():
+    rule_pages = runpy.run_path(str(ROOT / "scripts" / "rule_pages.py"))
+    _, *names = rule_pages["SYMPTOMS"].popitem()[1]
+    with pytest.raises(SystemExit, match=f"leads to no.*{names[0]}"):
+        rule_pages["problems"]()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
@@ -152,7 +160,23 @@ def test_the_citation_names_this_version():
     assert f"\nversion: {project['version']}\n" in (ROOT / "CITATION.cff").read_text()
 
 
-def test_every_page_is_in_the_navigation():
-    navigation = (ROOT / "mkdocs.yml").read_text()
-    for page in (ROOT / "docs").rglob("*.md"):
-        assert f" {page.relative_to(ROOT / 'docs')}\n" in navigation
+def test_every_page_is_in_a_table_of_contents():
+    """The build would complain, too; it is not part of these tests."""
+    docs = ROOT / "docs"
+    contents = r"^```\{toctree\}\n(.*?)^```$"
+    named = {
+        (page.parent / line).relative_to(docs).as_posix()
+        for page in docs.rglob("*.md")
+        for block in re.findall(contents, page.read_text(), re.MULTILINE | re.DOTALL)
+        for line in block.splitlines()
+    }
+    for page in set(docs.rglob("*.md")) - {docs / "index.md"}:
+        assert page.relative_to(docs).with_suffix("").as_posix() in named
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_code_fits_a_laptop(page):
+    """Beside the list of pages a screen of 1280 pixels has room for as many characters."""
+    for block in re.findall(r"^```.*?^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+        for line in block.splitlines():
+            assert len(line) <= 88, line

@@ -25,6 +25,7 @@ from retrograde.decomposition.all_reduced import (
 )
 from retrograde.decomposition.bins import Bins, lag_bins
 from retrograde.decomposition.by_crossing import Crossings
+from retrograde.decomposition.by_input import INPUT, by_input
 from retrograde.decomposition.by_lag import Lags, LagSums
 from retrograde.decomposition.by_parameter import by_parameter
 from retrograde.decomposition.by_route import Routes
@@ -333,14 +334,19 @@ class Flow(AbstractPass):
         """The sum of C[t,k] over all pairs whose lag falls in a bin.
 
         Args:
-            parameter: a name, or None for the whole gradient as one vector.
+            parameter: a name, or None for the whole gradient as one vector; "input" for dL/dx,
+                whose parts [T, B, I] say how far back the loss is sensitive to what was read. (A
+                layer that reads both ways reads x twice, each direction in its own order.)
             bins: "octaves" (0, 1, 2, 3-4, 5-8, ...), "every" (each lag on its own; the parts then
                 take T times the memory of the gradient), or the first lag of each bin.
 
         Raises:
             ArgumentError: for an unknown parameter or bins that do not ascend from 0.
         """
-        return self._by(Lags(lag_bins(bins, self.steps)), parameter)
+        lags = lag_bins(bins, self.steps)
+        if parameter == INPUT:
+            return by_input(self.unrolled, self.entries, lags)
+        return self._by(Lags(lags), parameter)
 
     def by_route(self, parameter: str | None = None, bins: Bins = "octaves") -> Parts:
         """The parts by lag, split by the route of the last hop, the one that arrives at step k.

@@ -1,9 +1,8 @@
 """The truncation curve of a model over several batches."""
 
 import statistics
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -12,52 +11,30 @@ from torch import nn
 
 from retrograde import _checks
 from retrograde._words import counted
-from retrograde.cells import SideBySide
 from retrograde.declarations.matching import Declared
-from retrograde.decomposition import Flow
-from retrograde.decomposition.bins import lag_bins
-from retrograde.decomposition.flow import unasked, void_in_words
+from retrograde.decomposition.flow import unasked
 from retrograde.diagnosis.batches import Batches, calls_next, draw, is_source
 from retrograde.diagnosis.copies import copied_model, untouched
 from retrograde.diagnosis.examine import Progress
 from retrograde.diagnosis.run import LossFunction, run
 from retrograde.engine import Scaled
-from retrograde.errors import ArgumentError, VoidDecompositionWarning
-from retrograde.recording import Recording
+from retrograde.errors import ArgumentError
+from retrograde.horizons.price import price
+from retrograde.horizons.seen import Seen, look, put
+from retrograde.horizons.shorter import Cut, shortened
+from retrograde.horizons.unexplained import parts_of, unexplained
+from retrograde.horizons.used import PASTS, losses_without_the_past
 from retrograde.recording.layers import declared
-from retrograde.truncation.horizon import Horizon, with_layers
+from retrograde.truncation.horizon import Horizon
 from retrograde.truncation.measures import Measures
-from retrograde.truncation.signal import signal_of
-from retrograde.truncation.truncated import Binned, Truncation, fold_lags
+from retrograde.truncation.signal import Signal, signal_of
+from retrograde.truncation.used import Used
 
 BATCHES = 16
 """Batches that are looked at unless the caller says otherwise."""
 
 TRAINING_STEPS = 1000
 """Steps of the training that learnability is judged for unless the caller says otherwise."""
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """What one pass says.
-
-    Attributes:
-        measures: by name, "" for the whole gradient.
-        parts: those of each bin of lags, by layer and parameter.
-        lags: the bins.
-        steps: of the longest layer.
-        reach: the largest of any layer.
-        samples: of the batch.
-        notes: what a reader must know.
-    """
-
-    measures: Mapping[str, Measures]
-    parts: tuple[Mapping[str, Scaled], ...]
-    lags: tuple[range, ...]
-    steps: int
-    reach: int
-    samples: int
-    notes: tuple[str, ...]
 
 
 def horizon(
@@ -70,6 +47,8 @@ def horizon(
     most: int = BATCHES,
     training_steps: int = TRAINING_STEPS,
     batch_size: int | None = None,
+    past: str = "another sample",
+    cut: Cut | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     cells: Declared | None = None,
@@ -86,7 +65,10 @@ def horizon(
         batches: a DataLoader, an iterator or a function of a seed; or a single batch, which a list
             or a tuple is too.
         loss_fn: maps (model, batch) to the scalar loss; it must use the model that it is given.
-        kind: "sliding" or "chunks".
+        kind: "sliding" (every loss step looks back over K steps), "chunks" (the state is detached
+            every K steps; the mean over the phases of the cut) or "window" (the input is cut, so
+            that the forward pass, too, starts K steps before the first loss step). The last needs
+            forward passes, and is known on a grid of K only.
         layer: the one recurrent layer to look at; all if None. The recurrence of each is then
             truncated on its own: what comes to a layer through the past of a layer above it counts
             as given by the loss, so that the bias of truncating all of them at once may be larger.
@@ -94,6 +76,12 @@ def horizon(
         training_steps: how many steps a training has to tell signal from noise, for the
             learnability horizon.
         batch_size: the samples of each of its batches; those of the batches seen if None.
+        past: what stands in for all older than K steps, when the forward pass is asked what it
+            uses: "another sample" of the batch (half a batch away, so that the neighbours of an
+            ordered batch are not each other's), the "mean" of the layer's input, or "zeros".
+        cut: for kind="window": maps (batch, steps) to the batch with only the last so many steps
+            of its input. Without it tensors of the batch with one axis as long as the sequence are
+            cut along that axis, and it is checked that the layer then reads what it read before.
         seed: of what is random in the passes, and of the batches where they are a function.
         progress: called with (batches done, batches in all, what comes next).
         cells: further recurrences inside the model, as `record` takes them.
@@ -103,7 +91,9 @@ def horizon(
 
     Raises:
         ArgumentError: for a kind, layer or number that cannot be, if there is no batch, if batches
-            differ in steps or layers, or if the loss is not a scalar tensor with a gradient.
+            differ in steps or layers, or if the loss is not a scalar tensor with a gradient; for
+            kind="window" where the loss enters at the first step, so that there is nothing to cut,
+            or where it cannot be told how to cut the input.
         RetrogradeError: whatever `record` and `decompose` refuse.
 
     Example:
@@ -121,17 +111,22 @@ def horizon(
         True
     """
     _checks.model("model", model)
-    _checks.function("loss_fn", loss_fn, "(model, batch) -> loss", takes=2)
-    kind = _checks.one_of("kind", kind, ("sliding", "chunks"))
+    _checks.loss_function(loss_fn)
+    kind = _checks.one_of("kind", kind, ("sliding", "chunks", "window"))
     if layer is not None:
         _checks.instance("layer", layer, str, "the name of a layer")
     most, seed = _checks.whole("most", most), _checks.whole("seed", seed, -(2**63), 2**64 - 1)
+    past = _checks.one_of("past", past, PASTS)
     training_steps = _checks.whole("training_steps", training_steps)
     batch_size = _checks.optional_whole("batch_size", batch_size)
+    if cut is not None:
+        _checks.function("cut", cut, "(batch, steps) -> batch", takes=2)
     if progress is not None:
         _checks.function("progress", progress, "(done, total, what comes next)", takes=3)
     every: list[Seen] = []
-    left_out = 0
+    left_out, unknown = 0, ""
+    rows: list[list[float]] = []
+    shorter: list[tuple[tuple[int, ...], dict[str, Measures]]] = []
     with declared(model, cells):
         given = _given(model, batches, loss_fn, seed, most)
         total = len(given.drawn) if given.function is None else most
@@ -140,34 +135,80 @@ def horizon(
                 progress(len(every), total, f"batch {len(every) + 1} of {total}")
             with untouched(model):
                 recording = run(copied_model(model), batch, loss_fn, seed).recording
-            seen = _seen(recording, layer, kind)
+            seen = look(recording, layer, kind)
             if every and seen.samples != every[0].samples:
                 left_out += 1
                 continue
             every.append(seen)
             _like_the_first(every)
-    first = every[0]
-    signal = signal_of(first.lags, [seen.parts for seen in every], first.samples)
+            if kind == "window":
+                with untouched(model):
+                    shorter.append(shortened(model, batch, loss_fn, seed, seen.layers, cut))
+            if len(seen.layers) > 1:
+                unknown = "what the model uses is not known of several layers; name one, layer="
+            if not unknown:
+                (recorded,) = seen.layers.values()
+                with untouched(model):
+                    losses = losses_without_the_past(
+                        model, batch, loss_fn, seed, unasked(recorded), replaced(seen.lags), past
+                    )
+                if isinstance(losses, str):
+                    unknown = f"what the model uses is not known: {losses}"
+                else:
+                    rows.append(losses)
+        first = every[0]
+        measures = {name: tuple(seen.measures[name] for seen in every) for name in first.measures}
+        steps = tuple(range(1, first.steps + 1))
+        if shorter:
+            steps = shorter[0][0]
+            measures = {n: tuple(found[n] for _, found in shorter) for n in shorter[0][1]}
+        found = Horizon(
+            kind,
+            steps,
+            first.steps,
+            measures,
+            round(statistics.median(seen.reach for seen in every)),
+            signal=signal_of(first.lags, [seen.parts for seen in every], first.samples),
+            training_steps=training_steps,
+            batch_size=batch_size,
+            used=None if unknown else Used(replaced(first.lags), torch.tensor(rows).double(), past),
+            sensitivity=torch.stack([seen.sensitivity for seen in every]).mean(0),
+        )
+        if len(every) > 1:
+            found = replace(found, unexplained=_unexplained(every))
+        found = replace(found, price=price(model, first.layers, found.window()))
     notes = list(dict.fromkeys(note for seen in every for note in seen.notes))
+    if unknown:
+        notes.append(unknown)
     if len(every) == 1:
         notes.append(SINGLE)
     if left_out:
         notes.append(f"left out: {counted(left_out, 'batch', 'batches')} of another size")
-    return Horizon(
-        kind,
-        tuple(range(1, first.steps + 1)),
-        first.steps,
-        {name: tuple(seen.measures[name] for seen in every) for name in first.measures},
-        round(statistics.median(seen.reach for seen in every)),
-        signal.learnable(training_steps, batch_size) if len(every) > 1 else None,
-        tuple(notes),
-        signal=signal,
-        training_steps=training_steps,
-        batch_size=batch_size,
-    )
+    if kind == "window":
+        notes.append(GRID)
+    return replace(found, notes=tuple(notes))
 
 
 SINGLE = "a single batch: nothing tells signal from noise, so no learnability horizon is known"
+
+GRID = "the model was run on inputs of these lengths only: the window may lie between two of them"
+
+
+def _unexplained(every: Sequence[Seen]) -> Signal:
+    """Signal and noise of what the present state does not explain."""
+    first = every[0]
+    starts = [each.start for each in first.lags]
+    parts: list[list[dict[str, Scaled]]] = [[{} for _ in starts] for _ in every]
+    for name in first.layers:
+        flows = [unasked(seen.layers[name]) for seen in every]
+        for number, (flow, direct) in enumerate(zip(flows, unexplained(flows), strict=True)):
+            put(parts[number], name, parts_of(flow, direct, starts))
+    return signal_of(first.lags, parts, first.samples)
+
+
+def replaced(lags: Sequence[range]) -> tuple[int, ...]:
+    """The K at which all older is replaced: from the first lag of each bin on."""
+    return (*(each.start for each in lags), lags[-1].stop)
 
 
 def _like_the_first(every: Sequence[Seen]) -> None:
@@ -196,74 +237,3 @@ def _given(model: nn.Module, batches: Any, loss_fn: LossFunction, seed: int, mos
         if calls_next(model, first, loss_fn, seed):
             return Batches(batches, (batches,))
     return draw(batches, seed, most) if is_source(batches) else Batches(batches, (batches,))
-
-
-def _seen(recording: Recording, layer: str | None, kind: str) -> Seen:
-    """Look at one pass."""
-    if layer is not None and layer not in recording.refused:
-        _checks.existing("layer", layer, recording)
-    names = [*recording] if layer is None else [layer]
-    if not names:
-        recording.only()  # says why
-    flows = {name: unasked(recording[name]) for name in names}
-    steps = max(flow.steps for flow in flows.values())
-    lags = lag_bins("octaves", steps)
-    measures: dict[str, Measures] = {}
-    parts: list[dict[str, Scaled]] = [{} for _ in lags]
-    notes = []
-    for name, flow in flows.items():
-        if not flow.residual.ok:
-            words = void_in_words(name, flow.residual)
-            warnings.warn(words, VoidDecompositionWarning, stacklevel=3)
-        truncation = Truncation(kind, flow.gradient)
-        binned = Binned(lag_bins([bin_.start for bin_ in lags], flow.steps))
-        fold_lags(flow.lag_by_lag(), [truncation, binned])
-        for number, some in enumerate(binned.parts):
-            parts[number] |= {f"{name}: {of}": row for of, row in some.items()}
-        for some in parts[len(binned.parts) :]:
-            some |= {f"{name}: {of}": row for of, row in nothing_like(flow.gradient).items()}
-        found = with_layers(truncation.result())
-        if len(flows) == 1:
-            measures = found
-        else:
-            found = {of: one.extended(steps) for of, one in found.items()}
-            measures[name] = found.pop("")
-            measures |= {f"{name}: {of}": one for of, one in found.items()}
-        if ends_lags(flow):
-            notes.append(f"{name}: {ENDS}")
-    if len(flows) > 1:
-        whole = Measures.together([measures[name] for name in flows])
-        measures = {"": whole, **measures}
-        notes.append(SEVERAL)
-    return Seen(
-        measures,
-        tuple(parts),
-        lags,
-        steps,
-        max(flow.reach for flow in flows.values()),
-        max(flow.recorded.x.shape[1] for flow in flows.values()),
-        tuple(notes),
-    )
-
-
-SEVERAL = (
-    "several recurrent layers: the recurrence of each is truncated on its own, and what comes to a "
-    "layer through another one's past counts as given by the loss, so that truncating all of them "
-    "at once may lose more"
-)
-
-ENDS = (
-    "what comes from beyond some steps counts as given by the loss there, so that truncating the "
-    "whole model may lose more"
-)
-
-
-def ends_lags(flow: Flow) -> bool:
-    """Whether lags end inside the layer: at some steps, or at a layer that reads both ways."""
-    both = isinstance(flow.recorded.cell, SideBySide) and len(flow.recorded.cell.layers) > 2
-    return flow.reach_is_lower_bound or both
-
-
-def nothing_like(rows: Mapping[str, Scaled]) -> dict[str, Scaled]:
-    """Zeros of the same shapes."""
-    return {n: Scaled(torch.zeros_like(row.values), row.exponent) for n, row in rows.items()}

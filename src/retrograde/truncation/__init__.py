@@ -1,7 +1,9 @@
 """How much of a gradient is left when back-propagation through time is truncated."""
 
-from retrograde.truncation.horizon import Horizon
+from retrograde.truncation.horizon import Column, Horizon
 from retrograde.truncation.measures import Measures
+from retrograde.truncation.price import Price
 from retrograde.truncation.signal import Signal
+from retrograde.truncation.used import Used
 
-__all__ = ["Horizon", "Measures", "Signal"]
+__all__ = ["Column", "Horizon", "Measures", "Price", "Signal", "Used"]

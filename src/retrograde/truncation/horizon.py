@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from retrograde._optional import optional
 from retrograde._words import steps as in_words
 from retrograde.cells.position import SUFFIX, Position
 from retrograde.truncation.measures import Measures
+from retrograde.truncation.price import Price
 from retrograde.truncation.signal import Signal
+from retrograde.truncation.used import Used
 
 Band = list[list[float]]
 """The lower end, the median and the upper end of a curve over batches."""
@@ -27,7 +30,30 @@ MEASURES = ("bias", "cosine", "ratio", "signs")
 MOST_BATCHES = 0.9
 """The share of the batches in which the bias must be small enough."""
 
+OTHER_WEIGHTS = (
+    "A bias near zero at these weights proves nothing about other weights: a fresh network forgets."
+)
+
 AT_THESE_WEIGHTS = "at the current weights; other weights have another horizon"
+
+
+@dataclass(frozen=True)
+class Column:
+    """What is known of one bin of lags.
+
+    Attributes:
+        lags: the lags.
+        used: by how much the loss falls when the forward pass sees these lags too.
+        reached: the size of their part of the gradient over that of the whole.
+        learnable: their `Signal.learnability`, above 1 where the signal exceeds its noise.
+        interval: that of it.
+    """
+
+    lags: range
+    used: float | None
+    reached: float
+    learnable: float | None
+    interval: tuple[float, float] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +75,19 @@ class Horizon:
         measures: of each batch, by name: "" for the whole gradient, then layers and parameters.
         reach: `Flow.reach`, the largest lag whose mean contribution is still 1 % of that at lag 0;
             the median over batches.
-        learnable: the learnability horizon in steps; None for a single batch.
         notes: what a reader must know.
         name: what the curves are of, "" for the whole gradient; `of` gives those of the others.
         signal: signal and noise by lag, of the whole gradient; None of a single pass.
         training_steps: of the training that learnability is judged for.
         batch_size: the samples of its batches; None for those of the batches seen.
+        unexplained: the same of the part of the gradient that a better readout of the present state
+            would not remove (dL/ds_t without what follows from h_t by least squares over all
+            samples, steps and batches). `learnable` rests on it: in a fresh network the rest is a
+            signal at every lag, whatever the data hold. None for a single batch.
+        used: what the forward pass uses; None where that is not known.
+        price: what the window of bias 0.1 costs, measured; None where that is not known.
+        sensitivity: for each bin of `signal.lags` log2 of the norm of the part of dL/dx of these
+            lags (`Flow.by_lag("input")`), the mean over batches; None of a single pass.
 
     Example:
         >>> import torch, retrograde
@@ -75,12 +108,15 @@ class Horizon:
     length: int
     measures: Mapping[str, tuple[Measures, ...]]
     reach: int
-    learnable: int | None = None
     notes: tuple[str, ...] = ()
     name: str = ""
     signal: Signal | None = None
     training_steps: int = 1
     batch_size: int | None = None
+    unexplained: Signal | None = None
+    used: Used | None = None
+    price: Price | None = None
+    sensitivity: Float[Tensor, "M"] | None = None
 
     @staticmethod
     def of_one(kind: str, found: Mapping[str, Measures], length: int, reach: int) -> "Horizon":
@@ -137,6 +173,17 @@ class Horizon:
         ]
         return torch.stack(rows)
 
+    @property
+    def learnable(self) -> int | None:
+        """The learnability horizon, a lag: beyond it no signal is shown to be above its noise.
+
+        `unexplained.learnable` for `training_steps` of `batch_size` samples; -1 where there is no
+        signal at any lag, None for a single batch.
+        """
+        if self.unexplained is None:
+            return None
+        return self.unexplained.learnable(self.training_steps, self.batch_size)
+
     def window(self, delta: float = DELTA) -> int | None:
         """The smallest K whose bias is at most delta in at least 90 % of the batches.
 
@@ -173,20 +220,73 @@ class Horizon:
             else f"window     none: the bias stays above {delta:g}{share}",
             f"reach      {self.reach} of {self.length - 1} steps",
         ]
+        if self.used is not None:
+            lines.append(f"used       {_lag_in_words(self.used.lag)}, by the forward pass")
         if self.learnable is not None:
-            assert self.signal is not None
-            lines.append(f"learnable  {_lag_in_words(self.learnable)}, {self._training}")
+            words = f"{_lag_in_words(self.learnable)}, from {self._training}"
+            lines.append(f"learnable  {words}")
         return [*lines, AT_THESE_WEIGHTS, *self.notes]
+
+    @property
+    def columns(self) -> tuple["Column", ...]:
+        """Used, reached and learnable side by side, a row for each bin of lags; none of one pass.
+
+        What is not known is None.
+        """
+        if self.signal is None:
+            return ()
+        signal, used, unexplained = self.signal, self.used, self.unexplained
+        asked = self.training_steps, self.batch_size
+        whole = median([one.whole for one in self.measures[""]])
+        ends = [] if unexplained is None else unexplained.interval(*asked).tolist()
+        learnable = [] if unexplained is None else unexplained.learnability(*asked).tolist()
+        return tuple(
+            Column(
+                lags,
+                None if used is None else float(used.by_bin[number]),
+                float(signal.size[number] / 2.0**whole),
+                learnable[number] if learnable else None,
+                (ends[number][0], ends[number][1]) if ends else None,
+            )
+            for number, lags in enumerate(signal.lags)
+        )
+
+    def recommendation(self, delta: float = DELTA) -> str:
+        """The window to choose in a sentence or two, and what a longer one could do.
+
+        Raises:
+            ArgumentError: if delta is not a number from 0.
+        """
+        delta = _allowed(delta)
+        window, learnable = self.window(delta), self.learnable
+        share = f" in {MOST_BATCHES:.0%} of the batches" if self.batches > 1 else ""
+        if window is None:
+            words = f"No K up to {self.steps[-1]} has a bias of at most {delta:g}{share}."
+        else:
+            words = (
+                f"At the current weights a window of {in_words(window)} is the smallest with a "
+                f"bias of at most {delta:g}{share}"
+            )
+            priced = self.price is not None and self.price.steps == window < self.length
+            words += f"; it takes {self.price}." if priced else "."
+        if learnable is None:
+            return f"{words} {OTHER_WEIGHTS}"
+        if window is not None and learnable < window:
+            far = "at any lag" if learnable < 0 else f"beyond lag {learnable}"
+            return (
+                f"{words} A longer window cannot help, as far as {self._training} show: what it "
+                f"would add has no signal above its noise {far} (learnability below 1)."
+            )
+        return (
+            f"{words} But {self._training} show a signal up to lag {learnable}, of which a window "
+            f"of fewer than {learnable + 1} steps leaves a part out. {OTHER_WEIGHTS}"
+        )
 
     @property
     def _training(self) -> str:
         assert self.signal is not None
         size = self.batch_size or self.signal.batch_size
-        at_most = self.signal.learnable_at_most(self.training_steps, self.batch_size)
-        return (
-            f"and no more than {at_most}, from {self.training_steps} training steps with batches "
-            f"of {size}"
-        )
+        return f"{self.training_steps} training steps with batches of {size}"
 
     def to_dataframe(self) -> Any:
         """A pandas DataFrame: a row for each name, batch and K, with the measures.

@@ -26,6 +26,15 @@ class Measures:
         cosine: of g_K and g; NaN where either is 0.
         signs: the number of entries whose sign differs, zero being a sign of its own.
         entries: the number of entries.
+
+    Example:
+        >>> import torch, retrograde
+        >>> lstm = torch.nn.LSTM(2, 3)
+        >>> with retrograde.record(lstm) as recording:
+        ...     lstm(torch.randn(20, 4, 2))[0][-1].sum().backward()
+        >>> (measures,) = retrograde.decompose(recording).horizon().measures[""]  # of a batch
+        >>> len(measures.bias)
+        20
     """
 
     whole: float
@@ -53,7 +62,7 @@ class Measures:
             torch.stack([getattr(part, name).cpu() for part in parts])
             for name in ("size", "missing")
         )
-        total, of_size = _root_of_squares(whole), _root_of_squares(size)
+        total, of_size = root_of_squares(whole), root_of_squares(size)
         inner = torch.stack([part.cosine.cpu() for part in parts])
         scale = torch.exp2(size - of_size + whole - total)
         inner = torch.where(scale > 0, inner * scale, 0).sum(0)
@@ -62,7 +71,7 @@ class Measures:
         return Measures(
             float(total),
             of_size,
-            _root_of_squares(missing),
+            root_of_squares(missing),
             inner.clamp(-1, 1),
             signs,
             sum(part.entries for part in parts),
@@ -81,7 +90,7 @@ class Measures:
         )
 
 
-def _root_of_squares(log2: Float[Tensor, "N *R"]) -> Float[Tensor, "*R"]:
+def root_of_squares(log2: Float[Tensor, "N *R"]) -> Float[Tensor, "*R"]:
     """log2 of the root of the sum of squares over the leading axis."""
     ln2 = torch.log(log2.new_tensor(2.0))
     return torch.logsumexp(2 * log2 * ln2, 0) / (2 * ln2)

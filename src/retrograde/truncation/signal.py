@@ -26,6 +26,9 @@ INTERVAL = 0.95
 DRAWS = 1000
 """Bootstrap draws; the quantiles of an interval of 95 % are then the 25th from either end."""
 
+ECHO = 0.05
+"""Signal that is so much weaker, against its noise, than that of the strongest bin is an echo."""
+
 FEWEST = 3
 """Fewer batches give no interval."""
 
@@ -75,6 +78,12 @@ class Signal:
         """The root of E||n_l||^2, the size of what is another one in every batch."""
         return self._whole[1].squeeze(0).clamp(min=0).sqrt() * torch.exp2(self.exponent.double())
 
+    @property
+    def size(self) -> Float[Tensor, "M"]:
+        """The root of the mean of ||g_l^i||^2, signal and noise together."""
+        own = torch.diagonal(self.products, dim1=1, dim2=2).mean(1)
+        return own.sqrt() * torch.exp2(self.exponent.double())
+
     def learnability(
         self, training_steps: int, batch_size: int | None = None
     ) -> Float[Tensor, "M"]:
@@ -116,24 +125,20 @@ class Signal:
     def learnable(self, training_steps: int, batch_size: int | None = None) -> int:
         """The learnability horizon: beyond this lag no signal is shown to be above its noise.
 
-        It is the last lag of the farthest bin whose learnability is above 1 by its interval; -1 if
-        there is none.
+        It is the last lag of the farthest bin whose learnability is above 1 by its interval, and at
+        least a twentieth of that of the strongest bin; -1 if there is none. What is weaker is taken
+        for an echo: gates and slopes that depend on what was read at one lag multiply the gradient
+        on its way to all older ones, and so hand a little of its signal on to them. A second lag
+        that is that much weaker is in `learnability` alone.
 
         Raises:
             ArgumentError: as `learnability`.
         """
         return self._farthest(self.interval(training_steps, batch_size)[:, 0])
 
-    def learnable_at_most(self, training_steps: int, batch_size: int | None = None) -> int:
-        """The lag beyond which learnability is below 1 by its interval, so that none can be hidden.
-
-        Raises:
-            ArgumentError: as `learnability`.
-        """
-        return self._farthest(self.interval(training_steps, batch_size)[:, 1])
-
     def _farthest(self, learnability: Float[Tensor, "M"]) -> int:
-        found = torch.nonzero(learnability >= 1)
+        least = max(1.0, ECHO * float(learnability.nan_to_num(0.0, posinf=0.0).max()))
+        found = torch.nonzero(learnability >= least)
         return self.lags[int(found[-1])].stop - 1 if len(found) else -1
 
     def _learnability(

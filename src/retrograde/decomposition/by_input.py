@@ -1,0 +1,67 @@
+"""By lag, of the input: the exact sum of all dL_t/dx_k whose lag t - k falls into a bin.
+
+    dL_t/dx_k = (dx-part of step k)^T delta_k        sum over t = dL/dx_k
+
+How far back the loss is sensitive to what was read. The rows of a bin are summed before they are
+pulled back, as in by_lag.py.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from retrograde.decomposition.bins import LagBins
+from retrograde.decomposition.parts import Parts
+from retrograde.engine.adjoint import AdjointSpan, fold
+from retrograde.engine.entries import Entries
+from retrograde.engine.scaling import NO_EXPONENT, Scaled, times_power_of_two
+from retrograde.engine.unroll import Unrolled
+
+INPUT = "input"
+"""What `by_lag` takes for the input, in the place of a parameter's name."""
+
+
+def by_input(unrolled: Unrolled, entries: Entries, lags: tuple[range, ...]) -> Parts:
+    """The parts of dL/dx by lag, each of shape [T, B, I]."""
+    sums = InputSums(lags, unrolled)
+    fold(unrolled, entries, [sums])
+    return sums.result()
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """Some neighbouring steps: values and exponents, bin by bin."""
+
+    first: int
+    values: Float[Tensor, "M K B I"]
+    exponent: Int[Tensor, "M K"]
+
+
+class InputSums:
+    """The fold behind it."""
+
+    def __init__(self, lags: tuple[range, ...], unrolled: Unrolled):
+        self._lags, self._bins, self._x = lags, LagBins(lags), unrolled.x
+        self._pieces: list[_Piece] = []
+
+    def update(self, span: AdjointSpan) -> None:
+        for piece in span.pieces(self._bins.rows):
+            values, exponent = self._bins.sum(piece)
+            found = piece.pull_back(values).input().unflatten(1, (len(piece), -1))  # type: ignore[no-untyped-call]
+            self._pieces.append(_Piece(piece.first, found, exponent))
+
+    def result(self) -> Parts:
+        """The parts, on one exponent for each bin."""
+        steps, batch, size = self._x.shape
+        values = self._x.new_zeros(len(self._lags), steps, batch, size)
+        exponent = torch.full((len(self._lags), steps), NO_EXPONENT, device=values.device)
+        for piece in self._pieces:
+            some = slice(piece.first, piece.first + piece.values.shape[1])
+            values[:, some], exponent[:, some] = piece.values, piece.exponent
+        top = exponent.amax(1, keepdim=True)
+        shift = torch.where(exponent == NO_EXPONENT, 0, exponent - top)
+        moved = times_power_of_two(values.flatten(0, 1), shift.flatten()).view_as(values)
+        rows = Scaled(moved, torch.where(top == NO_EXPONENT, 0, top).squeeze(1))
+        return Parts.of(({"lag": self._lags},), INPUT, self._bins.nearest_first(rows))

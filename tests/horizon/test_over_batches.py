@@ -1,0 +1,211 @@
+"""A model over batches: what it uses, what its gradient reaches, what the data let it learn."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+import retrograde
+from retrograde.errors import ArgumentError
+
+T, B, H = 14, 6, 5
+
+
+class Model(nn.Module):
+    def __init__(self, layer, batch_first=False):
+        super().__init__()
+        self.layer, self.readout = layer, nn.Linear(layer.hidden_size, 1)
+
+    def forward(self, x):
+        return self.readout(self.layer(x)[0])
+
+
+def model(kind=nn.LSTM, hidden=H, **options):
+    torch.manual_seed(3)
+    return Model(kind(1, hidden, **options))
+
+
+def batches(seed, steps=T, size=B):
+    x = torch.randn(steps, size, 1, generator=torch.Generator().manual_seed(seed))
+    return x, x.roll(3, 0)
+
+
+def loss_at_every_step(model, batch):
+    return (model(batch[0]) - batch[1]).square().mean()
+
+
+def loss_at_the_end(model, batch):
+    return (model(batch[0]) - batch[1])[-2:].square().mean()
+
+
+def test_a_shorter_window_is_that_of_really_feeding_it():
+    made = model().double()
+
+    def doubled(seed):
+        return tuple(each.double() for each in batches(seed))
+
+    horizon = retrograde.horizon(made, doubled, loss_at_the_end, kind="window", most=2)
+    assert horizon.steps[0] == 1 and horizon.steps[-1] == T - 1  # before the first loss step
+    for number in range(2):
+        x, y = doubled(number)
+
+        def gradient(first, x=x, y=y):
+            loss = (made(x[first:]) - y[first:])[-2:].square().mean()
+            found = torch.autograd.grad(loss, tuple(made.layer.parameters()))
+            return torch.cat([one.flatten() for one in found])
+
+        whole = gradient(0)
+        bias = [float((whole - gradient(T - 1 - k)).norm() / whole.norm()) for k in horizon.steps]
+        torch.testing.assert_close(horizon.each("bias")[number].tolist(), bias, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_what_is_used_is_the_loss_with_an_older_past_replaced(kind):
+    made, (x, y) = model(kind, num_layers=2), batches(0)
+    horizon = retrograde.horizon(made, (x, y), loss_at_every_step)
+    other = x.roll(B // 2, 1)
+    for k, loss in zip(horizon.used.steps, horizon.used.losses[0], strict=True):
+        outputs = []
+        for t in range(T):
+            first = max(0, t - k + 1)
+            state = made.layer(other[:first])[1] if first else None
+            if k == 0:
+                outputs.append(made.layer(other[: t + 1])[0][-1])
+            else:
+                outputs.append(made.layer(x[first : t + 1], state)[0][-1])
+        by_hand = (made.readout(torch.stack(outputs)) - y).square().mean().detach()
+        assert float(loss) == pytest.approx(float(by_hand), rel=1e-4), k
+
+
+def test_the_mean_and_zeros_as_the_past():
+    x, y = batches(0)
+    for past, constant in (("zeros", 0.0), ("mean", float(x.mean()))):
+        made = model(nn.GRU)
+        horizon = retrograde.horizon(made, (x, y), loss_at_the_end, past=past)
+        cut = torch.cat((torch.full_like(x[: T - 5], constant), x[T - 5 :]))
+        at = horizon.used.steps.index(5)
+        last = (made(cut)[-1] - y[-1]).square().sum()
+        earlier = torch.cat((torch.full_like(x[: T - 6], constant), x[T - 6 : T - 1]))
+        both = (last + (made(earlier)[-1] - y[-2]).square().sum()) / (2 * B)
+        assert float(horizon.used.losses[0, at]) == pytest.approx(float(both.detach()), rel=1e-4)
+
+
+def test_sensitivity_to_the_input_adds_up_and_is_that_of_each_loss_step():
+    made = model(nn.LSTM, num_layers=2).double()
+    x = torch.randn(7, 3, 1, dtype=torch.float64, requires_grad=True)
+    with retrograde.record(made) as recording:
+        made(x).square().sum().backward()
+    parts = retrograde.decompose(recording).by_lag("input", "every")
+    wanted = torch.zeros(7, 7, 3, 1, dtype=torch.float64)
+    for t in range(7):
+        (found,) = torch.autograd.grad(made(x)[t].square().sum(), x)
+        for k in range(t + 1):
+            wanted[t - k, k] = found[k]
+    torch.testing.assert_close(parts.parts(), wanted, rtol=1e-9, atol=1e-14)
+    torch.testing.assert_close(parts.sum().parts(), x.grad, rtol=1e-9, atol=1e-14)
+
+
+def planted(lag, steps, size=16):
+    """Batches in which the answer lies `lag` steps back; None for a series that only repeats."""
+
+    def drawn(seed):
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(steps + (lag or 1), size, 1, generator=generator)
+        if lag is None:
+            x = [noise[0]]
+            for now in noise[1:]:
+                x.append(0.6 * x[-1] + now)
+            series = torch.stack(x)
+            return series[:-1], series[1:]
+        return noise[lag:], noise[:-lag]
+
+    return drawn
+
+
+def bin_of(lag, horizon):
+    return next(each.stop - 1 for each in horizon.signal.lags if lag in each)
+
+
+def bins_between(lag, found, horizon):
+    """How many bins lie between two lags."""
+    bins = [each.stop - 1 for each in horizon.signal.lags]
+    return abs(bins.index(bin_of(lag, horizon)) - bins.index(found))
+
+
+def test_a_fresh_network_learns_of_the_lag_that_the_data_hold():
+    """Its gradient reaches a few steps; no lag is invented in a series that has no further one."""
+    made = model(nn.RNN, 8)
+    far = retrograde.horizon(made, planted(20, 36), loss_at_every_step, most=6)
+    assert far.reach < 20 and bins_between(20, far.learnable, far) <= 1
+    strongest = max(far.columns, key=lambda column: column.interval[0])
+    assert 20 in strongest.lags
+    assert f"a signal up to lag {far.learnable}" in far.recommendation()
+    none = retrograde.horizon(made, planted(None, 36), loss_at_every_step, most=6)
+    assert none.learnable == -1 and "cannot help" in none.recommendation()
+    assert none.signal.learnable(none.training_steps) > -1  # the state explains that one
+
+
+def test_a_trained_network_uses_and_reaches_the_planted_lag():
+    made, draw = model(nn.LSTM, 12), planted(5, 24)
+    retrograde.nn.initialise(made.layer, "forget-bias", value=1.0)
+    optimiser = torch.optim.Adam(made.parameters(), 0.02)
+    for step in range(120):
+        optimiser.zero_grad()
+        loss_at_every_step(made, draw(1000 + step)).backward()
+        optimiser.step()
+    horizon = retrograde.horizon(made, draw, loss_at_every_step, most=4)
+    assert horizon.used.lag == bin_of(5, horizon)
+    assert 5 <= horizon.window()
+
+
+def test_batches_of_a_loader_and_several_layers():
+    data = [(x[:, 0], y[:, 0]) for x, y in (batches(seed, size=1) for seed in range(10))]
+    loader = DataLoader(data, batch_size=4)  # the last batch has two samples
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.low, self.high = nn.GRU(1, 3, batch_first=True), nn.RNN(3, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.high(self.low(x)[0])[0].sum(2, keepdim=True)
+
+    torch.manual_seed(0)
+    two, told = Two(), []
+    horizon = retrograde.horizon(
+        two, loader, loss_at_every_step, progress=lambda *now: told.append(now)
+    )
+    assert horizon.batches == 2 and told[0][:2] == (0, 3)
+    assert "left out: 1 batch of another size" in horizon.notes
+    assert {"low", "high", "low: weight_hh_l0"} <= set(horizon.names)
+    assert horizon.used is None and any("several recurrent layers" in n for n in horizon.notes)
+    low, high = horizon.of("low").each("bias"), horizon.of("high").each("bias")
+    assert (horizon.bias.max() <= torch.maximum(low, high).max() + 1e-9).all()
+    alone = retrograde.horizon(two, loader, loss_at_every_step, layer="high")
+    torch.testing.assert_close(alone.each("bias"), high)
+    assert alone.used is not None
+
+
+def test_one_batch_has_no_noise_and_says_so():
+    horizon = retrograde.horizon(model(), batches(0), loss_at_every_step)
+    assert horizon.learnable is None and "a single batch" in str(horizon)
+    assert [column.learnable for column in horizon.columns] == [None] * len(horizon.columns)
+    assert horizon.price.present == T and horizon.price.steps == horizon.window()
+    assert "proves nothing about other weights" in horizon.recommendation()
+
+
+@pytest.mark.parametrize(
+    "changed, says",
+    [
+        ({"kind": "window"}, "the loss enters at step 0"),
+        ({"kind": "window", "loss_fn": loss_at_the_end, "steps": B}, "which axis of a tensor"),
+        ({"kind": "window", "loss_fn": loss_at_the_end, "cut": lambda b, n: b}, "then reads 14"),
+        ({"kind": "windows"}, "did you mean|must be"),
+        ({"layer": "layers"}, "layer"),
+    ],
+)
+def test_bad_input(changed, says):
+    given = {"loss_fn": loss_at_every_step, **changed}
+    steps = given.pop("steps", T)
+    with pytest.raises(ArgumentError, match=says):
+        retrograde.horizon(model(), batches(0, steps), **given)
