@@ -55,6 +55,8 @@ def test_the_report_holds_what_the_horizon_says(report):
     before, after = report.weights
     assert before.window < after.window == report.last.window
     whole = report.last.curves[0]
+    assert len(report.last.lags) == 6 and report.last.lags[-1].last == 19
+    assert report.last.lags[3].first == 3 and report.last.lags[3].last == 4
     at = report.steps.index(whole.window)
     assert whole.high[at] <= 0.2 < whole.bias[at - 1]
     assert whole.low[0] < whole.bias[0] < whole.high[0]
