@@ -25,7 +25,8 @@ CONSTRAINTS = ROOT / "constraints.txt"
 CORE = """
 import importlib.metadata, tempfile, torch, retrograde
 
-for name in ("altair", "lightning", "pydantic", "scipy", "typer"):
+extras = ("altair", "lightning", "marimo", "matplotlib", "pandas", "pydantic", "scipy", "typer")
+for name in extras:
     try:
         importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -47,6 +48,39 @@ report = retrograde.diagnose(model, x, loss_fn, needs_lag=39, remedies="pass")
 assert not report.ok and "vanishing" in str(report)
 print(f"reach {flow.reach} of {flow.steps - 1} steps, residual {float(flow.residual):.0e}")
 """
+
+MISSING = """
+import importlib, torch, retrograde, retrograde.explore
+
+model, x = torch.nn.LSTM(3, 8), torch.randn(40, 4, 3)
+loss_fn = lambda model, x: model(x)[0][-1].square().mean()
+monitor = retrograde.Monitor(model)
+with monitor, retrograde.record(model) as recording:
+    loss_fn(model, x).backward()
+flow = retrograde.decompose(recording)
+report = retrograde.diagnose(model, x, loss_fn, remedies="pass")
+lightning = lambda: importlib.import_module("retrograde.integrations.lightning")
+asked = {
+    "report": [
+        flow.chart, flow.by_lag().chart, monitor.history.chart,
+        lambda: report.to_html("page.html"), lambda: report.to_json("report.json"),
+    ],
+    "dataframe": [flow.by_lag().to_dataframe, monitor.history.to_dataframe],
+    "plot": [flow.by_lag().plot],
+    "lightning": [lightning],
+    "explore": [retrograde.explore.serve],
+}
+for extra, calls in asked.items():
+    for call in calls:
+        try:
+            call()
+        except retrograde.errors.MissingExtraError as error:
+            assert f"pip install 'retrograde[{extra}]'" in str(error), error
+        else:
+            raise SystemExit(f"something of the extra {extra} works without it")
+print(*asked)
+"""
+"""What each extra is for, without it; `cli` and `demo` are asked for as commands."""
 
 USER = """
 import torch
@@ -113,6 +147,12 @@ def core(where: Path) -> str:
     built = wheel(where)
     programs = installed(where, "--constraint", CONSTRAINTS, built)
     said = run(programs / "python", "-W", "error", "-c", CORE, where=where)
+    (first, *_) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert "retrograde.nn.initialise" in run(programs / "python", "-c", first, where=where)
+    asked = run(programs / "python", "-c", MISSING, where=where).split()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    ours = set(project["optional-dependencies"]) - {"all", "integrations", "docs", "dev"}
+    assert ours == {*asked, "cli", "demo"}, "an extra is not looked at"
     refused = run(programs / "retrograde", "--version", where=where, expected=2)
     assert "pip install 'retrograde[cli]'" in refused, refused
 
@@ -134,6 +174,8 @@ def core(where: Path) -> str:
     run(retrograde, "compare", "report.json", "report.json", "--html", "two.html", where=where)
     needs = run(retrograde, "demo", "--quick", where=where, expected=2)
     assert "pip install 'retrograde[demo]'" in needs, needs
+    needs = run(retrograde, "explore", "--no-browser", where=where, expected=2)
+    assert "pip install 'retrograde[explore]'" in needs, needs
     return said
 
 

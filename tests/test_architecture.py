@@ -21,7 +21,7 @@ LEVELS = [  # a module imports only from its own level and the levels above it i
     {"spectra"},
     {"diagnosis"},
     {"horizons"},
-    {"report"},
+    {"report", "audits"},
     {"monitor"},
     {"integrations"},
     {"data"},
@@ -141,6 +141,7 @@ def test_the_package_imports_nothing_heavy():
 
 def test_the_public_names_are_pinned():
     assert sorted(retrograde.__all__) == [
+        "Audit",
         "Declaration",
         "Flow",
         "Horizon",
@@ -151,6 +152,7 @@ def test_the_public_names_are_pinned():
         "RetrogradeError",
         "Spectrum",
         "VoidDecompositionWarning",
+        "audit",
         "cells",
         "clipping",
         "declarations",

@@ -14,7 +14,8 @@ from retrograde.errors import MissingExtraError
 
 ROOT = Path(__file__).parent.parent
 
-EXTRAS = ("altair", "jinja2", "lightning", "pydantic", "pytorch_lightning", "typer", "vl_convert")
+EXTRAS = ("altair", "jinja2", "lightning", "marimo", "matplotlib", "pandas", "pydantic")
+EXTRAS += ("pytorch_lightning", "typer", "vl_convert")
 """What the core does without (`make test-install` runs it where they are not installed at all)."""
 
 PASS = """
@@ -40,6 +41,10 @@ for call in (
     lambda: report.to_html("report.html"),
     lambda: report.to_json("report.json"),
     lambda: retrograde.Report.from_json("report.json"),
+    flow.by_lag().to_dataframe,
+    flow.by_lag().plot,
+    lambda: __import__("retrograde.integrations.lightning"),
+    retrograde.explore.serve,
 ):
     try:
         call()
@@ -48,7 +53,7 @@ for call in (
 from retrograde.cli import main
 main()
 """
-)
+).replace("import torch, retrograde", "import torch, retrograde, retrograde.explore")
 
 WITHOUT_DOCSTRINGS = (
     PASS
@@ -82,9 +87,14 @@ def test_without_extras_the_core_works_and_the_rest_says_what_to_install(tmp_pat
     assert said == [
         f"a chart needs altair, {missing} 'retrograde[report]'",
         f"a chart needs altair, {missing} 'retrograde[report]'",
-        f"the page of a report needs altair, {missing} 'retrograde[report]'",
+        f"a page needs jinja2, {missing} 'retrograde[report]'",
         f"a report as JSON needs pydantic, {missing} 'retrograde[report]'",
         f"a report as JSON needs pydantic, {missing} 'retrograde[report]'",
+        f"a table needs pandas, {missing} 'retrograde[dataframe]'",
+        f"a plot needs matplotlib, {missing} 'retrograde[plot]'",
+        f"retrograde.integrations.lightning needs lightning, {missing} 'retrograde[lightning]' "
+        "(or pytorch-lightning)",
+        f"the lecture needs altair, {missing} 'retrograde[explore]'",
     ]
     assert "vanishing" in printed and "residual" in printed
     assert complaints == f"error: the command line needs typer, {missing} 'retrograde[cli]'\n"

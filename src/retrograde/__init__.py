@@ -10,6 +10,7 @@ flow.reach, flow.half_life, flow.residual
 from importlib.metadata import version
 
 from retrograde import cells, clipping, declarations, nn
+from retrograde.audits import Audit, audit
 from retrograde.declarations import Declaration
 from retrograde.decomposition import Flow, decompose
 from retrograde.errors import RetrogradeError, VoidDecompositionWarning
@@ -23,6 +24,7 @@ from retrograde.truncation import Horizon
 __version__ = version("retrograde")
 
 __all__ = [
+    "Audit",
     "Declaration",
     "Flow",
     "Horizon",
@@ -33,6 +35,7 @@ __all__ = [
     "RetrogradeError",
     "Spectrum",
     "VoidDecompositionWarning",
+    "audit",
     "cells",
     "clipping",
     "declarations",

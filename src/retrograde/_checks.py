@@ -162,8 +162,10 @@ def existing(kind: str, value: object, known: Collection[str]) -> str:
 
 def closest(value: object, known: Iterable[str]) -> str:
     """A question after a name that is not known, if one that is known is spelled much like it."""
-    near = difflib.get_close_matches(str(value), list(known), n=1) if len(str(value)) < 200 else []
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    asked = str(value).casefold()
+    folded = {name.casefold(): name for name in known}
+    near = difflib.get_close_matches(asked, list(folded), n=1) if len(asked) < 200 else []
+    return f" (did you mean {folded[near[0]]!r}?)" if near else ""
 
 
 def instance(name: str, value: object, kind: type[Kind], words: str) -> Kind:
@@ -234,6 +236,20 @@ def function(name: str, value: object, words: str, takes: int = 0) -> Callable[.
                 f"{name} must be a function {words}; got {shown(value)}, which takes {signature}"
             ) from None
     return value
+
+
+def loss_function(value: object) -> Callable[..., Any]:
+    """The function that gives the loss of a model on a batch.
+
+    Raises:
+        ArgumentError: for anything else, a criterion of torch.nn among it.
+    """
+    if isinstance(value, nn.Module) and type(value).__module__ == nn.modules.loss.__name__:
+        raise ArgumentError(
+            f"loss_fn must be a function (model, batch) -> loss; got the criterion {value}, which "
+            "knows neither. Wrap it: lambda model, batch: criterion(model(batch[0]), batch[1])"
+        )
+    return function("loss_fn", value, "(model, batch) -> loss", takes=2)
 
 
 def mapping(name: str, value: object, words: str) -> Mapping[Any, Any]:

@@ -6,20 +6,39 @@ from functools import cache
 import pytest
 import torch
 
-from retrograde.cells import GRU, GRU2014, LSTM, Elman, MinGRU, MinLSTM, folding, program
+from retrograde.cells import (
+    GRU,
+    GRU2014,
+    LRU,
+    LSTM,
+    MLSTM,
+    SLSTM,
+    Elman,
+    GatedLinearAttention,
+    MinGRU,
+    MinLSTM,
+    SelectiveScan,
+    folding,
+    program,
+)
 from retrograde.cells.edges import Diagonal, Opaque, Weight
 from retrograde.cells.from_function import FunctionCell, FunctionDerivative
 from support.conformance import CHECKS
 from support.problems import (
+    ATTENTION,
     FAMILY,
     GRU2014_,
     GRU_,
     LEAKY,
+    LRU_,
     LSTM_,
     MGU,
     MINGRU,
     MINLSTM,
-    SLSTM,
+    MLSTM_,
+    OWN_SLSTM,
+    SELECTIVE,
+    SLSTM_,
     TANH,
     H,
 )
@@ -215,6 +234,65 @@ class QuotientWithoutTheInputGate(_Rewired, MinLSTM):
         return None if leads(edge, "a.input", "h+") else edge
 
 
+class TurnedTheOtherWay(_Rewired, LRU):
+    def rewire(self, edge, step):
+        return replace(edge, factor=-edge.factor) if leads(edge, "im-", "re") else edge
+
+
+class AngleWithoutItsExponential(_Rewired, LRU):
+    def rewire(self, edge, step):
+        if not leads(edge, "theta_log", "re"):
+            return edge
+        return replace(edge, factor=edge.factor / self.theta_log.exp())
+
+
+class StepSizeForgotten(_Rewired, SelectiveScan):
+    """delta is taken to choose how much is kept, and not how much is written."""
+
+    def rewire(self, edge, step):
+        if not leads(edge, "delta", "S0"):
+            return edge
+        return replace(edge, factor=edge.factor - step.activations["B"][..., :1] * step.x)
+
+
+class StatesOfAnotherChannel(_Rewired, SelectiveScan):
+    def rewire(self, edge, step):
+        return replace(edge, factor=edge.factor.flip(-1)) if leads(edge, "C0", "h+") else edge
+
+
+class KeptByAnotherKey(_Rewired, GatedLinearAttention):
+    def rewire(self, edge, step):
+        return replace(edge, target="S1") if leads(edge, "kept0", "S0") else edge
+
+
+class RootOfTheGateForgotten(_Rewired, GatedLinearAttention):
+    """sigma(a)^(1/tau) is taken for sigma(a)."""
+
+    def rewire(self, edge, step):
+        if not leads(edge, "a.alpha", "kept"):
+            return edge
+        return replace(edge, factor=edge.factor * self.tau)
+
+
+class NormaliserAsAConstant(_Rewired, MLSTM):
+    """The quotient is differentiated without its denominator, as if it were 1 everywhere."""
+
+    def rewire(self, edge, step):
+        return None if leads(edge, "size.h", "h+") else edge
+
+
+class InputGateWritesNoNormaliser(_Rewired, MLSTM):
+    def rewire(self, edge, step):
+        return None if leads(edge, "i.n", "n") else edge
+
+
+class StabiliserAsAConstant(_Rewired, SLSTM):
+    """m is detached in one gate and not in the other."""
+
+    def rewire(self, edge, step):
+        return None if leads(edge, "m", "i") else edge
+
+
 class FunctionSeesTheNewState(FunctionCell):
     def linearise(self, step):
         return super().linearise(replace(step, previous=step.state))
@@ -259,6 +337,15 @@ FAULTS = [
     (CandidateAlone, MINGRU),
     (GateInsteadOfItsQuotient, MINLSTM),
     (QuotientWithoutTheInputGate, MINLSTM),
+    (TurnedTheOtherWay, LRU_),
+    (AngleWithoutItsExponential, LRU_),
+    (StepSizeForgotten, SELECTIVE),
+    (StatesOfAnotherChannel, SELECTIVE),
+    (KeptByAnotherKey, ATTENTION),
+    (RootOfTheGateForgotten, ATTENTION),
+    (NormaliserAsAConstant, MLSTM_),
+    (InputGateWritesNoNormaliser, MLSTM_),
+    (StabiliserAsAConstant, SLSTM_),
     (FunctionSeesTheNewState, MGU),
     (SamplesOfOtherStates, MGU),
 ]
@@ -342,7 +429,7 @@ OF_ALL_CELLS = [
     (program, "_all_jacobians", jacobian_of_the_wrong_step, LSTM_),
     (folding.Folded, "_through", routes_that_do_not_add_up, FAMILY["lstm-2002"]),
     (folding.Folded, "segments", blocks_in_another_order, LSTM_),
-    (Opaque, "groups", routes_that_overlap, SLSTM),
+    (Opaque, "groups", routes_that_overlap, OWN_SLSTM),
     (FunctionDerivative, "to_parameters", gradients_averaged_over_the_batch, LEAKY),
 ]
 

@@ -13,7 +13,7 @@ from retrograde.engine import gradients as gradients_module
 from retrograde.errors import ArgumentError
 from retrograde.nn.function import run
 from support.conformance import EXACT, flow_of, plain_pass
-from support.problems import GRU_, INPUTS, LSTM_, MGU, SLSTM, SLSTM_CAROUSEL, TANH, B, H, T
+from support.problems import GRU_, INPUTS, LSTM_, MGU, OWN_SLSTM, SLSTM_CAROUSEL, TANH, B, H, T
 from support.type_checks import unchecked
 
 
@@ -124,7 +124,7 @@ def detached_step(cell, cut):
     ids=str,
 )
 def test_cutting_a_route_equals_detaching_it_in_a_plain_loop(cut):
-    cell = SLSTM()
+    cell = OWN_SLSTM()
     plain = plain_pass(cell)
     step = detached_step(cell, cut)
     weights = {n: w.clone().requires_grad_() for n, w in cell.parameters.items()}
@@ -146,7 +146,7 @@ def test_cutting_a_route_equals_detaching_it_in_a_plain_loop(cut):
 
 
 def test_truncated_keeps_the_carousel():
-    cell = SLSTM()
+    cell = OWN_SLSTM()
     assert cell.recurrent_routes == ("h->h", "h->c", "h->n", "h->m")
     assert truncated(cell).routes == SLSTM_CAROUSEL
     flow = flow_of(cell, plain_pass(cell))
@@ -158,7 +158,7 @@ def test_truncated_keeps_the_carousel():
 
 def test_the_stabiliser_of_an_slstm_is_a_change_of_units():
     """c and n are kept in units of exp(m), so that dL/dm = c dL/dc + n dL/dn at every step."""
-    cell = SLSTM()
+    cell = OWN_SLSTM()
     plain = plain_pass(cell)
     plain.direct[:, :, H:] = 0  # the loss sees h alone
     unrolled = unroll(cell, torch.stack(plain.x).detach(), plain.states[0].detach())
@@ -233,7 +233,7 @@ def test_gradients_formed_a_few_rows_at_a_time_are_the_same(monkeypatch):
 
 
 def test_blocks_of_rows_leave_the_sums_exact():
-    cell = SLSTM()
+    cell = OWN_SLSTM()
     plain = plain_pass(cell, steps=9)
     flow = flow_of(cell, plain, max_rows=2)
     assert flow.entries.resolution == 5

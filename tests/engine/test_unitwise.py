@@ -14,7 +14,7 @@ from retrograde.decomposition.bins import lag_bins
 from retrograde.decomposition.by_lag import LagSums
 from retrograde.engine import Boundary, Entries, Read, fold, unroll
 from retrograde.engine import unitwise as engine
-from support.problems import FAMILY, GRU_, LSTM_, MINGRU, TANH, B, stack
+from support.problems import FAMILY, GRU_, LRU_, LSTM_, MINGRU, SELECTIVE, TANH, B, stack
 
 BINS = ["octaves", "every", (0,), (0, 13, 52), (0, 1, 4, 9, 10, 11, 40), (0, 7, 14, 21, 28)]
 
@@ -44,7 +44,9 @@ def differences(unrolled, entries, bins):
 
 
 @pytest.mark.parametrize("bins", BINS, ids=str)
-@pytest.mark.parametrize("make", [MINGRU, lambda: truncated(FAMILY["lstm-2002"]())])
+@pytest.mark.parametrize(
+    "make", [MINGRU, LRU_, SELECTIVE, lambda: truncated(FAMILY["lstm-2002"]())]
+)
 def test_the_parts_are_those_of_the_recursion_row_by_row(make, bins):
     unrolled, entries = pass_of(make(), 57)
     assert engine.is_unitwise(unrolled)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -9,18 +10,26 @@ from torch import nn
 from retrograde.cells import (
     GRU,
     GRU2014,
+    LRU,
     LSTM,
+    MLSTM,
+    SLSTM,
     AbstractCell,
     AbstractLayer,
     AbstractLinear,
     Elman,
+    GatedLinearAttention,
     MinGRU,
     MinLSTM,
     ProjectedLSTM,
+    SelectiveScan,
     SideBySide,
     Stacked,
     from_function,
     generations,
+    lru,
+    matrix_memory,
+    selective,
 )
 from retrograde.cells.base import standard_shapes
 from retrograde.cells.generations import TABLE
@@ -164,7 +173,7 @@ MGU = _own(
     },
     state=H,
 )
-SLSTM = _own(
+OWN_SLSTM = _own(
     slstm,
     lambda inputs: {"W": (4 * H, inputs), "R": (4 * H, H), "b": (4 * H,)},
     state={"h": H, "c": H, "n": H, "m": H},
@@ -179,6 +188,16 @@ LEAKY = _own(
 MINGRU = _linear(MinGRU, _rows(2))
 MINGRU_LOG = _linear(MinGRU, _rows(2), form="log")
 MINLSTM = _linear(MinLSTM, _rows(3))
+LRU_ = _linear(LRU, lambda inputs: lru.shapes(H, H, 3))
+SELECTIVE = _linear(SelectiveScan, lambda inputs: selective.shapes(inputs, 2, 1))
+ATTENTION = _linear(
+    GatedLinearAttention,
+    lambda inputs: matrix_memory.attention_shapes(inputs, H, 2, 1),
+    tau=2.0,
+    scale=0.7,
+)
+MLSTM_ = _linear(MLSTM, lambda inputs: matrix_memory.mlstm_shapes(inputs, H, 2))
+SLSTM_ = partial(_layer(SLSTM, 4), 1)  # with seed 0 a normaliser comes near to 0
 FAMILY = {row.name: _layer(LSTM, len(row.gates), generation=row.name) for row in TABLE}
 
 PROBLEMS = [
@@ -203,8 +222,13 @@ PROBLEMS = [
     Problem("stack-of-generations", stack(FAMILY["fgr"], GRU2014_, FAMILY["cifg"])),
     Problem("linear-min-gru", MINGRU),
     Problem("linear-min-lstm", stack(MINGRU_LOG, MINLSTM)),
+    Problem("linear-lru", LRU_),
+    Problem("linear-selective-scan", SELECTIVE),
+    Problem("linear-attention", ATTENTION),
+    Problem("linear-mlstm", MLSTM_),
+    Problem("slstm", SLSTM_),
     Problem("own-mgu", MGU),
-    Problem("own-slstm", SLSTM),
+    Problem("own-slstm", OWN_SLSTM),
     Problem("own-leaky", LEAKY),
     Problem("stack-with-own", stack(MGU, LSTM_, LEAKY)),
 ]

@@ -11,19 +11,26 @@ from retrograde.cells.generations import Generation, generations
 from retrograde.cells.graph import Graph
 from retrograde.cells.gru import GRU, GRU2014
 from retrograde.cells.linear import AbstractLinear
+from retrograde.cells.lru import LRU
 from retrograde.cells.lstm import LSTM
+from retrograde.cells.matrix_memory import MLSTM, GatedLinearAttention
 from retrograde.cells.minimal import MinGRU, MinLSTM
 from retrograde.cells.position import Position
 from retrograde.cells.projected import ProjectedLSTM
 from retrograde.cells.reverse_mode import CellAdjoint, pull_back
+from retrograde.cells.selective import SelectiveScan
 from retrograde.cells.side_by_side import SideBySide
+from retrograde.cells.slstm import SLSTM
 from retrograde.cells.stacked import Stacked
 
 __all__ = [
     "ACTIVATIONS",
     "GRU",
     "GRU2014",
+    "LRU",
     "LSTM",
+    "MLSTM",
+    "SLSTM",
     "AbstractCell",
     "AbstractLayer",
     "AbstractLinear",
@@ -35,12 +42,14 @@ __all__ = [
     "Cut",
     "Elman",
     "Gate",
+    "GatedLinearAttention",
     "Generation",
     "Graph",
     "MinGRU",
     "MinLSTM",
     "Position",
     "ProjectedLSTM",
+    "SelectiveScan",
     "SideBySide",
     "Stacked",
     "clipped",

@@ -146,6 +146,10 @@ def _positive_slope(y: Tensor) -> Tensor:
     return torch.where(y < 0.5, _sigmoid_slope(y), 1.0)
 
 
+def _softplus_slope(y: Tensor) -> Tensor:
+    return -torch.expm1(-y)
+
+
 def _relu_slope(y: Tensor) -> Tensor:
     return (y > 0).to(y.dtype)
 
@@ -167,6 +171,7 @@ ACTIVATIONS: Mapping[str, Activation] = {
         Activation("identity", _identity, torch.ones_like, 1.0, saturates=False),
         Activation("4*sigmoid-2", _wide_sigmoid, _wide_sigmoid_slope, 1.0),
         Activation("2*sigmoid-1", _centred_sigmoid, _centred_sigmoid_slope, 1 / 2),
+        Activation("softplus", torch.nn.functional.softplus, _softplus_slope, 1.0, saturates=False),
         Activation("relu+sigmoid", _positive, _positive_slope, 1.0, saturates=False),
     )
 }

@@ -10,11 +10,13 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, replace
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from retrograde import _checks
 from retrograde.cells.base import AbstractCell, CellStep
-from retrograde.cells.edges import Edge, biases, weights
+from retrograde.cells.edges import Edge, Weight, biases, weights
 from retrograde.cells.graph import PRE_ACTIVATION, Graph
 from retrograde.errors import ArgumentError
 
@@ -76,6 +78,20 @@ class AbstractLinear(AbstractCell):
             reads={"x": slice(0, self.input_size)},
         )
 
+    def in_rows(self, edges: Sequence[Edge], name: str, rows: int) -> Graph:
+        """The graph of a cell with a matrix in its state: each row of it a node of its own."""
+        graph, slot = self.graph(*edges), self.slots[name]
+        width = (slot.stop - slot.start) // rows
+
+        def of(nodes: Mapping[str, slice], end: str) -> dict[str, slice]:
+            own = {
+                f"{name}{row}{end}": slice(start, start + width)
+                for row, start in enumerate(range(slot.start, slot.stop, width))
+            }
+            return {node: at for node, at in nodes.items() if node != name + end} | own
+
+        return replace(graph, before=of(graph.before, "-"), after=of(graph.after, "+"))
+
     def input_edges(
         self, step: CellStep, weight: Tensor, bias: Tensor | None, nodes: Sequence[str]
     ) -> list[Edge]:
@@ -119,3 +135,24 @@ class AbstractLinear(AbstractCell):
         ]
         if wrong:
             raise ArgumentError(f"{name} with H={self.hidden_size}: " + "; ".join(wrong))
+
+
+def in_rows(values: Float[Tensor, "*L _"], rows: int) -> Float[Tensor, "*L R W"]:
+    """The entries of a matrix, row by row, as the matrix."""
+    return values.view(*values.shape[:-1], rows, -1)
+
+
+def spread(source: str, targets: Sequence[str], count: int, width: int, like: Tensor) -> list[Edge]:
+    """Each entry of a node to all entries of a target of its own: what broadcasting it is.
+
+    Args:
+        source: the node, of `count` entries.
+        targets: a node of `width` entries for each.
+        count, width: these sizes.
+        like: a tensor of the data type.
+    """
+    matrix = torch.eye(count, dtype=like.dtype, device=like.device).repeat_interleave(width, 0)
+    return [
+        Weight(source, target, matrix, slice(number * width, (number + 1) * width))
+        for number, target in enumerate(targets)
+    ]

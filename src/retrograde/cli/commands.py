@@ -19,7 +19,7 @@ import typer
 from rich.markdown import Markdown
 from rich.table import Table
 
-from retrograde import _files, diagnosis, horizons
+from retrograde import _files, audits, diagnosis, horizons
 from retrograde import report as reporting
 from retrograde._optional import optional
 from retrograde._terminal import plain
@@ -217,6 +217,7 @@ def diagnose(
             spectrum=spectrum,
             seed=seed,
             progress=tell,
+            cells=subject.cells,
         )
         tell(1, 1, "writing")
         if html is not None:
@@ -302,6 +303,54 @@ def horizon(
     if not quiet:
         show(report)
         _say_written(html, json)
+
+
+@app.command(
+    help="Compare what the recurrent layers of a model compute with what their step says: outputs, "
+    "states and every gradient.\n\n"
+    "FUNCTION takes nothing and returns (model, batch, loss_fn), or with declared cells (model, "
+    "batch, loss_fn, cells). Exit codes: 0, 1 if something differs, 2 unusable input."
+)
+def audit(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE.py:FUNCTION", help="Or PACKAGE.MODULE:FUNCTION, as Python imports it."
+        ),
+    ],
+    length: Annotated[
+        list[int] | None,
+        typer.Option(min=1, metavar="T", help="A number of steps to try; repeat it for more."),
+    ] = None,
+    html: Html = None,
+    json: Json = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    device: Annotated[
+        str | None, typer.Option(help="Move model and batch there first: cpu, cuda, cuda:1, mps.")
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Print nothing but errors; files are still written.")
+    ] = False,
+) -> None:
+    _check_outputs(html, json)
+    _set_threads(threads)
+    place = None if device is None else devices.find(device)
+    with _hushed(quiet), progress(f"loading {target}", quiet):
+        subject = subjects.load(target, seed)
+        if place is not None:
+            subject = devices.move(subject, place)
+        given = subject.model, subject.batch, subjects.users(subject.loss_fn)
+        found = audits.audit(*given, cells=subject.cells, lengths=length, seed=seed)
+        if html is not None:
+            found.to_html(html)
+        if json is not None:
+            found.to_json(json)
+    if not quiet:
+        show(found)
+        _say_written(html, json)
+    if not found.ok:
+        raise typer.Exit(FINDINGS)
 
 
 @app.command(

@@ -6,7 +6,7 @@ import os
 import random
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -22,11 +22,12 @@ from retrograde.errors import InputError, RetrogradeError
 
 @dataclass(frozen=True)
 class Subject:
-    """What FUNCTION returned."""
+    """What FUNCTION returned; `cells` are declarations of recurrences of the user's own."""
 
     model: torch.nn.Module
     batch: Any
     loss_fn: Callable[..., Any]
+    cells: Mapping[Any, Any] | None = None
 
 
 def load(target: str, seed: int) -> Subject:
@@ -58,13 +59,14 @@ def load(target: str, seed: int) -> Subject:
         )
     _sow(seed)
     result = users(function)()
-    if not (isinstance(result, tuple) and len(result) == 3):
+    declared = isinstance(result, tuple) and len(result) == 4 and isinstance(result[3], Mapping)
+    if not declared and not (isinstance(result, tuple) and len(result) == 3):
         raise InputError(_wrong_form(name, f"{type(result).__name__}"))
-    model, batch, loss_fn = result
+    model, batch, loss_fn = result[:3]
     if not isinstance(model, torch.nn.Module) or not callable(loss_fn):
         kinds = ", ".join(type(part).__name__ for part in result)
         raise InputError(_wrong_form(name, f"({kinds})"))
-    return Subject(model, batch, loss_fn)
+    return Subject(model, batch, loss_fn, *result[3:])
 
 
 def users(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,7 +99,8 @@ def _sow(seed: int) -> None:
 def _wrong_form(name: str, arrived: str) -> str:
     return (
         f"{name}() must return a tuple (model, batch, loss_fn) with a torch.nn.Module and a "
-        f"function of (model, batch); it returned {arrived}"
+        f"function of (model, batch), and declared cells as a fourth if there are any; it returned "
+        f"{arrived}"
     )
 
 

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from retrograde import _checks
 from retrograde.diagnosis.copies import copied, copied_model, seeded
-from retrograde.errors import ArgumentError
+from retrograde.errors import ArgumentError, RetrogradeError
 from retrograde.recording import Recording, record, recurrent_layers
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
@@ -83,7 +83,7 @@ def run(
     try:
         with seeded(seed), torch.enable_grad():
             with record(model) as recording:
-                loss = scalar(loss_fn(model, batch))
+                loss = scalar(_called(loss_fn, model, batch))
                 if any(parameter.grad is not None for parameter in model.parameters()):
                     raise ArgumentError(
                         "loss_fn(model, batch) must leave backward() to retrograde: return the "
@@ -106,6 +106,16 @@ def run(
     }
     places = {module: path for path, module in model.named_modules()}
     return Run(recording, float(loss.detach()), balance, tuple(places[m] for m in after))
+
+
+def _called(loss_fn: LossFunction, model: nn.Module, batch: Any) -> Any:
+    """What the user's function returns; where it fails, the error says how it was called."""
+    try:
+        return loss_fn(model, batch)
+    except Exception as error:
+        if not isinstance(error, RetrogradeError):
+            error.add_note("(Retrograde called it as loss_fn(model, batch).)")
+        raise
 
 
 def change_output(model: nn.Module, layer: str, change: Callable[[Tensor], Tensor]) -> None:

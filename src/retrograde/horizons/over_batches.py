@@ -111,7 +111,7 @@ def horizon(
         True
     """
     _checks.model("model", model)
-    _checks.function("loss_fn", loss_fn, "(model, batch) -> loss", takes=2)
+    _checks.loss_function(loss_fn)
     kind = _checks.one_of("kind", kind, ("sliding", "chunks", "window"))
     if layer is not None:
         _checks.instance("layer", layer, str, "the name of a layer")

@@ -206,6 +206,9 @@ class Recording(Layers):
     def __getitem__(self, name: str) -> Recorded:
         if name in self._refused:
             raise self._refused[name]
+        if name not in self._makers:
+            near = _checks.closest(name, self)
+            raise KeyError(f"there is no layer {name!r}{near} in {self!r}")
         if name not in self._made:
             try:
                 self._made[name] = self._makers[name]()

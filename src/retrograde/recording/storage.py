@@ -39,7 +39,8 @@ WRITTEN: Mapping[str, type] = {
     for kind in (
         *(Recorded, Boundary, Read),
         *(cells.Elman, cells.GRU, cells.GRU2014, cells.LSTM, cells.ProjectedLSTM),
-        *(cells.MinGRU, cells.MinLSTM),
+        *(cells.MinGRU, cells.MinLSTM, cells.LRU, cells.SelectiveScan),
+        *(cells.GatedLinearAttention, cells.MLSTM, cells.SLSTM),
         *(cells.Stacked, cells.SideBySide, cells.Carrying, cells.Cut, cells.Clipped),
         *(clipping.PreActivationValue, clipping.StateNorm, clipping.HDetach, clipping.ChainInside),
     )

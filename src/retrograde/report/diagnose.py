@@ -187,9 +187,9 @@ def diagnose(
     if loss_fn is None or not isinstance(subject, nn.Module):
         raise ArgumentError(
             "diagnose takes a recording, or a model, a batch and a loss function; got "
-            f"{_checks.shown(subject)}{' alone' if loss_fn is None else ''}"
+            f"{_checks.shown(subject)}{' without a loss function' if loss_fn is None else ''}"
         )
-    _checks.function("loss_fn", loss_fn, "(model, batch) -> loss", takes=2)
+    _checks.loss_function(loss_fn)
     if progress is not None:
         _checks.function("progress", progress, "(done, total, what comes next)", takes=3)
     if isinstance(batch, Iterator) and batches is None:

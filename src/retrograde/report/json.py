@@ -70,10 +70,10 @@ def read(path: str | PathLike[str], kind: type[Kind], schema: str = SCHEMA) -> K
     found = document.pop("schema", None) if isinstance(document, dict) else None
     if found != schema:
         other = isinstance(found, str) and found.startswith(schema.rpartition("/")[0])
-        advice = "another version of retrograde wrote it; make it once more" if other else ""
+        advice = "another version of retrograde wrote it; make it once more"
         raise InputError(
-            f"{shown} is no report: expected schema {schema!r}, got {found!r}"
-            + (f" ({advice})" if advice else "")
+            f"{shown} is no report: expected schema {schema!r}, got {found!r} "
+            f"({advice if other else 'give a file that to_json wrote'})"
         )
     try:
         read: Kind = _adapter(kind).validate_python(document)

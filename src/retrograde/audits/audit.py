@@ -1,0 +1,380 @@
+"""Is the gradient that an implementation computes the true one?"""
+
+import json
+import math
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from io import StringIO
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from retrograde import _checks, _files
+from retrograde._terminal import WIDTH, as_text, plain, rich
+from retrograde.audits.bands import Verdict
+from retrograde.audits.naming import explain
+from retrograde.audits.reference import OUTPUTS
+from retrograde.audits.trial import LayerCall, Trial, attempt, resized
+from retrograde.declarations.matching import Declared
+from retrograde.diagnosis.copies import copied, copied_model, seeded
+from retrograde.diagnosis.run import LossFunction
+from retrograde.errors import RetrogradeError, UnsupportedModelError
+from retrograde.recording.calls import data
+from retrograde.recording.interception import observed, outermost
+from retrograde.recording.layers import layers_of
+
+NAMES = {
+    torch.float64: "float64",
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One quantity of a layer at one length and in one precision.
+
+    Attributes:
+        layer: its name.
+        precision: the data type that the implementation ran in.
+        steps: T.
+        what: the parameter whose gradient it is, or "its outputs", "its last state", "dL/dx",
+            "dL/d initial state".
+        error: ||implementation - reference|| / ||reference||.
+        allowed: what rounding explains of it (`retrograde.audits.bands`).
+        ratio: ||implementation|| / ||reference||.
+        verdict: "rounding", "unclear" or "difference".
+        step: the first step at which the two part, in the order in which they are computed.
+    """
+
+    layer: str
+    precision: str
+    steps: int
+    what: str
+    error: float
+    allowed: float
+    ratio: float
+    verdict: Verdict
+    step: int | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where an implementation parts from its step function.
+
+    Attributes:
+        layer, precision, steps: where it was seen first.
+        parameters: the parameters whose gradient differs, and other quantities, the worst first.
+        step: the first step at which they part, in the order in which they are computed; in the
+            smallest case the only one that is left.
+        ratio: ||implementation|| / ||reference|| of the worst.
+        route: what the difference looks like: a route that is missing, a window, a dropped adjoint.
+        smallest: T and B of the smallest case that was found to fail.
+    """
+
+    layer: str
+    precision: str
+    steps: int
+    parameters: tuple[str, ...]
+    step: int | None
+    ratio: float
+    route: str
+    smallest: tuple[int, int]
+
+    def __str__(self) -> str:
+        at = "" if self.step is None else f" from step {self.step} on"
+        why = f"; {self.route}" if self.route else ""
+        steps, batch = self.smallest
+        return (
+            f"{self.layer} in {self.precision}, {self.steps} steps: {', '.join(self.parameters)} "
+            f"differ{'s' * (len(self.parameters) == 1)}{at} (ratio {self.ratio:.4g}){why}. "
+            f"The smallest case found: {steps} step{'s' * (steps > 1)}, batch of {batch}"
+        )
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found.
+
+    Attributes:
+        checks: every quantity that was compared.
+        differences: one for each layer and precision that parts from its step function.
+        notes: what could not be audited, and why.
+
+    Example:
+        >>> import torch, retrograde
+        >>> audit = retrograde.audit(
+        ...     torch.nn.LSTM(2, 3), torch.ones(5, 4, 2), lambda model, x: model(x)[0].sum()
+        ... )
+        >>> audit.ok, audit.differences
+        (True, ())
+    """
+
+    checks: tuple[Check, ...]
+    differences: tuple[Difference, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing differs by more than rounding, or what may be rounding."""
+        return not self.differences
+
+    def __str__(self) -> str:
+        return as_text(self)
+
+    def __rich__(self) -> Any:
+        Text, wrong = rich().Text, len(self.differences)  # noqa: N806
+        head = f"{len(self.checks)} quantities compared: " + (
+            f"{wrong} difference{'s' * (wrong > 1)}" if wrong else "all are those of the step"
+        )
+        table = rich().Table(box=None, pad_edge=False)
+        for column in ("layer", "precision", "steps", "what", "error", "rounding", "ratio", ""):
+            table.add_column(column)
+        for one in self.worst:
+            numbers = (f"{one.error:.1e}", f"{one.allowed:.1e}", f"{one.ratio:.4g}")
+            where = (one.layer, one.precision, str(one.steps), one.what)
+            table.add_row(*(Text(plain(word)) for word in (*where, *numbers, one.verdict)))
+        told = [
+            Text.assemble(("difference  ", "bold red"), plain(str(d))) for d in self.differences
+        ]
+        return rich().Group(Text(head), *told, table, *(Text(plain(n)) for n in self.notes))
+
+    def to_html(self, path: str | PathLike[str]) -> None:
+        """Write a page that opens offline.
+
+        Raises:
+            InputError: if the path cannot be written.
+        """
+        _files.check_writable(path)
+        console = rich().Console(width=WIDTH, record=True, file=StringIO())
+        console.print(self)
+        page = console.export_html(inline_styles=True)
+        _files.write(path, lambda file: file.write(page.encode()))
+
+    def to_json(self, path: str | PathLike[str]) -> None:
+        """Write the numbers.
+
+        Raises:
+            InputError: if the path cannot be written.
+        """
+        _files.check_writable(path)
+        content = {"ok": self.ok, "retrograde": version("retrograde"), **_plain(asdict(self))}
+        text = json.dumps(content, indent=1, allow_nan=False)
+        _files.write(path, lambda file: file.write(text.encode()))
+
+    @property
+    def worst(self) -> list[Check]:
+        """The worst quantity of every layer, precision and length, and all that differ."""
+        found: dict[tuple[str, str, int], Check] = {}
+        for one in self.checks:
+            key = one.layer, one.precision, one.steps
+            if key not in found or one.error / one.allowed > found[key].error / found[key].allowed:
+                found[key] = one
+        return [c for c in self.checks if c.verdict == "difference" or c in found.values()]
+
+
+def _plain(value: Any) -> Any:
+    """What JSON holds: a number that is none becomes null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def audit(
+    model: nn.Module,
+    batch: Any,
+    loss_fn: LossFunction,
+    *,
+    cells: Declared | None = None,
+    lengths: Iterable[int] | None = None,
+    seed: int = 0,
+) -> Audit:
+    """Compare what recurrent layers compute with what their step function says.
+
+    Every layer is taken out of a copy of the model with what it was called with, and run by itself
+    with random adjoints at all that it returns: in float64, and in the model's own precision; at
+    the length of the batch, at some shorter ones, and at the lengths given. The reference is the
+    step function (of torch's layers, that of `retrograde.cells`; of others, as declared) in
+    float64, differentiated by autograd. Outputs, last state and every gradient are compared. Where
+    they part the smallest case that still does is looked for.
+
+    Args:
+        model, batch, loss_fn: as in `diagnose`; the model is copied, and run once.
+        cells: declarations of layers, as `record` takes them.
+        lengths: numbers of steps to try; what is longer than the batch repeats it.
+        seed: of what is random.
+
+    Raises:
+        UnsupportedModelError: if no layer can be audited.
+        ArgumentError: for lengths that are no positive integers.
+
+    Example:
+        >>> import torch, retrograde
+        >>> class Truncated(torch.nn.RNN):  # forgets what later steps give to earlier ones
+        ...     def forward(self, x, hx=None):
+        ...         outputs, h = [], None
+        ...         for x_k in x.split(1):
+        ...             output, h = super().forward(x_k, None if h is None else h.detach())
+        ...             outputs.append(output)
+        ...         return torch.cat(outputs), h
+        >>> def declared(module, w):
+        ...     return retrograde.cells.Elman(*w.values())
+        >>> audit = retrograde.audit(
+        ...     Truncated(2, 3), torch.ones(5, 4, 2), lambda model, x: model(x)[0].sum(),
+        ...     cells={Truncated: retrograde.Declaration(cell=declared, batch_first=False)},
+        ... )
+        >>> audit.ok, audit.differences[0].route
+        (False, 'as if the route recurrent were missing')
+    """
+    _checks.model("model", model)
+    _checks.function("loss_fn", loss_fn, "(model, batch) -> loss", takes=2)
+    given = [] if lengths is None else _checks.whole_numbers("lengths", lengths)
+    asked = tuple(_checks.whole("each of lengths", one) for one in given)
+    calls, notes = _calls(model, batch, loss_fn, cells, seed)
+    if not calls:
+        raise UnsupportedModelError(
+            "no recurrent layer of this model was called, so there is nothing to audit"
+            + "".join(f"; {note}" for note in notes)
+        )
+    checks: list[Check] = []
+    differences: list[Difference] = []
+    for layer in calls.values():
+        own = next((p.dtype for p in layer.module.parameters()), torch.float32)
+        before: Difference | None = None
+        for dtype in dict.fromkeys((torch.float64, own)):
+            try:
+                found, difference = _audit_layer(layer, dtype, asked, seed, before)
+            except RetrogradeError as error:
+                notes.append(f"{layer.name} in {NAMES[dtype]}: not audited: {error}")
+                continue
+            except Exception as error:  # of the layer itself, as where it has no float64
+                why = f"{type(error).__name__}: {error}"
+                notes.append(f"{layer.name} in {NAMES[dtype]}: it does not run by itself: {why}")
+                continue
+            checks += found
+            differences += [difference] if difference else []
+            before = difference
+    if not checks:
+        raise UnsupportedModelError("no layer could be audited: " + "; ".join(notes))
+    return Audit(tuple(checks), tuple(differences), tuple(notes))
+
+
+def _calls(
+    model: nn.Module, batch: Any, loss_fn: LossFunction, cells: Declared | None, seed: int
+) -> tuple[dict[str, LayerCall], list[str]]:
+    """The first call of every layer, in a copy of the model."""
+    copy = copied_model(model)
+    layers = layers_of(copy, cells)
+    found: dict[str, LayerCall] = {}
+
+    def keep(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if name not in found:
+            declaration = layers[name][1]
+            layer = LayerCall(name, module, declaration, args, kwargs)
+            found[name] = layer.changed(_copy)
+
+    with ExitStack() as hooks, seeded(seed), torch.enable_grad():
+        for name, (module, _) in layers.items():
+
+            def after(
+                module: nn.Module, args: Any, kwargs: Any, returned: Any, name: str = name
+            ) -> None:
+                keep(name, module, args, kwargs)
+
+            hooks.enter_context(observed(module, outermost(module), lambda *_: None, after))
+        loss_fn(copy, copied(batch))
+    notes = [f"{name}: it was not called" for name in layers if name not in found]
+    return found, notes
+
+
+def _copy(tensor: Tensor | PackedSequence) -> Tensor | PackedSequence:
+    copied = data(tensor).detach().clone()
+    return tensor._replace(data=copied) if isinstance(tensor, PackedSequence) else copied
+
+
+def _audit_layer(
+    layer: LayerCall,
+    dtype: torch.dtype,
+    asked: Iterable[int],
+    seed: int,
+    before: Difference | None,
+) -> tuple[list[Check], Difference | None]:
+    """All lengths of one layer in one precision; `before` is what differs in the wider one."""
+    trial = attempt(layer, dtype, seed)
+    whole, first = trial.size, trial.call.form.batch_first
+    trials = {whole[0]: trial}
+    if not trial.call.form.stepped:
+        for steps in (1, 2, *asked):
+            if steps not in trials and (steps < whole[0] or steps in asked):
+                to = (steps, whole[1])
+                trials[steps] = attempt(resized(layer, whole, to, first), dtype, seed)
+    checks = [
+        Check(
+            *(layer.name, NAMES[dtype], steps, one.what, one.error, one.allowed),
+            *(one.ratio, one.verdict, one.step),
+        )
+        for steps, each_trial in sorted(trials.items())
+        for one in each_trial.compared
+    ]
+    failing = [one for one in (trial, *trials.values()) if one.differences]
+    if not failing:
+        return checks, None
+    shown = failing[0]
+    what = {one.what for one in shown.differences}
+    if before is not None and set(before.parameters) <= what and before.steps == shown.size[0]:
+        return checks, replace(before, precision=NAMES[dtype])
+    return checks, _difference(layer, dtype, shown, whole, seed)
+
+
+def _difference(
+    layer: LayerCall, dtype: torch.dtype, trial: Trial, whole: tuple[int, int], seed: int
+) -> Difference:
+    worst = sorted(trial.differences, key=lambda one: -one.error / one.allowed)
+    smallest = _shrunk(layer, dtype, trial, whole, seed)
+    forward_first = sorted(worst, key=lambda one: one.what != OUTPUTS)
+    step = next((one.step for one in forward_first if one.step is not None), None)
+    if step is None:
+        step = smallest.size[0] - 1
+    what = tuple(one.what for one in worst)
+    told = (step, worst[0].ratio, explain(trial), smallest.size)
+    return Difference(layer.name, NAMES[dtype], trial.size[0], what, *told)
+
+
+def _shrunk(
+    layer: LayerCall, dtype: torch.dtype, trial: Trial, whole: tuple[int, int], seed: int
+) -> Trial:
+    """The smallest case that still fails: fewer steps first, then fewer samples."""
+    best, first = trial, trial.call.form.batch_first
+    steps = range(1, trial.size[0]) if not trial.call.form.stepped else range(0)
+    for size in [*((t, whole[1]) for t in steps)]:
+        smaller = _tried(layer, dtype, whole, size, first, seed)
+        if smaller is not None and smaller.differences:
+            best = smaller
+            break
+    for batch in range(1, best.size[1]):
+        smaller = _tried(layer, dtype, whole, (best.size[0], batch), first, seed)
+        if smaller is not None and smaller.differences:
+            return smaller
+    return best
+
+
+def _tried(
+    layer: LayerCall,
+    dtype: torch.dtype,
+    whole: tuple[int, int],
+    size: tuple[int, int],
+    first: bool,
+    seed: int,
+) -> Trial | None:
+    try:
+        return attempt(resized(layer, whole, size, first), dtype, seed)
+    except Exception:  # a size that the layer does not take
+        return None

@@ -1,0 +1,108 @@
+"""The reference: the step function of a layer over a call, differentiated by autograd.
+
+Nothing of the engine has a part in it, and nothing of the implementation but its weights.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from retrograde.declarations.reading import OF_PIECE, OUTPUT
+from retrograde.recording.calls import Call, is_output
+
+OUTPUTS, STATE, X, INITIAL = "its outputs", "its last state", "dL/dx", "dL/d initial state"
+"""What is compared beside the gradients of parameters."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """What a forward and a backward pass give, in one layout.
+
+    Attributes:
+        values: by what they are; those of every step are [T, B, *].
+        gradients: of the parameters by name, of x [T, B, I], of the initial state [B, S].
+    """
+
+    values: Mapping[str, Tensor]
+    gradients: Mapping[str, Tensor]
+
+
+def reference(
+    call: Call,
+    names: Mapping[str, str],
+    adjoints: Mapping[str, Tensor],
+    change: Callable[[Tensor], Tensor] = lambda values: values,
+) -> Pass:
+    """The pass of the step function.
+
+    Args:
+        call: the call, in float64.
+        names: the module's name of each parameter of its cells.
+        adjoints: what the loss gives to each result, in the layout of the result.
+        change: what weights, x and initial state are replaced by.
+    """
+    weights = [
+        {name: change(w).detach().requires_grad_() for name, w in cell.parameters.items()}
+        for cell in call.cells
+    ]
+    whole, lengths = call.sequence(call.x)
+    x = change(whole).detach().requires_grad_()
+    initial = change(call.state(call.given)).detach().requires_grad_()
+    with torch.enable_grad():
+        outputs, states, last = _run(call, weights, x, initial, lengths)
+        loss = (call.state({n: a for n, a in adjoints.items() if not is_output(n)}) * last).sum()
+        for name in filter(is_output, adjoints):
+            given = call.outputs(adjoints[name])
+            of_piece = outputs
+            if name != OUTPUT:
+                of_piece = states[..., call.cells[0].slots[name.removeprefix(OF_PIECE)]]
+            inside = torch.ones_like(given[..., :1])
+            if lengths is not None:
+                steps = torch.arange(len(given), device=given.device).unsqueeze(1)
+                inside = (steps < lengths).unsqueeze(-1).to(given)
+            loss = loss + (given * of_piece * inside).sum()
+        flat = [w for of_cell in weights for w in of_cell.values()]
+        found = torch.autograd.grad(loss, [x, initial, *flat], materialize_grads=True)
+    gradients = {X: found[0], INITIAL: found[1]}
+    suffixed = [
+        name + suffix
+        for of_cell, suffix in zip(weights, call.form.suffixes, strict=True)
+        for name in of_cell
+    ]
+    gradients |= {names[n]: g for n, g in zip(suffixed, found[2:], strict=True)}
+    values = {STATE: last.detach()}
+    if OUTPUT in call.sequences:
+        values[OUTPUTS] = outputs.detach()
+    return Pass(values, gradients)
+
+
+def _run(
+    call: Call,
+    weights: list[dict[str, Tensor]],
+    x: Float[Tensor, "T B I"],
+    initial: Float[Tensor, "B S"],
+    lengths: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs, the states of the first cell, and the last state of all layers and directions."""
+    steps, batch = x.shape[:2]
+    ends = torch.full((batch,), steps, device=x.device) if lengths is None else lengths
+    directions, start = call.form.directions, 0
+    lasts, states = [], []
+    for number in range(0, len(call.cells), directions):
+        outputs = []
+        for direction in range(directions):
+            cell = call.cells[number + direction].with_parameters(weights[number + direction])
+            state, found = initial[:, start : start + cell.state_size], [x.new_zeros(0)] * steps
+            start += cell.state_size
+            for k in reversed(range(steps)) if direction else range(steps):
+                there = (k < ends).unsqueeze(1)
+                state = torch.where(there, cell.step(x[k], state).state, state)
+                found[k] = state
+            lasts.append(state)
+            states.append(torch.stack(found))
+            outputs.append(states[-1][..., cell.output])
+        x = torch.cat(outputs, -1)
+    return x, states[0], torch.cat(lasts, -1)

@@ -1,0 +1,278 @@
+"""Mistakes planted in a kernel with a backward pass of its own, found and named by the audit."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import retrograde
+from retrograde import Declaration
+from retrograde.audits.bands import allowed, verdict
+from retrograde.cells import LSTM
+from retrograde.cli import main
+
+T, B, I, H = 5, 3, 2, 3  # noqa: E741
+
+
+class Kernel(torch.autograd.Function):
+    """An LSTM with peepholes of i, f and o, forward and backward by hand, with a fault or none."""
+
+    @staticmethod
+    def forward(ctx, x, h0, c0, w, r, b, p, lengths, fault):
+        h, c, kept, outputs = h0, c0, [], []
+        p_i, p_f, p_o = p.chunk(3)
+        for k, x_k in enumerate(x):
+            a = x_k @ w.T + h @ r.T + (0 if fault == "no bias" else b)
+            if fault == "half forward":
+                a = a.half().to(a)
+            a_i, a_f, a_g, a_o = a.chunk(4, 1)
+            if fault == "swapped gates forward":
+                a_i, a_f = a_f, a_i
+            i, f = torch.sigmoid(a_i + p_i * c), torch.sigmoid(a_f + p_f * c)
+            g = torch.tanh(a_g)
+            new = f * c + i * g
+            o = torch.sigmoid(a_o + (0 if fault == "no peephole" else p_o * new))
+            there = k < lengths + (fault == "late mask")
+            mask = there.unsqueeze(1).to(x)
+            kept.append((h, c, i, f, g, o, new, mask))
+            h = mask * o * torch.tanh(new) + (1 - mask) * h
+            c = new if fault == "half mask" else mask * new + (1 - mask) * c
+            outputs.append(h)
+        ctx.save_for_backward(x, w, r, b, p)
+        ctx.kept, ctx.fault = kept, fault
+        return torch.stack(outputs), h, c
+
+    @staticmethod
+    def backward(ctx, dy, dh, dc):
+        (x, w, r, b, p), fault = ctx.saved_tensors, ctx.fault
+        p_i, p_f, p_o = p.chunk(3)
+        dx = torch.zeros_like(x)
+        dw, dr, db, dp = (torch.zeros_like(each) for each in (w, r, b, p))
+        if fault == "no dc of the last state":
+            dc = torch.zeros_like(dc)
+        if fault == "no dh of the last state":
+            dh = torch.zeros_like(dh)
+        if fault == "only the last output":
+            dy = torch.cat((torch.zeros_like(dy[:-1]), dy[-1:]))
+        for k in reversed(range(len(x))):
+            h, c, i, f, g, o, new, mask = ctx.kept[k]
+            dh = dh + dy[k]
+            passed_h, passed_c = (1 - mask) * dh, (1 - mask) * dc
+            dh, dc = mask * dh, mask * dc
+            tanh = torch.tanh(new)
+            da_o = dh * tanh * o * (1 - o)
+            slope = 1 if fault == "no slope of tanh" else 1 - tanh * tanh
+            dc = dc + dh * o * slope
+            if fault != "no peephole back":
+                dc = dc + da_o * p_o
+            da_i, da_f = dc * g * i * (1 - i), dc * c * f * (1 - f)
+            da_g = dc * i * (1 - g * g)
+            if fault == "sign":
+                da_f = -da_f
+            if fault == "forget gate times new":
+                da_f = dc * new * f * (1 - f)
+            da = torch.cat((da_i, da_f, da_g, da_o), 1)
+            if fault == "swapped gates":
+                da = torch.cat((da_f, da_i, da_g, da_o), 1)
+            into = da.half().to(da) if fault == "half accumulation" else da
+            if fault != "first step left out" or k:
+                dw += into.T @ x[k]
+                dr += into.T @ (o * tanh if fault == "h too late" else h)
+                if fault != "bias once" or k == len(x) - 1:
+                    db += into.sum(0)
+            dp += torch.cat(((da_i * c).sum(0), (da_f * c).sum(0), (da_o * new).sum(0)))
+            seen = da.clone()
+            for number, gate in enumerate(("input", "forget", "cell", "output")):
+                if fault == f"no recurrent.{gate}":
+                    seen[:, number * H : (number + 1) * H] = 0
+            dx[k] = da[:, : 3 * H] @ w[: 3 * H] if fault == "dx without output" else da @ w
+            dh, dc = seen @ r, dc * f + da_f * p_f + da_i * p_i
+            if fault == "no carousel":
+                dc = dc - dc.detach() + da_f * p_f + da_i * p_i
+            if fault == "no peephole.forget":
+                dc = dc - da_f * p_f
+            if fault == "no carry" or (fault == "window of 2" and k == len(x) - 2):
+                dh, dc = torch.zeros_like(dh), torch.zeros_like(dc)
+            if fault == "overflow" and len(x) - k > 3:
+                dh = dh * torch.inf
+            dh, dc = dh + passed_h, dc + passed_c
+        if fault == "mean over the batch":
+            dw, dr, db, dp = (each / len(dh) for each in (dw, dr, db, dp))
+        if fault == "stale weight":
+            dr = None
+        if fault == "no gradient of the start":
+            dh, dc = torch.zeros_like(dh), torch.zeros_like(dc)
+        return dx, dh, dc, dw, dr, db, dp, None, None
+
+
+class Layer(nn.Module):
+    batch_first = False
+
+    def __init__(self, fault=""):
+        super().__init__()
+        self.fault, self.hidden_size = fault, H
+        torch.manual_seed(0)
+        self.w, self.r = nn.Parameter(torch.randn(4 * H, I)), nn.Parameter(torch.randn(4 * H, H))
+        self.b, self.p = nn.Parameter(torch.randn(4 * H)), nn.Parameter(torch.randn(3 * H))
+
+    def forward(self, x, state=None, lengths=None):
+        h, c = state if state is not None else (x.new_zeros(x.shape[1], H),) * 2
+        lengths = torch.full(x.shape[1:2], len(x)) if lengths is None else lengths
+        out, h, c = Kernel.apply(x, h, c, self.w, self.r, self.b, self.p, lengths, self.fault)
+        return out, (h, c)
+
+
+def cell(module, w):
+    return LSTM(w["w"], w["r"], w["b"], None, w["p"], generation="lstm-2002")
+
+
+def audited(fault, ragged=False, **how):
+    lengths = "lengths" if ragged else None
+    declared = Declaration(cell=cell, state=("h", "c"), lengths=lengths)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(T, B, I, generator=generator)
+    state = tuple(torch.randn(B, H, generator=generator) for _ in range(2))
+    more = {"lengths": torch.tensor([T, 3, 2])} if ragged else {}
+
+    def loss(model, batch):
+        return model(*batch, **more)[0].square().sum()
+
+    return retrograde.audit(Layer(fault), (x, state), loss, cells={Layer: declared}, **how)
+
+
+# fault: (a quantity that differs, the step it is told for or None for any, words of the route)
+FAULTS = {
+    "no dc of the last state": ("w", None, "c of the last state were dropped"),
+    "no dh of the last state": ("w", None, "h of the last state were dropped"),
+    "only the last output": ("w", None, "entered at the last step alone"),
+    "no carousel": ("r", T - 2, "route carousel were missing"),
+    "no recurrent.input": ("r", T - 2, "route recurrent.input were missing"),
+    "no recurrent.forget": ("r", T - 2, "route recurrent.forget were missing"),
+    "no recurrent.cell": ("r", T - 2, "route recurrent.cell were missing"),
+    "no recurrent.output": ("r", T - 2, "route recurrent.output were missing"),
+    "no peephole.forget": ("p", T - 2, "route peephole.forget were missing"),
+    "no peephole back": ("p", T - 1, "route peephole.output were missing"),
+    "no carry": ("w", T - 2, "ended after 1 step"),
+    "window of 2": ("w", T - 3, ""),
+    "no slope of tanh": ("w", T - 1, ""),
+    "sign": ("b", T - 1, ""),
+    "forget gate times new": ("b", T - 1, ""),
+    "swapped gates": ("b", T - 1, ""),
+    "half accumulation": ("w", None, ""),
+    "first step left out": ("w", None, ""),
+    "h too late": ("r", None, ""),
+    "bias once": ("b", None, ""),
+    "dx without output": ("dL/dx", T - 1, ""),
+    "stale weight": ("r", None, "nothing comes back to it"),
+    "no gradient of the start": ("dL/d initial state", None, "nothing comes back to it"),
+    "mean over the batch": ("w", None, "0.3333 times what it should be"),
+    "swapped gates forward": ("its outputs", 0, "forward pass differs"),
+    "no bias": ("its outputs", 0, "forward pass differs"),
+    "no peephole": ("its outputs", 0, "forward pass differs"),
+    "half forward": ("its outputs", 0, "forward pass differs"),
+    "overflow": ("w", None, ""),
+}
+ALONE = {
+    "dx without output": ("dL/dx",),
+    "stale weight": ("r",),
+    "h too late": ("r",),
+    "bias once": ("b",),
+    "no gradient of the start": ("dL/d initial state",),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_named(fault):
+    what, step, words = FAULTS[fault]
+    audit = audited(fault)
+    assert not audit.ok and {d.precision for d in audit.differences} == {"float64", "float32"}
+    first = audit.differences[0]
+    assert what in first.parameters and words in first.route, first
+    assert step is None or first.step == step, first
+    assert fault not in ALONE or first.parameters == ALONE[fault]
+
+
+@pytest.mark.parametrize("fault", ["late mask", "half mask"])
+def test_a_fault_of_masks_is_named(fault):
+    assert audited("", ragged=True).ok
+    audit = audited(fault, ragged=True)
+    assert not audit.ok and "its last state" in audit.differences[0].parameters
+
+
+def test_the_smallest_case_is_found():
+    assert audited("no carry").differences[0].smallest == (1, 1)  # it shows in the initial state
+    assert audited("first step left out").differences[0].smallest == (1, 1)
+    assert audited("sign").differences[0].smallest == (1, 1)
+    assert audited("overflow").differences[0].smallest == (4, 1)
+    assert audited("mean over the batch").differences[0].smallest == (1, 2)
+
+
+def test_correct_implementations_pass_at_every_length():
+    audit = audited("", lengths=(1, 3, 40))
+    assert audit.ok and {check.steps for check in audit.checks} == {1, 2, 3, T, 40}
+    assert {check.verdict for check in audit.checks} == {"rounding"}
+    x = torch.randn(B, T, I, generator=torch.Generator().manual_seed(1))
+    for model in (
+        nn.LSTM(I, H, num_layers=2, bidirectional=True, batch_first=True),
+        nn.GRU(I, H, batch_first=True),
+        retrograde.nn.LSTM(I, H, batch_first=True, generation="peephole"),
+    ):
+        for mkldnn in (True, False):
+            with torch.backends.mkldnn.flags(enabled=mkldnn, allow_tf32=None):
+                found = retrograde.audit(
+                    model, x, lambda m, x: m(x)[0].square().sum(), lengths=(30,)
+                )
+            assert found.ok and {c.verdict for c in found.checks} == {"rounding"}, str(found)
+
+
+def test_the_bands_are_those_that_are_published():
+    table = retrograde.audits.bands.__doc__
+    for dtype, name in ((torch.float64, "float64"), (torch.float32, "float32")):
+        row = next(line.split() for line in table.splitlines() if line.split()[:1] == [name])
+        eps, bound = torch.finfo(dtype).eps, allowed(dtype, 100, 0.0)
+        assert row[1:] == [f"{eps:.1e}", f"{bound:.1e}", f"{8 * bound:.1e}"]
+    assert [verdict(error, 1e-6) for error in (1e-6, 2e-6, 9e-6, float("inf"))] == [
+        "rounding",
+        "unclear",
+        "difference",
+        "difference",
+    ]
+
+
+EXAMPLE = """
+import sys; sys.path.insert(0, {folder!r})
+from test_audit import *
+
+def right():
+    return Layer(""), torch.ones(T, B, I), lambda m, x: m(x)[0].sum(), CELLS
+
+def wrong():
+    return Layer("no carousel"), torch.ones(T, B, I), lambda m, x: m(x)[0].sum(), CELLS
+"""
+CELLS = {Layer: Declaration(cell=cell, state=("h", "c"))}
+
+
+def test_the_command_exits_with_1_on_a_difference(tmp_path, capsys, monkeypatch):
+    file, codes = tmp_path / "example.py", []
+    file.write_text(EXAMPLE.format(folder=str(Path(__file__).parent)))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("right", "wrong"):
+        monkeypatch.setattr(sys, "argv", ["retrograde", "audit", f"{file}:{name}", "--length", "3"])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        codes.append(stop.value.code or 0)
+    told = capsys.readouterr().out
+    assert codes == [0, 1] and "all are those of the step" in told
+    assert "the route carousel were missing" in " ".join(told.split())
+
+
+def test_the_report(tmp_path):
+    audit = audited("no carousel")
+    audit.to_html(tmp_path / "audit.html")
+    audit.to_json(tmp_path / "audit.json")
+    page = (tmp_path / "audit.html").read_text()
+    assert "carousel" in page and "http" not in page.replace("http://www.w3.org", "")
+    assert '"ok": false' in (tmp_path / "audit.json").read_text()
+    assert "difference" in str(audit) and "carousel" in str(audit)
