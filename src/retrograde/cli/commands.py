@@ -337,7 +337,7 @@ def audit(
     _check_outputs(html, json)
     _set_threads(threads)
     place = None if device is None else devices.find(device)
-    with _hushed(quiet), progress(f"loading {target}", quiet) as tell:
+    with _hushed(quiet), progress(f"loading {target}", quiet):
         subject = subjects.load(target, seed)
         if place is not None:
             subject = devices.move(subject, place)
