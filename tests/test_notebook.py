@@ -97,9 +97,17 @@ def test_a_chart_offers_its_spec_and_a_picture(results):
         bundle = chart._repr_mimebundle_()
         vega, picture, text = bundle
         assert vega.startswith("application/vnd.vegalite.v") and picture == "image/png"
-        assert bundle[vega] == chart.to_dict()
+        text = bundle[vega]["config"].pop("text")
+        assert bundle[vega] == chart.to_dict() and text == {"color": "#7f7f7f"}
         assert len(bundle[picture]) < 40_000
         assert not re.search(r"https?://(?!vega.github.io/schema)", json.dumps(bundle))
+
+
+def test_polars_reads_the_table_as_it_is(results):
+    polars = pytest.importorskip("polars")
+    frame = polars.DataFrame(results["Flow"].by_lag().to_dataframe())
+    assert frame.columns == ["first_lag", "last_lag", "log2", "norm", "share"]
+    assert frame["share"].sum() == pytest.approx(1)
 
 
 def test_a_chart_is_still_altairs(results, tmp_path):

@@ -26,11 +26,9 @@ def card(
         lines = [text] if more is None else [text, more()]
     except RetrogradeError as error:
         lines, draw = [text, str(error)], None
-    shown = "<pre>{}</pre>".format(escape("\n".join(lines)))
+    shown = '<pre style="white-space: pre-wrap">{}</pre>'.format(escape("\n".join(lines)))
     try:
         chart = None if draw is None else draw()
-        picture = "" if chart is None else charts.png(chart)
+        return shown if chart is None else shown + charts.picture(chart, text.partition("\n")[0])
     except MissingExtraError:
         return shown
-    alt = escape(text.partition("\n")[0])
-    return f'{shown}<img alt="{alt}" src="data:image/png;base64,{picture}">' if picture else shown

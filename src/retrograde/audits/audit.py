@@ -232,7 +232,7 @@ def audit(
         ...     cells={Truncated: retrograde.Declaration(cell=declared, batch_first=False)},
         ... )
         >>> audit.ok, audit.differences[0].route
-        (False, 'as if the gradient ended after 1 step')
+        (False, 'as if the route recurrent were missing')
     """
     _checks.model("model", model)
     _checks.function("loss_fn", loss_fn, "(model, batch) -> loss", takes=2)

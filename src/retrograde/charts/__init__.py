@@ -2,7 +2,7 @@
 
 from retrograde._words import half_life_in_words, in_words, lag_in_words
 from retrograde.charts.drawing import ACCENT, COUNTER, GREY, INK, RAMP, SERIES, SHAPES
-from retrograde.charts.figure import png
+from retrograde.charts.figure import picture, png
 from retrograde.charts.gates import gates_over_time, saturation_over_time
 from retrograde.charts.lags import adjoint_curve, lag_curve, memory, reach_by_layer
 from retrograde.charts.parts import (
@@ -39,6 +39,7 @@ __all__ = [
     "lag_in_words",
     "loss_step_by_use_step",
     "memory",
+    "picture",
     "png",
     "reach_by_layer",
     "saturation_over_time",

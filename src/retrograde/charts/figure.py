@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Callable, Iterable
 from functools import cache, wraps
+from html import escape
 from typing import Any, ParamSpec
 
 from retrograde._optional import optional
@@ -12,6 +13,10 @@ P = ParamSpec("P")
 
 SCALE, COLOURS = 1.5, 128
 """Pixels of a picture for each of the chart, and colours: sharp enough, and some 20 kB."""
+
+LABELS = "#7f7f7f"
+"""Colour of text inside a chart where a notebook draws it, which stands on white or on near black:
+themes colour axes, and leave such text black."""
 
 
 def png(chart: Any) -> str:
@@ -27,6 +32,15 @@ def png(chart: Any) -> str:
     chart.save(drawn, format="png", scale_factor=SCALE)
     Image.open(drawn).convert("RGB").quantize(COLOURS).save(small, "png", optimize=True)
     return base64.b64encode(small.getvalue()).decode()
+
+
+def picture(chart: Any, alt: str) -> str:
+    """The same as an image for HTML, as large as the chart, with a text in its place."""
+    drawn = png(chart)
+    width = int.from_bytes(base64.b64decode(drawn[:32])[16:20], "big")  # as PNG begins
+    style = "max-width: 100%; height: auto"
+    source = f"data:image/png;base64,{drawn}"
+    return f'<img alt="{escape(alt)}" width="{width / SCALE:.0f}" style="{style}" src="{source}">'
 
 
 def figure(draw: Callable[P, Any]) -> Callable[P, Any]:
@@ -60,8 +74,10 @@ def _offline(name: str) -> Any:
         if altair.renderers.active != "default":
             return kind._repr_mimebundle_(chart, include, exclude)
         major = altair.SCHEMA_VERSION.partition(".")[0]
+        spec = chart.to_dict()
+        spec.setdefault("config", {}).setdefault("text", {"color": LABELS})
         return {
-            f"application/vnd.vegalite.{major}+json": chart.to_dict(),
+            f"application/vnd.vegalite.{major}+json": spec,
             "image/png": png(chart),
             "text/plain": repr(chart),
         }

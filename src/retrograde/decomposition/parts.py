@@ -200,6 +200,8 @@ class Parts:
     def to_dataframe(self) -> Any:
         """A pandas DataFrame: a row for each part, with its labels, log2, norm and share.
 
+        Polars reads it as it is: `polars.DataFrame(parts.to_dataframe())`.
+
         A range has two columns, `first_lag` and `last_lag` for example. Parts by time have a column
         for the lag as well, and pairs whose use step comes after the loss step are left out.
 

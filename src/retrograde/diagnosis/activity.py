@@ -107,7 +107,8 @@ def look(
                 if value is None or gate.activation is None or gate.activation == CONSTANT:
                     continue
                 flat = gate.activation.relative_slope(value) < slope
-                if holding is not None and gate.role in ("forget", "input"):
+                held = gate.role in ("forget", "input")
+                if holding is not None and held and holding.shape == flat.shape:
                     flat &= ~holding
                 name = gate.name + end
                 row = gates.setdefault(name, _Gate(name, gate, leaf.position))

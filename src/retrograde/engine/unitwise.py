@@ -110,7 +110,8 @@ def adjoints_by_lag(
             windows = windows or Windows.every(unrolled, entries)
             for window in windows:
                 window.move_to(start, each.stop - 1 - start)
-            parts.append(_slabs(unrolled, windows))
+            if windows:  # else no route is left along which anything comes back
+                parts.append(_slabs(unrolled, windows))
         yield chain.from_iterable(parts)
 
 

@@ -2,18 +2,31 @@
 
 from retrograde.nn.clip_inside import ClippedInside, clip_inside, unclip
 from retrograde.nn.initialisation import initialisations, initialise
-from retrograde.nn.linear import MinGRU, MinLSTM
+from retrograde.nn.linear import (
+    LRU,
+    MLSTM,
+    SLSTM,
+    GatedLinearAttention,
+    MinGRU,
+    MinLSTM,
+    SelectiveScan,
+)
 from retrograde.nn.modules import GRU, LSTM, RNN
 from retrograde.nn.recurrent import AbstractRecurrent
 
 __all__ = [
     "GRU",
+    "LRU",
     "LSTM",
+    "MLSTM",
     "RNN",
+    "SLSTM",
     "AbstractRecurrent",
     "ClippedInside",
+    "GatedLinearAttention",
     "MinGRU",
     "MinLSTM",
+    "SelectiveScan",
     "clip_inside",
     "initialisations",
     "initialise",

@@ -159,7 +159,7 @@ def excerpt(report: ReportData) -> str:
     text = page.render(
         report=report,
         most_findings=MOST_FINDINGS,
-        picture=None if chart is None else charts.png(chart),
+        picture="" if chart is None else _drawing().Markup(charts.picture(chart, "")),
         **_table(report),
     )
     return _files.encodable(text)
