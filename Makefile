@@ -55,6 +55,7 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/diagnosis_cost.py
 	$(BIN)/python benchmarks/clipping_cost.py
 	$(BIN)/python benchmarks/spectra_cost.py
+	$(BIN)/python benchmarks/explorer_cost.py
 
 docs: .venv/dev
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs site

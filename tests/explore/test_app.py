@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from retrograde.explore.equations import colours
 from support.browser import in_a_browser
 
 pytest.importorskip("marimo")
@@ -71,7 +72,7 @@ def test_knobs_move_pictures_follow_and_no_request_leaves_the_machine(browser, l
     network = page.locator(".unrolled-wide svg")
     assert "currentColor" in network.inner_html(timeout=30_000)
     walked = changed(network, lambda: page.get_by_role("button", name="one step back").click())
-    assert "#9c6b4e" in walked  # the carousel's colour
+    assert colours("lstm-2000")["carousel"] in walked
     assert page.locator(".katex").count() >= 2
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.locator(".unrolled-narrow svg").is_visible() and not network.is_visible()

@@ -1,10 +1,12 @@
 """The worked examples against closed forms, printed numbers and plain autograd."""
 
+import math
+
 import pytest
 import torch
 
 from retrograde.explore import examples, proof
-from retrograde.explore.lesson import Setting
+from retrograde.explore.lesson import Setting, flow_of
 
 
 @pytest.mark.parametrize("w", [-0.9, 0.5, 1.4])
@@ -34,12 +36,21 @@ def test_a_little_over_two_hundred_steps(w):
 
 
 def test_the_carousel_cannot_explode_and_the_gates_can():
-    explodes = Setting(recurrent_scale=6.0, forget_bias=3.0, every_step=False)
+    """The factor of each is that of the adjoints of the pass with all other routes cut."""
+    explodes = Setting(steps=40, recurrent_scale=6.0, forget_bias=3.0, every_step=False)
     found = examples.growth_by_gate(explodes)
-    assert list(found)[0] == "carousel alone" and list(found)[-1] == "all" and len(found) == 6
-    assert found["carousel alone"] < 1 < found["carousel and recurrent.cell"] < found["all"]
-    assert "With all of them the adjoint explodes" in examples.growth_in_words(explodes)
-    quiet = Setting(recurrent_scale=0.0, forget_bias=0.0, steps=10, every_step=False)
+    assert list(found) == [examples.CAROUSEL, *examples.ROUTES.values(), examples.ALL]
+    flow = flow_of(explodes)
+    others = [route for route in flow.routes if route not in ("carousel", "recurrent.cell")]
+    by_cell = found["R_g of the cell input"]
+    assert by_cell == pytest.approx(2 ** flow.without(*others).adjoints.rate)
+    assert found["all of them"] == pytest.approx(2**flow.adjoints.rate)
+    assert found["carousel alone"] < 1 < min(by_cell, found["all of them"])
+    assert "the adjoint **explodes**" in examples.growth_in_words(explodes)
+    assert f"| {by_cell:.3f} | 2^{39 * math.log2(by_cell):.1f} |" in examples.growth_in_markdown(
+        explodes
+    )
+    quiet = Setting(recurrent_scale=0.0, steps=10, every_step=False)
     assert len({round(rate, 9) for rate in examples.growth_by_gate(quiet).values()}) == 1
     assert "does not explode here" in examples.growth_in_words(quiet)
 
@@ -96,3 +107,7 @@ def test_two_networks_with_one_norm_do_not_reach_alike():
     for one in (far, near):
         whole = one.flow.by_lag("weight_hh_l0").parts().sum(0)
         assert float(whole.norm()) == pytest.approx(one.norm, rel=1e-9)
+    low, high = proof.scale_of(far, near)
+    sizes = [one.flow.by_time().log2_mean_by_lag for one in (far, near)]
+    assert low == min(map(min, sizes)) - 1 and high == max(map(max, sizes)) + 1
+    assert f"A reaches 99 of 99 steps, B {near.flow.reach}." in proof.in_words(far, near)

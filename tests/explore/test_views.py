@@ -51,5 +51,27 @@ def test_a_knob_moves_every_picture():
         assert len(drawn) == 2
 
 
-def test_powers_of_two_are_typeset():
-    assert typeset("**2^-3.1 times**, 2^10.") == "**2<sup>-3.1</sup> times**, 2<sup>10</sup>."
+def test_powers_and_indices_are_typeset():
+    told = typeset("**2^-3.1 times**, 1.01^200, R_o, weight_hh, `recurrent.cell`")
+    assert told == (
+        "**2<sup>-3.1</sup> times**, 1.01<sup>200</sup>, <i>R</i><sub>o</sub>, weight_hh, "
+        "`recurrent.cell`"
+    )
+
+
+def test_two_charts_can_be_compared():
+    """The same vertical scale, and no titles of different heights above."""
+    for setting in (Setting(**SMALL), Setting(**SMALL, forget_bias=3.0)):
+        (picture,) = pictures(VIEWS["lags"].draw(setting), y=(-30.0, 5.0))
+        spec = json.loads(picture._mime_()[1])
+        assert spec["layer"][0]["encoding"]["y"]["scale"]["domain"] == [-30, 5]
+        assert spec["title"] == ""
+
+
+def test_the_window_is_the_smallest_that_keeps_enough():
+    """Against the parts by lag: what is lost is the sum of those from lag K on."""
+    setting = Setting(**SMALL)
+    parts = flow_of(setting).by_lag(bins="every").parts()
+    lost = [float((parts[k:].sum(0)).norm() / parts.sum(0).norm()) for k in range(13)]
+    window = next(k for k in range(1, 13) if lost[k] <= 0.1)
+    assert f"**{window} of 12 steps**" in VIEWS["window"].answer(setting)

@@ -28,6 +28,7 @@ with app.setup:
         "7. Clip the output layer?",
         "8. Where to clip?",
         "9. Which matrix explodes?",
+        "10. How long a window?",
     )
 
     def told(question, *knobs, picture, reading, answer):
@@ -49,8 +50,9 @@ with app.setup:
 
 @app.cell
 def _():
-    _asked = mo.query_params().get("screen") or "1"
-    _first = int(_asked) - 1 if _asked in "123456789" else 0
+    _numbers = [name.partition(".")[0] for name in SCREENS]
+    _asked = mo.query_params().get("screen")
+    _first = _numbers.index(_asked) if _asked in _numbers else 0
     get_screen, set_screen = mo.state(_first, allow_self_loops=True)
     return get_screen, set_screen
 
@@ -117,7 +119,7 @@ def _(far_bias, get_screen, near_bias):
         mo.vstack(
             [
                 mo.md(f"**Network {name}**: `param.grad.norm()` = **{one.norm:.6g}**"),
-                *pictures(one.flow.chart()),
+                *pictures(one.flow.chart(), y=proof.scale_of(_a, _b)),
             ]
         )
         for name, one in (("A", _a), ("B", _b))
@@ -127,7 +129,7 @@ def _(far_bias, get_screen, near_bias):
         far_bias,
         near_bias,
         picture=[mo.Html(side_by_side(_columns))],
-        reading="A curve is the size of the gradient's parts, lag by lag, in powers of two. Above "
+        reading="A curve is the size of the gradient's parts, lag by lag, on one scale. Above "
         "it stands what a training loop would print.",
         answer=proof.in_words(_a, _b),
     )
@@ -154,7 +156,7 @@ def _(get_screen, loss, setting, steps, turned, view):
 @app.cell
 def _():
     length = knob(4, 40, 1, 12, "length T")
-    get_lag, set_lag = mo.state(0)
+    get_lag, set_lag = mo.state(3)
     return get_lag, length, set_lag
 
 
@@ -177,8 +179,8 @@ def _(length, set_lag):
         return lambda _: set_lag(lambda lag: max(0, min(lag + number, length.value - 1)))
 
     walk = [
-        mo.ui.button(label="◀ one step back", on_click=_by(1)),
-        mo.ui.button(label="forward ▶", on_click=_by(-1)),
+        mo.ui.button(label="◀ one step back", on_click=_by(1), keyboard_shortcut="ArrowLeft"),
+        mo.ui.button(label="forward ▶", on_click=_by(-1), keyboard_shortcut="ArrowRight"),
     ]
     return (walk,)
 
@@ -190,10 +192,9 @@ def _(get_lag, get_screen, length, setting, turned, walk, walked):
     _lag = min(get_lag(), length.value - 1)
     told(
         "What happens to one gradient on its way back?",
-        *turned,
-        length,
         *walk,
         walked,
+        mo.accordion({"the network": mo.hstack([*turned, length], justify="start", wrap=True)}),
         picture=[
             mo.Html(unrolled.both(_setting, _lag)),
             mo.Html(
@@ -247,7 +248,7 @@ def _(get_screen):
     told(
         "An article prints three numbers. Are they right?",
         picture=[
-            mo.md(examples.components_in_markdown()),
+            mo.md(typeset(examples.components_in_markdown())),
             *pictures(examples.printed_numbers().by_time("weight_ih_l0").chart()),
         ],
         reading="The rows of the map are the losses of the three steps, the columns the steps that "
@@ -268,7 +269,10 @@ def _():
 def _(gate_bias, gate_scale, get_screen):
     mo.stop(get_screen() != 5)
     _setting = Setting(
-        recurrent_scale=gate_scale.value, forget_bias=gate_bias.value, every_step=False
+        steps=60,
+        recurrent_scale=gate_scale.value,
+        forget_bias=gate_bias.value,
+        every_step=False,
     )
     told(
         "The carousel cannot explode. Why does an LSTM?",
@@ -358,12 +362,33 @@ def _(get_screen, weight):
 
 
 @app.cell
+def _():
+    kept_bias = knob(-2, 8, 0.25, 2, "forget bias")
+    return (kept_bias,)
+
+
+@app.cell
+def _(get_screen, kept_bias):
+    mo.stop(get_screen() != 9)
+    _setting, _view = Setting(forget_bias=kept_bias.value), VIEWS["window"]
+    told(
+        _view.question,
+        kept_bias,
+        picture=pictures(_view.draw(_setting)),
+        reading=_view.reading,
+        answer=_view.answer(_setting),
+    )
+    return
+
+
+@app.cell
 def _(get_screen, set_screen):
     def _to(by):
         name = SCREENS[get_screen() + by]
         return mo.ui.button(
             label=f"next: {name} ▶" if by > 0 else f"◀ {name}",
             on_click=lambda _: set_screen(lambda at: at + by),
+            keyboard_shortcut="PageDown" if by > 0 else "PageUp",
         )
 
     around = [_to(by) for by in (-1, 1) if 0 <= get_screen() + by < len(SCREENS)]

@@ -20,9 +20,11 @@ from retrograde.cells import Elman
 from retrograde.cells.gates import ACTIVATIONS
 from retrograde.clipping import GlobalNorm, PreActivationValue
 from retrograde.decomposition import Flow, decompose
+from retrograde.decomposition.adjoints import AdjointNorms
 from retrograde.decomposition.clipped import ClippedFlow
 from retrograde.decomposition.lags import REACH
 from retrograde.decomposition.rows import joined
+from retrograde.engine import fold
 from retrograde.explore.lesson import Setting, flow_of
 from retrograde.nn import initialise
 from retrograde.recording import Recording, record, record_cell
@@ -169,19 +171,35 @@ def over_steps(factor: float, steps: int = 200) -> float:
     return float(torch.exp2(flow.adjoints.log2[-1, 0]))
 
 
+ROUTES = {
+    "recurrent.input": "R_i of the input gate",
+    "recurrent.forget": "R_f of the forget gate",
+    "recurrent.cell": "R_g of the cell input",
+    "recurrent.output": "R_o of the output gate",
+}
+"""The recurrent weights that each route crosses."""
+
+CAROUSEL, ALL = "carousel alone", "all of them"
+
+
 @lru_cache(maxsize=8)
 def growth_by_gate(setting: Setting) -> Mapping[str, float]:
     """Factors per step of the adjoint with the carousel, and each gate's recurrent weights alone.
 
-    All other routes are cut, as in `Flow.without`. "all" is the pass as it is.
+    All other routes are cut, as in `Flow.without`; the last one is the pass as it is.
     """
     flow = flow_of(setting)
-    gates = [route for route in flow.routes if route.startswith("recurrent.")]
-    found = {"carousel alone": flow.without(*gates)}
-    for gate in gates:
-        found[f"carousel and {gate}"] = flow.without(*(other for other in gates if other != gate))
-    found["all"] = flow
-    return {name: math.exp2(each.adjoints.rate) for name, each in found.items()}
+    left = {CAROUSEL: set[str](), **{ROUTES[route]: {route} for route in ROUTES}, ALL: set(ROUTES)}
+    return {
+        name: _factor(flow.without(*set(ROUTES).difference(kept))) for name, kept in left.items()
+    }
+
+
+def _factor(flow: Flow) -> float:
+    """What a step multiplies the adjoint by: no more than its norms are asked of the pass."""
+    norms = AdjointNorms(flow.entries, flow.steps)
+    fold(flow.unrolled, flow.entries, [norms])
+    return math.exp2(norms.result().rate)
 
 
 POWERS = (0.99, 1.0, 1.01)
@@ -192,27 +210,26 @@ def growth_in_markdown(setting: Setting) -> str:
     """What a step multiplies the adjoint by, route by route, as a table; and over all steps."""
     lags = setting.steps - 1
     rows = [
-        f"| {name} | {factor:.3f} | {power_of_two(lags * math.log2(factor))} |"
+        f"| {name if name in (CAROUSEL, ALL) else 'carousel and ' + name} | {factor:.3f} "
+        f"| {power_of_two(lags * math.log2(factor))} |"
         for name, factor in growth_by_gate(setting).items()
     ]
-    return "\n".join(
-        [f"| routes left | factor per step | over {lags} steps |", "|---|---|---|", *rows]
-    )
+    head = f"| routes left | factor per step | over {lags} steps |"
+    return "\n".join([head, "|---|---|---|", *rows])
 
 
 def growth_in_words(setting: Setting) -> str:
     """Why an LSTM explodes, in Markdown."""
     found = growth_by_gate(setting)
-    *gates, (_, whole) = found.items()
-    alone = [f"`{name.removeprefix('carousel and ')}`" for name, rate in gates[1:] if rate > 1]
-    by_one = f"On their own {', '.join(alone)} do it already. " if alone else ""
-    verdict = "explodes" if whole > 1 else "does not explode here"
-    powers = ", ".join(f"{w:g}<sup>200</sup> = {over_steps(w):.3g}" for w in POWERS)
+    alone = [name for name in ROUTES.values() if found[name] > 1]
+    by_one = f"Enough on its own: {', '.join(alone)}. " if alone else ""
+    verdict = "explodes" if found[ALL] > 1 else "does not explode here"
+    powers = ", ".join(f"{w:g}^200 = {over_steps(w):.3g}" for w in POWERS)
     return (
-        f"**Through the gates.** The carousel multiplies by f ≤ 1, here {gates[0][1]:.3f}. Each "
-        "gate adds a path through its recurrent weights, over which matrices like R_o are "
+        f"**Through the gates.** The carousel multiplies by f ≤ 1, here {found[CAROUSEL]:.3f}. "
+        "Each gate adds a path through its recurrent weights, over which matrices like R_o are "
         f"multiplied with themselves, as in a plain RNN. {by_one}With all of them the adjoint "
-        f"{verdict}: a factor of {whole:.3f} per step. A little is enough: {powers}."
+        f"**{verdict}**: a factor of {found[ALL]:.3f} per step. A little makes much: {powers}."
     )
 
 

@@ -38,27 +38,44 @@ def with_equal_norms(first: Setting, second: Setting) -> tuple[Trained, Trained]
         >>> abs(one.norm / two.norm - 1) < 1e-9, one.flow.reach > 5 * two.flow.reach
         (True, True)
     """
-    far = _trained(first, 1.0)
-    near = _trained(second, 1.0)
-    return far, _trained(second, far.norm / near.norm)
+    far, near = _Loop(first), _Loop(second)
+    return far.recorded(1.0), near.recorded(far.norm(1.0) / near.norm(1.0))
 
 
-def _trained(setting: Setting, readout: float) -> Trained:
-    """One pass of torch's own LSTM with the weights and the loss of the setting."""
-    setting = replace(setting, generation="lstm-2000")
-    cell, made = cell_of(setting), recorded(setting)
-    lstm = nn.LSTM(made.x.shape[2], setting.hidden, dtype=torch.float64)
-    weights = {f"{name}_l0": weight for name, weight in cell.parameters.items()}
-    zeros = torch.zeros_like(weights["bias_ih_l0"])  # torch has two biases, the lesson one
-    lstm.load_state_dict(weights | {"bias_hh_l0": zeros})
-    given = made.direct[..., cell.output]
-    with record(lstm) as recording:
-        output, _ = lstm(made.x)
-        loss: Tensor = (readout * given * output).sum()
+class _Loop:
+    """torch's own LSTM with the weights, the input and the loss of a setting."""
+
+    def __init__(self, setting: Setting):
+        setting = replace(setting, generation="lstm-2000")
+        cell, made = cell_of(setting), recorded(setting)
+        self.x, self.given = made.x, made.direct[..., cell.output]
+        self.lstm = nn.LSTM(made.x.shape[2], setting.hidden, dtype=torch.float64)
+        weights = {f"{name}_l0": weight for name, weight in cell.parameters.items()}
+        zeros = torch.zeros_like(weights["bias_ih_l0"])  # torch has two biases, the lesson one
+        self.lstm.load_state_dict(weights | {"bias_hh_l0": zeros})
+
+    def norm(self, readout: float) -> float:
+        """`weight_hh_l0.grad.norm()` after a backward pass."""
+        self.lstm.zero_grad()
+        output, _ = self.lstm(self.x)
+        loss: Tensor = (readout * self.given * output).sum()
         torch.autograd.backward(loss)
-    grad = lstm.get_parameter("weight_hh_l0").grad
-    assert grad is not None
-    return Trained(float(grad.norm()), readout, decompose(recording))
+        grad = self.lstm.get_parameter("weight_hh_l0").grad
+        assert grad is not None
+        return float(grad.norm())
+
+    def recorded(self, readout: float) -> Trained:
+        """The same pass, recorded."""
+        with record(self.lstm) as recording:
+            norm = self.norm(readout)
+        return Trained(norm, readout, decompose(recording))
+
+
+def scale_of(*passes: Trained) -> tuple[float, float]:
+    """A vertical scale, in powers of two, that holds the lag curves of all passes."""
+    curves = [one.flow.by_time().log2_mean_by_lag for one in passes]
+    sizes = torch.cat([curve[curve.isfinite()] for curve in curves])
+    return float(sizes.min()) - 1, float(sizes.max()) + 1
 
 
 def in_words(far: Trained, near: Trained) -> str:

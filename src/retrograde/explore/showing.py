@@ -35,37 +35,43 @@ class Picture:
 
     A chart's own bundle holds a picture for other notebooks, which takes longer to draw than the
     numbers take to compute.
+
+    Attributes:
+        chart: the chart.
+        y: the ends of its vertical scale, where it is to be compared with another; None for its
+            own, with its title.
     """
 
     chart: Any
+    y: tuple[float, float] | None = None
 
     def _mime_(self) -> tuple[str, str]:
         spec = self.chart.to_dict()
-        title = spec.get("title", "")
-        title = {"text": title} if isinstance(title, str) else title
         spec |= {
-            "title": {
-                name: _lines(value) if name in ("text", "subtitle") else value
-                for name, value in title.items()
-            },
+            "title": _title(spec.get("title", "")) if self.y is None else "",
             "width": "container",
             "config": CONFIG,
             "usermeta": {"embedOptions": {"renderer": "svg", "actions": False}},
         }
+        for layer in spec.get("layer", ()) if self.y is not None else ():
+            scale = layer["encoding"].get("y", {}).get("scale")
+            if scale is not None:
+                scale |= {"domain": self.y, "nice": False}
         major = spec["$schema"].rpartition("/v")[2].partition(".")[0]
         return f"application/vnd.vegalite.v{major}+json", json.dumps(spec)
 
 
-def _lines(text: str | list[str]) -> list[str]:
-    """The same words in lines that fit a phone."""
+def _title(title: str | dict[str, Any]) -> list[str]:
+    """A title in lines that fit a phone; what a subtitle says the screen says itself."""
+    text = title if isinstance(title, str) else title.get("text", "")
     return textwrap.wrap(text if isinstance(text, str) else " ".join(text), LINE)
 
 
-def pictures(chart: Any) -> list[Picture]:
+def pictures(chart: Any, y: tuple[float, float] | None = None) -> list[Picture]:
     """A chart, or those that it holds one below the other: only single ones fit their place."""
     parts = getattr(chart, "vconcat", None)
     if parts is None:
-        return [Picture(chart)]
+        return [Picture(chart, y)]
     found: list[Picture] = []
     for part in parts:
         alone = part.copy()
@@ -85,5 +91,6 @@ def side_by_side(items: Sequence[Any]) -> str:
 
 
 def typeset(markdown: str) -> str:
-    """Powers of two as they are written by hand."""
-    return re.sub(r"2\^(-?\d+(?:\.\d+)?|-?inf)", r"2<sup>\1</sup>", markdown)
+    """Powers and indices as they are written by hand: 2^-3.5, R_o."""
+    raised = re.sub(r"\^(-?\d+(?:\.\d+)?|-?inf)", r"<sup>\1</sup>", markdown)
+    return re.sub(r"\b([A-Zdc])_([a-zA-Z0-9])\b", r"<i>\1</i><sub>\2</sub>", raised)

@@ -22,6 +22,9 @@ CROSSINGS = 5
 NEAR = 9
 """Lags below this are called near."""
 
+BIAS = 0.1
+"""What a window may lose of the gradient."""
+
 PARAMETER = "weight_hh"
 """The weights whose gradient is shown."""
 
@@ -104,6 +107,18 @@ def _exponents_in_words(setting: Setting) -> str:
     )
 
 
+def _window_in_words(setting: Setting) -> str:
+    horizon = flow_of(setting).horizon()
+    window = horizon.window(BIAS)
+    if window is None:
+        return f"**No**: whatever the K, more than {share(BIAS)} of the gradient is lost."
+    return (
+        f"Looking back over **{window} of {setting.steps} steps** is the least that loses at most "
+        f"{share(BIAS)} of the gradient. It holds at these weights: a network that has learnt to "
+        "remember needs a longer window."
+    )
+
+
 VIEWS = {
     "map": View(
         "Which uses of the weights does each loss step learn from?",
@@ -115,7 +130,8 @@ VIEWS = {
     "lags": View(
         "How far back does the gradient reach?",
         lambda setting: flow_of(setting).chart(),
-        "A straight line is a constant factor per step. Reach is the last lag above 1 % of lag 0.",
+        "A straight line is a constant factor per step; dotted is the half-life of the adjoint. "
+        "Reach is the last lag above 1 % of lag 0.",
         _reach_in_words,
     ),
     "routes": View(
@@ -138,6 +154,12 @@ VIEWS = {
         "Each line is one direction of the state: above 0 it grows on its way back, below 0 it "
         "shrinks.",
         _exponents_in_words,
+    ),
+    "window": View(
+        "Is my window long enough?",
+        lambda setting: flow_of(setting).horizon().chart(BIAS),
+        "What truncated back-propagation over K steps loses, as a part of the gradient's norm.",
+        _window_in_words,
     ),
 }
 """The views by name, in the order in which they are told."""
