@@ -290,6 +290,7 @@ def horizon(
             subject = devices.move(subject, place)
         given = subject.model, subject.batch, subjects.users(subject.loss_fn)
         options: Any = {"kind": kind.value, "layer": layer, "most": batches, "seed": seed}
+        options["cells"] = subject.cells
         found = (
             horizons.over_training(*given, _checkpoints(checkpoint), **options)
             if checkpoint
