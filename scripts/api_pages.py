@@ -17,6 +17,7 @@ PAGES = {
     "spectra": ("retrograde.spectra",),
     "weights": ("retrograde.spectra.weights",),
     "horizon": ("retrograde.horizons", "retrograde.truncation"),
+    "audits": ("retrograde.audits",),
     "declarations": ("retrograde.declarations",),
     "audits": ("retrograde.audits",),
     "diagnosis": ("retrograde.diagnosis",),
