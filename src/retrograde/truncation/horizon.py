@@ -47,6 +47,12 @@ class Column:
         reached: the size of their part of the gradient over that of the whole.
         learnable: their `Signal.learnability`, above 1 where the signal exceeds its noise.
         interval: that of it.
+
+    Example:
+        >>> from retrograde.truncation import Column
+        >>> column = Column(range(9, 17), used=0.02, reached=1e-6, learnable=0.3, interval=None)
+        >>> column.used > 0 and column.reached < 0.01  # needed, and out of reach
+        True
     """
 
     lags: range

@@ -14,6 +14,12 @@ class Price:
         present_seconds: of the pass over all T steps.
         bytes: what autograd keeps from its forward pass for its backward pass.
         present_bytes: the same for all T steps.
+
+    Example:
+        >>> from retrograde.truncation import Price
+        >>> price = Price(50, 200, 0.1, 0.4, bytes=10_000, present_bytes=40_000)
+        >>> price.time, price.memory
+        (0.25, 0.25)
     """
 
     steps: int
