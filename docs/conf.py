@@ -2,7 +2,7 @@
 
 Pages are Markdown (MyST). The reference is made of docstrings by autodoc, from pages that
 `scripts/api_pages.py` writes into `docs/api/` while the documentation is built. Equations become
-MathML here, which browsers draw themselves, so that no script and no font is needed for them.
+MathML here, which browsers draw themselves: no script is needed, and the font lies in `_static/`.
 """
 
 import inspect

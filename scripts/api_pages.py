@@ -17,7 +17,9 @@ PAGES = {
     "spectra": ("retrograde.spectra",),
     "weights": ("retrograde.spectra.weights",),
     "horizon": ("retrograde.horizons", "retrograde.truncation"),
+    "audits": ("retrograde.audits",),
     "declarations": ("retrograde.declarations",),
+    "audits": ("retrograde.audits",),
     "diagnosis": ("retrograde.diagnosis",),
     "reports": ("retrograde.report",),
     "clipping": ("retrograde.clipping",),
@@ -70,7 +72,11 @@ def defined_in(module: ModuleType, name: str) -> str:
 
 
 def names() -> dict[str, dict[str, tuple[str, object]]]:
-    """By page and dotted definition: the name as a user imports it, and the object; each once."""
+    """By page and dotted definition: the name as a user imports it, and the object; each once.
+
+    Raises:
+        SystemExit: if a name at the top level of the package stands on no page.
+    """
     seen: set[str] = set()
     found: dict[str, dict[str, tuple[str, object]]] = {}
     for page, modules in PAGES.items():
@@ -81,6 +87,9 @@ def names() -> dict[str, dict[str, tuple[str, object]]]:
                 if place not in seen:
                     seen.add(place)
                     found[page][place] = (f"{module.__name__}.{name}", getattr(module, name))
+    top = importlib.import_module("retrograde")
+    if missing := [name for name in public(top) if defined_in(top, name) not in seen]:
+        raise SystemExit(f"PAGES in scripts/api_pages.py has no module that exports {missing}")
     return found
 
 

@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+RUN = [page for page in PAGES if re.search(r"^```(python|text)$", page.read_text(), re.MULTILINE)]
 
 
 DRAWING = ROOT / "docs" / "images" / "vocabulary.svg"
@@ -31,7 +32,7 @@ def check(page, folder):
     return subprocess.run(command, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
+@pytest.mark.parametrize("page", RUN, ids=named)
 def test_the_page_runs_and_prints_what_it_shows(page, tmp_path):
     done = check(page, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -120,6 +121,16 @@ def test_every_public_name_is_documented_with_an_example(name):
     said = "".join(each.__doc__ or "" for each in getattr(value, "__mro__", (value,)))
     for parameter in parameters(value):
         assert re.search(rf"\b{parameter}\b", said), f"{name} does not say what {parameter} is"
+
+
+def test_each_example_of_the_readme_runs_alone():
+    """Apart from the page, which is run as a whole: no name comes from another block."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGES[0].read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) > 1
+    for block in blocks:
+        ruff = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", "-"]
+        done = subprocess.run(ruff, input=block, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
 
 
 def test_the_pages_show_how_to_begin():

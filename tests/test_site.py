@@ -66,6 +66,8 @@ def test_an_equation_is_drawn(opened):
             (part) => parseFloat(getComputedStyle(part).fontSize))"""
     )
     assert small < full
+    fonts = "document.fonts.ready.then(() => [...document.fonts].map((font) => font.status))"
+    assert page.evaluate(fonts) == ["loaded"]
     assert "$" not in page.locator("article p").all_inner_texts()[0]
 
 

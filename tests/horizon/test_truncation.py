@@ -6,6 +6,9 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import retrograde
+from retrograde.engine import Scaled
+from retrograde.truncation import Measures
+from retrograde.truncation.truncated import Truncation, fold_lags
 
 T, B, INPUTS, H = 9, 3, 2, 4
 
@@ -138,3 +141,55 @@ def test_steps_whose_adjoints_are_on_scales_far_apart(monkeypatch, growth):
     whole = flow.by_lag("weight_hh_l0", bins="every").parts()
     found = torch.cat([part["weight_hh_l0"].plain() for part in flow.lag_by_lag()])
     torch.testing.assert_close(found, whole, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["sliding", "chunks"])
+def test_the_scan_ends_where_no_contribution_counts_any_more(kind):
+    torch.manual_seed(0)
+    layer, x = nn.LSTM(INPUTS, H), torch.randn(60, B, INPUTS)
+    with retrograde.record(layer) as recording:
+        layer(x)[0].square().sum().backward()
+    flow = retrograde.decompose(recording)
+    whole = Truncation(kind, flow.gradient)
+    fold_lags(flow.lag_by_lag(), [whole])
+    assert 15 < flow.lags_that_count < 55
+    for name, measures in whole.result().items():
+        found = flow.truncated(kind)[name]
+        torch.testing.assert_close(found.bias, measures.bias, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found.cosine, measures.cosine, rtol=1e-6, atol=1e-6)
+
+
+def one_lag_late(parts):
+    yield {
+        name: Scaled(torch.zeros_like(row.values), row.exponent) for name, row in parts[0].items()
+    }
+    yield from parts[:-1]
+
+
+def no_exponents(parts):
+    for part in parts:
+        yield {name: Scaled(row.values, row.exponent * 0) for name, row in part.items()}
+
+
+@pytest.mark.parametrize("fault", [one_lag_late, no_exponents])
+def test_planted_faults_show(fault):
+    layer, x = problem("gru")
+    flow = recorded(layer, x)
+    by_hand = [sliding(layer, x, k) for k in range(1, T + 1)]
+    wanted = torch.stack([expected(by_hand[-1], each) for each in by_hand])
+    broken = Truncation("sliding", flow.gradient)
+    fold_lags(fault(list(flow.lag_by_lag())), [broken])
+    bias = Measures.together(list(broken.result().values())).bias
+    assert not torch.allclose(bias, wanted[:, 0], rtol=1e-3)
+
+
+def test_another_weight_of_the_phases_shows():
+    """(1 - (l + 1) / K), as if a cut lay before the loss step itself, is another curve."""
+    layer, x = problem("gru")
+    flow, k = recorded(layer, x), 4
+    parts = [torch.cat([p.plain().flatten() for p in part.values()]) for part in flow.lag_by_lag()]
+    mean = sum(chunks(layer, x, k, phase) for phase in range(1, k + 1)) / k
+    right = sum((1 - lag / k) * parts[lag] for lag in range(k))
+    wrong = sum((1 - (lag + 1) / k) * parts[lag] for lag in range(k))
+    torch.testing.assert_close(right, mean, rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(wrong, mean, rtol=1e-2)

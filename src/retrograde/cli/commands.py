@@ -292,7 +292,7 @@ def horizon(
         found = (
             horizons.over_training(*given, _checkpoints(checkpoint), **options)
             if checkpoint
-            else horizons.horizon(*given, **options)
+            else horizons.horizon(*given, cells=subject.cells, **options)
         )
         settings = reporting.Settings().of_run(subject.model, subject.batch, seed)
         report = reporting.HorizonReport.of(found, delta, settings)

@@ -33,7 +33,7 @@ from retrograde.decomposition.by_time import ContributionNorms, ContributionShar
 from retrograde.decomposition.by_unit import Units
 from retrograde.decomposition.clipped import ClippedFlow, factors_at_the_end
 from retrograde.decomposition.labels import AbstractLabels
-from retrograde.decomposition.lags import REACH
+from retrograde.decomposition.lags import REACH, mean_by_lag
 from retrograde.decomposition.non_finite import NonFinite, first_overflow
 from retrograde.decomposition.parts import Parts, together
 from retrograde.decomposition.processes import Processes
@@ -454,8 +454,9 @@ class Flow(AbstractPass):
                 model: `retrograde.horizon(model, batches, loss_fn, kind="window")`.
 
         Returns:
-            A `Horizon` for K = 1 .. T; it takes one pass of T (T + 1) / 2 rows and the memory of
-            one gradient.
+            A `Horizon` for K = 1 .. T. It takes a pass of T rows for each lag up to that from
+            which on nothing counts (`lags_that_count`), in the memory of one gradient beside the
+            linearised steps.
 
         Raises:
             ArgumentError: for another kind.
@@ -481,10 +482,27 @@ class Flow(AbstractPass):
     def truncated(self, kind: str) -> Mapping[str, Measures]:
         """What is left of the gradient of each parameter for K = 1 .. T."""
         if kind not in self._truncated:
-            truncation = Truncation(kind, self.gradient)
-            fold_lags(parts_by_lag(self.unrolled, self.entries.direct), [truncation])
-            self._truncated[kind] = truncation.result()
+            truncation, count = Truncation(kind, self.gradient), self.lags_that_count
+            fold_lags(parts_by_lag(self.unrolled, self.entries.direct, count), [truncation])
+            self._truncated[kind] = truncation.result(self.steps)
         return self._truncated[kind]
+
+    @cached_property
+    def lags_that_count(self) -> int:
+        """The first lag from which on all parts together are below the rounding of the gradient.
+
+        The norm of their sum is at most the sum of the norms of the contributions, which `by_time`
+        has. T if that is not so at any lag, for one parameter at least. Where several loss steps
+        share a row, the norm is that of their sum.
+        """
+        counts = 1
+        for name, parts in self._tables[0].items():
+            sums = mean_by_lag(parts.log2, parts.lags) + math.log2(max(1, len(self.entries)))
+            beyond = torch.logcumsumexp(sums.flip(0) * math.log(2), 0).flip(0) / math.log(2)
+            eps = math.log2(torch.finfo(self.entries.direct.dtype).eps)
+            whole = float(self.gradient[name].log2_norms())
+            counts = max(counts, int((beyond > whole + eps).sum()))
+        return counts
 
     def lag_by_lag(self) -> Iterator[Mapping[str, Scaled]]:
         """The part of each lag, one after the other: a row [1, ...] for each parameter.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from retrograde import _checks
 from retrograde.cells import SideBySide
-from retrograde.decomposition import Flow
+from retrograde.decomposition import Flow, Parts
 from retrograde.decomposition.bins import lag_bins
 from retrograde.decomposition.flow import unasked, void_in_words
 from retrograde.engine import Scaled
@@ -18,7 +18,6 @@ from retrograde.errors import VoidDecompositionWarning
 from retrograde.recording import Recorded, Recording
 from retrograde.truncation.horizon import with_layers
 from retrograde.truncation.measures import Measures, root_of_squares
-from retrograde.truncation.truncated import Binned, Truncation, fold_lags
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,18 +64,16 @@ def look(recording: Recording, layer: str | None, kind: str) -> Seen:
         if not flow.residual.ok:
             words = void_in_words(name, flow.residual)
             warnings.warn(words, VoidDecompositionWarning, stacklevel=3)
-        truncation = Truncation("sliding" if kind == "window" else kind, flow.gradient)
-        binned = Binned(lag_bins([bin_.start for bin_ in lags], flow.steps))
-        fold_lags(flow.lag_by_lag(), [truncation, binned])
-        put(parts, name, binned.parts)
-        found = with_layers(truncation.result())
+        starts = [bin_.start for bin_ in lags]
+        put(parts, name, rows_of({of: flow.by_lag(of, starts) for of in flow.parameters}))
+        found = with_layers(flow.truncated("sliding" if kind == "window" else kind))
         if len(flows) == 1:
             measures = found
         else:
-            found = {of: one.extended(steps) for of, one in found.items()}
+            found = {of: one.extended(steps - flow.steps) for of, one in found.items()}
             measures[name] = found.pop("")
             measures |= {f"{name}: {of}": one for of, one in found.items()}
-        by_input = flow.by_lag("input", [bin_.start for bin_ in lags]).log2
+        by_input = flow.by_lag("input", starts).log2
         more = by_input.new_full((len(lags) - len(by_input),), -torch.inf)
         sensitivity.append(torch.cat((by_input, more)))
         if ends_lags(flow):
@@ -124,3 +121,13 @@ def put(
     for number, found in enumerate(parts):
         here = some[number] if number < len(some) else nothing
         found |= {f"{layer}: {name}": row for name, row in here.items()}
+
+
+def rows_of(parts: Mapping[str, Parts]) -> list[dict[str, Scaled]]:
+    """The parts of several parameters, bin by bin, each as one row."""
+    rows = {name: each.scaled for name, each in parts.items()}
+    count = len(next(iter(rows.values())).exponent)
+    return [
+        {n: Scaled(row.values[at : at + 1], row.exponent[at : at + 1]) for n, row in rows.items()}
+        for at in range(count)
+    ]

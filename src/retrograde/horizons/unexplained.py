@@ -19,6 +19,7 @@ from retrograde.decomposition import Flow
 from retrograde.decomposition.bins import lag_bins
 from retrograde.decomposition.by_lag import Lags
 from retrograde.engine import Entries, Scaled
+from retrograde.horizons.seen import rows_of
 
 ROWS_FOR_EACH = 10
 """With fewer rows for each unit of the output a regression would explain noise, too; the mean alone
@@ -55,13 +56,5 @@ def parts_of(
     flow: Flow, direct: Float[Tensor, "T B S"], starts: Sequence[int]
 ) -> list[dict[str, Scaled]]:
     """The parts by lag that this would have in the place of dL/ds_t, for each bin."""
-    parts = Lags(lag_bins(starts, flow.steps)).parts(flow.unrolled, Entries.of(direct))
-    rows = {name: each.scaled for name, each in parts.items()}
-    count = len(next(iter(rows.values())).exponent)
-    return [
-        {
-            name: Scaled(row.values[at : at + 1], row.exponent[at : at + 1])
-            for name, row in rows.items()
-        }
-        for at in range(count)
-    ]
+    lags = Lags(lag_bins(starts, flow.steps))
+    return rows_of(lags.parts(flow.unrolled, Entries.of(direct)))

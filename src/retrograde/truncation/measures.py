@@ -77,9 +77,8 @@ class Measures:
             sum(part.entries for part in parts),
         )
 
-    def extended(self, steps: int) -> "Measures":
-        """The same for K up to a larger number of steps, where nothing more is truncated."""
-        more = steps - len(self.size)
+    def extended(self, more: int) -> "Measures":
+        """The same for so many more K, at which nothing more is truncated."""
 
         def longer(curve: Curve) -> Curve:
             return torch.cat((curve, curve[-1:].expand(more)))

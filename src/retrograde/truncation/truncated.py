@@ -9,7 +9,7 @@ that a cut every K steps can have, so that the second line is the mean over the 
 (g_1 + ... + g_K) / K of the first.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -30,46 +30,36 @@ class Truncation:
     """
 
     def __init__(self, kind: str, whole: Mapping[str, Scaled]):
-        self._chunks = kind == "chunks"
+        self._chunks, self._lags = kind == "chunks", 0
         self._sums = {name: Total(row.values[0]) for name, row in whole.items()}
         self._sums_of_sums = {name: Total(row.values[0]) for name, row in whole.items()}
         self._comparison = Comparison(whole)
 
     def update(self, lag: int, parts: Mapping[str, Scaled]) -> None:
         """Take the part of the next lag."""
+        self._lags += 1
         for name, part in parts.items():
-            total = self._sums[name]
-            total.add(part.values[0], int(part.exponent))
-            if self._chunks:
+            self._sums[name].add(part.values[0], int(part.exponent))
+        if self._chunks:
+            for name, total in self._sums.items():
                 self._sums_of_sums[name].add(total.values, total.exponent)
         if self._chunks:
             self._comparison.add(self._sums_of_sums, 1 / (lag + 1))
         else:
             self._comparison.add(self._sums)
 
-    def result(self) -> dict[str, Measures]:
-        """The measures for K = 1 .. T, by parameter."""
-        return self._comparison.result()
+    def result(self, steps: int | None = None) -> dict[str, Measures]:
+        """The measures for K = 1, 2, ..., by parameter.
 
-
-class Binned:
-    """Parts coming lag by lag, summed in bins."""
-
-    def __init__(self, lags: Sequence[range]):
-        self._ends = {lag.stop - 1 for lag in lags}
-        self._sums: dict[str, Total] = {}
-        self.parts: list[dict[str, Scaled]] = []
-
-    def update(self, lag: int, parts: Mapping[str, Scaled]) -> None:
-        """Take the part of the next lag."""
-        for name, part in parts.items():
-            total = self._sums.setdefault(name, Total(part.values[0]))
-            total.add(part.values[0], int(part.exponent))
-        if lag in self._ends:
-            self.parts.append(
-                {n: each.row(parts[n].values.dtype) for n, each in self._sums.items()}
-            )
-            self._sums = {}
+        Args:
+            steps: the largest K, where further lags have no part; as many as came if None.
+        """
+        more = 0 if steps is None else steps - self._lags
+        if self._chunks:
+            for _ in range(more):
+                self.update(self._lags, {})
+        found = self._comparison.result()
+        return found if self._chunks else {n: each.extended(more) for n, each in found.items()}
 
 
 @runtime_checkable

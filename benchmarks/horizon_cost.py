@@ -1,0 +1,98 @@
+"""What do all truncations K = 1 .. T cost, against the parts by lag in octave bins?
+
+A scan along the lags forms the part of every lag, each a matrix product over all rows, where
+`by_lag` forms one for each bin; it ends at the lag from which on no contribution counts. How far
+that is depends on the network: in a fresh one a few dozen steps, in one that forgets nothing all T.
+Memory is what the peak rises above the memory in use during the scan, in a fresh process.
+"""
+
+import ctypes
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from _measure import Size, Spread, answer, interleaved, ratios
+from memory_and_length import resident
+from torch import nn
+
+import retrograde
+from retrograde.decomposition import Flow
+from retrograde.decomposition.bins import lag_bins
+from retrograde.decomposition.by_lag import Lags
+
+SIZE = Size(T=200, B=16, I=64, H=64)
+TARGET, ROUNDS, THREADS = 1.3, 5, 1
+NETWORKS = {
+    "LSTM, fresh": (nn.LSTM, 0.0),
+    "LSTM, forget bias 8": (nn.LSTM, 8.0),
+    "GRU, fresh": (nn.GRU, 0.0),
+    "RNN, fresh": (nn.RNN, 0.0),
+}
+
+
+def flow_of(name: str, size: Size) -> Flow:
+    """A decomposed pass, its loss at every step."""
+    kind, bias = NETWORKS[name]
+    torch.manual_seed(0)
+    model = kind(size.I, size.H)
+    if bias:
+        retrograde.nn.initialise(model, "forget-bias", value=bias)
+    x, output_adjoint = torch.randn(size.T, size.B, size.I), torch.randn(size.T, size.B, size.H)
+    with retrograde.record(model) as recording:
+        (model(x)[0] * output_adjoint).sum().backward()
+    flow = retrograde.decompose(recording)
+    assert flow.gradient and flow.lags_that_count
+    return flow
+
+
+def all_truncations(flow: Flow) -> None:
+    flow._truncated.clear()
+    flow.truncated("sliding")
+
+
+def memory(name: str, steps: int) -> float:
+    """Megabytes that the scan takes beyond the decomposed pass."""
+    torch.set_num_threads(THREADS)
+    all_truncations(flow_of(name, Size(T=40, B=SIZE.B, I=SIZE.I, H=SIZE.H)))
+    flow = flow_of(name, Size(T=steps, B=SIZE.B, I=SIZE.I, H=SIZE.H))
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    all_truncations(flow)
+    return (resident("VmHWM") - before) / 1e6
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(THREADS)
+    rows: list[dict[str, object]] = []
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as fresh:
+        for name in NETWORKS:
+            flow = flow_of(name, SIZE)
+            lags = Lags(lag_bins("octaves", SIZE.T))
+            seconds = interleaved(
+                {
+                    "by lag": lambda flow=flow, lags=lags: lags.parts(flow.unrolled, flow.entries),
+                    "all K": lambda flow=flow: all_truncations(flow),
+                },
+                ROUNDS,
+                clock=time.process_time,
+            )
+            times = ratios(seconds["all K"], seconds["by lag"])
+            rows.append(
+                {
+                    "network": name,
+                    "lags that count": flow.lags_that_count,
+                    "by lag, s": Spread.of(seconds["by lag"]),
+                    "all K, s": Spread.of(seconds["all K"]),
+                    "times by lag": times,
+                    "target": TARGET,
+                    "met": times.median <= TARGET,
+                    "MB, T=200": round(fresh.submit(memory, name, SIZE.T).result()),
+                    "gradient, MB": round(
+                        sum(p.numel() for p in flow.unrolled.cell.parameters.values()) * 4e-6, 2
+                    ),
+                }
+            )
+    answer(__file__, f"{SIZE}: what do all truncations cost?", rows)
