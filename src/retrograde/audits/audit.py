@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from io import StringIO
 from os import PathLike
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from retrograde import _checks, _files
-from retrograde._terminal import WIDTH, as_text, plain, rich
+from retrograde._terminal import as_text, plain, rich
 from retrograde.audits.bands import Verdict
 from retrograde.audits.naming import explain
 from retrograde.audits.reference import OUTPUTS
@@ -27,6 +26,10 @@ from retrograde.errors import RetrogradeError, UnsupportedModelError
 from retrograde.recording.calls import data
 from retrograde.recording.interception import observed, outermost
 from retrograde.recording.layers import layers_of
+from retrograde.report.html import environment
+
+TITLES = ("layer", "precision", "steps", "what", "error", "rounding", "ratio", "verdict")
+"""The columns of the table of checks."""
 
 NAMES = {
     torch.float64: "float64",
@@ -129,21 +132,18 @@ class Audit:
         return as_text(self)
 
     def __rich__(self) -> Any:
-        Text, wrong = rich().Text, len(self.differences)  # noqa: N806
-        head = f"{len(self.checks)} quantities compared: " + (
-            f"{wrong} difference{'s' * (wrong > 1)}" if wrong else "all are those of the step"
-        )
+        Text = rich().Text  # noqa: N806
         table = rich().Table(box=None, pad_edge=False)
-        for column in ("layer", "precision", "steps", "what", "error", "rounding", "ratio", ""):
+        for column in TITLES:
             table.add_column(column)
         for one in self.worst:
-            numbers = (f"{one.error:.1e}", f"{one.allowed:.1e}", f"{one.ratio:.4g}")
-            where = (one.layer, one.precision, str(one.steps), one.what)
-            table.add_row(*(Text(plain(word)) for word in (*where, *numbers, one.verdict)))
+            table.add_row(*(Text(plain(word)) for word in _row(one)))
         told = [
             Text.assemble(("difference  ", "bold red"), plain(str(d))) for d in self.differences
         ]
-        return rich().Group(Text(head), *told, table, *(Text(plain(n)) for n in self.notes))
+        return rich().Group(
+            Text(self._summary), *told, table, *(Text(plain(n)) for n in self.notes)
+        )
 
     def to_html(self, path: str | PathLike[str]) -> None:
         """Write a page that opens offline.
@@ -152,10 +152,16 @@ class Audit:
             InputError: if the path cannot be written.
         """
         _files.check_writable(path)
-        console = rich().Console(width=WIDTH, record=True, file=StringIO())
-        console.print(self)
-        page = console.export_html(inline_styles=True)
-        _files.write(path, lambda file: file.write(page.encode()))
+        page = environment().get_template("audit.html.jinja")
+        text = page.render(
+            title="Is the gradient of this implementation the true one?",
+            audit=self,
+            summary=self._summary,
+            titles=TITLES,
+            rows=[_row(one) for one in self.worst],
+            version=version("retrograde"),
+        )
+        _files.write_text(path, _files.encodable(text))
 
     def to_json(self, path: str | PathLike[str]) -> None:
         """Write the numbers.
@@ -169,6 +175,12 @@ class Audit:
         _files.write(path, lambda file: file.write(text.encode()))
 
     @property
+    def _summary(self) -> str:
+        wrong = len(self.differences)
+        found = f"{wrong} difference{'s' * (wrong > 1)}" if wrong else "all are those of the step"
+        return f"{len(self.checks)} quantities compared: {found}"
+
+    @property
     def worst(self) -> list[Check]:
         """The worst quantity of every layer, precision and length, and all that differ."""
         found: dict[tuple[str, str, int], Check] = {}
@@ -177,6 +189,12 @@ class Audit:
             if key not in found or one.error / one.allowed > found[key].error / found[key].allowed:
                 found[key] = one
         return [c for c in self.checks if c.verdict == "difference" or c in found.values()]
+
+
+def _row(one: Check) -> tuple[str, ...]:
+    """A check as a row of a table."""
+    numbers = (f"{one.error:.1e}", f"{one.allowed:.1e}", f"{one.ratio:.4g}")
+    return (one.layer, one.precision, str(one.steps), one.what, *numbers, one.verdict)
 
 
 def _plain(value: Any) -> Any:

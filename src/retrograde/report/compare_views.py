@@ -1,6 +1,7 @@
 """A comparison for a terminal and as a page: settings first, then layer by layer."""
 
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Any
 
 from retrograde._terminal import as_text, indented, plain, rich
@@ -49,7 +50,11 @@ def page(comparison: Changes) -> str:
     filters: dict[str, Callable[..., object]] = {"value": value, "suffix": suffix, "place": place}
     template = environment(**filters).get_template("compare.html.jinja")
     text: str = template.render(
-        comparison=comparison, title=title(comparison), caution=CAUTION, alone=alone(comparison)
+        comparison=comparison,
+        title=title(comparison),
+        caution=CAUTION,
+        alone=alone(comparison),
+        version=version("retrograde"),
     )
     return text
 

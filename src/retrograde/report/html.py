@@ -134,6 +134,7 @@ def render(report: ReportData) -> str:
 
     def written(gallery: _Gallery) -> str:
         text = page.render(
+            title=report.title,
             report=report,
             answer=answer(report),
             gallery=gallery,
