@@ -19,7 +19,6 @@ PAGES = {
     "horizon": ("retrograde.horizons", "retrograde.truncation"),
     "audits": ("retrograde.audits",),
     "declarations": ("retrograde.declarations",),
-    "audits": ("retrograde.audits",),
     "diagnosis": ("retrograde.diagnosis",),
     "reports": ("retrograde.report",),
     "clipping": ("retrograde.clipping",),
