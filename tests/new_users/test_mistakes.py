@@ -98,6 +98,14 @@ CALLS = {
         lambda: retrograde.diagnose(LSTM, torch.ones(5, 2, 7), loss_fn),
         (RuntimeError, "Expected 2, got 7"),
     ),
+    "a list of batches where one belongs": (
+        lambda: retrograde.horizon(LSTM, [X, X], loss_fn),
+        (AttributeError, "a list is one batch, iter(batches) is several"),
+    ),
+    "a recurrence of one's own": (
+        lambda: retrograde.diagnose(nn.Bilinear(2, 3, 3), X, loss_fn),
+        (UnsupportedModelError, "cells={MyCell: retrograde.Declaration()}, or record its step"),
+    ),
     "a horizon of a criterion": (
         lambda: retrograde.horizon(LSTM, [X], nn.MSELoss()),
         (ArgumentError, "got the criterion MSELoss()"),

@@ -13,7 +13,7 @@ import torch
 
 import retrograde
 
-HERE = Path(__file__).parent
+SCRIPTS = Path(__file__).parent / "scripts"
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def script(monkeypatch, capsys):
 
     def run(name, *arguments):
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
-        names = runpy.run_path(str(HERE / f"{name}.py"), run_name="__main__")
+        names = runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
         printed = capsys.readouterr()
         assert not printed.err
         return names, " ".join(printed.out.split())

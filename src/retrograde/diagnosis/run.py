@@ -114,7 +114,9 @@ def _called(loss_fn: LossFunction, model: nn.Module, batch: Any) -> Any:
         return loss_fn(model, batch)
     except Exception as error:
         if not isinstance(error, RetrogradeError):
-            error.add_note("(Retrograde called it as loss_fn(model, batch).)")
+            several = "; a list is one batch, iter(batches) is several"
+            listed = several if isinstance(batch, list) else ""
+            error.add_note(f"(Retrograde called it as loss_fn(model, batch){listed}.)")
         raise
 
 

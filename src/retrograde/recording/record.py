@@ -267,7 +267,9 @@ def _nothing_to_record(model: nn.Module, recording: Recording) -> str:
     return (
         f"{type(model).__name__} holds no recurrent layer: expected an nn.LSTM, nn.GRU or nn.RNN "
         "(or one of their cells) somewhere inside. Pass the module that owns it; a recurrence "
-        f"written by hand is not found, but its step can be recorded with these lines:\n{BY_HAND}"
+        "written by hand is not found by itself. Name the module that does it, as in "
+        "cells={MyCell: retrograde.Declaration()}, or record its step on its own with these lines:"
+        f"\n{BY_HAND}"
     )
 
 
