@@ -17,9 +17,8 @@ class Price:
 
     Example:
         >>> from retrograde.truncation import Price
-        >>> price = Price(50, 200, 0.1, 0.4, bytes=10_000, present_bytes=40_000)
-        >>> price.time, price.memory
-        (0.25, 0.25)
+        >>> print(Price(5, 20, seconds=0.5, present_seconds=1.0, bytes=250, present_bytes=1000))
+        50% of the time and 25% of the memory of the present 20 steps
     """
 
     steps: int
