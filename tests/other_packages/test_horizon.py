@@ -143,6 +143,9 @@ def test_sb3_contrib():
 )
 def test_the_page_shows_these_recipes(test):
     recipe = re.search(r"# recipe\n(.*?)    # end", inspect.getsource(test), re.S)[1]
-    lines = [line.strip() for line in recipe.splitlines() if line.strip()]
-    page = [line.strip() for line in PAGE.read_text().splitlines()]
-    assert all(line in page for line in lines)
+    assert bare(recipe) in bare(PAGE.read_text())
+
+
+def bare(code):
+    """The code without what depends on the width of a line."""
+    return re.sub(r",(?=[)\]}])", "", re.sub(r"\s|# fmt: skip", "", code))
