@@ -49,6 +49,8 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/norms_against_autograd.py
 	$(BIN)/python benchmarks/recursion_against_matmul.py
 	$(BIN)/python benchmarks/routes_against_lags.py
+	$(BIN)/python benchmarks/horizon_cost.py
+	$(BIN)/python benchmarks/planted_lags.py
 	$(BIN)/python benchmarks/decompose_cost.py
 	$(BIN)/python benchmarks/training_against_torch.py
 	$(BIN)/python benchmarks/memory_and_length.py

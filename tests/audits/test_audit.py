@@ -1,5 +1,6 @@
 """Mistakes planted in a kernel with a backward pass of its own, found and named by the audit."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -273,6 +274,7 @@ def test_the_report(tmp_path):
     audit.to_html(tmp_path / "audit.html")
     audit.to_json(tmp_path / "audit.json")
     page = (tmp_path / "audit.html").read_text()
-    assert "carousel" in page and "http" not in page.replace("http://www.w3.org", "")
+    assert "carousel" in page and not re.search(r"https?:|<script", page)
+    assert page.count("<td") == 8 * len(audit.worst) and str(audit.differences[0])[:20] in page
     assert '"ok": false' in (tmp_path / "audit.json").read_text()
     assert "difference" in str(audit) and "carousel" in str(audit)

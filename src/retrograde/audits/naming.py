@@ -82,9 +82,15 @@ def _candidates(trial: Trial) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
     for route in (*flow.routes, *flow.recorded.cell.inner_routes):
         yield f"as if the route {route} were missing", _plain(trial, flow.without(route).gradient)
     recurrent = tuple(flow.recorded.cell.recurrent_routes)
-    if len(recurrent) > 1:
-        words = "as if all recurrent routes were missing"
-        yield words, _plain(trial, flow.without(*recurrent).gradient)
+    others = tuple(route for route in flow.routes if route not in recurrent)
+    leaving = [
+        tuple(route for route in flow.routes if route.startswith(f"{piece}->"))
+        for piece in flow.recorded.cell.slots
+    ]
+    for routes in dict.fromkeys((recurrent, others, *leaving)):
+        if 1 < len(routes):
+            words = f"as if the routes {', '.join(routes)} were missing"
+            yield words, _plain(trial, flow.without(*routes).gradient)
     lags = range(trial.size[0])
     parts = {
         trial.names[name]: flow.by_lag(name, bins=tuple(lags)).parts() for name in flow.parameters

@@ -94,6 +94,7 @@ class Kind(StrEnum):
 
     SLIDING = "sliding"
     CHUNKS = "chunks"
+    WINDOW = "window"
 
 
 class Remedies(StrEnum):
@@ -254,8 +255,8 @@ def horizon(
     kind: Annotated[
         Kind,
         typer.Option(
-            help="Every loss step looks back over K steps (sliding), or the state is detached "
-            "every K steps (chunks)."
+            help="Every loss step looks back over K steps (sliding), the state is detached every "
+            "K steps (chunks), or the forward pass, too, starts K steps before the loss (window)."
         ),
     ] = Kind.SLIDING,
     layer: Annotated[
@@ -283,16 +284,17 @@ def horizon(
     _check_outputs(html, json, reads=checkpoint or ())
     _set_threads(threads)
     place = None if device is None else devices.find(device)
-    with _hushed(quiet), progress(f"loading {target}", quiet):
+    with _hushed(quiet), progress(f"loading {target}", quiet) as tell:
         subject = subjects.load(target, seed)
         if place is not None:
             subject = devices.move(subject, place)
         given = subject.model, subject.batch, subjects.users(subject.loss_fn)
         options: Any = {"kind": kind.value, "layer": layer, "most": batches, "seed": seed}
+        options["cells"] = subject.cells
         found = (
             horizons.over_training(*given, _checkpoints(checkpoint), **options)
             if checkpoint
-            else horizons.horizon(*given, **options)
+            else horizons.horizon(*given, **options, progress=tell)
         )
         settings = reporting.Settings().of_run(subject.model, subject.batch, seed)
         report = reporting.HorizonReport.of(found, delta, settings)

@@ -17,10 +17,19 @@ from torch.nn.modules.loss import _Loss
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
+from retrograde.declarations import Declaration
+from retrograde.declarations.reading import (
+    argument_names,
+    initial_of,
+    input_of,
+    is_sequence,
+    named_arguments,
+    read_call,
+)
 from retrograde.diagnosis.copies import copied, copied_model, seeded, within
 from retrograde.diagnosis.run import LossFunction
-from retrograde.nn import AbstractRecurrent
-from retrograde.recording import recurrent_layers
+from retrograde.errors import RetrogradeError
+from retrograde.recording.layers import layers_of
 
 LOSSES: Mapping[Callable[..., Any], str] = {
     getattr(nn.functional, name): name
@@ -240,17 +249,23 @@ class _Depth:
 def _hooked(model: nn.Module, sight: Sight) -> Iterator[_Depth]:
     """Hooks on the model and its layers; what each layer reads is made to get a gradient."""
     depth, handles = _Depth(), []
-    layers = {module: name for name, module in recurrent_layers(model).items()}
-    known = {m for m in layers if isinstance(m, nn.RNNBase | nn.RNNCellBase | AbstractRecurrent)}
+    found = layers_of(model).items()
+    layers = {module: name for name, (module, _) in found}
+    declared = {module: declaration for _, (module, declaration) in found if declaration}
 
     def enters(module: nn.Module, args: Any, kwargs: Any) -> Any:
         depth.calls += 1
-        name = layers.get(module) if module in known else None
+        name = layers.get(module)
+        if name is not None and module in declared:
+            return _read_declared(module, declared[module], name, args, kwargs, sight)
         return None if name is None else _read(module, name, args, kwargs, sight)
 
-    def leaves(module: nn.Module, _: Any, result: Any) -> None:
+    def leaves(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         depth.calls -= 1
-        if module in known:
+        if module in declared:
+            state = _state_of_declared(module, declared[module], args, kwargs, result)
+            sight.final.setdefault(layers[module], []).append(state)
+        elif module in layers:
             state = result if isinstance(module, nn.RNNCellBase) else result[1]
             sight.final.setdefault(layers[module], []).append(_parts(state) or ())
             _note_returned(module, result, sight)
@@ -262,7 +277,7 @@ def _hooked(model: nn.Module, sight: Sight) -> Iterator[_Depth]:
         if isinstance(module, torch.jit.ScriptModule | _Loss):
             continue
         handles.append(module.register_forward_pre_hook(enters, with_kwargs=True))
-        handles.append(module.register_forward_hook(leaves, always_call=True))
+        handles.append(module.register_forward_hook(leaves, always_call=True, with_kwargs=True))
     try:
         yield depth
     finally:
@@ -289,6 +304,20 @@ def _read(
         axes = (None, 0)
     else:
         axes = (0, 1) if first else (1, 0)
+    given = _noted(x, packed, axes, name, sight)
+    if given is None:
+        return None
+    return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, "input": given})
+
+
+def _noted(
+    x: Tensor,
+    packed: PackedSequence | None,
+    axes: tuple[int | None, int | None],
+    name: str,
+    sight: Sight,
+) -> Tensor | PackedSequence | None:
+    """Note what a layer reads; gives what is to be handed on in its place, None for itself."""
     if torch.is_autocast_enabled(x.device.type):
         sight.autocast.add(torch.get_autocast_dtype(x.device.type))
     changed = not x.requires_grad
@@ -297,8 +326,53 @@ def _read(
     sight.reads.setdefault(name, []).append(Read(x, packed, *axes))
     if not changed:
         return None
-    given = packed._replace(data=x) if packed is not None else x
-    return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, "input": given})
+    return packed._replace(data=x) if packed is not None else x
+
+
+def _read_declared(
+    module: nn.Module,
+    declaration: Declaration,
+    name: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    sight: Sight,
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """The same of a declared recurrence; one that puts its input together itself is left alone."""
+    if callable(declaration.x):
+        return None
+    names = argument_names(module)
+    arguments = named_arguments(names, args, kwargs)
+    try:
+        read = input_of(declaration, module, arguments)
+        state = initial_of(declaration, arguments, read)
+    except RetrogradeError:  # the recording says why
+        return None
+    packed = read if isinstance(read, PackedSequence) else None
+    x = read if isinstance(read, Tensor) else read.data
+    if not x.is_floating_point():
+        return None
+    sight.initial.setdefault(name, []).append(tuple(state.values()) or None)
+    first = declaration.batch_comes_first(module)
+    axes = ((0, 1) if first else (1, 0)) if is_sequence(read) else (0, None)
+    given = _noted(x, packed, axes, name, sight)
+    if given is None:
+        return None
+    place = next(number for number, value in enumerate(arguments.values()) if value is read)
+    if place < len(args):
+        return (*args[:place], given, *args[place + 1 :]), kwargs
+    return args, {**kwargs, list(arguments)[place]: given}
+
+
+def _state_of_declared(
+    module: nn.Module, declaration: Declaration, args: Any, kwargs: Any, result: Any
+) -> tuple[Tensor, ...]:
+    """The last state that a declared recurrence returned, as far as it can be read."""
+    arguments = named_arguments(argument_names(module), args, kwargs)
+    try:
+        results = read_call(declaration, module, arguments, result, {}).results
+    except RetrogradeError:
+        return ()
+    return tuple(part for name, part in results.items() if name in declaration.pieces)
 
 
 def _note_returned(module: nn.Module, result: Any, sight: Sight) -> None:

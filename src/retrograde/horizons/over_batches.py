@@ -174,6 +174,9 @@ def horizon(
             used=None if unknown else Used(replaced(first.lags), torch.tensor(rows).double(), past),
             sensitivity=torch.stack([seen.sensitivity for seen in every]).mean(0),
         )
+        if kind == "chunks" and len(first.layers) == 1:
+            (recorded,) = first.layers.values()
+            found = replace(found, by_phase=unasked(recorded).horizon(kind).by_phase)
         if len(every) > 1:
             found = replace(found, unexplained=_unexplained(every))
         found = replace(found, price=price(model, first.layers, found.window()))

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from retrograde import _checks
+from retrograde.declarations.matching import Declared
 from retrograde.diagnosis.copies import copied_model
 from retrograde.diagnosis.run import LossFunction
 from retrograde.errors import ArgumentError
@@ -24,6 +25,7 @@ def over_training(
     layer: str | None = None,
     most: int = BATCHES,
     seed: int = 0,
+    cells: Declared | None = None,
 ) -> dict[str, Horizon]:
     """The horizon of a model at several checkpoints, on the same batches.
 
@@ -36,6 +38,7 @@ def over_training(
         layer: as there.
         most: as there.
         seed: as there.
+        cells: as there.
 
     Returns:
         The horizons by the name of the checkpoint.
@@ -77,6 +80,7 @@ def over_training(
             layer=layer,
             most=most,
             seed=seed,
+            cells=cells,
         )
         for name, weights in checkpoints.items()
     }

@@ -36,6 +36,7 @@ def _numbers(
     windows = before.window, after.window
     rows: list[tuple[str, str, float | None, float | None]] = [("window", "steps", *windows)]
     if not of:
+        rows.append(("used", "steps", a.last.used, b.last.used))
         rows.append(("reach", "steps", a.last.reach, b.last.reach))
         rows.append(("learnable", "steps", a.last.learnable, b.last.learnable))
     k = before.window

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from retrograde._words import counted
 from retrograde.report.data import Settings
 from retrograde.truncation import Horizon
+from retrograde.truncation.horizon import Column
 
 BAND = (0.1, 0.5, 0.9)
 """A curve's lower end, its middle and its upper end over batches, as quantiles."""
@@ -44,23 +44,61 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class LagRow:
+    """What is known of the lags from `first` to `last`.
+
+    Attributes:
+        used: by how much the loss falls when the forward pass sees these lags too.
+        reached: the size of their part of the gradient over that of the whole.
+        learnable: above 1 where the signal of their part is above its noise.
+        low, high: the interval of that.
+    """
+
+    first: int
+    last: int
+    used: float | None
+    reached: float
+    learnable: float | None
+    low: float | None
+    high: float | None
+
+    @staticmethod
+    def of_column(column: Column) -> "LagRow":
+        """That of a horizon's column."""
+        low, high = column.interval or (None, None)
+        return LagRow(
+            column.lags[0],
+            column.lags[-1],
+            column.used,
+            column.reached,
+            column.learnable,
+            low,
+            high,
+        )
+
+
+@dataclass(frozen=True)
 class AtWeights:
     """The horizon at one set of weights.
 
     Attributes:
         name: of the checkpoint, "" for the model as it was given.
-        advice: the window to choose, in one sentence.
+        advice: the window to choose, in words.
+        used: the largest lag that the forward pass uses, None where it is not known.
         reach: the largest lag whose mean contribution is still 1 % of that at lag 0.
-        learnable: the learnability horizon, None where it is not known.
+        learnable: the learnability horizon, None where it is not known, -1 for no lag at all.
         curves: the whole gradient first, then its layers and parameters.
+        lags: what is used, reached and learnable, bin by bin.
         notes: what a reader must know.
     """
 
     name: str
     advice: str
+    used: int | None
     reach: int
     learnable: int | None
     curves: tuple[Curve, ...]
+    lags: tuple[LagRow, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -73,8 +111,16 @@ class AtWeights:
         """That of a horizon."""
         parts = (horizon.of(part) for part in horizon.names)
         curves = tuple(Curve.of_horizon(part, delta) for part in (horizon, *parts))
-        advice = _advice(curves[0].window, horizon, delta)
-        return AtWeights(name, advice, horizon.reach, horizon.learnable, curves, horizon.notes)
+        return AtWeights(
+            name,
+            horizon.recommendation(delta),
+            None if horizon.used is None else horizon.used.lag,
+            horizon.reach,
+            horizon.learnable,
+            curves,
+            tuple(LagRow.of_column(column) for column in horizon.columns),
+            horizon.notes,
+        )
 
 
 @dataclass(frozen=True)
@@ -108,20 +154,3 @@ class HorizonData:
 
 def _numbers(curve: Tensor) -> tuple[float, ...]:
     return tuple(curve.tolist())
-
-
-def _advice(window: int | None, horizon: Horizon, delta: float) -> str:
-    """The window to choose, in a sentence."""
-    length = counted(horizon.length, "step")
-    if window is None:
-        return f"No window keeps the bias within {delta:g}: the gradient is 0 in too many batches."
-    if window == horizon.length:
-        return (
-            f"All {length} are needed: no shorter window keeps the bias within {delta:g}. Whether "
-            "the gradient would reach further back, only longer sequences can tell."
-        )
-    batches = " in 90 % of the batches" if horizon.batches > 1 else ""
-    return (
-        f"A window of {counted(window, 'step')} is enough at these weights: the gradient that it "
-        f"leaves differs from that of all {length} by at most {delta:g} of its norm{batches}."
-    )

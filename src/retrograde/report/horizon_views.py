@@ -6,7 +6,7 @@ from typing import Any
 
 from retrograde import _files, charts
 from retrograde._terminal import as_text, indented, plain, rich
-from retrograde._words import counted, number, share
+from retrograde._words import counted, lag_in_words, number, share
 from retrograde.report.horizon_data import Curve, HorizonData
 from retrograde.report.html import Pictures, environment, javascript
 
@@ -47,7 +47,9 @@ def renderable(report: HorizonData) -> Any:
     for heading, titles, rows in tables(report):
         table = rich().Table(box=None, pad_edge=False)
         for title in titles:
-            table.add_column(title, justify="left" if title in ("of", "weights") else "right")
+            table.add_column(
+                title, justify="left" if title in ("of", "weights", "lags") else "right"
+            )
         for row in rows:
             table.add_row(*(rich().Text(plain(cell)) for cell in row))
         parts += ["", heading, indented(table)]
@@ -115,10 +117,30 @@ def tables(report: HorizonData) -> Iterator[tuple[str, Row, list[Row]]]:
     rows: list[Row]
     if len(report.weights) > 1:
         rows = [
-            (each.name, _steps(each.window), str(each.reach), _steps(each.learnable))
+            (
+                each.name,
+                _steps(each.window),
+                _steps(each.used),
+                str(each.reach),
+                _steps(each.learnable),
+            )
             for each in report.weights
         ]
-        yield "While the network learns", ("weights", "window", "reach", "learnable"), rows
+        titles = ("weights", "window", "used", "reach", "learnable")
+        yield "While the network learns", titles, rows
+    if report.last.lags:
+        rows = [
+            (
+                lag_in_words(range(each.first, each.last + 1)),
+                number(each.used),
+                number(each.reached),
+                number(each.learnable),
+                "-" if each.low is None else f"{number(each.low)} to {number(each.high)}",
+            )
+            for each in report.last.lags
+        ]
+        titles = ("lags", "used", "reached", "learnable", "95 % interval")
+        yield "What the model uses, what the gradient reaches, what the data hold", titles, rows
     whole = report.last.curves[0]
     banded = whole.low != whole.high
     places = [at for at, title in enumerate(COLUMNS) if banded or title != "10 to 90 %"]
@@ -144,4 +166,4 @@ def _row(report: HorizonData, curve: Curve, at: int) -> tuple[str, ...]:
 
 
 def _steps(count: int | None) -> str:
-    return "-" if count is None else str(count)
+    return "-" if count is None else "none" if count < 0 else str(count)
