@@ -22,8 +22,9 @@ help:
 demo: .venv/demo
 	$(BIN)/retrograde demo
 
+# The tests start some forty processes: modules are compiled once, whatever the environment says.
 test: lint
-	$(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal
 
 test-install: .venv/created
 	$(BIN)/python scripts/installation.py core
@@ -48,6 +49,8 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/norms_against_autograd.py
 	$(BIN)/python benchmarks/recursion_against_matmul.py
 	$(BIN)/python benchmarks/routes_against_lags.py
+	$(BIN)/python benchmarks/horizon_cost.py
+	$(BIN)/python benchmarks/planted_lags.py
 	$(BIN)/python benchmarks/decompose_cost.py
 	$(BIN)/python benchmarks/training_against_torch.py
 	$(BIN)/python benchmarks/memory_and_length.py

@@ -493,6 +493,7 @@ ROWS: dict[str, Row] = {
     "Flow.horizon": Row(FLOW.horizon, {"kind": "sliding"}, {"kind": NAME}),
     "Horizon.of": Row(HORIZON.of, {"name": "weight_hh_l0"}, {"name": NAME}),
     "Horizon.each": Row(HORIZON.each, {"measure": "bias"}, {"measure": NAME}),
+    "Horizon.bias_at": Row(HORIZON.bias_at, {"steps": 2}, {"steps": COUNT}),
     "Horizon.window": Row(HORIZON.window, {"delta": 0.1}, {"delta": DELTA}),
     "Horizon.summary": Row(HORIZON.summary, {"delta": 0.1}, {"delta": DELTA}),
     "Horizon.recommendation": Row(HORIZON.recommendation, {"delta": 0.1}, {"delta": DELTA}),

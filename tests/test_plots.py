@@ -1,5 +1,8 @@
 """Matplotlib draws the same numbers in the same colours, on the axes that it is given."""
 
+import json
+import re
+
 import pytest
 import torch
 
@@ -90,6 +93,19 @@ def test_spectra_and_training_runs(recording):
             model(torch.ones(9, 2, 2))[0][-1].sum().backward()
     _, ax = monitor.history.plot(needs_lag=5)
     assert list(ax.lines[0].get_ydata()) == [v for _, v in monitor.history.of("GRU", "reach")]
+
+
+def test_the_colours_and_axes_are_those_of_the_charts(flow, recording):
+    horizon = flow.horizon()
+    for drawn in (flow, horizon):
+        figure, ax = drawn.plot()
+        chart = drawn.chart().to_dict()
+        lines = {matplotlib.colors.to_hex(line.get_color()) for line in ax.lines}
+        assert lines == set(re.findall("#[0-9a-f]{6}", json.dumps(chart["layer"])))
+        named = chart["layer"][0]["encoding"]
+        assert (ax.get_xlabel(), ax.get_ylabel()) == (named["x"]["title"], named["y"]["title"])
+        figure.canvas.draw()
+        assert all(tick == int(tick) for tick in ax.get_xticks())
 
 
 def test_axes_that_are_given_are_drawn_on(flow):

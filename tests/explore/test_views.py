@@ -7,7 +7,7 @@ import pytest
 
 import retrograde
 from retrograde.explore.lesson import GENERATIONS, Setting, flow_of, recorded
-from retrograde.explore.showing import pictures, typeset
+from retrograde.explore.showing import MINUS, pictures, typeset
 from retrograde.explore.views import VIEWS
 
 SMALL = {"steps": 12, "hidden": 4}
@@ -54,7 +54,7 @@ def test_a_knob_moves_every_picture():
 def test_powers_and_indices_are_typeset():
     told = typeset("**2^-3.1 times**, 1.01^200, R_o, weight_hh, `recurrent.cell`")
     assert told == (
-        "**2<sup>-3.1</sup> times**, 1.01<sup>200</sup>, <i>R</i><sub>o</sub>, weight_hh, "
+        f"**2<sup>{MINUS}3.1</sup> times**, 1.01<sup>200</sup>, <i>R</i><sub>o</sub>, weight_hh, "
         "`recurrent.cell`"
     )
 

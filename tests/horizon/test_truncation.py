@@ -7,6 +7,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import retrograde
 from retrograde.engine import Scaled
+from retrograde.errors import ArgumentError
 from retrograde.truncation import Measures
 from retrograde.truncation.truncated import Truncation, fold_lags
 
@@ -117,7 +118,15 @@ def test_the_curves_are_those_of_really_detaching(name):
     phases = [[chunks(layer, x, k, phase) for phase in range(1, k + 1)] for k in range(1, T + 1)]
     mean = [sum(some) / len(some) for some in phases]
     wanted = torch.stack([expected(by_hand[-1], each) for each in mean])
-    torch.testing.assert_close(found(flow.horizon("chunks")), wanted, rtol=1e-9, atol=1e-12)
+    horizon = flow.horizon("chunks")
+    torch.testing.assert_close(found(horizon), wanted, rtol=1e-9, atol=1e-12)
+    for k, each in horizon.by_phase.items():
+        bias = [float((by_hand[-1] - one).norm() / by_hand[-1].norm()) for one in phases[k - 1]]
+        assert each == pytest.approx(bias, rel=1e-9, abs=1e-13)
+        squares = [
+            float((one - mean[k - 1]).norm() / by_hand[-1].norm()) ** 2 for one in phases[k - 1]
+        ]
+        assert horizon.spread[k] == pytest.approx((sum(squares) / k) ** 0.5, rel=1e-6, abs=1e-7)
 
 
 def test_samples_that_end_before_others():
@@ -193,3 +202,15 @@ def test_another_weight_of_the_phases_shows():
     wrong = sum((1 - (lag + 1) / k) * parts[lag] for lag in range(k))
     torch.testing.assert_close(right, mean, rtol=1e-9, atol=1e-12)
     assert not torch.allclose(wrong, mean, rtol=1e-2)
+
+
+def test_bad_input():
+    layer, x = problem("gru")
+    horizon = recorded(layer, x).horizon()
+    assert horizon.bias_at(T) == float(horizon.bias[-1])
+    for steps in (0, T + 1, 2.5):
+        with pytest.raises(ArgumentError, match="steps must be"):
+            horizon.bias_at(steps)
+    assert horizon.window(delta=0) is None
+    assert horizon.summary(delta=0)[0] == "window     none: the bias stays above 0"
+    assert "No K up to 9" in horizon.recommendation(delta=0)

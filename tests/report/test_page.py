@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import replace
 from html import unescape
+from pathlib import Path
 
 import pytest
 import torch
@@ -307,32 +308,24 @@ def test_findings_open_by_keyboard(page, show, report):
 
 
 @in_a_browser
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_and_charts_are_readable_in_light_and_dark(page, show, report, scheme):
-    page.emulate_media(color_scheme=scheme)
+def test_text_and_charts_are_readable_in_light_and_dark_also_after_a_change(page, show, report):
+    page.emulate_media(color_scheme="dark")
     show(report)
-    dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 29)"
-    assert dark == (scheme == "dark")
-    for selector in (
-        *("h1", ".lead", "summary", "[data-severity=error]", "[data-severity=warning]", "td"),
-        *("th", "pre code", "figcaption", ".notes p", "footer p", "dt", "a"),
-        *(".role-axis-label text", ".role-axis-title text", ".verdict"),
-        *(".role-legend-label text", "figcaption b", ".mark-text.role-mark text"),
-    ):
-        found = page.locator(selector).first
-        assert found.evaluate(CONTRAST) >= 4.5, selector
-
-
-@in_a_browser
-def test_a_change_of_scheme_reaches_charts_that_are_drawn(page, show, report):
-    show(report)
-    label = page.locator("figure .role-axis-label text").first
-    colours = []
-    for scheme in ("light", "dark", "light"):
+    label, inks = page.locator("figure .role-axis-label text").first, []
+    for scheme in ("dark", "light", "dark"):
         page.emulate_media(color_scheme=scheme)
-        colours.append(label.evaluate("(element) => getComputedStyle(element).fill"))
-        assert label.evaluate(CONTRAST) >= 4.5
-    assert colours[0] == colours[2] != colours[1]
+        dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 29)"
+        assert dark == (scheme == "dark")
+        inks.append(label.evaluate("(element) => getComputedStyle(element).fill"))
+        for selector in (
+            *("h1", ".lead", "summary", "[data-severity=error]", "[data-severity=warning]", "td"),
+            *("th", "pre code", "figcaption", ".notes p", "footer p", "dt", "a", ".verdict"),
+            *(".role-axis-label text", ".role-axis-title text", "figcaption b"),
+            *(".role-legend-label text", ".mark-text.role-mark text"),
+        ):
+            found = page.locator(selector).first
+            assert found.evaluate(CONTRAST) >= 4.5, (scheme, selector)
+    assert inks[0] == inks[2] != inks[1]
 
 
 @pytest.mark.parametrize(
@@ -348,6 +341,25 @@ def test_colours_stand_out_from_both_grounds(colour):
     own, dark = luminance(colour), luminance("#14181d")
     assert 1.05 / (own + 0.05) >= 3
     assert (own + 0.05) / (dark + 0.05) >= 3
+
+
+@pytest.mark.parametrize("scheme", [0, 1])
+def test_every_colour_of_text_stands_out_from_its_ground(scheme):
+    """Also those of the pages of a comparison and of an audit, whose style is the same."""
+
+    def luminance(text):
+        digits = text[1:] if len(text) == 7 else "".join(2 * digit for digit in text[1:])
+        parts = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+        r, g, b = (p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    style = (Path(html.__file__).parent / "page.css.jinja").read_text()
+    colours = dict(re.findall(r"--(\w+): (#\w+)", re.findall(r":root {(.*?)}", style)[scheme]))
+    assert {"ink", "soft", "error", "good", "worse"} < set(colours)
+    for ground in (colours.pop("paper"), colours.pop("shade")):
+        for name in set(colours) - {"line"}:
+            low, high = sorted((luminance(colours[name]), luminance(ground)))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (name, ground)
 
 
 @in_a_browser

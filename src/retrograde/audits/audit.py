@@ -54,6 +54,12 @@ class Check:
         ratio: ||implementation|| / ||reference||.
         verdict: "rounding", "unclear" or "difference".
         step: the first step at which the two part, in the order in which they are computed.
+
+    Example:
+        >>> from retrograde.audits import Check
+        >>> check = Check("rnn", "float32", 6, "dL/dx", 2e-8, 1e-6, 1.0, "rounding")
+        >>> check.error < check.allowed
+        True
     """
 
     layer: str
@@ -79,6 +85,12 @@ class Difference:
         ratio: ||implementation|| / ||reference|| of the worst.
         route: what the difference looks like: a route that is missing, a window, a dropped adjoint.
         smallest: T and B of the smallest case that was found to fail.
+
+    Example:
+        >>> from retrograde.audits import Difference
+        >>> seen = Difference("rnn", "float32", 20, ("weight_hh_l0",), 7, 0.5, "", (2, 1))
+        >>> seen.step, seen.smallest
+        (7, (2, 1))
     """
 
     layer: str

@@ -20,6 +20,9 @@ from retrograde.errors import ArgumentError
 Selector = int | str | Callable[[Any], Any]
 """Which of several values is meant: by position, by name, or by a function of all of them."""
 
+Size = int | str | Callable[[nn.Module], int] | None
+"""The size of a piece of the state: a number, an attribute of the module, or a function of it."""
+
 Step = Callable[..., Any]
 
 Cells = Callable[[nn.Module, Mapping[str, Tensor]], AbstractCell | Sequence[AbstractCell]]
@@ -49,9 +52,9 @@ class Declaration:
             take the weights as they are.
         state: the names of the pieces of the state, in the order in which the module takes and
             returns them; with several names, or a mapping from them to their sizes, the step takes
-            and returns a mapping. A size is a number or the name of an attribute of the module.
-            Without sizes they are read off the recorded state, and a piece that is not seen has
-            the size of the output.
+            and returns a mapping. A size is a number, the name of an attribute of the module, or
+            a function of the module. Without sizes they are read off the recorded state, and a
+            piece that is not seen has the size of the output.
         readout: the name of an output that the module computes of its state where the two differ,
             as a projection does. The step returns it beside the pieces of the state.
         x: which argument of the call is the input: its name, its position, or a function of all
@@ -107,7 +110,7 @@ class Declaration:
 
     step: Step | str | None = None
     cell: Cells | None = None
-    state: str | Sequence[str] | Mapping[str, int | str | None] = "h"
+    state: str | Sequence[str] | Mapping[str, Size] = "h"
     readout: str = ""
     x: Selector = 0
     initial: Selector | tuple[Selector, ...] | None = None
@@ -216,6 +219,8 @@ class Declaration:
         for piece, size in given.items():
             if isinstance(size, str):
                 size = getattr(module, size, None)
+            elif callable(size):
+                size = size(module)
             size = seen.get(piece, seen.get(self.handed_on)) if size is None else size
             if not isinstance(size, int):
                 raise ArgumentError(

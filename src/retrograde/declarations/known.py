@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from retrograde.cells import GRU, LSTM, AbstractCell, Elman
 from retrograde.declarations.declaration import Declaration
+from retrograde.declarations.linear import LINEAR
 
 CELL_STATE = ("h", "c")
 
@@ -173,5 +174,6 @@ KNOWN: Mapping[str, Declaration] = {
     "torchqrnn.qrnn.QRNNLayer": Declaration(
         _qrnn, state="c", readout="h", x=_window, initial=1, batch_first=False
     ),
+    **LINEAR,
 }
 """Declarations by the qualified names of classes."""

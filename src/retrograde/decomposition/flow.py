@@ -40,7 +40,7 @@ from retrograde.decomposition.processes import Processes
 from retrograde.decomposition.replay import replay
 from retrograde.decomposition.residual import Allowance, Residual, residual
 from retrograde.decomposition.rounding import moved_by_rounding, whole_gradient
-from retrograde.decomposition.rows import log2_of_sum, near
+from retrograde.decomposition.rows import joined, log2_of_sum, near
 from retrograde.decomposition.summary import NEAR, Summary, growth
 from retrograde.engine import Entries, Scaled, Unrolled, fold, with_factors
 from retrograde.engine.lags import parts_by_lag
@@ -49,7 +49,14 @@ from retrograde.errors import ArgumentError, VoidDecompositionWarning
 from retrograde.recording import Recorded, Recording
 from retrograde.recording.recorded import the_one
 from retrograde.truncation import Horizon, Measures
-from retrograde.truncation.truncated import KINDS, Truncation, fold_lags
+from retrograde.truncation.truncated import (
+    KINDS,
+    Truncation,
+    cut_every,
+    fold_lags,
+    octaves,
+    phases,
+)
 
 AGREES = 1e-2
 """A forward pass agrees with its recording if it ends in the same state to this part of it."""
@@ -477,7 +484,22 @@ class Flow(AbstractPass):
                 "batches, loss_fn, kind='window')"
             )
         kind = _checks.one_of("kind", kind, KINDS)
-        return Horizon.of_one(kind, self.truncated(kind), self.steps, self.reach)
+        found = Horizon.of_one(kind, self.truncated(kind), self.steps, self.reach)
+        if kind == "sliding":
+            return found
+        return replace(found, by_phase={k: self._by_phase(k) for k in octaves(self.steps)})
+
+    def _by_phase(self, steps: int) -> tuple[float, ...]:
+        """The bias of cuts every so many steps, one for each phase that is tried."""
+        whole = joined(list(self.gradient.values()))
+        return tuple(
+            float(torch.exp2(joined(list(cut.values())).plus(minus).log2_norms() - size))
+            for size, minus in [(whole.log2_norms(), Scaled(-whole.values, whole.exponent))]
+            for cut in (
+                whole_gradient(cut_every(self.unrolled, steps, phase), self.entries.direct)
+                for phase in phases(steps)
+            )
+        )
 
     def truncated(self, kind: str) -> Mapping[str, Measures]:
         """What is left of the gradient of each parameter for K = 1 .. T."""

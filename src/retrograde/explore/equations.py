@@ -10,31 +10,44 @@ from collections.abc import Iterable, Mapping
 from retrograde.charts import SERIES
 from retrograde.explore.lesson import Setting, cell_of
 
+AFFINE = r"a &= W x_k + R\,h_{k-1} + b"
+
 FORWARD = {
-    "elman": (r"h_k &= \tanh(W x_k + R\,h_{k-1} + b)",),
+    "elman": (AFFINE, r"h_k &= \tanh(a)"),
     "cec": (
-        r"g &= 4\sigma(a_g) - 2, \qquad a_g = W x_k + R\,h_{k-1} + b",
-        r"c_k &= c_{k-1} + g \qquad\qquad h_k = \phi(c_k) = 2\sigma(c_k) - 1",
+        AFFINE,
+        r"g &= 4\,\sigma(a_g) - 2",
+        r"c_k &= c_{k-1} + g",
+        r"h_k &= \phi(c_k) = 2\,\sigma(c_k) - 1",
     ),
     "lstm-1997": (
-        r"a &= W x_k + R\,h_{k-1} + b \qquad i, o = \sigma(a_i), \sigma(a_o)",
-        r"g &= 4\sigma(a_g) - 2 \qquad\qquad c_k = c_{k-1} + i \odot g",
-        r"h_k &= o \odot \phi(c_k), \qquad \phi(c) = 2\sigma(c) - 1",
+        AFFINE,
+        r"i, o &= \sigma(a_i), \sigma(a_o)",
+        r"g &= 4\,\sigma(a_g) - 2",
+        r"c_k &= c_{k-1} + i \odot g",
+        r"h_k &= o \odot \phi(c_k), \quad \phi(c) = 2\,\sigma(c) - 1",
     ),
     "lstm-2000": (
-        r"a &= W x_k + R\,h_{k-1} + b \qquad i, f, o = \sigma(a_i), \sigma(a_f), \sigma(a_o)",
-        r"g &= \tanh(a_g) \qquad\qquad c_k = f \odot c_{k-1} + i \odot g",
-        r"h_k &= o \odot \phi(c_k), \qquad \phi = \tanh",
+        AFFINE,
+        r"i, f, o &= \sigma(a_i), \sigma(a_f), \sigma(a_o)",
+        r"g &= \tanh(a_g)",
+        r"c_k &= f \odot c_{k-1} + i \odot g",
+        r"h_k &= o \odot \phi(c_k), \quad \phi = \tanh",
     ),
     "lstm-2002": (
-        r"a &= W x_k + R\,h_{k-1} + b \qquad g = \tanh(a_g)",
-        r"i &= \sigma(a_i + p_i \odot c_{k-1}) \qquad f = \sigma(a_f + p_f \odot c_{k-1})",
-        r"c_k &= f \odot c_{k-1} + i \odot g \qquad o = \sigma(a_o + p_o \odot c_k)",
-        r"h_k &= o \odot \phi(c_k), \qquad \phi = \tanh",
+        AFFINE,
+        r"i &= \sigma(a_i + p_i \odot c_{k-1})",
+        r"f &= \sigma(a_f + p_f \odot c_{k-1})",
+        r"g &= \tanh(a_g)",
+        r"c_k &= f \odot c_{k-1} + i \odot g",
+        r"o &= \sigma(a_o + p_o \odot c_k)",
+        r"h_k &= o \odot \phi(c_k), \quad \phi = \tanh",
     ),
     "gru": (
-        r"r, z &= \sigma(a_r), \sigma(a_z), \qquad a = W x_k + R\,h_{k-1} + b",
-        r"n &= \tanh(W_n x_k + b_n + r \odot q), \qquad q = R_n h_{k-1}",
+        AFFINE,
+        r"r, z &= \sigma(a_r), \sigma(a_z)",
+        r"q &= R_n h_{k-1}",
+        r"n &= \tanh(W_n x_k + b_n + r \odot q)",
         r"h_k &= (1 - z) \odot n + z \odot h_{k-1}",
     ),
 }
@@ -83,9 +96,14 @@ WITHIN = {
 
 
 def colours(generation: str) -> dict[str, str]:
-    """The colour of each route, as the chart of routes has it; "direct" is what the loss gives."""
-    routes = ("direct", *cell_of(Setting(generation, steps=2, hidden=1)).routes)
-    return dict(zip(routes, SERIES, strict=False))
+    """The colour of each route.
+
+    They are those of the chart of routes; but the carousel has the one that "direct" has there, the
+    strongest: on a hop nothing is direct.
+    """
+    routes = cell_of(Setting(generation, steps=2, hidden=1)).routes
+    found = dict(zip(routes, SERIES[1:], strict=False))
+    return found | {"carousel": SERIES[0]} if "carousel" in found else found
 
 
 def forward(generation: str) -> str:

@@ -91,9 +91,9 @@ def three_steps_in_tex(found: ThreeSteps) -> str:
 
 def three_steps_in_words(found: ThreeSteps) -> str:
     """What vanishes, in Markdown."""
-    factors = " , ".join(f"{found.recurrent**lag:.3g}" for lag in range(3))
+    factors = ", ".join(f"{found.recurrent**lag:.3g}" for lag in range(3))
     return (
-        f"**Not the gradient: its far terms.** Lag by lag they carry the factors 1, W_S, W_S²: "
+        f"**Not the gradient: its far terms.** Lag by lag they carry the factors 1, W_S, W_S^2: "
         f"here {factors}. However small the last one, the sum stays at {sum(found.terms):.3f}, led "
         "by the near terms: what is lost is the dependence on the far past. Beyond |W_S| = 1 "
         "the far terms lead."

@@ -25,6 +25,8 @@ CONFIG = {
 }
 
 
+MINUS = "\N{MINUS SIGN}"
+
 LINE = 48
 """Letters of a title that fit a phone."""
 
@@ -57,6 +59,8 @@ class Picture:
             scale = layer["encoding"].get("y", {}).get("scale")
             if scale is not None:
                 scale |= {"domain": self.y, "nice": False}
+        if spec.get("mark", {}).get("type") == "rect":  # no light between the cells of a map
+            spec["encoding"]["stroke"] = spec["encoding"]["color"]
         major = spec["$schema"].rpartition("/v")[2].partition(".")[0]
         return f"application/vnd.vegalite.v{major}+json", json.dumps(spec)
 
@@ -92,5 +96,9 @@ def side_by_side(items: Sequence[Any]) -> str:
 
 def typeset(markdown: str) -> str:
     """Powers and indices as they are written by hand: 2^-3.5, R_o."""
-    raised = re.sub(r"\^(-?\d+(?:\.\d+)?|-?inf)", r"<sup>\1</sup>", markdown)
-    return re.sub(r"\b([A-Zdc])_([a-zA-Z0-9])\b", r"<i>\1</i><sub>\2</sub>", raised)
+
+    def raised(found: re.Match[str]) -> str:
+        return f"<sup>{found[1].replace('-', MINUS)}</sup>"
+
+    markdown = re.sub(r"\^(-?(?:\d+(?:\.\d+)?|inf))", raised, markdown)
+    return re.sub(r"\b([A-Zdc])_([a-zA-Z0-9])\b", r"<i>\1</i><sub>\2</sub>", markdown)

@@ -1,7 +1,7 @@
 """Horizon: how far the gradient of a truncated backward pass is from the whole one."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -14,6 +14,7 @@ from retrograde._notebook import card
 from retrograde._optional import optional
 from retrograde._words import steps as in_words
 from retrograde.cells.position import SUFFIX, Position
+from retrograde.errors import ArgumentError
 from retrograde.truncation.measures import Measures
 from retrograde.truncation.price import Price
 from retrograde.truncation.signal import Signal
@@ -47,6 +48,12 @@ class Column:
         reached: the size of their part of the gradient over that of the whole.
         learnable: their `Signal.learnability`, above 1 where the signal exceeds its noise.
         interval: that of it.
+
+    Example:
+        >>> from retrograde.truncation import Column
+        >>> row = Column(range(5, 9), used=0.2, reached=0.1, learnable=12.0, interval=(8.0, 20.0))
+        >>> row.lags.stop - 1, row.interval[0] > 1  # the last lag; its signal is shown
+        (8, True)
     """
 
     lags: range
@@ -85,6 +92,9 @@ class Horizon:
             samples, steps and batches). `learnable` rests on it: in a fresh network the rest is a
             signal at every lag, whatever the data hold. None for a single batch.
         used: what the forward pass uses; None where that is not known.
+        by_phase: of chunks, for K = 1, 2, 4, ... the bias of single phases of the cut, that of
+            `x.split(K)` the last: of all K phases up to 8, else of 8 evenly spaced ones. Of the
+            whole gradient, and of the first batch.
         price: what the window of bias 0.1 costs, measured; None where that is not known.
         sensitivity: for each bin of `signal.lags` log2 of the norm of the part of dL/dx of these
             lags (`Flow.by_lag("input")`), the mean over batches; None of a single pass.
@@ -116,6 +126,7 @@ class Horizon:
     unexplained: Signal | None = None
     used: Used | None = None
     price: Price | None = None
+    by_phase: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     sensitivity: Float[Tensor, "M"] | None = None
 
     @staticmethod
@@ -183,6 +194,33 @@ class Horizon:
         if self.unexplained is None:
             return None
         return self.unexplained.learnable(self.training_steps, self.batch_size)
+
+    @property
+    def spread(self) -> Mapping[int, float]:
+        """For the K of `by_phase` the root mean square of ||g_K(phase) - g_K|| / ||g|| over phases.
+
+        By this much the gradient depends on where the cuts fall. The mean square of the bias of a
+        single phase is that of the mean, `bias`, and the square of this.
+        """
+        bias = dict(zip(self.steps, self.measures[""][0].bias.tolist(), strict=True))
+        return {
+            k: max(0.0, sum(one**2 for one in each) / len(each) - bias[k] ** 2) ** 0.5
+            for k, each in self.by_phase.items()
+        }
+
+    def bias_at(self, steps: int) -> float:
+        """The bias at one K, the median over batches.
+
+        Raises:
+            ArgumentError: for a K that is not among `steps`: 0, or beyond the sequence.
+        """
+        steps = _checks.whole("steps", steps, 1, self.length)
+        if steps not in self.steps:
+            raise ArgumentError(
+                f"the model was not run with {steps} steps; there are "
+                + ", ".join(map(str, self.steps))
+            )
+        return float(self.bias[self.steps.index(steps)])
 
     def window(self, delta: float = DELTA) -> int | None:
         """The smallest K whose bias is at most delta in at least 90 % of the batches.

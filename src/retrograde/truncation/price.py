@@ -14,6 +14,11 @@ class Price:
         present_seconds: of the pass over all T steps.
         bytes: what autograd keeps from its forward pass for its backward pass.
         present_bytes: the same for all T steps.
+
+    Example:
+        >>> from retrograde.truncation import Price
+        >>> print(Price(5, 20, seconds=0.5, present_seconds=1.0, bytes=250, present_bytes=1000))
+        50% of the time and 25% of the memory of the present 20 steps
     """
 
     steps: int

@@ -36,6 +36,11 @@ class Used:
     past: str
 
     @property
+    def bins(self) -> tuple[range, ...]:
+        """The lags from each K to the next one."""
+        return tuple(map(range, self.steps[:-1], self.steps[1:]))
+
+    @property
     def rise(self) -> Float[Tensor, "K"]:
         """By how much the loss is larger than with nothing replaced, the mean over batches."""
         return (self.losses - self.losses[:, -1:]).mean(0)
