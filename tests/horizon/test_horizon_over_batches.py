@@ -38,6 +38,16 @@ def loss_at_the_end(model, batch):
     return (model(batch[0]) - batch[1])[-2:].square().mean()
 
 
+def pooled(model, batch):
+    """The mean over time before the square: no sum over steps."""
+    return (model(batch[0]).mean(0) - batch[1][-1]).square().mean()
+
+
+def test_losses_that_are_sums_over_steps_are_taken_for_that():
+    for loss in (loss_at_every_step, loss_at_the_end):
+        assert retrograde.horizon(model(), batches(0), loss, kind="chunks").spread[2] > 0
+
+
 def test_a_shorter_window_is_that_of_really_feeding_it():
     made = model().double()
 
@@ -200,6 +210,7 @@ def test_one_batch_has_no_noise_and_says_so():
         ({"kind": "window"}, "the loss enters at step 0"),
         ({"kind": "window", "loss_fn": loss_at_the_end, "steps": B}, "which axis of a tensor"),
         ({"kind": "window", "loss_fn": loss_at_the_end, "cut": lambda b, n: b}, "then reads 14"),
+        ({"kind": "chunks", "loss_fn": pooled}, "needs a loss that is a sum over steps"),
         ({"kind": "windows"}, "did you mean|must be"),
         ({"layer": "layers"}, "layer"),
     ],

@@ -21,6 +21,7 @@ from retrograde.engine import Scaled
 from retrograde.errors import ArgumentError
 from retrograde.horizons.price import price
 from retrograde.horizons.seen import Seen, look, put
+from retrograde.horizons.separable import is_sum_over_steps
 from retrograde.horizons.shorter import Cut, shortened
 from retrograde.horizons.unexplained import parts_of, unexplained
 from retrograde.horizons.used import PASTS, losses_without_the_past
@@ -93,7 +94,8 @@ def horizon(
         ArgumentError: for a kind, layer or number that cannot be, if there is no batch, if batches
             differ in steps or layers, or if the loss is not a scalar tensor with a gradient; for
             kind="window" where the loss enters at the first step, so that there is nothing to cut,
-            or where it cannot be told how to cut the input.
+            or where it cannot be told how to cut the input; for kind="chunks" where the loss is no
+            sum over steps (of a model with one recurrent layer that is called once).
         RetrogradeError: whatever `record` and `decompose` refuse.
 
     Example:
@@ -141,6 +143,12 @@ def horizon(
                 continue
             every.append(seen)
             _like_the_first(every)
+            if kind == "chunks" and len(every) == 1 and len(seen.layers) == 1:
+                (name,) = seen.layers
+                with untouched(model):
+                    one_by_one = is_sum_over_steps(model, batch, loss_fn, seed, name, seen.steps)
+                if not one_by_one:
+                    raise ArgumentError(NO_SUM)
             if kind == "window":
                 with untouched(model):
                     shorter.append(shortened(model, batch, loss_fn, seed, seen.layers, cut))
@@ -193,6 +201,12 @@ def horizon(
 
 
 SINGLE = "a single batch: nothing tells signal from noise, so no learnability horizon is known"
+
+NO_SUM = (
+    'kind="chunks" needs a loss that is a sum over steps; what this one gives to the earlier '
+    "outputs of the layer depends on the later ones, as with attention, pooling or a norm over "
+    'time, so that it cannot be computed chunk by chunk. Use kind="sliding"'
+)
 
 GRID = "the model was run on inputs of these lengths only: the window may lie between two of them"
 
