@@ -22,8 +22,9 @@ help:
 demo: .venv/demo
 	$(BIN)/retrograde demo
 
+# The tests start some forty processes: modules are compiled once, whatever the environment says.
 test: lint
-	$(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal
 
 test-install: .venv/created
 	$(BIN)/python scripts/installation.py core

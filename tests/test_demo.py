@@ -11,6 +11,7 @@ import pytest
 from retrograde.data import mauna_loa_co2
 from retrograde.demo import run
 from retrograde.report import Report
+from retrograde.report.answer import answer
 from retrograde.tasks import forecast
 from support.type_checks import unchecked
 
@@ -117,6 +118,7 @@ def test_the_demo_says_what_it_found_and_nothing_else(demo):
     text = " ".join(done.stdout.split())
     naive = forecast.load().naive["no change"]
     assert [layer.name for layer in report.layers] == ["RNN", "LSTM"]
+    assert answer(report).lead[:2] == report.sentences, "the page answers its title first"
     for layer, sentence in zip(report.layers, report.sentences, strict=True):
         assert sentence in text
         assert float(layer.figures["test error (RMSE)"].split()[0]) < naive

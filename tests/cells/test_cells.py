@@ -15,7 +15,7 @@ from support.conformance import (
     plain_pass,
     unrolled_and_entries,
 )
-from support.problems import PROBLEMS, H
+from support.problems import MORE, PROBLEMS, H
 from support.type_checks import unchecked
 
 REPEATED = (check_many_rows_equal_one_at_a_time, check_autograd_gradcheck)
@@ -23,7 +23,7 @@ REPEATED = (check_many_rows_equal_one_at_a_time, check_autograd_gradcheck)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
+@pytest.mark.parametrize("problem", [*PROBLEMS, *MORE], ids=lambda problem: problem.name)
 def test_conformance(problem, check):
     with unchecked() if check in REPEATED else nullcontext():
         check(problem.make())

@@ -292,6 +292,7 @@ def test_options_reach_diagnose(run, diagnosed):
     diagnosed.pop("progress")(1, 2, "a step")
     assert diagnosed == {
         "severities": (),
+        "cells": None,
         "needs_lag": 7,
         "layer": "LSTM",
         "thresholds": {"conflict": -0.2, "far_share": 2e-3},

@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import replace
 from html import unescape
+from pathlib import Path
 
 import pytest
 import torch
@@ -340,6 +341,25 @@ def test_colours_stand_out_from_both_grounds(colour):
     own, dark = luminance(colour), luminance("#14181d")
     assert 1.05 / (own + 0.05) >= 3
     assert (own + 0.05) / (dark + 0.05) >= 3
+
+
+@pytest.mark.parametrize("scheme", [0, 1])
+def test_every_colour_of_text_stands_out_from_its_ground(scheme):
+    """Also those of the pages of a comparison and of an audit, whose style is the same."""
+
+    def luminance(text):
+        digits = text[1:] if len(text) == 7 else "".join(2 * digit for digit in text[1:])
+        parts = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+        r, g, b = (p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    style = (Path(html.__file__).parent / "page.css.jinja").read_text()
+    colours = dict(re.findall(r"--(\w+): (#\w+)", re.findall(r":root {(.*?)}", style)[scheme]))
+    assert {"ink", "soft", "error", "good", "worse"} < set(colours)
+    for ground in (colours.pop("paper"), colours.pop("shade")):
+        for name in set(colours) - {"line"}:
+            low, high = sorted((luminance(colours[name]), luminance(ground)))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (name, ground)
 
 
 @in_a_browser
