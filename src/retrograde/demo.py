@@ -11,6 +11,7 @@ from retrograde.diagnosis.order import in_order
 from retrograde.diagnosis.training import ONE_PASS
 from retrograde.report import Horizon, Layer, Report, Settings
 from retrograde.tasks import forecast
+from retrograde.truncation import Horizon as Truncated
 
 EPOCHS, QUICK_EPOCHS = 4, 2
 PRECISION = torch.float64
@@ -29,6 +30,7 @@ def run(seed: int, quick: bool, progress: bool) -> Report:
     layers: list[Layer] = []
     findings: list[Finding] = []
     checks: list[Check] = []
+    windows: list[str] = []
 
     def loss_fn(model: nn.Module, windows: forecast.Windows) -> Tensor:
         return forecast.masked_loss(model(windows.x), windows.y, windows.scored)
@@ -38,6 +40,7 @@ def run(seed: int, quick: bool, progress: bool) -> Report:
         found = examine(model, task.test, loss_fn, limits(), needs_lag=horizon.lag, seed=seed)
         subject = found.subjects["recurrent"]
         assert subject.flow is not None
+        windows.append(f"{name}: {_window(subject.flow.horizon())}")
         figures = {"test error (RMSE)": f"{task.error(model(task.test.x).detach()):.3f} ppm"}
         series = [each.series for each in subject.activities]
         layers.append(Layer.of(name, subject.flow, SEASONS, horizon, series, figures))
@@ -50,6 +53,8 @@ def run(seed: int, quick: bool, progress: bool) -> Report:
         in_order(findings),
         horizon=horizon,
         notes=(
+            "The window that the gradient needs, at these weights alone (`retrograde horizon` says "
+            f"more): {'; '.join(windows)}.",
             f"Naive forecasts on the same held-out weeks: {naive}.",
             "Data: weekly CO2 at Mauna Loa, 1958-2001 (Keeling and Whorf 2004, public domain). 59 "
             "of 2284 weeks have no value; they are interpolated where they are fed in, and changes "
@@ -65,4 +70,13 @@ def run(seed: int, quick: bool, progress: bool) -> Report:
             seed=seed, needs_lag=horizon.lag, rules=tuple(RULES), thresholds=limits()
         ),
         checks=tuple(dict.fromkeys(checks)),
+    )
+
+
+def _window(horizon: Truncated) -> str:
+    """The window that a forecaster's gradient needs, and what is left of it for the season."""
+    beyond = float(horizon.bias[forecast.YEAR - 1])
+    return (
+        f"{horizon.window()} weeks keep the bias within 0.1, and lags of a year and more are "
+        f"{beyond:.1%} of its size"
     )

@@ -716,3 +716,18 @@ def test_the_loss_is_a_single_number():
 def test_numbers_are_positive_integers(name, value):
     with pytest.raises(ArgumentError, match=f"{name} must be a positive integer"):
         retrograde.Monitor(Model(), **{name: value})
+
+
+def test_the_window_and_how_far_there_is_a_signal():
+    """What was read 12 steps before is to be told: a lag that all samples have in common."""
+    torch.manual_seed(0)
+    model = nn.LSTM(1, 16, batch_first=True)
+    retrograde.nn.initialise(model, "chrono", horizon=30)
+    x = torch.randn(64, 30, 1)
+    monitor = retrograde.Monitor(model, every=1, horizon=0.1, samples=16, entries=30)
+    with monitor:
+        (model(x)[0][:, 12:, :1] - x[:, :-12]).square().mean().backward()
+    assert not monitor.problems
+    window = monitor.scalars["retrograde/LSTM/window"]
+    assert window == monitor.flow("LSTM").horizon().window(0.1)
+    assert 12 <= monitor.scalars["retrograde/LSTM/learnable"] < 30
