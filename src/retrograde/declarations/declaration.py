@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from retrograde import _checks
 from retrograde.cells import AbstractCell, Gate
-from retrograde.cells.from_function import FunctionCell, handed_on, untried
+from retrograde.cells.function_cell import FunctionCell, handed_on, untried
 from retrograde.errors import ArgumentError
 
 Selector = int | str | Callable[[Any], Any]
