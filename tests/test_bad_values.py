@@ -98,6 +98,7 @@ WEIGHT = Kind(
         torch.ones(8, 2, dtype=torch.int64),
     )
 )
+CELLS = Kind((3, TEXT, LIST, math.nan, {"nonesuch": 3}, {3: 3}, {nn.GRU: 3}))
 BINS = Kind((5, 0.5, NOTHING, TEXT, LIST, (), (1, 2), (0, 0), (0, 1.5), (0, math.nan), {0: 1}))
 PATH = Kind((NOTHING, 3, LIST, math.nan, b"x", "/nonesuch/x", "/", "x" * 5000, "a\0b", "\ud800"))
 MAPPING = Kind((3, TEXT, LIST, math.nan, torch.ones(2)))
@@ -206,10 +207,11 @@ ROWS: dict[str, Row] = {
             **{"subject": nn.LSTM(1, 2), "batch": X, "loss_fn": lambda m, x: m(x)[0].sum()},
             **{"needs_lag": 2, "layer": "LSTM", "thresholds": {}, "spectrum": False},
             **{"remedies": False, "budget": 1.0, "optimizer": torch.optim.Adam, "batches": [X]},
-            **{"try_training": 0, "seed": 1, "progress": None},
+            **{"try_training": 0, "seed": 1, "progress": None, "cells": None},
         },
         {
             **{"subject": RECURRENT, "batch": FREE, "loss_fn": taking(2), **DIAGNOSE},
+            "cells": CELLS,
             **{
                 "remedies": Kind(FLAG.bad[1:]),
                 "budget": Kind((*NO_NUMBER, NOTHING, -1.0, -math.inf)),
@@ -222,7 +224,44 @@ ROWS: dict[str, Row] = {
     "retrograde.diagnose of a recording": Row(
         retrograde.diagnose,
         {"subject": RECORDED, "needs_lag": 2, "layer": "LSTM", "thresholds": {}},
-        {"subject": RECORDING, **{n: DIAGNOSE[n] for n in ("needs_lag", "layer", "thresholds")}},
+        {
+            "subject": RECORDING,
+            **{n: DIAGNOSE[n] for n in ("needs_lag", "layer", "thresholds")},
+            "cells": Kind((3, TEXT, {"LSTM": 3})),
+        },
+    ),
+    "retrograde.audit": Row(
+        retrograde.audit,
+        {
+            **{"model": nn.LSTM(1, 2), "batch": X, "loss_fn": lambda m, x: m(x)[0].sum()},
+            **{"cells": None, "lengths": (2,), "seed": 1},
+        },
+        {
+            **{"model": RECURRENT, "batch": FREE, "loss_fn": taking(2), "seed": INTEGER},
+            **{"cells": CELLS, "lengths": Kind((3, TEXT, [0], [TEXT], [2.5], math.nan))},
+        },
+    ),
+    "retrograde.Declaration": Row(
+        retrograde.Declaration,
+        {
+            **{"step": lambda w, x, s: s, "state": ("h", "c"), "readout": "y", "x": "x"},
+            **{"initial": 1, "lengths": "lengths", "output": {"h": 0}, "last": ("h", "c")},
+            **{"held": ("h", "c"), "start": ("h0", "c0"), "batch_first": True},
+            **{"bidirectional": False, "weights": "w", "carousel": ("c->c",), "gates": ()},
+        },
+        {
+            "step": Kind((*taking(3).bad[1:2], 3, LIST, lambda: 0, lambda w, x: 0)),
+            "cell": Kind((3, TEXT, LIST, lambda m, w: 0)),  # beside a step
+            "state": Kind((3, math.nan, LIST, {3: 3}, ())),
+            "readout": Kind((3, LIST, NOTHING)),
+            "x": Kind((2.5, LIST, NOTHING, math.nan)),
+            **dict.fromkeys(("initial", "lengths", "output", "last"), Kind((2.5, math.nan, b"x"))),
+            **dict.fromkeys(("held", "start"), Kind((3, ("a", "b", "c"), math.nan))),
+            "batch_first": Kind((2, TEXT, LIST, math.nan)),
+            "bidirectional": Kind((2, TEXT, LIST, math.nan, True)),  # which needs cell=
+            **dict.fromkeys(("weights", "carousel"), Kind((3, math.nan, [3]))),
+            "gates": Kind((3, TEXT, LIST, (3,))),
+        },
     ),
     "retrograde.horizon": Row(
         retrograde.horizon,
@@ -273,10 +312,10 @@ ROWS: dict[str, Row] = {
         {
             **{"model": nn.LSTM(1, 2), "every": 3, "log": None, "samples": 4, "entries": 8},
             **{"needs_lag": 5, "budget": 0.1, "smoothing": 0.5, "trigger": 4.0},
-            **{"limits": {"reach": (3, None)}, "alert": None},
+            **{"limits": {"reach": (3, None)}, "alert": None, "cells": None},
         },
         {
-            **{"model": MODEL, "log": taking(2, FUNCTION_OR_NONE)},
+            **{"model": MODEL, "log": taking(2, FUNCTION_OR_NONE), "cells": CELLS},
             **dict.fromkeys(("every", "samples", "entries"), COUNT),
             **{"needs_lag": COUNT_OR_NONE, "alert": taking(3, FUNCTION_OR_NONE)},
             "budget": Kind((*NO_NUMBER, 0, 1.0, -0.1), _reals),
@@ -418,6 +457,7 @@ ROWS: dict[str, Row] = {
             "state": Kind((*COUNT.bad, {"h": 0}, {"h": "x"}, {3: 3}, {"h": 2.5}), _wholes),
             "output": NAME_OR_NONE,
             "carousel": Kind((3, TEXT, NOTHING, [TEXT], [3], math.nan, [LIST])),
+            "gates": Kind((3, math.nan, [3], [TEXT])),
         },
     ),
     "engine.unroll": Row(
@@ -673,6 +713,7 @@ EXEMPT = {
     **dict.fromkeys(
         (
             *(
+                "retrograde.Audit",
                 "retrograde.Flow",
                 "retrograde.Horizon",
                 "retrograde.Recorded",

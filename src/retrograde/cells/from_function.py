@@ -88,7 +88,11 @@ def from_function(
     if isinstance(carousel, str):
         raise ArgumentError(f"carousel must be a sequence of route names: write ({carousel!r},)")
     _checks.instance("carousel", carousel, Iterable, "a sequence of route names")  # type: ignore[type-abstract]
-    cell = untried(step, parameters, input_size, pieces, named, tuple(gates), carousel, output)
+    _checks.instance("gates", gates, Iterable, "a sequence of Gate values")  # type: ignore[type-abstract]
+    gates = tuple(gates)
+    if gates:
+        _checks.tuple_of("gates", gates, Gate, "Gate values of retrograde.cells")
+    cell = untried(step, parameters, input_size, pieces, named, gates, carousel, output)
     try_out(cell)
     return cell
 
