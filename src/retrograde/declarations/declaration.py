@@ -6,7 +6,7 @@ A declaration is a value: it holds no module and no weights, and serves every mo
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -185,7 +185,7 @@ class Declaration:
             parameter == name or parameter.startswith(f"{name}.") for name in self.weights
         )
 
-    @property
+    @cached_property
     def pieces(self) -> tuple[str, ...]:
         """The names of the pieces of the state, in order."""
         if isinstance(self.state, str):

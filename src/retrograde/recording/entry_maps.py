@@ -15,6 +15,7 @@ Only nodes of torch are run, never a user's own function, and none of the user's
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import count, takewhile
 from math import prod
 from typing import Any
@@ -223,7 +224,13 @@ class EntryMaps:
 def whole(site: Edge) -> Term:
     """The term that reads a site unchanged."""
     like = _metadata(site)
-    return Term(None, torch.ones(prod(like.shape), dtype=torch.float64, device=like.device))
+    return Term(None, _ones(prod(like.shape), like.device))
+
+
+@lru_cache(maxsize=8)
+def _ones(count: int, device: torch.device) -> Tensor:
+    """Factors of 1, which nothing changes: every step of a loop asks for the same."""
+    return torch.ones(count, dtype=torch.float64, device=device)
 
 
 def shape_at(edge: Edge) -> tuple[int, ...]:

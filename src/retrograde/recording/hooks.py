@@ -72,6 +72,7 @@ class LayerRecorder:
     _checked: BackwardPass | None = None
     _differentiated: list[BackwardPass | None] = field(default_factory=list)
     _random: Tensor | None = None
+    _owners: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
     _without_cudnn: bool = False
 
     @property
@@ -118,9 +119,10 @@ class LayerRecorder:
 
     def _weight(self, name: str) -> Tensor:
         """A weight of the layer as it is now, perhaps one of a part of it."""
-        owner, _, last = name.rpartition(".")
-        module = self.module.get_submodule(owner) if owner else self.module
-        weight: Tensor = getattr(module, last)
+        if name not in self._owners:
+            owner, _, last = name.rpartition(".")
+            self._owners[name] = self.module.get_submodule(owner), last
+        weight: Tensor = getattr(*self._owners[name])
         return weight
 
     def _follow_parametrization(self, name: str) -> None:
