@@ -179,6 +179,11 @@ MODULE_GOOD = {
     **dict.fromkeys(("batch_first", "bidirectional", "truncated"), False),
     **{"num_layers": 2, "bias": True, "dropout": 0.5},
 }
+OF_PLAIN = {name: kind for name, kind in OF_MODULE.items() if name != "truncated"}
+PLAIN_GOOD = {name: value for name, value in MODULE_GOOD.items() if name != "truncated"}
+UNIT_GOOD = {
+    name: PLAIN_GOOD[name] for name in PLAIN_GOOD if name not in ("input_size", "bidirectional")
+}
 DIAGNOSE = {
     "needs_lag": Kind(COUNT_OR_NONE.bad, _an_int),
     "layer": NAME_OR_NONE,
@@ -339,6 +344,49 @@ ROWS: dict[str, Row] = {
         {**MODULE_GOOD, "nonlinearity": "relu", "device": None, "dtype": None},
         {**OF_MODULE, "nonlinearity": NAME},
     ),
+    **{
+        f"retrograde.nn.{kind.__name__}": Row(
+            kind,
+            {**PLAIN_GOOD, "form": "log", "device": None, "dtype": None},
+            {**OF_PLAIN, "form": NAME},
+        )
+        for kind in (retrograde.nn.MinGRU, retrograde.nn.MinLSTM)
+    },
+    "retrograde.nn.LRU": Row(
+        retrograde.nn.LRU,
+        {
+            **{name: PLAIN_GOOD[name] for name in UNIT_GOOD if name != "bias"},
+            **{"state_size": 3, "radius": (0.1, 0.9), "device": None, "dtype": None},
+        },
+        {
+            **{name: OF_PLAIN[name] for name in (*UNIT_GOOD, "device", "dtype") if name != "bias"},
+            "state_size": COUNT,
+            "radius": Kind((NOTHING, 3, TEXT, LIST, (0.5,), (0.9, 0.1), (0, 1), (0.5, math.nan))),
+        },
+    ),
+    "retrograde.nn.SelectiveScan": Row(
+        retrograde.nn.SelectiveScan,
+        {**UNIT_GOOD, "state_size": 3, "rank": 1, "device": None, "dtype": None},
+        {
+            **{name: OF_PLAIN[name] for name in (*UNIT_GOOD, "device", "dtype")},
+            **{"state_size": COUNT, "rank": COUNT_OR_NONE},
+        },
+    ),
+    "retrograde.nn.GatedLinearAttention": Row(
+        retrograde.nn.GatedLinearAttention,
+        {**PLAIN_GOOD, "key_size": 2, "rank": 1, "tau": 4.0, "device": None, "dtype": None},
+        {**OF_PLAIN, "key_size": COUNT, "rank": COUNT, "tau": SIZE},
+    ),
+    "retrograde.nn.MLSTM": Row(
+        retrograde.nn.MLSTM,
+        {**PLAIN_GOOD, "key_size": 2, "device": None, "dtype": None},
+        {**OF_PLAIN, "key_size": COUNT},
+    ),
+    "retrograde.nn.SLSTM": Row(
+        retrograde.nn.SLSTM,
+        {**MODULE_GOOD, "device": None, "dtype": None},
+        OF_MODULE,
+    ),
     "retrograde.nn.LSTM.forward": Row(
         retrograde.nn.LSTM(1, 2, generation="peephole").forward,
         {"input": X, "hx": (torch.ones(1, 2, 2), torch.ones(1, 2, 2)), "return_activations": True},
@@ -411,6 +459,32 @@ ROWS: dict[str, Row] = {
     "cells.ProjectedLSTM": Row(
         cells.ProjectedLSTM, {**PROJECTED, **BIASES}, {**OF_WEIGHTS, "weight_hr": WEIGHT}
     ),
+    **{
+        f"cells.{kind.__name__}": Row(
+            kind,
+            {**{name: torch.ones(shape) for name, shape in shapes.items()}, **options},
+            {**dict.fromkeys(shapes, WEIGHT), **kinds},
+        )
+        for kind, shapes, options, kinds in (
+            (cells.MinGRU, {"weight_ih": (4, 3), "bias_ih": (4,)}, {"form": "log"}, {"form": NAME}),
+            (
+                cells.MinLSTM,
+                {"weight_ih": (6, 3), "bias_ih": (6,)},
+                {"form": "log"},
+                {"form": NAME},
+            ),
+            (cells.LRU, cells.lru.shapes(3, 3, 2), {}, {}),
+            (cells.SelectiveScan, cells.selective.shapes(3, 2, 1), {}, {}),
+            (
+                cells.GatedLinearAttention,
+                cells.matrix_memory.attention_shapes(3, 4, 2, 1),
+                {"tau": 2.0, "scale": 1.0},
+                {"tau": SIZE, "scale": NUMBER},
+            ),
+            (cells.MLSTM, cells.matrix_memory.mlstm_shapes(3, 4, 2), {}, {}),
+        )
+    },
+    "cells.SLSTM": Row(cells.SLSTM, {**LSTM, "bias_ih": None, "bias_hh": None}, OF_WEIGHTS),
     "cells.Stacked": Row(
         cells.Stacked,
         {"layers": (LAYER,), "masked": False},
@@ -754,7 +828,12 @@ EXEMPT = {
     ),
     **dict.fromkeys(
         (
-            *("cells.AbstractCell", "cells.AbstractLayer", "clipping.AbstractInside"),
+            *(
+                "cells.AbstractCell",
+                "cells.AbstractLayer",
+                "cells.AbstractLinear",
+                "clipping.AbstractInside",
+            ),
             *("clipping.AbstractPolicy", "retrograde.nn.AbstractRecurrent", "engine.Fold"),
         ),
         "to be derived from",
@@ -833,4 +912,4 @@ def test_every_public_entry_has_a_row_and_every_argument_a_kind():
         for parameter in inspect.signature(row.call).parameters.values():
             if parameter.kind is not parameter.VAR_KEYWORD and parameter.name not in known:
                 missing.append(f"{title}({parameter.name})")
-    assert not missing
+    assert not missing, "\n".join(missing)

@@ -214,3 +214,11 @@ def test_bad_input():
     assert horizon.window(delta=0) is None
     assert horizon.summary(delta=0)[0] == "window     none: the bias stays above 0"
     assert "No K up to 9" in horizon.recommendation(delta=0)
+
+
+@pytest.mark.parametrize("layers, ends", [(1, False), (2, True)])
+def test_a_stack_that_reads_both_ways_says_where_its_lags_end(layers, ends):
+    """Its upper layer reads the whole sequence below: really detaching would lose more."""
+    layer = nn.GRU(INPUTS, H, num_layers=layers, bidirectional=True).double()
+    horizon = recorded(layer, torch.randn(T, B, INPUTS, dtype=torch.float64)).horizon()
+    assert any("counts as given by the loss" in note for note in horizon.notes) == ends

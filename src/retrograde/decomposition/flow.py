@@ -13,7 +13,7 @@ from torch import Tensor
 
 from retrograde import _checks, charts, plots
 from retrograde._notebook import card
-from retrograde.cells import AbstractCell, Cut, clipped, unclipped
+from retrograde.cells import AbstractCell, Cut, SideBySide, clipped, unclipped
 from retrograde.clipping import AbstractInside, AbstractPolicy, chain
 from retrograde.decomposition.adjoints import AdjointNorms, Adjoints
 from retrograde.decomposition.all_reduced import (
@@ -49,6 +49,7 @@ from retrograde.errors import ArgumentError, VoidDecompositionWarning
 from retrograde.recording import Recorded, Recording
 from retrograde.recording.recorded import the_one
 from retrograde.truncation import Horizon, Measures
+from retrograde.truncation.horizon import ENDS
 from retrograde.truncation.truncated import (
     KINDS,
     Truncation,
@@ -301,6 +302,16 @@ class Flow(AbstractPass):
         """
         return bool(self.recorded.lags_end)
 
+    @property
+    def lags_end(self) -> bool:
+        """Whether lags end inside the layer: at some steps, or below a layer that reads both ways.
+
+        Such a layer reads the outputs below it over the whole sequence, and what it sends back to
+        them counts as given by the loss.
+        """
+        stacked = isinstance(self._cell, SideBySide) and len(self._cell.layers) > 2
+        return self.reach_is_lower_bound or stacked
+
     @cached_property
     def non_finite(self) -> NonFinite | None:
         """Where autograd's own backward pass left the range of its data type; None if it did not.
@@ -485,6 +496,7 @@ class Flow(AbstractPass):
             )
         kind = _checks.one_of("kind", kind, KINDS)
         found = Horizon.of_one(kind, self.truncated(kind), self.steps, self.reach)
+        found = replace(found, notes=(ENDS,) if self.lags_end else ())
         if kind == "sliding":
             return found
         return replace(found, by_phase={k: self._by_phase(k) for k in octaves(self.steps)})

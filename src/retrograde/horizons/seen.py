@@ -9,14 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retrograde import _checks
-from retrograde.cells import SideBySide
-from retrograde.decomposition import Flow, Parts
+from retrograde.decomposition import Parts
 from retrograde.decomposition.bins import lag_bins
 from retrograde.decomposition.flow import unasked, void_in_words
 from retrograde.engine import Scaled
 from retrograde.errors import VoidDecompositionWarning
 from retrograde.recording import Recorded, Recording
-from retrograde.truncation.horizon import with_layers
+from retrograde.truncation.horizon import ENDS, with_layers
 from retrograde.truncation.measures import Measures, root_of_squares
 
 
@@ -76,7 +75,7 @@ def look(recording: Recording, layer: str | None, kind: str) -> Seen:
         by_input = flow.by_lag("input", starts).log2
         more = by_input.new_full((len(lags) - len(by_input),), -torch.inf)
         sensitivity.append(torch.cat((by_input, more)))
-        if ends_lags(flow):
+        if flow.lags_end:
             notes.append(f"{name}: {ENDS}")
     if len(flows) > 1:
         whole = Measures.together([measures[name] for name in flows])
@@ -100,17 +99,6 @@ SEVERAL = (
     "layer through another one's past counts as given by the loss, so that truncating all of them "
     "at once may lose more"
 )
-
-ENDS = (
-    "what comes from beyond some steps counts as given by the loss there, so that truncating the "
-    "whole model may lose more"
-)
-
-
-def ends_lags(flow: Flow) -> bool:
-    """Whether lags end inside the layer: at some steps, or at a layer that reads both ways."""
-    both = isinstance(flow.recorded.cell, SideBySide) and len(flow.recorded.cell.layers) > 2
-    return flow.reach_is_lower_bound or both
 
 
 def put(

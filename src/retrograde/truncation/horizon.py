@@ -35,6 +35,11 @@ OTHER_WEIGHTS = (
     "A bias near zero at these weights proves nothing about other weights: a fresh network forgets."
 )
 
+ENDS = (
+    "what comes from beyond some steps counts as given by the loss there, so that truncating the "
+    "whole model may lose more"
+)
+
 AT_THESE_WEIGHTS = "at the current weights; other weights have another horizon"
 
 
