@@ -61,7 +61,7 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/explorer_cost.py
 
 docs: .venv/dev
-	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs site
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --doctree-dir build/doctrees --builder html docs site
 
 clean:
 	rm -rf .venv site

@@ -101,6 +101,8 @@ It asks every question below by itself, says which rules found something, and tr
 on a copy of the model. In Python it is `retrograde.diagnose(model, batch, loss_fn)`;
 [how to read a report](how-to-read-a-report.md) goes through what comes out. While a model trains,
 [`Monitor`](watching-a-training-run.md) looks at every hundredth pass and keeps the last good one.
+How long the input window or the truncation must be is a question of its own:
+[is my window long enough?](is-my-window-long-enough.md)
 
 What helps is tried where it has a `name`: `diagnose` applies that remedy to a copy of the model and
 measures what it does. The page of a rule says what its remedies change.

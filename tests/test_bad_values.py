@@ -98,6 +98,7 @@ WEIGHT = Kind(
         torch.ones(8, 2, dtype=torch.int64),
     )
 )
+CELLS = Kind((3, TEXT, LIST, math.nan, {"nonesuch": 3}, {3: 3}, {nn.GRU: 3}))
 BINS = Kind((5, 0.5, NOTHING, TEXT, LIST, (), (1, 2), (0, 0), (0, 1.5), (0, math.nan), {0: 1}))
 PATH = Kind((NOTHING, 3, LIST, math.nan, b"x", "/nonesuch/x", "/", "x" * 5000, "a\0b", "\ud800"))
 MAPPING = Kind((3, TEXT, LIST, math.nan, torch.ones(2)))
@@ -178,6 +179,11 @@ MODULE_GOOD = {
     **dict.fromkeys(("batch_first", "bidirectional", "truncated"), False),
     **{"num_layers": 2, "bias": True, "dropout": 0.5},
 }
+OF_PLAIN = {name: kind for name, kind in OF_MODULE.items() if name != "truncated"}
+PLAIN_GOOD = {name: value for name, value in MODULE_GOOD.items() if name != "truncated"}
+UNIT_GOOD = {
+    name: PLAIN_GOOD[name] for name in PLAIN_GOOD if name not in ("input_size", "bidirectional")
+}
 DIAGNOSE = {
     "needs_lag": Kind(COUNT_OR_NONE.bad, _an_int),
     "layer": NAME_OR_NONE,
@@ -206,10 +212,11 @@ ROWS: dict[str, Row] = {
             **{"subject": nn.LSTM(1, 2), "batch": X, "loss_fn": lambda m, x: m(x)[0].sum()},
             **{"needs_lag": 2, "layer": "LSTM", "thresholds": {}, "spectrum": False},
             **{"remedies": False, "budget": 1.0, "optimizer": torch.optim.Adam, "batches": [X]},
-            **{"try_training": 0, "seed": 1, "progress": None},
+            **{"try_training": 0, "seed": 1, "progress": None, "cells": None},
         },
         {
             **{"subject": RECURRENT, "batch": FREE, "loss_fn": taking(2), **DIAGNOSE},
+            "cells": CELLS,
             **{
                 "remedies": Kind(FLAG.bad[1:]),
                 "budget": Kind((*NO_NUMBER, NOTHING, -1.0, -math.inf)),
@@ -222,7 +229,44 @@ ROWS: dict[str, Row] = {
     "retrograde.diagnose of a recording": Row(
         retrograde.diagnose,
         {"subject": RECORDED, "needs_lag": 2, "layer": "LSTM", "thresholds": {}},
-        {"subject": RECORDING, **{n: DIAGNOSE[n] for n in ("needs_lag", "layer", "thresholds")}},
+        {
+            "subject": RECORDING,
+            **{n: DIAGNOSE[n] for n in ("needs_lag", "layer", "thresholds")},
+            "cells": Kind((3, TEXT, {"LSTM": 3})),
+        },
+    ),
+    "retrograde.audit": Row(
+        retrograde.audit,
+        {
+            **{"model": nn.LSTM(1, 2), "batch": X, "loss_fn": lambda m, x: m(x)[0].sum()},
+            **{"cells": None, "lengths": (2,), "seed": 1},
+        },
+        {
+            **{"model": RECURRENT, "batch": FREE, "loss_fn": taking(2), "seed": INTEGER},
+            **{"cells": CELLS, "lengths": Kind((3, TEXT, [0], [TEXT], [2.5], math.nan))},
+        },
+    ),
+    "retrograde.Declaration": Row(
+        retrograde.Declaration,
+        {
+            **{"step": lambda w, x, s: s, "state": ("h", "c"), "readout": "y", "x": "x"},
+            **{"initial": 1, "lengths": "lengths", "output": {"h": 0}, "last": ("h", "c")},
+            **{"held": ("h", "c"), "start": ("h0", "c0"), "batch_first": True},
+            **{"bidirectional": False, "weights": "w", "carousel": ("c->c",), "gates": ()},
+        },
+        {
+            "step": Kind((*taking(3).bad[1:2], 3, LIST, lambda: 0, lambda w, x: 0)),
+            "cell": Kind((3, TEXT, LIST, lambda m, w: 0)),  # beside a step
+            "state": Kind((3, math.nan, LIST, {3: 3}, ())),
+            "readout": Kind((3, LIST, NOTHING)),
+            "x": Kind((2.5, LIST, NOTHING, math.nan)),
+            **dict.fromkeys(("initial", "lengths", "output", "last"), Kind((2.5, math.nan, b"x"))),
+            **dict.fromkeys(("held", "start"), Kind((3, ("a", "b", "c"), math.nan))),
+            "batch_first": Kind((2, TEXT, LIST, math.nan)),
+            "bidirectional": Kind((2, TEXT, LIST, math.nan, True)),  # which needs cell=
+            **dict.fromkeys(("weights", "carousel"), Kind((3, math.nan, [3]))),
+            "gates": Kind((3, TEXT, LIST, (3,))),
+        },
     ),
     "retrograde.horizon": Row(
         retrograde.horizon,
@@ -273,10 +317,10 @@ ROWS: dict[str, Row] = {
         {
             **{"model": nn.LSTM(1, 2), "every": 3, "log": None, "samples": 4, "entries": 8},
             **{"needs_lag": 5, "budget": 0.1, "smoothing": 0.5, "trigger": 4.0},
-            **{"limits": {"reach": (3, None)}, "alert": None},
+            **{"limits": {"reach": (3, None)}, "alert": None, "cells": None},
         },
         {
-            **{"model": MODEL, "log": taking(2, FUNCTION_OR_NONE)},
+            **{"model": MODEL, "log": taking(2, FUNCTION_OR_NONE), "cells": CELLS},
             **dict.fromkeys(("every", "samples", "entries"), COUNT),
             **{"needs_lag": COUNT_OR_NONE, "alert": taking(3, FUNCTION_OR_NONE)},
             "budget": Kind((*NO_NUMBER, 0, 1.0, -0.1), _reals),
@@ -299,6 +343,49 @@ ROWS: dict[str, Row] = {
         retrograde.nn.RNN,
         {**MODULE_GOOD, "nonlinearity": "relu", "device": None, "dtype": None},
         {**OF_MODULE, "nonlinearity": NAME},
+    ),
+    **{
+        f"retrograde.nn.{kind.__name__}": Row(
+            kind,
+            {**PLAIN_GOOD, "form": "log", "device": None, "dtype": None},
+            {**OF_PLAIN, "form": NAME},
+        )
+        for kind in (retrograde.nn.MinGRU, retrograde.nn.MinLSTM)
+    },
+    "retrograde.nn.LRU": Row(
+        retrograde.nn.LRU,
+        {
+            **{name: PLAIN_GOOD[name] for name in UNIT_GOOD if name != "bias"},
+            **{"state_size": 3, "radius": (0.1, 0.9), "device": None, "dtype": None},
+        },
+        {
+            **{name: OF_PLAIN[name] for name in (*UNIT_GOOD, "device", "dtype") if name != "bias"},
+            "state_size": COUNT,
+            "radius": Kind((NOTHING, 3, TEXT, LIST, (0.5,), (0.9, 0.1), (0, 1), (0.5, math.nan))),
+        },
+    ),
+    "retrograde.nn.SelectiveScan": Row(
+        retrograde.nn.SelectiveScan,
+        {**UNIT_GOOD, "state_size": 3, "rank": 1, "device": None, "dtype": None},
+        {
+            **{name: OF_PLAIN[name] for name in (*UNIT_GOOD, "device", "dtype")},
+            **{"state_size": COUNT, "rank": COUNT_OR_NONE},
+        },
+    ),
+    "retrograde.nn.GatedLinearAttention": Row(
+        retrograde.nn.GatedLinearAttention,
+        {**PLAIN_GOOD, "key_size": 2, "rank": 1, "tau": 4.0, "device": None, "dtype": None},
+        {**OF_PLAIN, "key_size": COUNT, "rank": COUNT, "tau": SIZE},
+    ),
+    "retrograde.nn.MLSTM": Row(
+        retrograde.nn.MLSTM,
+        {**PLAIN_GOOD, "key_size": 2, "device": None, "dtype": None},
+        {**OF_PLAIN, "key_size": COUNT},
+    ),
+    "retrograde.nn.SLSTM": Row(
+        retrograde.nn.SLSTM,
+        {**MODULE_GOOD, "device": None, "dtype": None},
+        OF_MODULE,
     ),
     "retrograde.nn.LSTM.forward": Row(
         retrograde.nn.LSTM(1, 2, generation="peephole").forward,
@@ -372,6 +459,32 @@ ROWS: dict[str, Row] = {
     "cells.ProjectedLSTM": Row(
         cells.ProjectedLSTM, {**PROJECTED, **BIASES}, {**OF_WEIGHTS, "weight_hr": WEIGHT}
     ),
+    **{
+        f"cells.{kind.__name__}": Row(
+            kind,
+            {**{name: torch.ones(shape) for name, shape in shapes.items()}, **options},
+            {**dict.fromkeys(shapes, WEIGHT), **kinds},
+        )
+        for kind, shapes, options, kinds in (
+            (cells.MinGRU, {"weight_ih": (4, 3), "bias_ih": (4,)}, {"form": "log"}, {"form": NAME}),
+            (
+                cells.MinLSTM,
+                {"weight_ih": (6, 3), "bias_ih": (6,)},
+                {"form": "log"},
+                {"form": NAME},
+            ),
+            (cells.LRU, cells.lru.shapes(3, 3, 2), {}, {}),
+            (cells.SelectiveScan, cells.selective.shapes(3, 2, 1), {}, {}),
+            (
+                cells.GatedLinearAttention,
+                cells.matrix_memory.attention_shapes(3, 4, 2, 1),
+                {"tau": 2.0, "scale": 1.0},
+                {"tau": SIZE, "scale": NUMBER},
+            ),
+            (cells.MLSTM, cells.matrix_memory.mlstm_shapes(3, 4, 2), {}, {}),
+        )
+    },
+    "cells.SLSTM": Row(cells.SLSTM, {**LSTM, "bias_ih": None, "bias_hh": None}, OF_WEIGHTS),
     "cells.Stacked": Row(
         cells.Stacked,
         {"layers": (LAYER,), "masked": False},
@@ -418,6 +531,7 @@ ROWS: dict[str, Row] = {
             "state": Kind((*COUNT.bad, {"h": 0}, {"h": "x"}, {3: 3}, {"h": 2.5}), _wholes),
             "output": NAME_OR_NONE,
             "carousel": Kind((3, TEXT, NOTHING, [TEXT], [3], math.nan, [LIST])),
+            "gates": Kind((3, math.nan, [3], [TEXT])),
         },
     ),
     "engine.unroll": Row(
@@ -673,6 +787,7 @@ EXEMPT = {
     **dict.fromkeys(
         (
             *(
+                "retrograde.Audit",
                 "retrograde.Flow",
                 "retrograde.Horizon",
                 "retrograde.Recorded",
@@ -713,7 +828,12 @@ EXEMPT = {
     ),
     **dict.fromkeys(
         (
-            *("cells.AbstractCell", "cells.AbstractLayer", "clipping.AbstractInside"),
+            *(
+                "cells.AbstractCell",
+                "cells.AbstractLayer",
+                "cells.AbstractLinear",
+                "clipping.AbstractInside",
+            ),
             *("clipping.AbstractPolicy", "retrograde.nn.AbstractRecurrent", "engine.Fold"),
         ),
         "to be derived from",
@@ -792,4 +912,4 @@ def test_every_public_entry_has_a_row_and_every_argument_a_kind():
         for parameter in inspect.signature(row.call).parameters.values():
             if parameter.kind is not parameter.VAR_KEYWORD and parameter.name not in known:
                 missing.append(f"{title}({parameter.name})")
-    assert not missing
+    assert not missing, "\n".join(missing)

@@ -88,7 +88,7 @@ def test_a_saturated_forget_gate_carries_the_cell_state_unchanged():
             r"bias_ih has .* expected \(4,\)",
         ),
         (lambda: cells.MinLSTM(torch.zeros(4, 3)), r"weight_ih has shape \(4, 3\), expected \(3"),
-        (lambda: cells.MinGRU(torch.zeros(4)), "expects weight_ih with 2 axes; got"),
+        (lambda: cells.MinGRU(torch.zeros(4)), "too few axes; got weight_ih"),
         (
             lambda: cells.MinGRU(torch.zeros(4, 3), form="exp"),
             "form must be one of linear, log; got 'exp'",

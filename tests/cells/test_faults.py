@@ -22,7 +22,7 @@ from retrograde.cells import (
     program,
 )
 from retrograde.cells.edges import Diagonal, Opaque, Weight
-from retrograde.cells.from_function import FunctionCell, FunctionDerivative
+from retrograde.cells.function_cell import FunctionCell, FunctionDerivative
 from support.conformance import CHECKS
 from support.problems import (
     ATTENTION,

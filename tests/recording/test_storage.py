@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pack_sequence
 import retrograde
 from retrograde import clipping
 from retrograde.cells import AbstractCell, Clipped, Cut, clipped, truncated
-from retrograde.cells.from_function import FunctionCell
+from retrograde.cells.function_cell import FunctionCell
 from retrograde.clipping import AbstractInside
 from retrograde.errors import (
     ArgumentError,

@@ -268,6 +268,7 @@ def audit(
     _checks.function("loss_fn", loss_fn, "(model, batch) -> loss", takes=2)
     given = [] if lengths is None else _checks.whole_numbers("lengths", lengths)
     asked = tuple(_checks.whole("each of lengths", one) for one in given)
+    seed = _checks.whole("seed", seed, -(2**63), 2**64 - 1)
     calls, notes = _calls(model, batch, loss_fn, cells, seed)
     if not calls:
         raise UnsupportedModelError(

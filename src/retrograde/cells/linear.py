@@ -111,23 +111,17 @@ class AbstractLinear(AbstractCell):
             ArgumentError: with the shape expected of each weight that does not fit.
         """
         name = type(self).__name__
-        shapes = self.shapes(1, 1)
-        given = {
-            each.name: getattr(self, each.name)
-            for each in fields(self)  # type: ignore[arg-type]
-            if each.name in shapes
-            and (getattr(self, each.name) is not None or each.default is MISSING)
-        }
+        given = {}
+        for each in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, each.name)
+            if each.default is MISSING or (each.default is None and value is not None):
+                given[each.name] = value
         _checks.weights(name, given)
-        flat = [n for n, value in given.items() if value.ndim != len(shapes[n])]
-        if flat:
-            raise ArgumentError(
-                f"{name} expects "
-                + ", ".join(f"{n} with {len(shapes[n])} axes" for n in flat)
-                + "; got "
-                + ", ".join(f"{list(given[n].shape)}" for n in flat)
-            )
-        expected = self.shapes(self.input_size, self.hidden_size)
+        try:
+            expected = self.shapes(self.input_size, self.hidden_size)
+        except IndexError:
+            found = ", ".join(f"{n} {list(value.shape)}" for n, value in given.items())
+            raise ArgumentError(f"a weight of {name} has too few axes; got {found}") from None
         wrong = [
             f"{n} has shape {tuple(value.shape)}, expected {expected[n]}"
             for n, value in given.items()

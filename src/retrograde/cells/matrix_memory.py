@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from retrograde import _checks
 from retrograde._types import Input, Projected, State
 from retrograde.cells.base import CellStep, affine
 from retrograde.cells.edges import Diagonal, Edge, Weight, biases, weights
@@ -45,7 +46,7 @@ class GatedLinearAttention(AbstractLinear):
         scale: of the output; K^(-1/2) in the paper's code.
 
     Raises:
-        ArgumentError: for weights that do not fit together.
+        ArgumentError: for weights that do not fit together, or a root that is not positive.
 
     Example:
         >>> import torch
@@ -64,6 +65,10 @@ class GatedLinearAttention(AbstractLinear):
     bias_alpha: Float[Tensor, "..."] | None = None
     tau: float = 16.0
     scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        _checks.fields(self, tau=_checks.positive, scale=_checks.number)
+        self.check()
 
     def shapes(self, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
         rank = self.weight_alpha_in.shape[0]

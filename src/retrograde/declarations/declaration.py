@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from retrograde import _checks
 from retrograde.cells import AbstractCell, Gate
-from retrograde.cells.from_function import FunctionCell, handed_on, untried
+from retrograde.cells.function_cell import FunctionCell, handed_on, untried
 from retrograde.errors import ArgumentError
 
 Selector = int | str | Callable[[Any], Any]
@@ -126,6 +126,7 @@ class Declaration:
     gates: tuple[Gate, ...] = field(default=())
 
     def __post_init__(self) -> None:
+        self._check_reading()
         if self.step is not None and not isinstance(self.step, str):
             _checks.function("step", self.step, "(weights, x, state) -> state")
             if not any(_takes(self.step, count) for count in (3, 4)):
@@ -161,6 +162,35 @@ class Declaration:
         if isinstance(self.output, Mapping):
             for piece in self.output:
                 _checks.existing("piece of the state", piece, self.pieces)
+
+    def _check_reading(self) -> None:
+        """Refuse what says nothing about how a call is read."""
+        if isinstance(self.state, str):
+            pieces: tuple[str, ...] = (self.state,)
+        else:
+            _checks.instance("state", self.state, Iterable, "the names of the pieces of the state")  # type: ignore[type-abstract]
+            pieces = _checks.names("state", self.state)
+        if not pieces or not all(pieces):
+            raise ArgumentError("state must name the pieces of the state, as in ('h', 'c')")
+        _checks.instance("readout", self.readout, str, "a name")
+        for name in ("batch_first", "bidirectional"):
+            if getattr(self, name) is not None:
+                _checks.flag(name, getattr(self, name))
+        for name in ("x", "initial", "lengths", "output", "last"):
+            value = getattr(self, name)
+            several = name in ("initial", "last") and isinstance(value, tuple)
+            several |= name == "output" and isinstance(value, Mapping)
+            values = value.values() if isinstance(value, Mapping) else value
+            for one in values if several else (value,):
+                known = isinstance(one, int | str) and not isinstance(one, bool)
+                if not known and not callable(one) and (one is not None or name == "x" or several):
+                    raise ArgumentError(
+                        f"{name} must say which value is meant: a position, a name, or a function "
+                        f"of all of them; got {_checks.shown(one)}"
+                    )
+        for name in ("carousel", "held", "start", "weights"):
+            words = "a name or a sequence of names"
+            _checks.instance(name, getattr(self, name), Iterable, words)  # type: ignore[type-abstract]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Declaration":
         """Itself: a value."""

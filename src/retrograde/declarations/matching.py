@@ -23,7 +23,7 @@ def declared_in(modules: Mapping[str, nn.Module], cells: Declared | None) -> dic
     Raises:
         ArgumentError: for a declaration that matches nothing, with the names closest to it.
     """
-    cells = _checked(cells)
+    cells = checked(cells)
     known = {path: known_of(type(module)) for path, module in modules.items()}
     found = {path: each for path, each in known.items() if each is not None}
     for key, declaration in sorted(cells.items(), key=lambda item: isinstance(item[0], str)):
@@ -52,7 +52,7 @@ PACKAGES = frozenset(name.partition(".")[0] for name in KNOWN)
 """The packages of which something is known."""
 
 
-def _checked(cells: object) -> Declared:
+def checked(cells: object) -> Declared:
     """The declarations, if they are any.
 
     Raises:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from retrograde import _checks
-from retrograde.declarations.matching import Declared
+from retrograde.declarations.matching import Declared, checked
 from retrograde.decomposition import Flow, decompose
 from retrograde.decomposition.check import check
 from retrograde.decomposition.flow import void_in_words
@@ -152,7 +152,7 @@ class Monitor:
         cells: Declared | None = None,
     ):
         self.model = _checks.model("model", model)
-        self.cells = cells
+        self.cells = checked(cells)
         self.every = _checks.whole("every", every)
         self.samples = _checks.whole("samples", samples)
         self.entries = _checks.whole("entries", entries)

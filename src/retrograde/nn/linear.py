@@ -142,10 +142,16 @@ class LRU(AbstractRecurrent):
         dtype: torch.dtype | None = None,
     ):
         self.state_size = _checks.whole("state_size", state_size)
-        least, most = radius
+        try:
+            least, most = map(float, radius)
+        except (TypeError, ValueError):
+            least = most = math.nan
         if not 0 < least < most < 1:
-            raise ArgumentError(f"radius must be two numbers from 0 to 1, ascending; got {radius}")
-        self.radius = (float(least), float(most))
+            raise ArgumentError(
+                "radius must be two numbers between 0 and 1, ascending, as in (0.5, 0.99); got "
+                f"{_checks.shown(radius)}"
+            )
+        self.radius = (least, most)
         sizes = (hidden_size, hidden_size, num_layers)
         super().__init__(*sizes, True, batch_first, dropout, device=device, dtype=dtype)
 

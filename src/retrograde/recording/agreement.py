@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from retrograde.cells import AbstractCell
-from retrograde.cells.from_function import FunctionCell, try_out
+from retrograde.cells.function_cell import FunctionCell
+from retrograde.cells.trying_out import try_out
 from retrograde.declarations.declaration import without
 from retrograde.declarations.reading import OUTPUT
 from retrograde.errors import ArgumentError, RecordingError

@@ -20,7 +20,7 @@ from jaxtyping import jaxtyped
 from torch import Tensor
 
 from retrograde import _checks, _files, cells, clipping, errors
-from retrograde.cells.from_function import FunctionCell
+from retrograde.cells.function_cell import FunctionCell
 from retrograde.engine import Boundary, Read
 from retrograde.errors import ArgumentError, InputError, RecordingError, RetrogradeError
 from retrograde.recording.recorded import Recorded, Recording
