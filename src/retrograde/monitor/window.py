@@ -34,7 +34,7 @@ def window(recorded: Recorded, delta: float, batch_size: int) -> dict[str, float
         bins = range(len(lags))
         parts.append([{name: _row(some, at) for name, some in rows.items()} for at in bins])
     learnable = signal_of(lags, parts, 1).learnable(TRAINING_STEPS, batch_size)
-    return found | {"learnable": float(learnable)}
+    return found if learnable is None else found | {"learnable": float(learnable)}
 
 
 def _row(rows: Scaled, number: int) -> Scaled:
