@@ -1,5 +1,7 @@
 """A model over batches: what it uses, what its gradient reaches, what the data let it learn."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -149,10 +151,38 @@ def test_a_fresh_network_learns_of_the_lag_that_the_data_hold():
     assert far.reach < 20 and bins_between(20, far.learnable, far) <= 1
     strongest = max(far.columns, key=lambda column: column.interval[0])
     assert 20 in strongest.lags
-    assert f"a signal up to lag {far.learnable}" in far.recommendation()
+    assert f"to {far.learnable}, for 1000 training steps" in far.recommendation()
     none = retrograde.horizon(made, planted(None, 36), loss_at_every_step, most=6)
-    assert none.learnable == -1 and "cannot help" in none.recommendation()
+    assert none.learnable is None and "cannot be told from 6 batches" in none.recommendation()
     assert none.signal.learnable(none.training_steps) > -1  # the state explains that one
+
+
+def test_a_longer_window_cannot_help_only_where_that_is_shown():
+    """That is where every interval beyond the window ends below 1, not where some straddle it.
+
+    Of what lies beyond the sequences nothing is said.
+    """
+    made = model(nn.RNN, 8)
+    found = retrograde.horizon(made, planted(None, 36), loss_at_every_step, most=6)
+    for steps, size, words, learnable in (
+        (1000, 16, "windows between 3 and 36 steps would help 1000 training steps", None),
+        (1, 1, "windows between 3 and 36 steps cannot help", -1),
+    ):
+        asked = replace(found, training_steps=steps, batch_size=size)
+        ends = [c.interval[1] for c in asked.columns if c.lags.stop > asked.window()]
+        assert asked.window() == 3 and (max(ends) < 1) == (learnable == -1)
+        assert words in asked.recommendation() and asked.learnable == learnable
+    assert "learnable  cannot be told" in str(found)
+    everything = found.recommendation(delta=0)
+    assert "help" not in everything and "these sequences do not show" in everything
+
+
+def test_a_list_of_batches_is_one_batch_and_the_error_says_so():
+    several = [batches(seed) for seed in range(3)]
+    with pytest.raises(AttributeError) as failed:
+        retrograde.horizon(model(), several, loss_at_every_step)
+    assert any("a list is one batch, iter(batches) is several" in n for n in failed.value.__notes__)
+    assert retrograde.horizon(model(), iter(several), loss_at_every_step).batches == 3
 
 
 def test_a_trained_network_uses_and_reaches_the_planted_lag():

@@ -193,8 +193,8 @@ class Horizon:
     def learnable(self) -> int | None:
         """The learnability horizon, a lag: beyond it no signal is shown to be above its noise.
 
-        `unexplained.learnable` for `training_steps` of `batch_size` samples; -1 where there is no
-        signal at any lag, None for a single batch.
+        `unexplained.learnable` for `training_steps` of `batch_size` samples; -1 where a signal is
+        excluded at every lag. None for a single batch, and where the batches cannot tell.
         """
         if self.unexplained is None:
             return None
@@ -265,9 +265,12 @@ class Horizon:
         ]
         if self.used is not None:
             lines.append(f"used       {_lag_in_words(self.used.lag)}, by the forward pass")
-        if self.learnable is not None:
-            words = f"{_lag_in_words(self.learnable)}, from {self._training}"
-            lines.append(f"learnable  {words}")
+        if self.unexplained is not None:
+            found = self.learnable
+            words = "cannot be told" if found is None else _lag_in_words(found)
+            lines.append(
+                f"learnable  {words}, for {self._training} and from {self.batches} batches"
+            )
         return [*lines, AT_THESE_WEIGHTS, *self.notes]
 
     @property
@@ -301,7 +304,7 @@ class Horizon:
             ArgumentError: if delta is not a number from 0.
         """
         delta = _allowed(delta)
-        window, learnable = self.window(delta), self.learnable
+        window = self.window(delta)
         share = f" in {MOST_BATCHES:.0%} of the batches" if self.batches > 1 else ""
         if window is None:
             words = f"No K up to {self.steps[-1]} has a bias of at most {delta:g}{share}."
@@ -312,18 +315,34 @@ class Horizon:
             )
             priced = self.price is not None and self.price.steps == window < self.length
             words += f"; it takes {self.price}." if priced else "."
-        if learnable is None:
-            return f"{words} {OTHER_WEIGHTS}"
-        if window is not None and learnable < window:
-            far = "at any lag" if learnable < 0 else f"beyond lag {learnable}"
-            return (
-                f"{words} A longer window cannot help, as far as {self._training} show: what it "
-                f"would add has no signal above its noise {far} (learnability below 1)."
-            )
-        return (
-            f"{words} But {self._training} show a signal up to lag {learnable}, of which a window "
-            f"of fewer than {learnable + 1} steps leaves a part out. {OTHER_WEIGHTS}"
-        )
+        return " ".join([words, *self._longer(window), OTHER_WEIGHTS])
+
+    def _longer(self, window: int | None) -> list[str]:
+        """What a window between this one and all T steps could add, in a sentence."""
+        if window is None or window >= self.length:
+            return [f"What lies further back than {self.length} steps these sequences do not show."]
+        between = f"windows between {window} and {self.length} steps"
+        if self.unexplained is None:
+            return [f"Whether {between} would help, a single batch cannot tell."]
+        signal, asked = self.unexplained, (self.training_steps, self.batch_size)
+        beyond = torch.tensor([lags.stop > window for lags in signal.lags])
+        shown = torch.nonzero(signal.shown(*asked) & beyond)
+        if len(shown):
+            lags = signal.lags[int(shown[-1])]
+            found = f"lag {lags.start}" if len(lags) == 1 else f"lags {lags.start} to {lags[-1]}"
+            return [
+                f"But there is a signal above its noise at {found}, for {self._training}: longer "
+                "windows can help."
+            ]
+        if bool(signal.excluded(*asked)[beyond].all()):
+            return [
+                f"For {self._training}, {between} cannot help: what they would add has no signal "
+                "above its noise (learnability below 1)."
+            ]
+        return [
+            f"Whether {between} would help {self._training} cannot be told from "
+            f"{self.batches} batches: give more."
+        ]
 
     @property
     def _training(self) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from retrograde import _checks
@@ -122,24 +122,42 @@ class Signal:
         ends = found.new_tensor([(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
         return torch.nanquantile(found, ends, 0).T
 
-    def learnable(self, training_steps: int, batch_size: int | None = None) -> int:
+    def learnable(self, training_steps: int, batch_size: int | None = None) -> int | None:
         """The learnability horizon: beyond this lag no signal is shown to be above its noise.
 
-        It is the last lag of the farthest bin whose learnability is above 1 by its interval, and at
-        least a twentieth of that of the strongest bin; -1 if there is none. What is weaker is taken
-        for an echo: gates and slopes that depend on what was read at one lag multiply the gradient
-        on its way to all older ones, and so hand a little of its signal on to them. A second lag
-        that is that much weaker is in `learnability` alone.
+        It is the last lag of the farthest bin in which a signal is `shown`; -1 if a signal is
+        `excluded` in every bin; None where neither is so, and more batches have to tell.
 
         Raises:
             ArgumentError: as `learnability`.
         """
-        return self._farthest(self.interval(training_steps, batch_size)[:, 0])
+        shown = torch.nonzero(self.shown(training_steps, batch_size))
+        if len(shown):
+            return self.lags[int(shown[-1])].stop - 1
+        return -1 if bool(self.excluded(training_steps, batch_size).all()) else None
 
-    def _farthest(self, learnability: Float[Tensor, "M"]) -> int:
-        least = max(1.0, ECHO * float(learnability.nan_to_num(0.0, posinf=0.0).max()))
-        found = torch.nonzero(learnability >= least)
-        return self.lags[int(found[-1])].stop - 1 if len(found) else -1
+    def shown(self, training_steps: int, batch_size: int | None = None) -> Bool[Tensor, "M"]:
+        """The bins whose learnability is above 1 by its interval, and no echo of another one.
+
+        What is below a twentieth of the strongest bin is taken for an echo: gates and slopes that
+        depend on what was read at one lag multiply the gradient on its way to all older ones, and
+        so hand a little of its signal on to them. A second lag that is that much weaker is in
+        `learnability` alone.
+
+        Raises:
+            ArgumentError: as `learnability`.
+        """
+        lower = self.interval(training_steps, batch_size)[:, 0]
+        least = max(1.0, ECHO * float(lower.nan_to_num(0.0, posinf=0.0).max()))
+        return lower >= least
+
+    def excluded(self, training_steps: int, batch_size: int | None = None) -> Bool[Tensor, "M"]:
+        """The bins whose learnability is below 1 by its interval.
+
+        Raises:
+            ArgumentError: as `learnability`.
+        """
+        return self.interval(training_steps, batch_size)[:, 1] < 1
 
     def _learnability(
         self,
