@@ -73,7 +73,9 @@ def test_neuralforecast():
     from neuralforecast.models import LSTM
     from neuralforecast.tsdataset import TimeSeriesDataModule
 
-    forecaster = NeuralForecast([LSTM(h=12, input_size=104, max_steps=20, **quiet)], freq="7D")
+    forecaster = NeuralForecast(
+        [LSTM(h=12, input_size=104, max_steps=20, windows_batch_size=32, **quiet)], freq="7D"
+    )
     forecaster.fit(series)
     module = forecaster.models[0]
     (batch,) = TimeSeriesDataModule(forecaster.dataset).train_dataloader()
