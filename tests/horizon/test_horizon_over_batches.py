@@ -234,6 +234,50 @@ def test_one_batch_has_no_noise_and_says_so():
     assert "proves nothing about other weights" in horizon.recommendation()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_loss_that_is_linear_in_the_outputs_has_nothing_to_learn_by_lag(dtype):
+    made = model(nn.GRU).to(dtype)
+
+    def drawn(seed):
+        return batches(seed, 20)[0].to(dtype)
+
+    horizon = retrograde.horizon(made, drawn, lambda model, x: model(x).mean(), most=3)
+    assert horizon.unexplained.nothing and horizon.learnable is None
+    assert not horizon.unexplained.shown(1000).any()
+    assert not horizon.unexplained.excluded(1000).any()
+    assert "longer windows can help" not in horizon.recommendation()
+    assert "there is nothing to learn by lag" in horizon.recommendation()
+    told = " ".join(horizon.notes)
+    assert "nothing to learn by lag" in told and "change places within the batch" in told
+    assert all(column.learnable != column.learnable for column in horizon.columns)  # 0 / 0
+
+
+def test_a_past_that_moves_the_loss_by_rounding_alone():
+    horizon = retrograde.horizon(
+        model(), batches(0), lambda model, x: model(x[0]).mean() * 1e-9 + 1, past="zeros"
+    )
+    assert horizon.used.rounding and "moves by rounding alone" in str(horizon)
+
+
+def test_columns_of_a_gradient_beyond_the_range_of_float64():
+    made = nn.RNN(1, 2).double()
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.zero_()
+        made.weight_hh_l0.copy_(torch.eye(2) * 2.0**40)
+    x = torch.zeros(34, 3, 1, dtype=torch.float64)  # all states are 0, and dL/db grows by 2^40
+    horizon = retrograde.horizon(made, x, lambda model, x: model(x)[0][-1].sum())
+    assert horizon.measures[""][0].whole > 1024
+    assert max(column.reached for column in horizon.columns) == pytest.approx(1, abs=0.5)
+
+
+def test_the_weights_are_no_memory_of_a_window():
+    made = Model(nn.LSTM(1, 64))
+    steps = retrograde.horizon(made, batches(0), loss_at_the_end).window()
+    price = retrograde.horizon(made, batches(0), loss_at_the_end).price
+    assert price.memory == pytest.approx(steps / T, rel=0.3) and steps < T
+
+
 @pytest.mark.parametrize(
     "changed, says",
     [

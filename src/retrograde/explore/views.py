@@ -15,15 +15,13 @@ from retrograde.decomposition import Flow
 from retrograde.explore.lesson import Setting, flow_of, recorded
 from retrograde.spectra import spectrum
 from retrograde.spectra.exponents import Exponents
+from retrograde.truncation.horizon import DELTA
 
 CROSSINGS = 5
 """Paths with this many crossings and more are drawn as one."""
 
 NEAR = 9
 """Lags below this are called near."""
-
-BIAS = 0.1
-"""What a window may lose of the gradient."""
 
 PARAMETER = "weight_hh"
 """The weights whose gradient is shown."""
@@ -109,12 +107,12 @@ def _exponents_in_words(setting: Setting) -> str:
 
 def _window_in_words(setting: Setting) -> str:
     horizon = flow_of(setting).horizon()
-    window = horizon.window(BIAS)
+    window = horizon.window(DELTA)
     if window is None:
-        return f"**No**: whatever the K, more than {share(BIAS)} of the gradient is lost."
+        return f"**No**: whatever the K, more than {share(DELTA)} of the gradient is lost."
     return (
         f"Looking back over **{window} of {setting.steps} steps** is the least that loses at most "
-        f"{share(BIAS)} of the gradient. It holds at these weights: a network that has learnt to "
+        f"{share(DELTA)} of the gradient. It holds at these weights: a network that has learnt to "
         "remember needs a longer window."
     )
 
@@ -157,7 +155,7 @@ VIEWS = {
     ),
     "window": View(
         "Is my window long enough?",
-        lambda setting: flow_of(setting).horizon().chart(BIAS),
+        lambda setting: flow_of(setting).horizon().chart(DELTA),
         "What truncated back-propagation over K steps loses, as a part of the gradient's norm.",
         _window_in_words,
     ),

@@ -23,10 +23,10 @@ from retrograde.horizons.price import price
 from retrograde.horizons.seen import Seen, look, put
 from retrograde.horizons.separable import is_sum_over_steps
 from retrograde.horizons.shorter import Cut, shortened
-from retrograde.horizons.unexplained import parts_of, unexplained
+from retrograde.horizons.unexplained import parts_of, same_for_all, unexplained
 from retrograde.horizons.used import PASTS, losses_without_the_past
 from retrograde.recording.layers import declared
-from retrograde.truncation.horizon import Horizon
+from retrograde.truncation.horizon import NOTHING_TO_LEARN, Horizon
 from retrograde.truncation.measures import Measures
 from retrograde.truncation.signal import Signal, signal_of
 from retrograde.truncation.used import Used
@@ -79,7 +79,9 @@ def horizon(
         batch_size: the samples of each of its batches; those of the batches seen if None.
         past: what stands in for all older than K steps, when the forward pass is asked what it
             uses: "another sample" of the batch (half a batch away, so that the neighbours of an
-            ordered batch are not each other's), the "mean" of the layer's input, or "zeros".
+            ordered batch are not each other's), the "mean" of the layer's input, or "zeros". A
+            loss that is linear in the outputs asks the same of every sample, and hardly changes
+            when pasts change places: ask with "mean" or "zeros" there.
         cut: for kind="window": maps (batch, steps) to the batch with only the last so many steps
             of its input. Without it tensors of the batch with one axis as long as the sequence are
             cut along that axis, and it is checked that the layer then reads what it read before.
@@ -193,6 +195,14 @@ def horizon(
         notes.append(unknown)
     if len(every) == 1:
         notes.append(SINGLE)
+    if found.unexplained is not None and found.unexplained.nothing:
+        notes.append(NOTHING_TO_LEARN)
+    if found.used is not None:
+        flows = [unasked(one) for seen in every for one in seen.layers.values()]
+        if past == PASTS[0] and same_for_all(flows):
+            notes.append(CANCELS)
+        elif found.used.rounding:
+            notes.append(ROUNDING)
     if left_out:
         notes.append(f"left out: {counted(left_out, 'batch', 'batches')} of another size")
     if kind == "window":
@@ -207,6 +217,13 @@ NO_SUM = (
     "outputs of the layer depends on the later ones, as with attention, pooling or a norm over "
     'time, so that it cannot be computed chunk by chunk. Use kind="sliding"'
 )
+
+CANCELS = (
+    "used: the loss asks the same of every sample, and so hardly changes when pasts change places "
+    'within the batch; past="mean" or past="zeros" tells more'
+)
+
+ROUNDING = "used: the loss moves by rounding alone when the past is replaced"
 
 GRID = "the model was run on inputs of these lengths only: the window may lie between two of them"
 

@@ -38,16 +38,19 @@ def price(model: nn.Module, layers: Mapping[str, Recorded], steps: int | None) -
 
 
 def _measured(layer: nn.Module, recorded: Recorded, steps: int) -> tuple[float, int]:
-    """Seconds of a forward and a backward pass, and bytes kept between them."""
+    """Seconds of a forward and a backward pass, and bytes kept between them beside the weights."""
     x = recorded.x[-steps:].detach()
     if getattr(layer, "batch_first", False):
         x = x.transpose(0, 1)
     x = x.to(next(layer.parameters()).dtype)
     best, kept = float("inf"), dict[int, int]()
 
+    weights = {weight.untyped_storage().data_ptr() for weight in layer.parameters()}
+
     def weigh(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     for round_ in range(ROUNDS + 1):

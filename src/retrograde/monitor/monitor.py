@@ -88,8 +88,10 @@ class Monitor:
         samples, entries: how much of the pass is looked at; more costs more.
         needs_lag: a lag that matters, in steps; adds the scalar `needed`.
         horizon: the bias that a window may have, as 0.1; adds the scalars `window` and `learnable`.
-            `learnable` tells the looked-at samples apart: what they have in common is signal, for
-            1000 steps of training with batches of the pass's size. A look then costs some times
+            `learnable` tells the looked-at samples apart, as `Horizon.learnable` does batches: of
+            what does not follow from the present state, the part that they have in common is
+            signal, for 1000 steps of training with batches of the pass's size. It takes tens of
+            samples; there is no such scalar where they cannot tell. A look then costs some times
             as much; `budget` knows.
         budget: the share of the time of training that looks may take, as 0.01. Where a look is dear
             it looks less often: the time of blocks is measured as they pass, and the next look is

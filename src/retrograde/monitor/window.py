@@ -4,12 +4,10 @@ from dataclasses import replace
 
 from retrograde.decomposition.bins import lag_bins
 from retrograde.decomposition.flow import unasked
-from retrograde.engine import Scaled
+from retrograde.horizons.over_batches import TRAINING_STEPS
+from retrograde.horizons.unexplained import parts_of, unexplained
 from retrograde.recording import Recorded
 from retrograde.truncation.signal import signal_of
-
-TRAINING_STEPS = 1000
-"""Steps that a training has to tell signal from noise."""
 
 
 def window(recorded: Recorded, delta: float, batch_size: int) -> dict[str, float]:
@@ -27,19 +25,13 @@ def window(recorded: Recorded, delta: float, batch_size: int) -> dict[str, float
     if samples < 3 or recorded.boundaries:
         return found
     lags = lag_bins("octaves", flow.steps)
-    parts = []
-    for number in range(samples):
-        one = unasked(_sample(recorded, number))
-        rows = {name: one.by_lag(name).scaled for name in one.parameters}
-        bins = range(len(lags))
-        parts.append([{name: _row(some, at) for name, some in rows.items()} for at in bins])
+    flows = [unasked(_sample(recorded, number)) for number in range(samples)]
+    starts = [each.start for each in lags]
+    parts = [
+        parts_of(one, direct, starts) for one, direct in zip(flows, unexplained(flows), strict=True)
+    ]
     learnable = signal_of(lags, parts, 1).learnable(TRAINING_STEPS, batch_size)
     return found if learnable is None else found | {"learnable": float(learnable)}
-
-
-def _row(rows: Scaled, number: int) -> Scaled:
-    some = slice(number, number + 1)
-    return Scaled(rows.values[some], rows.exponent[some])
 
 
 def _sample(recorded: Recorded, number: int) -> Recorded:

@@ -19,11 +19,6 @@ KINDS = {
 
 TITLE = "Is the window long enough?"
 
-CAUTION = (
-    "All of this holds at the current weights. A fresh network forgets within a few steps whatever "
-    "the data hold, so that a bias near zero proves nothing about other weights."
-)
-
 COLUMNS = ("K", "bias", "10 to 90 %", "cosine", "norm", "signs differ")
 
 Row = tuple[str, ...]
@@ -53,7 +48,7 @@ def renderable(report: HorizonData) -> Any:
         for row in rows:
             table.add_row(*(rich().Text(plain(cell)) for cell in row))
         parts += ["", heading, indented(table)]
-    parts += ["", *(rich().Text(plain(note), style="dim") for note in notes(report))]
+    parts += ["", *(rich().Text(plain(note), style="dim") for note in report.last.notes)]
     return rich().Group(*parts)
 
 
@@ -71,7 +66,7 @@ def page(report: HorizonData) -> str:
             report=report,
             basis=basis(report),
             tables=list(tables(report)),
-            notes=notes(report),
+            notes=report.last.notes,
             gallery=gallery,
             javascript=javascript(),
             version=version("retrograde"),
@@ -105,11 +100,6 @@ def basis(report: HorizonData) -> str:
         f"Truncation: {report.kind} ({KINDS[report.kind]}). Sequences of "
         f"{counted(report.length, 'step')}, {counted(report.batches, 'batch', 'batches')}."
     )
-
-
-def notes(report: HorizonData) -> list[str]:
-    """What a reader must know, the current weights first."""
-    return [CAUTION, *report.last.notes]
 
 
 def tables(report: HorizonData) -> Iterator[tuple[str, Row, list[Row]]]:

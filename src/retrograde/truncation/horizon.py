@@ -31,16 +31,21 @@ MEASURES = ("bias", "cosine", "ratio", "signs")
 MOST_BATCHES = 0.9
 """The share of the batches in which the bias must be small enough."""
 
-OTHER_WEIGHTS = (
-    "A bias near zero at these weights proves nothing about other weights: a fresh network forgets."
+AT_THESE_WEIGHTS = (
+    "This holds at the current weights: a fresh network forgets within a few steps whatever the "
+    "data hold, so that a bias near zero proves nothing about other weights."
 )
+"""What every view of a horizon says, once."""
 
 ENDS = (
     "what comes from beyond some steps counts as given by the loss there, so that truncating the "
     "whole model may lose more"
 )
 
-AT_THESE_WEIGHTS = "at the current weights; other weights have another horizon"
+NOTHING_TO_LEARN = (
+    "what the loss asks follows from the present state alone (one linear in the outputs asks the "
+    "same of every sample), so that there is nothing to learn by lag"
+)
 
 
 @dataclass(frozen=True)
@@ -284,13 +289,14 @@ class Horizon:
         signal, used, unexplained = self.signal, self.used, self.unexplained
         asked = self.training_steps, self.batch_size
         whole = median([one.whole for one in self.measures[""]])
+        reached = torch.exp2(signal.log2_size - whole)
         ends = [] if unexplained is None else unexplained.interval(*asked).tolist()
         learnable = [] if unexplained is None else unexplained.learnability(*asked).tolist()
         return tuple(
             Column(
                 lags,
                 None if used is None else float(used.by_bin[number]),
-                float(signal.size[number] / 2.0**whole),
+                float(reached[number]),
                 learnable[number] if learnable else None,
                 (ends[number][0], ends[number][1]) if ends else None,
             )
@@ -310,12 +316,12 @@ class Horizon:
             words = f"No K up to {self.steps[-1]} has a bias of at most {delta:g}{share}."
         else:
             words = (
-                f"At the current weights a window of {in_words(window)} is the smallest with a "
-                f"bias of at most {delta:g}{share}"
+                f"A window of {in_words(window)} is the smallest with a bias of at most "
+                f"{delta:g}{share}"
             )
             priced = self.price is not None and self.price.steps == window < self.length
             words += f"; it takes {self.price}." if priced else "."
-        return " ".join([words, *self._longer(window), OTHER_WEIGHTS])
+        return " ".join([words, *self._longer(window), AT_THESE_WEIGHTS])
 
     def _longer(self, window: int | None) -> list[str]:
         """What a window between this one and all T steps could add, in a sentence."""
@@ -324,6 +330,8 @@ class Horizon:
         between = f"windows between {window} and {self.length} steps"
         if self.unexplained is None:
             return [f"Whether {between} would help, a single batch cannot tell."]
+        if self.unexplained.nothing:
+            return [f"Whether {between} would help cannot be told: {NOTHING_TO_LEARN}."]
         signal, asked = self.unexplained, (self.training_steps, self.batch_size)
         beyond = torch.tensor([lags.stop > window for lags in signal.lags])
         shown = torch.nonzero(signal.shown(*asked) & beyond)

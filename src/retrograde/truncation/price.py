@@ -12,7 +12,8 @@ class Price:
         present: of the present window, T.
         seconds: of the pass over the window, the least of a few.
         present_seconds: of the pass over all T steps.
-        bytes: what autograd keeps from its forward pass for its backward pass.
+        bytes: what autograd keeps from its forward pass for its backward pass, the layer's weights
+            left out.
         present_bytes: the same for all T steps.
 
     Example:

@@ -79,10 +79,20 @@ class Signal:
         return self._whole[1].squeeze(0).clamp(min=0).sqrt() * torch.exp2(self.exponent.double())
 
     @property
-    def size(self) -> Float[Tensor, "M"]:
-        """The root of the mean of ||g_l^i||^2, signal and noise together."""
+    def log2_size(self) -> Float[Tensor, "M"]:
+        """log2 of the root of the mean of ||g_l^i||^2, signal and noise together."""
         own = torch.diagonal(self.products, dim1=1, dim2=2).mean(1)
-        return own.sqrt() * torch.exp2(self.exponent.double())
+        return torch.log2(own) / 2 + self.exponent.double()
+
+    @property
+    def size(self) -> Float[Tensor, "M"]:
+        """2 to the power of `log2_size`; infinite beyond the range of float64."""
+        return torch.exp2(self.log2_size)
+
+    @property
+    def nothing(self) -> bool:
+        """Whether the parts are 0 in every bin and batch."""
+        return not bool(self.products.any())
 
     def learnability(
         self, training_steps: int, batch_size: int | None = None
@@ -95,7 +105,7 @@ class Signal:
         steps. Above 1 the sum of M gradients points along the signal of this lag more than along
         its noise. It assumes that samples are drawn independently, that the loss is a mean over
         them, and that the weights stay where they are: noise then falls as 1 / (B' M). Negative
-        where the signal's square is estimated below 0.
+        where the signal's square is estimated below 0, NaN where there is neither.
 
         Args:
             training_steps: M.
@@ -152,7 +162,7 @@ class Signal:
         return lower >= least
 
     def excluded(self, training_steps: int, batch_size: int | None = None) -> Bool[Tensor, "M"]:
-        """The bins whose learnability is below 1 by its interval.
+        """The bins whose learnability is below 1 by its interval; not those that have no part.
 
         Raises:
             ArgumentError: as `learnability`.

@@ -12,6 +12,9 @@ SHARE = 0.05
 ERRORS = 2.0
 """And while that is this many standard errors over batches above nothing."""
 
+ROUNDING = 4
+"""A loss that moves by no more than so many rounding errors has not moved."""
+
 
 @dataclass(frozen=True, eq=False)
 class Used:
@@ -50,6 +53,13 @@ class Used:
         """What the lags from each K to the next one are worth: the fall of the loss with them."""
         rise = self.rise
         return rise[:-1] - rise[1:]
+
+    @property
+    def rounding(self) -> bool:
+        """Whether no loss differs by more than rounding from that with nothing replaced."""
+        whole = self.losses[:, -1:]
+        eps = torch.finfo(torch.float32).eps  # that of most losses
+        return bool(((self.losses - whole).abs() <= ROUNDING * eps * whole.abs()).all())
 
     @property
     def lag(self) -> int:
