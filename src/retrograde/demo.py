@@ -88,7 +88,7 @@ def _growth(
         earlier = deepcopy(model)
         earlier.load_state_dict(weights)
         with record(earlier) as recording:
-            _loss(earlier, windows).backward()
+            torch.autograd.backward(_loss(earlier, windows))
         horizons.append(decompose(recording).horizon())
     horizons.append(last)
     return Growth(
