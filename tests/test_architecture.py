@@ -1,9 +1,11 @@
 """The design shows in the layout: levels, light imports, and a public surface that is pinned."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
+from itertools import takewhile
 from pathlib import Path
 
 import retrograde
@@ -49,6 +51,17 @@ def test_a_level_imports_only_from_the_levels_above_it():
         own = path.relative_to(SOURCE).parts[0].removesuffix(".py")
         for name in imported(path):
             assert level(name) <= level(own), f"{path.name} ({own}) imports {name}"
+
+
+def test_contributing_names_every_level_in_order():
+    """The rows of the table are the levels: what stands in one row shares a level."""
+    lines = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text().splitlines()
+    first = lines.index("| level | holds |") + 2
+    cells = [line.split("|")[1] for line in takewhile(bool, lines[first:])]
+    named = [
+        {name.removesuffix(".py") for name in re.findall(r"`(\w+\.?\w*)/?`", c)} for c in cells
+    ]
+    assert named == LEVELS
 
 
 def module_of(path: Path) -> str:

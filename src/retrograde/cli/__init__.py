@@ -1,4 +1,6 @@
-"""The command line: `retrograde demo`, `diagnose`, `compare`, `inspect`, `explain` and `explore`.
+"""The command line: `retrograde demo`, `diagnose`, `horizon`, `audit`, `compare` and more.
+
+`inspect`, `explain` and `explore` are the other commands; `retrograde --help` lists all of them.
 
 Exit codes: 0 healthy, 1 findings at or above `--fail-on`, 2 unusable input, 130 interrupted.
 """

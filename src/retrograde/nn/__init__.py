@@ -5,7 +5,6 @@ from retrograde.nn.initialisation import initialisations, initialise
 from retrograde.nn.linear import (
     LRU,
     MLSTM,
-    SLSTM,
     GatedLinearAttention,
     MinGRU,
     MinLSTM,
@@ -13,6 +12,7 @@ from retrograde.nn.linear import (
 )
 from retrograde.nn.modules import GRU, LSTM, RNN
 from retrograde.nn.recurrent import AbstractRecurrent
+from retrograde.nn.slstm import SLSTM
 
 __all__ = [
     "GRU",

@@ -1,4 +1,4 @@
-"""Linear recurrences, and the sLSTM, as modules with torch.nn's layouts and return values."""
+"""Linear recurrences as modules with torch.nn's layouts and return values."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from retrograde import _checks, cells
 from retrograde.cells import lru, matrix_memory, selective
-from retrograde.cells.base import standard_shapes
 from retrograde.cells.minimal import FORMS
 from retrograde.errors import ArgumentError
 from retrograde.nn.recurrent import AbstractRecurrent, Shapes
@@ -365,32 +364,3 @@ class MLSTM(AbstractRecurrent):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, key_size={self.key_size}"
-
-
-class SLSTM(AbstractRecurrent):
-    """The sLSTM (Beck et al. 2024, arXiv 2405.04517) with its stabiliser as a layer.
-
-    Its derivative is the one that `retrograde.cells.SLSTM` writes out; its state is (h, c, n, m).
-    It has recurrent weights, unlike the others here.
-
-    Args:
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional: as in
-            torch.nn.LSTM.
-        truncated: nothing comes back through recurrent weights.
-        device, dtype: of the weights.
-
-    Raises:
-        ArgumentError: for sizes that are none.
-
-    Example:
-        >>> import torch, retrograde
-        >>> output, state = retrograde.nn.SLSTM(3, 4)(torch.zeros(5, 2, 3))
-        >>> output.shape, len(state)
-        (torch.Size([5, 2, 4]), 4)
-    """
-
-    def _shapes(self, inputs: int, hidden: int) -> Shapes:
-        return standard_shapes(4, inputs, hidden)
-
-    def _layer(self, weights: Mapping[str, Tensor]) -> cells.AbstractCell:
-        return cells.SLSTM(**weights)
