@@ -1,7 +1,7 @@
 """The truncation curve of a model over several batches."""
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -169,7 +169,8 @@ def horizon(
                     rows.append(losses)
         first = every[0]
         steps = shorter[0][0] if shorter else tuple(range(1, first.steps + 1))
-        curves = [found for _, found in shorter] or [seen.measures for seen in every]
+        curves: list[Mapping[str, Measures]] = [found for _, found in shorter]
+        curves = curves or [seen.measures for seen in every]
         measures = {name: tuple(found[name] for found in curves) for name in curves[0]}
         found = Horizon(
             kind,
