@@ -724,7 +724,7 @@ def test_the_window_and_how_far_there_is_a_signal():
     model = nn.LSTM(1, 16, batch_first=True)
     retrograde.nn.initialise(model, "chrono", horizon=30)
     x = torch.randn(64, 30, 1)
-    monitor = retrograde.Monitor(model, every=1, horizon=0.1, samples=40, entries=30)
+    monitor = retrograde.Monitor(model, every=1, delta=0.1, samples=40, entries=30)
     with monitor:
         (model(x)[0][:, 12:, :1] - x[:, :-12]).square().mean().backward()
     assert not monitor.problems
@@ -737,7 +737,7 @@ def test_a_fresh_network_shows_no_signal_where_the_data_hold_none():
     """White noise that is to be told from white noise: what follows from the state is no signal."""
     torch.manual_seed(0)
     model, x = nn.LSTM(1, 16, batch_first=True), torch.randn(64, 30, 1)
-    monitor = retrograde.Monitor(model, every=1, horizon=0.1, samples=16, entries=30)
+    monitor = retrograde.Monitor(model, every=1, delta=0.1, samples=16, entries=30)
     with monitor:
         (model(x)[0][..., :1] - 1 - torch.randn(64, 30, 1)).square().mean().backward()
     assert monitor.scalars.get("retrograde/LSTM/learnable", -1.0) <= 0

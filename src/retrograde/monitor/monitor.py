@@ -52,8 +52,8 @@ class Monitor:
     | `share_carousel` | share | signed share of what arrives by the carousel in its last hop |
     | `growth` | log2 per step | largest growth of the adjoint from a step to the step before |
     | `needed` | log2 | mean contribution at `needs_lag` over that at lag 0 |
-    | `window` | steps | with `horizon`: smallest truncation whose bias is at most that |
-    | `learnable` | steps | with `horizon`: lag beyond which no signal is shown; -1 for none |
+    | `window` | steps | with `delta`: smallest truncation whose bias is at most that |
+    | `learnable` | steps | with `delta`: lag beyond which no signal is shown; -1 for none |
     | `gradient_norm` | L2 norm | gradient of the layer's own parameters |
     | `nonfinite` | count | NaN and infinite values in the layer's input, dL/dh and gradients |
     | `lower_bound` | 1 | there where `reach` is a lower bound, since lags end on the way |
@@ -87,7 +87,7 @@ class Monitor:
         log: called with the scalars and the number of the block, as `wandb.log` would take them.
         samples, entries: how much of the pass is looked at; more costs more.
         needs_lag: a lag that matters, in steps; adds the scalar `needed`.
-        horizon: the bias that a window may have, as 0.1; adds the scalars `window` and `learnable`.
+        delta: the bias that a window may have, as 0.1; adds the scalars `window` and `learnable`.
             `learnable` tells the looked-at samples apart, as `Horizon.learnable` does batches: of
             what does not follow from the present state, the part that they have in common is
             signal, for 1000 steps of training with batches of the pass's size. It takes tens of
@@ -153,7 +153,7 @@ class Monitor:
         samples: int = 4,
         entries: int = 8,
         needs_lag: int | None = None,
-        horizon: float | None = None,
+        delta: float | None = None,
         budget: float | None = None,
         smoothing: float | None = None,
         limits: Mapping[str, Limits] | None = None,
@@ -167,10 +167,10 @@ class Monitor:
         self.samples = _checks.whole("samples", samples)
         self.entries = _checks.whole("entries", entries)
         self.needs_lag = _checks.optional_whole("needs_lag", needs_lag)
-        if horizon is not None:
+        if delta is not None:
             words = "a number from 0 on"
-            horizon = _checks.number("horizon", horizon, lambda delta: delta >= 0, words)
-        self.horizon = horizon
+            delta = _checks.number("delta", delta, lambda bias: bias >= 0, words)
+        self.delta = delta
         if log is not None:
             _checks.function("log", log, "of the scalars and the step", takes=2)
         if alert is not None:
@@ -353,8 +353,8 @@ class Monitor:
             part = self._part(name)
             seen = summarise(part)
             needed = {} if self.needs_lag is None else {"needed": seen.at(self.needs_lag)}
-            if self.horizon is not None:
-                needed |= window(part, self.horizon, whole.x.shape[1])
+            if self.delta is not None:
+                needed |= window(part, self.delta, whole.x.shape[1])
         except Exception as error:  # whatever it is, training must not pay for it
             self.problems[name] = in_words(name, error)
             return {}
