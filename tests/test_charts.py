@@ -23,7 +23,10 @@ DRAWN = {
     "clipping": [(LAGS, (SHARE, SHARE), ["a", "b", "c"], (SHARE, SHARE), 0.9, 0.5)],
     "exponents": [([1, 2], [0, 2], 4, [[0.1, -0.2], [0.0, -0.1]])],
     "gates_over_time": [(["forget", "cell"], *WIDE, 2)],
-    "horizon_growth": [(["fresh", "trained"], {"window": [3, 5], "reach": [3, None]})],
+    "horizon_growth": [
+        (["fresh", "trained"], {"window": [3, 5], "reach": [3, None]}),
+        (["fresh", "trained"], {"window": [3, 5]}, "RNN", (9, "a year")),
+    ],
     "lag_curve": [(LOG2, 2, 1.0, 0.01)],
     "loss_step_by_use_step": [
         ([0, 1, 2], [0, 1, 2], [[0.0], [-1.0, 0.0]], "weight_hh_l0"),

@@ -1,17 +1,22 @@
 """The main job on real input: two forecasters of Mauna Loa's CO2, and how far each looks back."""
 
+from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from retrograde.decomposition import decompose
 from retrograde.diagnosis import RULES, Check, Finding, limits
 from retrograde.diagnosis.examine import examine
 from retrograde.diagnosis.order import in_order
 from retrograde.diagnosis.training import ONE_PASS
-from retrograde.report import Horizon, Layer, Report, Settings
+from retrograde.recording import record
+from retrograde.report import Growth, Horizon, Layer, Report, Settings
 from retrograde.tasks import forecast
 from retrograde.truncation import Horizon as Truncated
+from retrograde.truncation.horizon import DELTA
 
 EPOCHS, QUICK_EPOCHS = 4, 2
 PRECISION = torch.float64
@@ -30,17 +35,14 @@ def run(seed: int, quick: bool, progress: bool) -> Report:
     layers: list[Layer] = []
     findings: list[Finding] = []
     checks: list[Check] = []
-    windows: list[str] = []
-
-    def loss_fn(model: nn.Module, windows: forecast.Windows) -> Tensor:
-        return forecast.masked_loss(model(windows.x), windows.y, windows.scored)
+    growth: dict[str, Growth] = {}
 
     for name, model in forecast.forecasters(seed, PRECISION).items():
-        forecast.train(model, task.train, epochs, seed, progress)
-        found = examine(model, task.test, loss_fn, limits(), needs_lag=horizon.lag, seed=seed)
+        kept = forecast.train(model, task.train, epochs, seed, progress)
+        found = examine(model, task.test, _loss, limits(), needs_lag=horizon.lag, seed=seed)
         subject = found.subjects["recurrent"]
         assert subject.flow is not None
-        windows.append(f"{name}: {_window(subject.flow.horizon())}")
+        growth[name] = _growth(model, task.test, kept, subject.flow.horizon())
         figures = {"test error (RMSE)": f"{task.error(model(task.test.x).detach()):.3f} ppm"}
         series = [each.series for each in subject.activities]
         layers.append(Layer.of(name, subject.flow, SEASONS, horizon, series, figures))
@@ -53,8 +55,8 @@ def run(seed: int, quick: bool, progress: bool) -> Report:
         in_order(findings),
         horizon=horizon,
         notes=(
-            "The window that the gradient needs, at these weights alone (`retrograde horizon` says "
-            f"more): {'; '.join(windows)}.",
+            "Window and reach hold at the weights that they were measured at, on the held-out "
+            "windows; `retrograde horizon` says more.",
             f"Naive forecasts on the same held-out weeks: {naive}.",
             "Data: weekly CO2 at Mauna Loa, 1958-2001 (Keeling and Whorf 2004, public domain). 59 "
             "of 2284 weeks have no value; they are interpolated where they are fed in, and changes "
@@ -70,13 +72,33 @@ def run(seed: int, quick: bool, progress: bool) -> Report:
             seed=seed, needs_lag=horizon.lag, rules=tuple(RULES), thresholds=limits()
         ),
         checks=tuple(dict.fromkeys(checks)),
+        growth=growth,
     )
 
 
-def _window(horizon: Truncated) -> str:
-    """The window that a forecaster's gradient needs, and what is left of it for the season."""
-    beyond = float(horizon.bias[forecast.YEAR - 1])
-    return (
-        f"{horizon.window()} weeks keep the bias within 0.1, and lags of a year and more are "
-        f"{beyond:.1%} of its size"
+def _growth(
+    model: forecast.Forecaster,
+    windows: forecast.Windows,
+    kept: Mapping[str, Mapping[str, Tensor]],
+    last: Truncated,
+) -> Growth:
+    """Window and reach at the weights that were kept; those of the last are known already."""
+    horizons = []
+    for weights in list(kept.values())[:-1]:
+        earlier = deepcopy(model)
+        earlier.load_state_dict(weights)
+        with record(earlier) as recording:
+            torch.autograd.backward(_loss(earlier, windows))
+        horizons.append(decompose(recording).horizon())
+    horizons.append(last)
+    return Growth(
+        tuple(kept),
+        tuple(each.window(DELTA) for each in horizons),
+        tuple(each.reach for each in horizons),
+        DELTA,
+        last.bias_at(forecast.YEAR),
     )
+
+
+def _loss(model: nn.Module, windows: forecast.Windows) -> Tensor:
+    return forecast.masked_loss(model(windows.x), windows.y, windows.scored)

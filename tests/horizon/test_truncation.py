@@ -9,7 +9,7 @@ import retrograde
 from retrograde.engine import Scaled
 from retrograde.errors import ArgumentError
 from retrograde.truncation import Measures
-from retrograde.truncation.truncated import Truncation, fold_lags
+from retrograde.truncation.truncated import Truncation
 
 T, B, INPUTS, H = 9, 3, 2, 4
 
@@ -160,7 +160,7 @@ def test_the_scan_ends_where_no_contribution_counts_any_more(kind):
         layer(x)[0].square().sum().backward()
     flow = retrograde.decompose(recording)
     whole = Truncation(kind, flow.gradient)
-    fold_lags(flow.lag_by_lag(), [whole])
+    whole.take(flow.lag_by_lag())
     assert 15 < flow.lags_that_count < 55
     for name, measures in whole.result().items():
         found = flow.truncated(kind)[name]
@@ -187,7 +187,7 @@ def test_planted_faults_show(fault):
     by_hand = [sliding(layer, x, k) for k in range(1, T + 1)]
     wanted = torch.stack([expected(by_hand[-1], each) for each in by_hand])
     broken = Truncation("sliding", flow.gradient)
-    fold_lags(fault(list(flow.lag_by_lag())), [broken])
+    broken.take(fault(list(flow.lag_by_lag())))
     bias = Measures.together(list(broken.result().values())).bias
     assert not torch.allclose(bias, wanted[:, 0], rtol=1e-3)
 

@@ -11,7 +11,7 @@ import retrograde
 from retrograde.cli import main
 from retrograde.errors import ArgumentError, InputError
 from retrograde.horizons import over_training
-from retrograde.report import HorizonReport, Report, compare
+from retrograde.report import HorizonReport, Report, compare, horizon_views
 from support.type_checks import unchecked
 
 HOSTILE = "</script><b>\x1b[31m"
@@ -94,6 +94,16 @@ def test_text_and_page_say_the_window_and_that_it_holds_at_these_weights(report,
     assert "\x1b" not in str(report)
     assert "</script><b>" not in page and "&lt;/script&gt;&lt;b&gt;" in page
     assert "http-equiv" in page and 'src="http' not in page
+
+
+def test_a_window_that_there_is_not_and_a_lag_that_is_not_known(report):
+    bare = replace(report.weights[0].curves[0], window=None)
+    first = replace(report.weights[0], curves=(bare,), learnable=-1, used=None)
+    (_, _, rows), *_ = horizon_views.tables(replace(report, weights=(first, report.last)))
+    assert rows[0][1:3] == ("none", "-") and rows[0][4] == "none"
+    chart = replace(report, weights=(first, report.last)).growth_chart().to_dict()
+    assert "-1" not in str(chart["data"])
+    assert chart["layer"][0]["encoding"]["y"]["title"] == "steps"
 
 
 def test_horizons_are_compared_by_their_windows(report):

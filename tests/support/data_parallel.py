@@ -88,7 +88,7 @@ def horizons(flow):
         for horizon in every
         for name in horizon.measures
         for measure in ("bias", "cosine", "ratio")
-    ]
+    ] + [torch.tensor([bias for each in every[1].by_phase.values() for bias in each])]
 
 
 def gradients(model):

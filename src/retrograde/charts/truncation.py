@@ -71,15 +71,22 @@ def truncation_curve(
 
 
 @figure
-def horizon_growth(names: Sequence[str], curves: Mapping[str, Sequence[int | None]]) -> Any:
+def horizon_growth(
+    names: Sequence[str],
+    curves: Mapping[str, Sequence[int | None]],
+    of: str = "the network",
+    needed: tuple[int, str] | None = None,
+) -> Any:
     """Window, reach and learnability horizon from one set of weights to the next.
 
     Args:
         names: of the weights, in order.
         curves: steps at each of them by what they are; None where there is none.
+        of: what learns, for the title.
+        needed: a lag to mark and what lies there, if there is one.
     """
     alt = altair()
-    title = "How the horizon grows while the network learns"
+    title = f"How the horizon grows while {of} learns"
     rows = [
         (at, name, what, value)
         for what, values in curves.items()
@@ -95,7 +102,7 @@ def horizon_growth(names: Sequence[str], curves: Mapping[str, Sequence[int | Non
     shapes = alt.Scale(domain=drawn, range=repeated(SHAPES, len(drawn)))
     chart = alt.Chart(data).encode(
         x=alt.X("weights:N", title="weights", sort=list(names), axis=alt.Axis(labelAngle=-30)),
-        y=alt.Y("steps:Q", title="lag (steps)", axis=counting(alt)),
+        y=alt.Y("steps:Q", title="steps", axis=counting(alt)),
         color=alt.Color("what:N", title=None, scale=colours),
         tooltip=[alt.Tooltip("weights:N"), alt.Tooltip("what:N"), alt.Tooltip("steps:Q")],
     )
@@ -103,6 +110,8 @@ def horizon_growth(names: Sequence[str], curves: Mapping[str, Sequence[int | Non
     points = chart.mark_point(size=40, filled=True, opacity=1).encode(
         shape=alt.Shape("what:N", title=None, scale=shapes)
     )
-    return alt.layer(
-        chart.mark_line(), points, width=WIDTH - 90, height=220, title=titled(title, read)
-    )
+    layers = [chart.mark_line(), points]
+    if needed is not None:
+        layers += rule(alt, {"steps": needed[0]}, "y", needed[1])
+        read += " Below the dashed line it does not look that far."
+    return alt.layer(*layers, width=WIDTH - 90, height=220, title=titled(title, read))

@@ -7,7 +7,7 @@ and the answers are reduced: the exponents by their maximum, then the values on 
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Generic, TypeVar
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from retrograde import _checks
 from retrograde.decomposition.bins import Bins, lag_bins
+from retrograde.decomposition.by_phase import by_phase
 from retrograde.decomposition.clipped import AbstractGradient
 from retrograde.decomposition.parts import Parts, together
 from retrograde.decomposition.processes import Processes
@@ -23,7 +24,8 @@ from retrograde.decomposition.residual import Residual, of_mean
 from retrograde.engine import Scaled
 from retrograde.errors import ArgumentError
 from retrograde.truncation import Horizon, Measures
-from retrograde.truncation.truncated import KINDS, Truncation, fold_lags
+from retrograde.truncation.horizon import ENDS
+from retrograde.truncation.truncated import KINDS, Truncation
 
 SAME = 1e-3
 """Weights are the same up to this part of their norm: processes drift apart by rounding alone."""
@@ -41,6 +43,15 @@ class AbstractPass(AbstractGradient):
     @abstractmethod
     def reach(self) -> int:
         """The largest lag, in steps, whose mean contribution is still 1 % of that at lag 0."""
+
+    @property
+    @abstractmethod
+    def lags_end(self) -> bool:
+        """Whether lags end at steps where the gradient goes on."""
+
+    @abstractmethod
+    def in_chunks(self, steps: int, phase: int) -> Mapping[str, Scaled]:
+        """The gradient, each parameter as one row, with the state detached every so many steps."""
 
     @abstractmethod
     def lag_by_lag(self) -> Iterator[Mapping[str, Scaled]]:
@@ -139,7 +150,22 @@ class AllReduced(AbstractGradient, Generic[Pass]):
             return known, known
 
         kind = self.processes.agree("kind", answer)
-        return Horizon.of_one(kind, self.truncated(kind), self.steps, self.reach)
+        found = Horizon.of_one(kind, self.truncated(kind), self.steps, self.reach)
+        ends = any(self.processes.answers(lambda: self.local.lags_end))
+        found = replace(found, notes=(ENDS,) if ends else ())
+        if kind == "sliding":
+            return found
+        return replace(found, by_phase=by_phase(self.gradient, self.steps, self._in_chunks))
+
+    def _in_chunks(self, steps: int, phase: int) -> Mapping[str, Scaled]:
+        """The averaged gradient with the states of all processes detached every so many steps."""
+        found: list[Mapping[str, Scaled]] = []
+
+        def answer() -> None:
+            found.append(self.local.in_chunks(steps, phase))
+
+        self.processes.answers(answer)
+        return {name: self.processes.mean(found[0][name]) for name in self.mean}
 
     @cached_property
     def reach(self) -> int:
@@ -149,7 +175,7 @@ class AllReduced(AbstractGradient, Generic[Pass]):
     def truncated(self, kind: str) -> Mapping[str, Measures]:
         """What is left of the gradient of each parameter for K = 1 .. T."""
         truncation = Truncation(kind, self.mean)
-        fold_lags(self._lag_by_lag(), [truncation])
+        truncation.take(self._lag_by_lag())
         return truncation.result()
 
     def _lag_by_lag(self) -> Iterator[Mapping[str, Scaled]]:

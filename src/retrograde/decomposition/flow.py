@@ -28,6 +28,7 @@ from retrograde.decomposition.by_crossing import Crossings
 from retrograde.decomposition.by_input import INPUT, by_input
 from retrograde.decomposition.by_lag import Lags, LagSums
 from retrograde.decomposition.by_parameter import by_parameter
+from retrograde.decomposition.by_phase import by_phase
 from retrograde.decomposition.by_route import Routes
 from retrograde.decomposition.by_time import ContributionNorms, ContributionShares, parts_by_time
 from retrograde.decomposition.by_unit import Units
@@ -40,7 +41,7 @@ from retrograde.decomposition.processes import Processes
 from retrograde.decomposition.replay import replay
 from retrograde.decomposition.residual import Allowance, Residual, residual
 from retrograde.decomposition.rounding import moved_by_rounding, whole_gradient
-from retrograde.decomposition.rows import joined, log2_of_sum, near
+from retrograde.decomposition.rows import log2_of_sum, near
 from retrograde.decomposition.summary import NEAR, Summary, growth
 from retrograde.engine import Entries, Scaled, Unrolled, fold, with_factors
 from retrograde.engine.lags import parts_by_lag
@@ -54,9 +55,6 @@ from retrograde.truncation.truncated import (
     KINDS,
     Truncation,
     cut_every,
-    fold_lags,
-    octaves,
-    phases,
 )
 
 AGREES = 1e-2
@@ -499,25 +497,23 @@ class Flow(AbstractPass):
         found = replace(found, notes=(ENDS,) if self.lags_end else ())
         if kind == "sliding":
             return found
-        return replace(found, by_phase={k: self._by_phase(k) for k in octaves(self.steps)})
+        return replace(found, by_phase=by_phase(self.gradient, self.steps, self.in_chunks))
 
-    def _by_phase(self, steps: int) -> tuple[float, ...]:
-        """The bias of cuts every so many steps, one for each phase that is tried."""
-        whole = joined(list(self.gradient.values()))
-        return tuple(
-            float(torch.exp2(joined(list(cut.values())).plus(minus).log2_norms() - size))
-            for size, minus in [(whole.log2_norms(), Scaled(-whole.values, whole.exponent))]
-            for cut in (
-                whole_gradient(cut_every(self.unrolled, steps, phase), self.entries.direct)
-                for phase in phases(steps)
-            )
-        )
+    def in_chunks(self, steps: int, phase: int) -> Mapping[str, Scaled]:
+        """The gradient, each parameter as one row, with the state detached every so many steps.
+
+        Args:
+            steps: K.
+            phase: the step before which the first cut falls, from 1 to K; without one if it is T or
+                more.
+        """
+        return whole_gradient(cut_every(self.unrolled, steps, phase), self.entries.direct)
 
     def truncated(self, kind: str) -> Mapping[str, Measures]:
         """What is left of the gradient of each parameter for K = 1 .. T."""
         if kind not in self._truncated:
             truncation, count = Truncation(kind, self.gradient), self.lags_that_count
-            fold_lags(parts_by_lag(self.unrolled, self.entries.direct, count), [truncation])
+            truncation.take(parts_by_lag(self.unrolled, self.entries.direct, count))
             self._truncated[kind] = truncation.result(self.steps)
         return self._truncated[kind]
 

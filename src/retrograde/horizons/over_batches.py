@@ -1,7 +1,7 @@
 """The truncation curve of a model over several batches."""
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -12,6 +12,7 @@ from torch import nn
 from retrograde import _checks
 from retrograde._words import counted
 from retrograde.declarations.matching import Declared
+from retrograde.decomposition.by_phase import by_phase
 from retrograde.decomposition.flow import unasked
 from retrograde.diagnosis.batches import Batches, calls_next, draw, is_source
 from retrograde.diagnosis.copies import copied_model, untouched
@@ -167,11 +168,10 @@ def horizon(
                 else:
                     rows.append(losses)
         first = every[0]
-        measures = {name: tuple(seen.measures[name] for seen in every) for name in first.measures}
-        steps = tuple(range(1, first.steps + 1))
-        if shorter:
-            steps = shorter[0][0]
-            measures = {n: tuple(found[n] for _, found in shorter) for n in shorter[0][1]}
+        steps = shorter[0][0] if shorter else tuple(range(1, first.steps + 1))
+        curves: list[Mapping[str, Measures]] = [found for _, found in shorter]
+        curves = curves or [seen.measures for seen in every]
+        measures = {name: tuple(found[name] for found in curves) for name in curves[0]}
         found = Horizon(
             kind,
             steps,
@@ -186,7 +186,8 @@ def horizon(
         )
         if kind == "chunks" and len(first.layers) == 1:
             (recorded,) = first.layers.values()
-            found = replace(found, by_phase=unasked(recorded).horizon(kind).by_phase)
+            flow = unasked(recorded)
+            found = replace(found, by_phase=by_phase(flow.gradient, flow.steps, flow.in_chunks))
         if len(every) > 1:
             found = replace(found, unexplained=_unexplained(every))
         found = replace(found, price=price(model, first.layers, found.window()))

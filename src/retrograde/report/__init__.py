@@ -5,11 +5,12 @@ from retrograde.report.comparison import Comparison
 from retrograde.report.data import Settings
 from retrograde.report.diagnose import diagnose
 from retrograde.report.horizon_report import HorizonReport
-from retrograde.report.layer import Horizon, Layer
+from retrograde.report.layer import Growth, Horizon, Layer
 from retrograde.report.report import Report
 
 __all__ = [
     "Comparison",
+    "Growth",
     "Horizon",
     "HorizonReport",
     "Layer",

@@ -23,7 +23,7 @@ from retrograde._words import (
 )
 from retrograde.diagnosis import RULES, Check, Finding, Threshold
 from retrograde.diagnosis.finding import at_least
-from retrograde.report.layer import Horizon, Layer
+from retrograde.report.layer import Growth, Horizon, Layer
 
 NEEDED = "the lag that it needs"
 """What a horizon is called that is the lag named by needs_lag=."""
@@ -113,6 +113,7 @@ class ReportData:
     settings: Settings = Settings()
     checks: tuple[Check, ...] = ()
     loss: float | None = None
+    growth: Mapping[str, Growth] = field(default_factory=dict)
 
     # What pydantic reads when the report is written and read: numbers beyond JSON's are strings.
     __pydantic_config__ = {"ser_json_inf_nan": "strings", "extra": "forbid"}
@@ -168,7 +169,10 @@ class ReportData:
     @property
     def sentences(self) -> tuple[str, ...]:
         """One plain sentence for each layer."""
-        return tuple(sentence(layer, self.horizon) for layer in self.layers)
+        return tuple(
+            sentence(layer, self.horizon) + grown(self.growth.get(layer.name), self.horizon)
+            for layer in self.layers
+        )
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -323,6 +327,23 @@ def sentence(layer: Layer, horizon: Horizon | None) -> str:
     else:
         verdict = f"yes, its gradient reaches back {reach}, as far as {lag}, and"
     return f"{name}: {verdict} {share(layer.beyond)} of the gradient comes from there and beyond."
+
+
+def grown(growth: Growth | None, horizon: Horizon | None) -> str:
+    """The window that a gradient needs, now and before training, as a further sentence."""
+    if growth is None:
+        return ""
+    first, last = growth.window[0], growth.window[-1]
+    if last is None:
+        return f" No truncation keeps the bias of its gradient within {growth.delta:g}."
+    fresh = "none" if first is None else str(first)
+    words = (
+        f" A window of {counted(last, 'step')} keeps the bias of its gradient within "
+        f"{growth.delta:g} ({growth.weights[0]}: {fresh})"
+    )
+    if horizon is None:
+        return words + "."
+    return f"{words}; one of {horizon.lag} has a bias of {number(growth.beyond)}."
 
 
 def _steps(layer: Layer) -> str:

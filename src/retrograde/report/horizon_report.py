@@ -27,7 +27,8 @@ class HorizonReport(HorizonData):
         batches: how many batches it rests on.
         delta: the bias that is allowed.
         weights: the horizon at each set of weights, in order of training.
-        settings: all that is needed to repeat it.
+        settings: the model, batch, seed and versions of the run. To repeat it, give the same layer,
+            training_steps, batch_size, past and number of batches as well.
 
     Example:
         >>> import torch, retrograde

@@ -89,7 +89,7 @@ def growth_chart(report: HorizonData) -> Any:
         {
             "window": [each.window for each in report.weights],
             "reach": [each.reach for each in report.weights],
-            "learnable": [each.learnable for each in report.weights],
+            "learnable": [_or_none(each.learnable) for each in report.weights],
         },
     )
 
@@ -109,10 +109,10 @@ def tables(report: HorizonData) -> Iterator[tuple[str, Row, list[Row]]]:
         rows = [
             (
                 each.name,
-                _steps(each.window),
-                _steps(each.used),
+                _window(each.window),
+                _lag(each.used),
                 str(each.reach),
-                _steps(each.learnable),
+                _lag(each.learnable),
             )
             for each in report.weights
         ]
@@ -140,7 +140,7 @@ def tables(report: HorizonData) -> Iterator[tuple[str, Row, list[Row]]]:
     if parts:
         at = 0 if whole.window is None else report.steps.index(whole.window)
         title = f"bias at K = {report.steps[at]}"
-        rows = [(part.of, _steps(part.window), number(part.bias[at])) for part in parts]
+        rows = [(part.of, _window(part.window), number(part.bias[at])) for part in parts]
         yield "Layers and parameters", ("of", "window", title), rows
 
 
@@ -155,5 +155,14 @@ def _row(report: HorizonData, curve: Curve, at: int) -> tuple[str, ...]:
     )
 
 
-def _steps(count: int | None) -> str:
-    return "-" if count is None else "none" if count < 0 else str(count)
+def _or_none(lag: int | None) -> int | None:
+    """A lag; None where it is not known or there is none."""
+    return None if lag is None or lag < 0 else lag
+
+
+def _window(steps: int | None) -> str:
+    return "none" if steps is None else str(steps)
+
+
+def _lag(lag: int | None) -> str:
+    return "-" if lag is None else "none" if lag < 0 else str(lag)

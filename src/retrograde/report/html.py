@@ -258,6 +258,8 @@ class _Gallery(Pictures):
     def fill(self) -> None:
         """First what findings stand on, then kind by kind, from the light ones to the heavy."""
         self.add("layers", partial(_of_layers, self.report))
+        for name, growth in self.report.growth.items():
+            self.add(f"growth-{name}", partial(growth.chart, name, self.report.horizon))
         for place, finding in enumerate(self.report.findings[:MOST_FINDINGS]):
             if found := _evidence(self.report, finding):
                 self.add(*found)

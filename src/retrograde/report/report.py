@@ -26,6 +26,7 @@ class Report(ReportData):
         checks: what became of each rule at each layer: whether it looked, and why not if it did
             not.
         loss: of the batch; None where a recording was given.
+        growth: by layer, how far back its gradient went while it learned, where that was asked.
 
     Example:
         >>> import torch, retrograde

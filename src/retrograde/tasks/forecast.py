@@ -13,7 +13,7 @@ from typing import Any
 import lightning
 import torch
 from jaxtyping import Bool, Float
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import LambdaCallback, RichProgressBar
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -118,8 +118,20 @@ def forecasters(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Fore
     return models
 
 
-def train(model: Forecaster, windows: Windows, epochs: int, seed: int, progress: bool) -> None:
-    """Train a model in place, with Lightning's loop and progress bar."""
+def train(
+    model: Forecaster, windows: Windows, epochs: int, seed: int, progress: bool
+) -> dict[str, dict[str, Tensor]]:
+    """Train a model in place, with Lightning's loop and progress bar.
+
+    Returns:
+        The weights by when they were kept: "fresh" and after each epoch.
+    """
+    kept = {"fresh": _copy(model)}
+    keep = LambdaCallback(
+        on_train_epoch_end=lambda trainer, _: kept.update(
+            {f"epoch {trainer.current_epoch + 1}": _copy(model)}
+        )
+    )
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     data = DataLoader(
         TensorDataset(windows.x, windows.y, windows.scored),
@@ -135,7 +147,7 @@ def train(model: Forecaster, windows: Windows, epochs: int, seed: int, progress:
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=progress,
-        callbacks=[RichProgressBar(leave=False)] if progress else [],
+        callbacks=[keep, *([RichProgressBar(leave=False)] if progress else [])],
     )
     with warnings.catch_warnings():
         # The windows are in memory already: worker processes would only cost time.
@@ -143,6 +155,11 @@ def train(model: Forecaster, windows: Windows, epochs: int, seed: int, progress:
         # Lightning 2.6 calls torch.utils._pytree in a way that torch 2.13 deprecates.
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
         trainer.fit(_Fit(model), data)
+    return kept
+
+
+def _copy(model: Forecaster) -> dict[str, Tensor]:
+    return {name: weight.detach().clone() for name, weight in model.state_dict().items()}
 
 
 class _Fit(lightning.LightningModule):

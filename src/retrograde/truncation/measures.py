@@ -128,12 +128,6 @@ class Total:
         moved = times_power_of_two(rows.values, rows.exponent - top)
         self.values, self.exponent = moved[0] + moved[1], top
 
-    def row(self, dtype: torch.dtype) -> Scaled:
-        """The sum as one row in another precision."""
-        exponent = torch.full((1,), self.exponent, device=self.values.device)
-        row = Scaled(self.values.unsqueeze(0), exponent).normalised()[0]
-        return Scaled(row.values.to(dtype), row.exponent)
-
 
 BAND = 300
 """Numbers are added as they are where their units are within 2^BAND, well inside of float64."""

@@ -11,7 +11,6 @@ that a cut every K steps can have, so that the second line is the mean over the 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -51,6 +50,16 @@ class Truncation:
         else:
             self._comparison.add(self._sums)
 
+    def take(self, parts: Iterable[Mapping[str, Scaled]]) -> None:
+        """Take the parts of all lags, one after the other, a row for each parameter.
+
+        Raises:
+            NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
+        """
+        with torch.no_grad():
+            for lag, some in enumerate(parts):
+                self.update(lag, some)
+
     def result(self, steps: int | None = None) -> dict[str, Measures]:
         """The measures for K = 1, 2, ..., by parameter.
 
@@ -63,31 +72,6 @@ class Truncation:
                 self.update(self._lags, {})
         found = self._comparison.result()
         return found if self._chunks else {n: each.extended(more) for n, each in found.items()}
-
-
-@runtime_checkable
-class Fold(Protocol):
-    """A consumer of parts by lag."""
-
-    def update(self, lag: int, parts: Mapping[str, Scaled]) -> None:
-        """Take the part of the next lag."""
-
-
-@torch.no_grad()
-def fold_lags(parts: Iterable[Mapping[str, Scaled]], folds: Iterable[Fold]) -> None:
-    """Feed one scan along the lags to any number of folds.
-
-    Args:
-        parts: of every lag, one after the other, a row for each parameter.
-        folds: what takes them.
-
-    Raises:
-        NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
-    """
-    folds = tuple(folds)
-    for lag, some in enumerate(parts):
-        for each in folds:
-            each.update(lag, some)
 
 
 MOST_PHASES = 8
