@@ -43,7 +43,7 @@ def counted(count: int, noun: str, plural: str = "") -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {plural or noun + 's'}"
 
 
-def steps(count: float) -> str:
+def steps(count: int | float) -> str:
     """A number of steps, which may be broken."""
     return "1 step" if count == 1 else f"{number(count)} steps"
 

@@ -363,9 +363,12 @@ def what_helps(finding: Finding) -> str:
     }
     if trained and trained[0].training and trained[0].verdict == "trained better":
         best, ends = trained[0], trained[0].training
+        better = f"What trained better: {best.title}"
+        if not (ends.remedy_final and ends.original_final):
+            return better
         return (
-            f"What trained better: {best.title}, loss {number(mean(ends.remedy_final))} where the "
-            f"original has {number(mean(ends.original_final))}"
+            f"{better}, loss {number(mean(ends.remedy_final))} where the original has "
+            f"{number(mean(ends.original_final))}"
         )
     if trained:
         were = counted(len(trained), "remedy was", "remedies were")
