@@ -316,14 +316,14 @@ ROWS: dict[str, Row] = {
         retrograde.Monitor,
         {
             **{"model": nn.LSTM(1, 2), "every": 3, "log": None, "samples": 4, "entries": 8},
-            **{"needs_lag": 5, "horizon": 0.1, "budget": 0.1, "smoothing": 0.5, "trigger": 4.0},
+            **{"needs_lag": 5, "delta": 0.1, "budget": 0.1, "smoothing": 0.5, "trigger": 4.0},
             **{"limits": {"reach": (3, None)}, "alert": None, "cells": None},
         },
         {
             **{"model": MODEL, "log": taking(2, FUNCTION_OR_NONE), "cells": CELLS},
             **dict.fromkeys(("every", "samples", "entries"), COUNT),
             **{"needs_lag": COUNT_OR_NONE, "alert": taking(3, FUNCTION_OR_NONE)},
-            "horizon": Kind((*NO_NUMBER, -0.1), _reals),
+            "delta": Kind((*NO_NUMBER, -0.1), _reals),
             "budget": Kind((*NO_NUMBER, 0, 1.0, -0.1), _reals),
             "smoothing": Kind((*NO_NUMBER, 1.0, -0.1), _reals),
             "trigger": Kind((*NO_NUMBER, 1, 0.5), _reals),
