@@ -278,3 +278,53 @@ def test_the_report(tmp_path):
     assert page.count("<td") == 8 * len(audit.worst) and str(audit.differences[0])[:20] in page
     assert '"ok": false' in (tmp_path / "audit.json").read_text()
     assert "difference" in str(audit) and "carousel" in str(audit)
+
+
+def summed(model, x):
+    return model(x)[0].sum()
+
+
+class Noisy(nn.LSTM):
+    def forward(self, x, hx=None):
+        return super().forward(x + 0.1 * torch.randn_like(x), hx)
+
+
+def test_dropout_is_switched_off_and_other_randomness_refused_by_name():
+    x = torch.ones(T, B, I)
+    for model in (nn.LSTM(I, H, 2, dropout=0.5), retrograde.nn.LSTM(I, H, 2, dropout=0.5)):
+        found = retrograde.audit(model, x, summed)
+        assert found.ok and any("dropout switched off" in note for note in found.notes)
+        assert model.dropout == 0.5 and model.training
+    declared = Declaration(
+        cell=lambda module, w: LSTM(*w.values()), state=("h", "c"), batch_first=False
+    )
+    with pytest.raises(retrograde.RetrogradeError, match="Noisy.*two runs of it differ"):
+        retrograde.audit(Noisy(I, H), x, summed, cells={Noisy: declared})
+
+
+def test_random_state_and_modes_stay_as_they_were():
+    model, x = nn.LSTM(I, H, 2, dropout=0.5), torch.ones(T, B, I)
+
+    def failing(copy, x):
+        model.eval()
+        copy(x + torch.rand(1))
+        raise ZeroDivisionError
+
+    before = torch.get_rng_state()
+    retrograde.audit(model, x, summed)
+    with pytest.raises(ZeroDivisionError):
+        retrograde.audit(model, x, failing)
+    assert torch.equal(torch.get_rng_state(), before) and model.training
+
+
+def test_a_frozen_parameter_is_not_compared():
+    model = nn.LSTM(I, H)
+    model.bias_hh_l0.requires_grad_(False)
+    found = retrograde.audit(model, torch.ones(T, B, I), summed)
+    assert found.ok and "bias_hh_l0" not in {check.what for check in found.checks}
+    assert any("bias_hh_l0" in note for note in found.notes)
+
+
+def test_a_criterion_is_refused():
+    with pytest.raises(retrograde.RetrogradeError, match="Wrap it"):
+        retrograde.audit(nn.LSTM(I, H), torch.ones(T, B, I), nn.MSELoss())

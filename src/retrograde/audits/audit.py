@@ -18,9 +18,9 @@ from retrograde._terminal import as_text, plain, rich
 from retrograde.audits.bands import Verdict
 from retrograde.audits.naming import explain
 from retrograde.audits.reference import OUTPUTS
-from retrograde.audits.trial import LayerCall, Trial, attempt, resized
+from retrograde.audits.trial import LayerCall, Trial, attempt, resized, switch_off_dropout
 from retrograde.declarations.matching import Declared
-from retrograde.diagnosis.copies import copied, copied_model, seeded
+from retrograde.diagnosis.copies import copied, copied_model, seeded, untouched
 from retrograde.diagnosis.run import LossFunction
 from retrograde.errors import RetrogradeError, UnsupportedModelError
 from retrograde.recording.calls import data
@@ -234,7 +234,8 @@ def audit(
     the length of the batch, at some shorter ones, and at the lengths given. The reference is the
     step function (of torch's layers, that of `retrograde.cells`; of others, as declared) in
     float64, differentiated by autograd. Outputs, last state and every gradient are compared. Where
-    they part the smallest case that still does is looked for.
+    they part the smallest case that still does is looked for. Dropout inside a layer is switched
+    off; a layer that draws other random numbers cannot be audited, and is named in the notes.
 
     Args:
         model, batch, loss_fn: as in `diagnose`; the model is copied, and run once.
@@ -265,37 +266,40 @@ def audit(
         (False, 'as if the route recurrent were missing')
     """
     _checks.model("model", model)
-    _checks.function("loss_fn", loss_fn, "(model, batch) -> loss", takes=2)
+    _checks.loss_function(loss_fn)
     given = [] if lengths is None else _checks.whole_numbers("lengths", lengths)
     asked = tuple(_checks.whole("each of lengths", one) for one in given)
     seed = _checks.whole("seed", seed, -(2**63), 2**64 - 1)
-    calls, notes = _calls(model, batch, loss_fn, cells, seed)
-    if not calls:
-        raise UnsupportedModelError(
-            "no recurrent layer of this model was called, so there is nothing to audit"
-            + "".join(f"; {note}" for note in notes)
-        )
-    checks: list[Check] = []
-    differences: list[Difference] = []
-    for layer in calls.values():
-        own = next((p.dtype for p in layer.module.parameters()), torch.float32)
-        before: Difference | None = None
-        for dtype in dict.fromkeys((torch.float64, own)):
-            try:
-                found, difference = _audit_layer(layer, dtype, asked, seed, before)
-            except RetrogradeError as error:
-                notes.append(f"{layer.name} in {NAMES[dtype]}: not audited: {error}")
-                continue
-            except Exception as error:  # of the layer itself, as where it has no float64
-                why = f"{type(error).__name__}: {error}"
-                notes.append(f"{layer.name} in {NAMES[dtype]}: it does not run by itself: {why}")
-                continue
-            checks += found
-            differences += [difference] if difference else []
-            before = difference
-    if not checks:
-        raise UnsupportedModelError("no layer could be audited: " + "; ".join(notes))
-    return Audit(tuple(checks), tuple(differences), tuple(notes))
+    with untouched(model), seeded(seed):
+        calls, notes = _calls(model, batch, loss_fn, cells, seed)
+        if not calls:
+            raise UnsupportedModelError(
+                "no recurrent layer of this model was called, so there is nothing to audit"
+                + "".join(f"; {note}" for note in notes)
+            )
+        checks: list[Check] = []
+        differences: list[Difference] = []
+        for layer in calls.values():
+            own = next((p.dtype for p in layer.module.parameters()), torch.float32)
+            before: Difference | None = None
+            for dtype in dict.fromkeys((torch.float64, own)):
+                try:
+                    found, difference = _audit_layer(layer, dtype, asked, seed, before)
+                except RetrogradeError as error:
+                    notes.append(f"{layer.name} in {NAMES[dtype]}: not audited: {error}")
+                    continue
+                except Exception as error:  # of the layer itself, as where it has no float64
+                    why = f"{type(error).__name__}: {error}"
+                    notes.append(
+                        f"{layer.name} in {NAMES[dtype]}: it does not run by itself: {why}"
+                    )
+                    continue
+                checks += found
+                differences += [difference] if difference else []
+                before = difference
+        if not checks:
+            raise UnsupportedModelError("no layer could be audited: " + "; ".join(notes))
+        return Audit(tuple(checks), tuple(differences), tuple(notes))
 
 
 def _calls(
@@ -323,6 +327,16 @@ def _calls(
             hooks.enter_context(observed(module, outermost(module), lambda *_: None, after))
         loss_fn(copy, copied(batch))
     notes = [f"{name}: it was not called" for name in layers if name not in found]
+    for name, layer in found.items():
+        if switch_off_dropout(layer.module):
+            notes.append(f"{name}: audited with its dropout switched off (p = 0)")
+        named = dict(layer.module.named_parameters())
+        frozen = [weight for weight, p in named.items() if not p.requires_grad]
+        if frozen and len(frozen) < len(named):
+            notes.append(
+                f"{name}: {', '.join(frozen)} not compared: requires_grad=False, so that it gets "
+                "no gradient"
+            )
     return found, notes
 
 

@@ -14,6 +14,8 @@ from retrograde.audits.bands import Verdict, allowed, verdict
 from retrograde.audits.reference import INITIAL, OUTPUTS, STATE, Pass, X, reference
 from retrograde.declarations import Declaration
 from retrograde.declarations.reading import OUTPUT, CallTensors
+from retrograde.diagnosis.copies import seeded, within
+from retrograde.errors import RecordingError
 from retrograde.recording.agreement import declared_cells
 from retrograde.recording.calls import Call, data, is_output
 from retrograde.recording.readers import reader_of
@@ -92,14 +94,62 @@ class Trial:
         return steps, batch
 
 
+def switch_off_dropout(module: nn.Module) -> bool:
+    """Set the probability of every dropout inside to 0; whether any was above."""
+    found = False
+    for part in module.modules():
+        kind = nn.modules.dropout._DropoutNd
+        name = "p" if isinstance(part, kind) else "dropout"
+        probability = getattr(part, name, None)
+        if part.training and isinstance(probability, float | int) and probability > 0:
+            setattr(part, name, 0.0)
+            found = True
+    return found
+
+
 def attempt(layer: LayerCall, dtype: torch.dtype, seed: int = 0) -> Trial:
     """Run a copy of the layer in a precision, with random adjoints, and the reference in float64.
 
+    Where they differ the copy is run once more with other random numbers.
+
     Raises:
-        RecordingError: for a call that cannot be read, or a step that cannot be used.
+        RecordingError: for a call that cannot be read, a step that cannot be used, or a module
+            that draws random numbers.
         Exception: whatever the layer itself raises.
     """
+    trial = _attempt(layer, dtype, seed, seed)
+    if trial.differences:
+        again = _attempt(layer, dtype, seed, seed ^ 1)
+        if _apart(trial.ran, again.ran, allowed(dtype, trial.size[0], 0.0)):
+            raise RecordingError(
+                "two runs of it differ: it draws random numbers, so that what it computes is no "
+                "function of weights, x and state; switch them off, as model.eval() does for most"
+            )
+    return trial
+
+
+def _apart(one: Pass, other: Pass, bound: float) -> bool:
+    """Whether two passes of the same module differ by more than rounding."""
+    pairs = ((one.values, other.values), (one.gradients, other.gradients))
+    return any(
+        verdict(_error(torch.nan_to_num(first[what]), torch.nan_to_num(value.double())), bound)
+        == "difference"
+        for first, second in pairs
+        for what, value in second.items()
+    )
+
+
+def _attempt(layer: LayerCall, dtype: torch.dtype, seed: int, draws: int) -> Trial:
+    """One run; `draws` is the seed of what the module itself draws."""
+    with seeded(draws):
+        return _run(layer, dtype, seed, draws)
+
+
+def _run(layer: LayerCall, dtype: torch.dtype, seed: int, draws: int) -> Trial:
     module = copy.deepcopy(layer.module).to(dtype)
+    for _, held in within(module):
+        if isinstance(held, torch.Generator):
+            held.manual_seed(draws)
     module.requires_grad_(True) if not any(p.requires_grad for p in module.parameters()) else None
     layer = layer.changed(lambda tensor: _cast(tensor, dtype))
     reader = reader_of(module, layer.declaration)
@@ -184,7 +234,7 @@ def _ran(call: Call, tensors: CallTensors, live: Mapping[str, nn.Parameter], tru
             values[OUTPUTS] = torch.where(inside, values[OUTPUTS], true.values[OUTPUTS])
     gradients: dict[str, Tensor] = {}
     for name, parameter in live.items():
-        if name in true.gradients:
+        if name in true.gradients and parameter.requires_grad:
             missing = parameter.grad is None
             gradients[name] = torch.zeros_like(parameter) if missing else parameter.grad.double()  # type: ignore[union-attr]
     x = data(tensors.x)
