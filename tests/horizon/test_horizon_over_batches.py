@@ -245,11 +245,33 @@ def test_a_loss_that_is_linear_in_the_outputs_has_nothing_to_learn_by_lag(dtype)
     assert horizon.unexplained.nothing and horizon.learnable is None
     assert not horizon.unexplained.shown(1000).any()
     assert not horizon.unexplained.excluded(1000).any()
-    assert "longer windows can help" not in horizon.recommendation()
+    assert "a longer window may help" not in horizon.recommendation()
     assert "there is nothing to learn by lag" in horizon.recommendation()
     told = " ".join(horizon.notes)
     assert "nothing to learn by lag" in told and "change places within the batch" in told
     assert all(column.learnable != column.learnable for column in horizon.columns)  # 0 / 0
+
+
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_a_horizon_asked_for_where_gradients_are_off(without):
+    made, batch = model(), batches(0)
+    plain = retrograde.horizon(made, batch, loss_at_every_step)
+    with without():
+        found = retrograde.horizon(made, batch, loss_at_every_step)
+    assert (found.bias == plain.bias).all() and found.price is not None
+
+
+def test_what_a_nonlinear_target_leaves_is_no_promise():
+    """y = 2 x^2 + 1 asks for nothing of the past, and still its gradients agree at far lags."""
+
+    def drawn(seed):
+        x = torch.randn(16, 24, 1, generator=torch.Generator().manual_seed(seed))
+        return x, 2 * x.square() + 1
+
+    found = retrograde.horizon(model(nn.LSTM, 8), drawn, loss_at_every_step, most=16)
+    words = found.recommendation()
+    assert found.used.lag <= 1 and "can help" not in words
+    assert "may help" not in words or "Train one to know" in words
 
 
 def test_a_past_that_moves_the_loss_by_rounding_alone():

@@ -39,6 +39,8 @@ TRAINING_STEPS = 1000
 """Steps of the training that learnability is judged for unless the caller says otherwise."""
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def horizon(
     model: nn.Module,
     batches: Any,

@@ -339,8 +339,9 @@ class Horizon:
             lags = signal.lags[int(shown[-1])]
             found = f"lag {lags.start}" if len(lags) == 1 else f"lags {lags.start} to {lags[-1]}"
             return [
-                f"But there is a signal above its noise at {found}, for {self._training}: longer "
-                "windows can help."
+                f"But there is a signal above its noise at {found}, for {self._training}: a longer "
+                "window may help. Train one to know: the gradient is consistent also at lags where "
+                "the past answers nothing."
             ]
         if bool(signal.excluded(*asked)[beyond].all()):
             return [
