@@ -805,7 +805,8 @@ EXEMPT = {
             *("diagnosis.Check", "diagnosis.Evidence", "diagnosis.Finding", "diagnosis.Rule"),
             *("diagnosis.NotApplicable", "diagnosis.Threshold", "diagnosis.Spread"),
             *("monitor.Event", "monitor.History"),
-            *("diagnosis.Training", "diagnosis.Trial", "report.Comparison", "report.Horizon"),
+            *("diagnosis.Training", "diagnosis.Trial", "report.Comparison", "report.Growth"),
+            "report.Horizon",
             *(
                 "report.HorizonReport",
                 "report.Layer",

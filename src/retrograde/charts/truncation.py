@@ -102,7 +102,7 @@ def horizon_growth(
     shapes = alt.Scale(domain=drawn, range=repeated(SHAPES, len(drawn)))
     chart = alt.Chart(data).encode(
         x=alt.X("weights:N", title="weights", sort=list(names), axis=alt.Axis(labelAngle=-30)),
-        y=alt.Y("steps:Q", title="steps", axis=counting(alt)),
+        y=alt.Y("steps:Q", title="window, reach (steps)", axis=counting(alt)),
         color=alt.Color("what:N", title=None, scale=colours),
         tooltip=[alt.Tooltip("weights:N"), alt.Tooltip("what:N"), alt.Tooltip("steps:Q")],
     )

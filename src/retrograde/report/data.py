@@ -113,7 +113,7 @@ class ReportData:
     settings: Settings = Settings()
     checks: tuple[Check, ...] = ()
     loss: float | None = None
-    growth: Mapping[str, Growth] = field(default_factory=dict)
+    growth: dict[str, Growth] = field(default_factory=dict)
 
     # What pydantic reads when the report is written and read: numbers beyond JSON's are strings.
     __pydantic_config__ = {"ser_json_inf_nan": "strings", "extra": "forbid"}
@@ -331,7 +331,7 @@ def sentence(layer: Layer, horizon: Horizon | None) -> str:
 
 def grown(growth: Growth | None, horizon: Horizon | None) -> str:
     """The window that a gradient needs, now and before training, as a further sentence."""
-    if growth is None:
+    if growth is None or not (growth.weights and growth.window):
         return ""
     first, last = growth.window[0], growth.window[-1]
     if last is None:
@@ -373,10 +373,11 @@ def what_helps(finding: Finding) -> str:
     if trained:
         were = counted(len(trained), "remedy was", "remedies were")
         return f"{were} trained, and none trained better"
-    tried = [trial for trial in finding.trials if trial.after is not None]
+    measured = finding.evidence[:1]  # what a remedy moves
+    tried = [trial for trial in finding.trials if measured and trial.after is not None]
     if tried and tried[0].closer:
         best = tried[0]
-        name = finding.evidence[0].name
+        name = measured[0].name
         moved = f"{name} {value(best.before, unit)} -> {value(best.after, unit)} {suffix(unit)}"
         why = next((f"; training cannot tell, as {inconclusive[why]}" for why in whys if why), "")
         return f"What moves it most in one pass: {best.title}, {moved.rstrip()}{why}"
