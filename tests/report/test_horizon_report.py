@@ -103,7 +103,7 @@ def test_a_window_that_there_is_not_and_a_lag_that_is_not_known(report):
     assert rows[0][1:3] == ("none", "-") and rows[0][4] == "none"
     chart = replace(report, weights=(first, report.last)).growth_chart().to_dict()
     assert "-1" not in str(chart["data"])
-    assert chart["layer"][0]["encoding"]["y"]["title"] == "steps"
+    assert chart["layer"][0]["encoding"]["y"]["title"] == "window, reach (steps)"
 
 
 def test_horizons_are_compared_by_their_windows(report):
