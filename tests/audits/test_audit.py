@@ -190,7 +190,7 @@ def test_a_planted_fault_is_named(fault):
     audit = audited(fault)
     assert not audit.ok and {d.precision for d in audit.differences} == {"float64", "float32"}
     first = audit.differences[0]
-    assert what in first.parameters and words in first.route, first
+    assert what in first.parameters and words in first.looks_like, first
     assert step is None or first.step == step, first
     assert fault not in ALONE or first.parameters == ALONE[fault]
 

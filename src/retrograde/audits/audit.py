@@ -83,7 +83,7 @@ class Difference:
         step: the first step at which they part, in the order in which they are computed; in the
             smallest case the only one that is left.
         ratio: ||implementation|| / ||reference|| of the worst.
-        route: what the difference looks like: a route that is missing, a window, a dropped adjoint.
+        looks_like: in words, a route that is missing, a window, a dropped adjoint; "" if nothing.
         smallest: T and B of the smallest case that was found to fail.
 
     Example:
@@ -99,12 +99,12 @@ class Difference:
     parameters: tuple[str, ...]
     step: int | None
     ratio: float
-    route: str
+    looks_like: str
     smallest: tuple[int, int]
 
     def __str__(self) -> str:
         at = "" if self.step is None else f" from step {self.step} on"
-        why = f"; {self.route}" if self.route else ""
+        why = f"; {self.looks_like}" if self.looks_like else ""
         steps, batch = self.smallest
         return (
             f"{self.layer} in {self.precision}, {self.steps} steps: {', '.join(self.parameters)} "
@@ -262,7 +262,7 @@ def audit(
         ...     Truncated(2, 3), torch.ones(5, 4, 2), lambda model, x: model(x)[0].sum(),
         ...     cells={Truncated: retrograde.Declaration(cell=declared, batch_first=False)},
         ... )
-        >>> audit.ok, audit.differences[0].route
+        >>> audit.ok, audit.differences[0].looks_like
         (False, 'as if the route recurrent were missing')
     """
     _checks.model("model", model)

@@ -46,6 +46,18 @@ app = typer.Typer(
 
 Html = Annotated[Path | None, typer.Option("--html", help="Write a page that opens offline.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the numbers.")]
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE.py:FUNCTION", help="Or PACKAGE.MODULE:FUNCTION, as Python imports it."
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option(help="Move model and batch there first: cpu, cuda, cuda:1, mps.")
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", help="Print nothing but errors; files are still written.")
+]
 Threads = Annotated[
     int | None,
     typer.Option(min=1, help="How many threads torch computes with; as many as it likes if not."),
@@ -143,12 +155,7 @@ def demo(
     "healthy, 1 findings at or above --fail-on, 2 unusable input."
 )
 def diagnose(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE.py:FUNCTION", help="Or PACKAGE.MODULE:FUNCTION, as Python imports it."
-        ),
-    ],
+    target: Target,
     fail_on: Annotated[
         FailOn, typer.Option(help="Exit with 1 if there is a finding at least this severe.")
     ] = FailOn.WARNING,
@@ -162,9 +169,7 @@ def diagnose(
     json: Json = None,
     seed: Seed = 0,
     threads: Threads = None,
-    device: Annotated[
-        str | None, typer.Option(help="Move model and batch there first: cpu, cuda, cuda:1, mps.")
-    ] = None,
+    device: Device = None,
     threshold: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Change a threshold of a rule; may be repeated."),
@@ -192,9 +197,7 @@ def diagnose(
             help="Add the spectrum of the recurrence; takes minutes for a large state.",
         ),
     ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", help="Print nothing but errors; files are still written.")
-    ] = False,
+    quiet: Quiet = False,
 ) -> None:
     _check_outputs(html, json)
     changed = _thresholds(threshold or ())
@@ -202,9 +205,7 @@ def diagnose(
 
     place = None if device is None else devices.find(device)
     with _hushed(quiet), progress(f"loading {target}", quiet) as tell:
-        subject = subjects.load(target, seed)
-        if place is not None:
-            subject = devices.move(subject, place)
+        subject = _loaded(target, seed, place)
         report = reporting.diagnose(
             subject.model,
             subject.batch,
@@ -240,12 +241,7 @@ def diagnose(
     "is the one that is enough in 90 % of them. Exit codes: 0, 2 unusable input."
 )
 def horizon(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE.py:FUNCTION", help="Or PACKAGE.MODULE:FUNCTION, as Python imports it."
-        ),
-    ],
+    target: Target,
     batches: Annotated[
         int, typer.Option(min=1, metavar="N", help="Maximum number of batches to look at.")
     ] = horizons.BATCHES,
@@ -274,20 +270,14 @@ def horizon(
     json: Json = None,
     seed: Seed = 0,
     threads: Threads = None,
-    device: Annotated[
-        str | None, typer.Option(help="Move model and batch there first: cpu, cuda, cuda:1, mps.")
-    ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", help="Print nothing but errors; files are still written.")
-    ] = False,
+    device: Device = None,
+    quiet: Quiet = False,
 ) -> None:
     _check_outputs(html, json, reads=checkpoint or ())
     _set_threads(threads)
     place = None if device is None else devices.find(device)
     with _hushed(quiet), progress(f"loading {target}", quiet) as tell:
-        subject = subjects.load(target, seed)
-        if place is not None:
-            subject = devices.move(subject, place)
+        subject = _loaded(target, seed, place)
         given = subject.model, subject.batch, subjects.users(subject.loss_fn)
         options: Any = {"kind": kind.value, "layer": layer, "most": batches, "seed": seed}
         options["cells"] = subject.cells
@@ -314,12 +304,7 @@ def horizon(
     "batch, loss_fn, cells). Exit codes: 0, 1 if something differs, 2 unusable input."
 )
 def audit(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE.py:FUNCTION", help="Or PACKAGE.MODULE:FUNCTION, as Python imports it."
-        ),
-    ],
+    target: Target,
     length: Annotated[
         list[int] | None,
         typer.Option(min=1, metavar="T", help="A number of steps to try; repeat it for more."),
@@ -328,20 +313,14 @@ def audit(
     json: Json = None,
     seed: Seed = 0,
     threads: Threads = None,
-    device: Annotated[
-        str | None, typer.Option(help="Move model and batch there first: cpu, cuda, cuda:1, mps.")
-    ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", help="Print nothing but errors; files are still written.")
-    ] = False,
+    device: Device = None,
+    quiet: Quiet = False,
 ) -> None:
     _check_outputs(html, json)
     _set_threads(threads)
     place = None if device is None else devices.find(device)
     with _hushed(quiet), progress(f"loading {target}", quiet):
-        subject = subjects.load(target, seed)
-        if place is not None:
-            subject = devices.move(subject, place)
+        subject = _loaded(target, seed, place)
         given = subject.model, subject.batch, subjects.users(subject.loss_fn)
         found = audits.audit(*given, cells=subject.cells, lengths=length, seed=seed)
         if html is not None:
@@ -467,6 +446,12 @@ def _is_out_of_memory(error: Exception) -> bool:
         isinstance(error, RuntimeError)
         and any(words in said for words in ("can't allocate memory", "not enough memory"))
     )
+
+
+def _loaded(target: str, seed: int, place: torch.device | None) -> subjects.Subject:
+    """What the user's function returns, on the device if one was named."""
+    subject = subjects.load(target, seed)
+    return subject if place is None else devices.move(subject, place)
 
 
 def _set_threads(threads: int | None) -> None:

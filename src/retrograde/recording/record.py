@@ -196,8 +196,8 @@ def _missing(recorder: LayerRecorder, passes: list[BackwardPass]) -> str:
             return (
                 f"it was called, but {kind.__module__}.{kind.__qualname__} has a forward of its "
                 f"own, which does not call that of {package}.{whole.__name__}, so its steps cannot "
-                "be seen; it must call super().forward(), or give its step to "
-                "retrograde.cells.from_function"
+                f"be seen; it must call super().forward(), or be declared by its step, as in "
+                f"cells={{{kind.__qualname__}: retrograde.Declaration(step)}}"
             )
         if weights_reached:
             return (
