@@ -805,6 +805,7 @@ EXEMPT = {
             *("diagnosis.Check", "diagnosis.Evidence", "diagnosis.Finding", "diagnosis.Rule"),
             *("diagnosis.NotApplicable", "diagnosis.Threshold", "diagnosis.Spread"),
             *("monitor.Event", "monitor.History"),
+            "retrograde.backend",  # takes nothing
             *("diagnosis.Training", "diagnosis.Trial", "report.Comparison", "report.Growth"),
             "report.Horizon",
             *(
