@@ -410,6 +410,19 @@ def with_layers(found: Mapping[str, Measures]) -> dict[str, Measures]:
     return {"": Measures.together(list(found.values())), **together, **found}
 
 
+def of_layers(found: Mapping[str, Mapping[str, Measures]]) -> dict[str, Measures]:
+    """The same of several recurrent layers of a model, each by its name."""
+    named = {layer: with_layers(each) for layer, each in found.items()}
+    if len(named) == 1:
+        return next(iter(named.values()))
+    measures = {
+        f"{layer}: {name}" if name else layer: one
+        for layer, each in named.items()
+        for name, one in each.items()
+    }
+    return {"": Measures.together([measures[layer] for layer in named]), **measures}
+
+
 def _lag_in_words(lag: int) -> str:
     return "no lag" if lag < 0 else f"up to lag {lag}"
 
