@@ -186,6 +186,7 @@ def horizon(
             batch_size=batch_size,
             used=None if unknown else Used(replaced(first.lags), torch.tensor(rows).double(), past),
             sensitivity=torch.stack([seen.sensitivity for seen in every]).mean(0),
+            layer=layer,
         )
         if kind == "chunks" and len(first.layers) == 1:
             (recorded,) = first.layers.values()

@@ -134,6 +134,10 @@ class HorizonData:
     delta: float
     weights: tuple[AtWeights, ...]
     settings: Settings = Settings()
+    layer: str | None = None
+    training_steps: int | None = None
+    batch_size: int | None = None
+    past: str | None = None
 
     # What pydantic reads when it is written and read: numbers beyond JSON's are strings.
     __pydantic_config__ = {"ser_json_inf_nan": "strings", "extra": "forbid"}

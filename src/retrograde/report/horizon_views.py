@@ -17,6 +17,13 @@ KINDS = {
 }
 """What is cut, in words."""
 
+PASTS = {
+    "another sample": "the past of another sample",
+    "mean": "a past of the mean input",
+    "zeros": "a past of zeros",
+}
+"""What stands in for the past, in words."""
+
 TITLE = "Is the window long enough?"
 
 COLUMNS = ("K", "bias", "10 to 90 %", "cosine", "norm", "signs differ")
@@ -95,11 +102,22 @@ def growth_chart(report: HorizonData) -> Any:
 
 
 def basis(report: HorizonData) -> str:
-    """What the curve is of."""
-    return (
-        f"Truncation: {report.kind} ({KINDS[report.kind]}). Sequences of "
-        f"{counted(report.length, 'step')}, {counted(report.batches, 'batch', 'batches')}."
-    )
+    """What the curve is of, and what the lags were asked for."""
+    words = [
+        f"Truncation: {report.kind} ({KINDS[report.kind]}).",
+        f"Sequences of {counted(report.length, 'step')}, "
+        f"{counted(report.batches, 'batch', 'batches')}.",
+    ]
+    if report.layer is not None:
+        words.append(f"Layer: {report.layer}.")
+    if report.past is not None:
+        words.append(f"Used: against {PASTS[report.past]}.")
+    if report.training_steps is not None:
+        size = "as seen here" if report.batch_size is None else f"of {report.batch_size}"
+        words.append(
+            f"Learnable: by {counted(report.training_steps, 'training step')}, batches {size}."
+        )
+    return " ".join(words)
 
 
 def tables(report: HorizonData) -> Iterator[tuple[str, Row, list[Row]]]:

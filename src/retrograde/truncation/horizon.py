@@ -94,6 +94,7 @@ class Horizon:
             the median over batches.
         notes: what a reader must know.
         name: what the curves are of, "" for the whole gradient; `of` gives those of the others.
+        layer: the recurrent layer that was asked about; None for all.
         signal: signal and noise by lag, of the whole gradient; None of a single pass.
         training_steps: of the training that learnability is judged for.
         batch_size: the samples of its batches; None for those of the batches seen.
@@ -138,6 +139,7 @@ class Horizon:
     price: Price | None = None
     by_phase: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     sensitivity: Float[Tensor, "M"] | None = None
+    layer: str | None = None
 
     @staticmethod
     def of_one(kind: str, found: Mapping[str, Measures], length: int, reach: int) -> "Horizon":
