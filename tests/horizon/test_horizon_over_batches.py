@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 import retrograde
 from retrograde.errors import ArgumentError
+from retrograde.report import HorizonReport
 
 T, B, H = 14, 6, 5
 
@@ -297,6 +298,37 @@ def test_what_a_nonlinear_target_leaves_is_no_promise():
     words = found.recommendation()
     assert found.used.lag <= 1 and "can help" not in words
     assert "may help" not in words or "Train one to know" in words
+
+
+def test_batches_whose_gradient_is_zero_are_no_part_of_the_curves(tmp_path):
+    def drawn(seed):
+        return *batches(seed), float(seed != 2)
+
+    def sometimes(model, batch):
+        return (model(batch[0]) - batch[1]).square().mean() * batch[2]
+
+    found = retrograde.horizon(model(), drawn, sometimes, most=4)
+    others = retrograde.horizon(model(), iter([*map(drawn, (0, 1, 3))]), sometimes)
+    assert torch.equal(found.bias, others.bias) and torch.equal(found.signs, others.signs)
+    assert found.window() == others.window() and found.columns[0].reached > 0
+    assert "the gradient is 0 in 1 of 4 batches, left out of the curves" in found.notes
+    assert found.each("bias").isnan().all(1).tolist() == [False, False, True, False]
+
+    nothing = retrograde.horizon(model(), batches(0), lambda m, x: (m(x[0]) * 0).sum())
+    assert nothing.bias.isnan().all() and nothing.window() is None
+    assert nothing.summary()[0] == "window     none: the gradient is 0"
+    assert "No window can be named: the gradient is 0." in nothing.recommendation()
+    report = HorizonReport.of(nothing)
+    report.to_html(tmp_path / "page.html")
+    for view in (str(report), str(nothing), repr(report)):
+        assert " nan" not in view and "- to -" not in view
+    assert "nan</td>" not in (tmp_path / "page.html").read_text()
+
+
+def test_no_loss_step_that_looks_further_back_is_no_want_of_batches():
+    for drawn in (batches, batches(0)):
+        found = retrograde.horizon(model(), drawn, lambda m, x: m(x[0])[0].square().sum(), most=3)
+        assert "windows between 1 and 14 steps add nothing to this" in found.recommendation()
 
 
 def test_a_past_that_moves_the_loss_by_rounding_alone():

@@ -203,7 +203,10 @@ def horizon(
         notes.append(SINGLE)
     if found.unexplained is not None and found.unexplained.nothing:
         notes.append(NOTHING_TO_LEARN)
-    if found.used is not None:
+    zero = sum(one.whole == -torch.inf for one in found.measures[""])
+    if 0 < zero < len(every):
+        notes.append(f"the gradient is 0 in {zero} of {len(every)} batches, left out of the curves")
+    if found.used is not None and zero < len(every):
         flows = [unasked(one) for seen in every for one in seen.layers.values()]
         if past == PASTS[0] and same_for_all(flows):
             notes.append(CANCELS)

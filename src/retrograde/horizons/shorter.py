@@ -74,6 +74,10 @@ def shortened(
         )
     length = max(len(recorded.x) for recorded in recording.values())
     entering = loss_steps(model, batch, loss_fn, seed, recording)
+    if not entering:
+        raise ArgumentError(
+            'kind="window" needs a loss that enters at some step; here no step gets a gradient'
+        )
     first = min(entering)
     if first == 0:
         raise ArgumentError(
