@@ -1,7 +1,7 @@
 """The truncation curve of a model over several batches."""
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -23,12 +23,11 @@ from retrograde.errors import ArgumentError
 from retrograde.horizons.price import price
 from retrograde.horizons.seen import Seen, look, put
 from retrograde.horizons.separable import is_sum_over_steps
-from retrograde.horizons.shorter import Cut, shortened
+from retrograde.horizons.shorter import Cut, Shorter, shortened
 from retrograde.horizons.unexplained import parts_of, same_for_all, unexplained
 from retrograde.horizons.used import PASTS, losses_without_the_past
 from retrograde.recording.layers import declared
 from retrograde.truncation.horizon import NOTHING_TO_LEARN, Horizon
-from retrograde.truncation.measures import Measures
 from retrograde.truncation.signal import Signal, signal_of
 from retrograde.truncation.used import Used
 
@@ -133,7 +132,7 @@ def horizon(
     every: list[Seen] = []
     left_out, unknown = 0, ""
     rows: list[list[float]] = []
-    shorter: list[tuple[tuple[int, ...], dict[str, Measures]]] = []
+    shorter: list[Shorter] = []
     with declared(model, cells):
         given = _given(model, batches, loss_fn, seed, most)
         total = len(given.drawn) if given.function is None else most
@@ -156,7 +155,10 @@ def horizon(
                     raise ArgumentError(NO_SUM)
             if kind == "window":
                 with untouched(model):
-                    shorter.append(shortened(model, batch, loss_fn, seed, seen.layers, cut))
+                    shorter.append(
+                        shortened(model, batch, loss_fn, seed, recording, seen.layers, cut)
+                    )
+                _cut_like_the_first(shorter)
             if len(seen.layers) > 1:
                 unknown = "what the model uses is not known of several layers; name one, layer="
             if not unknown:
@@ -170,10 +172,9 @@ def horizon(
                 else:
                     rows.append(losses)
         first = every[0]
-        steps = shorter[0][0] if shorter else tuple(range(1, first.steps + 1))
-        curves: list[Mapping[str, Measures]] = [found for _, found in shorter]
-        curves = curves or [seen.measures for seen in every]
-        measures = {name: tuple(found[name] for found in curves) for name in curves[0]}
+        steps = shorter[0].steps if shorter else tuple(range(1, first.steps + 1))
+        curves = [each.measures for each in shorter or every]
+        measures = {name: tuple(curve[name] for curve in curves) for name in curves[0]}
         found = Horizon(
             kind,
             steps,
@@ -185,14 +186,16 @@ def horizon(
             batch_size=batch_size,
             used=None if unknown else Used(replaced(first.lags), torch.tensor(rows).double(), past),
             sensitivity=torch.stack([seen.sensitivity for seen in every]).mean(0),
+            layer=layer,
         )
         if kind == "chunks" and len(first.layers) == 1:
             (recorded,) = first.layers.values()
             flow = unasked(recorded)
             found = replace(found, by_phase=by_phase(flow.gradient, flow.steps, flow.in_chunks))
+        further = shorter[0].further if shorter else 0
         if len(every) > 1:
             found = replace(found, unexplained=_unexplained(every))
-        found = replace(found, price=price(model, first.layers, found.window()))
+        found = replace(found, price=price(model, first.layers, found.window(), further))
     notes = list(dict.fromkeys(note for seen in every for note in seen.notes))
     if unknown:
         notes.append(unknown)
@@ -200,7 +203,10 @@ def horizon(
         notes.append(SINGLE)
     if found.unexplained is not None and found.unexplained.nothing:
         notes.append(NOTHING_TO_LEARN)
-    if found.used is not None:
+    zero = sum(one.whole == -torch.inf for one in found.measures[""])
+    if 0 < zero < len(every):
+        notes.append(f"the gradient is 0 in {zero} of {len(every)} batches, left out of the curves")
+    if found.used is not None and zero < len(every):
         flows = [unasked(one) for seen in every for one in seen.layers.values()]
         if past == PASTS[0] and same_for_all(flows):
             notes.append(CANCELS)
@@ -248,6 +254,20 @@ def replaced(lags: Sequence[range]) -> tuple[int, ...]:
     return (*(each.start for each in lags), lags[-1].stop)
 
 
+def _cut_like_the_first(shorter: Sequence[Shorter]) -> None:
+    """Refuse a batch whose loss enters at other steps than that of the first.
+
+    Raises:
+        ArgumentError: with the steps.
+    """
+    first, last = shorter[0].further, shorter[-1].further
+    if first != last:
+        raise ArgumentError(
+            f"in batch 1 the loss enters from {first} steps before the last one on, in batch "
+            f"{len(shorter)} from {last}. Give batches that are alike"
+        )
+
+
 def _like_the_first(every: Sequence[Seen]) -> None:
     """Refuse a batch whose gradient cannot be compared with that of the first.
 
@@ -257,7 +277,7 @@ def _like_the_first(every: Sequence[Seen]) -> None:
     first, last = every[0], every[-1]
     for what, one, other in (
         ("numbers of steps", first.steps, last.steps),
-        ("layers", ", ".join(first.measures), ", ".join(last.measures)),
+        ("layers", ", ".join(first.layers), ", ".join(last.layers)),
     ):
         if one != other:
             raise ArgumentError(
