@@ -68,7 +68,8 @@ def is_sum_over_steps(
 
 
 def _norm(tensors: Iterator[Tensor]) -> float:
-    return float(sum(float(each.double().square().sum()) for each in tensors)) ** 0.5
+    squares = [each.double().square().sum().cpu() for each in tensors]
+    return float(torch.stack(squares).sum().sqrt())
 
 
 def _adjoints(
