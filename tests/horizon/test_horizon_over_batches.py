@@ -56,9 +56,36 @@ def moving(model, batch):
     return (output[-2:] if len(output) == T else output[-1:]).square().mean()
 
 
+def neighbours(model, batch):
+    """Two steps next to each other, both in the same half, and nothing else."""
+    output = model(batch[0])
+    return (output - batch[1]).square().sum() + (output[1] * output[2]).sum()
+
+
+def with_last_state(model, batch):
+    output, (last, _) = model.layer(batch[0])
+    return (last[-1] * output[3]).sum()
+
+
 def test_losses_that_are_sums_over_steps_are_taken_for_that():
-    for loss in (loss_at_every_step, loss_at_the_end):
-        assert retrograde.horizon(model(), batches(0), loss, kind="chunks").spread[2] > 0
+    for loss, made in (
+        (loss_at_every_step, model()),
+        (loss_at_the_end, Model(Encoder())),  # what is below another layer is no part of the loss
+    ):
+        assert retrograde.horizon(made, batches(0, 8), loss, kind="chunks").bias_at(2) > 0
+
+
+def test_of_a_layer_called_step_by_step_it_is_said_that_the_loss_was_not_asked():
+    cell = nn.GRUCell(1, 3)
+
+    def loss(cell, x):
+        states = [cell(x[0])]
+        for now in x[1:]:
+            states.append(cell(now, states[-1]))
+        return torch.stack(states).square().sum()
+
+    found = retrograde.horizon(cell, torch.randn(5, 2, 1), loss, kind="chunks")
+    assert any("cannot be asked of a layer that is called step by step" in n for n in found.notes)
 
 
 class Encoder(nn.Module):
@@ -372,6 +399,8 @@ def test_the_price_is_that_of_the_steps_read_and_not_of_the_weights(kind, furthe
         ({"kind": "window", "loss_fn": fixed}, "IndexError.* count them from the last.* cut="),
         ({"kind": "window", "loss_fn": moving}, "other steps: -1, not -2, -1 .* cut="),
         ({"kind": "chunks", "loss_fn": pooled}, "needs a loss that is a sum over steps"),
+        ({"kind": "chunks", "loss_fn": neighbours}, "needs a loss that is a sum over steps"),
+        ({"kind": "chunks", "loss_fn": with_last_state}, "needs a loss that is a sum over steps"),
         ({"kind": "windows"}, "did you mean|must be"),
         ({"layer": "layers"}, "layer"),
     ],

@@ -99,7 +99,7 @@ def horizon(
             differ in steps or layers, or if the loss is not a scalar tensor with a gradient; for
             kind="window" where the loss enters at the first step, so that there is nothing to cut,
             or where it cannot be told how to cut the input; for kind="chunks" where the loss is no
-            sum over steps (of a model with one recurrent layer that is called once).
+            sum over steps (of layers that are not called step by step).
         RetrogradeError: whatever `record` and `decompose` refuse.
 
     Example:
@@ -131,6 +131,7 @@ def horizon(
         _checks.function("progress", progress, "(done, total, what comes next)", takes=3)
     every: list[Seen] = []
     left_out, unknown = 0, ""
+    one_by_one: bool | None = None
     rows: list[list[float]] = []
     shorter: list[Shorter] = []
     with declared(model, cells):
@@ -147,11 +148,11 @@ def horizon(
                 continue
             every.append(seen)
             _like_the_first(every)
-            if kind == "chunks" and len(every) == 1 and len(seen.layers) == 1:
-                (name,) = seen.layers
+            if kind == "chunks" and len(every) == 1:
+                lengths = {name: len(recorded.x) for name, recorded in recording.items()}
                 with untouched(model):
-                    one_by_one = is_sum_over_steps(model, batch, loss_fn, seed, name, seen.steps)
-                if not one_by_one:
+                    one_by_one = is_sum_over_steps(model, batch, loss_fn, seed, lengths)
+                if one_by_one is False:
                     raise ArgumentError(NO_SUM)
             if kind == "window":
                 with untouched(model):
@@ -197,6 +198,8 @@ def horizon(
             found = replace(found, unexplained=_unexplained(every))
         found = replace(found, price=price(model, first.layers, found.window(), further))
     notes = list(dict.fromkeys(note for seen in every for note in seen.notes))
+    if kind == "chunks" and one_by_one is None:
+        notes.append(NOT_ASKED)
     if unknown:
         notes.append(unknown)
     if len(every) == 1:
@@ -222,9 +225,14 @@ def horizon(
 SINGLE = "a single batch: nothing tells signal from noise, so no learnability horizon is known"
 
 NO_SUM = (
-    'kind="chunks" needs a loss that is a sum over steps; what this one gives to the earlier '
-    "outputs of the layer depends on the later ones, as with attention, pooling or a norm over "
+    'kind="chunks" needs a loss that is a sum over steps; what this one gives to the output at one '
+    "step depends on the outputs at others, as with attention, pooling, a product or a norm over "
     'time, so that it cannot be computed chunk by chunk. Use kind="sliding"'
+)
+
+NOT_ASKED = (
+    "chunks: whether the loss is a sum over steps cannot be asked of a layer that is called step "
+    "by step; if it is not, no training chunk by chunk computes it"
 )
 
 CANCELS = (
