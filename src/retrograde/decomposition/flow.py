@@ -295,8 +295,9 @@ class Flow(AbstractPass):
     def reach_is_lower_bound(self) -> bool:
         """Whether lags end at steps where the gradient goes on (`recorded.lags_end`).
 
-        There the state was computed from the one before by something that the recursion does not
-        pass. What comes back counts as given by the loss, so that the gradient may reach further.
+        There the state, or the input, was computed from the state before by something that the
+        recursion does not pass. What comes back counts as given by the loss, so that the gradient
+        may reach further.
         """
         return bool(self.recorded.lags_end)
 
