@@ -94,6 +94,7 @@ class StateOrigin:
             was given, or "" if it was not given itself.
         opaque: the state was also computed from earlier ones in a way that is not followed.
         plain: each of the tensors between is given once, so that gradients can be compared.
+        as_input: the part of the state that is also the input, where it is the very same tensor.
     """
 
     call: "Call"
@@ -106,6 +107,7 @@ class StateOrigin:
     between: Mapping[Intermediate, str] = field(default_factory=dict)
     opaque: bool = False
     plain: bool = True
+    as_input: Intermediate | None = None
 
     @cached_property
     def reads(self) -> tuple[StateRead, ...]:
@@ -135,6 +137,7 @@ class Call:
         tails: tensors computed from its results, and from the state that entered it, that the loss
             reads and no later call.
         branches: its state came from a call whose state another one continues.
+        fed_back: its input was computed from results of earlier calls of the layer.
         ragged: samples have steps of their own, in it or in a call before.
         passed_to: other layers whose state was computed from this call's results.
         rounding: the relative rounding error of the arithmetic it ran in.
@@ -157,6 +160,7 @@ class Call:
     origin: StateOrigin | None = None
     tails: tuple[Intermediate, ...] = ()
     branches: bool = False
+    fed_back: bool = False
     ragged: bool = False
     passed_to: set[str] = field(default_factory=set)
     rounding: float = 0.0

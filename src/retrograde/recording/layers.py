@@ -185,6 +185,11 @@ class Form:
         return 1 if not self.positions else len(self.positions) // self.directions
 
     @property
+    def plain(self) -> bool:
+        """Whether it is one cell in one direction."""
+        return len(self.positions) < 2 and self.directions == 1
+
+    @property
     def transparent(self) -> bool:
         """Whether the graph shows what is inside it, where its results may be used as well."""
         return self.stepped or self.declared
