@@ -77,7 +77,7 @@ def test_losses_that_are_sums_over_steps_are_taken_for_that():
 
 @pytest.mark.parametrize("feedback", [False, True])
 def test_outputs_that_come_back_through_the_input_are_named(feedback):
-    """Without such a path the bias is that of really detaching; with one it is another, as noted."""
+    """Without such a path the bias is that of really detaching; with one it is not, as noted."""
     cell, x = nn.GRUCell(2, 2).double(), torch.randn(6, 3, 2, dtype=torch.float64)
 
     def loss(cell, x, k=6):

@@ -3,8 +3,8 @@
     x_{t+1} = g(h_t)      dL/dh_t has a part that comes back by way of x_{t+1}
 
 That part takes no hop of the recurrence, so that it counts as given by the loss at step t, whatever
-it is that a truncation leaves of dL/dx_{t+1}. It is found by experiment: with the input detached the
-rest is left.
+a truncation leaves of dL/dx_{t+1}. It is found by experiment: with the input detached the rest is
+left.
 """
 
 from collections import Counter
