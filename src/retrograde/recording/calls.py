@@ -22,10 +22,6 @@ from retrograde.recording.layers import Form, Weights
 
 Key = TypeVar("Key")
 
-LETTERS = ("h", "c", "i", "f", "o")
-"""The parts of a state, in the order in which layers take and return them."""
-
-
 WeightKey = tuple[str, str, int]
 """A tensor that a layer uses as a weight: the layer, the weight, and a number of its own."""
 
@@ -433,14 +429,13 @@ def tensors_of(form: Form, arguments: Mapping[str, Any], returned: Any) -> CallT
     """What went into a layer of torch or of ours, and what it returned."""
     state = returned if form.stepped else returned[1]
     output = {} if form.stepped else {OUTPUT: data(returned[0])}
-    given = parts_of(arguments.get("hx"))
-    return CallTensors(arguments["input"], given, {**output, **parts_of(state)})
 
+    def parts_of(state: Any) -> dict[str, Tensor]:
+        parts = () if state is None else (state,) if isinstance(state, Tensor) else state
+        return dict(zip(form.pieces, parts, strict=False))
 
-def parts_of(state: Any) -> dict[str, Tensor]:
-    """The parts of a state as layers take and return it, by letter."""
-    parts = () if state is None else (state,) if isinstance(state, Tensor) else state
-    return dict(zip(LETTERS, parts, strict=False))
+    given, last = parts_of(arguments.get("hx")), parts_of(state)
+    return CallTensors(arguments["input"], given, {**output, **last})
 
 
 def data(sequence: Tensor | PackedSequence) -> Tensor:
