@@ -1,4 +1,4 @@
-"""Keras' recurrent layers on its torch backend, recorded where they stand, against their own .grad."""
+"""The recurrent layers of Keras, recorded where they stand, against their own gradients."""
 
 import os
 

@@ -295,8 +295,9 @@ class Flow(AbstractPass):
     def reach_is_lower_bound(self) -> bool:
         """Whether lags end at steps where the gradient goes on (`recorded.lags_end`).
 
-        There the state was computed from the one before by something that the recursion does not
-        pass. What comes back counts as given by the loss, so that the gradient may reach further.
+        There the state, or the input, was computed from the state before by something that the
+        recursion does not pass. What comes back counts as given by the loss, so that the gradient
+        may reach further.
         """
         return bool(self.recorded.lags_end)
 
@@ -464,6 +465,10 @@ class Flow(AbstractPass):
         with g_l the part of lag l (`by_lag(bins="every")`). The second is the mean over the K
         phases that such a cut can have; where the loss enters at several steps it is that of one
         backward pass of their sum.
+
+        What comes back to a step through the layer's own input, in a decoder that reads its own
+        outputs, is no hop of the recurrence: it counts as given by the loss, and no K cuts it
+        (`retrograde.horizon` notes it).
 
         Args:
             kind: "sliding" or "chunks". A window that is shorter in the forward pass too needs the

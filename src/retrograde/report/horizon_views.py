@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from importlib.metadata import version
+from math import isnan
 from typing import Any
 
 from retrograde import _files, charts
@@ -143,14 +144,14 @@ def tables(report: HorizonData) -> Iterator[tuple[str, Row, list[Row]]]:
                 number(each.used),
                 number(each.reached),
                 number(each.learnable),
-                "-" if each.low is None else f"{number(each.low)} to {number(each.high)}",
+                _interval(each.low, each.high),
             )
             for each in report.last.lags
         ]
         titles = ("lags", "used", "reached", "learnable", "95 % interval")
         yield "What the model uses, what the gradient reaches, what the data hold", titles, rows
     whole = report.last.curves[0]
-    banded = whole.low != whole.high
+    banded = any(low < high for low, high in zip(whole.low, whole.high, strict=True))
     places = [at for at, title in enumerate(COLUMNS) if banded or title != "10 to 90 %"]
     rows = [tuple(_row(report, whole, at)[place] for place in places) for at in report.shown]
     yield "What a window of K steps leaves", tuple(COLUMNS[place] for place in places), rows
@@ -166,11 +167,16 @@ def _row(report: HorizonData, curve: Curve, at: int) -> tuple[str, ...]:
     return (
         str(report.steps[at]),
         number(curve.bias[at]),
-        f"{number(curve.low[at])} to {number(curve.high[at])}",
-        f"{curve.cosine[at]:.3f}",
+        _interval(curve.low[at], curve.high[at]),
+        "-" if isnan(curve.cosine[at]) else f"{curve.cosine[at]:.3f}",
         number(curve.ratio[at]),
         share(curve.signs[at]),
     )
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    known = low is not None and high is not None and not isnan(low) and not isnan(high)
+    return f"{number(low)} to {number(high)}" if known else "-"
 
 
 def _or_none(lag: int | None) -> int | None:
