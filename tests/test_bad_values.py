@@ -805,7 +805,6 @@ EXEMPT = {
             *("diagnosis.Check", "diagnosis.Evidence", "diagnosis.Finding", "diagnosis.Rule"),
             *("diagnosis.NotApplicable", "diagnosis.Threshold", "diagnosis.Spread"),
             *("monitor.Event", "monitor.History"),
-            "retrograde.backend",  # takes nothing
             *("diagnosis.Training", "diagnosis.Trial", "report.Comparison", "report.Growth"),
             "report.Horizon",
             *(
@@ -849,6 +848,7 @@ EXEMPT = {
         ),
         "takes what unroll and Entries.of made, and is called for every step",
     ),
+    "retrograde.backend": "takes nothing",
     "retrograde.RetrogradeError": "an error",
     "retrograde.VoidDecompositionWarning": "a warning",
     "diagnosis.Severity": "a type",
