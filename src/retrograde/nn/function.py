@@ -13,6 +13,8 @@ from retrograde.cells.precision import no_autocast
 from retrograde.cells.reverse_mode import CellAdjoint
 from retrograde.cells.rewiring import Factors, scaled
 from retrograde.engine import ParameterSums, Unrolled, scan, unroll
+from retrograde.engine.linear_adjoints import linear_adjoints
+from retrograde.engine.linear_states import by_blocks
 from retrograde.engine.scan import Summed
 from retrograde.engine.unroll import stacked
 from retrograde.errors import SecondDerivativeError
@@ -78,6 +80,23 @@ def _pull_back(
     cell, x = unrolled.cell, unrolled.x
     sums = ParameterSums(cell.parameters, rows=1)
     by_x = torch.empty_like(x) if needs[0] else None
+
+    def take(first: int, count: int, pulled: CellAdjoint) -> None:
+        if any(needs[2:]):
+            sums.add(pulled)
+        if by_x is not None:
+            steps = slice(first, first + count)
+            by_x[steps] = pulled.input().view_as(by_x[steps])
+
+    def found(initial: Tensor) -> list[Tensor | None]:
+        return [by_x, initial, *(total.values[0] for total in sums.result().values())]
+
+    if not unrolled.kept and by_blocks(cell, x):
+        initial = torch.zeros_like(direct[0])
+        for chunk, deltas, initial in linear_adjoints(unrolled, direct):
+            rows = deltas.flatten(0, 1).unsqueeze(0)
+            take(chunk.first, len(chunk), chunk.pull_back(rows, chunk.first, len(chunk)))
+        return found(initial)
     summed = Summed(direct)
     for k, chunk in scan(unrolled, summed):
         if k > chunk.first:
@@ -91,13 +110,8 @@ def _pull_back(
                 note(factors)
         summed.deltas.clear()
         summed.factors.clear()
-        pulled = CellAdjoint(plan, deltas, range(len(chunk)))
-        if any(needs[2:]):
-            sums.add(pulled)
-        if by_x is not None:
-            steps = slice(chunk.first, chunk.first + len(chunk))
-            by_x[steps] = pulled.input().view_as(by_x[steps])
-    return [by_x, summed.adjoint[0], *(total.values[0] for total in sums.result().values())]
+        take(chunk.first, len(chunk), CellAdjoint(plan, deltas, range(len(chunk))))
+    return found(summed.adjoint[0])
 
 
 class _Once(torch.autograd.Function):
