@@ -58,8 +58,8 @@ def recurrence(
         if missing:
             rest = (0, 0, 0, 0, 0, missing)
             factors, added, states = pad(factors, rest), pad(added, rest), pad(states, rest)
-        F = factors.unflatten(2, (blocks, length))
-        b, s = (each.unflatten(1, (blocks, length)) for each in (added, states))
+        F = _in_blocks(factors, length)
+        b, s = (_in_blocks(each, length) for each in (added, states))
         ends = b[:, :, 0].clone()
         for k in range(1, length):
             ends = step(F[:, :, :, k], ends, b[:, :, k])
@@ -100,10 +100,16 @@ def _entering(
 def _products(F: Float[Tensor, "n n C L B H"]) -> Wide:
     """The product of the factors of each block, by halves: [n, n, C, B, H]."""
     every = Wide.of(F.flatten(2, 3), torch.zeros((), dtype=torch.int32, device=F.device))
-    blocks, left = F.shape[2:4]
+    left = F.shape[3]
     while left > 1:
         left //= 2
-        pairs = every.values.unflatten(2, (blocks * left, 2)), every.exponent.unflatten(0, (-1, 2))
-        earlier, later = (Wide(pairs[0][:, :, :, n], pairs[1][:, n]) for n in (0, 1))
+        values, exponent = _in_blocks(every.values, 2), _in_blocks(every.exponent, 2)
+        earlier, later = (Wide(values[:, :, :, n], exponent[:, n]) for n in (0, 1))
         every = earlier.times(later)
     return every
+
+
+def _in_blocks(values: Float[Tensor, "*n K B H"], length: int) -> Float[Tensor, "*n C L B H"]:
+    """Steps in blocks of a length that divides them; a view."""
+    *before, steps, batch, width = values.shape
+    return values.view(*before, steps // length, length, batch, width)

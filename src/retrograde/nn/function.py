@@ -88,15 +88,15 @@ def _pull_back(
             steps = slice(first, first + count)
             by_x[steps] = pulled.input().view_as(by_x[steps])
 
-    def found(initial: Tensor) -> list[Tensor | None]:
-        return [by_x, initial, *(total.values[0] for total in sums.result().values())]
+    def found(by_state: Tensor) -> list[Tensor | None]:
+        return [by_x, by_state, *(total.values[0] for total in sums.result().values())]
 
     if not unrolled.kept and by_blocks(cell, x):
-        initial = torch.zeros_like(direct[0])
-        for chunk, deltas, initial in linear_adjoints(unrolled, direct):
-            rows = deltas.flatten(0, 1).unsqueeze(0)
+        by_state = direct[0]
+        for chunk, deltas, before in linear_adjoints(unrolled, direct):
+            rows, by_state = deltas.flatten(0, 1).unsqueeze(0), before
             take(chunk.first, len(chunk), chunk.pull_back(rows, chunk.first, len(chunk)))
-        return found(initial)
+        return found(by_state)
     summed = Summed(direct)
     for k, chunk in scan(unrolled, summed):
         if k > chunk.first:
