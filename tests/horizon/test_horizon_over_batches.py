@@ -75,6 +75,29 @@ def test_losses_that_are_sums_over_steps_are_taken_for_that():
         assert retrograde.horizon(made, batches(0, 8), loss, kind="chunks").bias_at(2) > 0
 
 
+@pytest.mark.parametrize("feedback", [False, True])
+def test_outputs_that_come_back_through_the_input_are_named(feedback):
+    """Without such a path the bias is that of really detaching; with one it is not, as noted."""
+    cell, x = nn.GRUCell(2, 2).double(), torch.randn(6, 3, 2, dtype=torch.float64)
+
+    def loss(cell, x, k=6):
+        total, state = 0.0, x.new_zeros(3, 2)
+        for t, now in enumerate(x):
+            read = state.tanh() if feedback and t else now
+            state = cell(read, state.detach() if t % k == 0 else state)
+            total = total + state.square().sum()
+        return total
+
+    found = retrograde.horizon(cell, x, loss, kind="chunks")
+    assert any("GRUCell: its outputs come back" in n for n in found.notes) == feedback
+    whole, cut = (
+        torch.cat([g.flatten() for g in torch.autograd.grad(loss(cell, x, k), cell.parameters())])
+        for k in (6, 2)
+    )
+    bias = float((whole - cut).norm() / whole.norm())
+    assert (found.by_phase[2][-1] == pytest.approx(bias, rel=1e-9)) != feedback
+
+
 def test_of_a_layer_called_step_by_step_it_is_said_that_the_loss_was_not_asked():
     cell = nn.GRUCell(1, 3)
 

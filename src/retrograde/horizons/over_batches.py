@@ -20,6 +20,7 @@ from retrograde.diagnosis.examine import Progress
 from retrograde.diagnosis.run import LossFunction, run
 from retrograde.engine import Scaled
 from retrograde.errors import ArgumentError
+from retrograde.horizons.feedback import count_calls, fed_back
 from retrograde.horizons.price import price
 from retrograde.horizons.seen import Seen, look, put
 from retrograde.horizons.separable import is_sum_over_steps
@@ -60,6 +61,9 @@ def horizon(
 
     A copy of the model is run forwards and backwards on each batch, and each backward pass is taken
     apart by lag, as in `Flow.horizon`.
+
+    What comes back through the input of a layer (a decoder that reads its own outputs, the past of
+    another recurrent layer) is outside the truncation: `notes` says where that is so.
 
     Batches of another size than the first, as the last one of a DataLoader may be, are left out.
 
@@ -131,6 +135,7 @@ def horizon(
         _checks.function("progress", progress, "(done, total, what comes next)", takes=3)
     every: list[Seen] = []
     left_out, unknown = 0, ""
+    back: list[str] = []
     one_by_one: bool | None = None
     rows: list[list[float]] = []
     shorter: list[Shorter] = []
@@ -141,13 +146,19 @@ def horizon(
             if progress is not None:
                 progress(len(every), total, f"batch {len(every) + 1} of {total}")
             with untouched(model):
-                recording = run(copied_model(model), batch, loss_fn, seed).recording
+                copy = copied_model(model)
+                calls = count_calls(copy)
+                recording = run(copy, batch, loss_fn, seed).recording
             seen = look(recording, layer, kind)
             if every and seen.samples != every[0].samples:
                 left_out += 1
                 continue
             every.append(seen)
             _like_the_first(every)
+            if len(every) == 1:
+                repeated = {name: one for name, one in seen.layers.items() if calls[name] > 1}
+                with untouched(model):
+                    back = fed_back(model, batch, loss_fn, seed, repeated)
             if kind == "chunks" and len(every) == 1:
                 lengths = {name: len(recorded.x) for name, recorded in recording.items()}
                 with untouched(model):
@@ -198,6 +209,7 @@ def horizon(
             found = replace(found, unexplained=_unexplained(every))
         found = replace(found, price=price(model, first.layers, found.window(), further))
     notes = list(dict.fromkeys(note for seen in every for note in seen.notes))
+    notes += [f"{name}: {FED_BACK}" for name in back]
     if kind == "chunks" and one_by_one is None:
         notes.append(NOT_ASKED)
     if unknown:
@@ -233,6 +245,11 @@ NO_SUM = (
 NOT_ASKED = (
     "chunks: whether the loss is a sum over steps cannot be asked of a layer that is called step "
     "by step; if it is not, no training chunk by chunk computes it"
+)
+
+FED_BACK = (
+    "its outputs come back through its own input; that part of the gradient takes no hop of the "
+    "recurrence and counts as given by the loss, so that truncating the whole model may lose more"
 )
 
 CANCELS = (

@@ -12,7 +12,7 @@ from retrograde.cells.plan import Plan
 from retrograde.cells.precision import no_autocast
 from retrograde.cells.reverse_mode import CellAdjoint
 from retrograde.cells.rewiring import Factors, scaled
-from retrograde.engine import ParameterSums, Unrolled, scan, unroll
+from retrograde.engine import ParameterSums, Unrolled, unroll
 from retrograde.engine.linear_adjoints import linear_adjoints
 from retrograde.engine.linear_states import by_blocks
 from retrograde.engine.scan import Summed
@@ -98,19 +98,16 @@ def _pull_back(
             take(chunk.first, len(chunk), chunk.pull_back(rows, chunk.first, len(chunk)))
         return found(by_state)
     summed = Summed(direct)
-    for k, chunk in scan(unrolled, summed):
-        if k > chunk.first:
-            continue
+    for chunk in unrolled.chunks():
         # What the recursion does not need is pulled back for all steps of the chunk at once.
-        deltas, plan = torch.cat(summed.deltas[::-1], 1), chunk.plan
-        if summed.factors:
-            factors = stacked(summed.factors[::-1])
+        deltas, chosen = summed.through(chunk)
+        plan = chunk.plan
+        if chosen:
+            factors = stacked(chosen)
             plan = Plan(scaled(chunk.graph, factors))
             if note is not None:
                 note(factors)
-        summed.deltas.clear()
-        summed.factors.clear()
-        take(chunk.first, len(chunk), CellAdjoint(plan, deltas, range(len(chunk))))
+        take(chunk.first, len(chunk), CellAdjoint(plan, deltas.flatten(1, 2), range(len(chunk))))
     return found(summed.adjoint[0])
 
 
