@@ -97,10 +97,12 @@ class Horizon:
         signal: signal and noise by lag, of the whole gradient; None of a single pass.
         training_steps: of the training that learnability is judged for.
         batch_size: the samples of its batches; None for those of the batches seen.
-        unexplained: the same of the part of the gradient that a better readout of the present state
-            would not remove (dL/ds_t without what follows from h_t by least squares over all
-            samples, steps and batches). `learnable` rests on it: in a fresh network the rest is a
-            signal at every lag, whatever the data hold. None for a single batch.
+        unexplained: the same of what the past says of the loss: the parts less those that the past
+            of another sample gives in their place, so that what is left depends on both the past
+            and what the loss asks (`retrograde.horizons.another_past` has the mathematics).
+            `learnable` rests on it: the gradient itself has a signal at every lag, whatever the
+            data hold. None for a single batch, and where the past cannot be replaced; `notes` say
+            so.
         used: what the forward pass uses; None where that is not known.
         by_phase: of chunks, for K = 1, 2, 4, ... the bias of single phases of the cut, that of
             `x.split(K)` the last: of all K phases up to 8, else of 8 evenly spaced ones. Of the
@@ -166,23 +168,23 @@ class Horizon:
 
     @property
     def bias(self) -> Float[Tensor, "K"]:
-        """||g - g_K|| / ||g|| for each K, the median over batches; NaN where g is 0."""
-        return self.each("bias").quantile(0.5, 0)
+        """||g - g_K|| / ||g|| for each K, the median over the batches whose g is not 0."""
+        return self.each("bias").nanquantile(0.5, 0)
 
     @property
     def cosine(self) -> Float[Tensor, "K"]:
         """The cosine of g_K and g, the median over batches; NaN where either is 0."""
-        return self.each("cosine").quantile(0.5, 0)
+        return self.each("cosine").nanquantile(0.5, 0)
 
     @property
     def ratio(self) -> Float[Tensor, "K"]:
         """||g_K|| / ||g||, the median over batches."""
-        return self.each("ratio").quantile(0.5, 0)
+        return self.each("ratio").nanquantile(0.5, 0)
 
     @property
     def signs(self) -> Float[Tensor, "K"]:
         """The share of entries whose sign differs in g_K and g, the median over batches."""
-        return self.each("signs").quantile(0.5, 0)
+        return self.each("signs").nanquantile(0.5, 0)
 
     def each(self, measure: str) -> Float[Tensor, "N K"]:
         """One of "bias", "cosine", "ratio" and "signs" of each batch."""
@@ -196,10 +198,11 @@ class Horizon:
 
     @property
     def learnable(self) -> int | None:
-        """The learnability horizon, a lag: beyond it no signal is shown to be above its noise.
+        """The learnability horizon, a lag: nothing older is shown to say anything of the loss.
 
         `unexplained.learnable` for `training_steps` of `batch_size` samples; -1 where a signal is
-        excluded at every lag. None for a single batch, and where the batches cannot tell.
+        excluded at every lag. None for a single batch, and where the batches cannot tell. 0 where
+        the present input alone counts.
         """
         if self.unexplained is None:
             return None
@@ -242,7 +245,9 @@ class Horizon:
             ArgumentError: if delta is not a number from 0.
         """
         delta = _allowed(delta)
-        share = (self.each("bias") <= delta).double().mean(0)
+        bias = self.each("bias")
+        known = bias[~bias.isnan().any(1)]  # a gradient of 0 is the same at every K
+        share = (known <= delta).double().mean(0)
         found = torch.nonzero(share >= MOST_BATCHES - 1e-9)
         return self.steps[int(found[0])] if len(found) else None
 
@@ -339,9 +344,8 @@ class Horizon:
             lags = signal.lags[int(shown[-1])]
             found = f"lag {lags.start}" if len(lags) == 1 else f"lags {lags.start} to {lags[-1]}"
             return [
-                f"But there is a signal above its noise at {found}, for {self._training}: a longer "
-                "window may help. Train one to know: the gradient is consistent also at lags where "
-                "the past answers nothing."
+                f"But the past at {found} says something of the loss that shows above the noise of "
+                f"{self._training}: there is something for a longer window to learn."
             ]
         if bool(signal.excluded(*asked)[beyond].all()):
             return [
@@ -394,7 +398,7 @@ class Horizon:
 
     def _drawn(self, delta: float) -> tuple[tuple[int, ...], Band, float, int | None, str]:
         delta, bias = _allowed(delta), self.each("bias")
-        band = [bias.quantile(q, 0).tolist() for q in (0.1, 0.5, 0.9)]
+        band = [bias.nanquantile(q, 0).tolist() for q in (0.1, 0.5, 0.9)]
         return self.steps, band, delta, self.window(delta), self.kind
 
 
