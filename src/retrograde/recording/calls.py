@@ -22,10 +22,6 @@ from retrograde.recording.layers import Form, Weights
 
 Key = TypeVar("Key")
 
-LETTERS = ("h", "c", "i", "f", "o")
-"""The parts of a state, in the order in which layers take and return them."""
-
-
 WeightKey = tuple[str, str, int]
 """A tensor that a layer uses as a weight: the layer, the weight, and a number of its own."""
 
@@ -98,6 +94,7 @@ class StateOrigin:
             was given, or "" if it was not given itself.
         opaque: the state was also computed from earlier ones in a way that is not followed.
         plain: each of the tensors between is given once, so that gradients can be compared.
+        as_input: the part of the state that is also the input, where it is the very same tensor.
     """
 
     call: "Call"
@@ -110,6 +107,7 @@ class StateOrigin:
     between: Mapping[Intermediate, str] = field(default_factory=dict)
     opaque: bool = False
     plain: bool = True
+    as_input: Intermediate | None = None
 
     @cached_property
     def reads(self) -> tuple[StateRead, ...]:
@@ -139,6 +137,7 @@ class Call:
         tails: tensors computed from its results, and from the state that entered it, that the loss
             reads and no later call.
         branches: its state came from a call whose state another one continues.
+        fed_back: its input was computed from results of earlier calls of the layer.
         ragged: samples have steps of their own, in it or in a call before.
         passed_to: other layers whose state was computed from this call's results.
         rounding: the relative rounding error of the arithmetic it ran in.
@@ -161,6 +160,7 @@ class Call:
     origin: StateOrigin | None = None
     tails: tuple[Intermediate, ...] = ()
     branches: bool = False
+    fed_back: bool = False
     ragged: bool = False
     passed_to: set[str] = field(default_factory=set)
     rounding: float = 0.0
@@ -429,14 +429,13 @@ def tensors_of(form: Form, arguments: Mapping[str, Any], returned: Any) -> CallT
     """What went into a layer of torch or of ours, and what it returned."""
     state = returned if form.stepped else returned[1]
     output = {} if form.stepped else {OUTPUT: data(returned[0])}
-    given = parts_of(arguments.get("hx"))
-    return CallTensors(arguments["input"], given, {**output, **parts_of(state)})
 
+    def parts_of(state: Any) -> dict[str, Tensor]:
+        parts = () if state is None else (state,) if isinstance(state, Tensor) else state
+        return dict(zip(form.pieces, parts, strict=False))
 
-def parts_of(state: Any) -> dict[str, Tensor]:
-    """The parts of a state as layers take and return it, by letter."""
-    parts = () if state is None else (state,) if isinstance(state, Tensor) else state
-    return dict(zip(LETTERS, parts, strict=False))
+    given, last = parts_of(arguments.get("hx")), parts_of(state)
+    return CallTensors(arguments["input"], given, {**output, **last})
 
 
 def data(sequence: Tensor | PackedSequence) -> Tensor:

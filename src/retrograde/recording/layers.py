@@ -4,7 +4,7 @@ which precision they compute.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -165,6 +165,7 @@ class Form:
         declared: it is a module of the user's own, called with sequences or, if stepped, with one
             step.
         readout: the part of its state that no step reads.
+        pieces: the parts of its state, in the order in which it takes and returns them.
     """
 
     kind: str
@@ -177,10 +178,16 @@ class Form:
     weights: tuple[str, ...]
     declared: bool = False
     readout: str = ""
+    pieces: tuple[str, ...] = ("h", "c")
 
     @property
     def layers(self) -> int:
         return 1 if not self.positions else len(self.positions) // self.directions
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is one cell in one direction."""
+        return len(self.positions) < 2 and self.directions == 1
 
     @property
     def transparent(self) -> bool:
@@ -210,7 +217,10 @@ def form_of(module: Layer) -> Form:
     listed = module._flat_weights_names if isinstance(module, nn.RNNBase) else module.weight_names
     names = tuple(map(str, listed))
     directions, batch_first = 1 + bool(module.bidirectional), bool(module.batch_first)
-    return Form(kind, False, batch_first, directions, dropout, overridden, positions, names)
+    form = Form(kind, False, batch_first, directions, dropout, overridden, positions, names)
+    if isinstance(module, AbstractRecurrent):
+        return replace(form, pieces=module.state_pieces)
+    return form
 
 
 def class_of(module: nn.Module) -> str:
