@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 import retrograde
 from retrograde.errors import ArgumentError
+from retrograde.report import HorizonReport
 
 T, B, H = 14, 6, 5
 
@@ -45,19 +46,94 @@ def pooled(model, batch):
     return (model(batch[0]).mean(0) - batch[1][-1]).square().mean()
 
 
+def fixed(model, batch):
+    return (model(batch[0]) - batch[1])[T - 1].square().mean()
+
+
+def moving(model, batch):
+    """Of the last two steps; with the input cut, of the last one alone."""
+    output = model(batch[0])
+    return (output[-2:] if len(output) == T else output[-1:]).square().mean()
+
+
+def neighbours(model, batch):
+    """Two steps next to each other, both in the same half, and nothing else."""
+    output = model(batch[0])
+    return (output - batch[1]).square().sum() + (output[1] * output[2]).sum()
+
+
+def with_last_state(model, batch):
+    output, (last, _) = model.layer(batch[0])
+    return (last[-1] * output[3]).sum()
+
+
 def test_losses_that_are_sums_over_steps_are_taken_for_that():
-    for loss in (loss_at_every_step, loss_at_the_end):
-        assert retrograde.horizon(model(), batches(0), loss, kind="chunks").spread[2] > 0
+    for loss, made in (
+        (loss_at_every_step, model()),
+        (loss_at_the_end, Model(Encoder())),  # what is below another layer is no part of the loss
+    ):
+        assert retrograde.horizon(made, batches(0, 8), loss, kind="chunks").bias_at(2) > 0
 
 
-def test_a_shorter_window_is_that_of_really_feeding_it():
-    made = model().double()
+@pytest.mark.parametrize("feedback", [False, True])
+def test_outputs_that_come_back_through_the_input_are_named(feedback):
+    """Without such a path the bias is that of really detaching; with one it is not, as noted."""
+    cell, x = nn.GRUCell(2, 2).double(), torch.randn(6, 3, 2, dtype=torch.float64)
+
+    def loss(cell, x, k=6):
+        total, state = 0.0, x.new_zeros(3, 2)
+        for t, now in enumerate(x):
+            read = state.tanh() if feedback and t else now
+            state = cell(read, state.detach() if t % k == 0 else state)
+            total = total + state.square().sum()
+        return total
+
+    found = retrograde.horizon(cell, x, loss, kind="chunks")
+    assert any("GRUCell: its outputs come back" in n for n in found.notes) == feedback
+    whole, cut = (
+        torch.cat([g.flatten() for g in torch.autograd.grad(loss(cell, x, k), cell.parameters())])
+        for k in (6, 2)
+    )
+    bias = float((whole - cut).norm() / whole.norm())
+    assert (found.by_phase[2][-1] == pytest.approx(bias, rel=1e-9)) != feedback
+
+
+def test_of_a_layer_called_step_by_step_it_is_said_that_the_loss_was_not_asked():
+    cell = nn.GRUCell(1, 3)
+
+    def loss(cell, x):
+        states = [cell(x[0])]
+        for now in x[1:]:
+            states.append(cell(now, states[-1]))
+        return torch.stack(states).square().sum()
+
+    found = retrograde.horizon(cell, torch.randn(5, 2, 1), loss, kind="chunks")
+    assert any("cannot be asked of a layer that is called step by step" in n for n in found.notes)
+
+
+class Encoder(nn.Module):
+    """A layer below: it sends the loss of the last steps to the first ones, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden_size = H
+        self.low, self.high = nn.GRU(1, 3), nn.LSTM(3, H)
+
+    def forward(self, x):
+        return self.high(self.low(x)[0])
+
+
+@pytest.mark.parametrize("two", [False, True])
+def test_a_shorter_window_is_that_of_really_feeding_it(two, monkeypatch):
+    made = Model(Encoder()).double() if two else model().double()
 
     def doubled(seed):
         return tuple(each.double() for each in batches(seed))
 
+    monkeypatch.delattr("retrograde.decomposition.Flow.truncated")  # no lags are scanned
     horizon = retrograde.horizon(made, doubled, loss_at_the_end, kind="window", most=2)
     assert horizon.steps[0] == 1 and horizon.steps[-1] == T - 1  # before the first loss step
+    assert not two or {"layer.low", "layer.high", "layer.low: weight_hh_l0"} <= {*horizon.names}
     for number in range(2):
         x, y = doubled(number)
 
@@ -274,6 +350,37 @@ def test_what_a_nonlinear_target_leaves_is_no_promise():
     assert "may help" not in words or "Train one to know" in words
 
 
+def test_batches_whose_gradient_is_zero_are_no_part_of_the_curves(tmp_path):
+    def drawn(seed):
+        return *batches(seed), float(seed != 2)
+
+    def sometimes(model, batch):
+        return (model(batch[0]) - batch[1]).square().mean() * batch[2]
+
+    found = retrograde.horizon(model(), drawn, sometimes, most=4)
+    others = retrograde.horizon(model(), iter([*map(drawn, (0, 1, 3))]), sometimes)
+    assert torch.equal(found.bias, others.bias) and torch.equal(found.signs, others.signs)
+    assert found.window() == others.window() and found.columns[0].reached > 0
+    assert "the gradient is 0 in 1 of 4 batches, left out of the curves" in found.notes
+    assert found.each("bias").isnan().all(1).tolist() == [False, False, True, False]
+
+    nothing = retrograde.horizon(model(), batches(0), lambda m, x: (m(x[0]) * 0).sum())
+    assert nothing.bias.isnan().all() and nothing.window() is None
+    assert nothing.summary()[0] == "window     none: the gradient is 0"
+    assert "No window can be named: the gradient is 0." in nothing.recommendation()
+    report = HorizonReport.of(nothing)
+    report.to_html(tmp_path / "page.html")
+    for view in (str(report), str(nothing), repr(report)):
+        assert " nan" not in view and "- to -" not in view
+    assert "nan</td>" not in (tmp_path / "page.html").read_text()
+
+
+def test_no_loss_step_that_looks_further_back_is_no_want_of_batches():
+    for drawn in (batches, batches(0)):
+        found = retrograde.horizon(model(), drawn, lambda m, x: m(x[0])[0].square().sum(), most=3)
+        assert "windows between 1 and 14 steps add nothing to this" in found.recommendation()
+
+
 def test_a_past_that_moves_the_loss_by_rounding_alone():
     horizon = retrograde.horizon(
         model(), batches(0), lambda model, x: model(x[0]).mean() * 1e-9 + 1, past="zeros"
@@ -293,11 +400,17 @@ def test_columns_of_a_gradient_beyond_the_range_of_float64():
     assert max(column.reached for column in horizon.columns) == pytest.approx(1, abs=0.5)
 
 
-def test_the_weights_are_no_memory_of_a_window():
-    made = Model(nn.LSTM(1, 64))
-    steps = retrograde.horizon(made, batches(0), loss_at_the_end).window()
-    price = retrograde.horizon(made, batches(0), loss_at_the_end).price
-    assert price.memory == pytest.approx(steps / T, rel=0.3) and steps < T
+@pytest.mark.parametrize("kind, further", [("sliding", 0), ("window", 5)])
+def test_the_price_is_that_of_the_steps_read_and_not_of_the_weights(kind, further):
+    """A shorter input keeps what comes after the first loss step."""
+
+    def late(model, batch):
+        return (model(batch[0]) - batch[1])[-6:].square().mean()
+
+    found = retrograde.horizon(Model(nn.LSTM(1, 64)), batches(0), late, kind=kind)
+    price, steps = found.price, found.window()
+    assert (price.steps, price.further) == (steps, further) and steps + further < T
+    assert price.memory == pytest.approx((steps + further) / T, rel=0.3)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +419,11 @@ def test_the_weights_are_no_memory_of_a_window():
         ({"kind": "window"}, "the loss enters at step 0"),
         ({"kind": "window", "loss_fn": loss_at_the_end, "steps": B}, "which axis of a tensor"),
         ({"kind": "window", "loss_fn": loss_at_the_end, "cut": lambda b, n: b}, "then reads 14"),
+        ({"kind": "window", "loss_fn": fixed}, "IndexError.* count them from the last.* cut="),
+        ({"kind": "window", "loss_fn": moving}, "other steps: -1, not -2, -1 .* cut="),
         ({"kind": "chunks", "loss_fn": pooled}, "needs a loss that is a sum over steps"),
+        ({"kind": "chunks", "loss_fn": neighbours}, "needs a loss that is a sum over steps"),
+        ({"kind": "chunks", "loss_fn": with_last_state}, "needs a loss that is a sum over steps"),
         ({"kind": "windows"}, "did you mean|must be"),
         ({"layer": "layers"}, "layer"),
     ],

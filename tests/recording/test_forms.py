@@ -457,18 +457,6 @@ def test_a_state_that_two_calls_go_on_from():
     )
 
 
-def test_a_cell_that_reads_its_own_state():
-    cell = nn.GRUCell(H, H, dtype=D)
-
-    def run():
-        h = sequence(B, H)
-        for _ in range(4):
-            h = cell(h, h)
-        return h.square().sum()
-
-    exact(cell, run)
-
-
 @pytest.mark.parametrize("kind", CELLS)
 def test_one_unit_and_one_sample_whose_state_is_the_loss(kind):
     cell = CELLS[kind](INPUTS, 1, dtype=D)

@@ -160,14 +160,19 @@ def test_the_command(capsys, tmp_path):
         kept.append(tmp_path / f"{name}.pt")
         torch.save({"state_dict": nn.GRU(1, 4).state_dict()}, kept[-1])
     options = ["--kind", "chunks", "--delta", 0.5, "--layer", "GRU", "--json", tmp_path / "b.json"]
-    options += ["--checkpoint", kept[0], "--checkpoint", kept[1], "--batches", 1, "--quiet"]
+    options += ["--checkpoint", kept[0], "--checkpoint", kept[1], "--batches", 3, "--quiet"]
+    options += ["--training-steps", 50, "--batch-size", 7, "--past", "zeros"]
     assert run(capsys, "horizon", target, *options)[:2] == (0, "")
     report = HorizonReport.from_json(tmp_path / "b.json")
-    assert (report.kind, report.batches, report.delta) == ("chunks", 1, 0.5)
+    assert (report.kind, report.batches, report.delta) == ("chunks", 3, 0.5)
+    asked = report.layer, report.training_steps, report.batch_size, report.past
+    assert asked == ("GRU", 50, 7, "zeros")
+    assert "Layer: GRU. Used: against a past of zeros. Learnable: by 50 training" in str(report)
     assert [each.name for each in report.weights] == ["early", "late"]
 
     code, out, _ = run(capsys, "compare", numbers, tmp_path / "b.json")
-    assert code == 0 and "kind     sliding -> chunks" in out
+    assert code == 0 and "kind            sliding -> chunks" in out
+    assert "training_steps  1000 -> 50" in out and "batch_size      none -> 7" in out
 
 
 @pytest.mark.parametrize(

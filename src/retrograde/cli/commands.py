@@ -101,6 +101,14 @@ class FailOnChange(StrEnum):
     NEVER = "never"
 
 
+class Past(StrEnum):
+    """What the past is replaced by."""
+
+    ANOTHER_SAMPLE = "another-sample"
+    MEAN = "mean"
+    ZEROS = "zeros"
+
+
 class Kind(StrEnum):
     """What is truncated."""
 
@@ -266,6 +274,21 @@ def horizon(
             "how the horizon grows.",
         ),
     ] = None,
+    training_steps: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="M", help="Steps of the training that the learnable lag is judged for."
+        ),
+    ] = horizons.TRAINING_STEPS,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="B", help="Samples of each of its batches; those of the batches seen."
+        ),
+    ] = None,
+    past: Annotated[
+        Past, typer.Option(help="What stands in for the past to see whether the model uses it.")
+    ] = Past.ANOTHER_SAMPLE,
     html: Html = None,
     json: Json = None,
     seed: Seed = 0,
@@ -279,12 +302,21 @@ def horizon(
     with _hushed(quiet), progress(f"loading {target}", quiet) as tell:
         subject = _loaded(target, seed, place)
         given = subject.model, subject.batch, subjects.users(subject.loss_fn)
-        options: Any = {"kind": kind.value, "layer": layer, "most": batches, "seed": seed}
-        options["cells"] = subject.cells
+        options: Any = {
+            "kind": kind.value,
+            "layer": layer,
+            "most": batches,
+            "training_steps": training_steps,
+            "batch_size": batch_size,
+            "past": past.value.replace("-", " "),
+            "seed": seed,
+            "progress": tell,
+            "cells": subject.cells,
+        }
         found = (
             horizons.over_training(*given, _checkpoints(checkpoint), **options)
             if checkpoint
-            else horizons.horizon(*given, **options, progress=tell)
+            else horizons.horizon(*given, **options)
         )
         settings = reporting.Settings().of_run(subject.model, subject.batch, seed)
         report = reporting.HorizonReport.of(found, delta, settings)

@@ -94,7 +94,7 @@ class Flow(AbstractPass):
     entries: Entries
     _found: dict[AbstractLabels, Mapping[str, Parts]] = field(default_factory=dict)
     _starts: set[int] = field(default_factory=set)
-    _truncated: dict[str, Mapping[str, Measures]] = field(default_factory=dict)
+    _truncated: dict[tuple[str, int], Mapping[str, Measures]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"Flow of {self.recorded.size_in_words}"
@@ -295,8 +295,9 @@ class Flow(AbstractPass):
     def reach_is_lower_bound(self) -> bool:
         """Whether lags end at steps where the gradient goes on (`recorded.lags_end`).
 
-        There the state was computed from the one before by something that the recursion does not
-        pass. What comes back counts as given by the loss, so that the gradient may reach further.
+        There the state, or the input, was computed from the state before by something that the
+        recursion does not pass. What comes back counts as given by the loss, so that the gradient
+        may reach further.
         """
         return bool(self.recorded.lags_end)
 
@@ -465,6 +466,10 @@ class Flow(AbstractPass):
         phases that such a cut can have; where the loss enters at several steps it is that of one
         backward pass of their sum.
 
+        What comes back to a step through the layer's own input, in a decoder that reads its own
+        outputs, is no hop of the recurrence: it counts as given by the loss, and no K cuts it
+        (`retrograde.horizon` notes it).
+
         Args:
             kind: "sliding" or "chunks". A window that is shorter in the forward pass too needs the
                 model: `retrograde.horizon(model, batches, loss_fn, kind="window")`.
@@ -509,13 +514,14 @@ class Flow(AbstractPass):
         """
         return whole_gradient(cut_every(self.unrolled, steps, phase), self.entries.direct)
 
-    def truncated(self, kind: str) -> Mapping[str, Measures]:
-        """What is left of the gradient of each parameter for K = 1 .. T."""
-        if kind not in self._truncated:
+    def truncated(self, kind: str, most: int | None = None) -> Mapping[str, Measures]:
+        """What is left of the gradient of each parameter for K = 1 .. `most`, T if None."""
+        key = kind, most or self.steps
+        if key not in self._truncated:
             truncation, count = Truncation(kind, self.gradient), self.lags_that_count
             truncation.take(parts_by_lag(self.unrolled, self.entries.direct, count))
-            self._truncated[kind] = truncation.result(self.steps)
-        return self._truncated[kind]
+            self._truncated[key] = truncation.result(key[1])
+        return self._truncated[key]
 
     @cached_property
     def lags_that_count(self) -> int:

@@ -326,9 +326,10 @@ def _without_consequences(
 def _ended(found: Mapping[str, Subject]) -> list[str]:
     """Where lags end before the sequence does."""
     return [
-        f"{name}: lags end before {_steps(subject.recorded.lags_end)}, where the state was "
-        "computed from the one before by something that the recursion does not pass; the reach is "
-        "a lower bound, and a gradient that reaches less than it should is not said to vanish."
+        f"{name}: lags end before {_steps(subject.recorded.lags_end)}, where the state or the "
+        "input was computed from the state before by something that the recursion does not pass; "
+        "the reach is a lower bound, and a gradient that reaches less than it should is not said "
+        "to vanish."
         for name, subject in found.items()
         if subject.flow is not None and not subject.void and subject.flow.reach_is_lower_bound
     ]

@@ -113,20 +113,29 @@ class Chunk:
         program: Program,
         k: int,
         delta: Float[Tensor, "N B S"],
-        spare: int = 0,
         fill: bool = True,
-    ) -> list[Float[Tensor, "N1 B S"]]:
+    ) -> list[Float[Tensor, "N B S"]]:
         """The results of a program at step k, taken past the boundary before it.
 
-        With `spare` rows at the end, not written yet; and without zeros if not to be filled, where
-        nothing comes back to.
+        Without zeros if not to be filled, where nothing comes back to.
         """
-        results = program.run(program.at(k - self.first), delta, spare, fill)
+        results = program.run(program.at(k - self.first), delta, fill)
         if k in self.boundaries:
             for result in results:
-                rows = result[: len(delta)]
-                rows.copy_(self.boundaries[k].pull_back(rows))
+                result.copy_(self.boundaries[k].pull_back(result))
         return results
+
+    def through_to(
+        self,
+        program: Program,
+        k: int,
+        delta: Float[Tensor, "N B S"],
+        out: Float[Tensor, "N B S"],
+    ) -> None:
+        """The only result of a program at step k written to a tensor; autocast must be off."""
+        program.run_to(program.at(k - self.first), delta, [out])
+        if k in self.boundaries:
+            out.copy_(self.boundaries[k].pull_back(out))
 
     def pull_back(self, delta: Float[Tensor, "N B S"], first: int, count: int = 1) -> CellAdjoint:
         """Rows of adjoints of s_k through step k, for several steps as if they were its samples.

@@ -1,7 +1,7 @@
 """The truncation curve of a model over several batches."""
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -20,15 +20,15 @@ from retrograde.diagnosis.examine import Progress
 from retrograde.diagnosis.run import LossFunction, run
 from retrograde.engine import Scaled
 from retrograde.errors import ArgumentError
+from retrograde.horizons.feedback import count_calls, fed_back
 from retrograde.horizons.price import price
 from retrograde.horizons.seen import Seen, look, put
 from retrograde.horizons.separable import is_sum_over_steps
-from retrograde.horizons.shorter import Cut, shortened
+from retrograde.horizons.shorter import Cut, Shorter, shortened
 from retrograde.horizons.unexplained import parts_of, same_for_all, unexplained
 from retrograde.horizons.used import PASTS, losses_without_the_past
 from retrograde.recording.layers import declared
 from retrograde.truncation.horizon import NOTHING_TO_LEARN, Horizon
-from retrograde.truncation.measures import Measures
 from retrograde.truncation.signal import Signal, signal_of
 from retrograde.truncation.used import Used
 
@@ -61,6 +61,9 @@ def horizon(
 
     A copy of the model is run forwards and backwards on each batch, and each backward pass is taken
     apart by lag, as in `Flow.horizon`.
+
+    What comes back through the input of a layer (a decoder that reads its own outputs, the past of
+    another recurrent layer) is outside the truncation: `notes` says where that is so.
 
     Batches of another size than the first, as the last one of a DataLoader may be, are left out.
 
@@ -100,7 +103,7 @@ def horizon(
             differ in steps or layers, or if the loss is not a scalar tensor with a gradient; for
             kind="window" where the loss enters at the first step, so that there is nothing to cut,
             or where it cannot be told how to cut the input; for kind="chunks" where the loss is no
-            sum over steps (of a model with one recurrent layer that is called once).
+            sum over steps (of layers that are not called step by step).
         RetrogradeError: whatever `record` and `decompose` refuse.
 
     Example:
@@ -132,8 +135,10 @@ def horizon(
         _checks.function("progress", progress, "(done, total, what comes next)", takes=3)
     every: list[Seen] = []
     left_out, unknown = 0, ""
+    back: list[str] = []
+    one_by_one: bool | None = None
     rows: list[list[float]] = []
-    shorter: list[tuple[tuple[int, ...], dict[str, Measures]]] = []
+    shorter: list[Shorter] = []
     with declared(model, cells):
         given = _given(model, batches, loss_fn, seed, most)
         total = len(given.drawn) if given.function is None else most
@@ -141,22 +146,31 @@ def horizon(
             if progress is not None:
                 progress(len(every), total, f"batch {len(every) + 1} of {total}")
             with untouched(model):
-                recording = run(copied_model(model), batch, loss_fn, seed).recording
+                copy = copied_model(model)
+                calls = count_calls(copy)
+                recording = run(copy, batch, loss_fn, seed).recording
             seen = look(recording, layer, kind)
             if every and seen.samples != every[0].samples:
                 left_out += 1
                 continue
             every.append(seen)
             _like_the_first(every)
-            if kind == "chunks" and len(every) == 1 and len(seen.layers) == 1:
-                (name,) = seen.layers
+            if len(every) == 1:
+                repeated = {name: one for name, one in seen.layers.items() if calls[name] > 1}
                 with untouched(model):
-                    one_by_one = is_sum_over_steps(model, batch, loss_fn, seed, name, seen.steps)
-                if not one_by_one:
+                    back = fed_back(model, batch, loss_fn, seed, repeated)
+            if kind == "chunks" and len(every) == 1:
+                lengths = {name: len(recorded.x) for name, recorded in recording.items()}
+                with untouched(model):
+                    one_by_one = is_sum_over_steps(model, batch, loss_fn, seed, lengths)
+                if one_by_one is False:
                     raise ArgumentError(NO_SUM)
             if kind == "window":
                 with untouched(model):
-                    shorter.append(shortened(model, batch, loss_fn, seed, seen.layers, cut))
+                    shorter.append(
+                        shortened(model, batch, loss_fn, seed, recording, seen.layers, cut)
+                    )
+                _cut_like_the_first(shorter)
             if len(seen.layers) > 1:
                 unknown = "what the model uses is not known of several layers; name one, layer="
             if not unknown:
@@ -170,10 +184,9 @@ def horizon(
                 else:
                     rows.append(losses)
         first = every[0]
-        steps = shorter[0][0] if shorter else tuple(range(1, first.steps + 1))
-        curves: list[Mapping[str, Measures]] = [found for _, found in shorter]
-        curves = curves or [seen.measures for seen in every]
-        measures = {name: tuple(found[name] for found in curves) for name in curves[0]}
+        steps = shorter[0].steps if shorter else tuple(range(1, first.steps + 1))
+        curves = [each.measures for each in shorter or every]
+        measures = {name: tuple(curve[name] for curve in curves) for name in curves[0]}
         found = Horizon(
             kind,
             steps,
@@ -185,22 +198,30 @@ def horizon(
             batch_size=batch_size,
             used=None if unknown else Used(replaced(first.lags), torch.tensor(rows).double(), past),
             sensitivity=torch.stack([seen.sensitivity for seen in every]).mean(0),
+            layer=layer,
         )
         if kind == "chunks" and len(first.layers) == 1:
             (recorded,) = first.layers.values()
             flow = unasked(recorded)
             found = replace(found, by_phase=by_phase(flow.gradient, flow.steps, flow.in_chunks))
+        further = shorter[0].further if shorter else 0
         if len(every) > 1:
             found = replace(found, unexplained=_unexplained(every))
-        found = replace(found, price=price(model, first.layers, found.window()))
+        found = replace(found, price=price(model, first.layers, found.window(), further))
     notes = list(dict.fromkeys(note for seen in every for note in seen.notes))
+    notes += [f"{name}: {FED_BACK}" for name in back]
+    if kind == "chunks" and one_by_one is None:
+        notes.append(NOT_ASKED)
     if unknown:
         notes.append(unknown)
     if len(every) == 1:
         notes.append(SINGLE)
     if found.unexplained is not None and found.unexplained.nothing:
         notes.append(NOTHING_TO_LEARN)
-    if found.used is not None:
+    zero = sum(one.whole == -torch.inf for one in found.measures[""])
+    if 0 < zero < len(every):
+        notes.append(f"the gradient is 0 in {zero} of {len(every)} batches, left out of the curves")
+    if found.used is not None and zero < len(every):
         flows = [unasked(one) for seen in every for one in seen.layers.values()]
         if past == PASTS[0] and same_for_all(flows):
             notes.append(CANCELS)
@@ -216,9 +237,19 @@ def horizon(
 SINGLE = "a single batch: nothing tells signal from noise, so no learnability horizon is known"
 
 NO_SUM = (
-    'kind="chunks" needs a loss that is a sum over steps; what this one gives to the earlier '
-    "outputs of the layer depends on the later ones, as with attention, pooling or a norm over "
+    'kind="chunks" needs a loss that is a sum over steps; what this one gives to the output at one '
+    "step depends on the outputs at others, as with attention, pooling, a product or a norm over "
     'time, so that it cannot be computed chunk by chunk. Use kind="sliding"'
+)
+
+NOT_ASKED = (
+    "chunks: whether the loss is a sum over steps cannot be asked of a layer that is called step "
+    "by step; if it is not, no training chunk by chunk computes it"
+)
+
+FED_BACK = (
+    "its outputs come back through its own input; that part of the gradient takes no hop of the "
+    "recurrence and counts as given by the loss, so that truncating the whole model may lose more"
 )
 
 CANCELS = (
@@ -248,6 +279,20 @@ def replaced(lags: Sequence[range]) -> tuple[int, ...]:
     return (*(each.start for each in lags), lags[-1].stop)
 
 
+def _cut_like_the_first(shorter: Sequence[Shorter]) -> None:
+    """Refuse a batch whose loss enters at other steps than that of the first.
+
+    Raises:
+        ArgumentError: with the steps.
+    """
+    first, last = shorter[0].further, shorter[-1].further
+    if first != last:
+        raise ArgumentError(
+            f"in batch 1 the loss enters from {first} steps before the last one on, in batch "
+            f"{len(shorter)} from {last}. Give batches that are alike"
+        )
+
+
 def _like_the_first(every: Sequence[Seen]) -> None:
     """Refuse a batch whose gradient cannot be compared with that of the first.
 
@@ -257,7 +302,7 @@ def _like_the_first(every: Sequence[Seen]) -> None:
     first, last = every[0], every[-1]
     for what, one, other in (
         ("numbers of steps", first.steps, last.steps),
-        ("layers", ", ".join(first.measures), ", ".join(last.measures)),
+        ("layers", ", ".join(first.layers), ", ".join(last.layers)),
     ):
         if one != other:
             raise ArgumentError(

@@ -9,9 +9,12 @@ from torch import Tensor, nn
 from retrograde import _checks
 from retrograde.declarations.matching import Declared
 from retrograde.diagnosis.copies import copied_model
+from retrograde.diagnosis.examine import Progress
 from retrograde.diagnosis.run import LossFunction
 from retrograde.errors import ArgumentError
-from retrograde.horizons.over_batches import BATCHES, horizon
+from retrograde.horizons.over_batches import BATCHES, TRAINING_STEPS, horizon
+from retrograde.horizons.shorter import Cut
+from retrograde.horizons.used import PASTS
 from retrograde.truncation import Horizon
 
 
@@ -24,7 +27,12 @@ def over_training(
     kind: str = "sliding",
     layer: str | None = None,
     most: int = BATCHES,
+    training_steps: int = TRAINING_STEPS,
+    batch_size: int | None = None,
+    past: str = PASTS[0],
+    cut: Cut | None = None,
     seed: int = 0,
+    progress: Progress | None = None,
     cells: Declared | None = None,
 ) -> dict[str, Horizon]:
     """The horizon of a model at several checkpoints, on the same batches.
@@ -34,11 +42,8 @@ def over_training(
         batches: as in `retrograde.horizon`.
         loss_fn: as there.
         checkpoints: state dicts by name, in order of training.
-        kind: as there.
-        layer: as there.
-        most: as there.
-        seed: as there.
-        cells: as there.
+        kind, layer, most, training_steps, batch_size, past, cut, seed, cells: as there.
+        progress: called with (batches done, batches in all, what comes next), at each checkpoint.
 
     Returns:
         The horizons by the name of the checkpoint.
@@ -79,11 +84,21 @@ def over_training(
             kind=kind,
             layer=layer,
             most=most,
+            training_steps=training_steps,
+            batch_size=batch_size,
+            past=past,
+            cut=cut,
             seed=seed,
+            progress=None if progress is None else _at(progress, name),
             cells=cells,
         )
         for name, weights in checkpoints.items()
     }
+
+
+def _at(progress: Progress, name: str) -> Progress:
+    """Progress that says at which checkpoint it is."""
+    return lambda done, total, what: progress(done, total, f"{name}: {what}")
 
 
 def _with_weights(model: nn.Module, name: str, weights: Mapping[str, Tensor]) -> nn.Module:

@@ -14,13 +14,16 @@ ROUNDS = 3
 """A pass is run so often after one that warms up; the least time counts."""
 
 
-def price(model: nn.Module, layers: Mapping[str, Recorded], steps: int | None) -> Price | None:
+def price(
+    model: nn.Module, layers: Mapping[str, Recorded], steps: int | None, further: int = 0
+) -> Price | None:
     """What a window costs against all steps; None where a layer cannot be run on its own.
 
     Args:
         model: the user's model; a copy is run.
         layers: the recorded layers. Several are run one after the other.
         steps: of the window; None if there is none.
+        further: the steps after the first loss step that are read as well.
     """
     if steps is None:
         return None
@@ -31,10 +34,12 @@ def price(model: nn.Module, layers: Mapping[str, Recorded], steps: int | None) -
         for name, recorded in layers.items():
             if not isinstance(modules.get(name), nn.RNNBase):
                 return None
-            short, long = (_measured(modules[name], recorded, n) for n in (steps, present))
+            short, long = (
+                _measured(modules[name], recorded, n) for n in (steps + further, present)
+            )
             seconds, size = seconds + short[0], size + short[1]
             whole_seconds, whole_size = whole_seconds + long[0], whole_size + long[1]
-    return Price(steps, present, seconds, whole_seconds, size, whole_size)
+    return Price(steps, present, seconds, whole_seconds, size, whole_size, further)
 
 
 def _measured(layer: nn.Module, recorded: Recorded, steps: int) -> tuple[float, int]:

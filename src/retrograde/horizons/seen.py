@@ -15,8 +15,9 @@ from retrograde.decomposition.flow import unasked, void_in_words
 from retrograde.engine import Scaled
 from retrograde.errors import VoidDecompositionWarning
 from retrograde.recording import Recorded, Recording
-from retrograde.truncation.horizon import ENDS, with_layers
+from retrograde.truncation.horizon import ENDS, of_layers
 from retrograde.truncation.measures import Measures, root_of_squares
+from retrograde.truncation.truncated import KINDS
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +25,8 @@ class Seen:
     """What one pass says.
 
     Attributes:
-        measures: by name, "" for the whole gradient.
+        measures: by name, "" for the whole gradient; none of a truncation that a single pass does
+            not tell.
         parts: those of each bin of lags, by layer and parameter.
         lags: the bins.
         steps: of the longest layer.
@@ -56,7 +58,7 @@ def look(recording: Recording, layer: str | None, kind: str) -> Seen:
     flows = {name: unasked(recording[name]) for name in names}
     steps = max(flow.steps for flow in flows.values())
     lags = lag_bins("octaves", steps)
-    measures: dict[str, Measures] = {}
+    measures: dict[str, Mapping[str, Measures]] = {}
     parts: list[dict[str, Scaled]] = [{} for _ in lags]
     notes, sensitivity = [], []
     for name, flow in flows.items():
@@ -65,24 +67,17 @@ def look(recording: Recording, layer: str | None, kind: str) -> Seen:
             warnings.warn(words, VoidDecompositionWarning, stacklevel=3)
         starts = [bin_.start for bin_ in lags]
         put(parts, name, rows_of({of: flow.by_lag(of, starts) for of in flow.parameters}))
-        found = with_layers(flow.truncated("sliding" if kind == "window" else kind))
-        if len(flows) == 1:
-            measures = found
-        else:
-            found = {of: one.extended(steps - flow.steps) for of, one in found.items()}
-            measures[name] = found.pop("")
-            measures |= {f"{name}: {of}": one for of, one in found.items()}
+        if kind in KINDS:
+            measures[name] = flow.truncated(kind, steps)
         by_input = flow.by_lag("input", starts).log2
-        more = by_input.new_full((len(lags) - len(by_input),), -torch.inf)
-        sensitivity.append(torch.cat((by_input, more)))
+        nothing = by_input.new_full((len(lags) - len(by_input),), -torch.inf)
+        sensitivity.append(torch.cat((by_input, nothing)))
         if flow.lags_end:
             notes.append(f"{name}: {ENDS}")
-    if len(flows) > 1:
-        whole = Measures.together([measures[name] for name in flows])
-        measures = {"": whole, **measures}
+    if len(flows) > 1 and measures:
         notes.append(SEVERAL)
     return Seen(
-        measures,
+        of_layers(measures) if measures else {},
         tuple(parts),
         lags,
         steps,

@@ -12,7 +12,7 @@ from retrograde.cells.plan import Plan
 from retrograde.cells.precision import no_autocast
 from retrograde.cells.reverse_mode import CellAdjoint
 from retrograde.cells.rewiring import Factors, scaled
-from retrograde.engine import ParameterSums, Unrolled, scan, unroll
+from retrograde.engine import ParameterSums, Unrolled, unroll
 from retrograde.engine.scan import Summed
 from retrograde.engine.unroll import stacked
 from retrograde.errors import SecondDerivativeError
@@ -79,19 +79,16 @@ def _pull_back(
     sums = ParameterSums(cell.parameters, rows=1)
     by_x = torch.empty_like(x) if needs[0] else None
     summed = Summed(direct)
-    for k, chunk in scan(unrolled, summed):
-        if k > chunk.first:
-            continue
+    for chunk in unrolled.chunks():
         # What the recursion does not need is pulled back for all steps of the chunk at once.
-        deltas, plan = torch.cat(summed.deltas[::-1], 1), chunk.plan
-        if summed.factors:
-            factors = stacked(summed.factors[::-1])
+        deltas, chosen = summed.through(chunk)
+        plan = chunk.plan
+        if chosen:
+            factors = stacked(chosen)
             plan = Plan(scaled(chunk.graph, factors))
             if note is not None:
                 note(factors)
-        summed.deltas.clear()
-        summed.factors.clear()
-        pulled = CellAdjoint(plan, deltas, range(len(chunk)))
+        pulled = CellAdjoint(plan, deltas.flatten(1, 2), range(len(chunk)))
         if any(needs[2:]):
             sums.add(pulled)
         if by_x is not None:

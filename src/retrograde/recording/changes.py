@@ -17,6 +17,10 @@ BRANCHED = (
     "a run starts at {} from a state that another call continues or reads as its input: what "
     "comes back to that state counts as given by the loss, and lags end there"
 )
+FED_BACK = (
+    "the input at {} is computed from the layer's own outputs: what comes back through it counts "
+    "as given by the loss to those outputs, so that lags through the input end there"
+)
 
 
 def in_words(changes: Sequence[tuple[int, str]]) -> list[str]:

@@ -117,6 +117,29 @@ def users_by_edge(
     return users
 
 
+def depends_on(node: Node, known: dict[Node, bool], inside: Mapping[Node, Iterable[Edge]]) -> bool:
+    """Whether a node was computed from one of those that `known` says True of.
+
+    Args:
+        node: the node.
+        known: what is known already, which grows.
+        inside: the last nodes of each recorded call, with the edges of what went into it.
+    """
+    waiting = [(node, False)]
+    while waiting:
+        each, done = waiting.pop()
+        if each in known and not done:
+            continue
+        before = [edge[0] for edge in inside.get(each, each.next_functions) if edge[0] is not None]
+        if done:
+            known[each] = any(known[other] for other in before)
+        else:
+            known[each] = False  # until those before it are known
+            waiting.append((each, True))
+            waiting += ((other, False) for other in before)
+    return known[node]
+
+
 def on_inputs(
     node: Node, places: list[tuple[int, Edge]], keep: Callable[[Node, Edge, Tensor], None]
 ) -> RemovableHandle:

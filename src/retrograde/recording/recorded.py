@@ -45,7 +45,8 @@ class Recorded:
         lengths: the number of steps of each sample, None if all run to the end.
         notes: what a reader must know about this pass.
         lags_end: the steps before which the state was computed from the one before by something
-            that the recursion does not pass: a linear map, a norm, a network. Lags end there.
+            that the recursion does not pass: a linear map, a norm, a network; and those whose
+            input was computed from the layer's own outputs. Lags end there.
         rounding: the relative rounding error (machine epsilon) of the arithmetic that the pass ran
             in; None for that of its gradients' data type.
         final: the state after the last step as the pass itself left it, shape [B, S], for the

@@ -18,10 +18,12 @@ from retrograde.cells import AbstractCell, Carrying, SideBySide, Stacked
 from retrograde.engine import (
     Boundary,
     Entries,
+    Scaled,
+    backpropagate,
     input_adjoints,
     with_factors,
 )
-from retrograde.recording.calls import Segment
+from retrograde.recording.calls import Call, Segment, StateRead
 from retrograde.recording.timeline import Timeline, unchanged
 
 
@@ -98,6 +100,58 @@ def replay(
         if segments[0].call.form.directions == 2
         else _one_direction(sequence)
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Back:
+    """What comes back to a call from the one after it, [B, S].
+
+    Attributes:
+        to_state: to the state that it returned.
+        to_entered: to the state that entered it.
+    """
+
+    to_state: Float[Tensor, "B S"]
+    to_entered: Float[Tensor, "B S"]
+
+    @staticmethod
+    def nothing(call: Call) -> "Back":
+        """Nothing, to the last call."""
+        none = call.x.data.new_zeros(call.batch, call.state_size, dtype=call.dtype)
+        return Back(none, none.clone())
+
+
+@torch.no_grad()
+def pulled_back(
+    segment: Segment, back: Back, reads: Sequence[StateRead], before: Call
+) -> tuple[Float[Tensor, "T B I"], Back]:
+    """What a call gives to its input, and to the call before.
+
+    Args:
+        segment: the call, of one cell in one direction, with all that the loss gives to it.
+        back: what comes back to it.
+        reads: what the state that it was given reads of the call before.
+        before: that call.
+    """
+    call, (cell,) = segment.call, segment.call.cells
+    timeline = Timeline([segment], call.cells, False, False)
+    direct = timeline.given_to_state
+    direct[..., cell.output] += timeline.given_to_output
+    samples = torch.arange(call.batch, device=direct.device)
+    direct[timeline.ends[0] - 1, samples] += back.to_state
+    unrolled = with_factors(timeline.unroll(cell, timeline.x), direct)
+    to_input, to_given = torch.zeros_like(unrolled.x), segment.by_entered + back.to_entered
+    for step in backpropagate(unrolled, Entries.of(direct, max_rows=1)):
+        exponent = step.delta.exponent
+        to_input[step.k] = Scaled(step.adjoint.input(), exponent).total().plain()[0]
+        if step.k == 0:
+            to_given += Scaled(step.adjoint.previous(), exponent).total().plain()[0]
+    found = Back.nothing(before)
+    for read in reads:
+        into = found.to_entered if read.entered else found.to_state
+        part = (to_given * read.factor.to(to_given.dtype)).flatten()
+        into.view(-1).index_add_(0, read.source.flatten(), part)
+    return to_input, found
 
 
 def _one_direction(sequence: Timeline) -> Replayed:

@@ -30,11 +30,12 @@ from retrograde.recording.changes import (
     CHANGED,
     COMPUTED,
     DETACHED,
+    FED_BACK,
     REPLACED,
     in_words,
 )
 from retrograde.recording.recorded import Recorded
-from retrograde.recording.replay import Replayed, replay
+from retrograde.recording.replay import Back, Replayed, pulled_back, replay
 
 AGREES = 32
 """The gradient that came back from one call to another agrees with the tensors found between
@@ -53,8 +54,11 @@ def assemble(name: str, calls: list[Call], backward: BackwardPass) -> Recorded:
     if problem:
         raise RecordingError(f"{name!r}: {problem}")
     try:
+        cells, names = calls[0].cells, dict[str, str]()
         if calls[0].form.declared:
             check_shapes(calls)
+            first, reached = calls[0], _reached(calls, backward)
+            cells, names = declared_cells(first.form, first.weights, reached)
         sequences, notes = _sequences_of(calls, backward)
         masked = any(call.random is not None for call in calls)
         held = any(
@@ -63,10 +67,6 @@ def assemble(name: str, calls: list[Call], backward: BackwardPass) -> Recorded:
             for segment in sequence
             for read in segment.reads or ()
         ) or any(bool(segment.by_entered.any()) for sequence in sequences for segment in sequence)
-        cells, names = calls[0].cells, dict[str, str]()
-        if calls[0].form.declared:
-            first, reached = calls[0], _reached(calls, backward)
-            cells, names = declared_cells(first.form, first.weights, reached)
         replayed = Replayed.side_by_side(
             [replay(sequence, cells, masked, held) for sequence in sequences]
         )
@@ -210,7 +210,8 @@ def _sequences_of(
         [(step, change) for step, segment in _by_step(sequence) for change in segment.changes]
         for sequence in sequences
     ]
-    notes = [note for of_sequence in changes for note in in_words(of_sequence)]
+    every = (note for of_sequence in changes for note in in_words(of_sequence))
+    notes = list(dict.fromkeys(every))
     for layer in sorted(set().union(*(call.passed_to for call in calls))):
         notes.append(
             f"the state passes on to {layer!r}: what comes back from there counts as given by the "
@@ -231,11 +232,19 @@ def _segments(sequence: list[Call], backward: BackwardPass) -> list[Segment]:
     for number, own in enumerate(given):
         after = origins[number] if number < len(origins) else None
         own.collect(after, backward)
+    as_input = any(each.origin.as_input for each in origins)
+    back = Back.nothing(sequence[-1])
     for number in range(len(sequence) - 1, 0, -1):
-        given[number].pass_early(given[number - 1], origins[number - 1])
-    first = given[0].segment(
-        None, (BRANCHED,) if sequence[0].branches else (), sequence[0].branches
-    )
+        before, origin = given[number - 1], origins[number - 1]
+        if as_input:  # autograd gives the sum of what comes back to the state and to the input
+            segment = given[number].segment(None, (), False)
+            to_input, back = pulled_back(segment, back, origin.reads, before.call)
+            if origin.origin.as_input and origin.agrees:
+                before.add(origin.origin.as_input, to_input)
+        given[number].pass_early(before, origin)
+    words = {BRANCHED: sequence[0].branches, FED_BACK: sequence[0].fed_back}
+    told = tuple(word for word, holds in words.items() if holds)
+    first = given[0].segment(None, told, bool(told))
     return [first, *(own.following(origin) for own, origin in zip(given[1:], origins, strict=True))]
 
 
@@ -273,19 +282,29 @@ class _OriginInPass:
     @property
     def ends(self) -> bool:
         """Whether lags end there although the state depends on earlier ones."""
+        return self._computed or self.call.fed_back
+
+    @property
+    def _computed(self) -> bool:
+        """Whether the state was computed in a way that is not followed."""
         return self.origin.opaque or not self.agrees
 
     @property
     def changes(self) -> tuple[str, ...]:
         """What happened to the state before the call, as sentences."""
-        words = [COMPUTED] if self.ends else []
+        fed_back = (FED_BACK,) * self.call.fed_back
+        return self._changes_of_the_state + fed_back
+
+    @property
+    def _changes_of_the_state(self) -> tuple[str, ...]:
+        words = [COMPUTED] if self._computed else []
         if self.unchanged:
             return tuple(words)
         factors = [read.factor for read in self.reads]
         nothing = ~torch.stack(factors).ne(0).any(0) if factors else None
         if nothing is None or bool(nothing.all()):
             return tuple(words) or (REPLACED if self.origin.letters else DETACHED,)
-        if bool(nothing.any()) and not self.ends:
+        if bool(nothing.any()) and not self._computed:
             words.append(REPLACED)
         carried = torch.stack(factors).sum(0)
         own = torch.arange(carried.numel(), device=carried.device).view_as(carried)
@@ -354,7 +373,7 @@ class _LossGradients:
     """What the loss gives to the results of one call, and to the state that entered it."""
 
     def __init__(self, call: Call):
-        self._call = call
+        self.call = call
         self._parts: dict[tuple[str, str], Tensor] = {}
 
     def _put(self, where: str, name: str, gradient: Tensor) -> None:
@@ -369,7 +388,7 @@ class _LossGradients:
 
     def collect(self, after: _OriginInPass | None, backward: BackwardPass) -> None:
         """All that the loss gives, without what comes back from the next call."""
-        call, origin = self._call, after.origin if after else None
+        call, origin = self.call, after.origin if after else None
         shared = origin.results if origin else frozenset[str]()
         if call.form.transparent:
             shared = frozenset((*call.sequences, *call.last))
@@ -395,10 +414,10 @@ class _LossGradients:
         early = self._of("early")
         if not early:
             return
-        vector = self._call.state(early)
+        vector = self.call.state(early)
         for read in origin.reads:
             part = (vector * read.factor.to(vector.dtype)).flatten()
-            state = vector.new_zeros(before._call.batch * before._call.state_size)
+            state = vector.new_zeros(before.call.batch * before.call.state_size)
             state = state.index_add_(0, read.source.flatten(), part)
             before._put("entered" if read.entered else "state", "", state.view(-1, vector.shape[1]))
 
@@ -430,7 +449,7 @@ class _LossGradients:
         self, reads: tuple[StateRead, ...] | None, changes: tuple[str, ...], ends: bool
     ) -> Segment:
         """The call as a part of its sequence."""
-        call = self._call
+        call = self.call
         results = {n: call.as_returned(n, part) for n, part in self._of("result").items()}
         output = {name: results.pop(name) for name in call.sequences if name in results}
         state = call.state(results) + self._parts.get(("state", ""), 0)

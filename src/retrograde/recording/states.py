@@ -39,6 +39,7 @@ from retrograde.recording.graph import (
     SEARCHED,
     Edge,
     Node,
+    depends_on,
     edge_of,
     on_inputs,
     users_by_edge,
@@ -60,7 +61,12 @@ class _CallEdges:
 
     results: Mapping[str, Edge]
     given: Mapping[str, Edge]
-    inputs: tuple[Edge, ...]
+    x: Edge | None
+    others: tuple[Edge, ...]
+
+    @property
+    def inputs(self) -> tuple[Edge, ...]:
+        return self.others if self.x is None else (self.x, *self.others)
 
     @cached_property
     def held(self) -> dict[Edge, str]:
@@ -96,6 +102,7 @@ class StateTracker:
     _users_between: dict[Edge, dict[Node, set[Call]]] = field(default_factory=dict)
     _continued: set[Call] = field(default_factory=set)
     _hooked: dict[Node, None] = field(default_factory=dict)
+    _read: dict[Call, set[Edge]] = field(default_factory=dict)
 
     def add(
         self,
@@ -109,9 +116,12 @@ class StateTracker:
             The nodes of module hooks that its state passed through, found for the first time.
         """
         known = len(self._hooked)
-        inputs = (edge_of(tensor) for tensor in (data(tensors.x), *tensors.others))
+        others = map(edge_of, tensors.others)
         place = _CallEdges(
-            _edges(tensors.results), _edges(tensors.given), tuple(edge for edge in inputs if edge)
+            _edges(tensors.results),
+            _edges(tensors.given),
+            edge_of(data(tensors.x)),
+            tuple(edge for edge in others if edge),
         )
         if place.given:
             call.origin = self._attached(call, place)
@@ -134,6 +144,8 @@ class StateTracker:
         maps = {n: self._maps.to(edge, self._sites) for n, edge in place.given.items()}
         followed = {site for entry_map in maps.values() for site in entry_map.terms}
         opaque = {site for entry_map in maps.values() for site in entry_map.opaque}
+        if any(self._sites[site].layer != call.layer for site in followed):
+            self._read[call] = {s for each in maps.values() for s in each.nonzero(())} | opaque
         own = self._calls(followed, call.layer) or self._calls(opaque, call.layer)
         for site in () if own else {*followed, *opaque}:
             if self._sites[site].layer != call.layer:
@@ -141,7 +153,8 @@ class StateTracker:
         if not own:
             return None
         free = [other for other in own if other not in self._continued]
-        if not free or {*place.inputs} & {*place.given.values()}:
+        also = [n for n, edge in place.given.items() if edge in place.inputs]
+        if not free or (also and not _told_apart(call, place)):
             call.branches = True
             return None
         before = free[-1]
@@ -182,6 +195,9 @@ class StateTracker:
             between=between,
             opaque=any(self._sites[site].layer == call.layer for site in opaque),
             plain=len(set(altered)) == len(altered) == len(inner),
+            as_input=next(
+                (_intermediate(before, kept[n].terms, readable) for n in also if n in kept), None
+            ),
         )
 
     def _calls(self, sites: Collection[Edge], layer: str) -> list[Call]:
@@ -269,6 +285,36 @@ class StateTracker:
                         elif len(read) == 1:
                             waiting.append(above)
 
+    def _find_fed_back(self, places: Mapping[Call, _CallEdges]) -> None:
+        """Find the calls that read what was computed from earlier results of their layer."""
+        by_layer: dict[str, list[Call]] = {}
+        for call in places:
+            by_layer.setdefault(call.layer, []).append(call)
+        of_call = {
+            edge[0]: [*place.inputs, *self._read.get(call, place.given.values())]
+            for call, place in places.items()
+            for edge in place.results.values()
+        }
+        for calls in by_layer.values():
+            reading = [call for call in calls if places[call].inputs]
+            if len(calls) == 1 or not reading:
+                continue
+            own = {edge[0] for call in calls for edge in places[call].results.values()}
+            known: dict[Node, bool] = dict.fromkeys(own, True)
+            for call in reading:
+                for edge in places[call].inputs:
+                    call.fed_back |= self._reads_any(edge, known, of_call)
+
+    def _reads_any(
+        self, edge: Edge, known: dict[Node, bool], of_call: Mapping[Node, list[Edge]]
+    ) -> bool:
+        """Whether a tensor was computed from what `known` says True of, entry by entry."""
+        if not depends_on(edge[0], known, of_call):
+            return False
+        entry_map = self._maps.to(edge, self._sites)
+        sites = entry_map.nonzero(()) | entry_map.opaque
+        return not sites or any(depends_on(site[0], known, of_call) for site in sites)
+
     @property
     def layers(self) -> set[str]:
         """The layers that were called."""
@@ -286,6 +332,7 @@ class StateTracker:
             edge[0]: place.into for place in places.values() for edge in place.results.values()
         }
         self._find_tails(places, starts, inside)
+        self._find_fed_back(places)
         intermediates = {edge: tuple(of.values()) for edge, of in self._intermediates.items()}
         users_between = {edge: dict(users) for edge, users in self._users_between.items()}
         states: dict[Edge, tuple[Call, str]] = {}
@@ -364,6 +411,12 @@ def _intermediate(
 ) -> Intermediate:
     """A tensor between two calls, without the graph that it was found in."""
     return Intermediate(before, _terms(terms, readable))
+
+
+def _told_apart(call: Call, place: _CallEdges) -> bool:
+    """Whether the derivative of a call tells what comes back to its input, which is its state."""
+    alone = not {*place.others} & {*place.given.values()}
+    return alone and call.form.plain and isinstance(call.x, Tensor) and call.steps is None
 
 
 def _is_state(edge: Edge, terms: Terms) -> bool:

@@ -8,6 +8,9 @@ from retrograde.report.differences import differ, judged, missing, of_settings
 from retrograde.report.horizon_data import Curve
 from retrograde.report.horizon_report import HorizonReport
 
+JUDGED = ("training_steps", "batch_size", "past")
+"""What `learnable` and `used` are asked for."""
+
 WHOLE = "the whole gradient"
 
 
@@ -51,6 +54,6 @@ def _numbers(
 def _settings(a: HorizonReport, b: HorizonReport) -> Iterator[Difference]:
     """What was set or run differently."""
     yield from of_settings(a.settings, b.settings)
-    for name in ("kind", "length", "batches", "delta"):
+    for name in ("kind", "layer", "length", "batches", "delta", *JUDGED):
         yield from differ(name, getattr(a, name), getattr(b, name))
     yield from differ("weights", a.last.name, b.last.name)

@@ -6,10 +6,7 @@ from torch import Tensor
 
 from retrograde.report.data import Settings
 from retrograde.truncation import Horizon
-from retrograde.truncation.horizon import Column
-
-BAND = (0.1, 0.5, 0.9)
-"""A curve's lower end, its middle and its upper end over batches, as quantiles."""
+from retrograde.truncation.horizon import BAND, Column
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class Curve:
     @staticmethod
     def of_horizon(horizon: Horizon, delta: float) -> "Curve":
         """That of a horizon, or of a layer or parameter of it."""
-        low, middle, high = (horizon.each("bias").quantile(q, 0) for q in BAND)
+        low, middle, high = (horizon.quantile("bias", share) for share in BAND)
         rows = (middle, low, high, horizon.cosine, horizon.ratio, horizon.signs)
         return Curve(horizon.name, horizon.window(delta), *map(_numbers, rows))
 
@@ -134,6 +131,10 @@ class HorizonData:
     delta: float
     weights: tuple[AtWeights, ...]
     settings: Settings = Settings()
+    layer: str | None = None
+    training_steps: int | None = None
+    batch_size: int | None = None
+    past: str | None = None
 
     # What pydantic reads when it is written and read: numbers beyond JSON's are strings.
     __pydantic_config__ = {"ser_json_inf_nan": "strings", "extra": "forbid"}

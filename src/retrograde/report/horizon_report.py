@@ -27,8 +27,12 @@ class HorizonReport(HorizonData):
         batches: how many batches it rests on.
         delta: the bias that is allowed.
         weights: the horizon at each set of weights, in order of training.
-        settings: the model, batch, seed and versions of the run. To repeat it, give the same layer,
-            training_steps, batch_size, past and number of batches as well.
+        settings: the model, batch, seed and versions of the run.
+        layer: the recurrent layer that was asked about, None for all.
+        training_steps: of the training that learnability is judged for, None where it is not.
+        batch_size: the samples of its batches; None for those of the batches seen.
+        past: what stood in for the past when the forward pass was asked what it uses, None where
+            that is not known.
 
     Example:
         >>> import torch, retrograde
@@ -68,8 +72,20 @@ class HorizonReport(HorizonData):
         weights = tuple(
             AtWeights.of_horizon(str(name), one, delta) for name, one in several.items()
         )
-        batches = next(iter(several.values())).batches
-        return HorizonReport(kind, steps, length, batches, delta, weights, settings or Settings())
+        first = next(iter(several.values()))
+        return HorizonReport(
+            kind,
+            steps,
+            length,
+            first.batches,
+            delta,
+            weights,
+            settings or Settings(),
+            first.layer,
+            None if first.unexplained is None else first.training_steps,
+            first.batch_size,
+            None if first.used is None else first.used.past,
+        )
 
     def chart(self) -> Any:
         """The bias over K at the last weights, with its band and the window, in Altair."""

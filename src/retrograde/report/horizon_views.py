@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from importlib.metadata import version
+from math import isnan
 from typing import Any
 
 from retrograde import _files, charts
@@ -16,6 +17,13 @@ KINDS = {
     "window": "the forward pass, too, starts K steps before the loss",
 }
 """What is cut, in words."""
+
+PASTS = {
+    "another sample": "the past of another sample",
+    "mean": "a past of the mean input",
+    "zeros": "a past of zeros",
+}
+"""What stands in for the past, in words."""
 
 TITLE = "Is the window long enough?"
 
@@ -95,11 +103,22 @@ def growth_chart(report: HorizonData) -> Any:
 
 
 def basis(report: HorizonData) -> str:
-    """What the curve is of."""
-    return (
-        f"Truncation: {report.kind} ({KINDS[report.kind]}). Sequences of "
-        f"{counted(report.length, 'step')}, {counted(report.batches, 'batch', 'batches')}."
-    )
+    """What the curve is of, and what the lags were asked for."""
+    words = [
+        f"Truncation: {report.kind} ({KINDS[report.kind]}).",
+        f"Sequences of {counted(report.length, 'step')}, "
+        f"{counted(report.batches, 'batch', 'batches')}.",
+    ]
+    if report.layer is not None:
+        words.append(f"Layer: {report.layer}.")
+    if report.past is not None:
+        words.append(f"Used: against {PASTS[report.past]}.")
+    if report.training_steps is not None:
+        size = "as seen here" if report.batch_size is None else f"of {report.batch_size}"
+        words.append(
+            f"Learnable: by {counted(report.training_steps, 'training step')}, batches {size}."
+        )
+    return " ".join(words)
 
 
 def tables(report: HorizonData) -> Iterator[tuple[str, Row, list[Row]]]:
@@ -125,14 +144,14 @@ def tables(report: HorizonData) -> Iterator[tuple[str, Row, list[Row]]]:
                 number(each.used),
                 number(each.reached),
                 number(each.learnable),
-                "-" if each.low is None else f"{number(each.low)} to {number(each.high)}",
+                _interval(each.low, each.high),
             )
             for each in report.last.lags
         ]
         titles = ("lags", "used", "reached", "learnable", "95 % interval")
         yield "What the model uses, what the gradient reaches, what the data hold", titles, rows
     whole = report.last.curves[0]
-    banded = whole.low != whole.high
+    banded = any(low < high for low, high in zip(whole.low, whole.high, strict=True))
     places = [at for at, title in enumerate(COLUMNS) if banded or title != "10 to 90 %"]
     rows = [tuple(_row(report, whole, at)[place] for place in places) for at in report.shown]
     yield "What a window of K steps leaves", tuple(COLUMNS[place] for place in places), rows
@@ -148,11 +167,16 @@ def _row(report: HorizonData, curve: Curve, at: int) -> tuple[str, ...]:
     return (
         str(report.steps[at]),
         number(curve.bias[at]),
-        f"{number(curve.low[at])} to {number(curve.high[at])}",
-        f"{curve.cosine[at]:.3f}",
+        _interval(curve.low[at], curve.high[at]),
+        "-" if isnan(curve.cosine[at]) else f"{curve.cosine[at]:.3f}",
         number(curve.ratio[at]),
         share(curve.signs[at]),
     )
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    known = low is not None and high is not None and not isnan(low) and not isnan(high)
+    return f"{number(low)} to {number(high)}" if known else "-"
 
 
 def _or_none(lag: int | None) -> int | None:

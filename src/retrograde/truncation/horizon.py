@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import inf, nan
 from statistics import median
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from retrograde import _checks, charts, plots
@@ -20,11 +21,11 @@ from retrograde.truncation.price import Price
 from retrograde.truncation.signal import Signal
 from retrograde.truncation.used import Used
 
-Band = list[list[float]]
-"""The lower end, the median and the upper end of a curve over batches."""
-
 DELTA = 0.1
 """The bias that a truncation may have unless the caller says otherwise."""
+
+BAND = (0.1, 0.5, 0.9)
+"""A curve's lower end, its middle and its upper end over batches, as quantiles."""
 
 MEASURES = ("bias", "cosine", "ratio", "signs")
 
@@ -41,6 +42,8 @@ ENDS = (
     "what comes from beyond some steps counts as given by the loss there, so that truncating the "
     "whole model may lose more"
 )
+
+ZERO = "the gradient is 0"
 
 NOTHING_TO_LEARN = (
     "what the loss asks follows from the present state alone (one linear in the outputs asks the "
@@ -94,6 +97,7 @@ class Horizon:
             the median over batches.
         notes: what a reader must know.
         name: what the curves are of, "" for the whole gradient; `of` gives those of the others.
+        layer: the recurrent layer that was asked about; None for all.
         signal: signal and noise by lag, of the whole gradient; None of a single pass.
         training_steps: of the training that learnability is judged for.
         batch_size: the samples of its batches; None for those of the batches seen.
@@ -138,6 +142,7 @@ class Horizon:
     price: Price | None = None
     by_phase: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     sensitivity: Float[Tensor, "M"] | None = None
+    layer: str | None = None
 
     @staticmethod
     def of_one(kind: str, found: Mapping[str, Measures], length: int, reach: int) -> "Horizon":
@@ -166,23 +171,23 @@ class Horizon:
 
     @property
     def bias(self) -> Float[Tensor, "K"]:
-        """||g - g_K|| / ||g|| for each K, the median over batches; NaN where g is 0."""
-        return self.each("bias").quantile(0.5, 0)
+        """||g - g_K|| / ||g|| for each K, the median over batches; NaN if g is 0 in all of them."""
+        return self.quantile("bias", 0.5)
 
     @property
     def cosine(self) -> Float[Tensor, "K"]:
         """The cosine of g_K and g, the median over batches; NaN where either is 0."""
-        return self.each("cosine").quantile(0.5, 0)
+        return self.quantile("cosine", 0.5)
 
     @property
     def ratio(self) -> Float[Tensor, "K"]:
         """||g_K|| / ||g||, the median over batches."""
-        return self.each("ratio").quantile(0.5, 0)
+        return self.quantile("ratio", 0.5)
 
     @property
     def signs(self) -> Float[Tensor, "K"]:
         """The share of entries whose sign differs in g_K and g, the median over batches."""
-        return self.each("signs").quantile(0.5, 0)
+        return self.quantile("signs", 0.5)
 
     def each(self, measure: str) -> Float[Tensor, "N K"]:
         """One of "bias", "cosine", "ratio" and "signs" of each batch."""
@@ -193,6 +198,23 @@ class Horizon:
             for one in found
         ]
         return torch.stack(rows)
+
+    def quantile(self, measure: str, share: float) -> Float[Tensor, "K"]:
+        """A quantile of one of these measures over batches, those left out in which g is 0.
+
+        NaN where the measure is not known in any batch.
+
+        Raises:
+            ArgumentError: for another measure, or a share that does not lie between 0 and 1.
+        """
+        share = _checks.number("share", share, lambda q: 0 <= q <= 1, "a number from 0 to 1")
+        rows = self.each(measure)[self._counting]
+        return rows.nanquantile(share, 0) if len(rows) else rows.new_full(rows.shape[1:], torch.nan)
+
+    @property
+    def _counting(self) -> Bool[Tensor, "N"]:
+        """The batches in which the gradient is not 0."""
+        return torch.tensor([one.whole > -inf for one in self.measures[self.name]])
 
     @property
     def learnable(self) -> int | None:
@@ -235,21 +257,21 @@ class Horizon:
     def window(self, delta: float = DELTA) -> int | None:
         """The smallest K whose bias is at most delta in at least 90 % of the batches.
 
-        None if there is none. With steps on a grid the true one may lie between the one before
-        and this one.
+        None if there is none. Batches in which the gradient is 0 do not count. With steps on a grid
+        the true one may lie between the one before and this one.
 
         Raises:
             ArgumentError: if delta is not a number from 0.
         """
         delta = _allowed(delta)
-        share = (self.each("bias") <= delta).double().mean(0)
+        share = (self.each("bias")[self._counting] <= delta).double().mean(0)
         found = torch.nonzero(share >= MOST_BATCHES - 1e-9)
         return self.steps[int(found[0])] if len(found) else None
 
     def __repr__(self) -> str:
         of = self.name or "the whole gradient"
         batches = f", {self.batches} batches" if self.batches > 1 else ""
-        return f"Horizon of {of} ({self.kind}, {self.length} steps{batches})"
+        return f"Horizon of {of} ({self.kind}, {in_words(self.length)}{batches})"
 
     def __str__(self) -> str:
         return "\n".join([repr(self), *self.summary()])
@@ -265,7 +287,9 @@ class Horizon:
         lines = [
             f"window     {in_words(window)}: the smallest with a bias of at most {delta:g}{share}"
             if window is not None
-            else f"window     none: the bias stays above {delta:g}{share}",
+            else f"window     none: the bias stays above {delta:g}{share}"
+            if self._counting.any()
+            else f"window     none: {ZERO}",
             f"reach      {self.reach} of {self.length - 1} steps",
         ]
         if self.used is not None:
@@ -288,7 +312,7 @@ class Horizon:
             return ()
         signal, used, unexplained = self.signal, self.used, self.unexplained
         asked = self.training_steps, self.batch_size
-        whole = median([one.whole for one in self.measures[""]])
+        whole = median([one.whole for one in self.measures[""] if one.whole > -inf] or [nan])
         reached = torch.exp2(signal.log2_size - whole)
         ends = [] if unexplained is None else unexplained.interval(*asked).tolist()
         learnable = [] if unexplained is None else unexplained.learnability(*asked).tolist()
@@ -312,6 +336,8 @@ class Horizon:
         delta = _allowed(delta)
         window = self.window(delta)
         share = f" in {MOST_BATCHES:.0%} of the batches" if self.batches > 1 else ""
+        if not self._counting.any():
+            return f"No window can be named: {ZERO}. {AT_THESE_WEIGHTS}"
         if window is None:
             words = f"No K up to {self.steps[-1]} has a bias of at most {delta:g}{share}."
         else:
@@ -326,14 +352,17 @@ class Horizon:
     def _longer(self, window: int | None) -> list[str]:
         """What a window between this one and all T steps could add, in a sentence."""
         if window is None or window >= self.length:
-            return [f"What lies further back than {self.length} steps these sequences do not show."]
+            length = in_words(self.length)
+            return [f"What lies further back than {length} these sequences do not show."]
         between = f"windows between {window} and {self.length} steps"
+        if self.signal is not None and not self.signal.products[self._beyond(window)].any():
+            return [f"No loss step looks further back: {between} add nothing to this gradient."]
         if self.unexplained is None:
             return [f"Whether {between} would help, a single batch cannot tell."]
         if self.unexplained.nothing:
             return [f"Whether {between} would help cannot be told: {NOTHING_TO_LEARN}."]
         signal, asked = self.unexplained, (self.training_steps, self.batch_size)
-        beyond = torch.tensor([lags.stop > window for lags in signal.lags])
+        beyond = self._beyond(window)
         shown = torch.nonzero(signal.shown(*asked) & beyond)
         if len(shown):
             lags = signal.lags[int(shown[-1])]
@@ -352,6 +381,11 @@ class Horizon:
             f"Whether {between} would help {self._training} cannot be told from "
             f"{self.batches} batches: give more."
         ]
+
+    def _beyond(self, window: int) -> Bool[Tensor, "M"]:
+        """The bins with lags that a window leaves out."""
+        assert self.signal is not None
+        return torch.tensor([lags.stop > window for lags in self.signal.lags])
 
     @property
     def _training(self) -> str:
@@ -392,9 +426,11 @@ class Horizon:
         """
         return plots.truncation_curve(*self._drawn(delta), ax)
 
-    def _drawn(self, delta: float) -> tuple[tuple[int, ...], Band, float, int | None, str]:
-        delta, bias = _allowed(delta), self.each("bias")
-        band = [bias.quantile(q, 0).tolist() for q in (0.1, 0.5, 0.9)]
+    def _drawn(
+        self, delta: float
+    ) -> tuple[tuple[int, ...], list[list[float]], float, int | None, str]:
+        delta = _allowed(delta)
+        band = [self.quantile("bias", share).tolist() for share in BAND]
         return self.steps, band, delta, self.window(delta), self.kind
 
 
@@ -408,6 +444,19 @@ def with_layers(found: Mapping[str, Measures]) -> dict[str, Measures]:
     several = layers if len(layers) > 1 else {}
     together = {name: Measures.together(some) for name, some in several.items() if name}
     return {"": Measures.together(list(found.values())), **together, **found}
+
+
+def of_layers(found: Mapping[str, Mapping[str, Measures]]) -> dict[str, Measures]:
+    """The same of several recurrent layers of a model, each by its name."""
+    named = {layer: with_layers(each) for layer, each in found.items()}
+    if len(named) == 1:
+        return next(iter(named.values()))
+    measures = {
+        f"{layer}: {name}" if name else layer: one
+        for layer, each in named.items()
+        for name, one in each.items()
+    }
+    return {"": Measures.together([measures[layer] for layer in named]), **measures}
 
 
 def _lag_in_words(lag: int) -> str:

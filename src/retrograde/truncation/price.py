@@ -15,6 +15,8 @@ class Price:
         bytes: what autograd keeps from its forward pass for its backward pass, the layer's weights
             left out.
         present_bytes: the same for all T steps.
+        further: steps after the first loss step, which a shorter input keeps, and which the pass
+            over the window reads as well.
 
     Example:
         >>> from retrograde.truncation import Price
@@ -28,6 +30,7 @@ class Price:
     present_seconds: float
     bytes: int
     present_bytes: int
+    further: int = 0
 
     @property
     def time(self) -> float:

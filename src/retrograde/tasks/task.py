@@ -1,0 +1,141 @@
+"""What a task is: sequences to draw, answers to judge, and the score of guessing."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.utils.rnn import pad_sequence
+
+
+@dataclass(frozen=True, eq=False)
+class Sequences:
+    """Sequences of one task, padded with zeros at their ends.
+
+    Attributes:
+        x: what the network reads, [T, N, I].
+        y: what it should answer, [T, N, O]; zero where no answer is due.
+        due: the steps at which an answer is due, [T, N]. Errors arise nowhere else.
+        lengths: steps of each sequence, [N].
+    """
+
+    x: Float[Tensor, "T N I"]
+    y: Float[Tensor, "T N O"]
+    due: Bool[Tensor, "T N"]
+    lengths: Int[Tensor, "N"]
+
+
+@dataclass(frozen=True)
+class Guess:
+    """How well a network does that has learnt everything but what lies far back.
+
+    Attributes:
+        loss: its mean loss.
+        right: the largest share of sequences that it can get right.
+    """
+
+    loss: float
+    right: float
+
+
+class AbstractTask(ABC):
+    """A task: its sequences, its loss, and when it counts as solved.
+
+    Attributes:
+        paper: where it comes from.
+        judged_on: the number of sequences that `solved` looks at.
+        fresh: they are drawn for the test; otherwise they are the latest ones of the training.
+    """
+
+    paper: ClassVar[str]
+    judged_on: int
+    fresh: bool = True
+
+    @property
+    @abstractmethod
+    def inputs(self) -> int:
+        """I, the width of what the network reads."""
+
+    @property
+    @abstractmethod
+    def outputs(self) -> int:
+        """O, the width of its answer."""
+
+    @property
+    @abstractmethod
+    def guess(self) -> Guess:
+        """The score of guessing, in closed form."""
+
+    @abstractmethod
+    def draw(self, count: int, generator: torch.Generator) -> Sequences:
+        """Draw `count` sequences."""
+
+    @abstractmethod
+    def right(self, output: Float[Tensor, "T N O"], sequences: Sequences) -> Bool[Tensor, "N"]:
+        """The sequences that were answered as the paper asks."""
+
+    def loss(self, output: Float[Tensor, "T N O"], sequences: Sequences) -> Float[Tensor, ""]:
+        """The mean squared error of all outputs, over the steps at which an answer is due."""
+        return (output - sequences.y)[sequences.due].square().mean()
+
+    def solved(self, output: Float[Tensor, "T N O"], sequences: Sequences) -> bool:
+        """Whether the task counts as solved, judged on `judged_on` sequences."""
+        return bool(self.right(output, sequences).all())
+
+
+class AbstractClassification(AbstractTask):
+    """A task whose outputs are logits, with the mean cross-entropy (in nats) as its loss."""
+
+    def loss(self, output: Float[Tensor, "T N O"], sequences: Sequences) -> Float[Tensor, ""]:
+        """The mean cross-entropy, in nats, over the steps at which an answer is due."""
+        return cross_entropy(output[sequences.due], sequences.y[sequences.due])
+
+    def right(self, output: Float[Tensor, "T N O"], sequences: Sequences) -> Bool[Tensor, "N"]:
+        """The sequences in which the right class has the largest logit at every step."""
+        wrong = output.argmax(2) != sequences.y.argmax(2)
+        return ~(wrong & sequences.due).any(0)
+
+
+def errors(output: Float[Tensor, "T N O"], sequences: Sequences) -> Float[Tensor, "N"]:
+    """The largest absolute error of each sequence, over outputs and the steps that count."""
+    largest = (output - sequences.y).abs().amax(2)
+    return torch.where(sequences.due, largest, 0.0).amax(0)
+
+
+def mean_error(output: Float[Tensor, "T N O"], sequences: Sequences) -> float:
+    """The mean absolute error over outputs, sequences and the steps that count."""
+    return float((output - sequences.y)[sequences.due].abs().mean())
+
+
+def whole_numbers(low: int, high: int, count: int, generator: torch.Generator) -> Int[Tensor, "N"]:
+    """`count` whole numbers from low to high, both included, all equally likely."""
+    return torch.randint(low, high + 1, (count,), generator=generator)
+
+
+def padded(rows: list[list[int]]) -> Int[Tensor, "T N"]:
+    """Rows of whole numbers as the columns of a table, with zeros below their ends."""
+    return pad_sequence([torch.tensor(row) for row in rows])
+
+
+def answered_last(
+    x: Float[Tensor, "T N I"], answer: Float[Tensor, "N O"], lengths: Int[Tensor, "N"]
+) -> Sequences:
+    """Sequences with one answer each, due at their last step."""
+    steps, count, _ = x.shape
+    due = torch.arange(steps).unsqueeze(1) == lengths - 1
+    y = torch.where(due.unsqueeze(2), answer.unsqueeze(0), 0.0)
+    return Sequences(x, y, due, lengths)
+
+
+def symbols(
+    indices: Int[Tensor, "*N"], count: int, lengths: Int[Tensor, "N"] | None = None
+) -> Float[Tensor, "*N C"]:
+    """Symbols as vectors with a single 1; beyond the ends of their sequences as zeros."""
+    vectors = one_hot(indices, count).float()
+    if lengths is None:
+        return vectors
+    inside = torch.arange(indices.shape[0]).unsqueeze(1) < lengths
+    return vectors * inside.unsqueeze(2)

@@ -1,0 +1,139 @@
+"""Streams of spikes whose distances are to be measured or made, and periodic functions."""
+
+from collections.abc import Callable
+from math import pi
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from retrograde import _checks
+from retrograde.tasks.task import AbstractTask, Guess, Sequences, errors, whole_numbers
+
+
+class Spikes(AbstractTask):
+    """Spikes at T(n) = T(n - 1) + F + I(n), where I(n) is 0 or 1.
+
+    - "measure" (the paper's MSD): the network reads the spikes and tells I(n) at each of them.
+    - "generate" (GTS): it reads I(n), from one spike to the next, and is to give the spikes.
+
+    A stream is right if no answer errs by 0.49 or more. The paper's training stops a stream at its
+    first error or after 100 correct spikes; the task is solved when 1000 streams are right. Its
+    abstract says that peepholes let a network distinguish 50 steps from 49.
+
+    Args:
+        what: "measure" or "generate".
+        shortest: F.
+        spikes: of each stream.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.tasks.timing import Spikes
+        >>> task = Spikes("measure", shortest=3, spikes=2)
+        >>> drawn = task.draw(1, torch.Generator().manual_seed(0))
+        >>> drawn.x.flatten().tolist(), drawn.y.flatten().tolist()
+        ([0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
+    """
+
+    paper: ClassVar[str] = "Gers, Schraudolph and Schmidhuber (2002), JMLR 3"
+    inputs = outputs = 1
+    judged_on = 1000
+
+    def __init__(
+        self,
+        what: Literal["measure", "generate"] = "measure",
+        shortest: int = 10,
+        spikes: int = 100,
+    ):
+        self.what = _checks.one_of("what", what, ("measure", "generate"))
+        self.shortest = _checks.whole("shortest", shortest)
+        self.spikes = _checks.whole("spikes", spikes)
+
+    @property
+    def guess(self) -> Guess:
+        """Of an answer that counts no steps: the same at every step that counts."""
+        if self.what == "measure":
+            return Guess(1 / 4, 0.5**self.spikes)
+        often = 1 / (self.shortest + 1 / 2)
+        return Guess(often * (1 - often), 0.0)
+
+    def draw(self, count: int, generator: torch.Generator) -> Sequences:
+        count = _checks.whole("count", count)
+        more = whole_numbers(0, 1, self.spikes * count, generator).view(self.spikes, count)
+        ends = (self.shortest + more).cumsum(0)  # T(n), counted from 1
+        lengths = ends[-1]
+        steps = torch.arange(int(lengths.max())).unsqueeze(1)
+        due = steps < lengths
+        spike = torch.zeros(due.shape, dtype=torch.bool)
+        spike.scatter_(0, ends - 1, True)
+        waiting = torch.searchsorted(ends.T.contiguous(), steps.T.expand(count, -1) + 1)
+        held = more.T.gather(1, waiting.clamp(max=self.spikes - 1)).T.float() * due
+        spiking = spike.float()
+        x, y = (spiking, held * spike) if self.what == "measure" else (held, spiking)
+        counts = spike if self.what == "measure" else due
+        return Sequences(x.unsqueeze(2), y.unsqueeze(2), counts, lengths)
+
+    def right(self, output: Float[Tensor, "T N O"], sequences: Sequences) -> Bool[Tensor, "N"]:
+        return errors(output, sequences) < 0.49
+
+
+SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
+    "cosine": lambda phase: (1 - (2 * pi * phase).cos()) / 2,
+    "triangle": lambda phase: 1 - (2 * phase - 1).abs(),
+    "rectangle": lambda phase: (phase >= 0.5).float(),
+}
+"""One period of each function, from phase 0 to 1, with values from 0 to 1."""
+
+
+class PeriodicFunction(AbstractTask):
+    """Generate a periodic function with no input at all (the paper's PFG).
+
+    A stream is right if no step errs by 0.3 or more; a thousand periods must be. The phase at which
+    each function begins is ours.
+
+    Args:
+        shape: "cosine", "triangle" or "rectangle".
+        period: F, in steps.
+        periods: of each stream.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.tasks.timing import PeriodicFunction
+        >>> task = PeriodicFunction("triangle", period=4, periods=1)
+        >>> task.draw(1, torch.Generator()).y.flatten().tolist()
+        [0.0, 0.5, 1.0, 0.5]
+    """
+
+    paper: ClassVar[str] = "Gers, Schraudolph and Schmidhuber (2002), JMLR 3"
+    inputs, outputs = 0, 1
+    judged_on = 1
+
+    def __init__(
+        self,
+        shape: Literal["cosine", "triangle", "rectangle"] = "cosine",
+        period: int = 10,
+        periods: int = 1000,
+    ):
+        self.shape = _checks.one_of("shape", shape, SHAPES)
+        self.period = _checks.whole("period", period, least=2)
+        self.periods = _checks.whole("periods", periods)
+
+    @property
+    def guess(self) -> Guess:
+        """Of the function's mean."""
+        values = self._period()
+        return Guess(float(values.var(correction=0)), 0.0)
+
+    def _period(self) -> Float[Tensor, "T"]:
+        return SHAPES[self.shape](torch.arange(self.period) / self.period)
+
+    def draw(self, count: int, generator: torch.Generator) -> Sequences:
+        """The same stream `count` times; nothing is drawn."""
+        count = _checks.whole("count", count)
+        y = self._period().repeat(self.periods).view(-1, 1, 1).expand(-1, count, -1)
+        due = torch.ones(len(y), count, dtype=torch.bool)
+        return Sequences(torch.zeros(len(y), count, 0), y, due, torch.full((count,), len(y)))
+
+    def right(self, output: Float[Tensor, "T N O"], sequences: Sequences) -> Bool[Tensor, "N"]:
+        return errors(output, sequences) < 0.3
