@@ -19,6 +19,8 @@ from retrograde.cells.rewiring import Factors, scaled
 from retrograde.compiled import passes
 from retrograde.compiled.library import Library
 from retrograde.engine import ParameterSums, Unrolled, unroll
+from retrograde.engine.linear_adjoints import linear_adjoints
+from retrograde.engine.linear_states import by_blocks
 from retrograde.engine.scan import Summed
 from retrograde.engine.unroll import stacked
 from retrograde.errors import SecondDerivativeError
@@ -211,6 +213,23 @@ def _pull_back(
     cell, x = unrolled.cell, unrolled.x
     sums = ParameterSums(cell.parameters, rows=1)
     by_x = torch.empty_like(x) if needs[0] else None
+
+    def take(first: int, count: int, pulled: CellAdjoint) -> None:
+        if any(needs[2:]):
+            sums.add(pulled)
+        if by_x is not None:
+            steps = slice(first, first + count)
+            by_x[steps] = pulled.input().view_as(by_x[steps])
+
+    def found(by_state: Tensor) -> list[Tensor | None]:
+        return [by_x, by_state, *(total.values[0] for total in sums.result().values())]
+
+    if not unrolled.kept and by_blocks(cell, x):
+        by_state = direct[0]
+        for chunk, deltas, before in linear_adjoints(unrolled, direct):
+            rows, by_state = deltas.flatten(0, 1).unsqueeze(0), before
+            take(chunk.first, len(chunk), chunk.pull_back(rows, chunk.first, len(chunk)))
+        return found(by_state)
     summed = Summed(direct)
     for chunk in unrolled.chunks():
         # What the recursion does not need is pulled back for all steps of the chunk at once.
@@ -221,13 +240,8 @@ def _pull_back(
             plan = Plan(scaled(chunk.graph, factors))
             if note is not None:
                 note(factors)
-        pulled = CellAdjoint(plan, deltas.flatten(1, 2), range(len(chunk)))
-        if any(needs[2:]):
-            sums.add(pulled)
-        if by_x is not None:
-            steps = slice(chunk.first, chunk.first + len(chunk))
-            by_x[steps] = pulled.input().view_as(by_x[steps])
-    return [by_x, summed.adjoint[0], *(total.values[0] for total in sums.result().values())]
+        take(chunk.first, len(chunk), CellAdjoint(plan, deltas.flatten(1, 2), range(len(chunk))))
+    return found(summed.adjoint[0])
 
 
 class _Once(torch.autograd.Function):
