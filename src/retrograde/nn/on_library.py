@@ -7,7 +7,7 @@ without a batch, under autocast, a wrong shape) takes the general way, which als
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from retrograde.compiled import passes
 from retrograde.nn.function import compiled
 
 
+@runtime_checkable
 class Layers(Protocol):
     """What is read of a module: the arguments of its constructor."""
 
