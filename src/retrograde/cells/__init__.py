@@ -13,6 +13,7 @@ from retrograde.cells.gru import GRU, GRU2014
 from retrograde.cells.linear import AbstractLinear
 from retrograde.cells.lru import LRU
 from retrograde.cells.lstm import LSTM
+from retrograde.cells.marks import gate
 from retrograde.cells.matrix_memory import MLSTM, GatedLinearAttention
 from retrograde.cells.minimal import MinGRU, MinLSTM
 from retrograde.cells.position import Position
@@ -54,6 +55,7 @@ __all__ = [
     "Stacked",
     "clipped",
     "from_function",
+    "gate",
     "generations",
     "policy_of",
     "pull_back",
