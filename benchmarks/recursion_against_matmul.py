@@ -17,7 +17,7 @@ from retrograde.decomposition.bins import lag_bins
 from retrograde.decomposition.by_lag import LagSums
 from retrograde.decomposition.by_time import ContributionNorms
 from retrograde.engine import Entries, fold, unroll
-from retrograde.engine.adjoint import backpropagate
+from retrograde.engine.adjoint import rows_of_entries
 
 SIZE = Size(T=256, B=8, I=64, H=128)
 OPERATIONS = 2 * SIZE.B * 4 * SIZE.H * SIZE.H * SIZE.T * (SIZE.T + 1) // 2
@@ -46,7 +46,7 @@ def recursions() -> dict[str, Callable[[], object]]:
     entries = Entries.of(recorded.direct)
     octaves = lag_bins("octaves", SIZE.T)
     return {
-        "stream": lambda: [None for _ in backpropagate(unrolled, entries)],
+        "stream": lambda: [None for _ in rows_of_entries(unrolled, entries)],
         "stream + by_lag": lambda: fold(unrolled, entries, [LagSums(octaves, cell)]),
         "stream + norms": lambda: fold(
             unrolled, entries, [ContributionNorms(entries, SIZE.T, parameters)]

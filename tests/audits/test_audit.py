@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import retrograde
@@ -129,11 +131,11 @@ def cell(module, w):
     return LSTM(w["w"], w["r"], w["b"], None, w["p"], generation="lstm-2002")
 
 
-def audited(fault, ragged=False, **how):
+def audited(fault, ragged=False, scale=1.0, **how):
     lengths = "lengths" if ragged else None
     declared = Declaration(cell=cell, state=("h", "c"), lengths=lengths)
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(T, B, I, generator=generator)
+    x = scale * torch.randn(T, B, I, generator=generator)
     state = tuple(torch.randn(B, H, generator=generator) for _ in range(2))
     more = {"lengths": torch.tensor([T, 3, 2])} if ragged else {}
 
@@ -226,6 +228,70 @@ def test_correct_implementations_pass_at_every_length():
                     model, x, lambda m, x: m(x)[0].square().sum(), lengths=(30,)
                 )
             assert found.ok and {c.verdict for c in found.checks} == {"rounding"}, str(found)
+
+
+def scaled(kind, weights=1.0):
+    torch.manual_seed(0)
+    layer = kind(I, H)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter *= weights
+    return layer
+
+
+RIGHT = {
+    "rnn": nn.RNN,
+    "gru": nn.GRU,
+    "lstm": nn.LSTM,
+    "projected": lambda i, h: nn.LSTM(i, h + 1, proj_size=h),
+    "peepholes": lambda i, h: retrograde.nn.LSTM(i, h, generation="peephole"),
+    "min-lstm": retrograde.nn.MinLSTM,
+    "lru": retrograde.nn.LRU,
+    "selective": retrograde.nn.SelectiveScan,
+    "attention": lambda i, h: retrograde.nn.GatedLinearAttention(i, h, key_size=2),
+    "mlstm": lambda i, h: retrograde.nn.MLSTM(i, h, key_size=2),
+    "slstm": retrograde.nn.SLSTM,
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported")
+@settings(max_examples=4)
+@given(
+    scale=st.sampled_from((1e-42, 1e-30, 1.0, 40.0, 400.0, 1e4, 1e20)),
+    weights=st.sampled_from((1.0, 1.0, 0.01, 30.0)),
+    dtype=st.sampled_from((torch.float32, torch.float64, torch.bfloat16, torch.float16)),
+    steps=st.integers(1, 5),
+)
+def test_nothing_right_is_blamed_at_any_scale(name, scale, weights, dtype, steps):
+    """Where units are saturated or numbers leave the range, it cannot be told; that is no fault."""
+    dtype = dtype if name in ("rnn", "gru", "lstm") else torch.float32
+    layer = scaled(RIGHT[name], weights).to(dtype)
+    x = torch.randn(steps, 2, I, generator=torch.Generator().manual_seed(steps))
+    x = (scale * x).clamp(-6e4, 6e4).to(dtype)
+    found = retrograde.audit(layer, x, summed)
+    assert found.ok, str(found)
+
+
+def test_what_has_no_true_gradient_is_refused_by_name():
+    x = torch.ones(T, B, I)
+    x[3, 1, 0] = torch.nan
+    with pytest.raises(retrograde.RetrogradeError, match="LSTM.*input is not finite at step 3"):
+        retrograde.audit(nn.LSTM(I, H), x, summed)
+    layer = nn.LSTM(I, H)
+    with torch.no_grad():
+        layer.weight_hh_l0[1, 1] = torch.inf
+    with pytest.raises(retrograde.RetrogradeError, match="weight_hh_l0 is not finite"):
+        retrograde.audit(layer, torch.ones(T, B, I), summed)
+
+
+@pytest.mark.parametrize("fault", ["no recurrent.output", "sign", "window of 2", "no bias"])
+@pytest.mark.parametrize("scale", [1e-6, 30.0])
+def test_a_fault_is_found_at_unusual_scales(fault, scale):
+    what, _, words = FAULTS[fault]
+    audit = audited(fault, scale=scale)
+    assert not audit.ok and what in audit.differences[0].parameters
+    assert words in audit.differences[0].looks_like
 
 
 def test_the_bands_are_those_that_are_published():

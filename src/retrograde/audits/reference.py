@@ -3,13 +3,15 @@
 Nothing of the engine has a part in it, and nothing of the implementation but its weights.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from retrograde.audits.rounded import Rounded
 from retrograde.declarations.reading import OF_PIECE, OUTPUT
 from retrograde.recording.calls import Call, is_output
 
@@ -29,12 +31,21 @@ class Pass:
     values: Mapping[str, Tensor]
     gradients: Mapping[str, Tensor]
 
+    @property
+    def every(self) -> tuple[str, ...]:
+        """What there is, values first."""
+        return (*self.values, *self.gradients)
+
+    def of(self, what: str) -> Tensor:
+        """One of them."""
+        return self.values[what] if what in self.values else self.gradients[what]
+
 
 def reference(
     call: Call,
     names: Mapping[str, str],
     adjoints: Mapping[str, Tensor],
-    change: Callable[[Tensor], Tensor] = lambda values: values,
+    rounded: Rounded | None = None,
 ) -> Pass:
     """The pass of the step function.
 
@@ -42,16 +53,20 @@ def reference(
         call: the call, in float64.
         names: the module's name of each parameter of its cells.
         adjoints: what the loss gives to each result, in the layout of the result.
-        change: what weights, x and initial state are replaced by.
+        rounded: the arithmetic, if it is not that of float64.
     """
-    weights = [
-        {name: change(w).detach().requires_grad_() for name, w in cell.parameters.items()}
-        for cell in call.cells
-    ]
+
+    def read(values: Tensor) -> Tensor:
+        values = values if rounded is None else rounded.round(values)
+        return values.detach().requires_grad_()
+
+    weights = [{name: read(w) for name, w in cell.parameters.items()} for cell in call.cells]
     whole, lengths = call.sequence(call.x)
-    x = change(whole).detach().requires_grad_()
-    initial = change(call.state(call.given)).detach().requires_grad_()
-    with torch.enable_grad():
+    if lengths is not None:  # what lies behind an end is not read
+        steps = torch.arange(len(whole), device=whole.device).unsqueeze(1)
+        whole = torch.where((steps < lengths).unsqueeze(-1), whole, 0)
+    x, initial = read(whole), read(call.state(call.given))
+    with torch.enable_grad(), rounded or nullcontext():
         outputs, states, last = _run(call, weights, x, initial, lengths)
         loss = (call.state({n: a for n, a in adjoints.items() if not is_output(n)}) * last).sum()
         for name in filter(is_output, adjoints):

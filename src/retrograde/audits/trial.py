@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from retrograde.audits.bands import Verdict, allowed, verdict
 from retrograde.audits.reference import INITIAL, OUTPUTS, STATE, Pass, X, reference
+from retrograde.audits.rounded import Rounded
 from retrograde.declarations import Declaration
 from retrograde.declarations.reading import OUTPUT, CallTensors
 from retrograde.diagnosis.copies import seeded, within
@@ -178,17 +179,39 @@ def _run(layer: LayerCall, dtype: torch.dtype, seed: int, draws: int) -> Trial:
         pairs = zip(call.cells, suffixes, strict=True)
         names = {n + suffix: n + suffix for cell, suffix in pairs for n in cell.parameters}
     wide = {name: adjoint.double() for name, adjoint in adjoints.items()}
+    _check_finite(call, live)
     true = reference(call, names, wide)
     ran = _ran(call, tensors, live, true)
     steps = call.sequence(call.x)[0].shape[0]
-    moved = _moved(call, names, wide, true, float(torch.finfo(dtype).eps))
+    errors = {what: _error(ran.of(what), true.of(what)) for what in true.every if what in ran.every}
+    moved: Mapping[str, float] = {}
+    if any(verdict(error, allowed(dtype, steps)) != "rounding" for error in errors.values()):
+        moved = _moved(reference(call, names, wide, Rounded(dtype, seed)), true)
     compared = [
-        _compare(what, theirs[what], ours[what], allowed(dtype, steps, moved.get(what, 0.0)))
-        for theirs, ours in ((ran.values, true.values), (ran.gradients, true.gradients))
-        for what in ours
-        if what in theirs
+        _compare(what, ran.of(what), true.of(what), allowed(dtype, steps, moved.get(what, 0.0)))
+        for what in errors
     ]
     return Trial(tuple(compared), call, names, wide, ran, true)
+
+
+def _check_finite(call: Call, live: Mapping[str, nn.Parameter]) -> None:
+    """Refuse what has no true gradient.
+
+    Raises:
+        RecordingError: with what is not finite, and where.
+    """
+    x, lengths = call.sequence(call.x)
+    if lengths is not None:
+        steps = torch.arange(len(x), device=x.device).unsqueeze(1)
+        x = torch.where((steps < lengths).unsqueeze(-1), x, 0)
+    wrong = torch.nonzero(~x.isfinite().flatten(1).all(1)).flatten()
+    if len(wrong):
+        raise RecordingError(f"its input is not finite at step {int(wrong[0])}")
+    if not call.state(call.given).isfinite().all():
+        raise RecordingError("its initial state is not finite")
+    for name, weight in live.items():
+        if not weight.isfinite().all():
+            raise RecordingError(f"{name} is not finite")
 
 
 def _inside(call: Call, name: str, adjoint: Tensor) -> Tensor:
@@ -249,33 +272,21 @@ def _ran(call: Call, tensors: CallTensors, live: Mapping[str, nn.Parameter], tru
     return Pass(values, gradients)
 
 
-def _moved(
-    call: Call, names: Mapping[str, str], adjoints: Mapping[str, Tensor], true: Pass, eps: float
-) -> dict[str, float]:
-    """By how much of its size one rounding of everything that is read moves each quantity."""
-    found: dict[str, float] = {}
-    generator = torch.Generator().manual_seed(1)
-
-    def disturb(values: Tensor) -> Tensor:
-        signs = torch.randint(0, 2, values.shape, generator=generator).to(values)
-        return values * (1 + eps * (2 * signs - 1))
-
-    other = reference(call, names, adjoints, disturb)
-    for one, another in ((other.values, true.values), (other.gradients, true.gradients)):
-        found |= {what: _error(one[what], value) for what, value in another.items()}
-    return found
+def _moved(other: Pass, true: Pass) -> dict[str, float]:
+    """By how much of its size rounding moves each quantity."""
+    return {what: _error(other.of(what), true.of(what)) for what in true.every}
 
 
 def _error(one: Tensor, other: Tensor) -> float:
     size = float(torch.linalg.vector_norm(other))
     apart = float(torch.linalg.vector_norm(one.double() - other))
-    return apart / size if size else (math.inf if apart else 0.0)
+    error = apart / size if size else (math.inf if apart else 0.0)
+    return math.inf if math.isnan(error) else error
 
 
 def _compare(what: str, ran: Tensor, true: Tensor, bound: float) -> Compared:
     ran = ran.double()
     error, size = _error(ran, true), float(torch.linalg.vector_norm(true))
-    error = error if math.isfinite(error) or error == math.inf else math.inf
     ratio = float(torch.linalg.vector_norm(ran)) / size if size else math.inf
     step = None
     if what in (OUTPUTS, X):

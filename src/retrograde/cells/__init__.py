@@ -10,6 +10,7 @@ from retrograde.cells.gates import ACTIVATIONS, Activation, Gate
 from retrograde.cells.generations import Generation, generations
 from retrograde.cells.graph import Graph
 from retrograde.cells.gru import GRU, GRU2014
+from retrograde.cells.keras import KerasCell, keras_cell
 from retrograde.cells.linear import AbstractLinear
 from retrograde.cells.lru import LRU
 from retrograde.cells.lstm import LSTM
@@ -46,6 +47,7 @@ __all__ = [
     "GatedLinearAttention",
     "Generation",
     "Graph",
+    "KerasCell",
     "MinGRU",
     "MinLSTM",
     "Position",
@@ -57,6 +59,7 @@ __all__ = [
     "from_function",
     "gate",
     "generations",
+    "keras_cell",
     "policy_of",
     "pull_back",
     "stepping",

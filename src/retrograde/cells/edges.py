@@ -30,12 +30,21 @@ class Use:
         operand: what they are multiplied by, shape [*L, M]; None for a bias.
         diagonal: whether unit is multiplied by unit, as a peephole does: the gradient is then
             `sum_b adjoint_b * operand_b`.
+        columns: whether the rows of a matrix are the columns of its tensor, as Keras keeps it.
     """
 
     parameter: str
     rows: slice
     operand: Float[Tensor, "*L M"] | None = None
     diagonal: bool = False
+    columns: bool = False
+
+    def block(self, parameter: Tensor) -> Tensor:
+        """The rows of the parameter that act here."""
+        if self.columns:
+            return parameter[:, self.rows].T
+        whole = parameter if self.operand is not None and not self.diagonal else parameter.flatten()
+        return whole[self.rows]
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ def _forward(edge: Diagonal | Weight, change: Tensor) -> Tensor:
 
 def _by_parameter(use: Use, parameters: Mapping[str, Tensor]) -> Float[Tensor, "*L H"]:
     """The change of a node that goes with that of a parameter; the same for all samples if [H]."""
-    block = parameters[use.parameter][use.rows]
+    block = use.block(parameters[use.parameter])
     if use.operand is None:
         return block
     return use.operand * block if use.diagonal else use.operand @ block.T

@@ -147,7 +147,7 @@ def _positive_slope(y: Tensor) -> Tensor:
 
 
 def _softplus_slope(y: Tensor) -> Tensor:
-    return -torch.expm1(-y)
+    return torch.where(y > 20, 1, -torch.expm1(-y))  # from there on torch's softplus is a line
 
 
 def _relu_slope(y: Tensor) -> Tensor:

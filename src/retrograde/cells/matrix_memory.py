@@ -287,7 +287,7 @@ class MLSTM(AbstractLinear):
             Weight("products", "along", ones.T, slice(0, 1)),
             Diagonal("along", "size", sign),
             *spread("size", ["size.h"], 1, width, x),
-            Diagonal("size.h", "h+", -o * read / size.square()),
+            Diagonal("size.h", "h+", -o * (read / size) / size),
             Diagonal("a.output", "h+", read / size * SIGMOID.derivative(o)),
         ]
         for row in range(keys):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid
 
 from retrograde import _checks
 from retrograde._types import Input, Projected, State
@@ -152,7 +152,7 @@ class MinLSTM(AbstractMinimal):
         a_f, a_i, n = projected.chunk(3, -1)
         f, i, n = a_f.sigmoid(), a_i.sigmoid(), FORMS[self.form].function(n)
         # f / (f + i) = sigma(log f - log i), where f and i may both be 0 in their data type
-        kept = (softplus(-a_i) - softplus(-a_f)).sigmoid()
+        kept = (logsigmoid(a_f) - logsigmoid(a_i)).sigmoid()
         h = kept * state + (1 - kept) * n
         return CellStep(x, state, h, {"forget": f, "input": i, "candidate": n, "kept": kept})
 

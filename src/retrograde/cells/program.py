@@ -385,19 +385,26 @@ class Program:
     # --- running it ---
 
     def run(
-        self, frame: Frame, delta: Float[Tensor, "N B S"], spare: int = 0, fill: bool = True
-    ) -> list[Float[Tensor, "N1 B _"]]:
-        """The results for rows of adjoints, each with `spare` rows at its end, not written yet.
+        self, frame: Frame, delta: Float[Tensor, "N B S"], fill: bool = True
+    ) -> list[Float[Tensor, "N B _"]]:
+        """The results for rows of adjoints.
 
-        Without `fill` nothing is written outside of `slots` either.
+        Without `fill` nothing is written outside of `slots`.
         """
         rows, batch, _ = delta.shape
-        results = [new_rows(delta, rows + spare, batch, width) for width in self._widths]
-        given = [result[:rows] for result in results] if spare else results
+        results = [new_rows(delta, rows, batch, width) for width in self._widths]
         if fill:
-            self._fill(given)
-        self._run(frame, delta, given)
+            self._fill(results)
+        with no_autocast(delta.device):
+            self._run(frame, delta, results)
         return results
+
+    def run_to(
+        self, frame: Frame, delta: Float[Tensor, "N B S"], results: Sequence[Float[Tensor, "N B _"]]
+    ) -> None:
+        """The same written to tensors of which the rows lie one after the other; no autocast."""
+        self._fill(results)
+        self._run(frame, delta, results)
 
     def _fill(self, results: Sequence[Float[Tensor, "N B _"]]) -> None:
         """Zeros where nothing comes back to."""
@@ -412,9 +419,8 @@ class Program:
         registers[0] = delta
         for register, number, slot in self._views:
             registers[register] = results[number][..., slot]
-        with no_autocast(delta.device):
-            for operation in self._operations:
-                operation(registers, frame)
+        for operation in self._operations:
+            operation(registers, frame)
         return registers
 
     def kept(
@@ -430,12 +436,13 @@ class Program:
             results: where the results are written to, of a program that has any.
         """
         self._fill(results)
-        registers = self._run(frame, delta, results)
         tensors = frame.tensors
-        found = [
-            (adjoints(registers, frame), [None if n is None else tensors[n] for n in operands])
-            for adjoints, operands in self._kept
-        ]
+        with no_autocast(delta.device):
+            registers = self._run(frame, delta, results)
+            found = [
+                (adjoints(registers, frame), [None if n is None else tensors[n] for n in operands])
+                for adjoints, operands in self._kept
+            ]
         return found, [(registers[at], frame.functions[n]) for at, n in self._kept_functions]
 
 

@@ -81,7 +81,7 @@ def renamed(graph: Graph, suffix: str, route_suffix: str, state: int, inputs: in
     def use(of: Use | None) -> Use | None:
         if of is None:
             return None
-        return Use(of.parameter + suffix, of.rows, of.operand, of.diagonal)
+        return replace(of, parameter=of.parameter + suffix)
 
     def edge(of: Edge) -> Edge:
         if isinstance(of, Opaque):

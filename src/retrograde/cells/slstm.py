@@ -113,6 +113,6 @@ class SLSTM(AbstractLayer):
             Diagonal("c", "c+"),
             Diagonal("n", "n+"),
             Diagonal("c", "h+", o / n, "readout"),
-            Diagonal("n", "h+", -o * c / n.square(), "readout.normaliser"),
+            Diagonal("n", "h+", -o * (c / n) / n, "readout.normaliser"),
             Diagonal("a.output", "h+", c / n * SIGMOID.derivative(o)),
         )

@@ -40,6 +40,10 @@ class CallTensors:
             than the layer hands on, and the letters of the last state.
         lengths: the steps of each sample, where they came with the call.
         others: further tensors that went in.
+        places: of a module that skips steps, which step of `x` each output [B, T] is that of; -1
+            where it is that of none. The steps that are skipped are left out of `x`.
+        rounding: the relative rounding error of its arithmetic, where that is coarser than its
+            tensors say.
     """
 
     x: Tensor | PackedSequence
@@ -47,6 +51,8 @@ class CallTensors:
     results: dict[str, Tensor]
     lengths: Tensor | None = None
     others: tuple[Tensor, ...] = ()
+    places: Tensor | None = None
+    rounding: float = 0.0
 
 
 def held_state(declaration: Declaration, module: nn.Module) -> dict[str, Tensor]:
@@ -148,10 +154,10 @@ def named_arguments(
     return {**found, **kwargs}
 
 
-def argument_names(module: nn.Module) -> tuple[str, ...]:
-    """The names of what a module's forward takes by position."""
+def argument_names(module: nn.Module, method: str = "forward") -> tuple[str, ...]:
+    """The names of what a module's forward, or another method, takes by position."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(type(module).forward).parameters.values()
+    parameters = inspect.signature(getattr(type(module), method)).parameters.values()
     return tuple(each.name for each in parameters if each.kind in kinds)[1:]
 
 

@@ -7,9 +7,9 @@ Spans of neighbouring steps are all that a decomposition sees; each is a fold ov
 only its own result.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from retrograde.cells.reverse_mode import CellAdjoint, FormedGradients
 from retrograde.engine.entries import Entries
-from retrograde.engine.scaling import Scaled
-from retrograde.engine.scan import AbstractRule, scan
-from retrograde.engine.unroll import Chunk, Unrolled
+from retrograde.engine.scaling import CENTRE, SLACK, Scaled
+from retrograde.engine.scan import BACKEND, Entering
+from retrograde.engine.unroll import CHUNK, Chunk, Unrolled
 from retrograde.errors import NonFiniteError
 
 GATHERED = 2**20
@@ -160,70 +160,163 @@ class Fold(Protocol):
         """Take some neighbouring steps, the last ones first."""
 
 
-class PerEntry(AbstractRule):
+class PerEntry:
     """One row for each entry, latest first, each with an exponent of its own.
 
-    Attributes:
-        delta: the adjoints at the step.
-        norms: their norms.
+    Rows are brought into range before a stretch of steps. One that leaves it within the stretch
+    ends the stretch there, and the step at which it did so is the first of the next one.
     """
 
-    delta: Scaled
-    norms: Float[Tensor, "N"]
-
     def __init__(self, entries: Entries):
-        self._entries = entries
-        self._back: Callable[[], list[Tensor]] | None = None
+        self._entries, self._count = entries, 0
         self._newest = 0  # the exponent of the newest row
-        self._exponent = torch.zeros(0, dtype=torch.int64, device=entries.direct.device)
+        direct = entries.direct
+        self._values = direct.new_empty(1, *direct.shape[1:])  # the last row is spare
+        self._exponent = torch.zeros(0, dtype=torch.int64, device=direct.device)
+        self._complete = False  # whether what the loss gives to the step is there already
+        self._length = CHUNK
 
-    def rows(self, k: int) -> Float[Tensor, "N B S"] | None:
-        arriving = self._arriving(k)
-        if not arriving.exponent.shape[0]:
-            return None
-        self.delta, self.norms = arriving.normalised()
-        if self.delta is not arriving:
-            refuse_non_finite(self.norms, k)
-            self._newest = int(self.delta.exponent[-1])
-        return self.delta.values
+    def through(self, chunk: Chunk) -> Iterator[AdjointSpan]:
+        """The rows at the steps of a chunk, the latest first; none at those before any entry.
 
-    def pull(self, chunk: Chunk, k: int, rows: Float[Tensor, "N B S"]) -> None:
-        spare = int(self._entries.opens(k - 1, rows.shape[0]))
-        self._back = partial(chunk.through, chunk.plan.back, k, rows, spare)  # if asked for
-        self._exponent = self.delta.exponent
-
-    def _arriving(self, k: int) -> Scaled:
-        """delta_k: what comes back through step k+1, and what the loss gives to s_k directly.
-
-        The latter is a new row, or part of the newest row if k belongs to that row's block.
+        Raises:
+            NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
         """
-        entries, exponent = self._entries, self._exponent
-        rows = exponent.shape[0]  # len() of a tensor is slow
-        opens = entries.opens(k, rows)
-        if self._back is None:
-            values = entries.direct.new_empty(int(opens), *entries.direct.shape[1:])
-        else:
-            (values,) = self._back()
-        if opens:
-            exponent = torch.cat((exponent, entries.write(k, values[-1:])))
-            self._newest = entries.exponents[k] or 0
-        elif entries.covers(k, rows) and not entries.add(k, values[-1], self._newest):
-            joined = Scaled(values[-1:], exponent[-1:]).plus(entries.at(k))
-            values[-1:] = joined.values
-            exponent = torch.cat((exponent[:-1], joined.exponent))
+        k = chunk.first + len(chunk) - 1
+        while k >= chunk.first:
+            if not self._complete:
+                self._enter(k)
+            if not self._count:
+                k -= 1
+                continue
+            yield self._stretch(chunk, k)
+            k = self._stopped
+
+    def _enter(self, k: int) -> None:
+        """Add what the loss gives to s_k: a new row, or part of the newest if that goes on."""
+        entries, count, values = self._entries, self._count, self._values
+        if entries.opens(k, count):
+            self._exponent = torch.cat((self._exponent, entries.write(k, values[-1:])))
+            self._newest, self._count = entries.exponents[k] or 0, count + 1
+        elif entries.covers(k, count) and not entries.add(k, values[count - 1], self._newest):
+            newest = slice(count - 1, count)
+            joined = Scaled(values[newest], self._exponent[newest]).plus(entries.at(k))
+            values[newest] = joined.values
+            self._exponent = torch.cat((self._exponent[:-1], joined.exponent))
             self._newest = int(joined.exponent)
-        return Scaled(values, exponent)
+
+    def _stretch(self, chunk: Chunk, k: int) -> AdjointSpan:
+        """The rows at step k and as many earlier ones as they stay in range."""
+        size = self._values[0].numel()
+        length = min(self._length, k - chunk.first + 1, max(1, GATHERED // (self._count * size)))
+        arrived = Scaled(self._values[: self._count], self._exponent)
+        # A bit for each step: what moves faster ends the stretch.
+        delta, norms = arrived.normalised(max(1, SLACK - length))
+        if delta is not arrived:
+            refuse_non_finite(norms, k)
+            self._newest = int(delta.exponent[-1])
+        entering, opened = self._entering(k, length)
+        pulled = BACKEND.pull_back(chunk, delta.values, entering)
+        exponent = delta.exponent
+        if opened:
+            exponent = torch.cat((exponent, exponent.new_tensor(opened)))
+        out = self._first_out(pulled.norms, norms, entering) if len(entering) > 1 else None
+        rows, values, sizes = entering.rows, pulled.values, pulled.norms
+        if out is None:
+            self._stopped, self._complete = entering.first - 1, False
+            self._count = rows[0]
+            if pulled.back is not None:
+                self._values = pulled.back
+            self._length = min(2 * self._length, CHUNK)
+        else:
+            self._stopped, self._complete = entering.first + out, True
+            self._count = rows[out]
+            self._values = values[: rows[out], out].contiguous()
+            self._length = max(1, len(rows) - 1 - out)
+            rows, values, sizes = rows[out + 1 :], values[:, out + 1 :], sizes[:, out + 1 :]
+            values, sizes = values[: rows[0]], sizes[: rows[0]]
+        self._exponent = exponent[: self._count]
+        self._newest = (
+            opened[self._count - len(norms) - 1] if self._count > len(norms) else self._newest
+        )
+        first, count = self._stopped + 1, len(rows)
+        lags = self._entries.lags_between(first, count, rows[0])
+        units = torch.where(lags < 0, 0, exponent[: rows[0]].unsqueeze(1))
+        return AdjointSpan(first, values, units, sizes, lags, chunk)
+
+    def _entering(self, k: int, length: int) -> tuple[Entering, list[int]]:
+        """What the loss gives at the steps before k, and the exponents of the rows that it opens.
+
+        A step that adds to a row on quite another scale is left to the next stretch.
+        """
+        entries, newest, opened = self._entries, self._newest, list[int]()
+        rows, factors = [self._count], [0.0]
+        size = entries.direct[0].numel()
+        for step in range(k - 1, k - length, -1):
+            count, factor = rows[-1], 0.0
+            if entries.opens(step, count):
+                if (count + 1) * (len(rows) + 1) * size > GATHERED:
+                    break
+                newest = entries.exponents[step] or 0
+                opened.append(newest)
+                count, factor = count + 1, 2.0**-newest
+            elif entries.covers(step, count):
+                if not entries.near(step, newest):
+                    break
+                factor = 2.0**-newest if entries.exponents[step] is not None else 0.0
+            rows.append(count)
+            factors.append(factor)
+        first, values = k - len(rows) + 1, None
+        if any(factors):
+            given = entries.direct[first : k + 1]
+            values = given * given.new_tensor(factors[::-1]).view(-1, 1, 1)
+        return Entering(first, rows[::-1], values, back=first > 0), opened
+
+    def _first_out(
+        self, norms: Float[Tensor, "N K"], start: Float[Tensor, "M"], entering: Entering
+    ) -> int | None:
+        """The latest step at which a row is out of range; rows of zeros stay what they are."""
+        inside = (norms >= 2.0 ** (CENTRE - SLACK)) & (norms <= 2.0 ** (CENTRE + SLACK))
+        if bool(inside.all()):
+            return None
+        rows = entering.rows
+        nothing = torch.zeros_like(inside)
+        nothing[: len(start)] = (start == 0).unsqueeze(1)
+        if entering.values is not None:
+            nothing[len(start) - 1] = False  # what enters is added to it
+        for step, count in enumerate(rows):
+            nothing[count:, step] = True
+        inside[:, -1] = True  # as they were started
+        inside |= nothing & (norms == 0)
+        out = torch.nonzero(~inside.all(0))
+        return int(out[-1]) if len(out) else None
 
 
-def backpropagate(unrolled: Unrolled, entries: Entries) -> Iterator[AdjointStep]:
-    """The stream of adjoint steps for k = T-1 .. 0; steps before any entry are left out.
+@torch.no_grad()
+def rows_of_entries(unrolled: Unrolled, entries: Entries) -> Iterator[AdjointSpan]:
+    """The rows at all steps in spans, for k = T-1 .. 0; steps before any entry are left out.
 
     Raises:
         NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
     """
-    rule = PerEntry(entries)
-    for k, chunk in scan(unrolled, rule):
-        yield AdjointStep(k, rule.delta, rule.norms, chunk, entries, rule.norms.shape[0])
+    rows = PerEntry(entries)
+    for chunk in unrolled.chunks():
+        yield from rows.through(chunk)
+
+
+def backpropagate(unrolled: Unrolled, entries: Entries) -> Iterator[AdjointStep]:
+    """The same step by step.
+
+    Raises:
+        NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
+    """
+    for span in rows_of_entries(unrolled, entries):
+        entered = (span.lags >= 0).sum(0).tolist()
+        for step in reversed(range(len(span))):
+            rows = entered[step]
+            delta = Scaled(span.values[:rows, step], span.exponent[:rows, step])
+            norms = span.norms[:rows, step]
+            yield AdjointStep(span.first + step, delta, norms, span.chunk, entries, rows)
 
 
 def spans(steps: Iterable[AdjointStep], entries: Entries) -> Iterator[AdjointSpan]:
@@ -256,7 +349,7 @@ def refuse_non_finite(sizes: Float[Tensor, "N"], k: int) -> None:
 def fold(unrolled: Unrolled, entries: Entries, folds: Iterable[Fold]) -> None:
     """Feed one backward pass to any number of folds."""
     folds = tuple(folds)
-    for span in spans(backpropagate(unrolled, entries), entries):
+    for span in rows_of_entries(unrolled, entries):
         for each in folds:
             each.update(span)
 

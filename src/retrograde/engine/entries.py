@@ -98,13 +98,17 @@ class Entries:
         found: list[int] = self._scales[1].tolist()
         return [exponent if any_ else None for exponent, any_ in zip(found, some, strict=True)]
 
-    def add(self, k: int, row: Float[Tensor, "B S"], exponent: int) -> bool:
-        """Add dL/ds_k to a row in units of 2^exponent; whether their scales are near enough."""
+    def near(self, k: int, exponent: int) -> bool:
+        """Whether dL/ds_k can be added to a row in units of 2^exponent without loss."""
         own = self.exponents[k]
         if own is None:
             return True
-        near = abs(own - exponent) <= CENTRE and abs(exponent) <= REPRESENTABLE
-        if near:
+        return abs(own - exponent) <= CENTRE and abs(exponent) <= REPRESENTABLE
+
+    def add(self, k: int, row: Float[Tensor, "B S"], exponent: int) -> bool:
+        """Add dL/ds_k to a row in units of 2^exponent; whether their scales are near enough."""
+        near = self.near(k, exponent)
+        if near and self.exponents[k] is not None:
             row.add_(self.direct[k], alpha=2.0**-exponent)
         return near
 

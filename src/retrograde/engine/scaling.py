@@ -20,10 +20,10 @@ SLACK = 24
 """Nothing is rescaled while all norms are within 2^(CENTRE - SLACK) and 2^(CENTRE + SLACK)."""
 
 
-def in_range(sizes: Float[Tensor, "N"]) -> bool:
+def in_range(sizes: Float[Tensor, "N"], slack: int = SLACK) -> bool:
     """Whether all rows, of these sizes, are near enough to the centre to be left as they are."""
     least, most = torch.aminmax(sizes)
-    return float(least) >= 2.0 ** (CENTRE - SLACK) and float(most) <= 2.0 ** (CENTRE + SLACK)
+    return float(least) >= 2.0 ** (CENTRE - slack) and float(most) <= 2.0 ** (CENTRE + slack)
 
 
 def power_of_two(exponent: Int[Tensor, "*R"], like: Tensor) -> Float[Tensor, "*R"]:
@@ -95,13 +95,13 @@ class Scaled:
         """Plain numbers, exponent 0."""
         return Scaled(values, values.new_zeros(values.shape[0], dtype=torch.int64))
 
-    def normalised(self) -> "tuple[Scaled, Float[Tensor, 'N']]":
+    def normalised(self, slack: int = SLACK) -> "tuple[Scaled, Float[Tensor, 'N']]":
         """The same numbers with the norms of the values in range, and those norms.
 
         Nothing is touched while all norms are within the slack; else all are centred at once.
         """
         norms = row_norms(self.values)
-        if in_range(norms):
+        if in_range(norms, slack):
             return self, norms
         centred = self.centred(norms)
         return (self, norms) if centred is self else (centred, row_norms(centred.values))

@@ -2,21 +2,130 @@
 
     delta_{k-1} = J_k^T delta_k      for k = T-1 .. 0
 
-What the rows are and what becomes of them between two steps is a rule: one row for each loss step,
-classes by crossing, the sum of all in plain numbers, directions made orthonormal again. The rule
-knows no cell, and the scan no row.
+Where nothing acts on the rows but what the loss adds, a backend runs many steps of a chunk at once.
+Elsewhere a rule says what the rows are and what becomes of them between two steps: classes by
+crossing, policies that clip, directions made orthonormal again. The rule knows no cell, and the
+scan no row.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from retrograde.cells.clipped import ClippedPass
+from retrograde.cells.precision import no_autocast
+from retrograde.cells.program import new_rows
 from retrograde.cells.rewiring import Factors
 from retrograde.engine.unroll import Chunk, Unrolled
+
+
+@dataclass(frozen=True, eq=False)
+class Entering:
+    """What the loss gives to the rows at neighbouring steps, after the latest of them.
+
+    Attributes:
+        first: the earliest step.
+        rows: how many rows there are at each step, [K]. Where there is one more than at the step
+            after, what the loss gives is that row; elsewhere it is added to the newest one.
+        values: what the loss gives at each step, in units of the row that takes it, [K, B, S]; what
+            stands at the latest step is not used. None if it gives nothing at the others.
+        back: whether what comes back to the state before the earliest step is asked for.
+    """
+
+    first: int
+    rows: Sequence[int]
+    values: Float[Tensor, "K B S"] | None
+    back: bool = True
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Pulled:
+    """Rows at neighbouring steps.
+
+    Attributes:
+        values: the adjoints of the states after the steps, 0 for a row that has not entered yet,
+            [N, K, B, S].
+        norms: their L2 norms over batch and state, [N, K].
+        back: what comes back to the state before the earliest step, if it was asked for; its last
+            row has no value yet and is for what may enter there.
+    """
+
+    values: Float[Tensor, "N K B S"]
+    norms: Float[Tensor, "N K"]
+    back: Float[Tensor, "N1 B S"] | None
+
+
+class AbstractBackend(ABC):
+    """What runs the recursion through neighbouring steps of a chunk, in plain numbers.
+
+        rows_{k-1} = J_k^T rows_k + what the loss gives to s_{k-1}
+
+    It need not care what leaves the range on the way: whoever calls brings the rows into range
+    before, and uses nothing after the step at which one has left it.
+    """
+
+    @abstractmethod
+    def pull_back(self, chunk: Chunk, start: Float[Tensor, "N B S"], entering: Entering) -> Pulled:
+        """Pull rows back from step to step.
+
+        Args:
+            chunk: what holds the steps.
+            start: the rows at the latest of the steps, complete.
+            entering: the steps, and what the loss gives on the way.
+        """
+
+
+class Eager(AbstractBackend):
+    """Step by step, each operation on its own."""
+
+    def pull_back(self, chunk: Chunk, start: Float[Tensor, "N B S"], entering: Entering) -> Pulled:
+        count, most = len(entering), entering.rows[0]
+        if count == 1:
+            values = start.unsqueeze(0)
+        else:
+            values = new_rows(start, count * most, *start.shape[1:])
+            values = values.view(count, most, *start.shape[1:])
+            values[-1, : len(start)] = start
+        back = self._through(chunk, values, entering)
+        for step, rows in enumerate(entering.rows):
+            if rows < most:
+                values[step, rows:] = 0
+        norms: Tensor = torch.linalg.vector_norm(values.flatten(2), dim=2)
+        return Pulled(values.transpose(0, 1).contiguous(), norms.T, back)
+
+    def _through(
+        self, chunk: Chunk, values: Float[Tensor, "K N B S"], entering: Entering
+    ) -> Float[Tensor, "N1 B S"] | None:
+        """The rows at all steps, and what comes back to the state before them."""
+        program, first, given = chunk.plan.back, entering.first, entering.values
+        with no_autocast(values.device):
+            for step in range(len(entering) - 1, 0, -1):
+                rows, after = entering.rows[step - 1], entering.rows[step]
+                chunk.through_to(
+                    program, first + step, values[step, :after], values[step - 1, :after]
+                )
+                if rows > after:
+                    assert given is not None
+                    values[step - 1, after].copy_(given[step - 1])
+                elif given is not None:
+                    values[step - 1, after - 1].add_(given[step - 1])
+            if not entering.back:
+                return None
+            rows = entering.rows[0]
+            back = new_rows(values, rows + 1, *values.shape[2:])
+            chunk.through_to(program, first, values[0, :rows], back[:rows])
+        return back
+
+
+BACKEND: AbstractBackend = Eager()
+"""What runs the recursion wherever no rule acts between its steps."""
 
 
 class AbstractRule(ABC):
@@ -31,37 +140,18 @@ class AbstractRule(ABC):
         """Pull them back through step k of a chunk, and keep what comes back."""
 
 
-class AbstractBackend(ABC):
-    """What runs a recursion."""
-
-    @abstractmethod
-    def scan(self, unrolled: Unrolled, rule: AbstractRule) -> Iterator[tuple[int, Chunk]]:
-        """Follow a rule from the last step to the first.
-
-        Yields:
-            k and the chunk that holds it, each time that rows were pulled back through step k.
-        """
-
-
-class Eager(AbstractBackend):
-    """Step by step, each operation on its own."""
-
-    def scan(self, unrolled: Unrolled, rule: AbstractRule) -> Iterator[tuple[int, Chunk]]:
-        for chunk in unrolled.chunks():
-            for k in reversed(range(chunk.first, chunk.first + len(chunk))):
-                rows = rule.rows(k)
-                if rows is not None:
-                    rule.pull(chunk, k, rows)
-                    yield k, chunk
-
-
-BACKEND: AbstractBackend = Eager()
-"""What runs every recursion of the package."""
-
-
 def scan(unrolled: Unrolled, rule: AbstractRule) -> Iterator[tuple[int, Chunk]]:
-    """Follow a rule backwards through a pass, on the backend of the package."""
-    return BACKEND.scan(unrolled, rule)
+    """Follow a rule backwards through a pass, from the last step to the first.
+
+    Yields:
+        k and the chunk that holds it, each time that rows were pulled back through step k.
+    """
+    for chunk in unrolled.chunks():
+        for k in reversed(range(chunk.first, chunk.first + len(chunk))):
+            rows = rule.rows(k)
+            if rows is not None:
+                rule.pull(chunk, k, rows)
+                yield k, chunk
 
 
 class Carried(AbstractRule):
@@ -96,8 +186,8 @@ class Summed(AbstractRule):
         direct: what the loss gives to each state, [T, B, S].
 
     Attributes:
-        deltas: the adjoint of each state so far, the last one first, [1, B, S].
         adjoint: that of what came before these steps, [1, B, S].
+        deltas: the adjoint of each state so far, the last one first, [1, B, S].
         factors: what the policies of a clipped cell chose at each step, the last one first.
     """
 
@@ -112,11 +202,32 @@ class Summed(AbstractRule):
         return self.deltas[-1]
 
     def pull(self, chunk: Chunk, k: int, rows: Float[Tensor, "1 B S"]) -> None:
-        if not chunk.graph.clips:
-            (self.adjoint,) = chunk.through(chunk.plan.back, k, rows)
-            return
         passed = ClippedPass(chunk.graph, rows[0], k - chunk.first)
         self.adjoint = passed.previous().unsqueeze(0)
         if k in chunk.boundaries:
             self.adjoint = chunk.boundaries[k].pull_back(self.adjoint)
         self.factors.append(passed.factors)
+
+    def through(self, chunk: Chunk) -> tuple[Float[Tensor, "1 K B S"], tuple[Factors, ...]]:
+        """The adjoints of the states after the steps of a chunk, and what policies chose there.
+
+        Chunks come in the order of the recursion, the last one first.
+        """
+        steps = range(chunk.first, chunk.first + len(chunk))
+        if not chunk.graph.clips:
+            start, given = (
+                self.adjoint + self._direct[steps[-1]],
+                self._direct[steps[0] : steps[-1] + 1],
+            )
+            pulled = BACKEND.pull_back(
+                chunk, start, Entering(chunk.first, (1,) * len(steps), given)
+            )
+            assert pulled.back is not None
+            self.adjoint = pulled.back[:1]
+            return pulled.values, ()
+        for k in reversed(steps):
+            self.pull(chunk, k, self.rows(k))
+        found = torch.stack(self.deltas[::-1], 1), tuple(self.factors[::-1])
+        self.deltas.clear()
+        self.factors.clear()
+        return found

@@ -17,6 +17,7 @@ from retrograde.cells.program import Program
 from retrograde.cells.reverse_mode import CellAdjoint
 from retrograde.cells.rewiring import Factors, scaled
 from retrograde.engine.boundary import Boundary
+from retrograde.engine.linear_states import by_blocks, linear_states
 from retrograde.errors import ArgumentError
 
 CHUNK = 32
@@ -113,20 +114,29 @@ class Chunk:
         program: Program,
         k: int,
         delta: Float[Tensor, "N B S"],
-        spare: int = 0,
         fill: bool = True,
-    ) -> list[Float[Tensor, "N1 B S"]]:
+    ) -> list[Float[Tensor, "N B S"]]:
         """The results of a program at step k, taken past the boundary before it.
 
-        With `spare` rows at the end, not written yet; and without zeros if not to be filled, where
-        nothing comes back to.
+        Without zeros if not to be filled, where nothing comes back to.
         """
-        results = program.run(program.at(k - self.first), delta, spare, fill)
+        results = program.run(program.at(k - self.first), delta, fill)
         if k in self.boundaries:
             for result in results:
-                rows = result[: len(delta)]
-                rows.copy_(self.boundaries[k].pull_back(rows))
+                result.copy_(self.boundaries[k].pull_back(result))
         return results
+
+    def through_to(
+        self,
+        program: Program,
+        k: int,
+        delta: Float[Tensor, "N B S"],
+        out: Float[Tensor, "N B S"],
+    ) -> None:
+        """The only result of a program at step k written to a tensor; autocast must be off."""
+        program.run_to(program.at(k - self.first), delta, [out])
+        if k in self.boundaries:
+            out.copy_(self.boundaries[k].pull_back(out))
 
     def pull_back(self, delta: Float[Tensor, "N B S"], first: int, count: int = 1) -> CellAdjoint:
         """Rows of adjoints of s_k through step k, for several steps as if they were its samples.
@@ -171,7 +181,8 @@ def unroll(
         cell: the recurrence.
         x: inputs, shape [T, B, I].
         initial: s before the first step, shape [B, S]; zeros if None.
-        keep: keep the steps with all their activations, and not the states alone.
+        keep: keep the steps with all their activations, and not the states alone. Not where
+            many steps are taken at once, and so cost little to compute again.
         boundaries: the steps that are not entered with the state before.
         lengths: the number of steps of each sample; after them its state stays as it is.
 
@@ -200,6 +211,10 @@ def unroll(
         raise ArgumentError(
             f"the initial state must have shape {list(expected)} [B, S]; got {list(initial.shape)}"
         )
+    if not boundaries and lengths is None and by_blocks(cell, x):
+        with no_autocast(x.device):
+            start = x.new_zeros(expected) if initial is None else initial
+            return Unrolled(cell, x, linear_states(cell, x, start))
     states = x.new_empty(x.shape[0] + 1, *expected)
     states[0] = 0 if initial is None else initial
     each, kept, boundaries = states.unbind(), [], boundaries or {}

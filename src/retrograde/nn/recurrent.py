@@ -210,6 +210,13 @@ class AbstractRecurrent(nn.Module):
         return {name: getattr(self, name) for name in (*names, "bidirectional")}
 
     @property
+    def state_pieces(self) -> tuple[str, ...]:
+        """The names of the parts of the state, in the order of `hx` and of what forward returns."""
+        shapes = self._shapes(self.input_size, self.hidden_size)
+        empty = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        return tuple(self._layer(empty).slots)
+
+    @property
     def weight_names(self) -> tuple[str, ...]:
         """The names of all weights, in torch's order."""
         return tuple(self._named_shapes())

@@ -98,7 +98,8 @@ class LayerRecorder:
         """Put the hooks in place."""
         module = self.module
         self.hooks.enter_context(left_out_of_copies(module))
-        if "forward" in vars(module):  # it may be bound to the forward of the class
+        method = self.reader.method
+        if method in vars(module):  # it may be bound to the forward of the class
             before = module.register_forward_pre_hook(Hook(self._before))
             after = module.register_forward_hook(  # what other hooks make of the output comes after
                 Hook(self._after), prepend=True, with_kwargs=True, always_call=True
@@ -107,7 +108,8 @@ class LayerRecorder:
             self.hooks.callback(after.remove)
         else:
             inner, outer = self.reader.forwards
-            self.hooks.enter_context(observed(module, inner, self._before, self._after))
+            around = observed(module, inner, self._before, self._after, method)
+            self.hooks.enter_context(around)
             if outer is not inner:
                 calls = observed(module, outer, self._called, lambda *_: None)
                 self.hooks.enter_context(calls)
@@ -120,7 +122,7 @@ class LayerRecorder:
     def _weight(self, name: str) -> Tensor:
         """A weight of the layer as it is now, perhaps one of a part of it."""
         if name not in self._owners:
-            owner, _, last = name.rpartition(".")
+            owner, _, last = self.reader.places.get(name, name).rpartition(".")
             self._owners[name] = self.module.get_submodule(owner), last
         weight: Tensor = getattr(*self._owners[name])
         return weight
@@ -327,7 +329,7 @@ class LayerRecorder:
             self.idle += 1
             return
         call = Call.of(self.name, form, weights, self._keys, tensors, self._random)
-        call.rounding = rounding_of(self.module, call.output)
+        call.rounding = max(rounding_of(self.module, call.output), tensors.rounding)
         for name, tensor in () if form.stepped else results.items():
             results[name] = base_of(tensor)
             if results[name] is not tensor:

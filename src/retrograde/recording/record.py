@@ -63,7 +63,7 @@ def record(model: nn.Module, cells: Declared | None = None) -> Iterator[Recordin
         layers = layers_of(model, cells)
         shared = _shared(layers)
         for name, (module, declaration) in layers.items():
-            problem = why_unsupported(module, declaration is not None) or shared.get(name, "")
+            problem = why_unsupported(module, declaration) or shared.get(name, "")
             if problem:
                 recording.refuse(name, UnsupportedModelError(f"{name!r}: {problem}"))
             else:

@@ -57,7 +57,7 @@ class Timeline:
                     into = self.given_to_state[
                         ..., self.cells[0].slots[name.removeprefix(OF_PIECE)]
                     ]
-                self.put(into, number, segment.call.outputs(gradient))
+                self.put(into, number, segment.call.given_to_outputs(gradient))
             last, samples = self.ends[number] - 1, torch.arange(segment.call.batch)
             self.given_to_state[last, samples.to(last.device)] += segment.by_state
             if self.given_to_entered is not None:
