@@ -17,12 +17,12 @@ pytestmark = pytest.mark.usefixtures("unchecked")
 
 EASY = Experiment(
     "easy",
-    TwoSequences(4, 2),
-    Blocks(1, 1, 2, biased="all"),
-    1.0,
+    TwoSequences(3, 3),
+    Blocks(1, 1, 1, biased="all", spread=1.0),
+    5.0,
     Published(0, None, 1.0, 1),
 )
-"""Solved after some hundred sequences."""
+"""Solved after about a thousand sequences."""
 
 
 def test_networks_train_until_the_task_is_solved():
@@ -37,13 +37,13 @@ def test_networks_train_until_the_task_is_solved():
 
 def test_a_training_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(trials, "KEPT", 100)
-    hard = replace(EASY, task=TwoSequences(30, 2, "noisy inputs"))
+    hard = replace(EASY, task=TwoSequences(10, 2, "noisy inputs"))
     whole = Trials(hard, range(3))
-    whole.run(budget=600)
+    whole.run(budget=300)
     checkpoint = tmp_path / "training.pt"
-    Trials(hard, range(3)).run(300, checkpoint)
+    Trials(hard, range(3)).run(200, checkpoint)
     later = Trials(hard, range(3))
-    later.run(600, checkpoint)
+    later.run(300, checkpoint)
     for part in ("hidden", "output"):
         assert torch.equal(getattr(later._networks, part), getattr(whole._networks, part))
     assert torch.equal(later._errors, whole._errors) and later.done == whole.done
@@ -69,7 +69,7 @@ def test_a_network_that_is_through_is_not_trained_on(tmp_path: Path):
 
 
 def test_strings_and_streams_of_every_experiment_can_be_learnt():
-    for name in ("1-3x2-0.5", "2c-50-50", "3c-100-1", "5-140", "6b"):
+    for name in ("1-3x2-0.5", "2c-50-50"):
         (trial,) = Trials(EXPERIMENTS[name], (0,)).run(budget=100)
         assert trial == Trial(0, 100, solved=False)
     short = replace(
