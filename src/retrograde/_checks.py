@@ -10,6 +10,7 @@ import difflib
 import inspect
 import math
 import reprlib
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, TypeVar
@@ -207,6 +208,16 @@ def model(name: str, value: object) -> nn.Module:
     Raises:
         ArgumentError: for anything else.
     """
+    package = type(value).__module__.partition(".")[0]
+    if package in ("keras", "tf_keras") and not isinstance(value, nn.Module):
+        arrived = f"a {type(value).__name__} of {package}"
+        config: Any = getattr(sys.modules.get(package), "config", None)
+        if hasattr(config, "backend"):
+            arrived += f" on its {config.backend()} backend"
+        raise ArgumentError(
+            f"{name} must be a torch.nn.Module; got {arrived}, whose gradients torch does not "
+            "compute. Keras 3 runs on torch with KERAS_BACKEND=torch, set before it is imported"
+        )
     return instance(name, value, nn.Module, "a torch.nn.Module")
 
 

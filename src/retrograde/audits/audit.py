@@ -327,6 +327,11 @@ def _calls(
             hooks.enter_context(observed(module, outermost(module), lambda *_: None, after))
         loss_fn(copy, copied(batch))
     notes = [f"{name}: it was not called" for name in layers if name not in found]
+    for name in [name for name, each in found.items() if not alone(each)]:
+        notes.append(
+            f"{name}: it only runs inside its model, and an audit runs layers by themselves"
+        )
+        del found[name]
     for name, layer in found.items():
         if switch_off_dropout(layer.module):
             notes.append(f"{name}: audited with its dropout switched off (p = 0)")
@@ -338,6 +343,11 @@ def _calls(
                 "no gradient"
             )
     return found, notes
+
+
+def alone(layer: LayerCall) -> bool:
+    """Whether a layer can be run by itself, as one whose forward is observed can."""
+    return layer.declaration is None or layer.declaration.method == "forward"
 
 
 def _copy(tensor: Tensor | PackedSequence) -> Tensor | PackedSequence:

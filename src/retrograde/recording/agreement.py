@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from retrograde.cells import AbstractCell
-from retrograde.cells.function_cell import FunctionCell
-from retrograde.cells.trying_out import try_out
+from retrograde.cells.trying_out import tried
 from retrograde.declarations.declaration import without
 from retrograde.declarations.reading import OUTPUT
 from retrograde.errors import ArgumentError, RecordingError
@@ -54,10 +53,7 @@ def declared_cells(
             module's weights as they are.
     """
     try:
-        cells = tuple(without(cell, weights.copies.keys() - reached) for cell in weights.cells)
-        for cell in cells:
-            if isinstance(cell, FunctionCell):
-                try_out(cell)
+        cells = tried(without(cell, weights.copies.keys() - reached) for cell in weights.cells)
     except ArgumentError as error:
         hint = "; what a sequence starts from is declared by start=" * (
             "does not depend" in str(error)
