@@ -1,7 +1,18 @@
 """What tests and the examples of docstrings share."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+
+from support.type_checks import checks
+
+
+@pytest.fixture(autouse=True)
+def _examples_are_checked(request):
+    """Those of docstrings; what tests are checked, tests/conftest.py says."""
+    with checks(True) if isinstance(request.node, pytest.DoctestItem) else nullcontext():
+        yield
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -3,11 +3,12 @@
 import os
 
 import hypothesis
+import jaxtyping
 import pytest
 import torch
 
 from support.browser import browser  # noqa: F401 (a fixture)
-from support.type_checks import unchecked
+from support.type_checks import checks, unchecked
 
 # For sizes this small a second thread only waits for the first (`make test-portability` has two).
 THREADS = os.environ["OMP_NUM_THREADS"] = os.environ.get("RETROGRADE_TEST_THREADS", "1")
@@ -20,19 +21,21 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatabl
 
 
 CHECKED = frozenset(
-    {"test_cells", "test_clipping", "test_decompose", "test_engine", "test_entry_maps"}
+    {
+        *("test_cells", "test_clipping", "test_decompose", "test_engine", "test_entry_maps"),
+        "test_type_checks",
+    }
 )
 """The modules that run under type checks: between them they reach every cell and every shape."""
+
+jaxtyping.config.update("jaxtyping_disable", True)  # while modules of tests are imported, too
 
 
 @pytest.fixture(autouse=True)
 def _checked_where_it_tells(request):
     """All others run the package as its users do, in about half the time."""
-    if request.node.module.__name__.rpartition(".")[2] in CHECKED:
+    with checks(request.node.module.__name__.rpartition(".")[2] in CHECKED):
         yield
-    else:
-        with unchecked():
-            yield
 
 
 @pytest.fixture(name="unchecked")

@@ -14,7 +14,7 @@ SOURCE = Path(retrograde.__file__).parent
 LEVELS = [  # a module imports only from its own level and the levels above it in this list
     {"errors", "_types", "_json", "_terminal", "_checks", "_files", "_optional", "_words"},
     {"cells", "charts", "clipping", "_notebook", "plots"},
-    {"engine"},
+    {"engine", "compiled"},
     {"nn"},
     {"declarations"},
     {"recording"},
@@ -166,6 +166,7 @@ def test_the_public_names_are_pinned():
         "Spectrum",
         "VoidDecompositionWarning",
         "audit",
+        "backend",
         "cells",
         "clipping",
         "declarations",

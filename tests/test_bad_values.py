@@ -853,6 +853,7 @@ EXEMPT = {
         ),
         "takes what unroll and Entries.of made, and is called for every step",
     ),
+    "retrograde.backend": "takes nothing",
     "retrograde.RetrogradeError": "an error",
     "retrograde.VoidDecompositionWarning": "a warning",
     "diagnosis.Severity": "a type",

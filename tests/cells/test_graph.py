@@ -104,7 +104,9 @@ def gradient_of(pulled, name, weight):
             if parameter == name:
                 da = uses.adjoint
                 part = da.sum(1) if operand is None else da.mT @ operand
-                rows[:, first : first + da.shape[2]] += part
+                into = rows.mT if name in uses.columns else rows
+                into = into.flatten(1) if operand is None else into
+                into[:, first : first + da.shape[2]] += part
     return rows
 
 

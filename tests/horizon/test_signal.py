@@ -34,6 +34,27 @@ def test_intervals_cover_and_find_no_signal_where_there_is_none():
     assert torch.stack([one.interval(10**6)[0, 0] > 0 for one in nothing]).double().mean() < 0.05
 
 
+def test_a_signal_is_shown_at_no_lag_where_there_is_none():
+    """Noise of one direction and of heavy tails, alike at several lags, few batches."""
+    found = 0
+    for experiment in range(300):
+        torch.manual_seed(experiment)
+        parts = torch.randn(6, 8, 1, dtype=torch.float64) ** 3 + torch.randn(8, 1) ** 3
+        products = parts @ parts.mT
+        one = Signal(tuple(map(range, range(6), range(1, 7))), products, torch.zeros(6), 1)
+        found += bool(one.shown(10**6).any())
+    assert found <= 9  # 1 % of 300; more than 9 come once in 500 times
+    assert 2 * parts.shape[1] * one.chance.min() >= 2 ** (4 - 8)
+
+
+def test_the_signs_of_many_batches_are_drawn_and_of_few_all_tried():
+    shared = drawn(1, 8, 4 * SHARED)[0]
+    assert float(shared.chance) == 2**-7 and bool(shared.shown(10**6))
+    assert not drawn(1, 7, 4 * SHARED)[0].shown(10**6).any()
+    assert float(drawn(1, 20, 4 * SHARED)[0].chance) < 0.01
+    assert (drawn(1, 8, SHARED * 0)[0].chance > 0.01).all()
+
+
 def test_noise_falls_with_steps_and_samples():
     (one,) = drawn(1, 16)
     assert torch.allclose(one.learnability(40), 40 * one.learnability(1))

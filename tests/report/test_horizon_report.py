@@ -181,6 +181,7 @@ def test_the_command(capsys, tmp_path):
         (("--layer", "other"), "there is no layer 'other'"),
         (("--checkpoint", "user.py"), "is a Python file; name its function as well"),
         (("--html", "/nowhere/page.html"), "there is no folder /nowhere"),
+        (("--json", "user.py"), "user.py is named twice"),
     ],
 )
 def test_unusable_input_is_exit_code_2(capsys, tmp_path, monkeypatch, arguments, words):
@@ -188,3 +189,4 @@ def test_unusable_input_is_exit_code_2(capsys, tmp_path, monkeypatch, arguments,
     (tmp_path / "user.py").write_text(USER)
     code, _, errors = run(capsys, "horizon", "user.py:short", *arguments)
     assert code == 2 and words in errors
+    assert (tmp_path / "user.py").read_text() == USER

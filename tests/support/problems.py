@@ -27,6 +27,7 @@ from retrograde.cells import (
     Stacked,
     from_function,
     generations,
+    keras_cell,
     lru,
     matrix_memory,
     selective,
@@ -200,6 +201,23 @@ MLSTM_ = _linear(MLSTM, lambda inputs: matrix_memory.mlstm_shapes(inputs, H, 2))
 SLSTM_ = partial(_layer(SLSTM, 4), 1)  # with seed 0 a normaliser comes near to 0
 FAMILY = {row.name: _layer(LSTM, len(row.gates), generation=row.name) for row in TABLE}
 
+
+def _keras(kind, gates, biases=1, **options):
+    """A maker of cells of Keras with random weights."""
+
+    def make(seed: int = 0, inputs: int = INPUTS) -> AbstractCell:
+        generator = torch.Generator().manual_seed(seed)
+        shapes = (inputs, gates * H), (H, gates * H), (biases, gates * H)[biases == 1 :]
+        drawn = (0.6 * torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
+        return keras_cell(kind, *drawn, **options)
+
+    return make
+
+
+KERAS_LSTM, KERAS_GRU = _keras("LSTM", 4), _keras("GRU", 3, biases=2)
+KERAS_GRU_2014 = _keras("GRU", 3, reset_after=False)
+KERAS_RNN = _keras("SimpleRNN", 1, activation="relu")
+
 PROBLEMS = [
     Problem("elman-tanh", stack(TANH), _torch(nn.RNN)),
     Problem("elman-relu", stack(RELU), _torch(nn.RNN, nonlinearity="relu")),
@@ -234,5 +252,8 @@ MORE = [
     Problem("linear-min-lstm", stack(MINGRU_LOG, MINLSTM)),
     Problem("linear-selective-scan", SELECTIVE),
     Problem("linear-attention", ATTENTION),
+    Problem("stack-of-keras", stack(KERAS_LSTM, KERAS_GRU)),
+    Problem("keras-gru-reset-before", KERAS_GRU_2014),
+    Problem("keras-simple-rnn", KERAS_RNN),
 ]
 """Cells without a kind of edge or state that PROBLEMS lacks, for the conformance table alone."""

@@ -7,6 +7,7 @@ from torch import Tensor
 import retrograde
 from retrograde.errors import ArgumentError
 from retrograde.tasks.blocks import DECLARATIONS, BlockNetwork, Blocks
+from retrograde.tasks.experiments import EXPERIMENTS
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -183,3 +184,14 @@ def test_plans_are_checked():
     ):
         with pytest.raises(ArgumentError, match=name):
             Blocks(**{"inputs": 2, "outputs": 1, "blocks": 2, **wrong})
+
+
+def test_every_published_row_has_its_network():
+    assert len(EXPERIMENTS) == 5 + 2 + 9 + 8 + 3 + 2 + 2 + 2
+    for row in EXPERIMENTS.values():
+        assert row.network.weights == row.published.weights, row.name
+        assert (row.network.inputs, row.network.outputs) == (row.task.inputs, row.task.outputs)
+    assert EXPERIMENTS["Gers 2000, forget gates"].published.weights == 424
+    assert EXPERIMENTS["6b"].network.input_biases == (-2, -4, -6)
+    first = EXPERIMENTS["1, 4 blocks, rate 0.1"].network
+    assert first.output_biases == (-1, -2, -3, -4) and first.spread == 0.2

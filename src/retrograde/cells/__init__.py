@@ -10,9 +10,11 @@ from retrograde.cells.gates import ACTIVATIONS, Activation, Gate
 from retrograde.cells.generations import Generation, generations
 from retrograde.cells.graph import Graph
 from retrograde.cells.gru import GRU, GRU2014
+from retrograde.cells.keras import KerasCell, keras_cell
 from retrograde.cells.linear import AbstractLinear
 from retrograde.cells.lru import LRU
 from retrograde.cells.lstm import LSTM
+from retrograde.cells.marks import gate
 from retrograde.cells.matrix_memory import MLSTM, GatedLinearAttention
 from retrograde.cells.minimal import MinGRU, MinLSTM
 from retrograde.cells.position import Position
@@ -45,6 +47,7 @@ __all__ = [
     "GatedLinearAttention",
     "Generation",
     "Graph",
+    "KerasCell",
     "MinGRU",
     "MinLSTM",
     "Position",
@@ -54,7 +57,9 @@ __all__ = [
     "Stacked",
     "clipped",
     "from_function",
+    "gate",
     "generations",
+    "keras_cell",
     "policy_of",
     "pull_back",
     "stepping",

@@ -148,6 +148,11 @@ class Graph:
         found = [self._first_gates(target) for _, target in sorted(uses)]
         return tuple(gate for gates in found for gate in gates) if all(found) else ()
 
+    def columns(self, parameter: str) -> bool:
+        """Whether the rows of a parameter are the columns of its tensor."""
+        uses = (edge.use for edge in self.edges if not isinstance(edge, Opaque))
+        return any(use.columns for use in uses if use and use.parameter == parameter)
+
     def _first_gates(self, node: str) -> tuple[str, ...]:
         """The gates whose pre-activations are the first on the ways on from a node."""
         if node.startswith(PRE_ACTIVATION):

@@ -55,10 +55,12 @@ class Uses:
         operands: (parameter, first of its rows, operand [B, M] or None) of each use; with an
             operand the gradient of rows first .. first+P-1 is sum_b da_b (x) operand_b, else
             sum_b da_b.
+        columns: the parameters whose rows are the columns of their tensors.
     """
 
     adjoint: Float[Tensor, "N B P"]
     operands: tuple[tuple[str, int, Float[Tensor, "B _"] | None], ...]
+    columns: frozenset[str] = frozenset()
 
 
 class CellAdjoint:
@@ -130,6 +132,7 @@ class CellAdjoint:
                         (use.parameter, first, None if use.diagonal else next(given))
                         for use, first in named
                     ),
+                    frozenset(use.parameter for use, _ in named if use.columns),
                 )
             )
         formed = [

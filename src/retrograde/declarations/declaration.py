@@ -78,8 +78,16 @@ class Declaration:
         weights: the names of the parameters that the step uses, or what they begin with; all where
             nothing is named. A module may hold others, as those of a readout.
         carousel: the routes that cross no recurrent weights, as in `from_function`.
-        gates: the gates whose values the step returns beside the pieces, by their names; with a
-            role and an activation the rules of `diagnose` that need them apply.
+        gates: the gates that the step or the module names with `retrograde.cells.gate` where it
+            computes them, which gives routes by gate, or whose values the step returns beside the
+            pieces, by their names; with a role and an activation the rules of `diagnose` that need
+            them apply.
+        names: what parameters are called here, by their names in the module, where these say too
+            much; then those that are not among them are not used by the step.
+        method: the method of the module whose calls are read.
+        reading: instead of all that says how a call is read: a function of the module, the
+            arguments by name and the returned value that gives the
+            `retrograde.declarations.reading.CallTensors` of the call.
 
     Raises:
         ArgumentError: for values that fit no module.
@@ -124,6 +132,9 @@ class Declaration:
     weights: str | tuple[str, ...] = ()
     carousel: Iterable[str] = ()
     gates: tuple[Gate, ...] = field(default=())
+    names: Mapping[str, str] = field(default_factory=dict)
+    method: str = "forward"
+    reading: Callable[[nn.Module, Mapping[str, Any], Any], Any] | None = None
 
     def __post_init__(self) -> None:
         self._check_reading()
@@ -138,6 +149,12 @@ class Declaration:
             _checks.function("cell", self.cell, "(module, weights) -> cell", takes=2)
             if self.step is not None:
                 raise ArgumentError("a declaration has a step or a cell; got both")
+        for called in _checks.mapping("names", self.names, "of names to names").items():
+            _checks.names("names", called)
+        _checks.instance("method", self.method, str, "the name of a method")
+        if self.reading is not None:
+            words = "(module, arguments, returned) -> CallTensors"
+            _checks.function("reading", self.reading, words, takes=3)
         named = [self.weights] if isinstance(self.weights, str) else self.weights
         object.__setattr__(self, "weights", _checks.names("weights", named))
         if self.bidirectional and self.cell is None:
@@ -211,6 +228,8 @@ class Declaration:
         """Whether the step uses a parameter of the module."""
         if parameter in self.start:
             return False
+        if self.names:
+            return parameter in self.names
         return not self.weights or any(
             parameter == name or parameter.startswith(f"{name}.") for name in self.weights
         )

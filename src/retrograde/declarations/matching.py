@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from retrograde import _checks
+from retrograde.declarations import keras
 from retrograde.declarations.declaration import Declaration
 from retrograde.declarations.known import KNOWN
 from retrograde.errors import ArgumentError
@@ -24,7 +25,7 @@ def declared_in(modules: Mapping[str, nn.Module], cells: Declared | None) -> dic
         ArgumentError: for a declaration that matches nothing, with the names closest to it.
     """
     cells = checked(cells)
-    known = {path: known_of(type(module)) for path, module in modules.items()}
+    known = {path: known_of(module) for path, module in modules.items()}
     found = {path: each for path, each in known.items() if each is not None}
     for key, declaration in sorted(cells.items(), key=lambda item: isinstance(item[0], str)):
         paths = [path for path, module in modules.items() if _is(key, path, module)]
@@ -38,17 +39,19 @@ def declared_in(modules: Mapping[str, nn.Module], cells: Declared | None) -> dic
     }
 
 
-def known_of(kind: type) -> Declaration | None:
+def known_of(module: nn.Module) -> Declaration | None:
     """The declaration of a class of another package, or of one that it inherits from."""
-    for one in kind.__mro__:
+    for one in type(module).__mro__:
         if one.__module__.partition(".")[0] in PACKAGES:
-            declaration = KNOWN.get(f"{one.__module__}.{one.__qualname__}")
-            if declaration is not None:
-                return declaration
+            name = f"{one.__module__}.{one.__qualname__}"
+            if name == keras.RNN:
+                return keras.declaration_of(module)
+            if name in KNOWN:
+                return KNOWN[name]
     return None
 
 
-PACKAGES = frozenset(name.partition(".")[0] for name in KNOWN)
+PACKAGES = frozenset(name.partition(".")[0] for name in (*KNOWN, keras.RNN))
 """The packages of which something is known."""
 
 

@@ -40,6 +40,10 @@ class CallTensors:
             than the layer hands on, and the letters of the last state.
         lengths: the steps of each sample, where they came with the call.
         others: further tensors that went in.
+        places: of a module that skips steps, which step of `x` each output [B, T] is that of; -1
+            where it is that of none. The steps that are skipped are left out of `x`.
+        rounding: the relative rounding error of its arithmetic, where that is coarser than its
+            tensors say.
     """
 
     x: Tensor | PackedSequence
@@ -47,6 +51,8 @@ class CallTensors:
     results: dict[str, Tensor]
     lengths: Tensor | None = None
     others: tuple[Tensor, ...] = ()
+    places: Tensor | None = None
+    rounding: float = 0.0
 
 
 def held_state(declaration: Declaration, module: nn.Module) -> dict[str, Tensor]:
@@ -112,10 +118,28 @@ def read_call(
         )
     lengths = None
     if declaration.lengths is not None:
-        lengths = _picked(arguments, declaration.lengths, "lengths")
+        lengths = _lengths(_picked(arguments, declaration.lengths, "lengths"))
     known = {id(x), *map(id, given.values())}
     others = [each for each in _tensors(list(arguments.values())) if id(each) not in known]
     return CallTensors(x, given, results, lengths, tuple(others))
+
+
+def _lengths(value: Any) -> Tensor | None:
+    """The number of steps of each sample.
+
+    Raises:
+        RecordingError: if that is not what it is.
+    """
+    try:
+        lengths = None if value is None else torch.as_tensor(value).detach()
+    except Exception:
+        lengths = torch.empty(())
+    if lengths is not None and (lengths.ndim != 1 or lengths.dtype == torch.bool):
+        raise RecordingError(
+            "its lengths cannot be read: expected the number of steps of each sample; got "
+            f"{_checks.shown(value)}; declare lengths="
+        )
+    return lengths
 
 
 def input_of(
@@ -148,10 +172,10 @@ def named_arguments(
     return {**found, **kwargs}
 
 
-def argument_names(module: nn.Module) -> tuple[str, ...]:
-    """The names of what a module's forward takes by position."""
+def argument_names(module: nn.Module, method: str = "forward") -> tuple[str, ...]:
+    """The names of what a module's forward, or another method, takes by position."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(type(module).forward).parameters.values()
+    parameters = inspect.signature(getattr(type(module), method)).parameters.values()
     return tuple(each.name for each in parameters if each.kind in kinds)[1:]
 
 

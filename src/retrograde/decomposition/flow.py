@@ -553,6 +553,10 @@ class Flow(AbstractPass):
         phases that such a cut can have; where the loss enters at several steps it is that of one
         backward pass of their sum.
 
+        What comes back to a step through the layer's own input, in a decoder that reads its own
+        outputs, is no hop of the recurrence: it counts as given by the loss, and no K cuts it
+        (`retrograde.horizon` notes it).
+
         Args:
             kind: "sliding" or "chunks". A window that is shorter in the forward pass too needs the
                 model: `retrograde.horizon(model, batches, loss_fn, kind="window")`.

@@ -114,9 +114,11 @@ def first_overflow(recorded: Recorded, unrolled: Unrolled) -> NonFinite | None:
 
 
 def _in_weight(recorded: Recorded, name: str, weight: Tensor) -> NonFinite:
-    row = int(torch.nonzero(~weight.isfinite())[0][0])
-    gates = recorded.cell.gates_of(name)
-    gate = gates[row * len(gates) // len(weight)] if gates else None
+    gates, axis = recorded.cell.gates_of(name), 0
+    if recorded.cell.structure.columns(name):
+        axis = weight.ndim - 1
+    row = int(torch.nonzero(~weight.isfinite())[0][axis])
+    gate = gates[row * len(gates) // weight.shape[axis]] if gates else None
     what = f"the weight {name} of {recorded.name!r}"
     words = _first(weight, what, ("row", "column"), "it was so before this pass")
     return NonFinite(recorded.name, "weight", None, name, gate, None, None, words)

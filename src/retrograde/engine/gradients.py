@@ -70,7 +70,11 @@ class ParameterSums:
         for uses in pulled.uses:
             da, summed = uses.adjoint, None
             for name, first, operand in uses.operands:
-                total = self._sums[name][:, first : first + da.shape[2]]
+                total = self._sums[name]
+                total = total.mT if name in uses.columns else total
+                if operand is None:  # two biases may be two rows of one parameter
+                    total = total.flatten(1)
+                total = total[:, first : first + da.shape[2]]
                 if operand is None:  # two biases, one sum
                     part = summed = da.sum(1) if summed is None else summed
                 elif rows is None:

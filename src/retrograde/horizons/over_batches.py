@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, SequentialSampler
 
 from retrograde import _checks
 from retrograde._words import counted
@@ -20,15 +21,17 @@ from retrograde.diagnosis.examine import Progress
 from retrograde.diagnosis.run import LossFunction, run
 from retrograde.engine import Scaled
 from retrograde.errors import ArgumentError
+from retrograde.horizons.another_past import parts_of_the_past
+from retrograde.horizons.feedback import count_calls, fed_back
 from retrograde.horizons.price import price
-from retrograde.horizons.seen import Seen, look, put
+from retrograde.horizons.seen import Seen, look
 from retrograde.horizons.separable import is_sum_over_steps
 from retrograde.horizons.shorter import Cut, Shorter, shortened
-from retrograde.horizons.unexplained import parts_of, same_for_all, unexplained
-from retrograde.horizons.used import PASTS, losses_without_the_past
+from retrograde.horizons.unexplained import Readout, same_for_all
+from retrograde.horizons.used import PASTS, losses_without_the_past, why_not_replaced
 from retrograde.recording.layers import declared
 from retrograde.truncation.horizon import NOTHING_TO_LEARN, Horizon
-from retrograde.truncation.signal import Signal, signal_of
+from retrograde.truncation.signal import signal_of
 from retrograde.truncation.used import Used
 
 BATCHES = 16
@@ -61,7 +64,11 @@ def horizon(
     A copy of the model is run forwards and backwards on each batch, and each backward pass is taken
     apart by lag, as in `Flow.horizon`.
 
-    Batches of another size than the first, as the last one of a DataLoader may be, are left out.
+    What comes back through the input of a layer (a decoder that reads its own outputs, the past of
+    another recurrent layer) is outside the truncation: `notes` says where that is so.
+
+    Batches of another size than the first, as the last one of a DataLoader may be, are left out,
+    and so are batches equal to an earlier one: they would pass noise off as signal.
 
     Args:
         model: the model; it is copied, and the copy is run.
@@ -87,7 +94,8 @@ def horizon(
         cut: for kind="window": maps (batch, steps) to the batch with only the last so many steps
             of its input. Without it tensors of the batch with one axis as long as the sequence are
             cut along that axis, and it is checked that the layer then reads what it read before.
-        seed: of what is random in the passes, and of the batches where they are a function.
+        seed: of the batches where they are a function, and of what is random in the pass of the
+            first one; the pass of each further batch has the next seed.
         progress: called with (batches done, batches in all, what comes next).
         cells: further recurrences inside the model, as `record` takes them.
 
@@ -130,48 +138,64 @@ def horizon(
     if progress is not None:
         _checks.function("progress", progress, "(done, total, what comes next)", takes=3)
     every: list[Seen] = []
-    left_out, unknown = 0, ""
+    kept: list[tuple[Any, int]] = []
+    left_out, equal, unknown = 0, 0, ""
+    back: list[str] = []
     one_by_one: bool | None = None
     rows: list[list[float]] = []
     shorter: list[Shorter] = []
     with declared(model, cells):
         given = _given(model, batches, loss_fn, seed, most)
         total = len(given.drawn) if given.function is None else most
-        for batch in chain([given.first], given.further(seed, most, float("inf"))):
+        every_batch = chain([given.first], given.further(seed, most, float("inf")))
+        for number, batch in enumerate(every_batch):
+            own = (seed + number) % 2**64 if seed >= 0 else seed + number
             if progress is not None:
                 progress(len(every), total, f"batch {len(every) + 1} of {total}")
             with untouched(model):
-                recording = run(copied_model(model), batch, loss_fn, seed).recording
+                copy = copied_model(model)
+                calls = count_calls(copy)
+                recording = run(copy, batch, loss_fn, own).recording
             seen = look(recording, layer, kind)
             if every and seen.samples != every[0].samples:
                 left_out += 1
                 continue
+            if any(_same(seen, other) for other in every):
+                equal += 1
+                continue
             every.append(seen)
+            kept.append((batch, own))
             _like_the_first(every)
+            if len(every) == 1:
+                repeated = {name: one for name, one in seen.layers.items() if calls[name] > 1}
+                with untouched(model):
+                    back = fed_back(model, batch, loss_fn, own, repeated)
             if kind == "chunks" and len(every) == 1:
                 lengths = {name: len(recorded.x) for name, recorded in recording.items()}
                 with untouched(model):
-                    one_by_one = is_sum_over_steps(model, batch, loss_fn, seed, lengths)
+                    one_by_one = is_sum_over_steps(model, batch, loss_fn, own, lengths)
                 if one_by_one is False:
                     raise ArgumentError(NO_SUM)
             if kind == "window":
                 with untouched(model):
                     shorter.append(
-                        shortened(model, batch, loss_fn, seed, recording, seen.layers, cut)
+                        shortened(model, batch, loss_fn, own, recording, seen.layers, cut)
                     )
                 _cut_like_the_first(shorter)
             if len(seen.layers) > 1:
-                unknown = "what the model uses is not known of several layers; name one, layer="
+                unknown = SEVERAL_LAYERS
             if not unknown:
                 (recorded,) = seen.layers.values()
                 with untouched(model):
-                    losses = losses_without_the_past(
-                        model, batch, loss_fn, seed, unasked(recorded), replaced(seen.lags), past
+                    unknown = why_not_replaced(model, batch, loss_fn, own, unasked(recorded))
+            if unknown or (past == PASTS[0] and seen.samples < 2):
+                continue
+            with untouched(model):
+                rows.append(
+                    losses_without_the_past(
+                        model, batch, loss_fn, own, unasked(recorded), replaced(seen.lags), past
                     )
-                if isinstance(losses, str):
-                    unknown = f"what the model uses is not known: {losses}"
-                else:
-                    rows.append(losses)
+                )
         first = every[0]
         steps = shorter[0].steps if shorter else tuple(range(1, first.steps + 1))
         curves = [each.measures for each in shorter or every]
@@ -185,7 +209,9 @@ def horizon(
             signal=signal_of(first.lags, [seen.parts for seen in every], first.samples),
             training_steps=training_steps,
             batch_size=batch_size,
-            used=None if unknown else Used(replaced(first.lags), torch.tensor(rows).double(), past),
+            used=Used(replaced(first.lags), torch.tensor(rows).double(), past)
+            if rows and not unknown
+            else None,
             sensitivity=torch.stack([seen.sensitivity for seen in every]).mean(0),
             layer=layer,
         )
@@ -194,16 +220,37 @@ def horizon(
             flow = unasked(recorded)
             found = replace(found, by_phase=by_phase(flow.gradient, flow.steps, flow.in_chunks))
         further = shorter[0].further if shorter else 0
-        if len(every) > 1:
-            found = replace(found, unexplained=_unexplained(every))
+        if len(every) > 1 and not unknown and first.samples > 1:
+            (name,) = first.layers
+            flows = [unasked(seen.layers[name]) for seen in every]
+            readout = Readout.fitted(flows)
+            parts: list[list[dict[str, Scaled]]] = []
+            for (batch, own), flow in zip(kept, flows, strict=True):
+                if progress is not None:
+                    progress(len(parts), len(every), "what the past says of the loss")
+                with untouched(model):
+                    parts.append(
+                        parts_of_the_past(model, batch, loss_fn, own, flow, readout, first.lags)
+                    )
+            found = replace(found, unexplained=signal_of(first.lags, parts, first.samples))
         found = replace(found, price=price(model, first.layers, found.window(), further))
     notes = list(dict.fromkeys(note for seen in every for note in seen.notes))
+    notes += [f"{name}: {FED_BACK}" for name in back]
     if kind == "chunks" and one_by_one is None:
         notes.append(NOT_ASKED)
     if unknown:
-        notes.append(unknown)
+        notes.append(f"what is used and what is learnable is not known: {unknown}")
+    elif first.samples < 2:
+        notes.append(ONE_SAMPLE)
     if len(every) == 1:
         notes.append(SINGLE)
+    if equal:
+        notes.append(
+            f"left out: {counted(equal, 'batch', 'batches')} equal to an earlier one, which "
+            "cannot tell signal from noise"
+        )
+    if found.unexplained is not None and _in_order(batches):
+        notes.append(IN_ORDER)
     if found.unexplained is not None and found.unexplained.nothing:
         notes.append(NOTHING_TO_LEARN)
     zero = sum(one.whole == -torch.inf for one in found.measures[""])
@@ -224,6 +271,18 @@ def horizon(
 
 SINGLE = "a single batch: nothing tells signal from noise, so no learnability horizon is known"
 
+SEVERAL_LAYERS = "there are several recurrent layers; name one, layer="
+
+ONE_SAMPLE = (
+    "what is learnable is not known, nor what is used of the past of another sample: a batch has "
+    "a single sample"
+)
+
+IN_ORDER = (
+    "the DataLoader does not shuffle: where neighbouring samples are alike, as windows of a series "
+    "are, batches are not independent, and intervals are too narrow"
+)
+
 NO_SUM = (
     'kind="chunks" needs a loss that is a sum over steps; what this one gives to the output at one '
     "step depends on the outputs at others, as with attention, pooling, a product or a norm over "
@@ -233,6 +292,11 @@ NO_SUM = (
 NOT_ASKED = (
     "chunks: whether the loss is a sum over steps cannot be asked of a layer that is called step "
     "by step; if it is not, no training chunk by chunk computes it"
+)
+
+FED_BACK = (
+    "its outputs come back through its own input; that part of the gradient takes no hop of the "
+    "recurrence and counts as given by the loss, so that truncating the whole model may lose more"
 )
 
 CANCELS = (
@@ -245,16 +309,18 @@ ROUNDING = "used: the loss moves by rounding alone when the past is replaced"
 GRID = "the model was run on inputs of these lengths only: the window may lie between two of them"
 
 
-def _unexplained(every: Sequence[Seen]) -> Signal:
-    """Signal and noise of what the present state does not explain."""
-    first = every[0]
-    starts = [each.start for each in first.lags]
-    parts: list[list[dict[str, Scaled]]] = [[{} for _ in starts] for _ in every]
-    for name in first.layers:
-        flows = [unasked(seen.layers[name]) for seen in every]
-        for number, (flow, direct) in enumerate(zip(flows, unexplained(flows), strict=True)):
-            put(parts[number], name, parts_of(flow, direct, starts))
-    return signal_of(first.lags, parts, first.samples)
+def _in_order(batches: object) -> bool:
+    """Whether a DataLoader gives its samples in their order."""
+    return isinstance(batches, DataLoader) and isinstance(batches.sampler, SequentialSampler)
+
+
+def _same(one: Seen, other: Seen) -> bool:
+    """Whether the layers read the same, and the loss asks the same of them."""
+    return one.layers.keys() == other.layers.keys() and all(
+        torch.equal(getattr(mine, what), getattr(other.layers[name], what))
+        for name, mine in one.layers.items()
+        for what in ("x", "initial", "direct")
+    )
 
 
 def replaced(lags: Sequence[range]) -> tuple[int, ...]:

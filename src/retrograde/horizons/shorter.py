@@ -15,6 +15,7 @@ from retrograde.diagnosis.run import LossFunction, run
 from retrograde.diagnosis.subject import half_octaves
 from retrograde.engine import Scaled
 from retrograde.errors import ArgumentError, RetrogradeError
+from retrograde.horizons.feedback import detach_input
 from retrograde.recording import Recorded, Recording, recurrent_layers
 from retrograde.truncation.horizon import of_layers
 from retrograde.truncation.measures import Comparison, Measures, Total
@@ -129,23 +130,13 @@ def loss_steps(
     if len(recurrent_layers(model)) > 1:
         copy = copied_model(model)
         for layer in recurrent_layers(copy).values():
-            layer.register_forward_pre_hook(_detached, with_kwargs=True)
+            detach_input(layer)
         recording = run(copy, batch, loss_fn, seed).recording
     return {
         int(step)
         for recorded in recording.values()
         for step in torch.nonzero(recorded.direct.flatten(1).any(1))
     }
-
-
-def _detached(_: nn.Module, inputs: Any, options: Any) -> Any:
-    """The first argument of a layer, what it reads, without the graph behind it."""
-    read, *states = inputs or (None,)
-    if isinstance(read, PackedSequence):
-        read = read._replace(data=read.data.detach())
-    elif isinstance(read, Tensor):
-        read = read.detach()
-    return ((read, *states) if inputs else inputs), options
 
 
 def _said(error: Exception) -> str:

@@ -3,9 +3,12 @@
 from dataclasses import replace
 
 from retrograde.decomposition.bins import lag_bins
+from retrograde.decomposition.by_lag import Lags
 from retrograde.decomposition.flow import unasked
+from retrograde.engine import Entries
 from retrograde.horizons.over_batches import TRAINING_STEPS
-from retrograde.horizons.unexplained import parts_of, unexplained
+from retrograde.horizons.seen import rows_of
+from retrograde.horizons.unexplained import Readout
 from retrograde.recording import Recorded
 from retrograde.truncation.signal import signal_of
 
@@ -26,9 +29,9 @@ def window(recorded: Recorded, delta: float, batch_size: int) -> dict[str, float
         return found
     lags = lag_bins("octaves", flow.steps)
     flows = [unasked(_sample(recorded, number)) for number in range(samples)]
-    starts = [each.start for each in lags]
+    readout = Readout.fitted(flows)
     parts = [
-        parts_of(one, direct, starts) for one, direct in zip(flows, unexplained(flows), strict=True)
+        rows_of(Lags(lags).parts(one.unrolled, Entries.of(readout.left_of(one)))) for one in flows
     ]
     learnable = signal_of(lags, parts, 1).learnable(TRAINING_STEPS, batch_size)
     return found if learnable is None else found | {"learnable": float(learnable)}

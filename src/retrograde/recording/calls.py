@@ -143,6 +143,8 @@ class Call:
         rounding: the relative rounding error of the arithmetic it ran in.
         steps: the number of steps of each sample, where the call was told.
         sequences: the names of its results that hold every step; none for a single step.
+        drew: random numbers were drawn in it, which a declared step does not repeat.
+        places: of a call that skips steps, which of its steps each output is that of, or -1.
     """
 
     layer: str
@@ -166,6 +168,8 @@ class Call:
     rounding: float = 0.0
     steps: Tensor | None = None
     sequences: tuple[str, ...] = ()
+    drew: bool = False
+    places: Tensor | None = None
 
     @staticmethod
     def of(
@@ -193,6 +197,7 @@ class Call:
             random,
             steps=tensors.lengths,
             sequences=tuple(filter(is_output, results)),
+            places=tensors.places,
         )
         call.ragged = call.sequence(call.x)[1] is not None
         return call
@@ -224,7 +229,7 @@ class Call:
             return padded, lengths.to(padded.device) if short else None
         if self.steps is not None:
             ordered = values.transpose(0, 1) if self.form.batch_first else values
-            lengths = self.steps.to(values.device, torch.int64)
+            lengths = self.steps.to(values.device, torch.int64).clamp(0, len(ordered))
             return ordered, lengths if bool((lengths < len(ordered)).any()) else None
         if self.form.stepped:
             return (values if values.ndim == 2 else values.unsqueeze(0)).unsqueeze(0), None
@@ -239,12 +244,39 @@ class Call:
         return gradient.contiguous().as_strided(*self.views[name])
 
     def outputs(self, values: Tensor) -> Tensor:
-        """What the layer returned for every step, or a gradient of it, as [T, B, *]."""
+        """What the layer returned for every step as [T, B, *]; NaN where it returned none."""
         return self._outputs(values).to(self.dtype)
 
-    def _outputs(self, values: Tensor) -> Tensor:
+    def given_to_outputs(self, gradient: Tensor) -> Tensor:
+        """A gradient of what the layer returned as one of its output at every step, [T, B, *]."""
+        if self.places is None:
+            return self.outputs(gradient)
+        gradient = self._returned(gradient).to(self.dtype)
+        steps = len(self.sequence(self.x)[0])
+        found = gradient.new_zeros(steps + 1, *gradient.shape[1:])
+        places = self.places.T.clone()
+        places[places < 0] = steps
+        found.scatter_add_(0, places.unsqueeze(-1).expand_as(gradient), gradient)
+        return found[:-1]
+
+    def _returned(self, values: Tensor) -> Tensor:
+        """What the layer returned as [T', B, *]: of every step, or of the last one."""
+        if values.ndim == 2 and self.places is not None:
+            return values.unsqueeze(0)
         packed = isinstance(self.x, PackedSequence)
         return self._time_first(self.x._replace(data=values) if packed else values)[0]  # type: ignore[union-attr]
+
+    def _outputs(self, values: Tensor) -> Tensor:
+        returned = self._returned(values)
+        if self.places is None:
+            return returned
+        nothing = torch.nan if returned.is_floating_point() else -1
+        steps, places = len(self.sequence(self.x)[0]), self.places.T
+        found = returned.new_full((steps, *returned.shape[1:]), nothing)
+        for step in reversed(range(len(places))):  # of several outputs the first is the step's own
+            (samples,) = torch.nonzero(places[step] >= 0, as_tuple=True)
+            found[places[step, samples], samples] = returned[step, samples]
+        return found
 
     def state(self, parts: Mapping[str, Tensor]) -> Tensor:
         """The parts of a state as one vector [B, S], layer by layer; what is missing is 0."""
@@ -301,7 +333,7 @@ class Call:
             of_cell = entries[:, start : start + cell.state_size][:, part]
             columns = slice(column, column + of_cell.shape[1])
             own = steps[at, torch.arange(self.batch, device=device)][:, columns]
-            numbers[own] = of_cell
+            numbers[own[own >= 0]] = of_cell[own >= 0]
             start, column = start + cell.state_size, columns.stop
         return numbers
 

@@ -25,8 +25,11 @@ Before = Callable[[nn.Module, Any], None]
 After = Callable[[nn.Module, Any, Any, Any], None]
 Forward = Callable[..., Any]
 
-_watched: dict[type[nn.Module], dict[int, list[tuple[Before, After]]]] = {}
-_wrapped: dict[type[nn.Module], tuple[Forward, Forward]] = {}
+Method = tuple[type[nn.Module], str]
+"""A class and the name of its method, "forward" but for a few."""
+
+_watched: dict[Method, dict[int, list[tuple[Before, After]]]] = {}
+_wrapped: dict[Method, tuple[Forward, Forward]] = {}
 _lock = threading.Lock()
 
 
@@ -40,46 +43,50 @@ def computing(module: nn.Module) -> type[nn.Module]:
     return next(kind for kind in _with_forward(module) if is_own(kind.forward))
 
 
-def outermost(module: nn.Module) -> type[nn.Module]:
-    """The class whose forward runs when a module is called."""
-    return next(_with_forward(module))
+def outermost(module: nn.Module, method: str = "forward") -> type[nn.Module]:
+    """The class whose forward (or other method) runs when that of a module is called."""
+    return next(_with_forward(module, method))
 
 
-def _with_forward(module: nn.Module) -> Iterator[type[nn.Module]]:
+def _with_forward(module: nn.Module, method: str = "forward") -> Iterator[type[nn.Module]]:
     kinds = (kind for kind in type(module).__mro__ if issubclass(kind, nn.Module))
-    return (kind for kind in kinds if "forward" in vars(kind))
+    return (kind for kind in kinds if method in vars(kind))
 
 
 @contextmanager
 def observed(
-    module: nn.Module, kind: type[nn.Module], before: Before, after: After
+    module: nn.Module,
+    kind: type[nn.Module],
+    before: Before,
+    after: After,
+    method: str = "forward",
 ) -> Iterator[None]:
     """Call `before` and `after` around every call of a class's forward with this module.
 
     Like a forward pre-hook and a forward hook that is always called; `after` is given None for what
     was returned if the call fails.
     """
-    entry = (before, after)
+    entry, key = (before, after), (kind, method)
     with _lock:
-        if kind not in _watched:
-            _watched[kind] = {}
-            _wrap(kind)
-        _watched[kind].setdefault(id(module), []).append(entry)
+        if key not in _watched:
+            _watched[key] = {}
+            _wrap(key)
+        _watched[key].setdefault(id(module), []).append(entry)
     try:
         yield
     finally:
         with _lock:
-            observers = _watched[kind][id(module)]
+            observers = _watched[key][id(module)]
             observers[:] = [other for other in observers if other is not entry]
             if not observers:
-                del _watched[kind][id(module)]
-            if not _watched[kind]:
-                del _watched[kind]
-                _unwrap(kind)
+                del _watched[key][id(module)]
+            if not _watched[key]:
+                del _watched[key]
+                _unwrap(key)
 
 
-def _wrap(kind: type[nn.Module]) -> None:
-    original, watched = kind.forward, _watched[kind]
+def _wrap(key: Method) -> None:
+    original, watched = getattr(*key), _watched[key]
 
     @wraps(original)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -99,15 +106,15 @@ def _wrap(kind: type[nn.Module]) -> None:
     ours: Forward = forward
     if "torch._dynamo" in sys.modules:  # asking torch whether it compiles would load that
         ours = torch.compiler.disable(forward)  # type: ignore[no-untyped-call]
-    kind.forward = ours
-    _wrapped[kind] = original, ours
+    setattr(*key, ours)
+    _wrapped[key] = original, ours
 
 
-def _unwrap(kind: type[nn.Module]) -> None:
+def _unwrap(key: Method) -> None:
     """Put the forward back. If ours has been wrapped since, it stays and calls the original."""
-    original, ours = _wrapped.pop(kind)
-    if kind.forward is ours:
-        kind.forward = original
+    original, ours = _wrapped.pop(key)
+    if getattr(*key) is ours:
+        setattr(*key, original)
 
 
 Root = Tensor | GradientEdge

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from retrograde.cells import AbstractCell, Position, clipped
 from retrograde.declarations import Declaration
+from retrograde.declarations.keras import named_modules
 from retrograde.declarations.matching import Declared, declared_in
 from retrograde.nn import AbstractRecurrent
 from retrograde.nn.torch_layers import CELLS, torch_cells
@@ -65,7 +66,7 @@ def layers_of(
     """
     while isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         model = model.module
-    modules = {_without_wrappers(path): module for path, module in model.named_modules()}
+    modules = {_without_wrappers(path): module for path, module in named_modules(model)}
     carried = {path: vars(module).get(CARRIED) for path, module in modules.items()}
     declared = declared_in(modules, cells)
     declared = {path: each for path, each in carried.items() if each is not None} | declared
@@ -102,16 +103,26 @@ def _without_wrappers(path: str) -> str:
     return ".".join(part for part in path.split(".") if part != COMPILED)
 
 
-def why_unsupported(module: nn.Module, declared: bool = False) -> str:
+def why_unsupported(module: nn.Module, declaration: Declaration | None = None) -> str:
     """Why this layer cannot be recorded, and what to do; empty if it can."""
     foreign = _foreign(module)
     if foreign:
         return foreign
+    declared = declaration is not None
     assert declared or isinstance(module, Layer)
     reasons = []
     if isinstance(module, nn.RNNBase) and module.mode not in CELLS:
         reasons.append(f"its mode {module.mode!r} is unknown; use nn.LSTM, nn.GRU or nn.RNN")
     parameters = dict(module.named_parameters())
+    if declaration is not None:
+        parameters = {name: p for name, p in parameters.items() if declaration.uses(name)}
+    if not parameters:
+        reasons.append("it has no weights, as a lazy layer before its first call; run it once")
+    if any(parameter.is_inference() for parameter in parameters.values()):
+        reasons.append(
+            "its weights were made under torch.inference_mode(), where nothing has a gradient; "
+            "make the model outside of it"
+        )
     wrong = {p.dtype for p in parameters.values() if not p.dtype.is_floating_point}
     if wrong:
         kinds = ", ".join(sorted(str(dtype) for dtype in wrong))

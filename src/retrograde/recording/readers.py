@@ -4,6 +4,7 @@ a module of the user's own as it is declared.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,6 +28,12 @@ from retrograde.recording.layers import Form, Layer, Weights, class_of, form_of,
 
 class LayerReader:
     """Reads the calls of a layer of torch or of ours."""
+
+    method = "forward"
+    """The method of the module that is observed."""
+
+    places: Mapping[str, str] = MappingProxyType({})
+    """The names of weights in the module, where they are others than here."""
 
     def __init__(self, module: Layer):
         self.module = module
@@ -58,20 +65,23 @@ class DeclaredReader:
 
     def __init__(self, module: nn.Module, declaration: Declaration):
         self.module, self.declaration = module, declaration
-        names = tuple(n for n, _ in module.named_parameters() if declaration.uses(n))
+        used = (name for name, _ in module.named_parameters() if declaration.uses(name))
+        self.places = {declaration.names.get(name, name): name for name in used}
+        names = tuple(self.places)
         layout = declaration.batch_comes_first(module)
         directions = declaration.directions(module)
         kind, readout = class_of(module), declaration.readout
         self.form = Form(
             kind, False, layout, directions, 0.0, False, (), names, declared=True, readout=readout
         )
+        self.method = declaration.method
         self._held: dict[str, Tensor] = {}
-        self._arguments = argument_names(module)
+        self._arguments = argument_names(module, self.method)
 
     @property
     def forwards(self) -> tuple[type[nn.Module], type[nn.Module]]:
         """The class whose forward runs when it is called, twice."""
-        return (outermost(self.module),) * 2
+        return (outermost(self.module, self.method),) * 2
 
     def before(self) -> None:
         """A call begins: the state that attributes hold is the one that enters."""
@@ -82,7 +92,10 @@ class DeclaredReader:
         """What went into a call and came out of it."""
         held, self._held = self._held, {}
         arguments = named_arguments(self._arguments, args, kwargs)
-        found = read_call(self.declaration, self.module, arguments, returned, held)
+        if self.declaration.reading is not None:
+            found: CallTensors = self.declaration.reading(self.module, arguments, returned)
+        else:
+            found = read_call(self.declaration, self.module, arguments, returned, held)
         stepped = not is_sequence(found.x)
         if stepped != self.form.stepped:
             self.form = replace(self.form, stepped=stepped)
@@ -90,7 +103,8 @@ class DeclaredReader:
 
     def weights(self, copies: Mapping[str, Tensor], tensors: CallTensors) -> Weights:
         """Copies of the weights, with what makes the cells."""
-        live = dict(self.module.named_parameters())
+        parameters = dict(self.module.named_parameters())
+        live = {name: parameters[place] for name, place in self.places.items()}
         trained = {n: w for n, w in copies.items() if live[n].requires_grad}
         fixed = {n: w for n, w in copies.items() if n not in trained}
         declaration, module, inputs = self.declaration, self.module, data(tensors.x).shape[-1]

@@ -57,13 +57,17 @@ def record(model: nn.Module, cells: Declared | None = None) -> Iterator[Recordin
         torch.Size([4, 1, 2])
     """
     _checks.model("model", model)
+    if torch.is_inference_mode_enabled():
+        raise RecordingError(
+            "torch.inference_mode() is on, where nothing has a gradient: record outside of it"
+        )
     recording, passes = Recording(), _Passes()
     with ExitStack() as hooks:
         recorders = []
         layers = layers_of(model, cells)
         shared = _shared(layers)
         for name, (module, declaration) in layers.items():
-            problem = why_unsupported(module, declaration is not None) or shared.get(name, "")
+            problem = why_unsupported(module, declaration) or shared.get(name, "")
             if problem:
                 recording.refuse(name, UnsupportedModelError(f"{name!r}: {problem}"))
             else:

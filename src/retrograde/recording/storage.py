@@ -40,7 +40,7 @@ WRITTEN: Mapping[str, type] = {
         *(Recorded, Boundary, Read),
         *(cells.Elman, cells.GRU, cells.GRU2014, cells.LSTM, cells.ProjectedLSTM),
         *(cells.MinGRU, cells.MinLSTM, cells.LRU, cells.SelectiveScan),
-        *(cells.GatedLinearAttention, cells.MLSTM, cells.SLSTM),
+        *(cells.GatedLinearAttention, cells.MLSTM, cells.SLSTM, cells.KerasCell),
         *(cells.Stacked, cells.SideBySide, cells.Carrying, cells.Cut, cells.Clipped),
         *(clipping.PreActivationValue, clipping.StateNorm, clipping.HDetach, clipping.ChainInside),
     )

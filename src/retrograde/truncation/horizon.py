@@ -101,10 +101,12 @@ class Horizon:
         signal: signal and noise by lag, of the whole gradient; None of a single pass.
         training_steps: of the training that learnability is judged for.
         batch_size: the samples of its batches; None for those of the batches seen.
-        unexplained: the same of the part of the gradient that a better readout of the present state
-            would not remove (dL/ds_t without what follows from h_t by least squares over all
-            samples, steps and batches). `learnable` rests on it: in a fresh network the rest is a
-            signal at every lag, whatever the data hold. None for a single batch.
+        unexplained: the same of what the past says of the loss: the parts less those that the past
+            of another sample gives in their place, so that what is left depends on both the past
+            and what the loss asks (`retrograde.horizons.another_past` has the mathematics).
+            `learnable` rests on it: the gradient itself has a signal at every lag, whatever the
+            data hold. None for a single batch, and where the past cannot be replaced; `notes` say
+            so.
         used: what the forward pass uses; None where that is not known.
         by_phase: of chunks, for K = 1, 2, 4, ... the bias of single phases of the cut, that of
             `x.split(K)` the last: of all K phases up to 8, else of 8 evenly spaced ones. Of the
@@ -218,10 +220,11 @@ class Horizon:
 
     @property
     def learnable(self) -> int | None:
-        """The learnability horizon, a lag: beyond it no signal is shown to be above its noise.
+        """The learnability horizon, a lag: nothing older is shown to say anything of the loss.
 
         `unexplained.learnable` for `training_steps` of `batch_size` samples; -1 where a signal is
-        excluded at every lag. None for a single batch, and where the batches cannot tell.
+        excluded at every lag. None for a single batch, and where the batches cannot tell. 0 where
+        the present input alone counts.
         """
         if self.unexplained is None:
             return None
@@ -368,9 +371,8 @@ class Horizon:
             lags = signal.lags[int(shown[-1])]
             found = f"lag {lags.start}" if len(lags) == 1 else f"lags {lags.start} to {lags[-1]}"
             return [
-                f"But there is a signal above its noise at {found}, for {self._training}: a longer "
-                "window may help. Train one to know: the gradient is consistent also at lags where "
-                "the past answers nothing."
+                f"But the past at {found} says something of the loss that shows above the noise of "
+                f"{self._training}: there is something for a longer window to learn."
             ]
         if bool(signal.excluded(*asked)[beyond].all()):
             return [

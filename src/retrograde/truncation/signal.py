@@ -26,8 +26,15 @@ INTERVAL = 0.95
 DRAWS = 1000
 """Bootstrap draws; the quantiles of an interval of 95 % are then the 25th from either end."""
 
-ECHO = 0.05
-"""Signal that is so much weaker, against its noise, than that of the strongest bin is an echo."""
+LEVEL = 0.01
+"""Where there is no signal at any lag, one is shown in this share of the cases; it takes 8 batches
+to show one."""
+
+FLIPS = 4000
+"""Of 13 batches and more so many signs are drawn; of fewer all are tried."""
+
+ALIKE = 1e-9
+"""Statistics that differ by no more than this are the same."""
 
 FEWEST = 3
 """Fewer batches give no interval."""
@@ -130,7 +137,11 @@ class Signal:
             return self.products.new_full((len(self.lags), 2), torch.nan)
         found = self._learnability(self._drawn, training_steps, batch_size)
         ends = found.new_tensor([(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
-        return torch.nanquantile(found, ends, 0).T
+        low, high = (
+            torch.nanquantile(found, end, 0, interpolation=to)  # between infinities there is none
+            for end, to in zip(ends, ("lower", "higher"), strict=True)
+        )
+        return torch.stack((low, high), 1)
 
     def learnable(self, training_steps: int, batch_size: int | None = None) -> int | None:
         """The learnability horizon: beyond this lag no signal is shown to be above its noise.
@@ -147,19 +158,40 @@ class Signal:
         return -1 if bool(self.excluded(training_steps, batch_size).all()) else None
 
     def shown(self, training_steps: int, batch_size: int | None = None) -> Bool[Tensor, "M"]:
-        """The bins whose learnability is above 1 by its interval, and no echo of another one.
-
-        What is below a twentieth of the strongest bin is taken for an echo: gates and slopes that
-        depend on what was read at one lag multiply the gradient on its way to all older ones, and
-        so hand a little of its signal on to them. A second lag that is that much weaker is in
-        `learnability` alone.
+        """The bins whose learnability is above 1 by its interval, and whose signal is no chance.
 
         Raises:
             ArgumentError: as `learnability`.
         """
-        lower = self.interval(training_steps, batch_size)[:, 0]
-        least = max(1.0, ECHO * float(lower.nan_to_num(0.0, posinf=0.0).max()))
-        return lower >= least
+        above = self.interval(training_steps, batch_size)[:, 0] >= 1
+        return above & (self.chance <= LEVEL)
+
+    @cached_property
+    def chance(self) -> Float[Tensor, "M"]:
+        """How often a signal as clear as that of each bin would be found at some lag by chance.
+
+            U_l(e) = sum over i != j of e_i e_j <g_l^i, g_l^j>      e_i = +1 or -1
+
+        Where there is no signal and noise is as likely as its opposite, U(e) has the same
+        distribution for all signs e. This is the share of the e for which the largest U of any bin,
+        relative to its root mean square over e, is at least U(1, .., 1) of this one (a test by sign
+        changes, exact for any number of batches; over bins as Westfall and Young 1993). At best it
+        is 2^(1 - N).
+        """
+        count = self.batches
+        if count <= FLIPS.bit_length():
+            numbers = torch.arange(2 ** (count - 1)).unsqueeze(1)
+            signs = 1.0 - 2 * ((numbers >> torch.arange(count)) & 1)
+        else:
+            generator = torch.Generator().manual_seed(0)
+            signs = 2.0 * torch.randint(2, (FLIPS, count), generator=generator) - 1
+            signs[0] = 1
+        between = self.products * (1 - torch.eye(count)).to(self.products)
+        found = torch.einsum("dn,mnk,dk->dm", signs.to(between), between, signs.to(between))
+        found = torch.nan_to_num(found / (2 * between.square().sum((1, 2))).sqrt())
+        found = torch.where(found.abs() < ALIKE, 0, found)
+        largest = found.amax(1, keepdim=True)
+        return (largest >= found[0] - ALIKE).double().mean(0)
 
     def excluded(self, training_steps: int, batch_size: int | None = None) -> Bool[Tensor, "M"]:
         """The bins whose learnability is below 1 by its interval; not those that have no part.

@@ -1,0 +1,198 @@
+r"""What the past says of the loss: the gradient by lag, less what another sample's past gives.
+
+For the lags l of a bin that starts at a, and a loss step t, let
+
+    p = x_{<= t-a}              the past: what the state s_{t-a} was made of
+    z = x_{t-a+1} .. x_t        what was read since, and y the target
+
+The part of these lags is a function of all three, g_l(p, z, y). It has a mean that has nothing to
+do with the past: where y follows from x_t by a curve, dL/ds_t and the gates that x_t opens vary
+together, and the product has the same sign in every batch, at every lag. So a second sample lends
+its past p':
+
+    D_l = g_l(p, z, y) - g_l(p', z, y)
+
+The states s_{t-a+1} .. s_t and the loss are computed anew from s'_{t-a}, and the adjoint goes back
+through them into the other sample's own past. Where (z, y) is independent of p, both terms have
+the same distribution, and
+
+    E D_l = 0       for every network, every loss, and every dependence of y on z.
+
+What is left is a dependence: E D_l = 0 fails only if the past says something of what comes after.
+That may be of y, which is what is asked, or of z: series have inputs that depend on earlier ones.
+Samples are therefore paired whose next inputs x_{t-a+1} are alike, so that p' could have come
+before z: p and z then are nearly independent given x_{t-a+1}, as in a Markov chain (a conditional
+permutation; Berrett, Wang, Barber and Samworth 2020). Of several inputs the component counts that
+the input before predicts best. A memory of the inputs that is longer than that counts as signal.
+
+What a linear readout of the present state explains of dL/ds_t is taken out of both terms: it only
+adds noise.
+
+References:
+    Thomas B. Berrett, Yi Wang, Rina Foygel Barber and Richard J. Samworth, "The conditional
+    permutation test for independence while controlling for confounders", Journal of the Royal
+    Statistical Society B 82 (2020), arXiv 1807.05405.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from retrograde.decomposition import Flow
+from retrograde.decomposition.by_lag import Lags
+from retrograde.diagnosis.run import LossFunction
+from retrograde.engine import Entries, Scaled, Unrolled, backpropagate, unroll
+from retrograde.engine.lags import parts_by_lag
+from retrograde.engine.scaling import times_power_of_two
+from retrograde.horizons.replaced_output import adjoint_of
+from retrograde.horizons.seen import rows_of
+from retrograde.horizons.unexplained import Readout, loss_steps
+
+TOGETHER = 2**22
+"""Windows are run together while their states are no more numbers than this, 16 MiB in float32."""
+
+
+@torch.no_grad()
+def parts_of_the_past(
+    model: nn.Module,
+    batch: Any,
+    loss_fn: LossFunction,
+    seed: int,
+    flow: Flow,
+    readout: Readout,
+    lags: Sequence[range],
+) -> list[dict[str, Scaled]]:
+    """D of one batch, for each bin: a row for each parameter.
+
+    Args:
+        model: the user's model; copies are run.
+        batch: the batch that was recorded.
+        loss_fn: maps (model, batch) to the loss.
+        seed: of what is random in the pass.
+        flow: the recorded pass of the layer, of at least two samples.
+        readout: what is taken out of dL/ds_t.
+        lags: the bins.
+    """
+    unrolled, steps = flow.unrolled, loss_steps(flow)
+    own = rows_of(Lags(tuple(lags)).parts(unrolled, Entries.of(readout.left_of(flow))))
+    order = _next_input(unrolled.x[..., : flow.recorded.x.shape[2]])
+    found = []
+    for bin_, mine in zip(lags, own, strict=True):
+        ends = torch.nonzero(steps[bin_.start :]).squeeze(1) + bin_.start
+        if not len(ends):
+            found.append(mine)
+            continue
+        windows = _windows(unrolled, ends, _partners(order, ends, bin_.start), bin_.start)
+        states = unrolled.states.clone()
+        for each in windows:
+            states[each.ends + 1] = each.last
+        direct = adjoint_of(model, batch, loss_fn, seed, flow.recorded, states)[1:]
+        left = readout.left(states[1:, :, unrolled.cell.output], direct, steps)
+        entering, exponent = _entering(unrolled, windows, left)
+        theirs = _summed(unrolled, entering, exponent, len(bin_))
+        found.append({name: row.plus(theirs[name]) for name, row in mine.items()})
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Windows:
+    """Steps t-a .. t for some t: the first is the partner's own, the others follow upon its state.
+
+    Attributes:
+        ends: the t.
+        partner: whose past it is, of each sample.
+        unrolled: the windows, as so many samples of one pass.
+    """
+
+    ends: Int[Tensor, "N"]
+    partner: Int[Tensor, "N B"]
+    unrolled: Unrolled
+
+    @property
+    def last(self) -> Float[Tensor, "N B S"]:
+        """The states s_t."""
+        return self.unrolled.states[-1].view(*self.partner.shape, -1)
+
+    def back(self, delta: Float[Tensor, "N B S"]) -> Scaled:
+        """The adjoints of the partners' states s_{t-a}, by partner, from those of s_t."""
+        direct = torch.zeros_like(self.unrolled.states[1:])
+        direct[-1] = delta.flatten(0, 1)
+        back = Scaled.of(torch.zeros_like(direct[:1]))
+        for step in backpropagate(self.unrolled, Entries.of(direct)):
+            back = step.delta
+        of_sample = back.values[0].view_as(delta)
+        of_partner = torch.zeros_like(delta).scatter_(1, _wide(self.partner, delta), of_sample)
+        return Scaled(of_partner, back.exponent.expand(len(delta)))
+
+
+def _windows(
+    unrolled: Unrolled, ends: Int[Tensor, "N"], partner: Int[Tensor, "N B"], start: int
+) -> list[_Windows]:
+    """The windows of a bin, as many together as their states allow."""
+    most = max(1, TOGETHER // ((start + 1) * unrolled.states[0].numel()))
+    found = []
+    for some, other in zip(torch.split(ends, most), torch.split(partner, most), strict=True):
+        first = some - start
+        x = torch.stack([unrolled.x[first + step] for step in range(start + 1)])
+        x[0] = x[0].gather(1, _wide(other, x[0]))
+        before = unrolled.states[first]
+        before = before.gather(1, _wide(other, before))
+        run = unroll(unrolled.cell, x.flatten(1, 2), before.flatten(0, 1))
+        found.append(_Windows(some, other, run))
+    return found
+
+
+def _entering(
+    unrolled: Unrolled, windows: Sequence[_Windows], left: Float[Tensor, "T B S"]
+) -> tuple[Float[Tensor, "T B S"], int]:
+    """What the windows give to the states before them, and the exponent that it is in units of."""
+    entering, exponent = torch.zeros_like(left), 0
+    rows = [(each, each.back(left[each.ends])) for each in windows]
+    known = [int(row.log2_scale().max()) for _, row in rows if bool(row.values.any())]
+    if known:
+        exponent = max(known)
+    for each, row in rows:
+        at = each.ends - (len(each.unrolled) - 1)
+        entering[at] = times_power_of_two(row.values, (row.exponent - exponent).clamp(max=0))
+    return entering, exponent
+
+
+def _summed(
+    unrolled: Unrolled, entering: Float[Tensor, "T B S"], exponent: int, lags: int
+) -> Mapping[str, Scaled]:
+    """The part of the first lags, with the sign turned."""
+    total: dict[str, Scaled] = {}
+    for part in parts_by_lag(unrolled, -entering, lags):
+        total = {name: total[name].plus(row) if total else row for name, row in part.items()}
+    return {name: Scaled(row.values, row.exponent + exponent) for name, row in total.items()}
+
+
+def _next_input(x: Float[Tensor, "T B I"]) -> Float[Tensor, "T B"]:
+    """Of each input the component that the one before it predicts best."""
+    centred = x - x.mean((0, 1))
+    scaled = centred / centred.square().mean((0, 1)).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
+    following = torch.einsum("tbi,tbj->ij", scaled[1:].double(), scaled[:-1].double())
+    component: Tensor = torch.linalg.svd(following).U[:, 0]
+    return scaled.double() @ component
+
+
+def _partners(order: Float[Tensor, "T B"], ends: Int[Tensor, "N"], start: int) -> Tensor:
+    """Whose past each sample gets, [N, B]: neighbours by their next input, in pairs.
+
+    Where no input follows, half a batch away. Of an odd number of samples the last has its own.
+    """
+    count = order.shape[1]
+    if start == 0:
+        return torch.arange(count, device=ends.device).roll(count // 2).expand(len(ends), count)
+    ranked = order[ends - start + 1].argsort(1)
+    numbers = torch.arange(count, device=ends.device)
+    other = ranked[:, (numbers ^ 1).clamp(max=count - 1)]
+    return torch.empty_like(ranked).scatter_(1, ranked, other)
+
+
+def _wide(partner: Int[Tensor, "N B"], like: Float[Tensor, "N B D"]) -> Int[Tensor, "N B D"]:
+    return partner.unsqueeze(-1).expand(-1, -1, like.shape[-1])

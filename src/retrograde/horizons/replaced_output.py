@@ -1,0 +1,146 @@
+"""The loss of a model, its recurrent layer's output put together from other states."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from retrograde.diagnosis.copies import copied, copied_model, seeded
+from retrograde.diagnosis.run import LossFunction
+from retrograde.recording import Recorded, recurrent_layers
+
+AGREES = 1e-3
+"""The output put together from states agrees with the layer's own to this part of it."""
+
+
+def loss_of(
+    model: nn.Module,
+    batch: Any,
+    loss_fn: LossFunction,
+    seed: int,
+    recorded: Recorded,
+    states: Float[Tensor, "T1 B S"],
+) -> Tensor:
+    """The loss, as a function of the states that take the place of the layer's own.
+
+    Args:
+        model: the user's model; a copy is run.
+        batch: the batch that was recorded.
+        loss_fn: maps (model, batch) to the loss.
+        seed: of what is random in the pass.
+        recorded: the layer, for which `follows_from` holds.
+        states: the states, the initial one first.
+    """
+    return _run(model, batch, loss_fn, seed, _Output(recorded, states, check=False))
+
+
+def follows_from(
+    model: nn.Module,
+    batch: Any,
+    loss_fn: LossFunction,
+    seed: int,
+    recorded: Recorded,
+    states: Float[Tensor, "T1 B S"],
+) -> bool:
+    """Whether what the layer returns can be put together from its states, in its only call."""
+    output = _Output(recorded, states, check=True)
+    with torch.no_grad():
+        _run(model, batch, loss_fn, seed, output)
+    return not output.refused and output.calls == 1
+
+
+@torch.enable_grad()
+def adjoint_of(
+    model: nn.Module,
+    batch: Any,
+    loss_fn: LossFunction,
+    seed: int,
+    recorded: Recorded,
+    states: Float[Tensor, "T1 B S"],
+) -> Float[Tensor, "T1 B S"]:
+    """The gradient of `loss_of` by the states, none of which depends on another one."""
+    leaf = states.detach().requires_grad_()
+    (found,) = torch.autograd.grad(loss_of(model, batch, loss_fn, seed, recorded, leaf), leaf)
+    return found
+
+
+def _run(
+    model: nn.Module, batch: Any, loss_fn: LossFunction, seed: int, output: "_Output"
+) -> Tensor:
+    copy = copied_model(model)
+    hook = recurrent_layers(copy)[output.layer].register_forward_hook(output)
+    try:
+        with seeded(seed):
+            return loss_fn(copy, copied(batch))
+    finally:
+        hook.remove()
+
+
+class _Output:
+    """A forward hook that returns other outputs and states in the form of the layer's own."""
+
+    def __init__(self, recorded: Recorded, states: Float[Tensor, "T1 B S"], check: bool):
+        self.layer = recorded.name
+        self._recorded, self._states, self._check = recorded, states, check
+        self.refused, self.calls = False, 0
+
+    def __call__(self, module: nn.Module, inputs: Any, result: Any) -> Any:
+        self.calls += 1
+        made = self._made(result)
+        if made is None or (self._check and not _agree(made, result)):
+            self.refused = True
+            return None
+        return made
+
+    def _made(self, result: Any) -> Any:
+        """The output, and the last states of the layers, in the shapes of what was returned."""
+        output = self._states[1:, :, self._recorded.cell.output]
+        if isinstance(result, Tensor):
+            return _in_form(output, result)
+        if not isinstance(result, tuple) or len(result) != 2:
+            return None
+        last = {
+            letter: torch.stack([self._states[-1][:, slot] for slot in slots])
+            for letter in "hc"
+            if (slots := [s for n, s in self._recorded.cell.slots.items() if n[0] == letter])
+        }
+        first = _in_form(output, result[0])
+        if isinstance(result[1], Tensor):
+            second: Any = _in_form(last.get("h"), result[1])
+        elif isinstance(result[1], tuple) and len(result[1]) == 2 and "c" in last:
+            second = tuple(_in_form(last[n], r) for n, r in zip("hc", result[1], strict=True))
+            second = None if any(each is None for each in second) else second
+        else:
+            second = None
+        return None if first is None or second is None else (first, second)
+
+
+def _in_form(values: Tensor | None, like: Any) -> Any:
+    """Values in the form of another tensor: its batch first, or without one, or packed."""
+    if isinstance(like, PackedSequence) and values is not None:
+        return _packed(values, like)
+    if values is None or not isinstance(like, Tensor):
+        return None
+    for form in (values, values.transpose(0, 1), values.squeeze(1)):
+        if form.shape == like.shape:
+            return form.to(like)
+    return None
+
+
+def _packed(values: Float[Tensor, "T B H"], like: PackedSequence) -> PackedSequence | None:
+    """Values packed as another sequence, all of whose samples run to the end."""
+    if like.data.shape != values.flatten(0, 1).shape:
+        return None
+    rows = values if like.sorted_indices is None else values[:, like.sorted_indices]
+    return like._replace(data=rows.flatten(0, 1).to(like.data))
+
+
+def _agree(made: Any, result: Any) -> bool:
+    if isinstance(made, PackedSequence):
+        return _agree(made.data, result.data)
+    if isinstance(made, Tensor):
+        off = torch.linalg.vector_norm(made - result)
+        return bool(off <= AGREES * torch.linalg.vector_norm(result))
+    return all(_agree(a, b) for a, b in zip(made, result, strict=True))

@@ -1,0 +1,167 @@
+"""The published experiments: a task, the network that learnt it, and what came out."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from retrograde.tasks.blocks import Blocks
+from retrograde.tasks.reber import ContinualReber, EmbeddedReber
+from retrograde.tasks.remembered_symbol import DistractedSymbol, RememberedSymbol
+from retrograde.tasks.task import AbstractTask
+from retrograde.tasks.temporal_order import TemporalOrder
+from retrograde.tasks.two_numbers import Adding, Multiplication
+from retrograde.tasks.two_sequences import TwoSequences
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a paper reports of one row of its tables.
+
+    Attributes:
+        weights: of the network.
+        sequences: the mean number of training sequences until the task was solved, over the trials
+            that solved it; None where none is given.
+        succeeded: the share of trials that solved it.
+        trials: how many there were.
+    """
+
+    weights: int
+    sequences: int | None
+    succeeded: float
+    trials: int
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One row of a published table.
+
+    Training was on line: after each sequence one step of gradient descent on half the squared
+    error, summed over outputs and the steps at which an answer is due.
+
+    Attributes:
+        name: as the paper numbers it.
+        task: what was to be learnt.
+        network: the plan of the network.
+        rate: the learning rate.
+        published: what came out.
+
+    Example:
+        >>> from retrograde.tasks.experiments import EXPERIMENTS
+        >>> EXPERIMENTS["4, T=500"].published.sequences
+        209000
+    """
+
+    name: str
+    task: AbstractTask
+    network: Blocks
+    rate: float
+    published: Published
+
+
+def _fitting(task: AbstractTask, blocks: int, size: int, spread: float = 0.1) -> Blocks:
+    return Blocks(task.inputs, task.outputs, blocks, size, spread=spread)
+
+
+def _of_1997() -> Iterator[Experiment]:
+    reber = EmbeddedReber()
+    for blocks, size, rate, sequences, succeeded in (
+        (4, 1, 0.1, 39_740, 1.0),
+        (3, 2, 0.1, 21_730, 1.0),
+        (3, 2, 0.2, 14_060, 0.97),
+        (4, 1, 0.5, 9_500, 0.97),
+        (3, 2, 0.5, 8_440, 1.0),
+    ):
+        network = replace(
+            _fitting(reber, blocks, size, 0.2),
+            biased="gates",
+            output_biases=tuple(-1.0 - block for block in range(blocks)),
+        )
+        published = Published(264 if size == 1 else 276, sequences, succeeded, 30)
+        yield Experiment(f"1, {blocks} blocks, rate {rate}", reber, network, rate, published)
+    for name, between, sequences in (("2a", "ordered", 5_040), ("2b", "random", 5_680)):
+        remembered = RememberedSymbol(100, between)  # type: ignore[arg-type]
+        network = replace(
+            _fitting(remembered, 1, 1, 0.2),
+            output_gates=False,
+            seen="nothing",
+            skip=True,
+            cell_input="[0, 1]",
+            cell_output="identity",
+        )
+        yield Experiment(name, remembered, network, 1.0, Published(10_504, sequences, 1.0, 18))
+    for q, p, weights, sequences in (
+        (50, 50, 364, 30_000),
+        (100, 100, 664, 31_000),
+        (200, 200, 1264, 33_000),
+        (500, 500, 3064, 38_000),
+        (1000, 1000, 6064, 49_000),
+        (1000, 500, 3064, 49_000),
+        (1000, 200, 1264, 75_000),
+        (1000, 100, 664, 135_000),
+        (1000, 50, 364, 203_000),
+    ):
+        distracted = DistractedSymbol(q, p)
+        network, published = _fitting(distracted, 2, 1, 0.2), Published(weights, sequences, 1.0, 20)
+        yield Experiment(f"2c, q={q}, p={p}", distracted, network, 0.01, published)
+    for name, noise, length, informative, rate, sequences in (
+        ("3a", "plain", 100, 3, 1.0, 39_850),
+        ("3a", "plain", 100, 1, 1.0, 64_330),
+        ("3a", "plain", 1000, 3, 1.0, 452_460),
+        ("3b", "noisy inputs", 100, 3, 1.0, 43_250),
+        ("3b", "noisy inputs", 100, 1, 1.0, 78_430),
+        ("3b", "noisy inputs", 1000, 1, 1.0, 485_080),
+        ("3c", "noisy targets", 100, 3, 0.1, 269_650),
+        ("3c", "noisy targets", 100, 1, 0.1, 565_640),
+    ):
+        two = TwoSequences(length, informative, noise)  # type: ignore[arg-type]
+        network = replace(
+            _fitting(two, 3, 1),
+            biased="hidden",
+            input_biases=(-1.0, -3.0, -5.0),
+            output_biases=(-2.0, -4.0, -6.0),
+        )
+        published = Published(102, sequences, 1.0, 10)
+        yield Experiment(f"{name}, T={length}, N={informative}", two, network, rate, published)
+    for length, sequences in ((100, 74_000), (500, 209_000), (1000, 853_000)):
+        adding = Adding(length)
+        network = replace(_fitting(adding, 2, 2), biased="all", input_biases=(-3.0, -6.0))
+        yield Experiment(f"4, T={length}", adding, network, 0.5, Published(93, sequences, 1.0, 10))
+    for wrong, sequences in ((140, 482_000), (13, 1_273_000)):
+        product = Multiplication(100, wrong)
+        network = replace(_fitting(product, 2, 2), biased="all")
+        published = Published(93, sequences, 1.0, 10)
+        yield Experiment(f"5, {wrong} wrong", product, network, 0.1, published)
+    for name, relevant, blocks, rate, weights, sequences, trials in (
+        ("6a", 2, 2, 0.5, 156, 31_390, 20),
+        ("6b", 3, 3, 0.1, 308, 571_100, 10),
+    ):
+        order = TemporalOrder(relevant)
+        biases = tuple(-2.0 * (block + 1) for block in range(blocks))
+        network = replace(_fitting(order, blocks, 2), biased="all", input_biases=biases)
+        yield Experiment(name, order, network, rate, Published(weights, sequences, 1.0, trials))
+
+
+def _of_2000() -> Iterator[Experiment]:
+    """Continual embedded Reber strings, where a network that never forgets fails.
+
+    Published is the share of perfect solutions with a constant rate, without forget gates and with.
+    """
+    stream, ladder = ContinualReber(), (0.5, 1.0, 1.5, 2.0)
+    closed = tuple(-bias for bias in ladder)
+    network = replace(
+        _fitting(stream, 4, 2, 0.2),
+        seen="cells",
+        skip=True,
+        biased="gates and outputs",
+        input_biases=closed,
+        output_biases=closed,
+    )
+    forgetting = replace(network, forget_gates=True, forget_biases=ladder)
+    for name, plan, succeeded in (
+        ("Gers 2000, without forget gates", network, 0.0),
+        ("Gers 2000, forget gates", forgetting, 0.18),
+    ):
+        yield Experiment(name, stream, plan, 0.5, Published(plan.weights, None, succeeded, 100))
+
+
+EXPERIMENTS = {row.name: row for rows in (_of_1997(), _of_2000()) for row in rows}
+"""By name, in the order of the papers."""

@@ -1,0 +1,280 @@
+"""The recurrent layers of Keras, recorded where they stand, against their own gradients."""
+
+import os
+
+import pytest
+import torch
+from torch import nn
+
+import retrograde
+from retrograde.errors import RecordingError, UnsupportedModelError
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+keras = pytest.importorskip("keras", reason="run `make test-integrations`")
+
+# Their warnings and those of what they bring are not ours to make errors of.
+pytestmark = [
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.skipif(keras.backend.backend() != "torch", reason="needs KERAS_BACKEND=torch"),
+]
+
+T, B, I, H = 9, 4, 3, 5  # noqa: E741
+layers = keras.layers
+
+
+@pytest.fixture(autouse=True)
+def _in_float64(monkeypatch):
+    """Keras' matmul on torch rounds float64 to float32 on its way, but for this table."""
+    before = keras.config.floatx()
+    keras.config.set_floatx("float64")
+    from keras.src.backend.common import dtypes
+
+    monkeypatch.setitem(dtypes.BIT64_TO_BIT32_DTYPE, "float64", "float64")
+    keras.utils.set_random_seed(0)
+    yield
+    keras.config.set_floatx(before)
+
+
+def x(seed=1):
+    return torch.randn(B, T, I, generator=torch.Generator().manual_seed(seed)).double()
+
+
+IDS = torch.tensor([[1, 2, 0, 0, 0], [0, 0, 3, 1, 2], [3, 0, 0, 2, 1], [1, 1, 1, 1, 1]])
+
+
+def model_of(*parts, shape=(T, I)):
+    model = keras.Sequential([keras.Input(shape), *parts])
+    for variable in model.trainable_variables:  # a bias of zeros would hide where it is used
+        noise = torch.randn(
+            variable.shape, generator=torch.Generator().manual_seed(len(variable.path))
+        )
+        variable.assign(variable.value.detach() + 0.2 * noise.double())
+    return model
+
+
+def recorded(model, given, **call):
+    with retrograde.record(model) as recording:
+        outputs = keras.tree.flatten(model(given, **call))
+        sum((number + 1) * out.square().mean() for number, out in enumerate(outputs)).backward()
+    assert recording
+    return recording
+
+
+def exact(recording):
+    found = {name: retrograde.decompose(recording[name]).residual for name in recording}
+    return all(residual.ok and residual < 1e-12 for residual in found.values())
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda **k: layers.LSTM(H, **k),
+        lambda **k: layers.LSTM(H, activation="relu", recurrent_activation="hard_sigmoid", **k),
+        lambda **k: layers.GRU(H, **k),
+        lambda **k: layers.GRU(H, reset_after=False, **k),
+        lambda **k: layers.GRU(H, activation="softsign", use_bias=False, **k),
+        lambda **k: layers.GRU(H, reset_after=False, activation="elu", **k),
+        lambda **k: layers.SimpleRNN(H, **k),
+        lambda **k: layers.SimpleRNN(H, activation="gelu", **k),
+        lambda **k: layers.RNN(layers.LSTMCell(H), **k),
+        lambda **k: layers.RNN([layers.LSTMCell(H), layers.GRUCell(2)], **k),
+        lambda **k: layers.RNN(
+            [layers.SimpleRNNCell(H), layers.LSTMCell(2, activation="relu")], **k
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"return_sequences": True},
+        {"return_state": True},
+        {"return_sequences": True, "return_state": True, "go_backwards": True},
+        {"unroll": True, "return_state": True},
+    ],
+)
+def test_every_layer_adds_up_to_its_own_gradient(part, how):
+    inputs = keras.Input((T, I))
+    model = keras.Model(inputs, part(**how)(inputs))
+    assert exact(recorded(model, x()))
+    tokens = keras.Input((5,))
+    model = keras.Model(tokens, part(**how)(layers.Embedding(4, I, mask_zero=True)(tokens)))
+    assert exact(recorded(model, IDS))
+
+
+@pytest.mark.parametrize("merge", ["concat", "sum", "mul", "ave", None])
+def test_both_directions_of_a_masked_sequence(merge):
+    for sequences in (False, True):
+        wrapped = layers.LSTM(H, return_sequences=sequences, zero_output_for_mask=True)
+        model = model_of(
+            layers.Embedding(4, I, mask_zero=True),
+            layers.Bidirectional(wrapped, merge_mode=merge, name="both"),
+            shape=(5,),
+        )
+        recording = recorded(model, IDS)
+        assert list(recording) == [
+            f"both/{wrapped.name.join(('forward_', ''))}",
+            f"both/backward_{wrapped.name}",
+        ]
+        assert exact(recording)
+
+
+def test_a_layer_has_the_names_gates_and_layout_of_keras():
+    model = model_of(layers.LSTM(H, name="encoder"), layers.Dense(1))
+    recording = recorded(model, x())
+    flow = retrograde.decompose(recording["encoder"])
+    assert flow.parameters == ("kernel", "recurrent_kernel", "bias")
+    cell = model.get_layer("encoder").cell
+    for name in flow.parameters:
+        parts = flow.by_lag(name).parts()
+        torch.testing.assert_close(parts.sum(0), getattr(cell, name).value.grad)
+    gates = [gate for name, gate in flow.by_parameter().blocks if name == "kernel"]
+    assert gates == ["input", "forget", "cell", "output"]
+    kernel = flow.by_parameter().parts()[gates.index("cell")][: I * 4 * H].view(I, 4 * H)
+    own = cell.kernel.value.grad[:, 2 * H : 3 * H]
+    torch.testing.assert_close(kernel[:, 2 * H : 3 * H], own)
+
+
+def test_an_lstm_of_torch_with_the_same_weights_gives_the_same_parts():
+    model = model_of(layers.LSTM(H, return_sequences=True))
+    theirs = nn.LSTM(I, H, batch_first=True).double()
+    kernel, recurrent, bias = (v.value.detach() for v in model.layers[0].cell.trainable_variables)
+    with torch.no_grad():
+        theirs.weight_ih_l0.copy_(kernel.T), theirs.weight_hh_l0.copy_(recurrent.T)
+        theirs.bias_ih_l0.copy_(bias), theirs.bias_hh_l0.zero_()
+    with retrograde.record(theirs) as torchs:
+        theirs(x())[0].square().mean().backward()
+    ours = retrograde.decompose(recorded(model, x()))
+    other = retrograde.decompose(torchs)
+    for mine, torch_s in zip(
+        ("kernel", "recurrent_kernel", "bias"), other.parameters, strict=False
+    ):
+        for question in ("by_lag", "by_route", "by_crossing"):
+            one, two = getattr(ours, question)(mine), getattr(other, question)(torch_s)
+            assert one.axes == two.axes
+            torch.testing.assert_close(one.log2, two.log2)
+            torch.testing.assert_close(one.share, two.share)
+    assert ours.reach == other.reach
+
+
+def test_a_dropout_of_the_input_is_seen_and_one_of_the_state_is_refused():
+    recording = recorded(model_of(layers.LSTM(H, dropout=0.4)), x(), training=True)
+    assert exact(recording)
+    model = model_of(layers.GRU(H, recurrent_dropout=0.4))
+    assert exact(recorded(model, x(), training=False))
+    with pytest.raises(RecordingError, match="recurrent_dropout=0.4 multiplies the state by masks"):
+        recorded(model, x(), training=True)
+
+
+def test_a_stateful_layer_goes_on_from_its_last_state():
+    # With use_cudnn="auto" Keras 3.15 itself fails: its loop keeps the state that it overwrites.
+    gru = layers.GRU(H, stateful=True, use_cudnn=False, name="gru")
+    model = keras.Sequential([keras.Input(batch_shape=(B, T, I)), gru, layers.Dense(1)])
+    model(x(2))
+    recording = recorded(model, x())
+    assert exact(recording)
+    assert recording["gru"].initial.any()
+
+
+def test_a_model_that_is_not_built_says_so():
+    model = keras.Sequential([layers.LSTM(H)])
+    with pytest.raises(UnsupportedModelError, match="no weights, as a lazy layer before its first"):
+        recorded(model, x())
+    model(x())
+    assert exact(recorded(model, x()))
+
+
+def test_a_mask_that_skips_a_whole_sample_is_refused():
+    model = model_of(layers.Embedding(4, I, mask_zero=True), layers.LSTM(H), shape=(5,))
+    with pytest.raises(RecordingError, match="skips every step of sample 2"):
+        recorded(model, IDS * torch.tensor([[1], [1], [0], [1]]))
+
+
+def test_layers_inside_models_of_models_and_torch_modules():
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.encoder = keras.Sequential([layers.GRU(H, name="inner")], name="encoder")
+            self.head = layers.Dense(1)
+
+        def call(self, x):
+            return self.head(self.encoder(x))
+
+    model = Net()
+    model(x())
+    recording = recorded(model, x())
+    assert list(recording) == ["encoder/inner"] and exact(recording)
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.keras, self.torch = layers.LSTM(H, return_sequences=True), nn.GRU(H, 2).double()
+
+        def forward(self, x):
+            return self.torch(self.keras(x))[0]
+
+    mixed = Mixed()
+    mixed(x())
+    recording = recorded(mixed, x())
+    assert sorted(recording) == ["keras", "torch"] and exact(recording)
+
+
+def compiled(part):
+    keras.config.set_floatx("float32")
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((T, I)), part(), layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    return model
+
+
+def data(samples=32):
+    drawn = torch.randn(samples, T, I, generator=torch.Generator().manual_seed(2))
+    return drawn.numpy(), drawn[:, :1, 0].numpy()
+
+
+def test_fit_with_the_callback_trains_the_same_and_tells_its_history():
+    from retrograde.integrations.keras import MonitorCallback
+
+    seen, results = {}, []
+    callbacks = [
+        [],
+        [MonitorCallback(every=3, log=lambda scalars, block: seen.update({block: scalars}))],
+        [MonitorCallback(every=3, in_logs=True)],
+    ]
+    for some in callbacks:
+        model = compiled(lambda: layers.Bidirectional(layers.LSTM(H), name="both"))
+        first = model.layers[0].forward_layer
+        history = model.fit(*data(), batch_size=8, epochs=2, verbose=0, callbacks=some)
+        random = torch.get_rng_state()
+        results.append((model.get_weights(), history.history["loss"], random))
+        if some:
+            reach = history.history[f"retrograde/both/{first.name}/reach"]
+            assert len(reach) == 2 and all(0 < steps < T for steps in reach)
+            assert history.history["retrograde/unrecorded"] == [0, 0]
+            assert f"both/{first.name}" in some[0].monitor.history.layers
+        assert not any(module._forward_hooks for module in model.modules())
+    assert list(seen) == [0, 3, 6]
+    for weights, losses, random in results[1:]:
+        assert all((one == two).all() for one, two in zip(weights, results[0][0], strict=True))
+        assert losses == results[0][1] and random.equal(results[0][2])
+
+
+def test_a_compiled_model_is_diagnosed_by_its_own_loss():
+    from retrograde.integrations.keras import compiled_loss
+
+    shut = keras.initializers.Constant(-4.0)
+    how = {"unit_forget_bias": False, "bias_initializer": shut, "name": "memory"}
+    model = compiled(lambda: layers.LSTM(H, **how))
+    before = model.get_weights()
+    report = retrograde.diagnose(model, data(), compiled_loss, needs_lag=T - 1)
+    assert {"vanishing", "forget-gate-too-short"} <= {each.rule for each in report.findings}
+    assert {each.layer for each in report.findings} == {"memory"}
+    assert "could not be tried" not in str(report)
+    assert all((one == two).all() for one, two in zip(before, model.get_weights(), strict=True))
+    batches = [tuple(part[n : n + 8] for part in data()) for n in range(0, 32, 8)]
+    horizon = retrograde.horizon(model, iter(batches), compiled_loss)
+    assert horizon.reach is not None and len(horizon.bias) == T
+    with pytest.raises(UnsupportedModelError, match="it only runs inside its model"):
+        retrograde.audit(model, data(), compiled_loss)
+    with pytest.raises(retrograde.errors.ArgumentError, match="compile it"):
+        compiled_loss(keras.Sequential([layers.Dense(1)]), data())
