@@ -204,7 +204,7 @@ ROWS: dict[str, Row] = {
     "retrograde.decompose": Row(
         retrograde.decompose,
         {"recording": RECORDED, "max_rows": 3},
-        {"recording": RECORDING, "max_rows": COUNT_OR_NONE},
+        {"recording": RECORDING, "max_rows": COUNT_OR_NONE, "relative": COUNT_OR_NONE},
     ),
     "retrograde.diagnose": Row(
         retrograde.diagnose,
@@ -542,6 +542,11 @@ ROWS: dict[str, Row] = {
             **{"cell": OBJECT, "x": Kind(SEQUENCE.bad[:8]), "initial": STATE},
             **dict.fromkeys(("keep", "boundaries", "lengths"), FREE),  # made by the recording
         },
+    ),
+    "engine.Entries.merging": Row(
+        engine.Entries.merging,
+        {"direct": RECORDED["LSTM"].direct, "relative": 3},
+        {"direct": Kind((NOTHING, 3, TEXT, torch.ones(2), LIST)), "relative": COUNT},
     ),
     "engine.Entries.of": Row(
         engine.Entries.of,
