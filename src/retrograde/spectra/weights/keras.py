@@ -158,9 +158,7 @@ def keras_file(path: Path) -> Mapping[str, Any]:
             if there is no recurrent layer in it.
         MissingExtraError: without h5py.
     """
-    with optional("a file of Keras", "keras"):
-        import h5py
-
+    h5py = _h5py()
     try:
         zipped = zipfile.is_zipfile(path)
         file, config = _from_zip(path) if zipped else (path, None)
@@ -168,6 +166,14 @@ def keras_file(path: Path) -> Mapping[str, Any]:
             return _recurrent(opened, config, path)
     except (OSError, KeyError, ValueError, zipfile.BadZipFile, RuntimeError) as error:
         raise InputError(f"{path} is damaged, or no file of Keras: {_files.why(error)}") from None
+
+
+def _h5py() -> Any:
+    """The package that reads HDF5."""
+    with optional("a file of Keras", "keras"):
+        import h5py
+
+    return h5py
 
 
 def is_keras_file(path: Path) -> bool:
@@ -227,8 +233,7 @@ def _place(name: str, places: Mapping[str, int]) -> list[int]:
 
 def _children(group: Any) -> Iterator[tuple[str, Any]]:
     """What lies in a group of HDF5 itself; links to other places and files are left alone."""
-    import h5py
-
+    h5py = _h5py()
     for name in group:
         if isinstance(group.get(name, getlink=True), h5py.HardLink):
             yield name, group[name]
@@ -242,8 +247,7 @@ def _by_number(group: Any, path: tuple[str, ...], own: str) -> Iterator[tuple[st
         path: the names of the layers around it.
         own: the attribute that it stands for.
     """
-    import h5py
-
+    h5py = _h5py()
     inside = {name: child for name, child in _children(group) if isinstance(child, h5py.Group)}
     held = inside.pop("vars", None)
     name = "" if held is None else _text(held.attrs.get("name", own))
@@ -279,8 +283,7 @@ def _is_recurrent(weights: Mapping[str, Any]) -> bool:
 
 def _by_name(file: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """Layers as HDF5 files of whole models have them: by the names of layers and variables."""
-    import h5py
-
+    h5py = _h5py()
     root = file["model_weights"] if "model_weights" in file else file
     for layer, group in _children(root):
         if not isinstance(group, h5py.Group):
