@@ -7,9 +7,6 @@ from unittest import mock
 import retrograde
 from retrograde.compiled import library
 
-BACKENDS = ("eager", "compiled") if retrograde.backend() == "compiled" else ("eager",)
-"""Those that there are on this machine."""
-
 
 def forget():
     """Look again for the library, and at the environment."""
@@ -29,3 +26,8 @@ def using(name):
             yield
     finally:
         forget()
+
+
+with using(None):
+    BACKENDS = ("eager", "compiled") if retrograde.backend() == "compiled" else ("eager",)
+"""Those that there are on this machine."""
