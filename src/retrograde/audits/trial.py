@@ -137,7 +137,9 @@ def attempt(layer: LayerCall, dtype: torch.dtype, seed: int = 0, again: bool = T
         moved = {what: error(rounded.of(what), true.of(what)) for what in errors}
     about = (layer.name, NAMES[dtype], steps)
     checks = [
-        _check(about, what, ran.of(what), true.of(what), allowed(dtype, steps, moved.get(what, 0)))
+        _check(
+            about, what, ran.of(what), true.of(what), allowed(dtype, steps, moved.get(what, 0.0))
+        )
         for what in errors
     ]
     trial = Trial(tuple(checks), one.call, names, one.wide, ran, true)
