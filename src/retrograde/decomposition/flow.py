@@ -23,10 +23,10 @@ from retrograde.decomposition.all_reduced import (
     all_reduced,
     fingerprint,
 )
+from retrograde.decomposition.at_lags import NormsAtLags, norms_at_lags
 from retrograde.decomposition.bins import Bins, lag_bins
 from retrograde.decomposition.by_crossing import Crossings
 from retrograde.decomposition.by_input import INPUT, by_input
-from retrograde.decomposition.at_lags import NormsAtLags, norms_at_lags
 from retrograde.decomposition.by_lag import Lags, LagSums
 from retrograde.decomposition.by_parameter import by_parameter
 from retrograde.decomposition.by_phase import by_phase
