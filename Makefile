@@ -78,7 +78,7 @@ clean:
 	$(PIP) torch
 	@touch $@
 
-.venv/demo: .venv/torch pyproject.toml
+.venv/demo: .venv/torch pyproject.toml setup.py $(wildcard csrc/*)
 	@echo "installing what the demo needs (once) ..."
 	$(PIP) --editable '.[demo]'
 	@touch $@

@@ -14,7 +14,7 @@ SOURCE = Path(retrograde.__file__).parent
 LEVELS = [  # a module imports only from its own level and the levels above it in this list
     {"errors", "_types", "_json", "_terminal", "_checks", "_files", "_optional", "_words"},
     {"cells", "charts", "clipping", "_notebook", "plots"},
-    {"engine"},
+    {"engine", "compiled"},
     {"nn"},
     {"declarations"},
     {"recording"},
@@ -28,6 +28,7 @@ LEVELS = [  # a module imports only from its own level and the levels above it i
     {"integrations"},
     {"data"},
     {"tasks"},
+    {"studies"},
     {"demo", "explore"},
     {"cli", "__main__", "__init__"},
 ]
@@ -166,6 +167,7 @@ def test_the_public_names_are_pinned():
         "Spectrum",
         "VoidDecompositionWarning",
         "audit",
+        "backend",
         "cells",
         "clipping",
         "declarations",

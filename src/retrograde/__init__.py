@@ -11,6 +11,7 @@ from importlib.metadata import version
 
 from retrograde import cells, clipping, declarations, nn
 from retrograde.audits import Audit, audit
+from retrograde.compiled import backend
 from retrograde.declarations import Declaration
 from retrograde.decomposition import Flow, decompose
 from retrograde.errors import RetrogradeError, VoidDecompositionWarning
@@ -36,6 +37,7 @@ __all__ = [
     "Spectrum",
     "VoidDecompositionWarning",
     "audit",
+    "backend",
     "cells",
     "clipping",
     "declarations",

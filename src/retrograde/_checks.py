@@ -10,6 +10,7 @@ import difflib
 import inspect
 import math
 import reprlib
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, TypeVar
@@ -207,6 +208,16 @@ def model(name: str, value: object) -> nn.Module:
     Raises:
         ArgumentError: for anything else.
     """
+    package = type(value).__module__.partition(".")[0]
+    if package in ("keras", "tf_keras") and not isinstance(value, nn.Module):
+        arrived = f"a {type(value).__name__} of {package}"
+        config: Any = getattr(sys.modules.get(package), "config", None)
+        if hasattr(config, "backend"):
+            arrived += f" on its {config.backend()} backend"
+        raise ArgumentError(
+            f"{name} must be a torch.nn.Module; got {arrived}, whose gradients torch does not "
+            "compute. Keras 3 runs on torch with KERAS_BACKEND=torch, set before it is imported"
+        )
     return instance(name, value, nn.Module, "a torch.nn.Module")
 
 
@@ -363,6 +374,9 @@ class _Short(reprlib.Repr):
     def __init__(self) -> None:
         super().__init__()
         self.maxstring = self.maxother = 80
+
+    def repr_Tensor(self, x: Tensor, level: int) -> str:  # noqa: N802 (the name says the class)
+        return f"tensor of shape {list(x.shape)}" if x.ndim else self.repr_instance(x, level)
 
     def repr_instance(self, x: object, level: int) -> str:
         try:

@@ -31,6 +31,16 @@ class ArgumentError(RetrogradeError, ValueError):
     """
 
 
+class BackendError(RetrogradeError):
+    """RETROGRADE_BACKEND asks for a backend that there is not.
+
+    Example:
+        >>> import retrograde
+        >>> issubclass(retrograde.errors.BackendError, retrograde.RetrogradeError)
+        True
+    """
+
+
 class UnsupportedModelError(RetrogradeError):
     """The model holds no recurrent layer, or holds one in a form that is not yet taken apart.
 

@@ -13,8 +13,10 @@ from torch import nn
 import retrograde
 from retrograde import Declaration
 from retrograde.audits.bands import allowed, verdict
+from retrograde.audits.smallest import fewest
 from retrograde.cells import LSTM
 from retrograde.cli import main
+from retrograde.report.audit_page import TITLES
 
 T, B, I, H = 5, 3, 2, 3  # noqa: E741
 
@@ -89,8 +91,9 @@ class Kernel(torch.autograd.Function):
             seen = da.clone()
             for number, gate in enumerate(("input", "forget", "cell", "output")):
                 if fault == f"no recurrent.{gate}":
-                    seen[:, number * H : (number + 1) * H] = 0
-            dx[k] = da[:, : 3 * H] @ w[: 3 * H] if fault == "dx without output" else da @ w
+                    seen.chunk(4, 1)[number].zero_()
+            rest = 3 * len(b) // 4
+            dx[k] = da[:, :rest] @ w[:rest] if fault == "dx without output" else da @ w
             dh, dc = seen @ r, dc * f + da_f * p_f + da_i * p_i
             if fault == "no carousel":
                 dc = dc - dc.detach() + da_f * p_f + da_i * p_i
@@ -113,15 +116,16 @@ class Kernel(torch.autograd.Function):
 class Layer(nn.Module):
     batch_first = False
 
-    def __init__(self, fault=""):
+    def __init__(self, fault="", inputs=I, hidden=H):
         super().__init__()
-        self.fault, self.hidden_size = fault, H
+        self.fault, self.hidden_size = fault, hidden
         torch.manual_seed(0)
-        self.w, self.r = nn.Parameter(torch.randn(4 * H, I)), nn.Parameter(torch.randn(4 * H, H))
-        self.b, self.p = nn.Parameter(torch.randn(4 * H)), nn.Parameter(torch.randn(3 * H))
+        shapes = {"w": (4 * hidden, inputs), "r": (4 * hidden, hidden)}
+        for name, shape in (shapes | {"b": (4 * hidden,), "p": (3 * hidden,)}).items():
+            self.register_parameter(name, nn.Parameter(torch.randn(shape)))
 
     def forward(self, x, state=None, lengths=None):
-        h, c = state if state is not None else (x.new_zeros(x.shape[1], H),) * 2
+        h, c = state if state is not None else (x.new_zeros(x.shape[1], self.hidden_size),) * 2
         lengths = torch.full(x.shape[1:2], len(x)) if lengths is None else lengths
         out, h, c = Kernel.apply(x, h, c, self.w, self.r, self.b, self.p, lengths, self.fault)
         return out, (h, c)
@@ -131,18 +135,21 @@ def cell(module, w):
     return LSTM(w["w"], w["r"], w["b"], None, w["p"], generation="lstm-2002")
 
 
-def audited(fault, ragged=False, scale=1.0, **how):
+def audited(fault, ragged=False, scale=1.0, sizes=(T, B, I, H), **how):
     lengths = "lengths" if ragged else None
     declared = Declaration(cell=cell, state=("h", "c"), lengths=lengths)
     generator = torch.Generator().manual_seed(1)
-    x = scale * torch.randn(T, B, I, generator=generator)
-    state = tuple(torch.randn(B, H, generator=generator) for _ in range(2))
+    steps, batch, inputs, hidden = sizes
+    x = scale * torch.randn(steps, batch, inputs, generator=generator)
+    state = tuple(torch.randn(batch, hidden, generator=generator) for _ in range(2))
     more = {"lengths": torch.tensor([T, 3, 2])} if ragged else {}
 
     def loss(model, batch):
         return model(*batch, **more)[0].square().sum()
 
-    return retrograde.audit(Layer(fault), (x, state), loss, cells={Layer: declared}, **how)
+    return retrograde.audit(
+        Layer(fault, inputs, hidden), (x, state), loss, cells={Layer: declared}, **how
+    )
 
 
 # fault: (a quantity that differs, the step it is told for or None for any, words of the route)
@@ -208,8 +215,17 @@ def test_the_smallest_case_is_found():
     assert audited("no carry").differences[0].smallest == (1, 1)  # it shows in the initial state
     assert audited("first step left out").differences[0].smallest == (1, 1)
     assert audited("sign").differences[0].smallest == (1, 1)
-    assert audited("overflow").differences[0].smallest == (4, 1)
+    overflow = audited("overflow", sizes=(T, B, 3, 5)).differences[0]
+    assert overflow.smallest == (4, 1) and overflow.widths == (1, 1)
+    assert re.search(r"\[.*\] is (nan|inf|-inf) where .* is right", overflow.entry)
     assert audited("mean over the batch").differences[0].smallest == (1, 2)
+
+
+@pytest.mark.parametrize(("most", "least"), [(1, 1), (2, 1), (5, 5), (8, 3), (100, 37), (9, 9)])
+def test_the_fewest_are_looked_for_in_few_trials(most, least):
+    tried = []
+    assert fewest(most, lambda count: tried.append(count) or count >= least) == least
+    assert len(tried) <= 16 and most not in tried
 
 
 def test_correct_implementations_pass_at_every_length():
@@ -285,11 +301,15 @@ def test_what_has_no_true_gradient_is_refused_by_name():
         retrograde.audit(layer, torch.ones(T, B, I), summed)
 
 
-@pytest.mark.parametrize("fault", ["no recurrent.output", "sign", "window of 2", "no bias"])
-@pytest.mark.parametrize("scale", [1e-6, 30.0])
-def test_a_fault_is_found_at_unusual_scales(fault, scale):
+@pytest.mark.parametrize(
+    "how",
+    [{"scale": 1e-6}, {"scale": 30.0}, {"sizes": (40, 1, 1, 1)}, {"sizes": (2, 7, 5, 16)}],
+    ids=["tiny", "large", "long", "wide"],
+)
+@pytest.mark.parametrize("fault", ["no recurrent.output", "sign", "no bias"])
+def test_a_fault_is_named_at_unusual_scales_and_sizes(fault, how):
     what, _, words = FAULTS[fault]
-    audit = audited(fault, scale=scale)
+    audit = audited(fault, **how)
     assert not audit.ok and what in audit.differences[0].parameters
     assert words in audit.differences[0].looks_like
 
@@ -341,7 +361,10 @@ def test_the_report(tmp_path):
     audit.to_json(tmp_path / "audit.json")
     page = (tmp_path / "audit.html").read_text()
     assert "carousel" in page and not re.search(r"https?:|<script", page)
-    assert page.count("<td") == 8 * len(audit.worst) and str(audit.differences[0])[:20] in page
+    assert (
+        page.count("<td") == len(TITLES) * len(audit.worst)
+        and str(audit.differences[0])[:20] in page
+    )
     assert '"ok": false' in (tmp_path / "audit.json").read_text()
     assert "difference" in str(audit) and "carousel" in str(audit)
 

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import retrograde
-from retrograde.cells import Stacked, from_function, truncated
+from retrograde.cells import Gate, Stacked, from_function, gate, truncated
+from retrograde.cells.forward_mode import jvp
 from retrograde.decomposition import by_time as by_time_module
 from retrograde.decomposition.by_time import ContributionNorms
 from retrograde.engine import Entries, Unrolled, backpropagate, fold, unroll
@@ -13,7 +14,19 @@ from retrograde.engine import gradients as gradients_module
 from retrograde.errors import ArgumentError
 from retrograde.nn.function import run
 from support.conformance import EXACT, flow_of, plain_pass
-from support.problems import GRU_, INPUTS, LSTM_, MGU, OWN_SLSTM, SLSTM_CAROUSEL, TANH, B, H, T
+from support.problems import (
+    FAMILY,
+    GRU_,
+    INPUTS,
+    LSTM_,
+    MGU,
+    OWN_SLSTM,
+    SLSTM_CAROUSEL,
+    TANH,
+    B,
+    H,
+    T,
+)
 from support.type_checks import unchecked
 
 
@@ -70,6 +83,74 @@ def test_an_lstm_as_a_function_flows_as_the_lstm():
         cut = ours.without("h->c", "h->h").by_lag(name).parts()
         left = theirs.without(*hand.recurrent_routes).by_lag(name).parts()
         torch.testing.assert_close(cut, left, **EXACT)
+
+
+def named_lstm(w, x, s):
+    a = x @ w["weight_ih"].T + w["bias_ih"] + s["h"] @ w["weight_hh"].T + w["bias_hh"]
+    i, f, g, o = a.chunk(4, -1)
+    p = w.get("weight_ch", a.new_zeros(3 * H)).chunk(3)
+    i, f = ((a + q * s["c"]).sigmoid() for a, q in zip((i, f), p, strict=False))
+    c = gate("forget", f) * s["c"] + gate("input", i) * gate("cell", g.tanh())
+    o = gate("output", (o + p[2] * c).sigmoid())
+    return {"h": o * c.tanh(), "c": c}
+
+
+def named_gru(w, x, h):
+    a = x @ w["weight_ih"].T + w["bias_ih"]
+    b = h @ w["weight_hh"].T + w["bias_hh"]
+    (r, z, n), (s, y, q) = a.chunk(3, -1), b.chunk(3, -1)
+    r, z = gate("reset", (r + s).sigmoid()), gate("update", (z + y).sigmoid())
+    n = gate("candidate", (n + r * q).tanh())  # reads the reset gate, whose route is its own
+    return (1 - z) * n + z * h
+
+
+NAMED_GATES = {
+    "lstm": (named_lstm, LSTM_, {"h": H, "c": H}),
+    "peephole lstm": (named_lstm, FAMILY["lstm-2002"], {"h": H, "c": H}),
+    "gru": (named_gru, GRU_, H),
+}
+
+
+@pytest.mark.parametrize("kind", NAMED_GATES)
+def test_gates_that_the_step_names_have_the_routes_of_the_cell_written_out_by_hand(kind):
+    step, make, state = NAMED_GATES[kind]
+    hand = make()
+    own = from_function(step, hand.parameters, input_size=INPUTS, state=state, gates=hand.gates)
+    leak = ("peephole.output",) if "peephole" in kind else ()  # for ours inside the carousel
+    assert {*own.routes} == {*hand.routes, *leak}
+    assert {*own.recurrent_routes} == {*hand.recurrent_routes}
+    assert {gate.name: gate for gate in own.gates} == {gate.name: gate for gate in hand.gates}
+    for name in hand.parameters:
+        assert own.gates_of(name) == hand.gates_of(name)
+    plain = plain_pass(hand)
+    ours, theirs = flow_of(own, plain), flow_of(hand, plain)
+    for name in theirs.parameters:
+        a, b = (
+            dict(zip(flow.by_route(name, "every").labels, flow.by_route(name).parts(), strict=True))
+            for flow in (ours, theirs)
+        )
+        a["carousel"] = a["carousel"] + sum(a.pop(route) for route in leak)
+        assert a.keys() == b.keys()
+        for route, part in a.items():
+            torch.testing.assert_close(part, b[route], **EXACT)
+        a, b = (flow.by_crossing(name, max_crossings=2) for flow in (ours, theirs))
+        torch.testing.assert_close(a.parts(), b.parts(), **EXACT)
+    for route in theirs.routes:
+        cut = ours.without(route, *(leak if route == "carousel" else ()))
+        left = theirs.without(route)
+        for name in theirs.parameters:
+            one, other = cut.by_lag(name).parts(), left.by_lag(name).parts()
+            torch.testing.assert_close(one, other, **EXACT)
+    values = ours.unrolled.steps(0, 3).activations
+    for name, value in theirs.unrolled.steps(0, 3).activations.items():
+        if name in values:
+            torch.testing.assert_close(values[name], value, **EXACT)
+    changes = torch.randn(2, 2, own.state_size, dtype=torch.float64)
+    one, other = (
+        jvp(cell.linearise(cell.step(changes[0][:, :1].expand(2, INPUTS), changes[1])), changes)
+        for cell in (own, hand)
+    )
+    torch.testing.assert_close(one, other, **EXACT)
 
 
 def test_an_elman_network_as_a_function_has_the_routes_of_the_cell():
@@ -377,6 +458,16 @@ def in_place_weight(w, x, h):
         (lambda w, x, h: h * torch.ones(2, 1), {}, "fails on three"),
         (lambda w, x, h: Hard.apply(h), {}, "cannot differentiate .*setup_context"),
         (lambda w, x, h: torch.from_numpy(h.numpy()), {}, "cannot differentiate step"),
+        (lambda w, x, h: gate("g", h) + gate("g", h), {}, "names gate 'g' twice"),
+        (
+            lambda w, x, h: h + gate("g", h).sum() * 0 + gate("f", h[0]),
+            {},
+            "gate 'f' must have a row",
+        ),
+        (lambda w, x, h: gate("", h), {}, "gate needs a name"),
+        (lambda w, x, s: {**s, "h": gate("c", s["h"])}, NAMED, "is called like a piece"),
+        (lambda w, x, h: h, {"gates": (Gate("f", None),)}, "does not name the gates f: write gate"),
+        (lambda w, x, h: gate("g", h), {"carousel": ("h->h",)}, "no route 'h->h'; .* peephole.g"),
         (lambda w, x, h: h, {"output": "c"}, "output must name .* one of h; got 'c'"),
         (lambda w, x, s: s, {**NAMED, "output": "n"}, "one of h, c; got 'n'"),
         (lambda w, x, h: h, {"carousel": ("h->h",)}, "no route 'h->h'; .* are recurrent"),

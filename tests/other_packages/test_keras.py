@@ -217,3 +217,64 @@ def test_layers_inside_models_of_models_and_torch_modules():
     mixed(x())
     recording = recorded(mixed, x())
     assert sorted(recording) == ["keras", "torch"] and exact(recording)
+
+
+def compiled(part):
+    keras.config.set_floatx("float32")
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((T, I)), part(), layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    return model
+
+
+def data(samples=32):
+    drawn = torch.randn(samples, T, I, generator=torch.Generator().manual_seed(2))
+    return drawn.numpy(), drawn[:, :1, 0].numpy()
+
+
+def test_fit_with_the_callback_trains_the_same_and_tells_its_history():
+    from retrograde.integrations.keras import MonitorCallback
+
+    seen, results = {}, []
+    callbacks = [
+        [],
+        [MonitorCallback(every=3, log=lambda scalars, block: seen.update({block: scalars}))],
+        [MonitorCallback(every=3, in_logs=True)],
+    ]
+    for some in callbacks:
+        model = compiled(lambda: layers.Bidirectional(layers.LSTM(H), name="both"))
+        first = model.layers[0].forward_layer
+        history = model.fit(*data(), batch_size=8, epochs=2, verbose=0, callbacks=some)
+        random = torch.get_rng_state()
+        results.append((model.get_weights(), history.history["loss"], random))
+        if some:
+            reach = history.history[f"retrograde/both/{first.name}/reach"]
+            assert len(reach) == 2 and all(0 < steps < T for steps in reach)
+            assert history.history["retrograde/unrecorded"] == [0, 0]
+            assert f"both/{first.name}" in some[0].monitor.history.layers
+        assert not any(module._forward_hooks for module in model.modules())
+    assert list(seen) == [0, 3, 6]
+    for weights, losses, random in results[1:]:
+        assert all((one == two).all() for one, two in zip(weights, results[0][0], strict=True))
+        assert losses == results[0][1] and random.equal(results[0][2])
+
+
+def test_a_compiled_model_is_diagnosed_by_its_own_loss():
+    from retrograde.integrations.keras import compiled_loss
+
+    shut = keras.initializers.Constant(-4.0)
+    how = {"unit_forget_bias": False, "bias_initializer": shut, "name": "memory"}
+    model = compiled(lambda: layers.LSTM(H, **how))
+    before = model.get_weights()
+    report = retrograde.diagnose(model, data(), compiled_loss, needs_lag=T - 1)
+    assert {"vanishing", "forget-gate-too-short"} <= {each.rule for each in report.findings}
+    assert {each.layer for each in report.findings} == {"memory"}
+    assert "could not be tried" not in str(report)
+    assert all((one == two).all() for one, two in zip(before, model.get_weights(), strict=True))
+    batches = [tuple(part[n : n + 8] for part in data()) for n in range(0, 32, 8)]
+    horizon = retrograde.horizon(model, iter(batches), compiled_loss)
+    assert horizon.reach is not None and len(horizon.bias) == T
+    with pytest.raises(UnsupportedModelError, match="it only runs inside its model"):
+        retrograde.audit(model, data(), compiled_loss)
+    with pytest.raises(retrograde.errors.ArgumentError, match="compile it"):
+        compiled_loss(keras.Sequential([layers.Dense(1)]), data())

@@ -7,8 +7,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import retrograde
 from retrograde import Declaration
-from retrograde.cells import Gate
-from retrograde.cells.gates import ACTIVATIONS
+from retrograde.cells import Gate, gate
+from retrograde.cells.gates import ACTIVATIONS, LSTM_GATES
 from retrograde.errors import ArgumentError, RecordingError
 
 T, B, I, H = 12, 4, 3, 5  # noqa: E741
@@ -52,12 +52,24 @@ def step(w, x, s):
     return {"h": torch.sigmoid(o) * torch.tanh(c), "c": c}
 
 
+def with_gates(w, x, s):
+    """The same, its gates named."""
+    a = x @ w["W.weight"].T + w["W.bias"] + s["h"] @ w["R.weight"].T + w["R.bias"]
+    i, f, g, o = (
+        gate(known.name, known.activation.function(part))
+        for known, part in zip(LSTM_GATES, a.chunk(4, -1), strict=True)
+    )
+    c = f * s["c"] + i * g
+    return {"h": o * torch.tanh(c), "c": c}
+
+
 def our_cell(module, w):
     names = ("W.weight", "R.weight", "W.bias", "R.bias")
     return retrograde.cells.LSTM(*(w[name] for name in names))
 
 
 BY_STEP, BY_CELL = Declaration(step, state=CELL), Declaration(cell=our_cell, state=CELL)
+BY_GATES = Declaration(with_gates, state=CELL, gates=LSTM_GATES)
 
 
 def layer(seed=0, dtype=torch.float64, **how):
@@ -118,11 +130,11 @@ NAMES = dict(
 
 
 @pytest.mark.parametrize(
-    ("run", "how"), [*((run, "step") for run in RUNS), ("in_two_calls", "cell")]
+    ("run", "how"), [*((run, "gates") for run in RUNS), ("in_two_calls", "cell")]
 )
 def test_a_declared_lstm_is_what_torchs_is(run, how):
     model = layer()
-    ours = recorded(model, RUNS[run], {ByHand: BY_STEP if how == "step" else BY_CELL})
+    ours = recorded(model, RUNS[run], {ByHand: BY_GATES if how == "gates" else BY_CELL})
     theirs = recorded(model.as_torch(), RUNS[run], None)
     torch.testing.assert_close(ours.x, theirs.x)
     torch.testing.assert_close(ours.initial, theirs.initial)
@@ -132,7 +144,23 @@ def test_a_declared_lstm_is_what_torchs_is(run, how):
     assert [n.split(" before ")[0] for n in ours.notes] == [
         n.split(" before ")[0] for n in theirs.notes
     ]
-    for own, name in NAMES.items() if how == "step" else ((n[:-3], n) for n in NAMES.values()):
+    assert mine.routes == other.routes
+    blocks = [
+        dict(zip(flow.parameters, flow.by_parameter().share.view(4, 4), strict=True))
+        for flow in (mine, other)
+    ]
+    kinds = ("sliding", "chunks")
+    horizons = [[flow.horizon(kind=kind).bias for kind in kinds] for flow in (mine, other)]
+    torch.testing.assert_close(*horizons, rtol=1e-9, atol=1e-12)
+    for own, name in NAMES.items() if how == "gates" else ((n[:-3], n) for n in NAMES.values()):
+        torch.testing.assert_close(blocks[0][own], blocks[1][name], rtol=1e-12, atol=1e-14)
+        for ask in ("by_route", "by_crossing") if name == "weight_hh_l0" else ():
+            parts = getattr(mine, ask)(own), getattr(other, ask)(name)
+            assert parts[0].labels == parts[1].labels
+            torch.testing.assert_close(parts[0].share, parts[1].share, rtol=1e-10, atol=1e-13)
+        for route in ("recurrent.forget",) if name == "weight_hh_l0" else ():
+            cuts = mine.without(route).gradient[own], other.without(route).gradient[name]
+            torch.testing.assert_close(*(c.plain() for c in cuts), rtol=1e-10, atol=1e-13)
         shares = mine.by_lag(own).share, other.by_lag(name).share
         torch.testing.assert_close(*shares, rtol=1e-12, atol=1e-13)
         tables = mine.by_time(own).norm, other.by_time(name).norm
@@ -190,7 +218,7 @@ def test_diagnose_and_the_monitor_see_it():
 def test_named_gates_answer_what_rules_ask_of_gates():
     """As the same cell of ours does, whose gates are named."""
 
-    def with_gates(w, x, s):
+    def with_a_gate(w, x, s):
         new = step(w, x, s)
         a = x @ w["W.weight"].T + w["W.bias"] + s["h"] @ w["R.weight"].T + w["R.bias"]
         return new | {"keep": torch.sigmoid(a[:, H : 2 * H])}
@@ -201,7 +229,7 @@ def test_named_gates_answer_what_rules_ask_of_gates():
         model.W.bias[H : 2 * H] = -3
     rules = {}
     for name, declared in {
-        "named": Declaration(with_gates, state=CELL, gates=(keep,), carousel=("c->c", "c->h")),
+        "named": Declaration(with_a_gate, state=CELL, gates=(keep,), carousel=("c->c", "c->h")),
         "ours": BY_CELL,
     }.items():
         ours = recorded(
@@ -430,8 +458,8 @@ def both(model):
     return h.square().sum() + c[:, 2:5].sum() + c[:, -1].sum()
 
 
-def ragged(model):
-    output, state = model(drawn(B, T, I), torch.tensor([T, 7, 3, 9]))
+def ragged(model, lengths=(T, 7, 3, 9)):
+    output, state = model(drawn(B, T, I), torch.tensor(lengths))
     return output.square().sum() + state["h"].sum() + state["c"].square().sum()
 
 
@@ -441,6 +469,7 @@ STATES = {
     "as sequences": (BothSequences, both, {"output": {"h": 0, "c": 1}}),
     "learnt": (LearnedStart, once, {"start": ("h0", "c0")}),
     "a dict, with lengths": (Ragged, ragged, {"lengths": "lengths"}),
+    "a sample without a step": (Ragged, lambda m: ragged(m, (0, 7, 0, 9)), {"lengths": "lengths"}),
 }
 
 
@@ -455,6 +484,36 @@ def test_a_state_in_any_form(form):
     if form == "learnt":  # told apart from the weights only where it is declared
         with pytest.raises(RecordingError, match="does not depend on 'h0', 'c0'.* start="):
             recorded(model, run, {kind: BY_STEP})
+
+
+class WithDropout(ByHand):
+    def forward(self, x, lengths=None):
+        output, (h, c) = super().forward(x)
+        return nn.functional.dropout(output, 0.3, self.training), (h, c)
+
+
+def no_steps(model):
+    return ragged(model, (0,) * B)
+
+
+UNREADABLE = {
+    "a dropout": (WithDropout, once, {}, r"drew random numbers .*model.eval\(\)"),
+    "no step at all": (Ragged, no_steps, {"lengths": "lengths"}, "lengths of all .* are 0"),
+    "lengths of others": (Ragged, ragged, {"lengths": lambda a: [3] * 9}, "each of 4 .* of 9;"),
+    "no lengths": (Ragged, ragged, {"lengths": "x"}, "lengths cannot be read: .*shape .4, 12, 3."),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_what_a_call_says_of_itself_is_checked(case):
+    kind, run, how, words = UNREADABLE[case]
+    torch.manual_seed(0)
+    model = kind().double()
+    with pytest.raises(RecordingError, match=words):
+        recorded(model, run, {kind: Declaration(step, state=CELL, **how)})
+    if case == "a dropout":
+        flow = retrograde.decompose(recorded(model.eval(), run, {kind: BY_STEP}))
+        assert flow.residual.ok
 
 
 def test_frozen_weights_are_no_parameters_of_a_declared_cell():

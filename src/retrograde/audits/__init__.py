@@ -2,6 +2,7 @@
 which step and along which route on? The tolerance bands (bands.py) are a published contract.
 """
 
-from retrograde.audits.audit import Audit, Check, Difference, audit
+from retrograde.audits.audit import Audit, Difference, audit
+from retrograde.audits.check import Check
 
 __all__ = ["Audit", "Check", "Difference", "audit"]

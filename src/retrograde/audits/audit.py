@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from retrograde import _checks, _files
-from retrograde._terminal import as_text, plain, rich
-from retrograde.audits.bands import Verdict
+from retrograde._json import strict
+from retrograde._terminal import as_text
+from retrograde._words import counted
+from retrograde.audits.check import NAMES, Check
 from retrograde.audits.naming import explain
 from retrograde.audits.reference import OUTPUTS
-from retrograde.audits.trial import LayerCall, Trial, attempt, resized, switch_off_dropout
+from retrograde.audits.smallest import resized, smallest
+from retrograde.audits.trial import LayerCall, Trial, attempt, switch_off_dropout
 from retrograde.declarations.matching import Declared
 from retrograde.diagnosis.copies import copied, copied_model, seeded, untouched
 from retrograde.diagnosis.run import LossFunction
@@ -26,51 +29,7 @@ from retrograde.errors import RetrogradeError, UnsupportedModelError
 from retrograde.recording.calls import data
 from retrograde.recording.interception import observed, outermost
 from retrograde.recording.layers import layers_of
-from retrograde.report.html import environment
-
-TITLES = ("layer", "precision", "steps", "what", "error", "rounding", "ratio", "verdict")
-"""The columns of the table of checks."""
-
-NAMES = {
-    torch.float64: "float64",
-    torch.float32: "float32",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-}
-
-
-@dataclass(frozen=True)
-class Check:
-    """One quantity of a layer at one length and in one precision.
-
-    Attributes:
-        layer: its name.
-        precision: the data type that the implementation ran in.
-        steps: T.
-        what: the parameter whose gradient it is, or "its outputs", "its last state", "dL/dx",
-            "dL/d initial state".
-        error: ||implementation - reference|| / ||reference||.
-        allowed: what rounding explains of it (`retrograde.audits.bands`).
-        ratio: ||implementation|| / ||reference||.
-        verdict: "rounding", "unclear" or "difference".
-        step: the first step at which the two part, in the order in which they are computed.
-
-    Example:
-        >>> from retrograde.audits import Check
-        >>> check = Check("rnn", "float32", 6, "dL/dx", 2e-8, 1e-6, 1.0, "rounding")
-        >>> check.error < check.allowed
-        True
-    """
-
-    layer: str
-    precision: str
-    steps: int
-    what: str
-    error: float
-    allowed: float
-    ratio: float
-    verdict: Verdict
-    step: int | None = None
+from retrograde.report.audit_page import AuditPage
 
 
 @dataclass(frozen=True)
@@ -85,6 +44,8 @@ class Difference:
         ratio: ||implementation|| / ||reference|| of the worst.
         looks_like: in words, a route that is missing, a window, a dropped adjoint; "" if nothing.
         smallest: T and B of the smallest case that was found to fail.
+        widths: how many inputs and units are left in it; the others are set to zero.
+        entry: the entry that is worst in it, in words: where it is, what it is, what is right.
 
     Example:
         >>> from retrograde.audits import Difference
@@ -101,15 +62,21 @@ class Difference:
     ratio: float
     looks_like: str
     smallest: tuple[int, int]
+    widths: tuple[int, int] | None = None
+    entry: str = ""
 
     def __str__(self) -> str:
         at = "" if self.step is None else f" from step {self.step} on"
         why = f"; {self.looks_like}" if self.looks_like else ""
-        steps, batch = self.smallest
+        case = [counted(self.smallest[0], "step"), f"batch of {self.smallest[1]}"]
+        if self.widths is not None:
+            left = (counted(self.widths[0], "input"), counted(self.widths[1], "unit"))
+            case.append(f"{left[0]} and {left[1]} not set to zero")
+        example = f"; {self.entry}" if self.entry else ""
         return (
             f"{self.layer} in {self.precision}, {self.steps} steps: {', '.join(self.parameters)} "
             f"differ{'s' * (len(self.parameters) == 1)}{at} (ratio {self.ratio:.4g}){why}. "
-            f"The smallest case found: {steps} step{'s' * (steps > 1)}, batch of {batch}"
+            f"The smallest case found: {', '.join(case)}{example}"
         )
 
 
@@ -140,22 +107,21 @@ class Audit:
         """Whether nothing differs by more than rounding, or what may be rounding."""
         return not self.differences
 
+    @property
+    def worst(self) -> list[Check]:
+        """The worst quantity of every layer, precision and length, and all that differ."""
+        found: dict[tuple[str, str, int], Check] = {}
+        for one in self.checks:
+            key = one.layer, one.precision, one.steps
+            if key not in found or one.excess > found[key].excess:
+                found[key] = one
+        return [c for c in self.checks if c.verdict == "difference" or c in found.values()]
+
     def __str__(self) -> str:
         return as_text(self)
 
     def __rich__(self) -> Any:
-        Text = rich().Text  # noqa: N806
-        table = rich().Table(box=None, pad_edge=False)
-        for column in TITLES:
-            table.add_column(column)
-        for one in self.worst:
-            table.add_row(*(Text(plain(word)) for word in _row(one)))
-        told = [
-            Text.assemble(("difference  ", "bold red"), plain(str(d))) for d in self.differences
-        ]
-        return rich().Group(
-            Text(self._summary), *told, table, *(Text(plain(n)) for n in self.notes)
-        )
+        return self._page.rich()
 
     def to_html(self, path: str | PathLike[str]) -> None:
         """Write a page that opens offline.
@@ -163,17 +129,7 @@ class Audit:
         Raises:
             InputError: if the path cannot be written.
         """
-        _files.check_writable(path)
-        page = environment().get_template("audit.html.jinja")
-        text = page.render(
-            title="Is the gradient of this implementation the true one?",
-            audit=self,
-            summary=self._summary,
-            titles=TITLES,
-            rows=[_row(one) for one in self.worst],
-            version=version("retrograde"),
-        )
-        _files.write_text(path, _files.encodable(text))
+        self._page.to_html(path)
 
     def to_json(self, path: str | PathLike[str]) -> None:
         """Write the numbers.
@@ -182,40 +138,27 @@ class Audit:
             InputError: if the path cannot be written.
         """
         _files.check_writable(path)
-        content = {"ok": self.ok, "retrograde": version("retrograde"), **_plain(asdict(self))}
-        text = json.dumps(content, indent=1, allow_nan=False)
-        _files.write(path, lambda file: file.write(text.encode()))
+        checks = [{**asdict(one), "verdict": one.verdict} for one in self.checks]
+        content = {"ok": self.ok, "retrograde": version("retrograde"), **asdict(self)}
+        text = json.dumps(strict({**content, "checks": checks}), indent=1, allow_nan=False)
+        _files.write_text(path, text + "\n")
 
     @property
-    def _summary(self) -> str:
+    def _page(self) -> AuditPage:
         wrong = len(self.differences)
-        found = f"{wrong} difference{'s' * (wrong > 1)}" if wrong else "all are those of the step"
-        return f"{len(self.checks)} quantities compared: {found}"
-
-    @property
-    def worst(self) -> list[Check]:
-        """The worst quantity of every layer, precision and length, and all that differ."""
-        found: dict[tuple[str, str, int], Check] = {}
-        for one in self.checks:
-            key = one.layer, one.precision, one.steps
-            if key not in found or one.error / one.allowed > found[key].error / found[key].allowed:
-                found[key] = one
-        return [c for c in self.checks if c.verdict == "difference" or c in found.values()]
+        found = counted(wrong, "difference") if wrong else "all are those of the step"
+        return AuditPage(
+            f"{len(self.checks)} quantities compared: {found}",
+            tuple(map(str, self.differences)),
+            tuple(_row(one) for one in self.worst),
+            self.notes,
+        )
 
 
 def _row(one: Check) -> tuple[str, ...]:
     """A check as a row of a table."""
     numbers = (f"{one.error:.1e}", f"{one.allowed:.1e}", f"{one.ratio:.4g}")
     return (one.layer, one.precision, str(one.steps), one.what, *numbers, one.verdict)
-
-
-def _plain(value: Any) -> Any:
-    """What JSON holds: a number that is none becomes null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def audit(
@@ -327,6 +270,11 @@ def _calls(
             hooks.enter_context(observed(module, outermost(module), lambda *_: None, after))
         loss_fn(copy, copied(batch))
     notes = [f"{name}: it was not called" for name in layers if name not in found]
+    for name in [name for name, each in found.items() if not alone(each)]:
+        notes.append(
+            f"{name}: it only runs inside its model, and an audit runs layers by themselves"
+        )
+        del found[name]
     for name, layer in found.items():
         if switch_off_dropout(layer.module):
             notes.append(f"{name}: audited with its dropout switched off (p = 0)")
@@ -338,6 +286,11 @@ def _calls(
                 "no gradient"
             )
     return found, notes
+
+
+def alone(layer: LayerCall) -> bool:
+    """Whether a layer can be run by itself, as one whose forward is observed can."""
+    return layer.declaration is None or layer.declaration.method == "forward"
 
 
 def _copy(tensor: Tensor | PackedSequence) -> Tensor | PackedSequence:
@@ -361,15 +314,9 @@ def _audit_layer(
             if steps not in trials and (steps < whole[0] or steps in asked):
                 to = (steps, whole[1])
                 trials[steps] = attempt(resized(layer, whole, to, first), dtype, seed)
-    checks = [
-        Check(
-            *(layer.name, NAMES[dtype], steps, one.what, one.error, one.allowed),
-            *(one.ratio, one.verdict, one.step),
-        )
-        for steps, each_trial in sorted(trials.items())
-        for one in each_trial.compared
-    ]
-    failing = [one for one in (trial, *trials.values()) if one.differences]
+    every = dict(sorted(trials.items())).values()
+    checks = [check for one in every for check in one.checks]
+    failing = [one for one in (trial, *every) if one.differences]
     if not failing:
         return checks, None
     shown = failing[0]
@@ -382,44 +329,22 @@ def _audit_layer(
 def _difference(
     layer: LayerCall, dtype: torch.dtype, trial: Trial, whole: tuple[int, int], seed: int
 ) -> Difference:
-    worst = sorted(trial.differences, key=lambda one: -one.error / one.allowed)
-    smallest = _shrunk(layer, dtype, trial, whole, seed)
+    worst = sorted(trial.differences, key=lambda one: -one.excess)
+    least, widths = smallest(layer, dtype, trial, whole, seed)
     forward_first = sorted(worst, key=lambda one: one.what != OUTPUTS)
     step = next((one.step for one in forward_first if one.step is not None), None)
     if step is None:
-        step = smallest.size[0] - 1
+        step = least.size[0] - 1
     what = tuple(one.what for one in worst)
-    told = (step, worst[0].ratio, explain(trial), smallest.size)
+    told = (step, worst[0].ratio, explain(trial), least.size, widths, _entry(least))
     return Difference(layer.name, NAMES[dtype], trial.size[0], what, *told)
 
 
-def _shrunk(
-    layer: LayerCall, dtype: torch.dtype, trial: Trial, whole: tuple[int, int], seed: int
-) -> Trial:
-    """The smallest case that still fails: fewer steps first, then fewer samples."""
-    best, first = trial, trial.call.form.batch_first
-    steps = range(1, trial.size[0]) if not trial.call.form.stepped else range(0)
-    for size in [*((t, whole[1]) for t in steps)]:
-        smaller = _tried(layer, dtype, whole, size, first, seed)
-        if smaller is not None and smaller.differences:
-            best = smaller
-            break
-    for batch in range(1, best.size[1]):
-        smaller = _tried(layer, dtype, whole, (best.size[0], batch), first, seed)
-        if smaller is not None and smaller.differences:
-            return smaller
-    return best
-
-
-def _tried(
-    layer: LayerCall,
-    dtype: torch.dtype,
-    whole: tuple[int, int],
-    size: tuple[int, int],
-    first: bool,
-    seed: int,
-) -> Trial | None:
-    try:
-        return attempt(resized(layer, whole, size, first), dtype, seed)
-    except Exception:  # a size that the layer does not take
-        return None
+def _entry(trial: Trial) -> str:
+    """The entry of the worst quantity that is farthest off."""
+    worst = max(trial.differences, key=lambda one: one.excess).what
+    found, right = trial.ran.of(worst), trial.true.of(worst)
+    apart = torch.nan_to_num(found - right, math.inf, math.inf, math.inf).abs()
+    at = tuple(int(place) for place in torch.unravel_index(apart.argmax(), apart.shape))
+    where = ", ".join(map(str, at))
+    return f"{worst}[{where}] is {float(found[at]):.4g} where {float(right[at]):.4g} is right"

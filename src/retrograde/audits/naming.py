@@ -14,6 +14,7 @@ from torch import Tensor
 from retrograde.audits.reference import INITIAL, X, reference
 from retrograde.audits.trial import Trial
 from retrograde.cells import Stacked
+from retrograde.cells.trying_out import tried
 from retrograde.declarations.reading import OUTPUT
 from retrograde.decomposition import Flow, decompose
 from retrograde.engine import Scaled
@@ -110,7 +111,8 @@ def flow_of(trial: Trial) -> Flow | None:
     x, lengths = call.sequence(call.x)
     if call.form.directions == 2 or lengths is not None:
         return None
-    cell = Stacked(call.cells) if call.form.positions else call.cells[0]
+    cells = tried(call.cells)
+    cell = Stacked(cells) if call.form.positions else cells[0]
     state = call.state({n: a for n, a in trial.adjoints.items() if not is_output(n)})
     direct = state.new_zeros(len(x), *state.shape)
     if OUTPUT in trial.adjoints:
@@ -133,7 +135,7 @@ def _plain(trial: Trial, gradient: Mapping[str, Scaled]) -> dict[str, Tensor]:
 
 def _blocks(trial: Trial, ran: Mapping[str, Tensor]) -> str:
     """Of gates, by blocks of rows: which are wrong, and whether two are exchanged."""
-    cell = trial.call.cells[0]
+    cell = tried(trial.call.cells)[0]
     gates = tuple(gate.name for gate in cell.gates)
     own = {own: name for name, own in trial.names.items()}
     if len(gates) < 2:

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from retrograde.audits.rounded import Rounded
@@ -62,9 +62,7 @@ def reference(
 
     weights = [{name: read(w) for name, w in cell.parameters.items()} for cell in call.cells]
     whole, lengths = call.sequence(call.x)
-    if lengths is not None:  # what lies behind an end is not read
-        steps = torch.arange(len(whole), device=whole.device).unsqueeze(1)
-        whole = torch.where((steps < lengths).unsqueeze(-1), whole, 0)
+    whole = torch.where(inside(call, whole), whole, 0)  # what lies behind an end is not read
     x, initial = read(whole), read(call.state(call.given))
     with torch.enable_grad(), rounded or nullcontext():
         outputs, states, last = _run(call, weights, x, initial, lengths)
@@ -74,11 +72,7 @@ def reference(
             of_piece = outputs
             if name != OUTPUT:
                 of_piece = states[..., call.cells[0].slots[name.removeprefix(OF_PIECE)]]
-            inside = torch.ones_like(given[..., :1])
-            if lengths is not None:
-                steps = torch.arange(len(given), device=given.device).unsqueeze(1)
-                inside = (steps < lengths).unsqueeze(-1).to(given)
-            loss = loss + (given * of_piece * inside).sum()
+            loss = loss + (given * of_piece * inside(call, given)).sum()
         flat = [w for of_cell in weights for w in of_cell.values()]
         found = torch.autograd.grad(loss, [x, initial, *flat], materialize_grads=True)
     gradients = {X: found[0], INITIAL: found[1]}
@@ -92,6 +86,15 @@ def reference(
     if OUTPUT in call.sequences:
         values[OUTPUTS] = outputs.detach()
     return Pass(values, gradients)
+
+
+def inside(call: Call, values: Float[Tensor, "T B _"]) -> Bool[Tensor, "T B 1"]:
+    """Where the steps of each sample are, by its length."""
+    lengths = call.sequence(call.x)[1]
+    if lengths is None:
+        return torch.ones_like(values[..., :1], dtype=torch.bool)
+    steps = torch.arange(len(values), device=values.device).unsqueeze(1)
+    return (steps < lengths).unsqueeze(-1)
 
 
 def _run(

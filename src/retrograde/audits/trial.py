@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
-from retrograde.audits.bands import Verdict, allowed, verdict
-from retrograde.audits.reference import INITIAL, OUTPUTS, STATE, Pass, X, reference
+from retrograde.audits.bands import allowed, verdict
+from retrograde.audits.check import NAMES, Check
+from retrograde.audits.reference import INITIAL, OUTPUTS, STATE, Pass, X, inside, reference
 from retrograde.audits.rounded import Rounded
 from retrograde.declarations import Declaration
 from retrograde.declarations.reading import OUTPUT, CallTensors
@@ -50,34 +51,10 @@ def each(value: Any, change: Callable[[Tensor | PackedSequence], Any]) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class Compared:
-    """A quantity of the implementation beside that of the reference.
-
-    Attributes:
-        what: the parameter whose gradient it is, or another quantity.
-        error: ||implementation - reference|| / ||reference||.
-        allowed: how much of it rounding explains.
-        ratio: ||implementation|| / ||reference||.
-        step: the first step at which they part, in the order in which they are computed; None
-            where it has no steps.
-    """
-
-    what: str
-    error: float
-    allowed: float
-    ratio: float
-    step: int | None = None
-
-    @property
-    def verdict(self) -> Verdict:
-        return verdict(self.error, self.allowed)
-
-
-@dataclass(frozen=True, eq=False)
 class Trial:
     """All quantities of one call, and what is needed to explain a difference."""
 
-    compared: tuple[Compared, ...]
+    checks: tuple[Check, ...]
     call: Call
     names: Mapping[str, str]
     adjoints: Mapping[str, Tensor]
@@ -85,14 +62,20 @@ class Trial:
     true: Pass
 
     @property
-    def differences(self) -> list[Compared]:
-        return [one for one in self.compared if one.verdict == "difference"]
+    def differences(self) -> list[Check]:
+        return [one for one in self.checks if one.verdict == "difference"]
 
     @property
     def size(self) -> tuple[int, int]:
         """T and B."""
         steps, batch = self.call.sequence(self.call.x)[0].shape[:2]
         return steps, batch
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """I and H."""
+        cells = self.call.cells
+        return cells[0].input_size, cells[-1].output_size
 
 
 def switch_off_dropout(module: nn.Module) -> bool:
@@ -108,20 +91,39 @@ def switch_off_dropout(module: nn.Module) -> bool:
     return found
 
 
-def attempt(layer: LayerCall, dtype: torch.dtype, seed: int = 0) -> Trial:
+def attempt(layer: LayerCall, dtype: torch.dtype, seed: int = 0, again: bool = True) -> Trial:
     """Run a copy of the layer in a precision, with random adjoints, and the reference in float64.
 
-    Where they differ the copy is run once more with other random numbers.
+    Args:
+        layer: the layer and its call.
+        dtype: the precision.
+        seed: of the adjoints, and of what the layer draws.
+        again: where they differ, run the copy once more with other random numbers.
 
     Raises:
         RecordingError: for a call that cannot be read, a step that cannot be used, or a module
             that draws random numbers.
         Exception: whatever the layer itself raises.
     """
-    trial = _attempt(layer, dtype, seed, seed)
-    if trial.differences:
-        again = _attempt(layer, dtype, seed, seed ^ 1)
-        if _apart(trial.ran, again.ran, allowed(dtype, trial.size[0], 0.0)):
+    one = _run(layer, dtype, seed, seed)
+    _check_finite(one)
+    names = _names(layer, one)
+    true = reference(one.call, names, one.wide)
+    ran, steps = one.laid_out(true), len(one.call.sequence(one.call.x)[0])
+    errors = {what: error(ran.of(what), true.of(what)) for what in true.every if what in ran.every}
+    moved: Mapping[str, float] = {}
+    if any(verdict(each, allowed(dtype, steps)) != "rounding" for each in errors.values()):
+        rounded = reference(one.call, names, one.wide, Rounded(dtype, seed))
+        moved = {what: error(rounded.of(what), true.of(what)) for what in errors}
+    about = (layer.name, NAMES[dtype], steps)
+    checks = [
+        _check(about, what, ran.of(what), true.of(what), allowed(dtype, steps, moved.get(what, 0)))
+        for what in errors
+    ]
+    trial = Trial(tuple(checks), one.call, names, one.wide, ran, true)
+    if again and trial.differences:
+        other = _run(layer, dtype, seed, seed ^ 1).laid_out(true)
+        if _apart(ran, other, allowed(dtype, steps)):
             raise RecordingError(
                 "two runs of it differ: it draws random numbers, so that what it computes is no "
                 "function of weights, x and state; switch them off, as model.eval() does for most"
@@ -131,22 +133,54 @@ def attempt(layer: LayerCall, dtype: torch.dtype, seed: int = 0) -> Trial:
 
 def _apart(one: Pass, other: Pass, bound: float) -> bool:
     """Whether two passes of the same module differ by more than rounding."""
-    pairs = ((one.values, other.values), (one.gradients, other.gradients))
-    return any(
-        verdict(_error(torch.nan_to_num(first[what]), torch.nan_to_num(value.double())), bound)
-        == "difference"
-        for first, second in pairs
-        for what, value in second.items()
-    )
+    pairs = ((torch.nan_to_num(one.of(w)), torch.nan_to_num(other.of(w))) for w in other.every)
+    return any(verdict(error(*pair), bound) == "difference" for pair in pairs)
 
 
-def _attempt(layer: LayerCall, dtype: torch.dtype, seed: int, draws: int) -> Trial:
+@dataclass(frozen=True, eq=False)
+class Ran:
+    """One run of a copy of a layer.
+
+    Attributes:
+        call: what went in and came out, in float64.
+        tensors: the same in the precision of the run, with gradients.
+        live: the parameters of the copy, with gradients.
+        wide: the adjoints of the results.
+    """
+
+    call: Call
+    tensors: CallTensors
+    live: Mapping[str, nn.Parameter]
+    wide: Mapping[str, Tensor]
+
+    def laid_out(self, true: Pass) -> Pass:
+        """What it gave, laid out as the reference, which stands where nothing is promised."""
+        call, tensors, values = self.call, self.tensors, dict[str, Tensor]()
+        seen = call.state({name: torch.ones_like(part) for name, part in call.last.items()})
+        values[STATE] = torch.where(seen > 0, call.state(call.last), true.values[STATE])
+        if OUTPUTS in true.values:
+            values[OUTPUTS] = call.outputs(tensors.results[OUTPUT].detach())
+            there = inside(call, values[OUTPUTS])
+            values[OUTPUTS] = torch.where(there, values[OUTPUTS], true.values[OUTPUTS])
+        gradients: dict[str, Tensor] = {}
+        for name, parameter in self.live.items():
+            if name in true.gradients and parameter.requires_grad:
+                grad = parameter.grad
+                gradients[name] = torch.zeros_like(parameter) if grad is None else grad
+        x = data(tensors.x)
+        if x.is_leaf and x.requires_grad:
+            grad = torch.zeros_like(x) if x.grad is None else x.grad
+            packed = isinstance(tensors.x, PackedSequence)
+            whole = tensors.x._replace(data=grad) if packed else grad  # type: ignore[union-attr]
+            gradients[X] = call.sequence(whole)[0]
+        if tensors.given and all(p.is_leaf and p.requires_grad for p in tensors.given.values()):
+            state = {n: p.grad for n, p in tensors.given.items() if p.grad is not None}
+            gradients[INITIAL] = call.state(state)
+        return Pass(values, {what: gradient.double() for what, gradient in gradients.items()})
+
+
+def _run(layer: LayerCall, dtype: torch.dtype, seed: int, draws: int) -> Ran:
     """One run; `draws` is the seed of what the module itself draws."""
-    with seeded(draws):
-        return _run(layer, dtype, seed, draws)
-
-
-def _run(layer: LayerCall, dtype: torch.dtype, seed: int, draws: int) -> Trial:
     module = copy.deepcopy(layer.module).to(dtype)
     for _, held in within(module):
         if isinstance(held, torch.Generator):
@@ -155,74 +189,62 @@ def _run(layer: LayerCall, dtype: torch.dtype, seed: int, draws: int) -> Trial:
     layer = layer.changed(lambda tensor: _cast(tensor, dtype))
     reader = reader_of(module, layer.declaration)
     reader.before()
-    with torch.enable_grad():
+    with seeded(draws), torch.enable_grad():
         returned = module(*layer.args, **layer.kwargs)
         tensors = reader.read(layer.args, layer.kwargs, returned)
-    live = {n: p for n, p in module.named_parameters() if n in reader.form.weights}
-    weights = reader.weights({n: p.detach().double() for n, p in live.items()}, tensors)
-    generator = torch.Generator().manual_seed(seed)
-    adjoints = {
-        name: torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
-        for name, tensor in tensors.results.items()
-        if tensor.requires_grad
-    }
-    call = Call.of(layer.name, reader.form, weights, {}, _detached(tensors), None)
-    adjoints = {name: _inside(call, name, adjoint) for name, adjoint in adjoints.items()}
-    for parameter in module.parameters():
-        parameter.grad = None
-    torch.autograd.backward([tensors.results[name] for name in adjoints], list(adjoints.values()))
-    reached = {name for name, parameter in live.items() if parameter.requires_grad}
-    if layer.declaration is not None:
-        _, names = declared_cells(call.form, weights, reached)
-    else:
-        suffixes = call.form.suffixes
-        pairs = zip(call.cells, suffixes, strict=True)
-        names = {n + suffix: n + suffix for cell, suffix in pairs for n in cell.parameters}
+        live = {n: p for n, p in module.named_parameters() if n in reader.form.weights}
+        weights = reader.weights({n: p.detach().double() for n, p in live.items()}, tensors)
+        generator = torch.Generator().manual_seed(seed)
+        adjoints = {
+            name: torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+            for name, tensor in tensors.results.items()
+            if tensor.requires_grad
+        }
+        call = Call.of(layer.name, reader.form, weights, {}, _detached(tensors), None)
+        adjoints = {name: _inside(call, name, adjoint) for name, adjoint in adjoints.items()}
+        for parameter in module.parameters():
+            parameter.grad = None
+        results = [tensors.results[name] for name in adjoints]
+        torch.autograd.backward(results, list(adjoints.values()))
     wide = {name: adjoint.double() for name, adjoint in adjoints.items()}
-    _check_finite(call, live)
-    true = reference(call, names, wide)
-    ran = _ran(call, tensors, live, true)
-    steps = call.sequence(call.x)[0].shape[0]
-    errors = {what: _error(ran.of(what), true.of(what)) for what in true.every if what in ran.every}
-    moved: Mapping[str, float] = {}
-    if any(verdict(error, allowed(dtype, steps)) != "rounding" for error in errors.values()):
-        moved = _moved(reference(call, names, wide, Rounded(dtype, seed)), true)
-    compared = [
-        _compare(what, ran.of(what), true.of(what), allowed(dtype, steps, moved.get(what, 0.0)))
-        for what in errors
-    ]
-    return Trial(tuple(compared), call, names, wide, ran, true)
+    return Ran(call, tensors, live, wide)
 
 
-def _check_finite(call: Call, live: Mapping[str, nn.Parameter]) -> None:
+def _names(layer: LayerCall, ran: Ran) -> Mapping[str, str]:
+    """The module's name of each parameter of its cells."""
+    if layer.declaration is not None:
+        reached = {name for name, parameter in ran.live.items() if parameter.requires_grad}
+        return declared_cells(ran.call.form, ran.call.weights, reached)[1]
+    pairs = zip(ran.call.cells, ran.call.form.suffixes, strict=True)
+    return {n + suffix: n + suffix for cell, suffix in pairs for n in cell.parameters}
+
+
+def _check_finite(ran: Ran) -> None:
     """Refuse what has no true gradient.
 
     Raises:
         RecordingError: with what is not finite, and where.
     """
-    x, lengths = call.sequence(call.x)
-    if lengths is not None:
-        steps = torch.arange(len(x), device=x.device).unsqueeze(1)
-        x = torch.where((steps < lengths).unsqueeze(-1), x, 0)
+    x = ran.call.sequence(ran.call.x)[0]
+    x = torch.where(inside(ran.call, x), x, 0)
     wrong = torch.nonzero(~x.isfinite().flatten(1).all(1)).flatten()
     if len(wrong):
         raise RecordingError(f"its input is not finite at step {int(wrong[0])}")
-    if not call.state(call.given).isfinite().all():
+    if not ran.call.state(ran.call.given).isfinite().all():
         raise RecordingError("its initial state is not finite")
-    for name, weight in live.items():
+    for name, weight in ran.live.items():
         if not weight.isfinite().all():
             raise RecordingError(f"{name} is not finite")
 
 
 def _inside(call: Call, name: str, adjoint: Tensor) -> Tensor:
     """An adjoint without what lies after the end of a sample, where nothing is promised."""
-    lengths = call.sequence(call.x)[1]
-    if lengths is None or not is_output(name) or isinstance(call.x, PackedSequence):
+    if call.sequence(call.x)[1] is None or not is_output(name):
+        return adjoint
+    if isinstance(call.x, PackedSequence):
         return adjoint
     time = 1 if call.form.batch_first else 0
-    steps = torch.arange(adjoint.shape[time], device=adjoint.device).unsqueeze(1)
-    there = (steps < lengths).unsqueeze(-1)
-    return adjoint * (there.transpose(0, 1) if time else there)
+    return adjoint * inside(call, adjoint.transpose(0, time)).transpose(0, time)
 
 
 def _cast(tensor: Tensor | PackedSequence, dtype: torch.dtype) -> Any:
@@ -243,90 +265,24 @@ def _detached(tensors: CallTensors) -> CallTensors:
     return CallTensors(wide(tensors.x), given, results, tensors.lengths, ())
 
 
-def _ran(call: Call, tensors: CallTensors, live: Mapping[str, nn.Parameter], true: Pass) -> Pass:
-    """What the implementation gave, laid out as the reference."""
-    values = {}
-    seen = call.state({name: torch.ones_like(part) for name, part in call.last.items()})
-    values[STATE] = torch.where(seen > 0, call.state(call.last), true.values[STATE])
-    if OUTPUTS in true.values:
-        values[OUTPUTS] = call.outputs(tensors.results[OUTPUT].detach())
-        lengths = call.sequence(call.x)[1]
-        if lengths is not None:
-            steps = torch.arange(len(values[OUTPUTS]), device=lengths.device).unsqueeze(1)
-            inside = (steps < lengths).unsqueeze(-1)
-            values[OUTPUTS] = torch.where(inside, values[OUTPUTS], true.values[OUTPUTS])
-    gradients: dict[str, Tensor] = {}
-    for name, parameter in live.items():
-        if name in true.gradients and parameter.requires_grad:
-            missing = parameter.grad is None
-            gradients[name] = torch.zeros_like(parameter) if missing else parameter.grad.double()  # type: ignore[union-attr]
-    x = data(tensors.x)
-    if x.is_leaf and x.requires_grad:
-        grad = torch.zeros_like(x) if x.grad is None else x.grad
-        packed = isinstance(tensors.x, PackedSequence)
-        whole = tensors.x._replace(data=grad) if packed else grad  # type: ignore[union-attr]
-        gradients[X] = call.sequence(whole)[0]
-    if tensors.given and all(p.is_leaf and p.requires_grad for p in tensors.given.values()):
-        state = {n: p.grad for n, p in tensors.given.items() if p.grad is not None}
-        gradients[INITIAL] = call.state(state)
-    return Pass(values, gradients)
-
-
-def _moved(other: Pass, true: Pass) -> dict[str, float]:
-    """By how much of its size rounding moves each quantity."""
-    return {what: _error(other.of(what), true.of(what)) for what in true.every}
-
-
-def _error(one: Tensor, other: Tensor) -> float:
+def error(one: Tensor, other: Tensor) -> float:
+    """||one - other|| / ||other||; infinite where it is no number."""
     size = float(torch.linalg.vector_norm(other))
     apart = float(torch.linalg.vector_norm(one.double() - other))
-    error = apart / size if size else (math.inf if apart else 0.0)
-    return math.inf if math.isnan(error) else error
+    relative = apart / size if size else (math.inf if apart else 0.0)
+    return math.inf if math.isnan(relative) else relative
 
 
-def _compare(what: str, ran: Tensor, true: Tensor, bound: float) -> Compared:
-    ran = ran.double()
-    error, size = _error(ran, true), float(torch.linalg.vector_norm(true))
+def _check(
+    about: tuple[str, str, int], what: str, ran: Tensor, true: Tensor, bound: float
+) -> Check:
+    size = float(torch.linalg.vector_norm(true))
     ratio = float(torch.linalg.vector_norm(ran)) / size if size else math.inf
     step = None
-    if what in (OUTPUTS, X):
+    if what in (OUTPUTS, X) and bound < math.inf:
         apart = (ran - true).flatten(1).norm(dim=1)
         most = true.flatten(1).norm(dim=1).max()
         wrong = torch.nonzero(~(apart <= bound * most)).flatten()
         if len(wrong):  # adjoints are computed from the last step on
             step = int(wrong[0] if what == OUTPUTS else wrong[-1])
-    return Compared(what, error, bound, ratio, step)
-
-
-def resized(layer: LayerCall, size: tuple[int, int], to: tuple[int, int], first: bool) -> LayerCall:
-    """The call with other numbers of steps and samples; more steps repeat what there is.
-
-    Args:
-        layer: the call.
-        size: its T and B.
-        to: those wanted.
-        first: whether sequences are [B, T, *].
-    """
-    (steps, batch), (new_steps, new_batch) = size, to
-    time, samples = (1, 0) if first else (0, 1)
-
-    def change(value: Tensor | PackedSequence) -> Any:
-        if isinstance(value, PackedSequence):
-            padded, lengths = pad_packed_sequence(value)
-            return pack_padded_sequence(
-                padded[:new_steps, :new_batch],
-                lengths[:new_batch].clamp(max=new_steps),
-                enforce_sorted=False,
-            )
-        shape = value.shape
-        if value.ndim > 2 and shape[time] == steps and shape[samples] == batch:
-            order = torch.arange(new_steps, device=value.device) % steps
-            return value.index_select(time, order).narrow(samples, 0, new_batch)
-        axis = next((axis for axis in (1, 0) if value.ndim > 2 and shape[axis] == batch), None)
-        if axis is None and value.ndim and shape[0] == batch:
-            axis = 0
-        cut = value if axis is None else value.narrow(axis, 0, new_batch)
-        counts = not value.is_floating_point() and value.ndim == 1  # of steps
-        return cut.clamp(max=new_steps) if counts else cut
-
-    return layer.changed(change)
+    return Check(*about, what, error(ran, true), bound, ratio, step)

@@ -14,6 +14,7 @@ from retrograde.cells.keras import KerasCell, keras_cell
 from retrograde.cells.linear import AbstractLinear
 from retrograde.cells.lru import LRU
 from retrograde.cells.lstm import LSTM
+from retrograde.cells.marks import gate
 from retrograde.cells.matrix_memory import MLSTM, GatedLinearAttention
 from retrograde.cells.minimal import MinGRU, MinLSTM
 from retrograde.cells.position import Position
@@ -56,6 +57,7 @@ __all__ = [
     "Stacked",
     "clipped",
     "from_function",
+    "gate",
     "generations",
     "keras_cell",
     "policy_of",

@@ -167,7 +167,8 @@ class ClippedPass:
             return
         for targets, sources, label in edge.groups(apart=self._by_route):
             if node in sources:
-                part = derivative.to_state(self._rows(edge, targets))[0][..., edge.sources[node]]
+                delta = self._rows(edge, edge.rows(targets))
+                part = edge.to_state(derivative, delta, targets)[0][..., edge.sources[node]]
                 for scale in (self._here(edge.scales.get(label)), self._by_route.get(label)):
                     part = part if scale is None else part * scale
                 yield part

@@ -8,7 +8,7 @@ edge that was cut, for it still says how a weight acts.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jaxtyping import Float
@@ -120,6 +120,12 @@ class AbstractDerivative(ABC):
         """Adjoint rows of s_k as gradients by name, [N, *shape], summed over the samples."""
 
     @abstractmethod
+    def along(
+        self, delta: Float[Tensor, "N *L S"], ways: Collection[str]
+    ) -> Float[Tensor, "N *L S"]:
+        """The part of `to_state` that comes through some gates first ("" for past all)."""
+
+    @abstractmethod
     def each(self, change: Change) -> "AbstractDerivative":
         """The same with all that belongs to samples changed in the same way."""
 
@@ -138,6 +144,9 @@ class Opaque:
         crossing: the labels that count as crossings of recurrent weights.
         suffix: what the names of its parameters end in.
         scales: what an adjoint that passes along a label is multiplied by.
+        ways: the gates of the function, and "" for past all of them. `routes` then are labels of
+            the ways from each source through a gate first, to whichever target.
+        complete: no edge of it was cut.
     """
 
     sources: Mapping[str, slice]
@@ -148,17 +157,38 @@ class Opaque:
     crossing: frozenset[str] = frozenset()
     suffix: str = ""
     scales: Mapping[str, Float[Tensor, "*L _"]] = field(default_factory=dict)
+    ways: tuple[str, ...] = ()
+    complete: bool = True
+
+    def rows(self, over: tuple[str, ...]) -> tuple[str, ...]:
+        """The targets whose adjoints are pulled back together, of some targets or ways."""
+        return tuple(self.targets) if self.ways else over
+
+    def to_state(
+        self,
+        derivative: AbstractDerivative,
+        delta: Float[Tensor, "N *L S"],
+        over: tuple[str, ...],
+    ) -> Float[Tensor, "N *L S"]:
+        """Adjoint rows of s_k as those of s_{k-1}, along some ways if there are any."""
+        if self.ways and over != self.ways:
+            return derivative.along(delta, over)
+        return derivative.to_state(delta)
 
     def groups(
         self, wanted: Callable[[str], bool] | None = None, apart: Container[str] = ()
     ) -> list[tuple[tuple[str, ...], tuple[str, ...], str]]:
-        """(targets, sources, label) of the edges that are pulled back together.
+        """(targets or ways, sources, label) of the edges that are pulled back together.
 
         Edges that are scaled, or whose label is to be kept `apart`, come one label at a time; the
         label of all others is "".
         """
+        labels = {*self.routes.values()}
+        if self.ways and wanted is None and self.complete:
+            if not any(label in self.scales or label in apart for label in labels):
+                return [(self.ways, tuple(self.sources), "")]
         found: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-        for target in self.targets:
+        for target in self.ways or self.targets:
             by_label: dict[str, list[str]] = {}
             for source in self.sources:
                 route = self.routes.get((source, target))

@@ -117,12 +117,16 @@ def _through(
     some = next(iter(given.values()))
     eye = torch.eye(size, dtype=some.dtype, device=some.device)
     eye = eye.view(size, *[1] * (some.ndim - 2), size).expand(size, *some.shape[1:-1], size)
-    jacobian = edge.derivative.to_state(eye)
-    for (source, target), route in edge.routes.items():
+    found = dict[str, Tensor]()
+    for (source, over), route in edge.routes.items():
         if source in given:
-            block = jacobian[edge.targets[target]][..., edge.sources[source]]
-            change = torch.einsum("i...j,n...j->n...i", block, given[source])
-            yield target, change * edge.scales[route] if route in edge.scales else change
+            way = over if edge.ways else ""
+            if way not in found:
+                found[way] = edge.to_state(edge.derivative, eye, (way,) if edge.ways else ())
+            for target in edge.targets if edge.ways else (over,):
+                block = found[way][edge.targets[target]][..., edge.sources[source]]
+                change = torch.einsum("i...j,n...j->n...i", block, given[source])
+                yield target, change * edge.scales[route] if route in edge.scales else change
     if edge.reads in given:
         jacobian = edge.derivative.to_input(eye)
         change = torch.einsum("i...j,n...j->n...i", jacobian, given[edge.reads])

@@ -44,12 +44,15 @@ def from_function(
             state without names is handed on as a whole.
         carousel: the routes that cross no recurrent weights, so that `by_crossing` and `truncated`
             know what a crossing is. Whatever is not named counts as one.
-        gates: gates whose values [B, H] the step returns beside the pieces of the state, under
-            their names. Those with a role and an activation answer what `diagnose` asks of gates.
+        gates: gates that the step names with `retrograde.cells.gate` where it computes them, or
+            whose values [B, H] it returns beside the pieces of the state under their names. Those
+            with a role and an activation answer what `diagnose` asks of gates.
 
     Returns:
-        The cell. With named pieces its routes are "c->c", "c->h", ...: from a piece of s_{k-1} to a
-        piece of s_k, the Jacobian block by block. Without names there is one, "recurrent".
+        The cell. With gates that the step names its routes are those of torch's layers: "carousel",
+        "recurrent.forget", ... (see `retrograde.cells.gate`). Else, with named pieces, they are
+        "c->c", "c->h", ...: from a piece of s_{k-1} to a piece of s_k, the Jacobian block by block.
+        Without names there is one, "recurrent".
 
     Raises:
         ArgumentError: for arguments that do not fit together, a step that `torch.func` cannot
@@ -93,8 +96,7 @@ def from_function(
     if gates:
         _checks.tuple_of("gates", gates, Gate, "Gate values of retrograde.cells")
     cell = untried(step, parameters, input_size, pieces, named, gates, carousel, output)
-    try_out(cell)
-    return cell
+    return try_out(cell)
 
 
 def _pieces(state: object) -> dict[str, int]:

@@ -332,12 +332,15 @@ class Program:
         key = (id(edge), targets, part is None)
         number = self._number_of_function(edge)
         if key not in self._of_function:
-            rows, register = self._rows_of(edge, targets), self._new()
+            rows, register = self._rows_of(edge, edge.rows(targets)), self._new()
 
             def call(registers: Registers, frame: Frame) -> None:
-                derivative = frame.functions[number]
-                pull = derivative.to_input if part is None else derivative.to_state
-                registers[register] = pull(registers[rows])
+                derivative, delta = frame.functions[number], registers[rows]
+                registers[register] = (
+                    derivative.to_input(delta)
+                    if part is None
+                    else edge.to_state(derivative, delta, targets)
+                )
 
             self._operations.append(call)
             self._of_function[key] = register

@@ -21,7 +21,7 @@ def cut(graph: Graph, labels: Container[str]) -> Graph:
     def of(edge: Edge) -> Edge:
         if isinstance(edge, Opaque):
             kept = {ends: route for ends, route in edge.routes.items() if route not in labels}
-            return replace(edge, routes=kept)
+            return replace(edge, routes=kept, complete=edge.complete and kept == edge.routes)
         return replace(edge, source=CONSTANT_NODE) if edge.route in labels else edge
 
     return replace(graph, edges=tuple(map(of, graph.edges)))
@@ -90,7 +90,10 @@ def renamed(graph: Graph, suffix: str, route_suffix: str, state: int, inputs: in
                 sources={node(name): slot for name, slot in of.sources.items()},
                 targets={node(name): slot for name, slot in of.targets.items()},
                 reads=node(of.reads),
-                routes={(node(s), node(t)): label(r) for (s, t), r in of.routes.items()},
+                routes={
+                    (node(s), t if of.ways else node(t)): label(r)
+                    for (s, t), r in of.routes.items()
+                },
                 crossing=frozenset(map(label, of.crossing)),
                 suffix=of.suffix + suffix,
                 scales={label(r): scale for r, scale in of.scales.items()},

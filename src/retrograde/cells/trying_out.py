@@ -1,13 +1,16 @@
 """Trying out a step of the user's own: what would fail later, or give wrong numbers, fails here."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from retrograde.cells.base import CellStep
+from retrograde.cells.anatomy import anatomy_of
+from retrograde.cells.base import AbstractCell, CellStep
 from retrograde.cells.function_cell import FunctionCell, FunctionDerivative
+from retrograde.cells.marks import marking
 from retrograde.errors import ArgumentError
 
 SAMPLES = 16
@@ -43,26 +46,51 @@ def check_parameters(parameters: object) -> None:
         )
 
 
-def try_out(cell: FunctionCell) -> None:
+def try_out(cell: FunctionCell) -> FunctionCell:
     """One step and its pull-back on two samples of zeros: what would fail later must fail here.
 
+    Returns:
+        The cell, with what is known of the gates that its step names.
+
     Raises:
-        ArgumentError: with what the step did and what it should do.
+        ArgumentError: with what the step did and what it should do; if the carousel names a route
+            that there is not.
     """
     check_parameters(cell.weights)
     weights = {name: value.detach() for name, value in cell.weights.items()}
     x = next(iter(weights.values())).new_zeros(2, cell.inputs)
     state = x.new_zeros(2, cell.state_size)
-    _check_forward(cell, weights, x, state)
+    names_gates = _check_forward(cell, weights, x, state)
     _check_pull_back(cell, CellStep(x, state, state))
+    known = replace(cell, anatomy=anatomy_of(cell)) if names_gates else cell
+    unknown = [route for route in cell.carousel if route not in known.routes]
+    if unknown:
+        raise ArgumentError(
+            f"carousel names no route {', '.join(map(repr, unknown))}; the routes of this state "
+            f"are {', '.join(known.routes)}"
+        )
     _check_places(cell, weights)
     _check_effects(cell, weights)
+    return known
+
+
+def tried(cells: Iterable[AbstractCell]) -> tuple[AbstractCell, ...]:
+    """Cells, those of functions tried out.
+
+    Raises:
+        ArgumentError: as `try_out`.
+    """
+    return tuple(try_out(cell) if isinstance(cell, FunctionCell) else cell for cell in cells)
 
 
 def _check_forward(
     cell: FunctionCell, weights: Mapping[str, Tensor], x: Tensor, state: Tensor
-) -> None:
-    """Refuse a step that fails, that returns no state, or that does more than to compute it."""
+) -> bool:
+    """Refuse a step that fails, that returns no state, or that does more than to compute it.
+
+    Returns:
+        Whether it names gates.
+    """
     given: Any = state
     taken = f"x of shape {tuple(x.shape)} and a state of shape {tuple(state.shape)}"
     if cell.named:
@@ -74,14 +102,14 @@ def _check_forward(
     drawn = _random_state(x.device)
 
     try:
-        with torch.no_grad():
+        with torch.no_grad(), marking() as marks:
             new = cell.function(weights, x, given)
     except Exception as error:
         raise ArgumentError(
             f"step fails on {taken}: {type(error).__name__}: {error}. It is called as "
             "step(parameters, x, state), and input_size and state must be the sizes it expects"
         ) from error
-    _check_state(cell, new, x.dtype, taken)
+    _check_state(cell, new, x.dtype, taken, marks.values)
     changed = [name for name, value in passed.items() if value._version != versions[name]]
     if changed:
         raise ArgumentError(
@@ -94,6 +122,7 @@ def _check_forward(
             "step draws random numbers, but it runs again for the backward pass: draw them "
             "beforehand and pass them to the step as features of x"
         )
+    return bool(marks.values)
 
 
 def _check_pull_back(cell: FunctionCell, step: CellStep) -> None:
@@ -187,10 +216,32 @@ def _check_effects(cell: FunctionCell, weights: Mapping[str, Tensor]) -> None:
     )
 
 
-def _check_state(cell: FunctionCell, new: object, dtype: torch.dtype, taken: str) -> None:
-    """Refuse what is no state of this cell."""
+def _check_state(
+    cell: FunctionCell,
+    new: object,
+    dtype: torch.dtype,
+    taken: str,
+    marked: Mapping[str, Tensor],
+) -> None:
+    """Refuse what is no state of this cell, and gates that are neither named nor returned."""
+    both = [name for name in marked if name in cell.pieces]
+    if both:
+        raise ArgumentError(f"gate {both[0]!r} is called like a piece of the state")
+    wrong = [name for name, value in marked.items() if value.ndim != 2 or len(value) != 2]
+    if wrong:
+        raise ArgumentError(
+            f"gate {wrong[0]!r} must have a row for each sample, [2, H]; got shape "
+            f"{list(marked[wrong[0]].shape)}"
+        )
+    returned = [gate.name for gate in cell.shown if gate.name not in marked]
+    if returned and not cell.named:
+        raise ArgumentError(
+            f"the step does not name the gates {', '.join(returned)}: write "
+            f"gate({returned[0]!r}, value) of retrograde.cells where it computes them, or return "
+            "them beside the pieces of the state, which then need names, as in state={'h': 8}"
+        )
     if cell.named:
-        expected = [*cell.pieces, *(gate.name for gate in cell.shown)]
+        expected = [*cell.pieces, *returned]
         if not isinstance(new, Mapping) or set(new) != set(expected):
             got = (
                 f"pieces {', '.join(map(str, new))}"

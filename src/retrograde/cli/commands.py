@@ -207,7 +207,7 @@ def diagnose(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    _check_outputs(html, json)
+    _check_outputs(html, json, reads=(_file_of(target),))
     changed = _thresholds(threshold or ())
     _set_threads(threads)
 
@@ -296,7 +296,7 @@ def horizon(
     device: Device = None,
     quiet: Quiet = False,
 ) -> None:
-    _check_outputs(html, json, reads=checkpoint or ())
+    _check_outputs(html, json, reads=(*(checkpoint or ()), _file_of(target)))
     _set_threads(threads)
     place = None if device is None else devices.find(device)
     with _hushed(quiet), progress(f"loading {target}", quiet) as tell:
@@ -348,7 +348,7 @@ def audit(
     device: Device = None,
     quiet: Quiet = False,
 ) -> None:
-    _check_outputs(html, json)
+    _check_outputs(html, json, reads=(_file_of(target),))
     _set_threads(threads)
     place = None if device is None else devices.find(device)
     with _hushed(quiet), progress(f"loading {target}", quiet):
@@ -394,9 +394,9 @@ def compare(
 @app.command(
     help="Report what recurrent weights tell by themselves: norms, bounds, horizons, "
     "initialisation.\n\n"
-    "WEIGHTS is a state dict or a checkpoint, as .safetensors, .pt or .pth; nothing in it "
-    "is run. Or give FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION as for diagnose, to inspect its "
-    "model."
+    "WEIGHTS is a state dict or a checkpoint, as .safetensors, .pt or .pth, or a .keras or .h5 "
+    "file of Keras; nothing in it is run. Or give FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION as "
+    "for diagnose, to inspect its model."
 )
 def inspect(
     weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="A file, or FILE.py:FUNCTION.")],
@@ -521,6 +521,11 @@ def _check_outputs(*paths: Path | None, reads: Sequence[Path] = ()) -> None:
         if path.resolve() in seen:
             raise InputError(f"{path} is named twice; give every file a name of its own")
         seen.add(path.resolve())
+
+
+def _file_of(target: str) -> Path:
+    """The file that FILE.py:FUNCTION names."""
+    return Path(target.rpartition(":")[0])
 
 
 def _checkpoints(paths: Sequence[Path]) -> dict[str, Mapping[str, torch.Tensor]]:

@@ -78,8 +78,10 @@ class Declaration:
         weights: the names of the parameters that the step uses, or what they begin with; all where
             nothing is named. A module may hold others, as those of a readout.
         carousel: the routes that cross no recurrent weights, as in `from_function`.
-        gates: the gates whose values the step returns beside the pieces, by their names; with a
-            role and an activation the rules of `diagnose` that need them apply.
+        gates: the gates that the step or the module names with `retrograde.cells.gate` where it
+            computes them, which gives routes by gate, or whose values the step returns beside the
+            pieces, by their names; with a role and an activation the rules of `diagnose` that need
+            them apply.
         names: what parameters are called here, by their names in the module, where these say too
             much; then those that are not among them are not used by the step.
         method: the method of the module whose calls are read.

@@ -81,7 +81,9 @@ class Context:
         """
         layers = recurrent_layers(model)
         paths = {id(module): path for path, module in model.named_modules()}
-        path = paths[id(layers[subject.name])]
+        path = paths.get(id(layers[subject.name]))
+        if path is None:  # a layer of Keras, which no remedy knows
+            raise Unfit
         lag, direct = max(1, subject.need.lag), subject.recorded.direct
         entering = float(direct.norm(dim=-1).max())
         after = self.before.after

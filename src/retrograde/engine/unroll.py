@@ -17,6 +17,7 @@ from retrograde.cells.program import Program
 from retrograde.cells.reverse_mode import CellAdjoint
 from retrograde.cells.rewiring import Factors, scaled
 from retrograde.engine.boundary import Boundary
+from retrograde.engine.linear_states import by_blocks, linear_states
 from retrograde.errors import ArgumentError
 
 CHUNK = 32
@@ -180,7 +181,8 @@ def unroll(
         cell: the recurrence.
         x: inputs, shape [T, B, I].
         initial: s before the first step, shape [B, S]; zeros if None.
-        keep: keep the steps with all their activations, and not the states alone.
+        keep: keep the steps with all their activations, and not the states alone. Not where
+            many steps are taken at once, and so cost little to compute again.
         boundaries: the steps that are not entered with the state before.
         lengths: the number of steps of each sample; after them its state stays as it is.
 
@@ -209,6 +211,10 @@ def unroll(
         raise ArgumentError(
             f"the initial state must have shape {list(expected)} [B, S]; got {list(initial.shape)}"
         )
+    if not boundaries and lengths is None and by_blocks(cell, x):
+        with no_autocast(x.device):
+            start = x.new_zeros(expected) if initial is None else initial
+            return Unrolled(cell, x, linear_states(cell, x, start))
     states = x.new_empty(x.shape[0] + 1, *expected)
     states[0] = 0 if initial is None else initial
     each, kept, boundaries = states.unbind(), [], boundaries or {}

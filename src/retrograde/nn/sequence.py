@@ -13,7 +13,7 @@ from retrograde import _checks
 from retrograde.cells import AbstractCell
 from retrograde.cells.precision import no_autocast, under_autocast
 from retrograde.errors import ArgumentError
-from retrograde.nn.function import Note, run
+from retrograde.nn.function import Note, through_cell
 
 State = Tensor | tuple[Tensor, ...]
 Named = dict[str, Tensor]
@@ -213,16 +213,15 @@ def _through(
         outputs = []
         for number, cell in enumerate(cells[start : start + directions], start):
             back = number > start
-            first = torch.cat([part[number] for part in initial], -1)
             along = sequences.turned(x) if back else x
-            states = run(cell, along, first, note)
-            for part, slot in zip(last, cell.slots.values(), strict=True):
-                part.append(sequences.last(states)[:, slot])
-            named = {"h": states[..., cell.output]}
+            first = [part[number] for part in initial]
+            passed = through_cell(cell, along, first, note, inside)
+            for part, (name, end) in zip(last, passed.last.items(), strict=True):
+                whole = sequences.lengths is None
+                part.append(end if whole else sequences.last(passed.states[name]))
+            named = {"h": passed.output}
             if inside:
-                before = torch.cat((first.unsqueeze(0), states[:-1]))
-                named |= {name: states[..., slot] for name, slot in cell.slots.items()}
-                named |= cell.step(along, before).activations
+                named |= {**passed.states, **passed.activations}
             if back:
                 named = {name: sequences.turned(value) for name, value in named.items()}
             outputs.append(named["h"])

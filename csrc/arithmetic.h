@@ -1,0 +1,113 @@
+/* Vectors, loads with a remainder, and activation functions.
+
+   The polynomials come from
+   scripts/activation_fit.py; errors are measured by tests/compiled. */
+
+typedef real vec __attribute__((vector_size(VECTOR_BYTES)));
+typedef real unaligned_vec
+    __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
+typedef integer int_vec __attribute__((vector_size(VECTOR_BYTES)));
+
+#define V ((int64_t)(VECTOR_BYTES / sizeof(real)))
+
+INLINE vec load(const real *from) { return *(const unaligned_vec *)from; }
+INLINE void store(real *to, vec value) { *(unaligned_vec *)to = value; }
+INLINE vec all(real value) { return value - (vec){0}; }
+
+/* The first n numbers, and zeros. */
+INLINE vec load_some(const real *from, int64_t n) {
+  if (n >= V)
+    return load(from);
+  vec value = {0};
+  for (int64_t k = 0; k < n; k++)
+    value[k] = from[k];
+  return value;
+}
+
+INLINE void store_some(real *to, vec value, int64_t n) {
+  if (n >= V) {
+    store(to, value);
+    return;
+  }
+  for (int64_t k = 0; k < n; k++)
+    to[k] = value[k];
+}
+
+INLINE vec choose(int_vec where, vec yes, vec no) {
+  return (vec)(((int_vec)yes & where) | ((int_vec)no & ~where));
+}
+/* A NaN stays one: comparisons with it are false. */
+INLINE vec at_most(vec x, real limit) { return choose((int_vec)(x > limit), all(limit), x); }
+INLINE vec at_least(vec x, real limit) { return choose((int_vec)(x < limit), all(limit), x); }
+
+/* x = n ln 2 + r with |r| <= ln(2) / 2; returns exp(r) - 1. Adding ROUNDING, 1.5 times the power of
+   two at which the spacing is 1, rounds to an integer, which the low bits then hold. */
+INLINE vec reduced_expm1(vec x, int_vec *exponent) {
+  vec shifted = x * LOG2_E + ROUNDING;
+  vec n = shifted - ROUNDING;
+  *exponent = (int_vec)shifted - (int_vec)all(ROUNDING);
+  vec r = (x - n * LN2_HIGH) - n * LN2_LOW;
+  vec q = all(EXP[EXP_DEGREE]);
+  for (int k = EXP_DEGREE - 1; k >= 0; k--)
+    q = q * r + EXP[k];
+  return (r * r) * q + r;
+}
+
+INLINE vec power_of_two(int_vec exponent) {
+  return (vec)((exponent + EXPONENT_BIAS) << MANTISSA_BITS);
+}
+
+/* 1 / (1 + exp(-x)). The power of two is applied in halves, as it may itself be out of range. */
+INLINE vec sigmoid(vec x) {
+  int_vec exponent;
+  vec p = reduced_expm1(at_most(at_least(-x, -EXP_LIMIT), EXP_LIMIT), &exponent);
+  int_vec half = exponent >> 1;
+  vec e = (1 + p) * power_of_two(half) * power_of_two(exponent - half);
+  return 1 / (1 + e);
+}
+
+/* e / (e + 2) with e = exp(2|x|) - 1, and the sign of x, also that of 0. */
+INLINE vec hyperbolic_tangent(vec x) {
+  int_vec sign = (int_vec)x & (int_vec)all((real)-0.0);
+  vec size = (vec)((int_vec)x ^ sign);
+  int_vec exponent;
+  vec p = reduced_expm1(at_most(size + size, TANH_LIMIT), &exponent);
+  vec scale = power_of_two(exponent);
+  vec e = scale * p + (scale - 1);
+  return (vec)((int_vec)(e / (e + 2)) | sign);
+}
+
+INLINE vec activated(int64_t activation, vec x) {
+  switch (activation) {
+  case TANH:
+    return hyperbolic_tangent(x);
+  case RELU:
+    return choose((int_vec)(x < 0), (vec){0}, x);
+  case SIGMOID:
+    return sigmoid(x);
+  case WIDE_SIGMOID:
+    return 4 * sigmoid(x) - 2;
+  case CENTRED_SIGMOID:
+    return 2 * sigmoid(x) - 1;
+  default:
+    return x;
+  }
+}
+
+/* The slope in terms of the value. */
+INLINE vec slope(int64_t activation, vec y) {
+  switch (activation) {
+  case TANH:
+    return 1 - y * y;
+  case RELU:
+    return choose((int_vec)(y > 0), all(1), (vec){0});
+  case SIGMOID:
+    return y * (1 - y);
+  case WIDE_SIGMOID:
+    return 1 - y * y / 4;
+  case CENTRED_SIGMOID:
+    return (1 - y * y) / 2;
+  default:
+    return all(1);
+  }
+}

@@ -1,0 +1,67 @@
+/* The door of the library: which instruction set this processor has, and its passes. */
+
+#include "recurrence.h"
+
+#define SET(name) extern const struct kernels retrograde_##name##_float, retrograde_##name##_double;
+SET(baseline)
+#if defined(__x86_64__)
+SET(avx2)
+SET(avx512)
+#endif
+
+#if defined(_WIN32)
+#define EXPORTED __declspec(dllexport)
+#else
+#define EXPORTED __attribute__((visibility("default")))
+#endif
+
+struct set {
+  const char *name;
+  const struct kernels *of_float, *of_double;
+};
+
+static const struct set sets[] = {
+    {"baseline", &retrograde_baseline_float, &retrograde_baseline_double},
+#if defined(__x86_64__)
+    {"avx2", &retrograde_avx2_float, &retrograde_avx2_double},
+    {"avx512", &retrograde_avx512_float, &retrograde_avx512_double},
+#endif
+};
+
+static int runs_here(int64_t set) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (set == 1)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (set == 2)
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
+#endif
+  return set == 0;
+}
+
+/* The version of `struct pass`, and its size in numbers of 8 bytes. */
+EXPORTED int64_t retrograde_interface(void) {
+  return RETROGRADE_INTERFACE * 1000 + (int64_t)(sizeof(struct pass) / 8);
+}
+
+/* The name of an instruction set that this processor has, NULL for any other number. */
+EXPORTED const char *retrograde_set(int64_t set) {
+  int64_t count = sizeof sets / sizeof *sets;
+  return set >= 0 && set < count && runs_here(set) ? sets[set].name : 0;
+}
+
+static const struct kernels *kernels_of(int64_t set, int64_t is_double) {
+  return is_double ? sets[set].of_double : sets[set].of_float;
+}
+
+/* The bytes of a vector: rows of activations are padded to whole vectors. */
+EXPORTED int64_t retrograde_bytes(int64_t set) { return kernels_of(set, 0)->bytes; }
+
+EXPORTED int64_t retrograde_forward(int64_t set, int64_t is_double, const struct pass *pass) {
+  return kernels_of(set, is_double)->forward(pass);
+}
+
+EXPORTED int64_t retrograde_backward(int64_t set, int64_t is_double, const struct pass *pass) {
+  return kernels_of(set, is_double)->backward(pass);
+}

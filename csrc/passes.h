@@ -1,0 +1,453 @@
+/* The loops over time. Each part has some of the samples for the whole sequence, and so needs
+   nothing from the others until the gradients of the weights are added up. */
+
+struct sizes {
+  int64_t G, blocks, padded, K; /* weight blocks, blocks of a step, padded H, activations */
+  int64_t a_row, x_row, h_row;  /* of padded rows: pre-activations, inputs, states */
+  int64_t parts, chunk;         /* chunk: steps whose weight gradients are formed together */
+  int64_t of_part;              /* numbers of scratch for each part */
+};
+
+struct run {
+  const struct pass *pass;
+  struct sizes sizes;
+  real *scratch;                          /* of the first part */
+  real *w, *r, *r_n, *bias, *peepholes;   /* packed and padded weights */
+  const real *initial[2];                 /* of h and c, [B, H] */
+};
+
+/* Where the sums of a part lie, within its scratch. */
+struct sums {
+  real *by_w, *by_r, *by_bias, *by_peepholes;
+};
+
+INLINE int64_t padded_to(int64_t size, int64_t unit) { return (size + unit - 1) / unit * unit; }
+/* An odd number of vectors, so that neighbouring rows do not meet in the same sets of a cache. */
+INLINE int64_t odd_row(int64_t size) {
+  int64_t vectors = padded_to(size, V) / V;
+  return (vectors | 1) * V;
+}
+INLINE int64_t bits(int64_t set) {
+  int64_t count = 0;
+  for (; set; set &= set - 1)
+    count++;
+  return count;
+}
+INLINE int64_t peephole_count(const struct pass *p) {
+  return p->cell == LSTM && p->weight_ch ? bits(p->gates & (INPUT | FORGET | OUTPUT)) : 0;
+}
+INLINE int is_gru(const struct pass *p) { return p->cell == GRU || p->cell == GRU_2014; }
+
+static struct sizes sizes_of(const struct pass *p) {
+  struct sizes s;
+  s.padded = padded_to(p->hidden, V);
+  s.G = p->cell == LSTM ? bits(p->gates & (INPUT | FORGET | CELL | OUTPUT)) : is_gru(p) ? 3 : 1;
+  s.blocks = p->cell == GRU ? 4 : s.G;
+  s.K = p->cell == LSTM ? s.G + 1 : is_gru(p) ? 4 : 0;
+  s.a_row = odd_row(s.blocks * s.padded);
+  s.x_row = odd_row(p->inputs);
+  s.h_row = odd_row(p->hidden);
+  int64_t work = p->steps * p->samples * s.G * p->hidden * (p->inputs + p->hidden);
+  s.parts = work < SMALL_WORK ? 1 : p->parts < p->samples ? p->parts : p->samples;
+  if (s.parts < 1)
+    s.parts = 1;
+  int64_t samples = (p->samples + s.parts - 1) / s.parts;
+  s.chunk = samples ? (CHUNK_ROWS + samples - 1) / samples : 1;
+  if (s.chunk > p->steps)
+    s.chunk = p->steps;
+  return s;
+}
+
+INLINE real *taken(real **from, int64_t count) {
+  real *here = *from;
+  *from += padded_to(count, 64);
+  return here;
+}
+
+/* Memory for everything, aligned; the caller frees *raw. */
+static real *memory(int64_t count, void **raw) {
+  *raw = malloc((size_t)count * sizeof(real) + 128);
+  return *raw ? (real *)(((uintptr_t)*raw + 127) & ~(uintptr_t)127) : 0;
+}
+
+static void in_parts(const struct pass *p, int64_t parts, range_function f, void *context) {
+  if (parts < 2 || !p->parallel || p->parallel(0, parts, 1, f, context))
+    f(0, parts, context);
+}
+
+static void pad(real *to, const real *from, int64_t blocks, int64_t size, int64_t padded) {
+  for (int64_t block = 0; block < blocks; block++)
+    for (int64_t k = 0; k < padded; k++)
+      to[block * padded + k] = from && k < size ? from[block * size + k] : 0;
+}
+
+INLINE int64_t time_of(const struct pass *p, int64_t step) {
+  return p->reverse ? p->steps - 1 - step : step;
+}
+
+static void forward_parts(int64_t begin, int64_t end, void *context) {
+  const struct run *run = context;
+  const struct pass *p = run->pass;
+  const struct sizes s = run->sizes;
+  const int64_t H = p->hidden, P = s.padded, B = p->samples;
+  real *all_h = p->h, *all_c = p->c ? p->c : p->h; /* a cell without c never reads it */
+  for (int64_t part = begin; part < end; part++) {
+    int64_t first = B * part / s.parts, rows = B * (part + 1) / s.parts - first;
+    real *free_ = run->scratch + part * s.of_part;
+    real *a = taken(&free_, rows * s.a_row), *q = taken(&free_, rows * s.h_row);
+    real *unkept = taken(&free_, rows * (s.K ? s.K : 1) * P);
+    for (int64_t step = 0; step < p->steps; step++) {
+      int64_t t = time_of(p, step), now = (t * B + first) * H;
+      int64_t before = (time_of(p, step - 1) * B + first) * H;
+      const real *x = (const real *)p->x + t * p->x_step + first * p->x_sample;
+      struct ahead at = {
+          .a = a,
+          .peepholes = run->peepholes,
+          .h_before = step ? all_h + before : run->initial[0] + first * H,
+          .c_before = step ? all_c + before : run->initial[1] + first * H,
+          .h = all_h + now,
+          .c = all_c + now,
+          .kept = p->kept ? (real *)p->kept + (t * B + first) * s.K * P : unkept,
+          .q = q,
+          .rows = rows,
+          .hidden = H,
+          .padded = P,
+          .a_row = s.a_row,
+          .kept_row = s.K * P,
+          .q_row = s.h_row,
+      };
+      const real *h = at.h_before;
+      product(rows, s.G * P / V, p->inputs, x, p->x_sample, run->w, run->bias, 0, a, s.a_row);
+      int64_t together = is_gru(p) ? 2 : s.G; /* blocks that R h is added to */
+      product(rows, together * P / V, H, h, H, run->r, a, s.a_row, a, s.a_row);
+      switch (p->cell) {
+      case LSTM:
+        lstm_ahead_any(at, p);
+        break;
+      case ELMAN:
+        elman_ahead(at, p->activation);
+        break;
+      case GRU:
+        product(rows, P / V, H, h, H, run->r_n, run->bias + 3 * P, 0, a + 3 * P, s.a_row);
+        gru_ahead(at);
+        break;
+      default:
+        gru_2014_gates(at);
+        product(rows, P / V, H, q, s.h_row, run->r_n, a + 2 * P, s.a_row, a + 2 * P, s.a_row);
+        gru_2014_candidate(at);
+      }
+    }
+    const real *states[2] = {p->h, p->c};
+    real *last[2] = {p->h_n, p->c_n};
+    for (int k = 0; k < 2; k++)
+      if (last[k] && p->steps)
+        memcpy(
+            last[k] + first * H, states[k] + (time_of(p, p->steps - 1) * B + first) * H,
+            (size_t)(rows * H) * sizeof(real));
+      else if (last[k])
+        memcpy(
+            last[k] + first * H, run->initial[k] + first * H, (size_t)(rows * H) * sizeof(real));
+  }
+}
+
+/* The initial state, or zeros. */
+static void find_initial(const struct pass *p, struct run *run, real *zeros) {
+  const real *given[2] = {p->h_0, p->c_0};
+  memset(zeros, 0, (size_t)(p->samples * p->hidden) * sizeof(real));
+  for (int k = 0; k < 2; k++)
+    run->initial[k] = given[k] ? given[k] : zeros;
+}
+
+/* Padded biases of the blocks of a step: those of both weight matrices where they only add up. */
+static void pad_biases(const struct pass *p, const struct sizes *s, real *bias) {
+  pad(bias, p->bias_ih, s->G, p->hidden, s->padded);
+  if (s->blocks > s->G)
+    pad(bias + s->G * s->padded, 0, s->blocks - s->G, p->hidden, s->padded);
+  const real *more = p->bias_hh;
+  for (int64_t block = 0; more && block < s->G; block++) {
+    int64_t to = p->cell == GRU && block == 2 ? 3 : block;
+    for (int64_t k = 0; k < p->hidden; k++)
+      bias[to * s->padded + k] += more[block * p->hidden + k];
+  }
+}
+
+static int64_t forward(const struct pass *p) {
+  struct sizes s = sizes_of(p);
+  const int64_t H = p->hidden, I = p->inputs, P = s.padded, B = p->samples;
+  int64_t rows = (B + s.parts - 1) / s.parts;
+  s.of_part = padded_to(rows * s.a_row, 64) + padded_to(rows * s.h_row, 64) +
+              padded_to(rows * (s.K ? s.K : 1) * P, 64);
+  int64_t shared = padded_to(s.G * P * I, 64) + padded_to(s.G * P * H, 64) + 64 +
+                   padded_to(s.blocks * P, 64) + padded_to(4 * P, 64) + padded_to(B * H, 64);
+  void *raw;
+  real *free_ = memory(shared + s.parts * s.of_part, &raw);
+  if (!free_)
+    return 1;
+  struct run run = {.pass = p, .sizes = s};
+  run.w = taken(&free_, s.G * P * I);
+  run.r = taken(&free_, s.G * P * H);
+  run.bias = taken(&free_, s.blocks * P);
+  run.peepholes = taken(&free_, 4 * P);
+  struct grouped wide = {s.G, H, P}, x = {1, I, I}, h = {1, H, H};
+  pack(run.w, p->weight_ih, 1, I, x, wide);
+  if (is_gru(p)) {
+    struct grouped two = {2, H, P}, one = {1, H, P};
+    run.r_n = run.r + 2 * P * H;
+    pack(run.r, p->weight_hh, 1, H, h, two);
+    pack(run.r_n, (const real *)p->weight_hh + 2 * H * H, 1, H, h, one);
+  } else
+    pack(run.r, p->weight_hh, 1, H, h, wide);
+  pad_biases(p, &s, run.bias);
+  pad(run.peepholes, p->weight_ch, peephole_count(p), H, P);
+
+  find_initial(p, &run, taken(&free_, B * H));
+  run.scratch = free_;
+  if (B)
+    in_parts(p, s.parts, forward_parts, &run);
+  free(raw);
+  return 0;
+}
+
+/* How the scratch of a part is laid out for the backward pass; counts only where `from` is NULL. */
+struct work {
+  struct sums sums, chunk_sums;
+  real *d, *x, *h, *q, *carried_h, *carried_c, *by_x, *by_q;
+  int64_t count;
+};
+
+static struct work work_of(
+    const struct pass *p, const struct sizes *s, real *from) {
+  int64_t rows = (p->samples + s->parts - 1) / s->parts, P = s->padded, all_rows = rows * s->chunk;
+  real *base = from ? from : 0, *free_ = base;
+  struct work w;
+  w.sums.by_w = taken(&free_, s->G * P * s->x_row);
+  w.sums.by_r = taken(&free_, s->G * P * s->h_row);
+  w.sums.by_bias = taken(&free_, s->blocks * P);
+  w.sums.by_peepholes = taken(&free_, 4 * P);
+  w.chunk_sums.by_peepholes = taken(&free_, 4 * P);
+  w.d = taken(&free_, all_rows * s->a_row);
+  w.x = taken(&free_, all_rows * s->x_row);
+  w.h = taken(&free_, all_rows * s->h_row);
+  w.q = taken(&free_, p->cell == GRU_2014 ? all_rows * s->h_row : 0);
+  w.carried_h = taken(&free_, rows * s->h_row);
+  w.carried_c = taken(&free_, rows * s->h_row);
+  w.by_x = taken(&free_, rows * s->x_row);
+  w.by_q = taken(&free_, rows * s->h_row);
+  w.count = free_ - base;
+  return w;
+}
+
+INLINE void copy_row(real *to, const real *from, int64_t size, int64_t row) {
+  memcpy(to, from, (size_t)size * sizeof(real));
+  memset(to + size, 0, (size_t)(row - size) * sizeof(real));
+}
+
+/* Add what the steps of a chunk give to the gradients of the weights. */
+static void add_chunk(
+    const struct run *run, const struct work *w, int64_t rows, int add) {
+  const struct pass *p = run->pass;
+  const struct sizes *s = &run->sizes;
+  int64_t P = s->padded, x = padded_to(p->inputs, V) / V, h = P / V;
+  if (p->by_weight_ih)
+    product_over_rows(
+        rows, s->G * P, x, w->d, s->a_row, w->x, s->x_row, add, w->sums.by_w, s->x_row);
+  if (p->by_weight_hh && !is_gru(p))
+    product_over_rows(
+        rows, s->G * P, h, w->d, s->a_row, w->h, s->h_row, add, w->sums.by_r, s->h_row);
+  else if (p->by_weight_hh) {
+    const real *n = w->d + (p->cell == GRU ? 3 : 2) * P, *seen = p->cell == GRU ? w->h : w->q;
+    real *by_n = w->sums.by_r + 2 * P * s->h_row;
+    product_over_rows(rows, 2 * P, h, w->d, s->a_row, w->h, s->h_row, add, w->sums.by_r, s->h_row);
+    product_over_rows(rows, P, h, n, s->a_row, seen, s->h_row, add, by_n, s->h_row);
+  }
+  for (int64_t j = 0; j < s->blocks * P; j += V) {
+    vec sum = {0};
+    for (int64_t row = 0; row < rows; row++)
+      sum += load(w->d + row * s->a_row + j);
+    store(w->sums.by_bias + j, add ? load(w->sums.by_bias + j) + sum : sum);
+  }
+  for (int64_t j = 0; j < peephole_count(p) * P; j += V) {
+    vec sum = load(w->chunk_sums.by_peepholes + j);
+    store(w->sums.by_peepholes + j, add ? load(w->sums.by_peepholes + j) + sum : sum);
+    store(w->chunk_sums.by_peepholes + j, (vec){0});
+  }
+}
+
+static void backward_parts(int64_t begin, int64_t end, void *context) {
+  const struct run *run = context;
+  const struct pass *p = run->pass;
+  const struct sizes s = run->sizes;
+  const int64_t H = p->hidden, P = s.padded, B = p->samples, I = p->inputs;
+  const real *all_h = p->h, *all_c = p->c ? p->c : p->h; /* a cell without c never reads it */
+  const int weights = p->by_weight_ih || p->by_weight_hh;
+  const int64_t control = flush_denormals();
+  for (int64_t part = begin; part < end; part++) {
+    int64_t first = B * part / s.parts, rows = B * (part + 1) / s.parts - first;
+    struct work w = work_of(p, &s, run->scratch + part * s.of_part);
+    memset(w.chunk_sums.by_peepholes, 0, (size_t)(4 * P) * sizeof(real));
+    const real *by_n[2] = {p->by_h_n, p->by_c_n};
+    real *carried[2] = {w.carried_h, w.carried_c};
+    for (int k = 0; k < 2; k++) {
+      memset(carried[k], 0, (size_t)(rows * s.h_row) * sizeof(real));
+      for (int64_t row = 0; by_n[k] && row < rows; row++)
+        memcpy(
+            carried[k] + row * s.h_row, by_n[k] + (first + row) * H, (size_t)H * sizeof(real));
+    }
+    int64_t in_chunk = 0;
+    int add = 0;
+    for (int64_t step = p->steps - 1; step >= 0; step--) {
+      int64_t t = time_of(p, step), now = (t * B + first) * H;
+      int64_t before = (time_of(p, step - 1) * B + first) * H;
+      int64_t top = in_chunk * rows; /* the first row of this step in the chunk */
+      real *d = w.d + top * s.a_row;
+      const real *by_h_t = p->by_h, *by_c_t = p->by_c, *by_kept = p->by_kept;
+      struct back at = {
+          .peepholes = run->peepholes,
+          .h_before = step ? all_h + before : run->initial[0] + first * H,
+          .c_before = step ? all_c + before : run->initial[1] + first * H,
+          .h = all_h + now,
+          .c = all_c + now,
+          .kept = (const real *)p->kept + (t * B + first) * s.K * P,
+          .by_h = by_h_t ? by_h_t + t * p->by_h_step + first * p->by_h_sample : 0,
+          .by_c = by_c_t ? by_c_t + t * p->by_c_step + first * p->by_c_sample : 0,
+          .by_kept = by_kept ? by_kept + (t * B + first) * s.K * P : 0,
+          .carried_h = w.carried_h,
+          .carried_c = w.carried_c,
+          .d = d,
+          .by_q = w.by_q,
+          .by_peepholes = w.chunk_sums.by_peepholes,
+          .rows = rows,
+          .hidden = H,
+          .padded = P,
+          .d_row = s.a_row,
+          .kept_row = s.K * P,
+          .by_h_row = p->by_h_sample,
+          .by_c_row = p->by_c_sample,
+          .carried_row = s.h_row,
+      };
+      switch (p->cell) {
+      case LSTM:
+        lstm_back_any(at, p);
+        break;
+      case ELMAN:
+        elman_back(at, p->activation);
+        break;
+      case GRU:
+        gru_back(at);
+        break;
+      default:
+        gru_2014_candidate_back(at);
+        product(rows, P / V, P, d + 2 * P, s.a_row, run->r_n, 0, 0, w.by_q, s.h_row);
+        gru_2014_reset_back(at);
+      }
+      real *by_h = w.carried_h;
+      if (is_gru(p)) {
+        product(rows, P / V, 2 * P, d, s.a_row, run->r, by_h, s.h_row, by_h, s.h_row);
+        if (p->cell == GRU)
+          product(rows, P / V, P, d + 3 * P, s.a_row, run->r_n, by_h, s.h_row, by_h, s.h_row);
+      } else
+        product(rows, P / V, s.G * P, d, s.a_row, run->r, 0, 0, by_h, s.h_row);
+      if (p->by_x) {
+        real *by_x = (real *)p->by_x + (t * B + first) * I;
+        int direct = I % V == 0;
+        product(
+            rows, padded_to(I, V) / V, s.G * P, d, s.a_row, run->w, 0, 0, direct ? by_x : w.by_x,
+            direct ? I : s.x_row);
+        for (int64_t row = 0; !direct && row < rows; row++)
+          memcpy(by_x + row * I, w.by_x + row * s.x_row, (size_t)I * sizeof(real));
+      }
+      if (!weights)
+        continue;
+      for (int64_t row = 0; row < rows; row++) {
+        const real *x = (const real *)p->x + t * p->x_step + (first + row) * p->x_sample;
+        copy_row(w.x + (top + row) * s.x_row, x, I, s.x_row);
+        copy_row(w.h + (top + row) * s.h_row, at.h_before + row * H, H, s.h_row);
+        if (p->cell == GRU_2014)
+          copy_row(
+              w.q + (top + row) * s.h_row,
+              at.kept + (row * s.K + 3) * P, H, s.h_row);
+      }
+      if (++in_chunk == s.chunk || step == 0) {
+        add_chunk(run, &w, in_chunk * rows, add);
+        in_chunk = 0;
+        add = 1;
+      }
+    }
+    real *by_0[2] = {p->by_h_0, p->by_c_0};
+    for (int k = 0; k < 2; k++)
+      for (int64_t row = 0; by_0[k] && row < rows; row++)
+        memcpy(by_0[k] + (first + row) * H, carried[k] + row * s.h_row, (size_t)H * sizeof(real));
+  }
+  restore_denormals(control);
+}
+
+/* Rows of the weights: the sum over the parts, without padding. */
+static void add_parts(int64_t begin, int64_t end, void *context) {
+  const struct run *run = context;
+  const struct pass *p = run->pass;
+  const struct sizes *s = &run->sizes;
+  int64_t H = p->hidden, P = s->padded;
+  const int64_t control = flush_denormals();
+  for (int64_t row = begin; row < end; row++) {
+    int64_t block = row / H, from = block * P + row % H;
+    int64_t from_h = (p->cell == GRU && block == 2 ? 3 * P : block * P) + row % H;
+    for (int64_t part = 0; part < s->parts; part++) {
+      struct work w = work_of(p, s, run->scratch + part * s->of_part);
+#define ADD(to, value) to = part ? to + (value) : (value)
+      for (int64_t k = 0; p->by_weight_ih && k < p->inputs; k++)
+        ADD(((real *)p->by_weight_ih)[row * p->inputs + k], w.sums.by_w[from * s->x_row + k]);
+      for (int64_t k = 0; p->by_weight_hh && k < H; k++)
+        ADD(((real *)p->by_weight_hh)[row * H + k], w.sums.by_r[from * s->h_row + k]);
+      if (p->by_bias_ih)
+        ADD(((real *)p->by_bias_ih)[row], w.sums.by_bias[from]);
+      if (p->by_bias_hh)
+        ADD(((real *)p->by_bias_hh)[row], w.sums.by_bias[from_h]);
+      if (p->by_weight_ch && block < peephole_count(p))
+        ADD(((real *)p->by_weight_ch)[row], w.sums.by_peepholes[from]);
+#undef ADD
+    }
+  }
+  restore_denormals(control);
+}
+
+static int64_t backward(const struct pass *p) {
+  struct sizes s = sizes_of(p);
+  const int64_t H = p->hidden, I = p->inputs, P = s.padded;
+  int64_t of_w = p->by_x ? s.G * P * padded_to(I, V) : 0;
+  int64_t shared =
+      padded_to(of_w, 64) + padded_to(s.G * P * P, 64) + 64 + padded_to(4 * P, 64) +
+      padded_to(p->samples * H, 64);
+  s.of_part = work_of(p, &s, 0).count;
+  void *raw;
+  real *free_ = memory(shared + s.parts * s.of_part, &raw);
+  if (!free_)
+    return 1;
+  struct run run = {.pass = p, .sizes = s};
+  run.w = taken(&free_, of_w);
+  run.r = taken(&free_, s.G * P * P);
+  run.peepholes = taken(&free_, 4 * P);
+  find_initial(p, &run, taken(&free_, p->samples * H));
+  run.scratch = free_;
+  if (!p->steps || !p->samples) /* nothing is added up */
+    memset(run.scratch, 0, (size_t)(s.parts * s.of_part) * sizeof(real));
+  struct grouped wide = {s.G, H, P}, x = {1, I, padded_to(I, V)}, h = {1, H, P};
+  if (p->by_x)
+    pack(run.w, p->weight_ih, I, 1, wide, x);
+  if (is_gru(p)) {
+    struct grouped two = {2, H, P};
+    run.r_n = run.r + 2 * P * P;
+    pack(run.r, p->weight_hh, H, 1, two, h);
+    pack(run.r_n, (const real *)p->weight_hh + 2 * H * H, H, 1, h, h);
+  } else
+    pack(run.r, p->weight_hh, H, 1, wide, h);
+  pad(run.peepholes, p->weight_ch, peephole_count(p), H, P);
+  in_parts(p, s.parts, backward_parts, &run);
+  if (p->by_weight_ih || p->by_weight_hh) {
+    if (s.parts > 1 && p->parallel)
+      p->parallel(0, s.G * H, 128, add_parts, &run);
+    else
+      add_parts(0, s.G * H, &run);
+  }
+  free(raw);
+  return 0;
+}

@@ -1,0 +1,78 @@
+"""Builds the compiled backend (csrc/) where there is a C compiler; pyproject.toml has the rest.
+
+The library is plain C, reached through ctypes: it belongs to no version of Python or torch. Where
+it cannot be built the package is complete without it, and `retrograde.backend()` says so.
+"""
+
+import platform
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+OPTIONS = [
+    *("-std=gnu11", "-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi", "-Wall", "-Wextra"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
+]
+"""None of them changes what arithmetic means, as -ffast-math would."""
+
+SETS: dict[str, list[str]] = {"baseline": []}
+"""Instruction sets beside that of the machine, and what the compiler is told of each."""
+if platform.machine() in ("x86_64", "AMD64"):
+    SETS["avx2"] = ["-mavx2", "-mfma"]
+    SETS["avx512"] = [
+        *("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma"),
+        "-mprefer-vector-width=512",
+    ]
+
+TYPES = {"float": [], "double": ["-DRETROGRADE_DOUBLE"]}
+
+
+class Build(build_ext):
+    """Compiles kernels.c once for each instruction set and type."""
+
+    def build_extension(self, ext: Extension) -> None:
+        compiler, objects = self.compiler, []
+        for name, options in SETS.items():
+            for kind, definition in TYPES.items():
+                define = f"-DRETROGRADE_NAME=retrograde_{name}_{kind}"
+                objects += compiler.compile(
+                    ["csrc/kernels.c"],
+                    output_dir=f"{self.build_temp}/{name}_{kind}",
+                    extra_postargs=[*OPTIONS, *options, *definition, define],
+                    depends=ext.depends,
+                )
+        objects += compiler.compile(
+            ["csrc/library.c"],
+            output_dir=self.build_temp,
+            extra_postargs=OPTIONS,
+            depends=ext.depends,
+        )
+        compiler.link_shared_object(objects, self.get_ext_fullpath(ext.name))
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return fullname.replace(".", "/") + ".so"
+
+
+class Wheel(bdist_wheel):
+    """For any version of Python on this kind of machine."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return ("py3", "none", super().get_tag()[2])
+
+
+LIBRARY = Extension(
+    "retrograde.compiled._recurrence",
+    ["csrc/kernels.c", "csrc/library.c"],
+    depends=[str(path) for path in sorted(Path("csrc").glob("*.h"))],
+    optional=True,
+)
+
+# Microsoft's compiler has no vector extensions.
+built = sys.platform != "win32"
+setup(
+    ext_modules=[LIBRARY] if built else [],
+    cmdclass={"build_ext": Build, "bdist_wheel": Wheel} if built else {},
+)

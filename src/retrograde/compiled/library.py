@@ -1,0 +1,192 @@
+"""Loading the library, and which backend is in use."""
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from retrograde import _checks
+from retrograde.errors import BackendError
+
+VARIABLE = "RETROGRADE_BACKEND"
+NAMES = ("eager", "compiled")
+
+PATH = Path(__file__).with_name("_recurrence.so")
+"""Where setup.py puts it."""
+
+FIELDS = (
+    *("cell", "gates", "activation", "state_activation"),
+    *("steps", "samples", "inputs", "hidden", "parts", "reverse"),
+    *("parallel", "x", "x_step", "x_sample"),
+    *("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_ch"),
+    *("h_0", "c_0", "h", "c", "h_n", "c_n", "kept"),
+    *("by_h", "by_c", "by_kept", "by_h_step", "by_h_sample", "by_c_step", "by_c_sample"),
+    *("by_h_n", "by_c_n", "by_x"),
+    *("by_weight_ih", "by_weight_hh", "by_bias_ih", "by_bias_hh", "by_weight_ch"),
+    *("by_h_0", "by_c_0"),
+)
+"""Those of `struct pass` in csrc/recurrence.h, in its order."""
+
+INTERFACE = 1
+"""RETROGRADE_INTERFACE in csrc/recurrence.h."""
+
+HOW = (
+    "To have it, install from source where there is a C compiler (gcc or clang): "
+    "pip install --no-binary retrograde retrograde"
+)
+
+
+class Backend(str):
+    """The name of a backend, "eager" or "compiled".
+
+    Attributes:
+        note: in a line, why it is in use; for "eager", how to get the other one.
+
+    Example:
+        >>> import retrograde
+        >>> retrograde.backend() in ("eager", "compiled")
+        True
+    """
+
+    note: str
+
+    def __new__(cls, name: str, note: str) -> "Backend":
+        backend = super().__new__(cls, name)
+        backend.note = note
+        return backend
+
+
+@dataclass(frozen=True, eq=False)
+class Library:
+    """The library as it is loaded, with the widest instruction set of this processor.
+
+    Attributes:
+        forward, backward: its passes; take the address of the fields, and give 0, or 1 where there
+            was not enough memory.
+        vector: the bytes of a vector.
+        instructions: the name of the instruction set.
+        parallel: the address of torch's own loop over threads, 0 where torch has none.
+    """
+
+    forward: Mapping[torch.dtype, Callable[[object], int]]
+    backward: Mapping[torch.dtype, Callable[[object], int]]
+    vector: int
+    instructions: str
+    parallel: int
+
+
+def backend() -> Backend:
+    """What computes recurrences of `retrograde.nn`: "compiled" or "eager".
+
+    "compiled" is a C library that is built when the package is installed from source with a C
+    compiler at hand; it computes whole passes of LSTMs, GRUs and plain RNNs in float32 and float64
+    on the CPU. "eager" is loops of torch operations, and computes everything else in any case. The
+    environment variable RETROGRADE_BACKEND, read at first use, chooses one.
+
+    Returns:
+        Its name. Its attribute `note` says why it is in use, and how to get the other one.
+
+    Raises:
+        BackendError: where RETROGRADE_BACKEND=compiled asks for a library that is not there or does
+            not belong to this version, or names something else.
+
+    Example:
+        >>> import retrograde
+        >>> retrograde.backend() in ("eager", "compiled")
+        True
+    """
+    found = _found()
+    if isinstance(found, str):
+        return Backend("eager", found)
+    return Backend("compiled", f"{PATH.name} for {found.instructions}")
+
+
+@cache
+def library() -> Library | None:
+    """The library, None where the eager backend is in use."""
+    found = _found()
+    return None if isinstance(found, str) else found
+
+
+@cache
+def _found() -> Library | str:
+    """The library, or why it is not used."""
+    asked = os.environ.get(VARIABLE, "")
+    if asked and asked not in NAMES:
+        raise BackendError(f"{VARIABLE} must be one of {', '.join(NAMES)}; got {asked!r}")
+    if asked == "eager":
+        return f"{VARIABLE}=eager asks for it"
+    try:
+        return _loaded(PATH)
+    except BackendError as error:
+        if asked:
+            raise
+        return str(error)
+
+
+def _loaded(path: Path) -> Library:
+    """The library in a file.
+
+    Raises:
+        BackendError: if it cannot be loaded, or belongs to another version of this package.
+    """
+    if sys.maxsize < 2**32:
+        raise BackendError("the compiled backend needs a 64-bit processor")
+    if not path.exists():
+        raise BackendError(f"the compiled backend was not built. {HOW}")
+    try:
+        opened = ctypes.CDLL(str(path))
+        opened.retrograde_interface.restype = ctypes.c_int64
+        interface = opened.retrograde_interface()
+    except (OSError, AttributeError) as error:
+        raise BackendError(
+            f"{path.name} is no library of this package: {_checks.shown(str(error))}. {HOW}"
+        ) from None
+    if interface != INTERFACE * 1000 + len(FIELDS):
+        raise BackendError(f"{path.name} was built for another version of this package. {HOW}")
+    opened.retrograde_set.restype = ctypes.c_char_p
+    names: dict[int, str] = {}
+    while (name := opened.retrograde_set(ctypes.c_int64(len(names)))) is not None:
+        names[len(names)] = name.decode()
+    number = max(names)
+
+    def passes(direction: str) -> Mapping[torch.dtype, Callable[[object], int]]:
+        function = opened[f"retrograde_{direction}"]
+        function.restype = ctypes.c_int64
+        which = ctypes.c_int64(number)
+
+        def of(is_double: int) -> Callable[[object], int]:
+            kind = ctypes.c_int64(is_double)
+            return lambda fields: int(function(which, kind, fields))
+
+        return {torch.float32: of(0), torch.float64: of(1)}
+
+    return Library(
+        forward=passes("forward"),
+        backward=passes("backward"),
+        vector=opened.retrograde_bytes(ctypes.c_int64(number)),
+        instructions=names[number],
+        parallel=_parallel(),
+    )
+
+
+def _parallel() -> int:
+    """The address of torch_parallel_for, from torch 2.10 on; 0 where there is none."""
+    try:
+        function = ctypes.CDLL(None).torch_parallel_for
+    except (OSError, AttributeError):
+        folder = Path(torch.__file__).parent / "lib"
+        for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+            try:
+                function = ctypes.CDLL(str(folder / name)).torch_parallel_for
+                break
+            except (OSError, AttributeError):
+                continue
+        else:
+            return 0
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
