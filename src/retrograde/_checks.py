@@ -375,6 +375,9 @@ class _Short(reprlib.Repr):
         super().__init__()
         self.maxstring = self.maxother = 80
 
+    def repr_Tensor(self, x: Tensor, level: int) -> str:  # noqa: N802 (the name says the class)
+        return f"tensor of shape {list(x.shape)}" if x.ndim else self.repr_instance(x, level)
+
     def repr_instance(self, x: object, level: int) -> str:
         try:
             text = repr(x)

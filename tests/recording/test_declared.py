@@ -458,8 +458,8 @@ def both(model):
     return h.square().sum() + c[:, 2:5].sum() + c[:, -1].sum()
 
 
-def ragged(model):
-    output, state = model(drawn(B, T, I), torch.tensor([T, 7, 3, 9]))
+def ragged(model, lengths=(T, 7, 3, 9)):
+    output, state = model(drawn(B, T, I), torch.tensor(lengths))
     return output.square().sum() + state["h"].sum() + state["c"].square().sum()
 
 
@@ -469,6 +469,7 @@ STATES = {
     "as sequences": (BothSequences, both, {"output": {"h": 0, "c": 1}}),
     "learnt": (LearnedStart, once, {"start": ("h0", "c0")}),
     "a dict, with lengths": (Ragged, ragged, {"lengths": "lengths"}),
+    "a sample without a step": (Ragged, lambda m: ragged(m, (0, 7, 0, 9)), {"lengths": "lengths"}),
 }
 
 
@@ -483,6 +484,36 @@ def test_a_state_in_any_form(form):
     if form == "learnt":  # told apart from the weights only where it is declared
         with pytest.raises(RecordingError, match="does not depend on 'h0', 'c0'.* start="):
             recorded(model, run, {kind: BY_STEP})
+
+
+class WithDropout(ByHand):
+    def forward(self, x, lengths=None):
+        output, (h, c) = super().forward(x)
+        return nn.functional.dropout(output, 0.3, self.training), (h, c)
+
+
+def no_steps(model):
+    return ragged(model, (0,) * B)
+
+
+UNREADABLE = {
+    "a dropout": (WithDropout, once, {}, r"drew random numbers .*model.eval\(\)"),
+    "no step at all": (Ragged, no_steps, {"lengths": "lengths"}, "lengths of all .* are 0"),
+    "lengths of others": (Ragged, ragged, {"lengths": lambda a: [3] * 9}, "each of 4 .* of 9;"),
+    "no lengths": (Ragged, ragged, {"lengths": "x"}, "lengths cannot be read: .*shape .4, 12, 3."),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_what_a_call_says_of_itself_is_checked(case):
+    kind, run, how, words = UNREADABLE[case]
+    torch.manual_seed(0)
+    model = kind().double()
+    with pytest.raises(RecordingError, match=words):
+        recorded(model, run, {kind: Declaration(step, state=CELL, **how)})
+    if case == "a dropout":
+        flow = retrograde.decompose(recorded(model.eval(), run, {kind: BY_STEP}))
+        assert flow.residual.ok
 
 
 def test_frozen_weights_are_no_parameters_of_a_declared_cell():

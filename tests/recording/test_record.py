@@ -419,6 +419,23 @@ def test_the_first_place_that_is_not_finite_is_named(where, sentence):
         retrograde.decompose(recording)
 
 
+def test_inference_mode_is_named_where_nothing_has_a_gradient():
+    layer, x = nn.LSTM(2, 3), torch.ones(4, 1, 2)
+    with torch.inference_mode():
+        made_there = nn.GRU(2, 3)
+        with pytest.raises(RecordingError, match="inference_mode.. is on"):
+            with retrograde.record(layer):
+                layer(x)
+    with pytest.raises(UnsupportedModelError, match="weights were made under .*inference_mode"):
+        with retrograde.record(made_there):
+            pass
+    with retrograde.record(layer) as recording:
+        with torch.inference_mode():
+            layer(x)
+        layer(x)[0].sum().backward()
+    assert retrograde.decompose(recording).residual.ok
+
+
 def test_a_gradient_that_is_written_into_later_was_kept_as_it_came():
     torch.manual_seed(0)
     model, x = nn.GRU(3, 4), torch.randn(5, 2, 3)

@@ -26,7 +26,7 @@ from support import ROOT
 from support.type_checks import unchecked
 
 TYPES = (
-    *(report.Horizon, diagnosis.GateSeries, Layer),
+    *(report.NeededLag, diagnosis.GateSeries, Layer),
     *(diagnosis.Evidence, diagnosis.Training, diagnosis.Trial, diagnosis.Finding),
     *(diagnosis.Threshold, report.Settings, Report),
 )

@@ -118,10 +118,28 @@ def read_call(
         )
     lengths = None
     if declaration.lengths is not None:
-        lengths = _picked(arguments, declaration.lengths, "lengths")
+        lengths = _lengths(_picked(arguments, declaration.lengths, "lengths"))
     known = {id(x), *map(id, given.values())}
     others = [each for each in _tensors(list(arguments.values())) if id(each) not in known]
     return CallTensors(x, given, results, lengths, tuple(others))
+
+
+def _lengths(value: Any) -> Tensor | None:
+    """The number of steps of each sample.
+
+    Raises:
+        RecordingError: if that is not what it is.
+    """
+    try:
+        lengths = None if value is None else torch.as_tensor(value).detach()
+    except Exception:
+        lengths = torch.empty(())
+    if lengths is not None and (lengths.ndim != 1 or lengths.dtype == torch.bool):
+        raise RecordingError(
+            "its lengths cannot be read: expected the number of steps of each sample; got "
+            f"{_checks.shown(value)}; declare lengths="
+        )
+    return lengths
 
 
 def input_of(

@@ -41,22 +41,35 @@ class ContributionNorms:
 
     def update(self, span: AdjointSpan) -> None:
         rows = len(span.exponent)
-        for uses in span.adjoint.uses:
-            log2 = _log2_norms(*_by_step(uses, len(span))) + span.exponent.unsqueeze(-1)
-            for column, (name, first, _) in enumerate(uses.operands):
-                table = self._tables[name][span.steps, :rows]
-                found = log2[..., column].T
-                if first:  # squared norms of further rows of the same parameter add up
-                    found = torch.logaddexp2(2 * table, 2 * found) / 2
-                table.copy_(found)
-        for k, formed in enumerate(span.formed):
-            for some, gradients in _blocks(formed):
-                for name, parts in gradients.items():
-                    log2 = Scaled(parts, span.exponent[some, k]).log2_norms()
-                    self._tables[name][span.first + k, some] = log2
+        for name, further, log2 in contribution_norms(span):
+            table, found = self._tables[name][span.steps, :rows], log2.T
+            if further:  # squared norms of further rows of the same parameter add up
+                found = torch.logaddexp2(2 * table, 2 * found) / 2
+            table.copy_(found)
 
     def result(self) -> dict[str, Float[Tensor, "E T"]]:
         return _by_entry(self._tables)
+
+
+def contribution_norms(span: AdjointSpan) -> Iterator[tuple[str, bool, Float[Tensor, "N K"]]]:
+    """log2 of the norm of what each row makes of each parameter.
+
+    A parameter whose rows follow from several adjoints comes several times, from the second time
+    on with True.
+    """
+    for uses in span.adjoint.uses:
+        log2 = _log2_norms(*_by_step(uses, len(span))) + span.exponent.unsqueeze(-1)
+        for column, (name, first, _) in enumerate(uses.operands):
+            yield name, first > 0, log2[..., column]
+    found: dict[str, Tensor] = {}
+    for k, formed in enumerate(span.formed):
+        for some, gradients in _blocks(formed):
+            for name, parts in gradients.items():
+                if name not in found:
+                    found[name] = torch.full_like(span.norms, -torch.inf, dtype=torch.float64)
+                found[name][some, k] = Scaled(parts, span.exponent[some, k]).log2_norms()
+    for name, log2 in found.items():
+        yield name, False, log2
 
 
 class ContributionShares:

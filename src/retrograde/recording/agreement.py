@@ -55,9 +55,10 @@ def declared_cells(
     try:
         cells = tried(without(cell, weights.copies.keys() - reached) for cell in weights.cells)
     except ArgumentError as error:
-        hint = "; what a sequence starts from is declared by start=" * (
-            "does not depend" in str(error)
-        )
+        hint = (
+            "; weights= of the declaration names those that the step uses, start= what a sequence "
+            "starts from"
+        ) * ("does not depend" in str(error))
         raise RecordingError(f"its declared recurrence cannot be used: {error}{hint}") from None
     whose = {id(copy): name for name, copy in weights.copies.items()}
     names = {}
@@ -79,7 +80,14 @@ def check_shapes(calls: Sequence[Call]) -> None:
     Raises:
         RecordingError: with what does not fit.
     """
+    if all(call.steps is not None and not bool((call.steps > 0).any()) for call in calls):
+        raise RecordingError("the lengths of all its samples are 0: there is no step")
     for call in calls:
+        if call.steps is not None and len(call.steps) != call.batch:
+            raise RecordingError(
+                f"its lengths cannot be read: expected the number of steps of each of {call.batch} "
+                f"samples; got those of {len(call.steps)}; declare lengths="
+            )
         steps, batch = call.sequence(call.x)[0].shape[:2]
         slots = call.cells[0].slots
         for name, part in (*call.given.items(), *call.last.items()):
@@ -109,6 +117,7 @@ def check_agreement(
     disturbed: Float[Tensor, "T B M"],
     rounding: float,
     first: int = 0,
+    drew: bool = False,
 ) -> None:
     """See that the replay of a call gives what the module gave.
 
@@ -119,6 +128,7 @@ def check_agreement(
         disturbed: what it gives with weights that a rounding moved.
         rounding: the relative rounding error of the arithmetic that the module ran in.
         first: the number of the first step that is compared.
+        drew: the module drew random numbers.
 
     Raises:
         RecordingError: with the first step at which they part, and by how much.
@@ -139,11 +149,16 @@ def check_agreement(
         f"its declared recurrence does not give what the module gave: {what} part at step "
         f"{first + step}, most in sample {sample}, unit {unit}: {got:.6g} in place of "
         f"{wanted:.6g} ({share:.1e} of its size, where rounding explains {explained:.1e})"
-        + _advice(first + step)
+        + _advice(first + step, drew)
     )
 
 
-def _advice(step: int) -> str:
+def _advice(step: int, drew: bool) -> str:
+    if drew:
+        return (
+            ". The module drew random numbers while it ran (a dropout, noise), which the step does "
+            "not repeat: call model.eval() or set the dropout to 0 for the recorded pass"
+        )
     if step:
         return ". Up to there they agree: look at what the module does only from some step on"
     return (

@@ -143,6 +143,7 @@ class Call:
         rounding: the relative rounding error of the arithmetic it ran in.
         steps: the number of steps of each sample, where the call was told.
         sequences: the names of its results that hold every step; none for a single step.
+        drew: random numbers were drawn in it, which a declared step does not repeat.
         places: of a call that skips steps, which of its steps each output is that of, or -1.
     """
 
@@ -167,6 +168,7 @@ class Call:
     rounding: float = 0.0
     steps: Tensor | None = None
     sequences: tuple[str, ...] = ()
+    drew: bool = False
     places: Tensor | None = None
 
     @staticmethod
@@ -227,7 +229,7 @@ class Call:
             return padded, lengths.to(padded.device) if short else None
         if self.steps is not None:
             ordered = values.transpose(0, 1) if self.form.batch_first else values
-            lengths = self.steps.to(values.device, torch.int64)
+            lengths = self.steps.to(values.device, torch.int64).clamp(0, len(ordered))
             return ordered, lengths if bool((lengths < len(ordered)).any()) else None
         if self.form.stepped:
             return (values if values.ndim == 2 else values.unsqueeze(0)).unsqueeze(0), None

@@ -72,6 +72,7 @@ class LayerRecorder:
     _checked: BackwardPass | None = None
     _differentiated: list[BackwardPass | None] = field(default_factory=list)
     _random: Tensor | None = None
+    _before_drawing: Tensor | None = None
     _owners: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
     _without_cudnn: bool = False
 
@@ -299,14 +300,16 @@ class LayerRecorder:
     def _before(self, module: nn.Module, args: Any) -> None:
         with self._guarded():
             self.reader.before()
-            self._random = None
+            self._random = self._before_drawing = None
+            # What a step of a loop draws, the first one does.
+            if self._form.declared and module.training and not (self._form.stepped and self.calls):
+                self._before_drawing = _random_state(self.module)
             cuda_in_use: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
             if not (self._form.dropout or cuda_in_use):
                 return
             device = next(self.module.parameters()).device
             if self._form.dropout:
-                on_gpu = device.type == "cuda"
-                self._random = torch.cuda.get_rng_state(device) if on_gpu else torch.get_rng_state()
+                self._random = _random_state(self.module)
             # In eval mode cuDNN keeps nothing for a backward pass; torch's own kernels do.
             if device.type == "cuda" and not module.training and torch.backends.cudnn.enabled:
                 torch.backends.cudnn.enabled, self._without_cudnn = False, True
@@ -321,14 +324,16 @@ class LayerRecorder:
 
     def _record(self, tensors: CallTensors, returned: Any) -> None:
         """Keep a call, and hook the gradients of what it returned."""
-        weights, form = self._copied(tensors), self._form
         results, x = tensors.results, data(tensors.x)
         if not x.numel():
             self.problem = f"its input has shape {tuple(x.shape)}: there is no step or sample"
         if self.problem or not any(tensor.requires_grad for tensor in results.values()):
             self.idle += 1
             return
+        weights, form = self._copied(tensors), self._form
         call = Call.of(self.name, form, weights, self._keys, tensors, self._random)
+        if self._before_drawing is not None:
+            call.drew = not torch.equal(self._before_drawing, _random_state(self.module))
         call.rounding = max(rounding_of(self.module, call.output), tensors.rounding)
         for name, tensor in () if form.stepped else results.items():
             results[name] = base_of(tensor)
@@ -391,6 +396,12 @@ class _Guard:
             why = str(error)
         self._recorder.problem = self._recorder.problem or why
         return True
+
+
+def _random_state(module: nn.Module) -> Tensor:
+    """That of the generator on the module's device."""
+    device = next(module.parameters()).device
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 def _copy(weight: Tensor) -> Tensor:

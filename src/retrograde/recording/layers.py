@@ -118,6 +118,11 @@ def why_unsupported(module: nn.Module, declaration: Declaration | None = None) -
         parameters = {name: p for name, p in parameters.items() if declaration.uses(name)}
     if not parameters:
         reasons.append("it has no weights, as a lazy layer before its first call; run it once")
+    if any(parameter.is_inference() for parameter in parameters.values()):
+        reasons.append(
+            "its weights were made under torch.inference_mode(), where nothing has a gradient; "
+            "make the model outside of it"
+        )
     wrong = {p.dtype for p in parameters.values() if not p.dtype.is_floating_point}
     if wrong:
         kinds = ", ".join(sorted(str(dtype) for dtype in wrong))

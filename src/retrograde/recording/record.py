@@ -57,6 +57,10 @@ def record(model: nn.Module, cells: Declared | None = None) -> Iterator[Recordin
         torch.Size([4, 1, 2])
     """
     _checks.model("model", model)
+    if torch.is_inference_mode_enabled():
+        raise RecordingError(
+            "torch.inference_mode() is on, where nothing has a gradient: record outside of it"
+        )
     recording, passes = Recording(), _Passes()
     with ExitStack() as hooks:
         recorders = []

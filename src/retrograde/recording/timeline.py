@@ -58,10 +58,11 @@ class Timeline:
                         ..., self.cells[0].slots[name.removeprefix(OF_PIECE)]
                     ]
                 self.put(into, number, segment.call.given_to_outputs(gradient))
-            last, samples = self.ends[number] - 1, torch.arange(segment.call.batch)
-            self.given_to_state[last, samples.to(last.device)] += segment.by_state
+            ends = self.ends[number]
+            (some,) = torch.nonzero(ends > 0, as_tuple=True)  # others have had no step yet
+            self.given_to_state[ends[some] - 1, some] += segment.by_state[some]
             if self.given_to_entered is not None:
-                self.given_to_entered[last, samples.to(last.device)] = segment.by_entered
+                self.given_to_entered[ends[some] - 1, some] = segment.by_entered[some]
         self.boundaries = self._boundaries(segments)
 
     def _place(self, segments: list[Segment]) -> None:
@@ -214,12 +215,14 @@ class Timeline:
             if OUTPUT in call.sequences and call.output._version == call.version:
                 ran = call.outputs(call.output)
                 one, other = (self.taken(each.output, number, ran) for each in (ours, disturbed))
-                check_agreement("its outputs", self.inside(ran, number), one, other, rounding)
-            last = self.ends[number] - 1, torch.arange(call.batch, device=call.output.device)
-            one, other = (each.states[1:][last].unsqueeze(0) for each in (ours, disturbed))
+                inside = self.inside(ran, number)
+                check_agreement("its outputs", inside, one, other, rounding, drew=call.drew)
+            last = self.ends[number], torch.arange(call.batch, device=call.output.device)
+            one, other = (each.states[last].unsqueeze(0) for each in (ours, disturbed))
             seen = call.state({name: torch.ones_like(part) for name, part in call.last.items()})
             ran = torch.where(seen > 0, call.state(call.last), one)
-            check_agreement("its last states", ran, one, other, rounding, int(last[0].max()))
+            step = int(last[0].max()) - 1
+            check_agreement("its last states", ran, one, other, rounding, step, call.drew)
 
 
 def unchanged(like: Float[Tensor, "B S"]) -> Boundary:
