@@ -555,8 +555,8 @@ ROWS: dict[str, Row] = {
     ),
     "spectra.compare": Row(
         spectra.compare,
-        {"recurrences": {"a": SPECTRUM.horizons}},
-        {"recurrences": Kind((*MAPPING.bad, NOTHING, {"a": 3}, {3: SPECTRUM.horizons}))},
+        {"recurrences": {"a": SPECTRUM.memory}},
+        {"recurrences": Kind((*MAPPING.bad, NOTHING, {"a": 3}, {3: SPECTRUM.memory}))},
     ),
     "spectra.inspect_weights": Row(
         spectra.inspect_weights,
@@ -801,8 +801,9 @@ EXEMPT = {
             ),
             *("retrograde.Report", "retrograde.Spectrum", "decompose.Flow", "decompose.ByLag"),
             *("decompose.ByParameter", "decompose.ByTime", "decompose.Parts", "decompose.Residual"),
+            "decompose.NormsAtLags",
             *("decompose.Split", "spectra.Bound", "spectra.Chain", "spectra.Exponents"),
-            *("spectra.Horizons", "spectra.Radius", "spectra.SingularValues", "spectra.Spectrum"),
+            *("spectra.Memory", "spectra.Radius", "spectra.SingularValues", "spectra.Spectrum"),
             *("weights.WeightBound", "weights.GateWeights", "weights.BiasHorizon"),
             *("weights.Inspection", "weights.Kind", "weights.LayerWeights", "weights.Likeness"),
             *("clipping.GroupAdvice", "clipping.GroupStatistics", "clipping.Part"),
@@ -811,7 +812,7 @@ EXEMPT = {
             *("diagnosis.NotApplicable", "diagnosis.Threshold", "diagnosis.Spread"),
             *("monitor.Event", "monitor.History"),
             *("diagnosis.Training", "diagnosis.Trial", "report.Comparison", "report.Growth"),
-            "report.Horizon",
+            "report.NeededLag",
             *(
                 "report.HorizonReport",
                 "report.Layer",
