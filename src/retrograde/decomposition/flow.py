@@ -23,6 +23,7 @@ from retrograde.decomposition.all_reduced import (
     all_reduced,
     fingerprint,
 )
+from retrograde.decomposition.at_lags import NormsAtLags, norms_at_lags
 from retrograde.decomposition.bins import Bins, lag_bins
 from retrograde.decomposition.by_crossing import Crossings
 from retrograde.decomposition.by_input import INPUT, by_input
@@ -443,6 +444,23 @@ class Flow(AbstractPass):
         if parameter == INPUT:
             return by_input(self.unrolled, self.entries, lags)
         return self._by(Lags(lags), parameter)
+
+    def norms_at_lags(self) -> NormsAtLags:
+        """The norms of single contributions C[k + lag, k] for lags 0, 1, 2, 3, 5, 9, 17, ...
+
+        For a linear recurrence, where each lag costs one pass over the steps, at any length.
+        `by_time` has every lag, and for more than 1024 steps sums over neighbouring loss steps.
+
+        Raises:
+            ArgumentError: for a layer in which paths from step to step cross weights.
+        """
+        if not is_unitwise(self.unrolled):
+            raise ArgumentError(
+                "norms at lags are known of linear recurrences of one layer; in "
+                f"{self.recorded.name!r} paths from step to step cross weights. by_time has the "
+                "norms of every pair"
+            )
+        return norms_at_lags(self.unrolled, self.entries)
 
     def by_route(self, parameter: str | None = None, bins: Bins = "octaves") -> Parts:
         """The parts by lag, split by the route of the last hop, the one that arrives at step k.
