@@ -182,24 +182,29 @@ class Call:
     ) -> "Call":
         """Keep what the layer was called with and what it returned."""
         x, results = tensors.x, tensors.results
-        output = results.get(OUTPUT, next(iter(results.values())))
-        copied = data(x).detach().clone()
+        output = results[OUTPUT] if OUTPUT in results else next(iter(results.values()))
+        sequences = tuple(name for name in results if is_output(name))
+        with torch.no_grad():
+            copied = data(x).clone()
+            given = {name: part.clone() for name, part in tensors.given.items()}
+            last = {name: part.clone() for name, part in results.items() if name not in sequences}
         call = Call(
             layer,
             form,
             weights,
             keys,
             x._replace(data=copied) if isinstance(x, PackedSequence) else copied,
-            {n: part.detach().clone() for n, part in tensors.given.items()},
-            {n: part.detach().clone() for n, part in results.items() if not is_output(n)},
+            given,
+            last,
             output.detach(),
             output._version,
             random,
             steps=tensors.lengths,
-            sequences=tuple(filter(is_output, results)),
+            sequences=sequences,
             places=tensors.places,
         )
-        call.ragged = call.sequence(call.x)[1] is not None
+        if isinstance(x, PackedSequence) or tensors.lengths is not None:
+            call.ragged = call.sequence(call.x)[1] is not None
         return call
 
     @property
