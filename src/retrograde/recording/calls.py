@@ -152,7 +152,7 @@ class Call:
     weights: Weights
     keys: Mapping[str, WeightKey]
     x: Tensor | PackedSequence
-    given: Mapping[str, Tensor]
+    given: dict[str, Tensor]
     last: Mapping[str, Tensor]
     output: Tensor
     version: int
@@ -180,13 +180,12 @@ class Call:
         tensors: CallTensors,
         random: Tensor | None,
     ) -> "Call":
-        """Keep what the layer was called with and what it returned."""
+        """Keep what the layer was called with and what it returned; `given` is not copied yet."""
         x, results = tensors.x, tensors.results
         output = results[OUTPUT] if OUTPUT in results else next(iter(results.values()))
         sequences = tuple(name for name in results if is_output(name))
         with torch.no_grad():
             copied = data(x).clone()
-            given = {name: part.clone() for name, part in tensors.given.items()}
             last = {name: part.clone() for name, part in results.items() if name not in sequences}
         call = Call(
             layer,
@@ -194,7 +193,7 @@ class Call:
             weights,
             keys,
             x._replace(data=copied) if isinstance(x, PackedSequence) else copied,
-            given,
+            dict(tensors.given),
             last,
             output.detach(),
             output._version,

@@ -6,7 +6,7 @@ the autograd graph that use the state: a node that leads to the call after does 
 others belong to the loss. The same holds for every tensor in between (entry_maps.py).
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -90,7 +90,12 @@ class _CallEdges:
 
 @dataclass(eq=False)
 class StateTracker:
-    """All recorded calls in the autograd graph; dropped when the recording ends."""
+    """All recorded calls in the autograd graph; dropped when the recording ends.
+
+    Attributes:
+        weights: the tensors that layers use as weights, by their edges.
+        starting: called when a backward pass starts; give hooks to be removed when it ends.
+    """
 
     weights: dict[Edge, WeightKey] = field(default_factory=dict)
     _places: dict[Call, _CallEdges] = field(default_factory=dict)
@@ -103,6 +108,7 @@ class StateTracker:
     _continued: set[Call] = field(default_factory=set)
     _hooked: dict[Node, None] = field(default_factory=dict)
     _read: dict[Call, set[Edge]] = field(default_factory=dict)
+    starting: list[Callable[[], list[RemovableHandle]]] = field(default_factory=list)
 
     def add(
         self,
@@ -135,8 +141,8 @@ class StateTracker:
         for name, edge in place.results.items():
             self._results[edge] = call, name
             self._sites.setdefault(edge, call)
-        for edge in (*place.given.values(), *place.held) if call.origin else ():
-            self._sites.setdefault(edge, call)
+        for entered in (*place.given.values(), *place.held) if call.origin else ():
+            self._sites.setdefault(entered, call)
         return list(self._hooked)[known:] if len(self._hooked) > known else []
 
     def _handed_on(self, call: Call, place: _CallEdges) -> StateOrigin | None:
@@ -406,9 +412,9 @@ class StateTracker:
 
         edges = {*states, *intermediates, *self.weights}
         for root, gradient in roots:
-            edge = edge_of(root)
-            if edge in edges and edge is not None:
-                look(None, edge, gradient)
+            at = edge_of(root)
+            if at in edges and at is not None:
+                look(None, at, gradient)
         users = list(users_of(edges, starts, inside))
         beside = {node for node, used in users if any(edge in self.weights for _, edge in used)}
         for place in places.values() if beside else ():
@@ -424,7 +430,10 @@ class StateTracker:
             read = {edge for edge in place.into if edge not in own} & {*states, *intermediates}
             if read:
                 users += users_of(read, *place.within)
-        return [on_inputs(node, used, look) for node, used in users]
+        handles = [on_inputs(node, used, look) for node, used in users]
+        for begin in list(self.starting):
+            handles += begin()
+        return handles
 
 
 def _intermediate(
