@@ -13,7 +13,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 OPTIONS = [
-    *("-std=gnu11", "-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi"),
+    *("-std=gnu11", "-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi", "-Wall", "-Wextra"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
 ]
 """None of them changes what arithmetic means, as -ffast-math would."""

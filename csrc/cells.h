@@ -1,12 +1,13 @@
-/* What each cell does between the matrix products of a step: one sample, forward and backward.
+/* What each cell does between the matrix products of a step: some samples, forward and backward.
 
    `a` holds the blocks of pre-activations, each padded to whole vectors, and `d` their gradients.
    Equations are those of the classes in src/retrograde/cells (LSTM, GRU, GRU2014, Elman). */
 
-/* Pointers of one sample at one step, forward. */
+/* Where the first sample of a step is, forward, and how far apart the samples are. */
 struct ahead {
   const real *a, *peepholes, *h_before, *c_before;
   real *h, *c, *kept, *q;
+  int64_t rows, hidden, padded, a_row, kept_row, q_row;
 };
 
 /* And backward. `by_h` and `by_c` are what the loss gives directly, NULL for nothing; `carried_h`
@@ -14,18 +15,46 @@ struct ahead {
 struct back {
   const real *peepholes, *h_before, *h, *c_before, *c, *kept, *by_h, *by_c, *by_kept;
   real *carried_h, *carried_c, *d, *by_q, *by_peepholes;
+  int64_t rows, hidden, padded, d_row, kept_row, by_h_row, by_c_row, carried_row;
 };
 
-#define EACH(j, n, size) \
-  for (int64_t j = 0, n = (size) < V ? (size) : V; j < (size);                                     \
-       j += V, n = (size) - j < V ? (size) - j : V)
+INLINE void next_ahead(struct ahead *s) {
+  s->a += s->a_row;
+  s->h_before += s->hidden;
+  s->c_before += s->hidden;
+  s->h += s->hidden;
+  s->c += s->hidden;
+  s->kept += s->kept_row;
+  s->q += s->q_row;
+}
+
+INLINE void next_back(struct back *s) {
+  s->h_before += s->hidden;
+  s->h += s->hidden;
+  s->c_before += s->hidden;
+  s->c += s->hidden;
+  s->kept += s->kept_row;
+  s->by_h += s->by_h ? s->by_h_row : 0;
+  s->by_c += s->by_c ? s->by_c_row : 0;
+  s->by_kept += s->by_kept ? s->kept_row : 0;
+  s->carried_h += s->carried_row;
+  s->carried_c += s->carried_row;
+  s->d += s->d_row;
+  s->by_q += s->carried_row;
+}
+
+/* Vectors of units of all samples: j is the first unit, n how many of them there are. */
+#define EACH(next, s, j, n)                                                                        \
+  const int64_t H = s.hidden, padded __attribute__((unused)) = s.padded;                           \
+  for (int64_t row = 0; row < s.rows; row++, next(&s))                                             \
+    for (int64_t j = 0, n = H < V ? H : V; j < H; j += V, n = H - j < V ? H - j : V)
 
 INLINE void lstm_ahead(
-    struct ahead s, int64_t H, int64_t padded, int64_t gates, int64_t activation,
+    struct ahead s, int64_t gates, int64_t activation,
     int64_t state_activation, int peephole) {
   int f_at = !!(gates & INPUT), g_at = f_at + !!(gates & FORGET), o_at = g_at + 1;
   int p_o = f_at + !!(gates & FORGET), y_at = o_at + !!(gates & OUTPUT);
-  EACH(j, n, H) {
+  EACH(next_ahead, s, j, n) {
     vec c_before = load_some(s.c_before + j, n), i = all(1), f = all(1), o = all(1);
     if (gates & INPUT) {
       vec a = load(s.a + j);
@@ -60,7 +89,7 @@ INLINE void lstm_ahead(
 }
 
 INLINE void lstm_back(
-    struct back s, int64_t H, int64_t padded, int64_t gates, int64_t activation,
+    struct back s, int64_t gates, int64_t activation,
     int64_t state_activation, int peephole) {
   int f_at = !!(gates & INPUT), g_at = f_at + !!(gates & FORGET), o_at = g_at + 1;
   int p_o = f_at + !!(gates & FORGET), y_at = o_at + !!(gates & OUTPUT);
@@ -75,7 +104,7 @@ INLINE void lstm_back(
     real *sum = s.by_peepholes + (at) * padded + j;                                                \
     store(sum, load(sum) + (d) * (seen));                                                          \
   } while (0)
-  EACH(j, n, H) {
+  EACH(next_back, s, j, n) {
     vec i = gates & INPUT ? KEPT(0) : all(1), g = KEPT(g_at), y = KEPT(y_at);
     vec f = gates & FORGET ? KEPT(f_at) : gates & COUPLED ? 1 - i : all(1);
     vec o = gates & OUTPUT ? KEPT(o_at) : all(1);
@@ -116,12 +145,12 @@ INLINE void lstm_back(
   }
 }
 
-INLINE void elman_ahead(struct ahead s, int64_t H, int64_t activation) {
-  EACH(j, n, H) store_some(s.h + j, activated(activation, load(s.a + j)), n);
+INLINE void elman_ahead(struct ahead s, int64_t activation) {
+  EACH(next_ahead, s, j, n) store_some(s.h + j, activated(activation, load(s.a + j)), n);
 }
 
-INLINE void elman_back(struct back s, int64_t H, int64_t activation) {
-  EACH(j, n, H) {
+INLINE void elman_back(struct back s, int64_t activation) {
+  EACH(next_back, s, j, n) {
     vec by_h = load(s.carried_h + j);
     if (s.by_h)
       by_h += load_some(s.by_h + j, n);
@@ -130,8 +159,8 @@ INLINE void elman_back(struct back s, int64_t H, int64_t activation) {
 }
 
 /* Blocks r, z, n and, as torch has it, q = R_n h + b_hn. */
-INLINE void gru_ahead(struct ahead s, int64_t H, int64_t padded) {
-  EACH(j, n, H) {
+INLINE void gru_ahead(struct ahead s) {
+  EACH(next_ahead, s, j, n) {
     vec r = sigmoid(load(s.a + j)), z = sigmoid(load(s.a + padded + j));
     vec q = load(s.a + 3 * padded + j), h_before = load_some(s.h_before + j, n);
     vec new = hyperbolic_tangent(load(s.a + 2 * padded + j) + r * q);
@@ -143,8 +172,8 @@ INLINE void gru_ahead(struct ahead s, int64_t H, int64_t padded) {
   }
 }
 
-INLINE void gru_back(struct back s, int64_t H, int64_t padded) {
-  EACH(j, n, H) {
+INLINE void gru_back(struct back s) {
+  EACH(next_back, s, j, n) {
     vec r = KEPT(0), z = KEPT(1), new = KEPT(2), q = KEPT(3);
     vec by_h = load(s.carried_h + j);
     if (s.by_h)
@@ -159,8 +188,8 @@ INLINE void gru_back(struct back s, int64_t H, int64_t padded) {
 }
 
 /* Cho et al. (2014): q = r h is what R_n multiplies. First the gates, then the candidate. */
-INLINE void gru_2014_gates(struct ahead s, int64_t H, int64_t padded) {
-  EACH(j, n, H) {
+INLINE void gru_2014_gates(struct ahead s) {
+  EACH(next_ahead, s, j, n) {
     vec r = sigmoid(load(s.a + j)), z = sigmoid(load(s.a + padded + j));
     vec q = r * load_some(s.h_before + j, n);
     store(s.kept + j, r);
@@ -170,16 +199,16 @@ INLINE void gru_2014_gates(struct ahead s, int64_t H, int64_t padded) {
   }
 }
 
-INLINE void gru_2014_candidate(struct ahead s, int64_t H, int64_t padded) {
-  EACH(j, n, H) {
+INLINE void gru_2014_candidate(struct ahead s) {
+  EACH(next_ahead, s, j, n) {
     vec z = load(s.kept + padded + j), new = hyperbolic_tangent(load(s.a + 2 * padded + j));
     store(s.kept + 2 * padded + j, new);
     store_some(s.h + j, (1 - z) * new + z * load_some(s.h_before + j, n), n);
   }
 }
 
-INLINE void gru_2014_candidate_back(struct back s, int64_t H, int64_t padded) {
-  EACH(j, n, H) {
+INLINE void gru_2014_candidate_back(struct back s) {
+  EACH(next_back, s, j, n) {
     vec z = KEPT(1), new = KEPT(2), by_h = load(s.carried_h + j);
     if (s.by_h)
       by_h += load_some(s.by_h + j, n);
@@ -189,8 +218,8 @@ INLINE void gru_2014_candidate_back(struct back s, int64_t H, int64_t padded) {
   }
 }
 
-INLINE void gru_2014_reset_back(struct back s, int64_t H, int64_t padded) {
-  EACH(j, n, H) {
+INLINE void gru_2014_reset_back(struct back s) {
+  EACH(next_back, s, j, n) {
     vec r = KEPT(0), h_before = load_some(s.h_before + j, n);
     vec by_q = load(s.by_q + j) + DIRECT(3);
     GIVE(0, (by_q * h_before + DIRECT(0)) * slope(SIGMOID, r));
@@ -204,23 +233,22 @@ INLINE void gru_2014_reset_back(struct back s, int64_t H, int64_t padded) {
 #undef PEEPHOLE
 
 /* The frequent generations with what they have known to the compiler, and any other. */
-#define LSTM_ANY(direction, type)                                                                  \
-  static void lstm_##direction##_any(                                                        \
-      struct type at, const struct pass *p, int64_t padded) {                                \
-    const int64_t H = p->hidden, gates = p->gates, g = p->activation, y = p->state_activation;     \
+#define LSTM_ANY(direction)                                                                        \
+  static void lstm_##direction##_any(struct direction at, const struct pass *p) {                  \
+    const int64_t gates = p->gates, g = p->activation, y = p->state_activation;                    \
     const int64_t every = INPUT | FORGET | CELL | OUTPUT, coupled = every - FORGET + COUPLED;      \
     const int peephole = p->weight_ch != 0;                                                        \
     if (g == TANH && y == TANH && gates == every && !peephole)                                     \
-      lstm_##direction(at, H, padded, every, TANH, TANH, 0);                                 \
+      lstm_##direction(at, every, TANH, TANH, 0);                                                  \
     else if (g == TANH && y == TANH && gates == every)                                             \
-      lstm_##direction(at, H, padded, every, TANH, TANH, 1);                                 \
+      lstm_##direction(at, every, TANH, TANH, 1);                                                  \
     else if (g == TANH && y == TANH && gates == coupled && peephole)                               \
-      lstm_##direction(at, H, padded, coupled, TANH, TANH, 1);                               \
+      lstm_##direction(at, coupled, TANH, TANH, 1);                                                \
     else if (g == WIDE_SIGMOID && y == CENTRED_SIGMOID && gates == every - FORGET)                 \
-      lstm_##direction(at, H, padded, every - FORGET, WIDE_SIGMOID, CENTRED_SIGMOID, 0);     \
+      lstm_##direction(at, every - FORGET, WIDE_SIGMOID, CENTRED_SIGMOID, 0);                      \
     else                                                                                           \
-      lstm_##direction(at, H, padded, gates, g, y, peephole);                                \
+      lstm_##direction(at, gates, g, y, peephole);                                                 \
   }
 
-LSTM_ANY(ahead, ahead)
-LSTM_ANY(back, back)
+LSTM_ANY(ahead)
+LSTM_ANY(back)

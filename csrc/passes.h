@@ -13,6 +13,7 @@ struct run {
   struct sizes sizes;
   real *scratch;                          /* of the first part */
   real *w, *r, *r_n, *bias, *peepholes;   /* packed and padded weights */
+  const real *initial[2];                 /* of h and c, [B, H] */
 };
 
 /* Where the sums of a part lie, within its scratch. */
@@ -89,60 +90,72 @@ static void forward_parts(int64_t begin, int64_t end, void *context) {
   const struct pass *p = run->pass;
   const struct sizes s = run->sizes;
   const int64_t H = p->hidden, P = s.padded, B = p->samples;
-  const struct pass parameters = *p;
+  real *all_h = p->h, *all_c = p->c ? p->c : p->h; /* a cell without c never reads it */
   for (int64_t part = begin; part < end; part++) {
     int64_t first = B * part / s.parts, rows = B * (part + 1) / s.parts - first;
     real *free_ = run->scratch + part * s.of_part;
     real *a = taken(&free_, rows * s.a_row), *q = taken(&free_, rows * s.h_row);
     real *unkept = taken(&free_, rows * (s.K ? s.K : 1) * P);
     for (int64_t step = 0; step < p->steps; step++) {
-      int64_t t = time_of(p, step);
+      int64_t t = time_of(p, step), now = (t * B + first) * H;
+      int64_t before = (time_of(p, step - 1) * B + first) * H;
       const real *x = (const real *)p->x + t * p->x_step + first * p->x_sample;
-      int64_t before = ((t + p->reverse) * B + first) * H;
-      int64_t now = ((t + !p->reverse) * B + first) * H;
-      const real *h_before = (const real *)p->h + before;
+      struct ahead at = {
+          .a = a,
+          .peepholes = run->peepholes,
+          .h_before = step ? all_h + before : run->initial[0] + first * H,
+          .c_before = step ? all_c + before : run->initial[1] + first * H,
+          .h = all_h + now,
+          .c = all_c + now,
+          .kept = p->kept ? (real *)p->kept + (t * B + first) * s.K * P : unkept,
+          .q = q,
+          .rows = rows,
+          .hidden = H,
+          .padded = P,
+          .a_row = s.a_row,
+          .kept_row = s.K * P,
+          .q_row = s.h_row,
+      };
+      const real *h = at.h_before;
       product(rows, s.G * P / V, p->inputs, x, p->x_sample, run->w, run->bias, 0, a, s.a_row);
-      if (is_gru(p)) {
-        product(rows, 2 * P / V, H, h_before, H, run->r, a, s.a_row, a, s.a_row);
-        if (p->cell == GRU)
-          product(rows, P / V, H, h_before, H, run->r_n, run->bias + 3 * P, 0, a + 3 * P, s.a_row);
-      } else
-        product(rows, s.G * P / V, H, h_before, H, run->r, a, s.a_row, a, s.a_row);
-      for (int stage = 0; stage < (p->cell == GRU_2014 ? 2 : 1); stage++) {
-        if (stage)
-          product(rows, P / V, H, q, s.h_row, run->r_n, a + 2 * P, s.a_row, a + 2 * P, s.a_row);
-        for (int64_t row = 0; row < rows; row++) {
-          struct ahead at = {
-              .a = a + row * s.a_row,
-              .peepholes = run->peepholes,
-              .h_before = h_before + row * H,
-              .c_before = (const real *)p->c + before + row * H,
-              .h = (real *)p->h + now + row * H,
-              .c = (real *)p->c + now + row * H,
-              .kept = p->kept ? (real *)p->kept + ((t * B + first + row) * s.K) * P
-                              : unkept + row * s.K * P,
-              .q = q + row * s.h_row,
-          };
-          switch (parameters.cell) {
-          case LSTM:
-            lstm_ahead_any(at, &parameters, P);
-            break;
-          case ELMAN:
-            elman_ahead(at, H, parameters.activation);
-            break;
-          case GRU:
-            gru_ahead(at, H, P);
-            break;
-          default:
-            if (stage)
-              gru_2014_candidate(at, H, P);
-            else
-              gru_2014_gates(at, H, P);
-          }
-        }
+      int64_t together = is_gru(p) ? 2 : s.G; /* blocks that R h is added to */
+      product(rows, together * P / V, H, h, H, run->r, a, s.a_row, a, s.a_row);
+      switch (p->cell) {
+      case LSTM:
+        lstm_ahead_any(at, p);
+        break;
+      case ELMAN:
+        elman_ahead(at, p->activation);
+        break;
+      case GRU:
+        product(rows, P / V, H, h, H, run->r_n, run->bias + 3 * P, 0, a + 3 * P, s.a_row);
+        gru_ahead(at);
+        break;
+      default:
+        gru_2014_gates(at);
+        product(rows, P / V, H, q, s.h_row, run->r_n, a + 2 * P, s.a_row, a + 2 * P, s.a_row);
+        gru_2014_candidate(at);
       }
     }
+    const real *states[2] = {p->h, p->c};
+    real *last[2] = {p->h_n, p->c_n};
+    for (int k = 0; k < 2; k++)
+      if (last[k] && p->steps)
+        memcpy(
+            last[k] + first * H, states[k] + (time_of(p, p->steps - 1) * B + first) * H,
+            (size_t)(rows * H) * sizeof(real));
+      else if (last[k])
+        memcpy(
+            last[k] + first * H, run->initial[k] + first * H, (size_t)(rows * H) * sizeof(real));
   }
+}
+
+/* The initial state, or zeros. */
+static void find_initial(const struct pass *p, struct run *run, real *zeros) {
+  const real *given[2] = {p->h_0, p->c_0};
+  memset(zeros, 0, (size_t)(p->samples * p->hidden) * sizeof(real));
+  for (int k = 0; k < 2; k++)
+    run->initial[k] = given[k] ? given[k] : zeros;
 }
 
 /* Padded biases of the blocks of a step: those of both weight matrices where they only add up. */
@@ -165,7 +178,7 @@ static int64_t forward(const struct pass *p) {
   s.of_part = padded_to(rows * s.a_row, 64) + padded_to(rows * s.h_row, 64) +
               padded_to(rows * (s.K ? s.K : 1) * P, 64);
   int64_t shared = padded_to(s.G * P * I, 64) + padded_to(s.G * P * H, 64) + 64 +
-                   padded_to(s.blocks * P, 64) + padded_to(4 * P, 64);
+                   padded_to(s.blocks * P, 64) + padded_to(4 * P, 64) + padded_to(B * H, 64);
   void *raw;
   real *free_ = memory(shared + s.parts * s.of_part, &raw);
   if (!free_)
@@ -175,7 +188,6 @@ static int64_t forward(const struct pass *p) {
   run.r = taken(&free_, s.G * P * H);
   run.bias = taken(&free_, s.blocks * P);
   run.peepholes = taken(&free_, 4 * P);
-  run.scratch = free_;
   struct grouped wide = {s.G, H, P}, x = {1, I, I}, h = {1, H, H};
   pack(run.w, p->weight_ih, 1, I, x, wide);
   if (is_gru(p)) {
@@ -188,15 +200,8 @@ static int64_t forward(const struct pass *p) {
   pad_biases(p, &s, run.bias);
   pad(run.peepholes, p->weight_ch, peephole_count(p), H, P);
 
-  int64_t start = p->reverse ? p->steps * B * H : 0;
-  size_t size = (size_t)(B * H) * sizeof(real);
-  const void *initial[2] = {p->h_0, p->c_0};
-  real *states[2] = {p->h, p->c};
-  for (int k = 0; k < (p->cell == LSTM ? 2 : 1); k++)
-    if (initial[k])
-      memcpy(states[k] + start, initial[k], size);
-    else
-      memset(states[k] + start, 0, size);
+  find_initial(p, &run, taken(&free_, B * H));
+  run.scratch = free_;
   if (B)
     in_parts(p, s.parts, forward_parts, &run);
   free(raw);
@@ -273,7 +278,7 @@ static void backward_parts(int64_t begin, int64_t end, void *context) {
   const struct pass *p = run->pass;
   const struct sizes s = run->sizes;
   const int64_t H = p->hidden, P = s.padded, B = p->samples, I = p->inputs;
-  const struct pass parameters = *p;
+  const real *all_h = p->h, *all_c = p->c ? p->c : p->h; /* a cell without c never reads it */
   const int weights = p->by_weight_ih || p->by_weight_hh;
   const int64_t control = flush_denormals();
   for (int64_t part = begin; part < end; part++) {
@@ -291,51 +296,49 @@ static void backward_parts(int64_t begin, int64_t end, void *context) {
     int64_t in_chunk = 0;
     int add = 0;
     for (int64_t step = p->steps - 1; step >= 0; step--) {
-      int64_t t = time_of(p, step);
-      int64_t before = ((t + p->reverse) * B + first) * H;
-      int64_t now = ((t + !p->reverse) * B + first) * H;
+      int64_t t = time_of(p, step), now = (t * B + first) * H;
+      int64_t before = (time_of(p, step - 1) * B + first) * H;
       int64_t top = in_chunk * rows; /* the first row of this step in the chunk */
       real *d = w.d + top * s.a_row;
-      for (int stage = 0; stage < (p->cell == GRU_2014 ? 2 : 1); stage++) {
-        if (stage)
-          product(rows, P / V, P, d + 2 * P, s.a_row, run->r_n, 0, 0, w.by_q, s.h_row);
-        for (int64_t row = 0; row < rows; row++) {
-          int64_t sample = first + row;
-          struct back at = {
-              .peepholes = run->peepholes,
-              .h_before = (const real *)p->h + before + row * H,
-              .h = (const real *)p->h + now + row * H,
-              .c_before = (const real *)p->c + before + row * H,
-              .c = (const real *)p->c + now + row * H,
-              .kept = (const real *)p->kept + (t * B + sample) * s.K * P,
-              .by_h = p->by_h ? (const real *)p->by_h + t * p->by_h_step + sample * p->by_h_sample
-                              : 0,
-              .by_c = p->by_c ? (const real *)p->by_c + t * p->by_c_step + sample * p->by_c_sample
-                              : 0,
-              .by_kept = p->by_kept ? (const real *)p->by_kept + (t * B + sample) * s.K * P : 0,
-              .carried_h = w.carried_h + row * s.h_row,
-              .carried_c = w.carried_c + row * s.h_row,
-              .d = d + row * s.a_row,
-              .by_q = w.by_q + row * s.h_row,
-              .by_peepholes = w.chunk_sums.by_peepholes,
-          };
-          switch (parameters.cell) {
-          case LSTM:
-            lstm_back_any(at, &parameters, P);
-            break;
-          case ELMAN:
-            elman_back(at, H, parameters.activation);
-            break;
-          case GRU:
-            gru_back(at, H, P);
-            break;
-          default:
-            if (stage)
-              gru_2014_reset_back(at, H, P);
-            else
-              gru_2014_candidate_back(at, H, P);
-          }
-        }
+      const real *by_h_t = p->by_h, *by_c_t = p->by_c, *by_kept = p->by_kept;
+      struct back at = {
+          .peepholes = run->peepholes,
+          .h_before = step ? all_h + before : run->initial[0] + first * H,
+          .c_before = step ? all_c + before : run->initial[1] + first * H,
+          .h = all_h + now,
+          .c = all_c + now,
+          .kept = (const real *)p->kept + (t * B + first) * s.K * P,
+          .by_h = by_h_t ? by_h_t + t * p->by_h_step + first * p->by_h_sample : 0,
+          .by_c = by_c_t ? by_c_t + t * p->by_c_step + first * p->by_c_sample : 0,
+          .by_kept = by_kept ? by_kept + (t * B + first) * s.K * P : 0,
+          .carried_h = w.carried_h,
+          .carried_c = w.carried_c,
+          .d = d,
+          .by_q = w.by_q,
+          .by_peepholes = w.chunk_sums.by_peepholes,
+          .rows = rows,
+          .hidden = H,
+          .padded = P,
+          .d_row = s.a_row,
+          .kept_row = s.K * P,
+          .by_h_row = p->by_h_sample,
+          .by_c_row = p->by_c_sample,
+          .carried_row = s.h_row,
+      };
+      switch (p->cell) {
+      case LSTM:
+        lstm_back_any(at, p);
+        break;
+      case ELMAN:
+        elman_back(at, p->activation);
+        break;
+      case GRU:
+        gru_back(at);
+        break;
+      default:
+        gru_2014_candidate_back(at);
+        product(rows, P / V, P, d + 2 * P, s.a_row, run->r_n, 0, 0, w.by_q, s.h_row);
+        gru_2014_reset_back(at);
       }
       real *by_h = w.carried_h;
       if (is_gru(p)) {
@@ -358,12 +361,11 @@ static void backward_parts(int64_t begin, int64_t end, void *context) {
       for (int64_t row = 0; row < rows; row++) {
         const real *x = (const real *)p->x + t * p->x_step + (first + row) * p->x_sample;
         copy_row(w.x + (top + row) * s.x_row, x, I, s.x_row);
-        copy_row(
-            w.h + (top + row) * s.h_row, (const real *)p->h + before + row * H, H, s.h_row);
+        copy_row(w.h + (top + row) * s.h_row, at.h_before + row * H, H, s.h_row);
         if (p->cell == GRU_2014)
           copy_row(
               w.q + (top + row) * s.h_row,
-              (const real *)p->kept + ((t * B + first + row) * s.K + 3) * P, H, s.h_row);
+              at.kept + (row * s.K + 3) * P, H, s.h_row);
       }
       if (++in_chunk == s.chunk || step == 0) {
         add_chunk(run, &w, in_chunk * rows, add);
@@ -413,7 +415,8 @@ static int64_t backward(const struct pass *p) {
   const int64_t H = p->hidden, I = p->inputs, P = s.padded;
   int64_t of_w = p->by_x ? s.G * P * padded_to(I, V) : 0;
   int64_t shared =
-      padded_to(of_w, 64) + padded_to(s.G * P * P, 64) + 64 + padded_to(4 * P, 64);
+      padded_to(of_w, 64) + padded_to(s.G * P * P, 64) + 64 + padded_to(4 * P, 64) +
+      padded_to(p->samples * H, 64);
   s.of_part = work_of(p, &s, 0).count;
   void *raw;
   real *free_ = memory(shared + s.parts * s.of_part, &raw);
@@ -423,6 +426,7 @@ static int64_t backward(const struct pass *p) {
   run.w = taken(&free_, of_w);
   run.r = taken(&free_, s.G * P * P);
   run.peepholes = taken(&free_, 4 * P);
+  find_initial(p, &run, taken(&free_, p->samples * H));
   run.scratch = free_;
   if (!p->steps || !p->samples) /* nothing is added up */
     memset(run.scratch, 0, (size_t)(s.parts * s.of_part) * sizeof(real));

@@ -33,9 +33,9 @@ struct pass {
   const void *weight_ih, *weight_hh, *bias_ih, *bias_hh, *weight_ch;
   /* The initial state, [B, H] each; NULL is zeros. */
   const void *h_0, *c_0;
-  /* States [T+1, B, H]: the initial one first, or last where the pass is reversed. */
-  void *h, *c;
-  /* Activations [T, B, K, Hpad]; NULL where they are not kept. */
+  /* States after each step, [T, B, H], and after the last one, [B, H]. */
+  void *h, *c, *h_n, *c_n;
+  /* Activations [T, B, K, H padded to whole vectors]; NULL where they are not kept. */
   void *kept;
 
   /* Backward: gradients of h and c [T, B, H] with these strides, and of the activations. */

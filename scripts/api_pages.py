@@ -24,6 +24,7 @@ PAGES = {
     "clipping": ("retrograde.clipping",),
     "modules": ("retrograde.nn",),
     "cells": ("retrograde.cells",),
+    "compiled": ("retrograde.compiled",),
     "lightning": ("retrograde.integrations.lightning",),
     "errors": ("retrograde.errors",),
 }

@@ -28,6 +28,7 @@ LEVELS = [  # a module imports only from its own level and the levels above it i
     {"integrations"},
     {"data"},
     {"tasks"},
+    {"studies"},
     {"demo", "explore"},
     {"cli", "__main__", "__init__"},
 ]

@@ -204,7 +204,7 @@ ROWS: dict[str, Row] = {
     "retrograde.decompose": Row(
         retrograde.decompose,
         {"recording": RECORDED, "max_rows": 3},
-        {"recording": RECORDING, "max_rows": COUNT_OR_NONE},
+        {"recording": RECORDING, "max_rows": COUNT_OR_NONE, "relative": COUNT_OR_NONE},
     ),
     "retrograde.diagnose": Row(
         retrograde.diagnose,
@@ -543,6 +543,11 @@ ROWS: dict[str, Row] = {
             **dict.fromkeys(("keep", "boundaries", "lengths"), FREE),  # made by the recording
         },
     ),
+    "engine.Entries.merging": Row(
+        engine.Entries.merging,
+        {"direct": RECORDED["LSTM"].direct, "relative": 3},
+        {"direct": Kind((NOTHING, 3, TEXT, torch.ones(2), LIST)), "relative": COUNT},
+    ),
     "engine.Entries.of": Row(
         engine.Entries.of,
         {"direct": RECORDED["LSTM"].direct, "max_rows": 3},
@@ -550,8 +555,8 @@ ROWS: dict[str, Row] = {
     ),
     "spectra.compare": Row(
         spectra.compare,
-        {"recurrences": {"a": SPECTRUM.horizons}},
-        {"recurrences": Kind((*MAPPING.bad, NOTHING, {"a": 3}, {3: SPECTRUM.horizons}))},
+        {"recurrences": {"a": SPECTRUM.memory}},
+        {"recurrences": Kind((*MAPPING.bad, NOTHING, {"a": 3}, {3: SPECTRUM.memory}))},
     ),
     "spectra.inspect_weights": Row(
         spectra.inspect_weights,
@@ -796,8 +801,9 @@ EXEMPT = {
             ),
             *("retrograde.Report", "retrograde.Spectrum", "decompose.Flow", "decompose.ByLag"),
             *("decompose.ByParameter", "decompose.ByTime", "decompose.Parts", "decompose.Residual"),
+            "decompose.NormsAtLags",
             *("decompose.Split", "spectra.Bound", "spectra.Chain", "spectra.Exponents"),
-            *("spectra.Horizons", "spectra.Radius", "spectra.SingularValues", "spectra.Spectrum"),
+            *("spectra.Memory", "spectra.Radius", "spectra.SingularValues", "spectra.Spectrum"),
             *("weights.WeightBound", "weights.GateWeights", "weights.BiasHorizon"),
             *("weights.Inspection", "weights.Kind", "weights.LayerWeights", "weights.Likeness"),
             *("clipping.GroupAdvice", "clipping.GroupStatistics", "clipping.Part"),
@@ -806,7 +812,7 @@ EXEMPT = {
             *("diagnosis.NotApplicable", "diagnosis.Threshold", "diagnosis.Spread"),
             *("monitor.Event", "monitor.History"),
             *("diagnosis.Training", "diagnosis.Trial", "report.Comparison", "report.Growth"),
-            "report.Horizon",
+            "report.NeededLag",
             *(
                 "report.HorizonReport",
                 "report.Layer",

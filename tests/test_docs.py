@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from support.processes import run
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUN = [page for page in PAGES if re.search(r"^```(python|text)$", page.read_text(), re.MULTILINE)]
@@ -28,8 +30,7 @@ RUN_PAGES = ROOT / "scripts" / "run_pages.py"
 
 def check(page, folder):
     """In a process of its own, as a reader would run it: without the tests' type checks."""
-    command = [sys.executable, "-W", "error", str(RUN_PAGES), "--check", str(folder), str(page)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return run(RUN_PAGES, "--check", folder, page)
 
 
 @pytest.mark.parametrize("page", RUN, ids=named)
@@ -80,7 +81,7 @@ def test_a_page_that_shows_something_else_is_refused(shown, instead, says, tmp_p
     done = check(page, tmp_path)
     assert (done.returncode == 0) == (says is None), done.stderr
     assert says is None or says in done.stderr
-    subprocess.run([sys.executable, str(RUN_PAGES), str(page)], capture_output=True)
+    run(RUN_PAGES, page)
     assert (page.read_text() == A_PAGE) == (says == "shows")  # brought up to date
 
 

@@ -14,8 +14,8 @@ from retrograde.errors import MissingExtraError
 
 ROOT = Path(__file__).parent.parent
 
-EXTRAS = ("altair", "jinja2", "lightning", "marimo", "matplotlib", "pandas", "pydantic")
-EXTRAS += ("pytorch_lightning", "typer", "vl_convert")
+EXTRAS = ("altair", "h5py", "jinja2", "keras", "lightning", "marimo", "matplotlib", "pandas")
+EXTRAS += ("pydantic", "pytorch_lightning", "typer", "vl_convert")
 """What the core does without (`make test-install` runs it where they are not installed at all)."""
 
 PASS = """
@@ -44,6 +44,7 @@ for call in (
     flow.by_lag().to_dataframe,
     flow.by_lag().plot,
     lambda: __import__("retrograde.integrations.lightning"),
+    lambda: __import__("retrograde.integrations.keras"),
     retrograde.explore.serve,
 ):
     try:
@@ -94,6 +95,7 @@ def test_without_extras_the_core_works_and_the_rest_says_what_to_install(tmp_pat
         f"a plot needs matplotlib, {missing} 'retrograde[plot]'",
         f"retrograde.integrations.lightning needs lightning, {missing} 'retrograde[lightning]' "
         "(or pytorch-lightning)",
+        f"retrograde.integrations.keras needs keras, {missing} 'retrograde[keras]'",
         f"the lecture needs altair, {missing} 'retrograde[explore]'",
     ]
     assert "vanishing" in printed and "residual" in printed

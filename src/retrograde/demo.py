@@ -13,9 +13,9 @@ from retrograde.diagnosis.examine import examine
 from retrograde.diagnosis.order import in_order
 from retrograde.diagnosis.training import ONE_PASS
 from retrograde.recording import record
-from retrograde.report import Growth, Horizon, Layer, Report, Settings
+from retrograde.report import Growth, Layer, NeededLag, Report, Settings
 from retrograde.tasks import forecast
-from retrograde.truncation import Horizon as Truncated
+from retrograde.truncation import Horizon
 from retrograde.truncation.horizon import DELTA
 
 EPOCHS, QUICK_EPOCHS = 4, 2
@@ -31,7 +31,7 @@ def run(seed: int, quick: bool, progress: bool) -> Report:
     """Train a plain RNN and an LSTM briefly, then diagnose a held-out backward pass of each."""
     task = forecast.load(PRECISION)
     epochs = QUICK_EPOCHS if quick else EPOCHS
-    horizon = Horizon(forecast.YEAR, "last year's season")
+    horizon = NeededLag(forecast.YEAR, "last year's season")
     layers: list[Layer] = []
     findings: list[Finding] = []
     checks: list[Check] = []
@@ -80,7 +80,7 @@ def _growth(
     model: forecast.Forecaster,
     windows: forecast.Windows,
     kept: Mapping[str, Mapping[str, Tensor]],
-    last: Truncated,
+    last: Horizon,
 ) -> Growth:
     """Window and reach at the weights that were kept; those of the last are known already."""
     horizons = []

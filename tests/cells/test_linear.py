@@ -116,7 +116,7 @@ def test_a_module_is_recorded_decomposed_and_diagnosed(name):
     report = retrograde.diagnose(model, x, loss_fn, remedies=None)
     status = {check.name: check.status for check in report.checks}
     assert status["misleading-radius"] == "not applicable"
-    assert list(retrograde.spectrum(recording).horizons.time_constants) == constants
+    assert list(retrograde.spectrum(recording).memory.time_constants) == constants
 
 
 def test_the_ways_of_a_selective_scan_can_be_cut():

@@ -90,7 +90,7 @@ def test_its_spectrum_and_the_bounds_of_its_matrices(recording):
         "recurrent.keep": 4.0,
         "recurrent.new": 1.0,
     }
-    assert list(spectrum.horizons.time_constants) == ["h_l0"]
+    assert list(spectrum.memory.time_constants) == ["h_l0"]
 
 
 def test_weights_of_another_layer_are_refused_with_the_shapes_it_has():

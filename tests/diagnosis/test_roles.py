@@ -82,7 +82,7 @@ def test_a_forget_gate_of_any_name_is_looked_at():
     recorded = retrograde.record_cell(
         unit(with_roles()), torch.randn(30, 3, 2), lambda h, s: h.sum()
     )
-    assert list(retrograde.spectrum(recorded).horizons.time_constants) == ["h"]
+    assert list(retrograde.spectrum(recorded).memory.time_constants) == ["h"]
 
 
 def test_a_cell_of_a_test_is_diagnosed_by_the_rules_that_apply():

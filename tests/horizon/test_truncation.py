@@ -19,6 +19,8 @@ LAYERS = {
     "rnn": lambda: nn.RNN(INPUTS, H, nonlinearity="relu"),
     "stack": lambda: nn.LSTM(INPUTS, H, num_layers=2),
     "projected": lambda: nn.LSTM(INPUTS, H, proj_size=2),
+    "peepholes": lambda: retrograde.nn.LSTM(INPUTS, H, num_layers=2),
+    "linear": lambda: retrograde.nn.MinLSTM(INPUTS, H),
     "gru stack": lambda: nn.GRU(INPUTS, H, num_layers=2, bias=False),
 }
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import retrograde
 from retrograde.diagnosis import Evidence, Finding, limits
-from retrograde.report import Horizon, Layer, Report, Settings, compare
+from retrograde.report import Layer, NeededLag, Report, Settings, compare
 from retrograde.report.changes import Difference
 
 HOSTILE = "<script>alert('x')</script> \"quotes\" [bold]長い名前\x1b[31m"
@@ -183,7 +183,7 @@ def test_a_need_judges_the_reach(layer, needs, values, verdict, named):
         report(
             replace(layer, reach=value),
             settings=replace(SETTINGS, needs_lag=need if named else None),
-            horizon=None if named or need is None else Horizon(need, "the season"),
+            horizon=None if named or need is None else NeededLag(need, "the season"),
         )
         for need, value in zip(needs, values, strict=True)
     )
@@ -238,7 +238,7 @@ def test_settings_that_differ_are_said_first(layer):
     )
     model = "Net(\n  (a): LSTM(2, 4)\n  (b): Linear(4, 1)\n)"
     first = report(layer, settings=replace(SETTINGS, model=model, thresholds=limits()))
-    second = report(replace(layer, steps=12), settings=other, horizon=Horizon(5, "the week"))
+    second = report(replace(layer, steps=12), settings=other, horizon=NeededLag(5, "the week"))
     comparison = compare(first, second)
     assert set(comparison.settings) == {
         Difference("version of torch", "2.13", "2.14"),

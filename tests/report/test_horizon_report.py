@@ -71,7 +71,8 @@ def test_json_is_read_back_without_loss_and_named_when_it_is_not_what_was_asked_
     report, tmp_path
 ):
     path = tmp_path / "horizon.json"
-    strange = replace(report.last.curves[0], bias=(float("nan"), float("inf"), 0.0))
+    whole = report.last.curves[0]
+    strange = replace(whole, bias=(float("nan"), float("inf"), *whole.bias[2:]))
     report = replace(report, weights=(replace(report.last, curves=(strange,)),))
     report.to_json(path)
     again = HorizonReport.from_json(path)
@@ -81,6 +82,31 @@ def test_json_is_read_back_without_loss_and_named_when_it_is_not_what_was_asked_
         Report.from_json(path)
     path.write_text(json.dumps({"schema": "retrograde-horizon/0"}))
     with pytest.raises(InputError, match="another version of retrograde wrote it"):
+        HorizonReport.from_json(path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        (("kind",), "windows", "kind must be"),
+        (("past",), "other", "past must be"),
+        (("delta",), -1, "delta must be a number from 0 on"),
+        (("steps",), [], "steps must ascend"),
+        (("weights",), [], "at least one set of weights"),
+        (("weights", 1, "curves"), [], "begin with that of the whole gradient"),
+        (("weights", 0, "curves", 0, "bias"), [1.0], "a number for each of the steps"),
+        (("weights", 0, "curves", 2, "window"), 99, "window of 'weight_hh_l0' must be one of"),
+    ],
+)
+def test_a_file_whose_numbers_do_not_belong_together(report, tmp_path, place, value, says):
+    path = tmp_path / "horizon.json"
+    report.to_json(path)
+    numbers = part = json.loads(path.read_text())
+    for step in place[:-1]:
+        part = part[step]
+    part[place[-1]] = value
+    path.write_text(json.dumps(numbers))
+    with pytest.raises(InputError, match=says):
         HorizonReport.from_json(path)
 
 

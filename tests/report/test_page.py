@@ -16,7 +16,7 @@ import retrograde
 from retrograde import charts
 from retrograde.decomposition import Parts
 from retrograde.diagnosis import Check, Evidence, Finding, GateSeries, Threshold, Training, Trial
-from retrograde.report import Horizon, Report, Settings, html
+from retrograde.report import NeededLag, Report, Settings, html
 from retrograde.report.answer import answer
 from support.browser import in_a_browser
 
@@ -209,7 +209,7 @@ def test_the_answer_names_a_few_of_many_layers(layer):
 
 
 def test_the_answer_to_a_question_of_its_own_comes_first(layer):
-    year = Horizon(12, "last year's season")
+    year = NeededLag(12, "last year's season")
     passed = (Check("vanishing", layer.name, "passed"),)
     report = Report("Title", (replace(layer, beyond=0.2),), (), year, (), SETTINGS, passed)
     found = answer(report)

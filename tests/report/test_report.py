@@ -23,7 +23,7 @@ from retrograde.decomposition import Parts
 from retrograde.decomposition.lags import POOLED
 from retrograde.diagnosis import Check, Evidence, Finding, Training, Trial
 from retrograde.errors import ArgumentError, InputError
-from retrograde.report import Horizon, Layer, Report, Settings
+from retrograde.report import Layer, NeededLag, Report, Settings
 from retrograde.report.json import render as json_text
 from retrograde.report.layer import by_crossing
 
@@ -49,7 +49,7 @@ def flows(models):
 
 @pytest.fixture(scope="module")
 def report(flows):
-    season = Horizon(8, "the season")
+    season = NeededLag(8, "the season")
     layers = (Layer.of(name, flow, (0, 3, 8), season) for name, flow in flows.items())
     return Report("A title", tuple(layers), horizon=season, notes=("A note.",))
 
@@ -92,7 +92,7 @@ def linear_flow(w, steps):
     ],
 )
 def test_one_plain_sentence(w, start):
-    season = Horizon(52, "the season")
+    season = NeededLag(52, "the season")
     flow = linear_flow(w, 60)
     layer = Layer.of("cell", flow, (0, 10), season)
     report = Report("Title", (layer,), horizon=season)

@@ -19,7 +19,7 @@ from retrograde.errors import ArgumentError, NonFiniteError, UnsupportedModelErr
 from retrograde.spectra import Chain
 from retrograde.spectra.bounds import bounds, without_bounds
 from retrograde.spectra.exponents import exponents
-from retrograde.spectra.horizons import horizons
+from retrograde.spectra.memory import memory_of
 from retrograde.spectra.singular import singular_values
 from support.conformance import EXACT
 from support.problems import PROBLEMS, B, T
@@ -527,7 +527,7 @@ def test_a_gated_cell_has_a_threshold_for_every_gate_and_none_is_proven():
 
 
 @BY_PROBLEM
-def test_bounds_and_horizons_of_every_cell(problem):
+def test_bounds_and_memory_of_every_cell(problem):
     """Each has them or none; nothing in them is NaN."""
     chain = chain_of(problem.make())
     found = bounds(chain, 0)
@@ -537,7 +537,7 @@ def test_bounds_and_horizons_of_every_cell(problem):
     routes = {bound.route for bound in found}
     assert routes <= set(chain.cell.recurrent_routes)
     assert not any(math.isnan(v) for b in found for v in (b.value, b.exponent, b.largest_step))
-    memory = horizons(chain, None)
+    memory = memory_of(chain, None)
     assert set(memory.time_constants) <= set(chain.cell.slots)
     assert all((constant > 0).all() for constant in memory.time_constants.values())
     states, inputs = (torch.zeros(T, B, dtype=torch.float64) for _ in range(2))
@@ -564,7 +564,7 @@ def by_input(chain, k):
     return torch.stack([of(b) for b in range(chain.batch)])
 
 
-# --- horizons -----------------------------------------------------------------------------------
+# --- memory -------------------------------------------------------------------------------------
 
 
 def scalar(w):
@@ -574,7 +574,7 @@ def scalar(w):
 def test_a_leaky_scalar_forgets_when_its_power_falls_to_a_hundredth():
     cell = replace(scalar(0.7), weight_ih=torch.ones(1, 1, dtype=torch.float64))
     recorded = retrograde.record_cell(cell, draw(40, 2, 1), lambda h, s: h.sum())
-    memory = retrograde.spectrum(recorded).horizons
+    memory = retrograde.spectrum(recorded).memory
     last = math.floor(math.log(0.01) / math.log(0.7))  # 0.7^12 is 1.4 %, 0.7^13 1 % less a little
     assert (memory.state, memory.input) == (last, last)
     expected = 0.7 ** torch.arange(40, dtype=torch.float64)
@@ -587,7 +587,7 @@ def test_a_loss_that_asks_for_what_is_forgotten_sooner_does_not_agree():
     weight = torch.tensor([[0.98, 0.0], [0.0, 0.1]], dtype=torch.float64)
     cell = replace(elman(weight), weight_ih=torch.ones(2, 1, dtype=torch.float64))
     recorded = retrograde.record_cell(cell, draw(100, 1, 1), lambda h, s: h[..., 1].sum())
-    memory = retrograde.spectrum(recorded).horizons
+    memory = retrograde.spectrum(recorded).memory
     assert memory.reach < 5 and memory.state == 99 and memory.agrees is False
 
 
@@ -595,7 +595,7 @@ def test_a_stretch_that_remembers_all_agrees_with_a_reach_beyond_it():
     one = torch.ones(1, 1, dtype=torch.float64)
     cell, x = Elman(one, 0.999 * one, activation="identity"), draw(40, 1, 1)
     recorded = retrograde.record_cell(cell, x, lambda h, s: h[-1].sum())
-    memory = retrograde.spectrum(recorded, start=30).horizons
+    memory = retrograde.spectrum(recorded, start=30).memory
     assert (memory.reach, memory.input) == (39, 9)
     assert memory.agrees
 
@@ -607,7 +607,7 @@ def test_time_constants_are_those_of_the_forget_gates():
         for parameter in layer.parameters():
             parameter.zero_()
         layer.bias_ih_l0[3:6] = bias
-    memory = retrograde.spectrum(layer, draw(4, 2, 2)).horizons
+    memory = retrograde.spectrum(layer, draw(4, 2, 2)).memory
     expected = -1 / bias.sigmoid().log()
     torch.testing.assert_close(memory.time_constants["c_l0"], expected, **EXACT)
     torch.testing.assert_close(memory.by_gates["c_l0"], math.log(100) * expected, **EXACT)
@@ -618,11 +618,11 @@ def test_time_constants_are_those_of_the_forget_gates():
         for parameter in gru.parameters():
             parameter.zero_()
         gru.bias_hh_l1[3:6] = bias
-    constants = retrograde.spectrum(gru, draw(4, 2, 2)).horizons.time_constants
+    constants = retrograde.spectrum(gru, draw(4, 2, 2)).memory.time_constants
     torch.testing.assert_close(constants["h_l1"], expected, **EXACT)
     torch.testing.assert_close(constants["h_l0"], expected[:1].expand(3), **EXACT)
     bare = retrograde.nn.LSTM(2, 3, generation="lstm-1997")
-    constants = retrograde.spectrum(bare, draw(4, 2, 2, dtype=torch.float32)).horizons
+    constants = retrograde.spectrum(bare, draw(4, 2, 2, dtype=torch.float32)).memory
     assert (constants.time_constants["c_l0"] == math.inf).all()
 
 
@@ -635,7 +635,7 @@ def test_a_layer_is_run_in_inference_mode_too():
     with torch.inference_mode():
         spectrum = retrograde.spectrum(layer, x.clone())
         assert quietly(lambda: spectrum.exponents.leading) == pytest.approx(expected, rel=1e-4)
-        assert spectrum.horizons.state > 0
+        assert spectrum.memory.state > 0
 
 
 def test_a_layer_is_run_as_it_is_and_left_as_it_was():
@@ -745,7 +745,7 @@ def test_dead_units_lose_rank_and_nothing_becomes_nan():
     assert (nothing.exponents.mean == -math.inf).all() and nothing.exponents.settled
     assert (nothing.singular_values().log2 == -math.inf).all() and nothing.residual == 0
     assert (nothing.singular_values().condition == math.inf).all()
-    memory = nothing.horizons
+    memory = nothing.memory
     assert memory.state == 0 and not memory.log2_input.isnan().any()
     assert {bound.measured for bound in nothing.bounds} == {"vanishes"}
 
@@ -963,9 +963,9 @@ def test_a_policy_inside_back_propagation_has_no_part_in_it():
 def test_memories_side_by_side():
     torch.manual_seed(0)
     x, lstm = torch.randn(30, 2, 1), nn.LSTM(1, 4)
-    before = retrograde.spectrum(lstm, x).horizons
+    before = retrograde.spectrum(lstm, x).memory
     retrograde.nn.initialise(lstm, "forget-bias", value=3.0)
-    after = retrograde.spectrum(lstm, x).horizons
+    after = retrograde.spectrum(lstm, x).memory
     chart = retrograde.spectra.compare({"before": before, "after": after}).to_dict()
     rows = [row.split(",") for row in chart["layer"][0]["data"]["values"].splitlines()[1:]]
     shown = {(name, int(lag)): float(log2) for name, lag, log2 in rows}
@@ -973,3 +973,10 @@ def test_memories_side_by_side():
     assert shown["before", 5] == pytest.approx(float(before.log2_state[5]), abs=1e-3)
     one = before.chart().to_dict()["layer"][0]["data"]["values"]
     assert f"one input,3,{round(float(before.log2_input[3]), 3)}" in one
+
+
+def test_earlier_names_stay():
+    assert retrograde.spectra.Horizons is retrograde.spectra.Memory
+    assert retrograde.report.Horizon is retrograde.report.NeededLag
+    spectrum = retrograde.spectrum(nn.LSTM(2, 3), draw(4, 2, 2).float())
+    assert spectrum.horizons is spectrum.memory

@@ -35,6 +35,10 @@ pytestmark = pytest.mark.usefixtures("unchecked")
 MANY = 20_000
 
 
+def solves(task: AbstractTask, output: Tensor, sequences: Sequences) -> bool:
+    return task.solved(task.right(output, sequences), task.errors(output, sequences))
+
+
 def drawn(task: AbstractTask, count: int = 300, seed: int = 0) -> Sequences:
     return task.draw(count, torch.Generator().manual_seed(seed))
 
@@ -91,8 +95,8 @@ def test_the_right_answers_solve_a_task_and_guesses_do_not(task: AbstractTask):
         ideal = torch.where(sequences.due.unsqueeze(2), expected, 0.0)
     if isinstance(task, AbstractClassification):
         ideal = 100 * (ideal - 0.5)
-    assert task.right(ideal, sequences).all() and task.solved(ideal, sequences)
-    assert not task.solved(torch.full_like(ideal, 0.5), sequences)
+    assert task.right(ideal, sequences).all() and solves(task, ideal, sequences)
+    assert not solves(task, torch.full_like(ideal, 0.5), sequences)
 
 
 CONSTANT: dict[Callable[[], AbstractTask], Callable[[], Tensor]] = {
@@ -165,7 +169,8 @@ def test_strings_are_embedded_reber_strings():
 
 def test_each_next_symbol_is_due_and_the_possible_ones_are_known():
     generator = torch.Generator().manual_seed(0)
-    training, test = EmbeddedReber().sets(generator)
+    lot = EmbeddedReber().lot(generator)
+    training, test = lot.tests(256)
     spell = {
         "".join(SYMBOLS[i] for i in strings.x[: strings.lengths[n], n].argmax(1))
         for strings in (training,)
@@ -174,6 +179,10 @@ def test_each_next_symbol_is_due_and_the_possible_ones_are_known():
     assert not spell & {
         "".join(SYMBOLS[i] for i in test.x[: test.lengths[n], n].argmax(1)) for n in range(256)
     }
+    again = lot.training(50)
+    assert {
+        "".join(SYMBOLS[i] for i in again.x[: again.lengths[n], n].argmax(1)) for n in range(50)
+    } <= spell
     for strings in (training, test):
         assert torch.equal(strings.x[1:][strings.due[1:]], strings.y[:-1][strings.due[1:]])
         assert bool(strings.possible[strings.y.bool()].all())
@@ -268,15 +277,15 @@ def test_only_the_first_elements_tell_two_sequences_apart():
 def test_two_sequences_are_solved_at_the_papers_edge():
     plain = TwoSequences(10, 1)
     sequences = drawn(plain, 256)
-    assert plain.solved((sequences.y - 0.0099).abs(), sequences)
-    assert not plain.solved((sequences.y - 0.0101).abs(), sequences)  # right, but not near enough
+    assert solves(plain, (sequences.y - 0.0099).abs(), sequences)
+    assert not solves(plain, (sequences.y - 0.0101).abs(), sequences)  # right, but not near enough
     noisy = TwoSequences(10, 1, "noisy inputs")
     sequences = drawn(noisy, 256)
     output = sequences.y.clone()
     output[:, :5] = 1 - output[:, :5]
-    assert noisy.solved(output, sequences)
+    assert solves(noisy, output, sequences)
     output[:, 5] = 1 - output[:, 5]
-    assert not noisy.solved(output, sequences)
+    assert not solves(noisy, output, sequences)
 
 
 # ---- two numbers, orders ----
@@ -311,14 +320,14 @@ def test_marks_and_results(task: AbstractTask):
 def test_adding_asks_for_a_mean_error_and_multiplication_counts():
     adding, multiplication = Adding(30), Multiplication(30, wrong=13)
     sequences = drawn(adding, 2000)
-    assert adding.solved(sequences.y + 0.0099, sequences)
-    assert not adding.solved(sequences.y + 0.011, sequences)
+    assert solves(adding, sequences.y + 0.0099, sequences)
+    assert not solves(adding, sequences.y + 0.011, sequences)
     sequences = drawn(multiplication, 2000)
     output = sequences.y.clone()
     output[:, :12] += 1
-    assert multiplication.solved(output, sequences)
+    assert solves(multiplication, output, sequences)
     output[:, 12] += 1
-    assert not multiplication.solved(output, sequences)
+    assert not solves(multiplication, output, sequences)
 
 
 def test_modern_adding_has_a_mark_in_each_half():
@@ -354,9 +363,9 @@ def test_modern_order_allows_less_than_one_in_a_hundred_errors():
     sequences = drawn(task, 1000)
     output = sequences.y.clone()
     output[:, :9] = output[:, :9].roll(1, 2)
-    assert task.solved(output, sequences)
+    assert solves(task, output, sequences)
     output[:, 9] = output[:, 9].roll(1, 1)
-    assert not task.solved(output, sequences)
+    assert not solves(task, output, sequences)
 
 
 # ---- timing, copying, digits ----

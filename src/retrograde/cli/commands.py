@@ -394,9 +394,9 @@ def compare(
 @app.command(
     help="Report what recurrent weights tell by themselves: norms, bounds, horizons, "
     "initialisation.\n\n"
-    "WEIGHTS is a state dict or a checkpoint, as .safetensors, .pt or .pth; nothing in it "
-    "is run. Or give FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION as for diagnose, to inspect its "
-    "model."
+    "WEIGHTS is a state dict or a checkpoint, as .safetensors, .pt or .pth, or a .keras or .h5 "
+    "file of Keras; nothing in it is run. Or give FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION as "
+    "for diagnose, to inspect its model."
 )
 def inspect(
     weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="A file, or FILE.py:FUNCTION.")],

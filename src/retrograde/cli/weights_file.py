@@ -11,20 +11,24 @@ import torch
 
 from retrograde import _files
 from retrograde.errors import InputError
+from retrograde.spectra.weights.keras import is_keras_file, keras_file
 
 ADVICE = "save model.state_dict() with torch.save or safetensors, and give that file"
 
 
 def read(path: Path) -> Mapping[Any, Any]:
-    """The state dict or checkpoint in a file of torch.save or safetensors.
+    """The state dict or checkpoint in a file of torch.save, safetensors or Keras.
 
-    Nothing in it is executed: torch reads tensors and plain containers only (`weights_only`), and
-    safetensors holds nothing else. What the file is, is told by its first bytes.
+    Nothing in it is executed: torch reads tensors and plain containers only (`weights_only`),
+    safetensors holds nothing else, and of a file of Keras the recurrent weights are read as data.
+    What the file is, is told by its first bytes.
 
     Raises:
         InputError: if there is no such file, or no weights are in it that can be had that way.
     """
-    _files.check_readable(path, "a .safetensors, .pt or .pth file, or FILE.py:FUNCTION")
+    _files.check_readable(
+        path, "a .safetensors, .pt, .pth, .keras or .h5 file, or FILE.py:FUNCTION"
+    )
     if path.suffix == ".py":
         raise InputError(f"{path} is a Python file; name its function as well: {path}:FUNCTION")
     try:
@@ -32,6 +36,8 @@ def read(path: Path) -> Mapping[Any, Any]:
             first = file.read(9)
         if path.suffix == ".safetensors" or first[8:] == b"{":
             return _safetensors(path)
+        if is_keras_file(path):
+            return keras_file(path)
         found = _torchs(path, first)
     except OSError as error:
         raise InputError(f"cannot read {path}: {_files.why(error)}") from None

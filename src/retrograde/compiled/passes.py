@@ -1,18 +1,19 @@
 """The one door to the library: tensors are checked here, and nowhere is it called but here."""
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from retrograde.cells import GRU, GRU2014, LSTM, AbstractCell, Elman
 from retrograde.cells.generations import generation
 from retrograde.compiled.library import FIELDS, Library, library
-
-Fields = dict[str, int]
 
 CELLS = {"lstm": 0, "elman": 1, "gru-torch": 2, "gru-2014": 3}
 GATES = {"input": 1, "forget": 2, "cell": 4, "output": 8}
@@ -32,36 +33,58 @@ class Kind:
         fields: the first four of `struct pass`.
         activations: the names of what it keeps of each step, in order.
         parts: the names of the parts of the state.
+        blocks: how many gates have weights, and how many have a peephole.
+        torch: the name of torch's own function that computes the same, "" if there is none.
     """
 
     fields: tuple[int, int, int, int]
+    blocks: tuple[int, int]
     activations: tuple[str, ...]
     parts: tuple[str, ...] = ("h",)
+    torch: str = ""
 
 
 @cache
-def _lstm(name: str) -> Kind | None:
+def lstm(name: str) -> Kind | None:
+    """An LSTM of a generation; None for one whose gates see each other."""
     row = generation(name)
     if row.gate_recurrence:
         return None
     gates = sum(GATES[gate] for gate in row.gates) + COUPLED * row.coupled
     functions = ACTIVATIONS.index(row.cell_activation), ACTIVATIONS.index(row.state_activation)
-    return Kind((CELLS["lstm"], gates, *functions), (*row.gates, "squashed"), ("h", "c"))
+    blocks = len(row.gates), len(row.peephole_gates)
+    same = "lstm" if row.name in ("lstm-2000", "np") else ""
+    return Kind(
+        (CELLS["lstm"], gates, *functions), blocks, (*row.gates, "squashed"), ("h", "c"), same
+    )
 
 
-_GRU_ACTIVATIONS = ("reset", "update", "candidate", "inner")
+@cache
+def elman(activation: str) -> Kind | None:
+    """A plain RNN; None for an activation function that the library lacks."""
+    if activation not in ACTIVATIONS:
+        return None
+    same = f"rnn_{activation}" if activation in ("tanh", "relu") else ""
+    fields = (CELLS["elman"], 0, ACTIVATIONS.index(activation), 0)
+    return Kind(fields, (1, 0), (), torch=same)
+
+
+GRUS = {
+    name: Kind(
+        (CELLS[name], 0, 0, 0), (3, 0), ("reset", "update", "candidate", "inner"), torch=same
+    )
+    for name, same in (("gru-torch", "gru"), ("gru-2014", ""))
+}
 
 
 def kind_of(cell: AbstractCell) -> Kind | None:
     """What the library knows of a cell; None if it does not have it."""
     if type(cell) is LSTM:
-        return _lstm(cell.generation)
-    if type(cell) is Elman and cell.activation in ACTIVATIONS:
-        return Kind((CELLS["elman"], 0, ACTIVATIONS.index(cell.activation), 0), ())
-    if type(cell) is GRU:
-        return Kind((CELLS["gru-torch"], 0, 0, 0), _GRU_ACTIVATIONS)
-    if type(cell) is GRU2014:
-        return Kind((CELLS["gru-2014"], 0, 0, 0), _GRU_ACTIVATIONS)
+        return lstm(cell.generation)
+    if type(cell) is Elman:
+        return elman(cell.activation)
+    if type(cell) in (GRU, GRU2014):
+        return GRUS["gru-torch" if type(cell) is GRU else "gru-2014"]
     return None
 
 
@@ -70,67 +93,52 @@ def weights_of(cell: AbstractCell) -> tuple[Tensor | None, ...]:
     return tuple(getattr(cell, name, None) for name in WEIGHTS)
 
 
-def in_use(cell: AbstractCell, x: Tensor) -> Library | None:
-    """The library, if it computes this cell for this input; None if torch operations do.
+def in_use(x: Tensor, *others: Tensor | None) -> Library | None:
+    """The library, if it is there and can read these; None if torch operations are to run.
 
-    That is so for cells it does not have, for other devices and data types, for subclasses of
-    Tensor, and while torch traces, compiles or transforms: a call of the library cannot be seen.
+    That is so for other devices and data types, for subclasses of Tensor, and while torch traces,
+    compiles or transforms: it cannot see into a call of the library.
     """
+    if torch.compiler.is_compiling():
+        return None
     found = library()
     if (
         found is None
-        or not x.is_cpu
         or x.dtype not in found.forward
-        or torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
-        or any(
-            weight is not None and not (_is_plain(weight) and weight.dtype == x.dtype)
-            for weight in weights_of(cell)
-        )
-        or not _is_plain(x)
+        or forward_ad._current_level >= 0
     ):
         return None
+    kinds, dtype = (Tensor, Parameter), x.dtype
+    for tensor in (x, *others):
+        if tensor is not None and not (
+            type(tensor) in kinds and tensor.is_cpu and tensor.dtype == dtype
+        ):
+            return None
     return found
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.is_cpu
-
-
-@dataclass(frozen=True, eq=False)
-class Pass:
+class Pass(NamedTuple):
     """What a forward pass gives, and what the backward pass needs of it.
 
     Attributes:
-        kind: the cell.
-        reverse: whether it ran from the end of the sequence to its start.
-        h, c: the states [T+1, B, H], in the order of time; the initial one comes first, or last if
-            the pass ran in reverse. c is None where the cell has none.
-        kept: its activations [T, B, K * Hpad], None where they were not to be kept.
+        states: the parts of the state after each step, [T, B, H] each.
+        last: those after the last step that ran, [1, B, H].
+        kept: the activations [T, B, K * H padded to whole vectors], None where none were kept.
     """
 
-    kind: Kind
-    reverse: bool
-    h: Tensor
-    c: Tensor | None
+    states: tuple[Tensor, ...]
+    last: tuple[Tensor, ...]
     kept: Tensor | None
-
-    def steps(self, states: Tensor) -> Tensor:
-        """The states after each step, [T, B, H]."""
-        return states[:-1] if self.reverse else states[1:]
-
-    def last(self, states: Tensor) -> Tensor:
-        """The state after the last step that ran, [B, H]."""
-        return states[0] if self.reverse else states[-1]
 
 
 def forward(
     library: Library,
     kind: Kind,
     x: Tensor,
-    initial: Sequence[Tensor],
+    initial: Sequence[Tensor | None],
     weights: Sequence[Tensor | None],
     reverse: bool = False,
     keep: bool = True,
@@ -141,44 +149,41 @@ def forward(
         library: the library.
         kind: the cell.
         x: [T, B, I], any strides.
-        initial: the parts of the initial state, [B, H].
+        initial: the parts of the initial state, [B, H]; None for zeros.
         weights: by `WEIGHTS`.
         reverse: run from the end of the sequence to its start.
-        keep: keep what the backward pass needs.
+        keep: keep the activations, which the backward pass needs.
 
     Raises:
         MemoryError: where there is not enough.
     """
+    x, weights, initial = _checked(x, kind, weights, initial)
     steps, samples, inputs = x.shape
-    held = [None if weight is None else weight.contiguous() for weight in weights]
-    assert held[1] is not None
-    hidden = held[1].shape[1]
-    x = _rows(x)
-    parts = [_dense(part) for part in initial]
-    _check(x, kind, inputs, hidden, samples, held, parts)
-    h = x.new_empty(steps + 1, samples, hidden)
-    c = torch.empty_like(h) if len(parts) > 1 else None
+    hidden = weights[1].shape[1]  # type: ignore[union-attr]
+    states = tuple([x.new_empty(steps, samples, hidden) for _ in kind.parts])
+    last = tuple([x.new_empty(1, samples, hidden) for _ in kind.parts])
     kept = None
     if keep and kind.activations:
-        padded = -(-hidden // (lanes := library.vector // x.element_size())) * lanes
+        lanes = library.vector // x.element_size()
+        padded = -(-hidden // lanes) * lanes
         kept = x.new_empty(steps, samples, len(kind.activations) * padded)
-    fields = _fields(library, kind, x, hidden, reverse)
-    fields |= {name: _at(weight) for name, weight in zip(WEIGHTS, held, strict=True)}
-    fields |= {"h_0": _at(parts[0]), "h": _at(h), "c": _at(c), "kept": _at(kept)}
-    if c is not None:
-        fields["c_0"] = _at(parts[1])
-    _call(library.forward[x.dtype], fields)
-    return Pass(kind, reverse, h, c, kept)
+    values = _Array(
+        *_begin(library, kind, x, hidden, reverse),
+        *_addresses(weights),
+        *_addresses(_two(initial)),
+        *_addresses(_two(states)),
+        *_addresses(_two(last)),
+        _address(kept),
+    )
+    _call(library.forward[x.dtype], values)
+    return Pass(states, last, kept)
 
 
-def activations_of(
-    kind: Kind, cell: AbstractCell, h: Tensor, kept: Tensor | None = None
-) -> dict[str, Tensor]:
+def activations_of(kind: Kind, h: Tensor, kept: Tensor | None) -> dict[str, Tensor]:
     """The activations of a cell by name, [T, B, H], as `CellStep.activations` has them.
 
     Args:
-        kind: the cell, as the library knows it.
-        cell: the cell itself.
+        kind: the cell.
         h: its outputs, [T, B, H].
         kept: what a pass kept.
     """
@@ -189,152 +194,174 @@ def activations_of(
         name: kept[..., number * padded : number * padded + hidden]
         for number, name in enumerate(kind.activations)
     }
-    if not isinstance(cell, LSTM):
+    if kind.parts == ("h",):
         return had
     one = h.new_ones(()).expand(h.shape)
     had.setdefault("input", one)
-    had.setdefault("forget", 1 - had["input"] if cell.kind.coupled else one)
+    had.setdefault("forget", 1 - had["input"] if kind.fields[1] & COUPLED else one)
     had.setdefault("output", one)
     return {name: had[name] for name in ("input", "forget", "cell", "output", "squashed")}
 
 
-@dataclass(frozen=True, eq=False)
-class Gradients:
+class Gradients(NamedTuple):
     """What a backward pass gives; None for what was not wanted."""
 
     x: Tensor | None
-    initial: tuple[Tensor | None, ...]
-    weights: tuple[Tensor | None, ...]
+    initial: list[Tensor | None]
+    weights: list[Tensor | None]
 
 
 def backward(
     library: Library,
-    passed: Pass,
+    kind: Kind,
     x: Tensor,
+    initial: Sequence[Tensor | None],
     weights: Sequence[Tensor | None],
+    passed: Pass,
     direct: Sequence[Tensor | None],
     last: Sequence[Tensor | None],
     by_kept: Tensor | None,
     needs: Sequence[bool],
+    reverse: bool = False,
 ) -> Gradients:
     """The gradients of a loss. Numbers below the normal range of the type count as 0.
 
     Args:
-        library: the library.
+        library, kind, x, initial, weights, reverse: as the forward pass had them; of the biases it
+            matters only whether there are any.
         passed: the forward pass, its activations kept.
-        x: [T, B, I], as it was given to it.
-        weights: by `WEIGHTS`; biases may be left out.
         direct: what the loss gives to each part of the state, [T, B, H]; None for nothing.
-        last: what it gives to the last state, [B, H].
-        by_kept: what it gives to the activations, [T, B, K * Hpad].
+        last: what it gives to the last state, [1, B, H].
+        by_kept: what it gives to the activations, shaped as they are.
         needs: whether the gradient is wanted of x, of the parts of the initial state, and of each
             weight.
 
     Raises:
         MemoryError: where there is not enough.
     """
-    kind, count = passed.kind, len(passed.kind.parts)
+    x, weights, initial = _checked(x, kind, weights, initial)
+    w_ih, w_hh, *_, w_ch = weights
+    assert w_ih is not None and w_hh is not None
     steps, samples, inputs = x.shape
-    held = [None if weight is None else weight.contiguous() for weight in weights]
-    assert held[0] is not None and held[1] is not None
-    rows, hidden = held[1].shape
-    x = _rows(x)
-    _check(x, kind, inputs, hidden, samples, [held[0], held[1], None, None, held[4]], ())
-    fields = _fields(library, kind, x, hidden, passed.reverse)
-    fields |= {name: _at(weight) for name, weight in zip(WEIGHTS, held, strict=True)}
-    fields |= {"h": _at(passed.h), "c": _at(passed.c), "kept": _at(passed.kept)}
-    alive: list[Tensor | None] = []
-    for name, states, state in zip(kind.parts, direct, last, strict=True):
-        if states is not None:
-            states = _rows(_like(states, x, (steps, samples, hidden)))
-            fields[f"by_{name}"] = _at(states)
-            fields[f"by_{name}_step"], fields[f"by_{name}_sample"] = states.stride()[:2]
-        if state is not None:
-            state = _dense(_like(state, x, (samples, hidden)))
-            fields[f"by_{name}_n"] = _at(state)
-        alive += [states, state]
-    if by_kept is not None and passed.kept is not None:
+    rows, hidden = w_hh.shape
+    all_steps, one = (steps, samples, hidden), (1, samples, hidden)
+    for states in passed.states:
+        assert states.shape == all_steps and states.is_contiguous()
+    direct = [_rows(_like(given, x, all_steps)) for given in direct]
+    last = [_dense(_like(given, x, one)) for given in last]
+    if by_kept is not None:
+        assert passed.kept is not None
         by_kept = _dense(_like(by_kept, x, passed.kept.shape))
-        fields["by_kept"] = _at(by_kept)
-    by_x = x.new_empty(steps, samples, inputs) if needs[0] else None
-    by_initial = [
-        x.new_empty(samples, hidden) if needed else None for needed in needs[1 : 1 + count]
+    count = 1 + len(kind.parts)
+    by_x = x.new_empty(x.shape) if needs[0] else None
+    by_initial = [x.new_empty(samples, hidden) if need else None for need in needs[1:count]]
+    of_weights = needs[count:]
+    # The sums over the steps are formed for a matrix, and all that belongs to it.
+    by_weights = [
+        x.new_empty(rows, inputs) if of_weights[0] else None,
+        x.new_empty(rows, hidden) if any(of_weights) else None,
+        x.new_empty(rows) if of_weights[2] else None,
+        x.new_empty(rows) if of_weights[3] else None,
+        w_ch.new_empty(w_ch.shape) if w_ch is not None and of_weights[4] else None,
     ]
-    shapes = {
-        **{"weight_ih": (rows, inputs), "weight_hh": (rows, hidden)},
-        **{"bias_ih": (rows,), "bias_hh": (rows,)},
-        "weight_ch": () if held[4] is None else tuple(held[4].shape),
-    }
-    any_weight = any(needs[1 + count :])
-    by_weights = []
-    for name, needed in zip(WEIGHTS, needs[1 + count :], strict=True):
-        # Where one is wanted the sums of the matrices are formed in any case.
-        wanted = needed or (any_weight and name == "weight_hh")
-        by_weights.append(x.new_empty(shapes[name]) if wanted else None)
-    fields["by_x"] = _at(by_x)
-    fields |= {f"by_{n}": _at(w) for n, w in zip(WEIGHTS, by_weights, strict=True)}
-    fields |= {f"by_{n}_0": _at(part) for n, part in zip(kind.parts, by_initial, strict=True)}
-    _call(library.backward[x.dtype], fields)
-    return Gradients(by_x, tuple(by_initial), tuple(by_weights))
+    strides = [
+        n for given in _two(direct) for n in (given.stride()[:2] if given is not None else _NO)
+    ]
+    values = _Array(
+        *_begin(library, kind, x, hidden, reverse),
+        *_addresses(weights),
+        *_addresses(_two(initial)),
+        *_addresses(_two(passed.states)),
+        *_NO,
+        _address(passed.kept),
+        *_addresses(_two(direct)),
+        _address(by_kept),
+        *strides,
+        *_addresses(_two(last)),
+        _address(by_x),
+        *_addresses(by_weights),
+        *_addresses(_two(by_initial)),
+    )
+    _call(library.backward[x.dtype], values)
+    return Gradients(by_x, by_initial, by_weights)
 
 
-def _fields(library: Library, kind: Kind, x: Tensor, hidden: int, reverse: bool) -> Fields:
-    cell, gates, activation, state_activation = kind.fields
+_NO = (0, 0)
+
+
+def _two(parts: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    """Of h and of c, which not every cell has."""
+    return parts if len(parts) == 2 else (parts[0], None)
+
+
+def _begin(library: Library, kind: Kind, x: Tensor, hidden: int, reverse: bool) -> tuple[int, ...]:
+    """The fields up to the strides of x."""
     steps, samples, inputs = x.shape
     step, sample, _ = x.stride()
-    return {
-        **{"cell": cell, "gates": gates},
-        **{"activation": activation, "state_activation": state_activation},
-        **{"steps": steps, "samples": samples, "inputs": inputs, "hidden": hidden},
-        **{"parts": torch.get_num_threads() if library.parallel else 1, "reverse": int(reverse)},
-        **{"parallel": library.parallel, "x": _at(x), "x_step": step, "x_sample": sample},
-    }
+    parallel = library.parallel
+    threads = torch.get_num_threads() if parallel else 1
+    sizes = (steps, samples, inputs, hidden, threads, int(reverse))
+    return (*kind.fields, *sizes, parallel, x.data_ptr(), step, sample)
 
 
-def _call(function: object, fields: Fields) -> None:
-    values = _Array(*(fields.get(name, 0) for name in FIELDS))
-    if function(values):  # type: ignore[operator]
+def _call(function: Callable[[object], int], values: object) -> None:
+    if function(values):
         raise MemoryError("there is not enough memory for a pass of this size")
 
 
-def _at(tensor: Tensor | None) -> int:
+def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _rows(tensor: Tensor) -> Tensor:
+def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def _rows(tensor: Tensor | None) -> Tensor | None:
     """With neighbouring features next to each other."""
+    if tensor is None:
+        return None
     if tensor.is_neg() or tensor._is_zerotensor():
         tensor = torch.empty_like(tensor).copy_(tensor)
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
-def _dense(tensor: Tensor) -> Tensor:
-    return _rows(tensor).contiguous()
+def _dense(tensor: Tensor | None) -> Tensor | None:
+    rows = _rows(tensor)
+    return None if rows is None else rows.contiguous()
 
 
-def _like(gradient: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
+def _like(gradient: Tensor | None, x: Tensor, shape: Sequence[int]) -> Tensor | None:
     """A gradient of that shape, as autograd promises it."""
-    assert gradient.shape == torch.Size(shape) and gradient.dtype == x.dtype, gradient.shape
+    assert gradient is None or (
+        gradient.shape == torch.Size(shape) and gradient.dtype == x.dtype and gradient.is_cpu
+    )
     return gradient
 
 
-def _check(
+def _checked(
     x: Tensor,
     kind: Kind,
-    inputs: int,
-    hidden: int,
-    samples: int,
     weights: Sequence[Tensor | None],
-    initial: Sequence[Tensor],
-) -> None:
-    """Hold everything against what the library will read: sizes, data type, device, layout."""
-    rows = weights[1].shape[0] if weights[1] is not None else 0
-    shapes = [(rows, inputs), (rows, hidden), (rows,), (rows,)]
-    for tensor, shape in zip(weights, shapes, strict=False):
-        assert tensor is None or tensor.shape == shape, (tensor.shape, shape)
-    for tensor in initial:
-        assert tensor.shape == (samples, hidden), tensor.shape
-    for tensor in (*weights, *initial):
+    initial: Sequence[Tensor | None],
+) -> tuple[Tensor, Sequence[Tensor | None], Sequence[Tensor | None]]:
+    """What the library will read, laid out as it expects it, and held against each other."""
+    w_ih, w_hh, *_ = weights
+    assert w_ih is not None and w_hh is not None and x.ndim == 3
+    (rows, inputs), hidden = w_ih.shape, w_hh.shape[1]
+    samples = x.shape[1]
+    blocks, peepholes = kind.blocks
+    shapes = (
+        *((rows, inputs), (rows, hidden), (rows,), (rows,), (peepholes * hidden,)),
+        *[(samples, hidden)] * len(kind.parts),
+    )
+    held = [_dense(tensor) for tensor in (*weights, *initial)]
+    assert rows == blocks * hidden and x.shape[2] == inputs
+    assert (held[4] is None) == (peepholes == 0)
+    for tensor, shape in zip(held, shapes, strict=True):
         assert tensor is None or (
-            tensor.dtype == x.dtype and tensor.is_cpu and tensor.is_contiguous()
+            tensor.shape == shape and tensor.dtype == x.dtype and tensor.is_cpu
         )
+    rowed = _rows(x)
+    assert rowed is not None
+    return rowed, held[: len(weights)], held[len(weights) :]

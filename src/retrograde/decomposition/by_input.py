@@ -14,8 +14,9 @@ from torch import Tensor
 
 from retrograde.decomposition.bins import LagBins
 from retrograde.decomposition.parts import Parts
-from retrograde.engine.adjoint import AdjointSpan, fold
+from retrograde.engine.adjoint import AdjointSpan
 from retrograde.engine.entries import Entries
+from retrograde.engine.fold import fold
 from retrograde.engine.scaling import NO_EXPONENT, Scaled, times_power_of_two
 from retrograde.engine.unroll import Unrolled
 

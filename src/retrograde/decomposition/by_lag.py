@@ -15,8 +15,9 @@ from retrograde.cells.base import AbstractCell
 from retrograde.decomposition.bins import LagBins
 from retrograde.decomposition.labels import AbstractLabels
 from retrograde.decomposition.parts import Parts
-from retrograde.engine.adjoint import AdjointSpan, fold
+from retrograde.engine.adjoint import AdjointSpan
 from retrograde.engine.entries import Entries
+from retrograde.engine.fold import fold
 from retrograde.engine.gradients import AdjointSums
 from retrograde.engine.unitwise import gradients_by_lag, is_unitwise
 from retrograde.engine.unroll import Unrolled

@@ -15,8 +15,9 @@ from retrograde.cells.base import AbstractCell
 from retrograde.decomposition.bins import LagBins
 from retrograde.decomposition.labels import AbstractLabels
 from retrograde.decomposition.parts import Parts
-from retrograde.engine.adjoint import AdjointSpan, fold
+from retrograde.engine.adjoint import AdjointSpan
 from retrograde.engine.entries import Entries
+from retrograde.engine.fold import fold
 from retrograde.engine.gradients import AdjointSums
 from retrograde.engine.scaling import NO_EXPONENT
 from retrograde.engine.unroll import Unrolled
@@ -71,9 +72,12 @@ class RouteSums:
     def _leaving(self, span: AdjointSpan) -> tuple[Float[Tensor, "R M K B S"], Int[Tensor, "M K"]]:
         """What goes from each step to the step before, by route, in the bins it has there."""
         steps, rows = len(span), len(span.lags)
-        sums, exponent = self._bins.sum(
-            span, self._entries.lags_between(span.first - 1, steps, rows)
+        before = (
+            torch.where(span.lags < 0, -1, span.lags + 1)
+            if self._entries.relative
+            else self._entries.lags_between(span.first - 1, steps, rows)
         )
+        sums, exponent = self._bins.sum(span, before)
         by_route = span.pull_back(sums).by_route()
         if not by_route:  # a truncated plain RNN has none
             return sums.new_zeros(0, *sums.shape), exponent

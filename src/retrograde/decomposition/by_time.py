@@ -41,22 +41,35 @@ class ContributionNorms:
 
     def update(self, span: AdjointSpan) -> None:
         rows = len(span.exponent)
-        for uses in span.adjoint.uses:
-            log2 = _log2_norms(*_by_step(uses, len(span))) + span.exponent.unsqueeze(-1)
-            for column, (name, first, _) in enumerate(uses.operands):
-                table = self._tables[name][span.steps, :rows]
-                found = log2[..., column].T
-                if first:  # squared norms of further rows of the same parameter add up
-                    found = torch.logaddexp2(2 * table, 2 * found) / 2
-                table.copy_(found)
-        for k, formed in enumerate(span.formed):
-            for some, gradients in _blocks(formed):
-                for name, parts in gradients.items():
-                    log2 = Scaled(parts, span.exponent[some, k]).log2_norms()
-                    self._tables[name][span.first + k, some] = log2
+        for name, further, log2 in contribution_norms(span):
+            table, found = self._tables[name][span.steps, :rows], log2.T
+            if further:  # squared norms of further rows of the same parameter add up
+                found = torch.logaddexp2(2 * table, 2 * found) / 2
+            table.copy_(found)
 
     def result(self) -> dict[str, Float[Tensor, "E T"]]:
         return _by_entry(self._tables)
+
+
+def contribution_norms(span: AdjointSpan) -> Iterator[tuple[str, bool, Float[Tensor, "N K"]]]:
+    """log2 of the norm of what each row makes of each parameter.
+
+    A parameter whose rows follow from several adjoints comes several times, from the second time
+    on with True.
+    """
+    for uses in span.adjoint.uses:
+        log2 = _log2_norms(*_by_step(uses, len(span))) + span.exponent.unsqueeze(-1)
+        for column, (name, first, _) in enumerate(uses.operands):
+            yield name, first > 0, log2[..., column]
+    found: dict[str, Tensor] = {}
+    for k, formed in enumerate(span.formed):
+        for some, gradients in _blocks(formed):
+            for name, parts in gradients.items():
+                if name not in found:
+                    found[name] = torch.full_like(span.norms, -torch.inf, dtype=torch.float64)
+                found[name][some, k] = Scaled(parts, span.exponent[some, k]).log2_norms()
+    for name, log2 in found.items():
+        yield name, False, log2
 
 
 class ContributionShares:
@@ -214,8 +227,20 @@ def _by_step(uses: Uses, steps: int) -> tuple[Float[Tensor, "N K B P"], Operands
 
 
 def _log2_norms(adjoint: Float[Tensor, "N K B P"], operands: Operands) -> Float[Tensor, "N K U"]:
-    """log2 ||sum_b da_b (x) u_b|| for every row, step and operand, by whichever way costs less."""
+    """log2 ||sum_b da_b (x) u_b|| for every row, step and operand, by whichever way costs least.
+
+    Of a single sample the norm is the product of both norms.
+    """
     rows, steps, batch, _ = adjoint.shape
+    if batch == 1:
+        size = torch.log2(torch.linalg.vector_norm(adjoint, dim=(2, 3)).double())
+        of_operands = [
+            size.new_zeros(steps)
+            if operand is None
+            else torch.log2(torch.linalg.vector_norm(operand, dim=(1, 2)).double())
+            for operand in operands
+        ]
+        return size.unsqueeze(2) + torch.stack(of_operands, -1)
     columns = sum(1 if operand is None else operand.shape[2] for operand in operands)
     step = torch.arange(steps, device=adjoint.device).expand(rows, -1)
     if batch > columns:

@@ -23,8 +23,9 @@ from retrograde.decomposition.bins import LagBins
 from retrograde.decomposition.labels import AbstractLabels
 from retrograde.decomposition.parts import Parts
 from retrograde.decomposition.rows import shares
-from retrograde.engine.adjoint import AdjointSpan, fold
+from retrograde.engine.adjoint import AdjointSpan
 from retrograde.engine.entries import Entries
+from retrograde.engine.fold import fold
 from retrograde.engine.gradients import AdjointSums
 from retrograde.engine.scaling import NO_EXPONENT, Scaled, power_of_two
 from retrograde.engine.unroll import Unrolled

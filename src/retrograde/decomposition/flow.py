@@ -23,6 +23,7 @@ from retrograde.decomposition.all_reduced import (
     all_reduced,
     fingerprint,
 )
+from retrograde.decomposition.at_lags import NormsAtLags, norms_at_lags
 from retrograde.decomposition.bins import Bins, lag_bins
 from retrograde.decomposition.by_crossing import Crossings
 from retrograde.decomposition.by_input import INPUT, by_input
@@ -34,7 +35,7 @@ from retrograde.decomposition.by_time import ContributionNorms, ContributionShar
 from retrograde.decomposition.by_unit import Units
 from retrograde.decomposition.clipped import ClippedFlow, factors_at_the_end
 from retrograde.decomposition.labels import AbstractLabels
-from retrograde.decomposition.lags import REACH, mean_by_lag
+from retrograde.decomposition.lags import REACH, mean_by_lag, reach_of
 from retrograde.decomposition.non_finite import NonFinite, first_overflow
 from retrograde.decomposition.parts import Parts, together
 from retrograde.decomposition.processes import Processes
@@ -42,8 +43,10 @@ from retrograde.decomposition.replay import replay
 from retrograde.decomposition.residual import Allowance, Residual, residual
 from retrograde.decomposition.rounding import moved_by_rounding, whole_gradient
 from retrograde.decomposition.rows import log2_of_sum, near
+from retrograde.decomposition.sizes import STATE, LagSizes, Sizes
 from retrograde.decomposition.summary import NEAR, Summary, growth
 from retrograde.engine import Entries, Scaled, Unrolled, fold, with_factors
+from retrograde.engine.entries import BLOCK_ROWS
 from retrograde.engine.lags import parts_by_lag
 from retrograde.engine.unitwise import is_unitwise
 from retrograde.errors import ArgumentError, VoidDecompositionWarning
@@ -62,6 +65,16 @@ AGREES = 1e-2
 
 LOW = 2.0**-10
 """The rounding error from which on a precision is low: that of float16."""
+
+
+RELATIVE = 16
+"""Lags are known to this part of themselves where rows are merged and the caller did not say."""
+
+TABLES = 2**31
+"""Rows are merged by default where the tables by loss step and use step take more bytes."""
+
+SEED = 0
+"""Of the signs that companion rows have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +123,11 @@ class Flow(AbstractPass):
     @cached_property
     def _tables(self) -> tuple[Mapping[str, Parts], Adjoints]:
         """What most questions need, from a single pass."""
+        if self.entries.relative:
+            raise ArgumentError(
+                "rows were merged as their lags grew, so that there is no number for every loss "
+                "step and use step. Ask sizes(), or decompose with max_rows"
+            )
         norms = ContributionNorms(self.entries, self.steps, self.parameters)
         known = self._autograds
         shares = ContributionShares(self.entries, self.steps, known or self.gradient)
@@ -128,6 +146,49 @@ class Flow(AbstractPass):
             fold(self.unrolled, self.entries, [shares])
         parts = parts_by_time(self.unrolled, self.entries, whole, norms, shares)
         return parts, adjoints.result()
+
+    @cached_property
+    def _of_lags(self) -> Sizes:
+        """What most questions need where rows are merged, from a single pass."""
+        octaves = lag_bins("octaves", self.steps)
+        lags = Lags(lag_bins(sorted(self._starts.union(b.start for b in octaves)), self.steps))
+        sums = LagSums(lags.lags, self._cell)
+        found = LagSizes(self.entries, self.steps, self.parameters)
+        apart = is_unitwise(self.unrolled)  # their lags need no pass of rows
+        folds = [found, *(() if apart else (sums,))]
+        fold(self.unrolled, self.entries, folds, torch.Generator().manual_seed(SEED))
+        self._found[lags] = lags.parts(self.unrolled, self.entries) if apart else sums.result()
+        return found.result()
+
+    @property
+    def sizes(self) -> Sizes:
+        """Root mean squares of the contributions by lag, where rows are merged as lags grow.
+
+        Raises:
+            ArgumentError: where they are not; `by_time` has every contribution there.
+
+        Example:
+            >>> import torch, retrograde
+            >>> model = torch.nn.RNN(1, 2)
+            >>> with retrograde.record(model) as recording:
+            ...     model(torch.ones(200, 1, 1))[0].sum().backward()
+            >>> sizes = retrograde.decompose(recording, relative=8).sizes
+            >>> sizes.lags[7:10], sizes.lags[-1]
+            ((range(7, 8), range(8, 9), range(9, 10)), range(192, 200))
+        """
+        if not self.entries.relative:
+            raise ArgumentError(
+                "every loss step or block of them has a row of its own here: by_time has its "
+                "contributions. Sizes by lag are found by decompose(recording, relative=16)"
+            )
+        return self._of_lags
+
+    @property
+    def _log2_by_lag(self) -> Float[Tensor, "T"]:
+        """log2 of the mean contribution at each lag; root mean squares where rows are merged."""
+        if self.entries.relative:
+            return self._of_lags.log2_by_lag()
+        return self.by_time().log2_mean_by_lag
 
     @property
     def _autograds(self) -> Mapping[str, Scaled]:
@@ -149,7 +210,7 @@ class Flow(AbstractPass):
             NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
         """
         self._starts.update(starts)
-        _ = self._tables
+        _ = self._of_lags if self.entries.relative else self._tables
         return self
 
     @property
@@ -187,12 +248,18 @@ class Flow(AbstractPass):
         returns, and what a `Recorded.part` leads to, is compared with its own gradient, pulled
         back in one row.
         """
-        sizes = {n: log2_of_sum(self.by_time(n).log2.flatten()) for n in self.parameters}
+        sizes = {name: self._log2_of_sizes(name) for name in self.parameters}
         parts = self._summed
         cancelling = {
             name: float(torch.exp2(size - parts[name].log2_norms())) for name, size in sizes.items()
         }
         return self._compared(parts, cancelling)
+
+    def _log2_of_sizes(self, name: str) -> float:
+        """log2 of the sum of the norms of all contributions, or of a bound for it."""
+        if self.entries.relative:
+            return self._of_lags.log2_of_sum(name)
+        return float(log2_of_sum(self.by_time(name).log2.flatten()))
 
     @property
     def _summed(self) -> Mapping[str, Scaled]:
@@ -259,8 +326,7 @@ class Flow(AbstractPass):
     def _likely_reason(self, off: Mapping[str, float], sensitive: bool) -> str:
         """Why the parts may not add up to the gradient, in words."""
         if sensitive:
-            grows = self.adjoints.log2_growth_by_lag
-            grown = float(grows[grows.isfinite()].max()) if bool(grows.isfinite().any()) else 0.0
+            grown = self._grown
             amplified = (
                 f"the pass amplifies rounding errors as it does the adjoint, by 2^{grown:.0f}"
                 if grown >= 1
@@ -290,6 +356,16 @@ class Flow(AbstractPass):
         if self._rounding >= LOW:
             reasons += "; or low precision, for example underflow. Compare with float32"
         return reasons
+
+    @property
+    def _grown(self) -> float:
+        """How far the adjoint grows above what it was at lag 0, in powers of two."""
+        if self.entries.relative:
+            log2 = self._of_lags.log2[STATE]
+            grows = log2 - log2[0]
+        else:
+            grows = self.adjoints.log2_growth_by_lag
+        return float(grows[grows.isfinite()].max()) if bool(grows.isfinite().any()) else 0.0
 
     @property
     def reach_is_lower_bound(self) -> bool:
@@ -325,14 +401,18 @@ class Flow(AbstractPass):
         """The largest lag, in steps, whose mean contribution is still 1 % of that at lag 0.
 
         Of all parameters together; `by_time(name).reach` is that of one. With
-        `reach_is_lower_bound` the gradient may reach further than that.
+        `reach_is_lower_bound` the gradient may reach further than that. Where rows are merged it is
+        the root mean square that is compared, and `sizes.reach(name)` is that of one parameter.
         """
-        return self.by_time().reach
+        return reach_of(self._log2_by_lag)
 
     @property
     def half_life(self) -> float:
         """Steps in which the adjoint of the state halves; negative (doubling) if it grows."""
-        return self.adjoints.half_life
+        if not self.entries.relative:
+            return self.adjoints.half_life
+        rate = self._of_lags.rate
+        return -1 / rate if rate else math.inf
 
     def by_time(self, parameter: str | None = None) -> Parts:
         """C[t,k] for every loss step t and use step k; axes `loss_step` and `use_step`.
@@ -364,6 +444,23 @@ class Flow(AbstractPass):
         if parameter == INPUT:
             return by_input(self.unrolled, self.entries, lags)
         return self._by(Lags(lags), parameter)
+
+    def norms_at_lags(self) -> NormsAtLags:
+        """The norms of single contributions C[k + lag, k] for lags 0, 1, 2, 3, 5, 9, 17, ...
+
+        For a linear recurrence, where each lag costs one pass over the steps, at any length.
+        `by_time` has every lag, and for more than 1024 steps sums over neighbouring loss steps.
+
+        Raises:
+            ArgumentError: for a layer in which paths from step to step cross weights.
+        """
+        if not is_unitwise(self.unrolled):
+            raise ArgumentError(
+                "norms at lags are known of linear recurrences of one layer; in "
+                f"{self.recorded.name!r} paths from step to step cross weights. by_time has the "
+                "norms of every pair"
+            )
+        return norms_at_lags(self.unrolled, self.entries)
 
     def by_route(self, parameter: str | None = None, bins: Bins = "octaves") -> Parts:
         """The parts by lag, split by the route of the last hop, the one that arrives at step k.
@@ -445,16 +542,24 @@ class Flow(AbstractPass):
     def _by(self, labels: AbstractLabels, parameter: str | None) -> Parts:
         """The parts with these labels, from the pass that sorts by them or one made before."""
         name = self._known(parameter)
+        if self.entries.relative:
+            _ = self._of_lags  # the pass that most questions are answered from
         if labels not in self._found:
             finer = [each for each in self._found if isinstance(each, Lags)]
             known = [each for each in finer if isinstance(labels, Lags) and each.divides(labels)]
             self._found[labels] = (
                 known[0].joined(self._found[known[0]], labels)
                 if known and isinstance(labels, Lags)
-                else labels.parts(self.unrolled, self.entries)
+                else labels.parts(self.unrolled, self._rows_for(labels))
             )
         parts = self._found[labels]
         return parts[name] if name else together(tuple(parts.values()))
+
+    def _rows_for(self, labels: AbstractLabels) -> Entries:
+        """The rows in which a question is answered: classes by crossing are not merged."""
+        if self.entries.relative and isinstance(labels, Crossings):
+            return Entries.of(self.entries.direct)
+        return self.entries
 
     def horizon(self, kind: str = "sliding") -> Horizon:
         """What truncated back-propagation would leave of this gradient, for every K at once.
@@ -532,8 +637,13 @@ class Flow(AbstractPass):
         share a row, the norm is that of their sum.
         """
         counts = 1
-        for name, parts in self._tables[0].items():
-            sums = mean_by_lag(parts.log2, parts.lags) + math.log2(max(1, len(self.entries)))
+        for name in self.parameters:
+            if self.entries.relative:
+                sums = self._of_lags.log2_by_lag(name)
+            else:
+                parts = self._tables[0][name]
+                sums = mean_by_lag(parts.log2, parts.lags)
+            sums = sums + math.log2(max(1, len(self.entries)))
             beyond = torch.logcumsumexp(sums.flip(0) * math.log(2), 0).flip(0) / math.log(2)
             eps = math.log2(torch.finfo(self.entries.direct.dtype).eps)
             whole = float(self.gradient[name].log2_norms())
@@ -715,11 +825,11 @@ class Flow(AbstractPass):
             carousel = float(routes.select(route=kept).share.sum())
         return Summary(
             self.reach,
-            self.adjoints.rate,
+            self._of_lags.rate if self.entries.relative else self.adjoints.rate,
             float(near),
             carousel,
-            growth(self.adjoints),
-            self.by_time().log2_mean_by_lag,
+            math.nan if self.entries.relative else growth(self.adjoints),
+            self._log2_by_lag,
         )
 
     def chart(self) -> Any:
@@ -739,7 +849,7 @@ class Flow(AbstractPass):
 
     @property
     def _lag_curve(self) -> tuple[Tensor, int, float, float]:
-        return self.by_time().log2_mean_by_lag.cpu(), self.reach, self.half_life, REACH
+        return self._log2_by_lag.cpu(), self.reach, self.half_life, REACH
 
     def contribution(self, parameter: str, t: int, k: int) -> Float[Tensor, "*R"]:
         """C[t,k] itself: the part of dL/dW that enters at step t and uses the weights at step k.
@@ -783,7 +893,9 @@ class Flow(AbstractPass):
         return parameter
 
 
-def decompose(recording: Recording | Recorded, *, max_rows: int | None = None) -> Flow:
+def decompose(
+    recording: Recording | Recorded, *, max_rows: int | None = None, relative: int | None = None
+) -> Flow:
     """Take a recorded backward pass apart, exactly.
 
         C[t,k] = da_k (x) u_k   with   delta_{k-1} = J_k^T delta_k,   started by dL/dh_t alone
@@ -794,6 +906,11 @@ def decompose(recording: Recording | Recorded, *, max_rows: int | None = None) -
         max_rows: how many rows the loss steps may take up. By default each of up to 1024 loss
             steps has its own; more share 512 rows in blocks of neighbouring steps. Sums over
             loss steps stay exact, only lags are then known to the width of a block.
+        relative: merge the rows of neighbouring loss steps as their lag grows, so that lags up to
+            this number are exact and those beyond are known to 1/relative of themselves: about
+            `relative * log2(T / relative)` rows, however long the sequence. Sums stay exact;
+            instead of `by_time` there are `sizes` by lag. So by default (16) where the tables of
+            `by_time` would take more than 2 GiB; `flow.entries.relative` says it.
 
     Returns:
         The `Flow`. Its losses are the ones that ran: a mean over the batch gives small numbers, a
@@ -801,7 +918,7 @@ def decompose(recording: Recording | Recorded, *, max_rows: int | None = None) -
 
     Raises:
         ArgumentError: if the recording holds several layers, for anything that is no recording, and
-            for a `max_rows` that is not a positive integer.
+            for a `max_rows` or `relative` that is not a positive integer, or both of them.
         NonFiniteError: if a NaN or an infinity was recorded, with the first place (step, layer,
             gate, route) and the growth that led there, in words and as its `place`.
 
@@ -818,7 +935,12 @@ def decompose(recording: Recording | Recorded, *, max_rows: int | None = None) -
         (range(0, 1), range(1, 2), range(2, 3), range(3, 5))
     """
     recorded, max_rows = the_one(recording), _checks.optional_whole("max_rows", max_rows)
-    flow = unasked(recorded, max_rows)
+    relative = _checks.optional_whole("relative", relative)
+    if max_rows is not None and relative is not None:
+        raise ArgumentError(
+            f"give max_rows or relative, not both; got max_rows={max_rows} and relative={relative}"
+        )
+    flow = unasked(recorded, max_rows, relative)
     if not flow.residual.ok:  # the pass runs here, so that its errors are raised here
         warnings.warn(
             void_in_words(recorded.name, flow.residual), VoidDecompositionWarning, stacklevel=2
@@ -832,9 +954,14 @@ def rounding_of(recorded: Recorded) -> float:
     return max(recorded.rounding or 0.0, *(torch.finfo(kind).eps for kind in kinds))
 
 
-def unasked(recorded: Recorded, max_rows: int | None = None) -> Flow:
+def unasked(recorded: Recorded, max_rows: int | None = None, relative: int | None = None) -> Flow:
     """The `Flow` of a recording to which no question was put yet, its residual neither."""
-    return Flow(recorded, replay(recorded), Entries.of(recorded.direct, max_rows))
+    direct, tables = recorded.direct, 2 * len(recorded.cell.parameters) + 2
+    if max_rows is None and relative is None:
+        if 8 * tables * len(direct) * min(len(direct), BLOCK_ROWS) > TABLES:
+            relative = RELATIVE
+    entries = Entries.merging(direct, relative) if relative else Entries.of(direct, max_rows)
+    return Flow(recorded, replay(recorded), entries)
 
 
 def void_in_words(name: str, found: Residual) -> str:

@@ -5,7 +5,6 @@ from retrograde.engine.adjoint import (
     AdjointStep,
     Fold,
     backpropagate,
-    fold,
     input_adjoints,
     spans,
 )
@@ -13,6 +12,7 @@ from retrograde.engine.boundary import Boundary, Read
 from retrograde.engine.clipping import with_factors
 from retrograde.engine.crossings import backpropagate_by_crossing
 from retrograde.engine.entries import Entries
+from retrograde.engine.fold import fold
 from retrograde.engine.gradients import AdjointSums, ParameterSums
 from retrograde.engine.scaling import Scaled
 from retrograde.engine.scan import scan

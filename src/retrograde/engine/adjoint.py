@@ -73,6 +73,7 @@ class AdjointSpan:
         norms: the norms of the values, [N, K].
         lags: of each entry at each step, -1 where it has not entered yet, [E, K].
         chunk: what holds these steps.
+        signed: where rows were merged, what tells the sizes of their terms (merging.py).
     """
 
     first: int
@@ -81,6 +82,7 @@ class AdjointSpan:
     norms: Float[Tensor, "N K"]
     lags: Int[Tensor, "E K"]
     chunk: Chunk
+    signed: "Signed | None" = None
 
     @staticmethod
     def of(steps: Sequence[AdjointStep], lags: Int[Tensor, "E K"]) -> "AdjointSpan":
@@ -152,6 +154,24 @@ class AdjointSpan:
             )
 
 
+@dataclass(frozen=True, eq=False)
+class Signed:
+    """Rows whose squared norms are those of single entries, on the mean over random signs.
+
+    Attributes:
+        span: twice as many rows as were merged, all first companions and then all second ones;
+            then the rows of one entry each.
+        merged: how many rows were merged.
+        entries: how many entries each row stands for, merged ones and then single ones, [N].
+        parents: for each row at the steps after these, its number now; None for the same.
+    """
+
+    span: AdjointSpan
+    merged: int
+    entries: Int[Tensor, "N"]
+    parents: Int[Tensor, "M"] | None
+
+
 @runtime_checkable
 class Fold(Protocol):
     """A consumer of the stream; what it collects is its own business."""
@@ -160,56 +180,102 @@ class Fold(Protocol):
         """Take some neighbouring steps, the last ones first."""
 
 
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """Rows at neighbouring steps, whatever they stand for; the newest is the last.
+
+    Attributes:
+        first: the earliest step.
+        values: the adjoints of the states after the steps, [N, K, B, S].
+        exponent: 2**exponent is what the values of a row are in units of, [N].
+        norms: the norms of the values, [N, K].
+        rows: the number of rows that have entered at each step; the others are 0.
+    """
+
+    first: int
+    values: Float[Tensor, "N K B S"]
+    exponent: Int[Tensor, "N"]
+    norms: Float[Tensor, "N K"]
+    rows: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def at_steps(self, lags: Int[Tensor, "M K"]) -> Int[Tensor, "M K"]:
+        """The exponents of the last M rows at each step; 0 where one has not entered yet."""
+        return torch.where(lags < 0, 0, self.exponent[-len(lags) :, None])
+
+
 class PerEntry:
     """One row for each entry, latest first, each with an exponent of its own.
 
     Rows are brought into range before a stretch of steps. One that leaves it within the stretch
     ends the stretch there, and the step at which it did so is the first of the next one.
+
+    Attributes:
+        count: the number of rows that have entered.
+        stopped: the step before those that are done.
     """
 
     def __init__(self, entries: Entries):
-        self._entries, self._count = entries, 0
+        self._entries, self.count = entries, 0
+        self._more = 0  # rows than entries that have opened one
         self._newest = 0  # the exponent of the newest row
         direct = entries.direct
         self._values = direct.new_empty(1, *direct.shape[1:])  # the last row is spare
         self._exponent = torch.zeros(0, dtype=torch.int64, device=direct.device)
         self._complete = False  # whether what the loss gives to the step is there already
         self._length = CHUNK
+        self.stopped = len(direct) - 1
 
-    def through(self, chunk: Chunk) -> Iterator[AdjointSpan]:
-        """The rows at the steps of a chunk, the latest first; none at those before any entry.
+    @property
+    def rows(self) -> Scaled:
+        """The rows as they are, not brought into range."""
+        return Scaled(self._values[: self.count], self._exponent)
 
-        Raises:
-            NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
-        """
-        k = chunk.first + len(chunk) - 1
-        while k >= chunk.first:
-            if not self._complete:
-                self._enter(k)
-            if not self._count:
-                k -= 1
-                continue
-            yield self._stretch(chunk, k)
-            k = self._stopped
+    def become(self, rows: Scaled) -> None:
+        """Go on with other rows; the newest must be what it was."""
+        values = rows.values
+        self._values = torch.cat((values, torch.empty_like(values[:1])))
+        self._exponent = rows.exponent
+        self._more += len(rows.exponent) - self.count
+        self.count = len(rows.exponent)
+        if self.count:
+            self._newest = int(rows.exponent[-1])
 
-    def _enter(self, k: int) -> None:
+    def enter(self, k: int) -> None:
         """Add what the loss gives to s_k: a new row, or part of the newest if that goes on."""
-        entries, count, values = self._entries, self._count, self._values
-        if entries.opens(k, count):
-            self._exponent = torch.cat((self._exponent, entries.write(k, values[-1:])))
-            self._newest, self._count = entries.exponents[k] or 0, count + 1
-        elif entries.covers(k, count) and not entries.add(k, values[count - 1], self._newest):
+        if self._complete:
+            return
+        self._complete = True
+        entries, count, values = self._entries, self.count, self._values
+        if entries.opens(k, count - self._more):
+            self._exponent = torch.cat(
+                (self._exponent, entries.write(k, values[count : count + 1]))
+            )
+            self._newest, self.count = entries.exponents[k] or 0, count + 1
+        elif entries.covers(k, count - self._more) and not entries.add(
+            k, values[count - 1], self._newest
+        ):
             newest = slice(count - 1, count)
             joined = Scaled(values[newest], self._exponent[newest]).plus(entries.at(k))
             values[newest] = joined.values
             self._exponent = torch.cat((self._exponent[:-1], joined.exponent))
             self._newest = int(joined.exponent)
 
-    def _stretch(self, chunk: Chunk, k: int) -> AdjointSpan:
-        """The rows at step k and as many earlier ones as they stay in range."""
+    def skip(self) -> None:
+        """Pass a step before any entry."""
+        self.stopped, self._complete = self.stopped - 1, False
+
+    def stretch(self, chunk: Chunk, k: int) -> Stretch:
+        """The rows at step k, complete, and at as many earlier ones as they stay in range.
+
+        Raises:
+            NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
+        """
         size = self._values[0].numel()
-        length = min(self._length, k - chunk.first + 1, max(1, GATHERED // (self._count * size)))
-        arrived = Scaled(self._values[: self._count], self._exponent)
+        length = min(self._length, k - chunk.first + 1, max(1, GATHERED // (self.count * size)))
+        arrived = self.rows
         # A bit for each step: what moves faster ends the stretch.
         delta, norms = arrived.normalised(max(1, SLACK - length))
         if delta is not arrived:
@@ -217,32 +283,28 @@ class PerEntry:
             self._newest = int(delta.exponent[-1])
         entering, opened = self._entering(k, length)
         pulled = BACKEND.pull_back(chunk, delta.values, entering)
-        exponent = delta.exponent
+        exponent, rows = delta.exponent, entering.rows
         if opened:
             exponent = torch.cat((exponent, exponent.new_tensor(opened)))
-        out = self._first_out(pulled.norms, norms, entering) if len(entering) > 1 else None
-        rows, values, sizes = entering.rows, pulled.values, pulled.norms
+        out = _first_out(pulled.norms, norms, entering) if len(rows) > 1 else None
+        self.count = rows[0 if out is None else out]
+        if self.count > len(norms):
+            self._newest = opened[self.count - len(norms) - 1]
+        self._exponent = exponent[: self.count]
         if out is None:
-            self._stopped, self._complete = entering.first - 1, False
-            self._count = rows[0]
+            self.stopped, self._complete = entering.first - 1, False
+            self._length = min(2 * self._length, CHUNK)
             if pulled.back is not None:
                 self._values = pulled.back
-            self._length = min(2 * self._length, CHUNK)
-        else:
-            self._stopped, self._complete = entering.first + out, True
-            self._count = rows[out]
-            self._values = values[: rows[out], out].contiguous()
-            self._length = max(1, len(rows) - 1 - out)
-            rows, values, sizes = rows[out + 1 :], values[:, out + 1 :], sizes[:, out + 1 :]
-            values, sizes = values[: rows[0]], sizes[: rows[0]]
-        self._exponent = exponent[: self._count]
-        self._newest = (
-            opened[self._count - len(norms) - 1] if self._count > len(norms) else self._newest
+            return Stretch(entering.first, pulled.values, exponent, pulled.norms, rows)
+        self.stopped, self._complete = entering.first + out, True
+        self._length = max(1, len(rows) - 1 - out)
+        self._values = pulled.values[: self.count, out].contiguous()
+        kept = rows[out + 1 :]
+        some = slice(kept[0]), slice(out + 1, None)
+        return Stretch(
+            self.stopped + 1, pulled.values[some], exponent[: kept[0]], pulled.norms[some], kept
         )
-        first, count = self._stopped + 1, len(rows)
-        lags = self._entries.lags_between(first, count, rows[0])
-        units = torch.where(lags < 0, 0, exponent[: rows[0]].unsqueeze(1))
-        return AdjointSpan(first, values, units, sizes, lags, chunk)
 
     def _entering(self, k: int, length: int) -> tuple[Entering, list[int]]:
         """What the loss gives at the steps before k, and the exponents of the rows that it opens.
@@ -250,17 +312,17 @@ class PerEntry:
         A step that adds to a row on quite another scale is left to the next stretch.
         """
         entries, newest, opened = self._entries, self._newest, list[int]()
-        rows, factors = [self._count], [0.0]
+        rows, factors = [self.count], [0.0]
         size = entries.direct[0].numel()
         for step in range(k - 1, k - length, -1):
             count, factor = rows[-1], 0.0
-            if entries.opens(step, count):
+            if entries.opens(step, count - self._more):
                 if (count + 1) * (len(rows) + 1) * size > GATHERED:
                     break
                 newest = entries.exponents[step] or 0
                 opened.append(newest)
                 count, factor = count + 1, 2.0**-newest
-            elif entries.covers(step, count):
+            elif entries.covers(step, count - self._more):
                 if not entries.near(step, newest):
                     break
                 factor = 2.0**-newest if entries.exponents[step] is not None else 0.0
@@ -272,24 +334,24 @@ class PerEntry:
             values = given * given.new_tensor(factors[::-1]).view(-1, 1, 1)
         return Entering(first, rows[::-1], values, back=first > 0), opened
 
-    def _first_out(
-        self, norms: Float[Tensor, "N K"], start: Float[Tensor, "M"], entering: Entering
-    ) -> int | None:
-        """The latest step at which a row is out of range; rows of zeros stay what they are."""
-        inside = (norms >= 2.0 ** (CENTRE - SLACK)) & (norms <= 2.0 ** (CENTRE + SLACK))
-        if bool(inside.all()):
-            return None
-        rows = entering.rows
-        nothing = torch.zeros_like(inside)
-        nothing[: len(start)] = (start == 0).unsqueeze(1)
-        if entering.values is not None:
-            nothing[len(start) - 1] = False  # what enters is added to it
-        for step, count in enumerate(rows):
-            nothing[count:, step] = True
-        inside[:, -1] = True  # as they were started
-        inside |= nothing & (norms == 0)
-        out = torch.nonzero(~inside.all(0))
-        return int(out[-1]) if len(out) else None
+
+def _first_out(
+    norms: Float[Tensor, "N K"], start: Float[Tensor, "M"], entering: Entering
+) -> int | None:
+    """The latest step at which a row is out of range; rows of zeros stay what they are."""
+    inside = (norms >= 2.0 ** (CENTRE - SLACK)) & (norms <= 2.0 ** (CENTRE + SLACK))
+    if bool(inside.all()):
+        return None
+    nothing = torch.zeros_like(inside)
+    nothing[: len(start)] = (start == 0).unsqueeze(1)
+    if entering.values is not None:
+        nothing[len(start) - 1] = False  # what enters is added to it
+    for step, count in enumerate(entering.rows):
+        nothing[count:, step] = True
+    inside[:, -1] = True  # as they were started
+    inside |= nothing & (norms == 0)
+    out = torch.nonzero(~inside.all(0))
+    return int(out[-1]) if len(out) else None
 
 
 @torch.no_grad()
@@ -301,7 +363,15 @@ def rows_of_entries(unrolled: Unrolled, entries: Entries) -> Iterator[AdjointSpa
     """
     rows = PerEntry(entries)
     for chunk in unrolled.chunks():
-        yield from rows.through(chunk)
+        while rows.stopped >= chunk.first:
+            rows.enter(rows.stopped)
+            if not rows.count:
+                rows.skip()
+                continue
+            part = rows.stretch(chunk, rows.stopped)
+            lags = entries.lags_between(part.first, len(part), part.rows[0])
+            units = part.at_steps(lags)
+            yield AdjointSpan(part.first, part.values, units, part.norms, lags, chunk)
 
 
 def backpropagate(unrolled: Unrolled, entries: Entries) -> Iterator[AdjointStep]:
@@ -343,15 +413,6 @@ def refuse_non_finite(sizes: Float[Tensor, "N"], k: int) -> None:
             "a weight or an activation there is too large for this data type. Look at the "
             "recurrent weights, or decompose in float64"
         )
-
-
-@torch.no_grad()
-def fold(unrolled: Unrolled, entries: Entries, folds: Iterable[Fold]) -> None:
-    """Feed one backward pass to any number of folds."""
-    folds = tuple(folds)
-    for span in rows_of_entries(unrolled, entries):
-        for each in folds:
-            each.update(span)
 
 
 @torch.no_grad()

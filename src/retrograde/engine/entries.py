@@ -27,10 +27,28 @@ class Entries:
     `direct` holds dL/ds_k without what comes through later steps. `blocks` are (first, last) entry
     steps, in order of time; a block of one step is a row [t] of the entry-by-use map. A wider row's
     adjoint is that of the block's summed loss, so that sums over entries stay exact.
+
+    With `relative`, every entry step opens a row, and two neighbouring rows become one when their
+    lag is `relative` times the width of both (merging.py).
     """
 
     direct: Float[Tensor, "T B S"]
     blocks: tuple[tuple[int, int], ...]
+    relative: int | None = None
+
+    @staticmethod
+    def merging(direct: Float[Tensor, "T B S"], relative: int) -> "Entries":
+        """A row for every step at which the loss enters, merged two by two as their lags grow.
+
+        Lags up to `relative` are exact, longer ones are known to 1/relative of themselves.
+
+        Raises:
+            ArgumentError: if `relative` is not a positive integer.
+        """
+        _checks.tensor("direct", direct, ["T", "B", "S"])
+        relative = _checks.whole("relative", relative)
+        each = Entries.of(direct, max(1, len(direct)))
+        return Entries(direct, each.blocks, relative)
 
     @staticmethod
     def of(direct: Float[Tensor, "T B S"], max_rows: int | None = None) -> "Entries":
@@ -66,7 +84,12 @@ class Entries:
 
     @property
     def resolution(self) -> int:
-        """Width of the widest row, in steps; lags are exact if it is 1."""
+        """Width of the widest row, in steps; lags are exact if it is 1.
+
+        With `relative` it is that of the rows farthest away, and near ones are narrower.
+        """
+        if self.relative:
+            return max(1, len(self.direct) // self.relative)
         return max((last - first + 1 for first, last in self.blocks), default=1)
 
     @cached_property

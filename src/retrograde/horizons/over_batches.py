@@ -3,16 +3,19 @@
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, SequentialSampler
 
 from retrograde import _checks
 from retrograde._words import counted
 from retrograde.declarations.matching import Declared
+from retrograde.decomposition import Flow
 from retrograde.decomposition.by_phase import by_phase
 from retrograde.decomposition.flow import unasked
 from retrograde.diagnosis.batches import Batches, calls_next, draw, is_source
@@ -24,10 +27,11 @@ from retrograde.errors import ArgumentError
 from retrograde.horizons.another_past import parts_of_the_past
 from retrograde.horizons.feedback import count_calls, fed_back
 from retrograde.horizons.price import price
+from retrograde.horizons.replaced_output import adjoint_of
 from retrograde.horizons.seen import Seen, look
 from retrograde.horizons.separable import is_sum_over_steps
 from retrograde.horizons.shorter import Cut, Shorter, shortened
-from retrograde.horizons.unexplained import Readout, same_for_all
+from retrograde.horizons.unexplained import Readout, loss_steps, same_for_all
 from retrograde.horizons.used import PASTS, losses_without_the_past, why_not_replaced
 from retrograde.recording.layers import declared
 from retrograde.truncation.horizon import NOTHING_TO_LEARN, Horizon
@@ -228,10 +232,9 @@ def horizon(
             for (batch, own), flow in zip(kept, flows, strict=True):
                 if progress is not None:
                     progress(len(parts), len(every), "what the past says of the loss")
+                ask = partial(_left, model, batch, loss_fn, own, flow, readout)
                 with untouched(model):
-                    parts.append(
-                        parts_of_the_past(model, batch, loss_fn, own, flow, readout, first.lags)
-                    )
+                    parts.append(parts_of_the_past(flow, readout.left_of(flow), ask, first.lags))
             found = replace(found, unexplained=signal_of(first.lags, parts, first.samples))
         found = replace(found, price=price(model, first.layers, found.window(), further))
     notes = list(dict.fromkeys(note for seen in every for note in seen.notes))
@@ -307,6 +310,20 @@ CANCELS = (
 ROUNDING = "used: the loss moves by rounding alone when the past is replaced"
 
 GRID = "the model was run on inputs of these lengths only: the window may lie between two of them"
+
+
+def _left(
+    model: nn.Module,
+    batch: Any,
+    loss_fn: LossFunction,
+    seed: int,
+    flow: Flow,
+    readout: Readout,
+    states: Float[Tensor, "T1 B S"],
+) -> Float[Tensor, "T B S"]:
+    """What a readout does not explain of dL/ds_t where the layer has other states."""
+    direct = adjoint_of(model, batch, loss_fn, seed, flow.recorded, states)[1:]
+    return readout.left(states[1:, :, flow.unrolled.cell.output], direct, loss_steps(flow))
 
 
 def _in_order(batches: object) -> bool:

@@ -79,7 +79,7 @@ def through_cell(
         note: is told what a clipping policy did in the backward pass.
         inside: whether activations are wanted.
     """
-    library = passes.in_use(cell, x)
+    library = passes.in_use(x, *initial, *passes.weights_of(cell))
     kind = passes.kind_of(cell) if library else None
     if library and kind:
         return _compiled(library, kind, cell, x, initial, inside)
@@ -99,36 +99,46 @@ def _compiled(
     kind: passes.Kind,
     cell: AbstractCell,
     x: Tensor,
-    initial: Sequence[Tensor],
+    initial: Sequence[Tensor | None],
     inside: bool,
 ) -> Through:
-    weights = passes.weights_of(cell)
-    differentiated = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (x, *initial, *weights)
-    )
-    count = len(kind.parts)
-    if differentiated:
-        results = _Compiled.apply(library, kind, inside, x, *initial, *weights)  # type: ignore[no-untyped-call]
-        states, last, kept = results[:count], results[count : 2 * count], results[2 * count :]
-    else:
-        passed = passes.forward(library, kind, x, initial, weights, keep=inside)
-        of_state = [part for part in (passed.h, passed.c) if part is not None]
-        states = [passed.steps(part) for part in of_state]
-        last = [passed.last(part) for part in of_state]
-        kept = () if passed.kept is None else (passed.kept,)
-    activations = passes.activations_of(kind, cell, states[0], *kept) if inside else {}
-    named = dict(zip(kind.parts, states, strict=True))
-    return Through(states[0], named, dict(zip(kind.parts, last, strict=True)), activations)
+    passed = compiled(library, kind, x, initial, passes.weights_of(cell), inside=inside)
+    states = passed.states
+    activations = passes.activations_of(kind, states[0], passed.kept) if inside else {}
+    last = {name: part[0] for name, part in zip(kind.parts, passed.last, strict=True)}
+    return Through(states[0], dict(zip(kind.parts, states, strict=True)), last, activations)
+
+
+def compiled(
+    library: Library,
+    kind: passes.Kind,
+    x: Float[Tensor, "T B I"],
+    initial: Sequence[Float[Tensor, "B H"] | None],
+    weights: Sequence[Tensor | None],
+    reverse: bool = False,
+    inside: bool = False,
+) -> passes.Pass:
+    """A pass of the library that can be differentiated once; `inside` asks for its activations."""
+    if torch.is_grad_enabled() and any(
+        [tensor is not None and tensor.requires_grad for tensor in (x, *initial, *weights)]
+    ):
+        given = (x, *initial, *weights)
+        results = _Compiled.apply(library, kind, reverse, inside, *given)  # type: ignore[no-untyped-call]
+        count = len(kind.parts)
+        kept = results[2 * count] if len(results) > 2 * count else None
+        return passes.Pass(results[:count], results[count : 2 * count], kept)
+    return passes.forward(library, kind, x, initial, weights, reverse, keep=inside)
 
 
 class _Compiled(torch.autograd.Function):
-    """Gives the parts of the state [T, B, H], those of the last one, and activations if asked."""
+    """Gives the states [T, B, H], the last ones [1, B, H], and activations if asked for."""
 
     @staticmethod
     def forward(
         ctx: Any,
         library: Library,
         kind: passes.Kind,
+        reverse: bool,
         inside: bool,
         x: Tensor,
         *tensors: Tensor | None,
@@ -136,41 +146,86 @@ class _Compiled(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         count = len(kind.parts)
         initial, weights = tensors[:count], tensors[count:]
-        passed = passes.forward(library, kind, x, initial, weights)  # type: ignore[arg-type]
-        of_state = [part for part in (passed.h, passed.c) if part is not None]
-        states = [passed.steps(part) for part in of_state]
-        last = [passed.last(part).clone() for part in of_state]
-        ctx.library, ctx.passed, ctx.inside = library, passed, inside
+        passed = passes.forward(library, kind, x, initial, weights, reverse)
+        ctx.of, ctx.inside = (library, kind, reverse), inside
+        ctx.save_for_backward(x, *tensors, *passed.states, passed.kept)
         kept = (passed.kept,) if inside and passed.kept is not None else ()
-        ctx.save_for_backward(x, *weights, *states)
-        return (*states, *last, *kept)
+        return (*passed.states, *passed.last, *kept)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        passed, count = ctx.passed, len(ctx.passed.kind.parts)
-        x, *saved = ctx.saved_tensors
-        weights = saved[: len(passes.WEIGHTS)]
-        needs = ctx.needs_input_grad[3:]
+        library, kind, reverse = ctx.of
+        count = len(kind.parts)
+        x, *tensors = ctx.saved_tensors
+        initial, weights = tensors[:count], tensors[count : -count - 1]
+        passed = passes.Pass(tensors[-count - 1 : -1], (), tensors[-1])
         by_kept = grads[2 * count] if len(grads) > 2 * count else None
-        with torch.no_grad():
-            found = passes.backward(
-                ctx.library,
-                passed,
-                x,
-                weights,
-                grads[:count],
-                grads[count : 2 * count],
-                by_kept,
-                needs,
-            )
+        needs = ctx.needs_input_grad[4:]
+        of_states = grads[:count], grads[count : 2 * count]
+        found = passes.backward(
+            library, kind, x, initial, weights, passed, *of_states, by_kept, needs, reverse
+        )
         results = [found.x, *found.initial, *found.weights]
         results = [r if needed else None for r, needed in zip(results, needs, strict=True)]
         if torch.is_grad_enabled():  # create_graph=True: someone may differentiate again
+            again = _by_torch(kind, reverse, x, initial, weights, grads, needs)
+            if again is not None:
+                return None, None, None, None, *again
             wanted = [result for result in results if result is not None]
-            sources = [t for t in (*grads, x, *weights) if t is not None]
+            sources = [tensor for tensor in (*grads, x, *tensors) if tensor is not None]
             given = iter(_Once.apply(len(wanted), *wanted, *sources))  # type: ignore[no-untyped-call]
             results = [None if result is None else next(given) for result in results]
-        return None, None, None, *results
+        return None, None, None, None, *results
+
+
+def _by_torch(
+    kind: passes.Kind,
+    reverse: bool,
+    x: Tensor,
+    initial: Sequence[Tensor | None],
+    weights: Sequence[Tensor | None],
+    grads: Sequence[Tensor | None],
+    needs: Sequence[bool],
+) -> list[Tensor | None] | None:
+    """The gradients by torch's own function, whose derivative has a derivative.
+
+    None where torch has no such cell, or does not give what was differentiated.
+    """
+    count = len(kind.parts)
+    if not kind.torch or any(grad is not None for grad in (*grads[1:count], *grads[2 * count :])):
+        return None
+    zeros = x.new_zeros(1, x.shape[1], weights[1].shape[1])  # type: ignore[union-attr]
+    with torch.enable_grad(), no_autocast(x.device):
+        along = x.flip(0) if reverse else x
+        parts = [zeros if part is None else part.unsqueeze(0) for part in initial]
+        held = [weight for weight in weights if weight is not None]
+        output, *last = getattr(torch, kind.torch)(
+            along,
+            parts if count > 1 else parts[0],
+            held,
+            *(len(held) > 2, 1, 0.0, False, False, False),  # biases, layers, ..., batch first
+        )
+        given = [
+            (result, grad)
+            for result, grad in zip(
+                (output.flip(0) if reverse else output, *last),
+                (grads[0], *grads[count : 2 * count]),
+                strict=True,
+            )
+            if grad is not None
+        ]
+        sources = zip((x, *initial, *weights), needs, strict=True)
+        leaves = [source for source, need in sources if need and source is not None]
+        found = iter(
+            torch.autograd.grad(
+                [result for result, _ in given],
+                leaves,
+                [grad for _, grad in given],
+                create_graph=True,
+                materialize_grads=True,
+            )
+        )
+    return [next(found) if need else None for need in needs]
 
 
 class _Recurrence(torch.autograd.Function):

@@ -10,6 +10,7 @@ from retrograde import _checks, cells
 from retrograde.cells.base import standard_shapes
 from retrograde.cells.gates import ACTIVATIONS
 from retrograde.cells.generations import TABLE, generation
+from retrograde.compiled import passes
 from retrograde.errors import ArgumentError
 from retrograde.nn.recurrent import AbstractRecurrent, Shapes, nearest
 
@@ -79,6 +80,10 @@ class LSTM(AbstractRecurrent):
 
     def _layer(self, weights: Mapping[str, Tensor]) -> cells.AbstractLayer:
         return cells.LSTM(**weights, generation=self.generation)
+
+    def _kind(self, inside: bool) -> passes.Kind | None:
+        on_torch = self._is_torchs and not inside and self.weight_hh_l0.dtype == torch.float32
+        return None if on_torch else passes.lstm(self.generation)
 
     def _kernel(self) -> Callable[..., Any] | None:
         return torch.lstm if self._is_torchs else None
@@ -164,6 +169,9 @@ class GRU(AbstractRecurrent):
     def _layer(self, weights: Mapping[str, Tensor]) -> cells.AbstractLayer:
         return GRUS[self.generation](**weights)
 
+    def _kind(self, inside: bool) -> passes.Kind | None:
+        return passes.GRUS[self.generation]
+
     def _kernel(self) -> Callable[..., Any] | None:
         return torch.gru if self.generation == "gru-torch" else None
 
@@ -235,6 +243,9 @@ class RNN(AbstractRecurrent):
 
     def _layer(self, weights: Mapping[str, Tensor]) -> cells.AbstractLayer:
         return cells.Elman(**weights, activation=self.nonlinearity)
+
+    def _kind(self, inside: bool) -> passes.Kind | None:
+        return passes.elman(self.nonlinearity)
 
     def _kernel(self) -> Callable[..., Any] | None:
         return {"tanh": torch.rnn_tanh, "relu": torch.rnn_relu}.get(self.nonlinearity)

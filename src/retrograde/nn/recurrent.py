@@ -11,8 +11,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from retrograde import _checks
 from retrograde.cells import AbstractCell, Position, clipped, truncated
+from retrograde.compiled.passes import Kind
 from retrograde.errors import ArgumentError
 from retrograde.nn.clipping import Clipping
+from retrograde.nn.on_library import through_library
 from retrograde.nn.sequence import Sequences, State, sizes_of, through
 
 Activations = tuple[Mapping[str, Tensor | PackedSequence], ...]
@@ -88,6 +90,14 @@ class AbstractRecurrent(nn.Module):
         """torch's own function that computes the same, if there is one."""
         return None
 
+    def _kind(self, inside: bool) -> Kind | None:
+        """What the compiled library has to know of its cells, if it is to run on it.
+
+        Args:
+            inside: whether activations are wanted.
+        """
+        return None
+
     def _torch(self) -> Callable[..., nn.RNNBase] | None:
         """torch's own module that computes the same, if there is one."""
         return None
@@ -129,12 +139,20 @@ class AbstractRecurrent(nn.Module):
             ArgumentError: for sizes that do not fit.
         """
         _checks.flag("return_activations", return_activations)
+        plain = not (self.truncated or self.clipping)
+        traced = torch.compiler.is_compiling()
+        kind = self._kind(return_activations) if plain and not traced else None
+        if kind is not None:
+            found = through_library(kind, self, input, hx, return_activations)
+            if found is not None:
+                out, ends, activations = found
+                state = ends if len(ends) > 1 else ends[0]
+                return (out, state, activations) if return_activations else (out, state)
         weights = {name: getattr(self, name) for name in self.weight_names}  # parametrized or not
         cells = self.cells(weights)
         sequences = Sequences.of(input, self.input_size, self.batch_first)
         initial = sequences.initial(hx, len(cells), sizes_of(cells[0]))
-        plain = not (return_activations or self.truncated or self.clipping)
-        kernel = self._kernel() if plain else None
+        kernel = self._kernel() if plain and not return_activations else None
         if kernel is not None:
             options = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
             output, last = sequences.on_kernel(kernel, initial, [*weights.values()], *options)

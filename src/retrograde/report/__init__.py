@@ -5,15 +5,17 @@ from retrograde.report.comparison import Comparison
 from retrograde.report.data import Settings
 from retrograde.report.diagnose import diagnose
 from retrograde.report.horizon_report import HorizonReport
-from retrograde.report.layer import Growth, Horizon, Layer
+from retrograde.report.layer import Growth, Layer, NeededLag
 from retrograde.report.report import Report
+
+Horizon = NeededLag  # its earlier name, until 0.2
 
 __all__ = [
     "Comparison",
     "Growth",
-    "Horizon",
     "HorizonReport",
     "Layer",
+    "NeededLag",
     "Report",
     "Settings",
     "compare",

@@ -14,7 +14,7 @@ from retrograde.report.data import SOLVED
 from retrograde.report.differences import differ, judged, missing, of_settings
 from retrograde.report.horizon_compare import compare_horizons
 from retrograde.report.horizon_report import HorizonReport
-from retrograde.report.layer import Horizon, Layer
+from retrograde.report.layer import Layer, NeededLag
 from retrograde.report.report import Report
 
 CLEAR = 0.1
@@ -350,5 +350,5 @@ def _moved_thresholds(a: Report, b: Report) -> list[tuple[str, float | None, flo
     ]
 
 
-def _horizon(horizon: Horizon | None) -> str:
+def _horizon(horizon: NeededLag | None) -> str:
     return f"{horizon.name} ({counted(horizon.lag, 'step')})" if horizon else ""

@@ -23,7 +23,7 @@ from retrograde._words import (
 )
 from retrograde.diagnosis import RULES, Check, Finding, Threshold
 from retrograde.diagnosis.finding import at_least
-from retrograde.report.layer import Growth, Horizon, Layer
+from retrograde.report.layer import Growth, Layer, NeededLag
 
 NEEDED = "the lag that it needs"
 """What a horizon is called that is the lag named by needs_lag=."""
@@ -108,7 +108,7 @@ class ReportData:
     title: str
     layers: tuple[Layer, ...]
     findings: tuple[Finding, ...] = ()
-    horizon: Horizon | None = None
+    horizon: NeededLag | None = None
     notes: tuple[str, ...] = ()
     settings: Settings = Settings()
     checks: tuple[Check, ...] = ()
@@ -299,7 +299,7 @@ def reach_in_words(layer: Layer) -> str:
     return f"{least}{layer.reach} of {counted(layer.steps - 1, 'step')}"
 
 
-def sentence(layer: Layer, horizon: Horizon | None) -> str:
+def sentence(layer: Layer, horizon: NeededLag | None) -> str:
     """What the layer's numbers say, in one plain sentence."""
     name = layer.name
     if layer.void:
@@ -329,7 +329,7 @@ def sentence(layer: Layer, horizon: Horizon | None) -> str:
     return f"{name}: {verdict} {share(layer.beyond)} of the gradient comes from there and beyond."
 
 
-def grown(growth: Growth | None, horizon: Horizon | None) -> str:
+def grown(growth: Growth | None, horizon: NeededLag | None) -> str:
     """The window that a gradient needs, now and before training, as a further sentence."""
     if growth is None or not (growth.weights and growth.window):
         return ""

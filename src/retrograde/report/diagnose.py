@@ -31,7 +31,7 @@ from retrograde.errors import ArgumentError
 from retrograde.recording import Recorded, Recording
 from retrograde.recording.layers import declared
 from retrograde.report.data import NEEDED, Settings, versions
-from retrograde.report.layer import Directions, Horizon, Layer
+from retrograde.report.layer import Directions, Layer, NeededLag
 from retrograde.report.report import Report
 from retrograde.spectra import spectrum as whole_spectrum
 
@@ -236,7 +236,7 @@ def _report(
     lag = settings.needs_lag
     far = lag or max(NEAR + 1, longest // 2)
     bins = (0, NEAR, far) if far > NEAR else (0, far)
-    horizon = None if lag is None else Horizon(lag, NEEDED)
+    horizon = None if lag is None else NeededLag(lag, NEEDED)
     known = {name: flow for name, flow in flows.items() if found[name].replayed}
     directions, unknown = _directions(known, progress) if spectrum else ({}, [])
     layers = tuple(

@@ -1,12 +1,29 @@
 """What a horizon report holds: plain numbers, which JSON keeps and every view is made of."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor
 
+from retrograde import _checks
+from retrograde.errors import ArgumentError
 from retrograde.report.data import Settings
 from retrograde.truncation import Horizon
 from retrograde.truncation.horizon import BAND, Column
+
+KINDS = {
+    "sliding": "every loss step looks back over K steps",
+    "chunks": "the state is detached every K steps; mean over the phases of the cut",
+    "window": "the forward pass, too, starts K steps before the loss",
+}
+"""What is cut, in words."""
+
+PASTS = {
+    "another sample": "the past of another sample",
+    "mean": "a past of the mean input",
+    "zeros": "a past of zeros",
+}
+"""What stands in for the past, in words."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +156,28 @@ class HorizonData:
     # What pydantic reads when it is written and read: numbers beyond JSON's are strings.
     __pydantic_config__ = {"ser_json_inf_nan": "strings", "extra": "forbid"}
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that do not belong together.
+
+        Raises:
+            ArgumentError: with the first thing that is wrong.
+        """
+        _checks.one_of("kind", self.kind, KINDS)
+        if self.past is not None:
+            _checks.one_of("past", self.past, PASTS)
+        _checks.whole("batches", self.batches)
+        _checks.number("delta", self.delta, lambda real: real >= 0, "a number from 0 on")
+        ascending = all(a < b for a, b in pairwise((0, *self.steps, self.length + 1)))
+        if not self.steps or not ascending:
+            raise ArgumentError(f"steps must ascend from 1 to {self.length}; got {self.steps}")
+        if not self.weights:
+            raise ArgumentError("weights must hold at least one set of weights; got none")
+        for each in self.weights:
+            if not each.curves or each.curves[0].of:
+                raise ArgumentError("curves must begin with that of the whole gradient")
+            for curve in each.curves:
+                _check_curve(curve, self.steps)
+
     @property
     def last(self) -> AtWeights:
         """The horizon at the last weights, which the views show."""
@@ -151,6 +190,14 @@ class HorizonData:
         wanted |= {self.steps[0], self.steps[-1]}
         wanted |= {each.window for each in self.weights if each.window is not None}
         return [at for at, k in enumerate(self.steps) if k in wanted]
+
+
+def _check_curve(curve: Curve, steps: tuple[int, ...]) -> None:
+    for name in ("bias", "low", "high", "cosine", "ratio", "signs"):
+        if len(getattr(curve, name)) != len(steps):
+            raise ArgumentError(f"{name} of {curve.of!r} must have a number for each of the steps")
+    if curve.window is not None and curve.window not in steps:
+        raise ArgumentError(f"the window of {curve.of!r} must be one of the steps")
 
 
 def _numbers(curve: Tensor) -> tuple[float, ...]:

@@ -8,22 +8,8 @@ from typing import Any
 from retrograde import _files, charts
 from retrograde._terminal import as_text, indented, plain, rich
 from retrograde._words import counted, lag_in_words, number, share
-from retrograde.report.horizon_data import Curve, HorizonData
+from retrograde.report.horizon_data import KINDS, PASTS, Curve, HorizonData
 from retrograde.report.html import Pictures, environment, javascript
-
-KINDS = {
-    "sliding": "every loss step looks back over K steps",
-    "chunks": "the state is detached every K steps; mean over the phases of the cut",
-    "window": "the forward pass, too, starts K steps before the loss",
-}
-"""What is cut, in words."""
-
-PASTS = {
-    "another sample": "the past of another sample",
-    "mean": "a past of the mean input",
-    "zeros": "a past of zeros",
-}
-"""What stands in for the past, in words."""
 
 TITLE = "Is the window long enough?"
 

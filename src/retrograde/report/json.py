@@ -101,8 +101,13 @@ def _refuse(constant: str) -> None:
 def _complaints(error: Any) -> str:
     """The first few things that are wrong, each with its place."""
     found = [
-        f"{'.'.join(map(str, each['loc']))}: {each['msg']}"
+        ": ".join(filter(None, (".".join(map(str, each["loc"])), _plain(each["msg"]))))
         for each in error.errors(include_url=False, include_context=False, include_input=False)
     ]
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return "; ".join(found[:SHOWN]) + more
+
+
+def _plain(message: str) -> str:
+    """A complaint of ours without the name that pydantic gives to it."""
+    return message.removeprefix("Value error, ")

@@ -28,7 +28,7 @@ this many numbers at all steps together, and never fewer than the smaller number
 
 
 @dataclass(frozen=True)
-class Horizon:
+class NeededLag:
     """A lag that matters to the reader, and what lies there: 52 weeks, "last year's season".
 
     Attributes:
@@ -36,8 +36,8 @@ class Horizon:
         name: what lies there, in words.
 
     Example:
-        >>> from retrograde.report import Horizon
-        >>> Horizon(52, "last year's season").lag
+        >>> from retrograde.report import NeededLag
+        >>> NeededLag(52, "last year's season").lag
         52
     """
 
@@ -69,7 +69,7 @@ class Growth:
     delta: float
     beyond: float
 
-    def chart(self, layer: str, horizon: Horizon | None = None) -> Any:
+    def chart(self, layer: str, horizon: NeededLag | None = None) -> Any:
         """An Altair chart of window and reach over training.
 
         Args:
@@ -286,7 +286,7 @@ class Layer:
         name: str,
         flow: Flow,
         bins: Sequence[int],
-        horizon: Horizon | None = None,
+        horizon: NeededLag | None = None,
         gate_series: Sequence[GateSeries] = (),
         figures: Mapping[str, str] | None = None,
         directions: Directions | None = None,

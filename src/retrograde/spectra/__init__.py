@@ -1,18 +1,20 @@
-"""What the recurrence would do with any gradient: Jacobians, their spectra, bounds and horizons."""
+"""What the recurrence would do with any gradient: Jacobians, their spectra, bounds and memory."""
 
 from retrograde.spectra.bounds import Bound, Radius, recurrent_matrices
 from retrograde.spectra.exponents import Exponents
-from retrograde.spectra.horizons import Horizons, compare
 from retrograde.spectra.jacobians import Chain
+from retrograde.spectra.memory import Memory, compare
 from retrograde.spectra.singular import SingularValues
 from retrograde.spectra.spectrum import Spectrum, spectrum
 from retrograde.spectra.weights import inspect_weights
+
+Horizons = Memory  # its earlier name, until 0.2
 
 __all__ = [
     "Bound",
     "Chain",
     "Exponents",
-    "Horizons",
+    "Memory",
     "Radius",
     "SingularValues",
     "Spectrum",

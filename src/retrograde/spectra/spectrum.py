@@ -21,11 +21,10 @@ from retrograde.nn.sequence import Sequences
 from retrograde.recording import Recorded, Recording, record
 from retrograde.recording.recorded import the_one
 from retrograde.spectra import bounds as rules
-from retrograde.spectra import horizons as memory
 from retrograde.spectra.bounds import Bound, Radius
 from retrograde.spectra.exponents import Exponents, exponents
-from retrograde.spectra.horizons import Horizons
 from retrograde.spectra.jacobians import Chain
+from retrograde.spectra.memory import Memory, memory_of
 from retrograde.spectra.singular import SingularValues, singular_values
 
 TRANSIENT = 10
@@ -211,13 +210,18 @@ class Spectrum:
         return rules.radii(self.chain, self.transient)
 
     @cached_property
-    def horizons(self) -> Horizons:
+    def memory(self) -> Memory:
         """How long the recurrence remembers, by its gates and by its Jacobians, in steps.
 
         Takes the recorded loss apart once, for its reach; leave the loss out by giving a module.
         """
         reach = decompose(self.recorded).reach if self.has_loss else None
-        return memory.horizons(self.chain, reach)
+        return memory_of(self.chain, reach)
+
+    @property
+    def horizons(self) -> Memory:
+        """The earlier name of `memory`, until 0.2."""
+        return self.memory
 
 
 def spectrum(
@@ -271,7 +275,7 @@ def spectrum(
         >>> quiet = retrograde.spectrum(rnn, torch.zeros(20, 1, 1))
         >>> quiet.exponents.mean.abs().max() < 1e-6  # an orthogonal recurrence keeps all norms
         tensor(True)
-        >>> quiet.horizons.state  # and forgets nothing
+        >>> quiet.memory.state  # and forgets nothing
         19
     """
     recorded = _recorded(subject, x)

@@ -218,7 +218,7 @@ class BlockNetwork(nn.Module):
 
     Args:
         plan: of the network.
-        generator: of its weights.
+        weights: by name, as `plan.draw` gives them.
         truncated: no error flows back but through the carousel, as in 1997; outputs and hidden
             units of the same step pass it on.
 
@@ -231,21 +231,21 @@ class BlockNetwork(nn.Module):
         >>> import torch, retrograde
         >>> from retrograde.tasks.blocks import DECLARATIONS, Blocks, BlockNetwork
         >>> plan = Blocks(inputs=2, outputs=1, blocks=2, size=2, biased="all")
-        >>> network = BlockNetwork(plan, torch.Generator().manual_seed(0), truncated=True)
+        >>> weights = plan.draw(torch.Generator().manual_seed(0))
+        >>> network = BlockNetwork(plan, weights, truncated=True)
         >>> with retrograde.record(network, cells=DECLARATIONS) as recording:
         ...     network(torch.ones(20, 3, 2))[-1].sum().backward()
         >>> f"{retrograde.decompose(recording).by_crossing().share[1:].sum():.0%}"
         '0%'
     """
 
-    def __init__(self, plan: Blocks, generator: torch.Generator, truncated: bool = False):
+    def __init__(self, plan: Blocks, weights: Weights, truncated: bool = False):
         super().__init__()
         self.plan = plan
-        weights = plan.draw(generator)
         self.hidden = BlockLayer(plan, weights, truncated)
         for name, value in weights.items():
             if name.endswith("o"):
-                self.register_parameter(name, nn.Parameter(value))
+                self.register_parameter(name, nn.Parameter(value.clone()))
 
     def forward(self, x: Float[Tensor, "T B I"]) -> Float[Tensor, "T B O"]:
         weights = dict(self.named_parameters(recurse=False))

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from retrograde.tasks.blocks import Blocks
-from retrograde.tasks.reber import ContinualReber, EmbeddedReber
+from retrograde.tasks.reber import EmbeddedReber
 from retrograde.tasks.remembered_symbol import DistractedSymbol, RememberedSymbol
 from retrograde.tasks.task import AbstractTask
 from retrograde.tasks.temporal_order import TemporalOrder
@@ -38,7 +38,8 @@ class Experiment:
     error, summed over outputs and the steps at which an answer is due.
 
     Attributes:
-        name: as the paper numbers it.
+        name: the paper's number, and what tells the rows apart: blocks and cells of each, and the
+            rate (1); q and p (2c); T and N (3); T (4); the wrong answers that are too many (5).
         task: what was to be learnt.
         network: the plan of the network.
         rate: the learning rate.
@@ -46,7 +47,7 @@ class Experiment:
 
     Example:
         >>> from retrograde.tasks.experiments import EXPERIMENTS
-        >>> EXPERIMENTS["4, T=500"].published.sequences
+        >>> EXPERIMENTS["4-500"].published.sequences
         209000
     """
 
@@ -76,7 +77,7 @@ def _of_1997() -> Iterator[Experiment]:
             output_biases=tuple(-1.0 - block for block in range(blocks)),
         )
         published = Published(264 if size == 1 else 276, sequences, succeeded, 30)
-        yield Experiment(f"1, {blocks} blocks, rate {rate}", reber, network, rate, published)
+        yield Experiment(f"1-{blocks}x{size}-{rate}", reber, network, rate, published)
     for name, between, sequences in (("2a", "ordered", 5_040), ("2b", "random", 5_680)):
         remembered = RememberedSymbol(100, between)  # type: ignore[arg-type]
         network = replace(
@@ -101,7 +102,7 @@ def _of_1997() -> Iterator[Experiment]:
     ):
         distracted = DistractedSymbol(q, p)
         network, published = _fitting(distracted, 2, 1, 0.2), Published(weights, sequences, 1.0, 20)
-        yield Experiment(f"2c, q={q}, p={p}", distracted, network, 0.01, published)
+        yield Experiment(f"2c-{q}-{p}", distracted, network, 0.01, published)
     for name, noise, length, informative, rate, sequences in (
         ("3a", "plain", 100, 3, 1.0, 39_850),
         ("3a", "plain", 100, 1, 1.0, 64_330),
@@ -120,16 +121,16 @@ def _of_1997() -> Iterator[Experiment]:
             output_biases=(-2.0, -4.0, -6.0),
         )
         published = Published(102, sequences, 1.0, 10)
-        yield Experiment(f"{name}, T={length}, N={informative}", two, network, rate, published)
+        yield Experiment(f"{name}-{length}-{informative}", two, network, rate, published)
     for length, sequences in ((100, 74_000), (500, 209_000), (1000, 853_000)):
         adding = Adding(length)
         network = replace(_fitting(adding, 2, 2), biased="all", input_biases=(-3.0, -6.0))
-        yield Experiment(f"4, T={length}", adding, network, 0.5, Published(93, sequences, 1.0, 10))
+        yield Experiment(f"4-{length}", adding, network, 0.5, Published(93, sequences, 1.0, 10))
     for wrong, sequences in ((140, 482_000), (13, 1_273_000)):
         product = Multiplication(100, wrong)
         network = replace(_fitting(product, 2, 2), biased="all")
         published = Published(93, sequences, 1.0, 10)
-        yield Experiment(f"5, {wrong} wrong", product, network, 0.1, published)
+        yield Experiment(f"5-{wrong}", product, network, 0.1, published)
     for name, relevant, blocks, rate, weights, sequences, trials in (
         ("6a", 2, 2, 0.5, 156, 31_390, 20),
         ("6b", 3, 3, 0.1, 308, 571_100, 10),
@@ -140,28 +141,5 @@ def _of_1997() -> Iterator[Experiment]:
         yield Experiment(name, order, network, rate, Published(weights, sequences, 1.0, trials))
 
 
-def _of_2000() -> Iterator[Experiment]:
-    """Continual embedded Reber strings, where a network that never forgets fails.
-
-    Published is the share of perfect solutions with a constant rate, without forget gates and with.
-    """
-    stream, ladder = ContinualReber(), (0.5, 1.0, 1.5, 2.0)
-    closed = tuple(-bias for bias in ladder)
-    network = replace(
-        _fitting(stream, 4, 2, 0.2),
-        seen="cells",
-        skip=True,
-        biased="gates and outputs",
-        input_biases=closed,
-        output_biases=closed,
-    )
-    forgetting = replace(network, forget_gates=True, forget_biases=ladder)
-    for name, plan, succeeded in (
-        ("Gers 2000, without forget gates", network, 0.0),
-        ("Gers 2000, forget gates", forgetting, 0.18),
-    ):
-        yield Experiment(name, stream, plan, 0.5, Published(plan.weights, None, succeeded, 100))
-
-
-EXPERIMENTS = {row.name: row for rows in (_of_1997(), _of_2000()) for row in rows}
-"""By name, in the order of the papers."""
+EXPERIMENTS = {row.name: row for row in _of_1997()}
+"""By name, in the order of the paper."""

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from retrograde import _checks
-from retrograde.tasks.task import AbstractTask, Guess, Sequences, padded, symbols
+from retrograde.tasks.task import AbstractTask, Guess, Lot, Sequences, padded, symbols
 
 SYMBOLS = "BTPSXVE"
 
@@ -130,8 +130,8 @@ class EmbeddedReber(AbstractTask):
     """Experiment 1 of 1997: predict each next symbol of strings of the embedded Reber grammar.
 
     A string was predicted if at each step the symbols that may come next are the most active
-    outputs. `sets` draws the 256 strings to learn and the 256 others to be tested; the task is
-    solved when all 512 are predicted. The shortest strings have nine symbols.
+    outputs. `lot` draws 256 strings to learn and 256 others; the task is solved when all 512 are
+    predicted. The shortest strings have nine symbols.
 
     Example:
         >>> import torch
@@ -155,17 +155,36 @@ class EmbeddedReber(AbstractTask):
         count = _checks.whole("count", count)
         return as_strings([*walks(count, generator)])
 
-    def sets(self, generator: torch.Generator) -> tuple[Strings, Strings]:
-        """The 256 strings of the training set and 256 that are not among them."""
-        training = [*walks(256, generator)]
-        seen = {string for string, _ in training}
-        others = (one for part in repeat(1) for one in walks(part, generator) if one[0] not in seen)
-        test = [*islice(others, 256)]
-        return as_strings(training), as_strings(test)
+    def lot(self, generator: torch.Generator) -> Lot:
+        return StringSets(self, generator)
 
     def right(self, output: Float[Tensor, "T N O"], sequences: Sequences) -> Bool[Tensor, "N"]:
         assert isinstance(sequences, Strings)
         return (foretold(output, sequences) | ~sequences.due).all(0)
+
+
+class StringSets(Lot):
+    """256 strings to learn, drawn again and again, and 256 others; a test takes all of them.
+
+    Attributes:
+        learnt, others: the two sets.
+    """
+
+    def __init__(self, task: AbstractTask, generator: torch.Generator):
+        super().__init__(task, generator)
+        self.learnt = [*walks(256, generator)]
+        seen = {string for string, _ in self.learnt}
+        more = (one for part in repeat(1) for one in walks(part, generator) if one[0] not in seen)
+        self.others = [*islice(more, 256)]
+
+    def training(self, count: int) -> Strings:
+        which = torch.randint(len(self.learnt), (count,), generator=self.generator)
+        return as_strings([self.learnt[one] for one in which])
+
+    def tests(self, most: int) -> Iterator[Sequences]:
+        strings = self.learnt + self.others
+        for first in range(0, len(strings), most):
+            yield as_strings(strings[first : first + most])
 
 
 class ContinualReber(EmbeddedReber):
@@ -189,6 +208,9 @@ class ContinualReber(EmbeddedReber):
 
     paper: ClassVar[str] = "Gers, Schmidhuber and Cummins (2000)"
     judged_on = 10
+
+    def lot(self, generator: torch.Generator) -> Lot:
+        return Lot(self, generator)
 
     def __init__(self, steps: int = 100_000):
         self.steps = _checks.whole("steps", steps)

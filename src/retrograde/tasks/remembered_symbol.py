@@ -12,7 +12,7 @@ from retrograde.tasks.task import (
     Guess,
     Sequences,
     answered_last,
-    errors,
+    largest_errors,
     symbols,
     whole_numbers,
 )
@@ -131,4 +131,4 @@ class DistractedSymbol(AbstractTask):
         )
 
     def right(self, output: Float[Tensor, "T N O"], sequences: Sequences) -> Bool[Tensor, "N"]:
-        return errors(output, sequences) < 0.2
+        return largest_errors(output, sequences) < 0.2

@@ -1,6 +1,7 @@
 """What a task is: sequences to draw, answers to judge, and the score of guessing."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -81,9 +82,43 @@ class AbstractTask(ABC):
         """The mean squared error of all outputs, over the steps at which an answer is due."""
         return (output - sequences.y)[sequences.due].square().mean()
 
-    def solved(self, output: Float[Tensor, "T N O"], sequences: Sequences) -> bool:
-        """Whether the task counts as solved, judged on `judged_on` sequences."""
-        return bool(self.right(output, sequences).all())
+    def errors(self, output: Float[Tensor, "T N O"], sequences: Sequences) -> Float[Tensor, "N"]:
+        """The mean absolute error of each sequence, over outputs and the steps that count."""
+        return mean_errors(output, sequences)
+
+    def solved(self, right: Bool[Tensor, "N"], errors: Float[Tensor, "N"]) -> bool:
+        """Whether the task counts as solved.
+
+        Args:
+            right: of `judged_on` sequences, those that were right.
+            errors: their mean absolute errors.
+        """
+        return bool(right.all())
+
+    def lot(self, generator: torch.Generator) -> "Lot":
+        """What one network is trained and tested on."""
+        return Lot(self, generator)
+
+
+class Lot:
+    """The sequences of one network: drawn one after the other, for training and for tests.
+
+    Args:
+        task: whose sequences they are.
+        generator: of all of them.
+    """
+
+    def __init__(self, task: AbstractTask, generator: torch.Generator):
+        self.task, self.generator = task, generator
+
+    def training(self, count: int) -> Sequences:
+        """Sequences to learn."""
+        return self.task.draw(count, self.generator)
+
+    def tests(self, most: int) -> Iterator[Sequences]:
+        """The sequences of a test, `most` at once."""
+        for first in range(0, self.task.judged_on, most):
+            yield self.task.draw(min(most, self.task.judged_on - first), self.generator)
 
 
 class AbstractClassification(AbstractTask):
@@ -99,15 +134,16 @@ class AbstractClassification(AbstractTask):
         return ~(wrong & sequences.due).any(0)
 
 
-def errors(output: Float[Tensor, "T N O"], sequences: Sequences) -> Float[Tensor, "N"]:
+def largest_errors(output: Float[Tensor, "T N O"], sequences: Sequences) -> Float[Tensor, "N"]:
     """The largest absolute error of each sequence, over outputs and the steps that count."""
     largest = (output - sequences.y).abs().amax(2)
     return torch.where(sequences.due, largest, 0.0).amax(0)
 
 
-def mean_error(output: Float[Tensor, "T N O"], sequences: Sequences) -> float:
-    """The mean absolute error over outputs, sequences and the steps that count."""
-    return float((output - sequences.y)[sequences.due].abs().mean())
+def mean_errors(output: Float[Tensor, "T N O"], sequences: Sequences) -> Float[Tensor, "N"]:
+    """The mean absolute error of each sequence, over outputs and the steps that count."""
+    means = (output - sequences.y).abs().mean(2)
+    return torch.where(sequences.due, means, 0.0).sum(0) / sequences.due.sum(0)
 
 
 def whole_numbers(low: int, high: int, count: int, generator: torch.Generator) -> Int[Tensor, "N"]:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from retrograde import _checks
-from retrograde.tasks.task import AbstractTask, Guess, Sequences, errors, whole_numbers
+from retrograde.tasks.task import AbstractTask, Guess, Sequences, largest_errors, whole_numbers
 
 
 class Spikes(AbstractTask):
@@ -75,7 +75,7 @@ class Spikes(AbstractTask):
         return Sequences(x.unsqueeze(2), y.unsqueeze(2), counts, lengths)
 
     def right(self, output: Float[Tensor, "T N O"], sequences: Sequences) -> Bool[Tensor, "N"]:
-        return errors(output, sequences) < 0.49
+        return largest_errors(output, sequences) < 0.49
 
 
 SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -136,4 +136,4 @@ class PeriodicFunction(AbstractTask):
         return Sequences(torch.zeros(len(y), count, 0), y, due, torch.full((count,), len(y)))
 
     def right(self, output: Float[Tensor, "T N O"], sequences: Sequences) -> Bool[Tensor, "N"]:
-        return errors(output, sequences) < 0.3
+        return largest_errors(output, sequences) < 0.3

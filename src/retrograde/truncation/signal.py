@@ -27,8 +27,10 @@ DRAWS = 1000
 """Bootstrap draws; the quantiles of an interval of 95 % are then the 25th from either end."""
 
 LEVEL = 0.01
-"""Where there is no signal at any lag, one is shown in this share of the cases; it takes 8 batches
-to show one."""
+"""Where there is no signal at any lag, one is shown in this share of the cases."""
+
+FEWEST_SHOWN = 8
+"""The fewest batches that can show a signal: chance gives as much once in 2^7 cases."""
 
 FLIPS = 4000
 """Of 13 batches and more so many signs are drawn; of fewer all are tried."""
@@ -126,9 +128,11 @@ class Signal:
     def interval(self, training_steps: int, batch_size: int | None = None) -> Float[Tensor, "M 2"]:
         """An interval of 95 % for the learnability of each bin, by bootstrap over batches.
 
-        Batches are drawn with replacement; a batch drawn twice makes no product with itself. Where
-        there is no signal its lower end lies above 0 in fewer than 2.5 % of the cases. NaN for
-        fewer than three batches.
+        Batches are drawn with replacement; a batch drawn twice makes no product with itself. With
+        normal noise it holds the truth in 88 to 99 % of the cases from 16 batches on, in 80 to 99 %
+        with 8; with noise of heavy tails, whose size few batches show, in fewer. Where there is no
+        signal its lower end lies above 0 in fewer than 2.5 % of the cases; `shown`
+        asks more. NaN for fewer than three batches.
 
         Raises:
             ArgumentError: as `learnability`.
@@ -147,7 +151,8 @@ class Signal:
         """The learnability horizon: beyond this lag no signal is shown to be above its noise.
 
         It is the last lag of the farthest bin in which a signal is `shown`; -1 if a signal is
-        `excluded` in every bin; None where neither is so, and more batches have to tell.
+        `excluded` in every bin that has a part; None where neither is so, and more batches have to
+        tell.
 
         Raises:
             ArgumentError: as `learnability`.
@@ -155,7 +160,9 @@ class Signal:
         shown = torch.nonzero(self.shown(training_steps, batch_size))
         if len(shown):
             return self.lags[int(shown[-1])].stop - 1
-        return -1 if bool(self.excluded(training_steps, batch_size).all()) else None
+        some = self.products.flatten(1).any(1)
+        excluded = self.excluded(training_steps, batch_size)[some]
+        return -1 if len(excluded) and bool(excluded.all()) else None
 
     def shown(self, training_steps: int, batch_size: int | None = None) -> Bool[Tensor, "M"]:
         """The bins whose learnability is above 1 by its interval, and whose signal is no chance.

@@ -14,6 +14,7 @@ Annals of Probability 18(3) (1990); the initialisations: `retrograde.nn.initiali
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
@@ -36,8 +37,8 @@ class Likeness:
 
     Attributes:
         part: which weights.
-        initialisation: a name that `retrograde.nn.initialise` takes, or "zero" for zeros; None if
-            they look like none of these.
+        initialisation: a name that `retrograde.nn.initialise` takes, "zero" for zeros, or
+            "glorot-uniform", which is Keras' default; None if they look like none of these.
         value: of "forget-bias" the bias; of "chrono" an estimate of its horizon in steps; of
             "orthogonal" and "identity" the factor; None for others.
         reason: the test and its outcome.
@@ -97,7 +98,10 @@ class _Values:
 
 
 def likenesses(
-    weights: Mapping[str, Float[Tensor, "..."]], kind: Kind, hidden: int
+    weights: Mapping[str, Float[Tensor, "..."]],
+    kind: Kind,
+    hidden: int,
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Likeness, ...]:
     """What every part of a layer's weights looks like: matrices, then biases.
 
@@ -105,6 +109,7 @@ def likenesses(
         weights: by name without suffix, finite and floating-point.
         kind: of the layer; its gates are the blocks of rows.
         hidden: H, the number of units.
+        names: what weights are called in reasons, where that is not their name.
     """
     found = [
         _matrix(part, weights[name], hidden)
@@ -117,16 +122,20 @@ def likenesses(
         if name in weights
     ]
     recurrent = _recurrent(weights["weight_hh"], len(kind.gates), hidden)
-    return (*found[:1], recurrent, *found[1:], *_biases(weights, kind, hidden))
+    return (*found[:1], recurrent, *found[1:], *_biases(weights, kind, hidden, names))
 
 
 def _matrix(part: str, weight: Tensor, hidden: int) -> Likeness:
-    """A matrix of weights that only torch's default and the identity RNN say something about."""
+    """A matrix of weights that only defaults and the identity RNN say something about."""
     values = _Values.of(weight)
     if values.constant == 0:
         return Likeness(part, "zero", None, "every value is 0")
     if values.uniform(-(hidden**-0.5), hidden**-0.5):
         return _torchs(part, values, hidden)
+    glorot = math.sqrt(6 / sum(weight.shape)) if weight.ndim == 2 else 0.0
+    if glorot and values.uniform(-glorot, glorot):
+        reason = f"{len(values.tensor)} values are uniform on +-{glorot:.3g}, sqrt(6 / (in + out))"
+        return Likeness(part, "glorot-uniform", None, reason)
     if values.follow(lambda x: torch.special.ndtr(x / 0.001)):
         reason = f"{len(values.tensor)} values are distributed as N(0, 0.001^2)"
         return Likeness(part, "identity", None, reason)
@@ -157,7 +166,9 @@ def _recurrent(weight: Tensor, gates: int, hidden: int) -> Likeness:
     return _none(part, values, hidden, "; not orthogonal")
 
 
-def _biases(weights: Mapping[str, Tensor], kind: Kind, hidden: int) -> tuple[Likeness, ...]:
+def _biases(
+    weights: Mapping[str, Tensor], kind: Kind, hidden: int, names: Mapping[str, str]
+) -> tuple[Likeness, ...]:
     """The bias of the gate that keeps the state, and all the others together."""
     biases = {name: weights[name] for name in ("bias_ih", "bias_hh") if name in weights}
     if not biases:
@@ -170,7 +181,8 @@ def _biases(weights: Mapping[str, Tensor], kind: Kind, hidden: int) -> tuple[Lik
         return (_other_biases("biases", gates.values(), hidden),)
     keeping = kind.keeping
     mirror = gates.get(kind.written or "")
-    likeness = _keeping_bias(keeping, gates.pop(keeping), mirror, tuple(biases), hidden)
+    called = tuple(names.get(name, name) for name in biases)
+    likeness = _keeping_bias(keeping, gates.pop(keeping), mirror, called, hidden)
     if likeness.initialisation == "chrono" and kind.written is not None:
         del gates[kind.written]
     return (likeness, _other_biases("other biases", gates.values(), hidden))

@@ -7,7 +7,7 @@ that a gate's bias stands for.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,12 @@ from retrograde.recording.layers import Layer, form_of, recurrent_layers, why_un
 from retrograde.spectra.weights import text
 from retrograde.spectra.weights.extremes import is_exact, largest_singular_value, spectral_radius
 from retrograde.spectra.weights.initialisations import likenesses
+from retrograde.spectra.weights.keras import (
+    KerasWeights,
+    is_keras_layer,
+    keras_layers,
+    keras_layers_of,
+)
 from retrograde.spectra.weights.kinds import (
     Kind,
     kind_of,
@@ -89,8 +95,10 @@ def inspect_weights(source: nn.Module | Mapping[str, Any]) -> Inspection:
         source: a model; or its state dict, or a checkpoint that holds one (Lightning's, with
             "state_dict" inside). In a state dict layers are told by the names and shapes of torch
             and of retrograde.nn (weight_ih_l0, weight_hh_l0, ..., weight_ch_l0), where some kinds
-            look alike; a model itself says which they are. "module." of DistributedDataParallel
-            and "_orig_mod." of torch.compile have no part in the names.
+            look alike; a model itself says which they are. Layers of Keras are told by its names
+            (lstm/kernel, lstm/recurrent_kernel), and their gates are in its order.
+            "module." of DistributedDataParallel and "_orig_mod." of torch.compile have no part in
+            the names.
 
     Returns:
         An `Inspection`. Nothing of it comes from training data: it tells what the weights allow,
@@ -136,8 +144,11 @@ class _Group:
     position: Position | None
     weights: Mapping[str, Tensor]
     kind: Kind | None = None
+    called: Mapping[str, str] = field(default_factory=dict)
 
     def named(self, name: str) -> str:
+        if self.called:
+            return f"{self.path}/{self.called[name]}"
         name += "" if self.position is None else self.position.suffix
         return f"{self.path}.{name}" if self.path else name
 
@@ -147,6 +158,7 @@ def _groups(source: nn.Module | Mapping[str, Any], notes: list[str]) -> Iterator
         found = list(state_dicts(source))
         for place, weights in found:
             yield from _grouped(weights, place if len(found) > 1 else "")
+        yield from map(_of_keras, keras_layers(source))
         return
     known: set[int] = set()
     foreign: dict[str, str] = {}
@@ -154,6 +166,8 @@ def _groups(source: nn.Module | Mapping[str, Any], notes: list[str]) -> Iterator
         if isinstance(module, Layer):
             known |= {id(parameter) for parameter in module.parameters()}
             yield from _of_module(name, module)
+        elif is_keras_layer(module):
+            yield from map(_of_keras, keras_layers_of(name, module))
         else:
             foreign[name] = why_unsupported(module)
     every = source.state_dict(keep_vars=True).items()
@@ -163,6 +177,10 @@ def _groups(source: nn.Module | Mapping[str, Any], notes: list[str]) -> Iterator
         foreign.pop(group.path, None)  # TorchScript: its weights are there, if under torch's names
         yield group
     notes += [f"{name}: {why}" for name, why in foreign.items()]
+
+
+def _of_keras(layer: KerasWeights) -> _Group:
+    return _Group(layer.path, None, layer.in_rows, layer.kind, layer.called)
 
 
 def _of_module(name: str, module: Layer) -> Iterator[_Group]:
@@ -256,7 +274,7 @@ def _layer(group: _Group) -> LayerWeights | str:
         gates,
         _bounds(kind, gates[0]) if kind.name == "RNN" else (),
         _horizon(weights, kind, hidden),
-        () if non_finite else likenesses(weights, kind, hidden),
+        () if non_finite else likenesses(weights, kind, hidden, group.called),
         non_finite,
     )
 

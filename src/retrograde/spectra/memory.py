@@ -22,7 +22,7 @@ the curve is a power law and the threshold is taken as 2 % or 1/2 %."""
 
 
 @dataclass(frozen=True, eq=False)
-class Horizons:
+class Memory:
     """Lags in steps. What is forgotten is what has fallen to 1 % of what it was, as in `reach`.
 
     Attributes:
@@ -43,7 +43,7 @@ class Horizons:
         >>> lstm = torch.nn.LSTM(1, 1)
         >>> for parameter in lstm.parameters():
         ...     _ = torch.nn.init.zeros_(parameter)
-        >>> memory = retrograde.spectrum(lstm, torch.ones(20, 1, 1)).horizons
+        >>> memory = retrograde.spectrum(lstm, torch.ones(20, 1, 1)).memory
         >>> memory.time_constants["c_l0"]  # -1 / ln(1/2)
         tensor([1.4427], dtype=torch.float64)
         >>> memory.by_gates["c_l0"], memory.state
@@ -90,11 +90,11 @@ class Horizons:
         return charts.memory(curves, REACH, "state and input")
 
 
-def compare(recurrences: Mapping[str, Horizons]) -> Any:
+def compare(recurrences: Mapping[str, Memory]) -> Any:
     """The memory of several recurrences in one chart: what is left of their state over lag.
 
     Args:
-        recurrences: their horizons, by the names to be shown.
+        recurrences: what they remember, by the names to be shown.
 
     Returns:
         An Altair chart.
@@ -102,20 +102,20 @@ def compare(recurrences: Mapping[str, Horizons]) -> Any:
     Example:
         >>> import torch, retrograde
         >>> x, lstm = torch.randn(30, 2, 1), torch.nn.LSTM(1, 4)
-        >>> before = retrograde.spectrum(lstm, x).horizons
+        >>> before = retrograde.spectrum(lstm, x).memory
         >>> retrograde.nn.initialise(lstm, "forget-bias", value=3.0)
-        >>> after = retrograde.spectrum(lstm, x).horizons
+        >>> after = retrograde.spectrum(lstm, x).memory
         >>> chart = retrograde.spectra.compare({"torch": before, "forget bias 3": after})
     """
-    _checks.mapping("recurrences", recurrences, "of names to their horizons")
+    _checks.mapping("recurrences", recurrences, "of names to Memory")
     for name, one in recurrences.items():
         _checks.instance("each name in recurrences", name, str, "a text")
-        _checks.instance(f"recurrences[{name!r}]", one, Horizons, "horizons, as of a Spectrum")
+        _checks.instance(f"recurrences[{name!r}]", one, Memory, "Memory, as of a Spectrum")
     curves = {name: one.log2_state.tolist() for name, one in recurrences.items()}
     return charts.memory(curves, REACH, "the state")
 
 
-def horizons(chain: Chain, reach: int | None) -> Horizons:
+def memory_of(chain: Chain, reach: int | None) -> Memory:
     """What the gates promise and what the Jacobians do, from the last step of a chain."""
     state = chain.unrolled.x.new_empty(len(chain), chain.batch)
     read = torch.empty_like(state)
@@ -125,7 +125,7 @@ def horizons(chain: Chain, reach: int | None) -> Horizons:
         by_input = chunk.pull_back(rows, k).input().transpose(0, 1)
         state[lag] = torch.log2(row_norms(product.values)) + product.exponent
         read[lag] = torch.log2(row_norms(by_input)) + product.exponent
-    return Horizons(time_constants(chain), _mean(state), _mean(read), reach)
+    return Memory(time_constants(chain), _mean(state), _mean(read), reach)
 
 
 @torch.no_grad()

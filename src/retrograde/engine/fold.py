@@ -1,0 +1,39 @@
+"""One backward pass fed to any number of questions, in the rows that its entries ask for."""
+
+from collections.abc import Iterable
+
+import torch
+
+from retrograde.engine.adjoint import Fold, rows_of_entries
+from retrograde.engine.entries import Entries
+from retrograde.engine.merging import merged_rows
+from retrograde.engine.unroll import Unrolled
+
+
+@torch.no_grad()
+def fold(
+    unrolled: Unrolled,
+    entries: Entries,
+    folds: Iterable[Fold],
+    generator: torch.Generator | None = None,
+) -> None:
+    """Feed one backward pass to any number of folds.
+
+    Args:
+        unrolled: the pass.
+        entries: where the loss enters, and in which rows.
+        folds: what takes the rows.
+        generator: draws the signs of companion rows, where rows are merged and sizes are asked for.
+
+    Raises:
+        NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
+    """
+    folds = tuple(folds)
+    rows = (
+        merged_rows(unrolled, entries, generator)
+        if entries.relative
+        else rows_of_entries(unrolled, entries)
+    )
+    for span in rows:
+        for each in folds:
+            each.update(span)

@@ -1,0 +1,216 @@
+"""Rows of constant relative resolution: neighbours are merged as their lag grows.
+
+    width of a row <= lag / R      so that T steps need about R log2(T / R) rows
+
+Adjoints are linear in the loss, so a merged row is the exact adjoint of the sum of its entries, and
+every sum over entries stays exact. The size of a sum says nothing of the sizes of its terms. Where
+these are asked for, each merged row has two companions, in which the entries have random signs s_t:
+
+    E ||sum_t s_t C_t||^2 = sum_t ||C_t||^2      for signs of mean 0, no two of them dependent
+
+A sign is drawn whenever two rows become one, and the second companion takes the opposite one. Each
+companion gives the sum of squares without bias; in their mean the products of rows that were merged
+for the first time cancel, and by how far the two differ its error is known.
+
+A pair (t, k) counts at the lag of the middle of its row. At every step one entry passes the edge of
+a bin, so that an exact edge at lag L takes a row for each of the last L entries: edges up to R are
+exact, those beyond as exact as the lags are.
+
+Reference for the estimator: Michael F. Hutchinson, "A Stochastic Estimator of the Trace of the
+Influence Matrix for Laplacian Smoothing Splines", Communications in Statistics (1989).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from retrograde.engine.adjoint import AdjointSpan, PerEntry, Signed
+from retrograde.engine.entries import Entries
+from retrograde.engine.scaling import NO_EXPONENT, Scaled, power_of_two
+from retrograde.engine.unroll import Unrolled
+
+COMPANIONS = 2
+"""Rows with random signs beside each merged one."""
+
+
+@dataclass
+class Row:
+    """What a row stands for.
+
+    Attributes:
+        first, last: the earliest and the latest of its entry steps.
+        entries: how many there are.
+    """
+
+    first: int
+    last: int
+    entries: int
+
+    def __add__(self, earlier: "Row") -> "Row":
+        return Row(earlier.first, self.last, self.entries + earlier.entries)
+
+
+class Merging:
+    """Rows that are merged as their lags grow.
+
+    In the order of the recursion they are: merged rows, latest first; the companions of these, all
+    first ones and then all second ones; rows of one entry each, the newest last. Rows of one entry
+    that lie between merged ones have companions as well, which are copies.
+
+    Args:
+        entries: where the loss enters, with its `relative`.
+        generator: draws the signs; without one there are no companions.
+    """
+
+    def __init__(self, entries: Entries, generator: torch.Generator | None):
+        self._entries, self._generator = entries, generator
+        self._rows: list[Row] = []
+        self._merged = 0  # rows that have companions
+        self._opened = 0  # entries that have opened a row
+        self._copies = COMPANIONS if generator is not None else 0
+
+    def opened(self, count: int) -> None:
+        """Note which entries have opened rows, given the number of all rows."""
+        for _ in range(count - self._copies * self._merged - len(self._rows)):
+            first, last = self._entries.blocks[-1 - self._opened]
+            self._rows.append(Row(first, last, 1))
+            self._opened += 1
+
+    def merge(self, rows: Scaled, k: int) -> tuple[Scaled, Int[Tensor, "N"]] | None:
+        """Merge neighbours that are narrow beside their lag at step k.
+
+        Returns:
+            The rows, and for each row (without companions) before the number of that now; None if
+            nothing was merged.
+        """
+        numbers, merged = self._pairs(k)
+        if len(merged) == len(self._rows):
+            return None
+        before, old, copies = len(self._rows), self._merged, self._copies
+        new = max((number for number, row in enumerate(merged) if row.entries > 1), default=-1) + 1
+        new = max(new, numbers[old - 1] + 1 if old else 0)
+        inside = sum(number < new for number in numbers)  # rows that have companions from now on
+        places = [*range(old), *range(old * (1 + copies), old * copies + before)]
+        source, sign = list(places), [1.0] * before
+        target = [number + copies * new * (number >= new) for number in numbers]
+        again = [False, *(one == other for one, other in pairwise(numbers[:inside]))]
+        for copy, flips in enumerate(self._signs(inside)):
+            source += [*range(old * (1 + copy), old * (2 + copy)), *places[old:inside]]
+            target += [new * (1 + copy) + number for number in numbers[:inside]]
+            sign += [
+                -1.0 if flip and second else 1.0 for flip, second in zip(flips, again, strict=True)
+            ]
+        self._rows, self._merged = merged, new
+        found = _summed(rows, source, target, sign, len(merged) + copies * new)
+        return found, torch.tensor(numbers, device=rows.exponent.device)
+
+    def _pairs(self, k: int) -> tuple[list[int], list[Row]]:
+        """The number that each row has from now on, and what the rows stand for then."""
+        relative, numbers, merged = self._entries.relative or 1, list[int](), list[Row]()
+        rows, at = self._rows, 0
+        while at < len(rows):
+            one = rows[at]
+            numbers.append(len(merged))
+            if at + 1 < len(rows):
+                both = one + rows[at + 1]
+                if both.first - k >= relative * (both.last - both.first + 1):
+                    numbers.append(len(merged))
+                    one, at = both, at + 1
+            merged.append(one)
+            at += 1
+        return numbers, merged
+
+    def _signs(self, count: int) -> list[list[bool]]:
+        if self._generator is None:
+            return []
+        drawn = torch.randint(0, 2, (count,), generator=self._generator).bool()
+        found: list[list[bool]] = [drawn.tolist(), (~drawn).tolist()]
+        return found
+
+    def span(self, whole: AdjointSpan, parents: Int[Tensor, "N"] | None) -> AdjointSpan:
+        """Rows at neighbouring steps without companions, and with them beside.
+
+        Args:
+            whole: all rows; their lags are not known yet.
+            parents: what `merge` gave before these steps.
+        """
+        merged, device = self._merged, whole.norms.device
+        ends = torch.tensor([(row.first, row.last) for row in self._rows], device=device)
+        steps = torch.arange(whole.first, whole.first + len(whole), device=device)
+        first, last = ends.T.unsqueeze(-1)
+        lags = torch.where(last >= steps, (torch.maximum(first, steps) + last) // 2 - steps, -1)
+        if not merged or not self._copies:
+            own = _some(whole, slice(None), lags)
+        else:
+            all_but = torch.ones(len(whole.norms), dtype=torch.bool, device=device)
+            all_but[merged : merged * (1 + self._copies)] = False
+            own = _some(whole, all_but, lags)
+        if not self._copies:
+            return own
+        beside = torch.cat((*(lags[:merged],) * self._copies, lags[merged:]))
+        entries = torch.tensor([row.entries for row in self._rows], device=device)
+        signed = Signed(_some(whole, slice(merged, None), beside), merged, entries, parents)
+        return replace(own, signed=signed)
+
+
+def _some(whole: AdjointSpan, rows: slice | Tensor, lags: Int[Tensor, "N K"]) -> AdjointSpan:
+    """Some of the rows, and their lags."""
+    exponent = torch.where(lags < 0, 0, whole.exponent[rows])
+    return AdjointSpan(
+        whole.first, whole.values[rows], exponent, whole.norms[rows], lags, whole.chunk
+    )
+
+
+def _summed(
+    rows: Scaled, source: list[int], target: list[int], sign: list[float], count: int
+) -> Scaled:
+    """Sums of rows, each with a sign, on the largest exponent among those that are not 0."""
+    values, device = rows.values, rows.exponent.device
+    source_, target_ = torch.tensor([source, target], device=device)
+    scale = rows.log2_scale()[source_]
+    top = scale.new_full((count,), NO_EXPONENT).scatter_reduce_(0, target_, scale, "amax")
+    top = torch.where(top == NO_EXPONENT, 0, top)
+    weight = power_of_two((rows.exponent[source_] - top[target_]).clamp(max=0), values)
+    weight = (weight * weight.new_tensor(sign)).view(-1, 1, 1)
+    total = values.new_zeros(count, *values.shape[1:])
+    return Scaled(total.index_add_(0, target_, values[source_] * weight), top)
+
+
+@torch.no_grad()
+def merged_rows(
+    unrolled: Unrolled, entries: Entries, generator: torch.Generator | None = None
+) -> Iterator[AdjointSpan]:
+    """The rows at all steps in spans, for k = T-1 .. 0; steps before any entry are left out.
+
+    Args:
+        unrolled: the pass.
+        entries: where the loss enters, from `Entries.merging`.
+        generator: draws the signs of companion rows; without one there are none.
+
+    Raises:
+        NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
+    """
+    rows, merging = PerEntry(entries), Merging(entries, generator)
+    for chunk in unrolled.chunks():
+        until = chunk.first + len(chunk) - 1  # once for each chunk
+        while rows.stopped >= chunk.first:
+            k, parents = rows.stopped, None
+            rows.enter(k)
+            if not rows.count:
+                rows.skip()
+                continue
+            merging.opened(rows.count)
+            merged = merging.merge(rows.rows, k) if k >= until else None
+            if merged is not None:
+                rows.become(merged[0])
+                parents = merged[1]
+            part = rows.stretch(chunk, k)
+            merging.opened(part.rows[0])
+            lags = torch.zeros_like(part.norms, dtype=torch.int64)
+            units = part.exponent.unsqueeze(1).expand_as(lags)
+            whole = AdjointSpan(part.first, part.values, units, part.norms, lags, chunk)
+            yield merging.span(whole, parents)

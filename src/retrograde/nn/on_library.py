@@ -1,0 +1,104 @@
+"""A module on the compiled library: all its layers and directions, without the cells in between.
+
+At 16 hidden units the arithmetic of a pass takes as long as making a few Python objects does: what
+runs on the library is read straight from the module here. Whatever is unusual about a call (packed,
+without a batch, under autocast, a wrong shape) takes the general way, which also words the errors.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from retrograde.cells import Position
+from retrograde.compiled import passes
+from retrograde.nn.function import compiled
+
+
+@runtime_checkable
+class Layers(Protocol):
+    """What is read of a module: the arguments of its constructor."""
+
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    batch_first: bool
+    dropout: float
+    bidirectional: bool
+    training: bool
+
+
+Result = tuple[Tensor, tuple[Tensor, ...], tuple[Mapping[str, Tensor], ...]]
+
+
+@cache
+def names_of(layers: int, bidirectional: bool) -> tuple[tuple[str, ...], ...]:
+    """The names of the weights, by layer and direction in torch's order, by `passes.WEIGHTS`."""
+    every = Position.every(layers, bidirectional)
+    return tuple(tuple(name + at.suffix for name in passes.WEIGHTS) for at in every)
+
+
+def through_library(
+    kind: passes.Kind,
+    module: Layers,
+    x: object,
+    hx: object,
+    inside: bool,
+) -> Result | None:
+    """What the module gives, on the library; None where the general way is to be taken.
+
+    Args:
+        kind: of its cells.
+        module: one of this package, neither truncated nor clipped inside.
+        x: its input.
+        hx: its initial state, as it was given.
+        inside: whether activations are wanted.
+
+    Returns:
+        Outputs as the input is laid out, the parts of the last state, and activations by layer and
+        direction, laid out likewise.
+    """
+    layers, both, first = module.num_layers, module.bidirectional, module.batch_first
+    if type(x) is not Tensor or x.ndim != 3 or x.shape[2] != module.input_size or not x.numel():
+        return None
+    weights = [[getattr(module, name, None) for name in names] for names in names_of(layers, both)]
+    library = passes.in_use(x, *[weight for layer in weights for weight in layer])
+    if library is None or torch.is_autocast_enabled("cpu"):
+        return None
+    parts, count, samples = len(kind.parts), len(weights), x.shape[0 if first else 1]
+    initial: Sequence[Sequence[Tensor | None]] = [[None] * parts] * count
+    if hx is not None:
+        given = (hx,) if type(hx) is Tensor else hx
+        if not isinstance(given, tuple | list) or len(given) != parts:
+            return None
+        shape = (count, samples, module.hidden_size)
+        if not all(type(p) is Tensor and p.shape == shape and p.dtype == x.dtype for p in given):
+            return None
+        initial = list(zip(*(part.unbind() for part in given), strict=True))
+    if first:
+        x = x.transpose(0, 1)
+    last = list[tuple[Tensor, ...]]()
+    activations = list[dict[str, Tensor]]()
+    directions = 1 + both
+    for start in range(0, count, directions):
+        outputs = []
+        for number in range(start, start + directions):
+            passed = compiled(
+                library, kind, x, initial[number], weights[number], number > start, inside
+            )
+            outputs.append(passed.states[0])
+            last.append(passed.last)
+            if inside:
+                named = dict(zip(kind.parts, passed.states, strict=True))
+                named |= passes.activations_of(kind, passed.states[0], passed.kept)
+                activations.append(named)
+        x = torch.cat(outputs, -1) if both else outputs[0]
+        if module.dropout and module.training and start + directions < count:
+            x = nn.functional.dropout(x, module.dropout)
+    if first:
+        x = x.transpose(0, 1)
+        activations = [{n: v.transpose(0, 1) for n, v in each.items()} for each in activations]
+    ends = last[0] if count == 1 else tuple(torch.cat(part) for part in zip(*last, strict=True))
+    return x, tuple(ends), tuple(activations)

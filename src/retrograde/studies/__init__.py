@@ -1,0 +1,1 @@
+"""Published experiments, run again: many small networks, their results and what repeats."""

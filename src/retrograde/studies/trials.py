@@ -1,0 +1,210 @@
+"""Trials of an experiment: networks that train until the task is solved, or the budget is spent."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from retrograde import _checks, _files
+from retrograde.errors import InputError
+from retrograde.studies.online import Networks
+from retrograde.tasks.blocks import BlockNetwork
+from retrograde.tasks.experiments import Experiment
+from retrograde.tasks.task import Lot, Sequences
+
+DRAWN = 10
+"""Sequences that a network draws at once."""
+
+CHECKED = 100
+"""Sequences after which it is asked whether the task is solved. Where that takes a test of its own,
+this many training sequences in a row have to be right before it is made."""
+
+TESTED = 500
+"""Sequences of a test that are answered at once."""
+
+KEPT = 1000
+"""Sequences after which the training is kept in the checkpoint."""
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of one network.
+
+    Attributes:
+        seed: of its weights and of its sequences.
+        sequences: how many it was trained on.
+        solved: whether it then solved the task.
+    """
+
+    seed: int
+    sequences: int
+    solved: bool
+
+
+class Trials:
+    """Networks of one experiment, each with a seed of its own, trained side by side.
+
+    Args:
+        experiment: what they learn.
+        seeds: one for each network.
+
+    Attributes:
+        done: what became of those that are through.
+
+    Example:
+        >>> from retrograde.studies.trials import Trials
+        >>> from retrograde.tasks.experiments import EXPERIMENTS
+        >>> Trials(EXPERIMENTS["1-4x1-0.5"], seeds=range(2)).run(budget=100)
+        (Trial(seed=0, sequences=100, solved=False), Trial(seed=1, sequences=100, solved=False))
+    """
+
+    def __init__(self, experiment: Experiment, seeds: Sequence[int]):
+        self.experiment = experiment
+        self.seeds = tuple(_checks.whole_numbers("seeds", seeds))
+        self.done: list[Trial] = []
+        self._learning = list(self.seeds)
+        generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
+        drawn = [experiment.network.draw(generator) for generator in generators]
+        self._networks = Networks(experiment.network, drawn)
+        self._lots = [experiment.task.lot(generator) for generator in generators]
+        self._sequences = 0
+        remembered = CHECKED if experiment.task.fresh else experiment.task.judged_on
+        self._right = torch.zeros(len(generators), remembered, dtype=torch.bool)
+        self._errors = torch.zeros(len(generators), remembered)
+
+    def run(
+        self, budget: int, checkpoint: Path | None = None, progress: Progress | None = None
+    ) -> tuple[Trial, ...]:
+        """Train until each network has solved the task or has seen `budget` sequences.
+
+        Args:
+            budget: rounded up to a multiple of 100.
+            checkpoint: a file to keep the training in, and to go on from where it is there.
+            progress: called with (sequences done, budget, what is going on).
+
+        Returns:
+            The trials, in the order of the seeds. Those without success have seen the budget.
+
+        Raises:
+            InputError: for a checkpoint of other trials, or a file that cannot be used.
+        """
+        budget = _checks.whole("budget", budget)
+        if checkpoint is not None and checkpoint.exists():
+            self._go_on(checkpoint)
+        while self._learning and self._sequences < budget:
+            for _ in range(CHECKED // DRAWN):
+                self._learn()
+            self._let_go([n for n in range(len(self._learning)) if self._solved(n)])
+            if checkpoint is not None and (
+                self._sequences % KEPT == 0 or self._sequences >= budget or not self._learning
+            ):
+                _files.write(checkpoint, lambda file: torch.save(self._state(), file))
+            if progress is not None:
+                learning = f"{len(self._learning)} of {len(self.seeds)} networks are learning"
+                progress(min(self._sequences, budget), budget, learning)
+        late = [Trial(seed, self._sequences, solved=False) for seed in self._learning]
+        return tuple(sorted([*self.done, *late], key=lambda trial: self.seeds.index(trial.seed)))
+
+    def _learn(self) -> None:
+        """Train each network on the next few sequences of its own."""
+        pools = [lot.training(DRAWN) for lot in self._lots]
+        x, y, due = (
+            pad_sequence([getattr(pool, part) for pool in pools]) for part in ("x", "y", "due")
+        )
+        lengths = torch.stack([pool.lengths for pool in pools])
+        answers = torch.zeros_like(y)
+        for n in range(DRAWN):
+            steps = int(lengths[:, n].max())
+            some = Sequences(x[:steps, :, n], y[:steps, :, n], due[:steps, :, n], lengths[:, n])
+            answers[:steps, :, n] = self._networks.learn(some, self.experiment.rate)
+        first = self._sequences % self._right.shape[1]
+        for row, pool in enumerate(pools):
+            given = answers[: len(pool.x), row]
+            self._right[row, first : first + DRAWN] = self.experiment.task.right(given, pool)
+            self._errors[row, first : first + DRAWN] = self.experiment.task.errors(given, pool)
+        self._sequences += DRAWN
+
+    def _solved(self, row: int) -> bool:
+        """Whether a network has solved the task, by its latest sequences or by a test."""
+        task, right, errors = self.experiment.task, self._right[row], self._errors[row]
+        if self._sequences < len(right):
+            return False
+        if not task.fresh:
+            return task.solved(right, errors)
+        return bool(right.all()) and tested(
+            BlockNetwork(self.experiment.network, self._networks.weights(row)), self._lots[row]
+        )
+
+    def _let_go(self, solved: list[int]) -> None:
+        """Keep only the networks that have not solved the task."""
+        if not solved:
+            return
+        self.done += [Trial(self._learning[row], self._sequences, solved=True) for row in solved]
+        rest = [row for row in range(len(self._learning)) if row not in solved]
+        self._learning = [self._learning[row] for row in rest]
+        self._lots = [self._lots[row] for row in rest]
+        self._right, self._errors = self._right[rest], self._errors[rest]
+        self._networks.only(rest)
+
+    def _state(self) -> dict[str, Any]:
+        """All that the training goes on from."""
+        return {
+            "experiment": self.experiment.name,
+            "seeds": list(self.seeds),
+            "done": [asdict(trial) for trial in self.done],
+            "learning": self._learning,
+            "sequences": self._sequences,
+            "hidden": self._networks.hidden,
+            "output": self._networks.output,
+            "drawing": [lot.generator.get_state() for lot in self._lots],
+            "right": self._right,
+            "errors": self._errors,
+        }
+
+    def _go_on(self, checkpoint: Path) -> None:
+        """Take up the training that a checkpoint holds.
+
+        Raises:
+            InputError: if it cannot be read, or holds another training.
+        """
+        name = _files.named(checkpoint)
+        try:
+            state = torch.load(checkpoint, weights_only=True)
+            found = state["experiment"], tuple(state["seeds"])
+        except Exception as error:
+            raise InputError(
+                f"{name} is no checkpoint of a study: {_files.why(error).splitlines()[0]}; give "
+                "another file, or remove this one to begin anew"
+            ) from error
+        if found != (self.experiment.name, self.seeds):
+            raise InputError(
+                f"{name} holds the training of {found[0]} with seeds {_checks.listed(found[1])}, "
+                f"not of {self.experiment.name} with {_checks.listed(self.seeds)}; give another "
+                "file, or remove this one to begin anew"
+            )
+        self.done = [Trial(**trial) for trial in state["done"]]
+        rest = [row for row, seed in enumerate(self.seeds) if seed in state["learning"]]
+        self._learning, self._sequences = state["learning"], state["sequences"]
+        self._networks.hidden, self._networks.output = state["hidden"], state["output"]
+        self._lots = [self._lots[row] for row in rest]
+        for lot, drawing in zip(self._lots, state["drawing"], strict=True):
+            lot.generator.set_state(drawing)
+        self._right, self._errors = state["right"], state["errors"]
+
+
+def tested(network: BlockNetwork, lot: Lot) -> bool:
+    """Whether a network solves the task on sequences that are drawn for the test."""
+    right, errors = list[Bool[Tensor, "N"]](), list[Float[Tensor, "N"]]()
+    with torch.no_grad():
+        for sequences in lot.tests(TESTED):
+            output = network(sequences.x)
+            right.append(lot.task.right(output, sequences))
+            errors.append(lot.task.errors(output, sequences))
+    return lot.task.solved(torch.cat(right), torch.cat(errors))

@@ -1,0 +1,175 @@
+"""Rows of constant relative resolution against one row for each loss step."""
+
+import math
+
+import pytest
+import torch
+
+import retrograde
+from retrograde.decomposition.bins import lag_bins
+from retrograde.decomposition.by_lag import LagSums
+from retrograde.decomposition.lags import mean_by_lag, reach_of
+from retrograde.decomposition.sizes import ALL, STATE, LagSizes, relative_bins
+from retrograde.engine import Entries, Unrolled, fold, merging, unroll
+from retrograde.engine.merging import merged_rows
+from retrograde.errors import ArgumentError
+from support.type_checks import unchecked
+
+
+def a_pass(steps: int, model: torch.nn.Module, batch: int = 2, every: int = 1):
+    """A recorded pass with a loss at every so many steps."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(steps, batch, 2, generator=generator)
+    given = torch.randn(steps, batch, 3, generator=generator)
+    given[torch.arange(steps) % every > 0] = 0
+    with retrograde.record(model) as recording:
+        (model(x)[0] * given).sum().backward()
+    return recording.only()
+
+
+def lstm(forget: float = 2.0) -> torch.nn.LSTM:
+    torch.manual_seed(0)
+    model = torch.nn.LSTM(2, 3)
+    with torch.no_grad():
+        model.bias_ih_l0[3:6] += forget
+    return model
+
+
+def unrolled(recorded) -> Unrolled:
+    return unroll(recorded.cell, recorded.x, recorded.initial)
+
+
+def test_sums_and_shares_of_4000_steps_are_those_of_all_rows():
+    """Also of bins up to lag 16, whose edges are exact; T steps take few rows."""
+    torch.manual_seed(0)
+    recorded, bins = a_pass(4000, torch.nn.RNN(2, 3), 1, every=2), (0, 1, 2, 5, 9, 16)
+    with unchecked():
+        merged = retrograde.decompose(recorded, relative=16)
+        widest = max(len(span.norms) for span in merged_rows(merged.unrolled, merged.entries))
+        sums = LagSums(lag_bins(bins, 4000), recorded.cell)
+        fold(merged.unrolled, Entries.of(recorded.direct, 4000), [sums])
+        every = sums.result()
+    assert merged.residual.ok and float(merged.residual) < 1e-5
+    assert widest < 16 * math.log2(4000 / 16) + 16 + 2 * 32  # and those that wait for a chunk's end
+    for name in merged.parameters:
+        mine, theirs = merged.by_lag(name, bins), every[name]
+        torch.testing.assert_close(mine.share, theirs.share, atol=1e-5, rtol=0)
+        torch.testing.assert_close(sum(mine.parts()), sum(theirs.parts()), rtol=1e-4, atol=1e-6)
+        assert float(mine.share.sum()) == pytest.approx(1, abs=1e-6)  # parts are in float32
+
+
+def test_sizes_at_short_lags_are_exact_and_those_at_long_ones_lead_to_the_same_answers():
+    recorded = a_pass(300, lstm())
+    merged, every = (retrograde.decompose(recorded, relative=r) for r in (16, None))
+    for name in merged.parameters:
+        near = merged.sizes.log2[name][:16]
+        squares = torch.exp2(2 * every.by_time(name).log2)
+        exact = torch.stack([squares.diagonal(-lag).mean().log2() / 2 for lag in range(16)])
+        torch.testing.assert_close(near, exact, atol=1e-4, rtol=0)
+    table = every.by_time()
+    reach = reach_of(mean_by_lag(2 * table.log2, table.lags) / 2)  # of root mean squares, too
+    assert merged.reach == pytest.approx(reach, rel=1 / 8)
+    assert merged.half_life == pytest.approx(every.half_life, rel=0.25)
+
+
+@pytest.mark.parametrize("every", [1, 7, 60, 300])
+def test_a_row_is_the_adjoint_of_its_entries_and_no_wider_than_its_lag_allows(every):
+    recorded = a_pass(300, lstm(), every=every)
+    whole, entries = unrolled(recorded), Entries.merging(recorded.direct, 4)
+    adjoints = retrograde.decompose(recorded, max_rows=300)
+    given, last = entries.blocks, 0
+    with unchecked():
+        for span in merged_rows(whole, entries, torch.Generator().manual_seed(0)):
+            counts = span.signed.entries.tolist()
+            assert sum(counts) == sum(first >= span.first for first, _ in given)
+            last, rows = span, []
+            for number, count in enumerate(counts):
+                steps = [first for first, _ in given[len(given) - sum(counts[: number + 1]) :]][
+                    :count
+                ]
+                rows.append((steps[0], steps[-1]))
+                width, lag = steps[-1] - steps[0] + 1, steps[0] - span.first
+                assert width == 1 or width <= lag / 4 + 32  # merged in between, at most
+        # At the first step: against the adjoint of each row's own entries alone.
+        total = adjoints.adjoints.log2[:, 0]
+        for number, (first, stop) in enumerate(rows):
+            inside = [i for i, (t, _) in enumerate(given) if first <= t <= stop]
+            norm = float(torch.log2(last.norms[number, 0].double()) + last.exponent[number, 0])
+            if len(inside) == 1:
+                assert norm == pytest.approx(float(total[inside[0]]), abs=1e-4)
+
+
+def expected(recorded, whole, entries, lags):
+    """The sums of squares by bin, of all pairs at the lag of their row."""
+    squares = torch.exp2(2 * retrograde.decompose(recorded, max_rows=10**6).by_time().log2).flip(0)
+    before = torch.cat((torch.zeros(1, len(whole), dtype=torch.float64), squares.cumsum(0)))
+    starts = torch.tensor([bin_.start for bin_ in lags[1:]])
+    total = torch.zeros(len(lags), dtype=torch.float64)
+    for span in merged_rows(whole, entries, torch.Generator().manual_seed(0)):
+        stop = span.signed.entries.cumsum(0)
+        own = before[stop][:, span.steps] - before[stop - span.signed.entries][:, span.steps]
+        bins = torch.bucketize(span.lags.clamp(min=0), starts, right=True)
+        total.index_add_(0, bins[span.lags >= 0], own[span.lags >= 0])
+    return total
+
+
+def coverage(draws: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """How often the interval holds the mean square, bin by bin, and the mean of all draws."""
+    recorded = a_pass(400, lstm(1.0))
+    whole, entries = unrolled(recorded), Entries.merging(recorded.direct, 16)
+    lags = relative_bins(16, 400)
+    exact = expected(recorded, whole, entries, lags)
+    generator = torch.Generator().manual_seed(0)
+    inside, mean = torch.zeros(len(lags)), torch.zeros(len(lags), dtype=torch.float64)
+    for _ in range(draws):
+        sizes_of = LagSizes(entries, 400, tuple(recorded.cell.parameters))
+        for span in merged_rows(whole, entries, generator):
+            sizes_of.update(span)
+        sizes = sizes_of.result()
+        squares = torch.exp2(2 * sizes.log2[ALL]) * sizes.count
+        inside += (squares - exact).abs() <= squares * (sizes.error[ALL] + 1e-6)
+        mean += squares / exact / draws
+    some = exact > 0
+    return inside[some] / draws, mean[some]
+
+
+def test_mean_squares_are_unbiased_and_their_intervals_hold_them():
+    """8 draws here; over 1,000 the intervals of every bin held at least 0.93 of the time."""
+    with unchecked():
+        inside, mean = coverage(8)
+    assert float(inside.mean()) > 0.93 and float(inside.min()) >= 0.5
+    assert float((mean - 1).abs().max()) < 0.5 and float((mean - 1).abs().mean()) < 0.08
+
+
+def test_signs_that_are_left_out_are_seen(monkeypatch):
+    """Without signs the companions are what the merged rows are."""
+    monkeypatch.setattr(merging.Merging, "_signs", lambda self, count: [[False] * count] * 2)
+    with unchecked():
+        _, mean = coverage(1)
+    assert float((mean - 1).abs().max()) > 0.5
+
+
+def test_sizes_far_out_of_range():
+    """2^-3000 at lag 3000, in bins and in the slope; no error, as there is one loss step."""
+    one = torch.ones(1, 1)
+    cell = retrograde.cells.Elman(one, 0.5 * one, activation="identity")
+    with unchecked():
+        recorded = retrograde.record_cell(cell, torch.ones(3001, 1, 1), lambda h, s: h[-1].sum())
+        sizes = retrograde.decompose(recorded, relative=16).sizes
+    middle = torch.tensor([(bin_[0] + bin_[-1]) / 2 for bin_ in sizes.lags])
+    assert float((sizes.log2[STATE] + middle).abs()[:17].max()) == 0
+    assert sizes.rate == pytest.approx(-1, rel=0.05)
+    assert not sizes.error[STATE].any()
+
+
+def test_what_merged_rows_have_no_answer_to():
+    flow = retrograde.decompose(a_pass(60, lstm()), relative=4)
+    with pytest.raises(ArgumentError, match="rows were merged as their lags grew"):
+        flow.by_time()
+    with pytest.raises(ArgumentError, match="by_time has its contributions"):
+        _ = retrograde.decompose(a_pass(9, lstm())).sizes
+    with pytest.raises(ArgumentError, match="give max_rows or relative, not both"):
+        retrograde.decompose(a_pass(9, lstm()), max_rows=3, relative=4)
+    assert flow.by_route("weight_hh_l0").sum("route").share.sum() == pytest.approx(1)
+    assert flow.summary().reach == flow.reach
+    assert lag_bins("octaves", 60) == flow.by_lag("weight_hh_l0").lags
