@@ -801,6 +801,7 @@ EXEMPT = {
             ),
             *("retrograde.Report", "retrograde.Spectrum", "decompose.Flow", "decompose.ByLag"),
             *("decompose.ByParameter", "decompose.ByTime", "decompose.Parts", "decompose.Residual"),
+            "decompose.NormsAtLags",
             *("decompose.Split", "spectra.Bound", "spectra.Chain", "spectra.Exponents"),
             *("spectra.Memory", "spectra.Radius", "spectra.SingularValues", "spectra.Spectrum"),
             *("weights.WeightBound", "weights.GateWeights", "weights.BiasHorizon"),
