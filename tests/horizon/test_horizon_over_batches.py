@@ -111,6 +111,22 @@ def test_of_a_layer_called_step_by_step_it_is_said_that_the_loss_was_not_asked()
     assert any("cannot be asked of a layer that is called step by step" in n for n in found.notes)
 
 
+def test_a_cut_of_the_users_own_is_taken_at_its_word():
+    """Where no gradient comes is no proof that the loss does not enter (a hinge)."""
+
+    def loss(model, x):
+        output = model(x)[-2:]
+        return output[0].sum() * (len(x) == T) + output[1].square().sum()
+
+    torch.manual_seed(0)
+    with pytest.raises(ArgumentError, match="other steps"):
+        retrograde.horizon(model(), batches(0)[0], loss, kind="window")
+    found = retrograde.horizon(
+        model(), batches(0)[0], loss, kind="window", cut=lambda x, steps: x[-steps:]
+    )
+    assert found.price.further == 1
+
+
 class Encoder(nn.Module):
     """A layer below: it sends the loss of the last steps to the first ones, too."""
 
