@@ -1,6 +1,9 @@
 """The recurrent layers of Keras, recorded where they stand, against their own gradients."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,6 +103,20 @@ def test_every_layer_adds_up_to_its_own_gradient(part, how):
     tokens = keras.Input((5,))
     model = keras.Model(tokens, part(**how)(layers.Embedding(4, I, mask_zero=True)(tokens)))
     assert exact(recorded(model, IDS))
+
+
+def test_both_directions_as_one_kernel_are_taken_apart(monkeypatch):
+    """Keras does that on a GPU; here a kernel of ours stands in for it."""
+    both = layers.Bidirectional(layers.LSTM(H, name="lstm"), name="both")
+    model, kind = model_of(both), type(both)
+    calls = []
+    monkeypatch.setattr(kind, "_call_fused_lstm", lambda *_: calls.append(1) or x()[:, 0, :1])
+    model(x())
+    assert calls == [1]
+    recording = recorded(model, x())
+    assert calls == [1] and exact(recording) and len(recording) == 2
+    model(x())
+    assert calls == [1, 1]
 
 
 @pytest.mark.parametrize("merge", ["concat", "sum", "mul", "ave", None])
@@ -217,6 +234,18 @@ def test_layers_inside_models_of_models_and_torch_modules():
     mixed(x())
     recording = recorded(mixed, x())
     assert sorted(recording) == ["keras", "torch"] and exact(recording)
+
+
+def test_the_page_runs_and_prints_what_it_shows(tmp_path):
+    """The docs are built without Keras: its blocks are marked py and none, which run nowhere."""
+    root = Path(__file__).parents[2]
+    page, run = tmp_path / "page.md", root / "scripts" / "run_pages.py"
+    text = (root / "docs" / "with-keras.md").read_text()
+    page.write_text(text.replace("```py\n", "```python\n").replace("```none\n", "```text\n"))
+    done = subprocess.run(
+        [sys.executable, run, "--check", tmp_path, page], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def compiled(part):
