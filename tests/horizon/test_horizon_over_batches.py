@@ -464,14 +464,17 @@ def test_columns_of_a_gradient_beyond_the_range_of_float64():
     assert max(column.reached for column in horizon.columns) == pytest.approx(1, abs=0.5)
 
 
-@pytest.mark.parametrize("kind, further", [("sliding", 0), ("window", 5)])
-def test_the_price_is_that_of_the_steps_read_and_not_of_the_weights(kind, further):
+@pytest.mark.parametrize(
+    "kind, further, layer",
+    [("sliding", 0, retrograde.nn.LSTM), ("window", 5, nn.LSTM)],
+)
+def test_the_price_is_that_of_the_steps_read_and_not_of_the_weights(kind, further, layer):
     """A shorter input keeps what comes after the first loss step."""
 
     def late(model, batch):
         return (model(batch[0]) - batch[1])[-6:].square().mean()
 
-    found = retrograde.horizon(Model(nn.LSTM(1, 64)), batches(0), late, kind=kind)
+    found = retrograde.horizon(Model(layer(1, 64)), batches(0), late, kind=kind)
     price, steps = found.price, found.window()
     assert (price.steps, price.further) == (steps, further) and steps + further < T
     assert price.memory == pytest.approx((steps + further) / T, rel=0.3)
