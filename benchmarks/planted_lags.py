@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import retrograde
 
-BATCH, HIDDEN, BATCHES = 32, 24, 8
+BATCH, HIDDEN, BATCHES = 32, 24, 12
 LAGS = {None: (60, 200), 5: (24, 300), 20: (60, 800), 80: (130, 1500)}
 """By lag: the steps of a sequence, and those of the training."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support.processes import run_script
+from support.processes import run
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -30,7 +30,7 @@ RUN_PAGES = ROOT / "scripts" / "run_pages.py"
 
 def check(page, folder):
     """In a process of its own, as a reader would run it: without the tests' type checks."""
-    return run_script(RUN_PAGES, "--check", folder, page)
+    return run(RUN_PAGES, "--check", folder, page)
 
 
 @pytest.mark.parametrize("page", RUN, ids=named)
@@ -81,7 +81,7 @@ def test_a_page_that_shows_something_else_is_refused(shown, instead, says, tmp_p
     done = check(page, tmp_path)
     assert (done.returncode == 0) == (says is None), done.stderr
     assert says is None or says in done.stderr
-    run_script(RUN_PAGES, page)
+    run(RUN_PAGES, page)
     assert (page.read_text() == A_PAGE) == (says == "shows")  # brought up to date
 
 

@@ -20,7 +20,7 @@ SHARES = (
 """Units of what is a share of a whole, and written in per cent."""
 
 
-def number(value: float | None) -> str:
+def number(value: int | float | None) -> str:
     """Three digits, a whole number with all of them; "-" if there is none."""
     if value is None or value != value:
         return "-"

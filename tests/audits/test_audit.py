@@ -9,12 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._higher_order_ops.associative_scan import associative_scan
+from torch._higher_order_ops.scan import scan
 
 import retrograde
 from retrograde import Declaration
 from retrograde.audits.bands import allowed, verdict
 from retrograde.audits.smallest import fewest
-from retrograde.cells import LSTM
+from retrograde.cells import LSTM, Elman, MinGRU
 from retrograde.cli import main
 from retrograde.report.audit_page import TITLES
 
@@ -389,6 +391,72 @@ def test_dropout_is_switched_off_and_other_randomness_refused_by_name():
     )
     with pytest.raises(retrograde.RetrogradeError, match="Noisy.*two runs of it differ"):
         retrograde.audit(Noisy(I, H), x, summed, cells={Noisy: declared})
+
+
+class Scanned(nn.Module):
+    """A plain RNN by torch's scan, whose step closes over the weights."""
+
+    forgets = False
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.w, self.r = nn.Parameter(torch.randn(H, I)), nn.Parameter(torch.randn(H, H))
+
+    def forward(self, x):
+        def step(h, x_k):
+            h = torch.tanh(x_k @ self.w.T + h @ self.r.T)
+            return h, h.clone()
+
+        if self.forgets and torch.compiler.is_compiling():
+            return torch.tanh(x @ self.w.T + 0 * self.r.sum())
+        return scan(step, x.new_zeros(x.shape[1], H), x, dim=0)[1]
+
+
+class Associative(nn.Module):
+    """A minimal GRU by torch's associative_scan."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.w, self.b = nn.Parameter(torch.randn(2 * H, I)), nn.Parameter(torch.randn(2 * H))
+
+    def forward(self, x):
+        def joined(one, other):
+            return one[0] * other[0], other[0] * one[1] + other[1]
+
+        z, n = (x @ self.w.T + self.b).chunk(2, -1)
+        z = z.sigmoid()
+        return associative_scan(joined, (1 - z, z * n), 0, combine_mode="generic")[1]
+
+
+SCANS = {
+    Scanned: lambda module, w: Elman(w["w"], w["r"]),
+    Associative: lambda module, w: MinGRU(w["w"], w["b"]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # by torch's scan
+@pytest.mark.parametrize("kind", SCANS)
+def test_torchs_scans_are_right(kind):
+    """A step that closed over a parameter lost a part of its gradient in torch 2.11 and 2.12."""
+    declared = Declaration(cell=SCANS[kind], batch_first=False)
+    found = retrograde.audit(
+        kind(), torch.randn(4, B, I), lambda m, x: m(x).sum(), cells={kind: declared}
+    )
+    assert found.ok and {c.verdict for c in found.checks} == {"rounding"}, str(found)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
+def test_what_is_compiled_is_audited_as_it_is_compiled():
+    model = Scanned()
+    model.forgets = True
+    declared = {Scanned: Declaration(cell=SCANS[Scanned], batch_first=False)}
+    compiled = torch.compile(model, backend="eager")
+    x = torch.randn(2, B, I)
+    found = retrograde.audit(compiled, x, lambda m, x: m(x).sum(), cells=declared)
+    assert not found.ok and found.differences[0].smallest == (2, 1)
+    assert found.differences[0].parameters[0] in ("its last state", "its outputs", "r")
 
 
 def test_random_state_and_modes_stay_as_they_were():

@@ -19,6 +19,7 @@ from retrograde.cli.subject import Subject
 from retrograde.diagnosis import Finding
 from retrograde.errors import InputError
 from retrograde.report import Report
+from support import processes
 
 USER = """
 import random
@@ -594,10 +595,8 @@ def test_on_a_terminal_a_bar_moves_from_the_first_second(folder, options, shown)
 
 def told(*command, **streams):
     """Exit code and standard error of the command in a process of its own."""
-    process = subprocess.run(
-        arguments(*command), env=environment(), stderr=subprocess.PIPE, text=True, **streams
-    )
-    return process.returncode, process.stderr
+    done = processes.run("retrograde", *command, **streams)
+    return done.returncode, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -614,7 +613,14 @@ def test_output_that_is_closed_or_full_is_a_message_and_exit_2(command, where, w
         with open("/dev/full", "w") as full:
             found = told(*command, stdout=full)
     elif where == "closed":
-        found = told(*command, preexec_fn=lambda: os.close(1))
+        closed = subprocess.run(
+            arguments(*command),
+            env=environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: os.close(1),
+        )
+        found = closed.returncode, closed.stderr
     else:
         ours, theirs = os.pipe()
         os.close(ours)
@@ -633,10 +639,7 @@ def test_files_are_written_before_anything_is_shown(folder):
 
 def test_errors_that_cannot_be_said_leave_the_exit_code():
     with open("/dev/full", "w") as full:
-        process = subprocess.run(
-            arguments("explain", "nope"), env=environment(), stderr=full, stdout=subprocess.PIPE
-        )
-    assert process.returncode == 2
+        assert told("explain", "nope", stderr=full)[0] == 2
 
 
 LONG = "x" * 5000

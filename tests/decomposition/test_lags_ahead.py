@@ -27,3 +27,21 @@ def test_bins_named_ahead_equal_those_of_their_own_pass(max_rows, monkeypatch):
         torch.testing.assert_close(ahead.log2, alone.log2)
         torch.testing.assert_close(ahead.share, alone.share)
     assert not passes
+
+
+def test_routes_named_ahead_equal_those_of_their_own_pass_and_take_none(monkeypatch):
+    """The report asks for them after the diagnosis."""
+    torch.manual_seed(0)
+    model = torch.nn.LSTM(2, 3).double()
+    with retrograde.record(model) as recording:
+        model(torch.randn(23, 2, 2, dtype=torch.float64))[0].square().mean().backward()
+    recorded = recording["LSTM"]
+    own = unasked(recorded).by_route("weight_hh_l0")
+    flow = unasked(recorded).walked(routes=True)
+    passes = []
+    monkeypatch.setattr(retrograde.decomposition.by_route, "fold", lambda *_: passes.append(1))
+    ahead = flow.by_route("weight_hh_l0")
+    assert not passes
+    assert ahead.axes == own.axes
+    torch.testing.assert_close(ahead.log2, own.log2)
+    torch.testing.assert_close(ahead.share, own.share)

@@ -196,3 +196,38 @@ def test_lags_of_a_long_sequence_are_those_of_single_steps():
     few = flow.by_lag("weight_ih", bins=(0, 65, 129)).parts()[1]
     torch.testing.assert_close(few, octaves.select(lag=range(65, 129)).parts().squeeze(0))
     assert exact.parts()[1].abs().max() > 0
+
+
+@pytest.mark.parametrize("make", [MINGRU, LRU_, SELECTIVE])
+def test_norms_at_single_lags_are_those_of_every_pair(make):
+    cell = make()
+    recorded = retrograde.record_cell(
+        cell, draw(57, B, cell.input_size), lambda h, s: h.square().sum()
+    )
+    flow = retrograde.decompose(recorded)
+    found = flow.norms_at_lags()
+    assert found.lags == (0, 1, 2, 3, 5, 9, 17, 33)
+    for name, log2 in found.log2.items():
+        table = flow.by_time(name).log2
+        for row, lag in zip(log2, found.lags, strict=True):
+            torch.testing.assert_close(row[: 57 - lag], table.diagonal(-lag), rtol=0, atol=1e-9)
+            assert bool((row[57 - lag :] == -torch.inf).all())
+        mean = torch.exp2(table.diagonal(-5)).mean().log2()
+        assert float(found.mean(name)[4]) == pytest.approx(float(mean), abs=1e-9)
+
+
+def test_norms_at_lags_beyond_the_range():
+    """Half is kept at each step: 2^-1 a lag, far below any float."""
+    steps = 3000
+    cell = MinGRU(torch.zeros(2, 1).double(), torch.zeros(2).double())
+    flow = retrograde.decompose(
+        retrograde.record_cell(cell, torch.ones(steps, 1, 1).double(), lambda h, s: h.sum()),
+        max_rows=2,
+    )
+    found = flow.norms_at_lags()
+    log2 = found.log2["bias_ih"][:, 5]
+    expected = log2[0] - torch.tensor(found.lags)
+    torch.testing.assert_close(log2, expected, rtol=0, atol=1e-9)
+    other = retrograde.record_cell(GRU_(), draw(5, B, 2), lambda h, s: h.sum())
+    with pytest.raises(retrograde.RetrogradeError, match="cross weights"):
+        retrograde.decompose(other).norms_at_lags()

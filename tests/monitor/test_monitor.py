@@ -741,3 +741,24 @@ def test_a_fresh_network_shows_no_signal_where_the_data_hold_none():
     with monitor:
         (model(x)[0][..., :1] - 1 - torch.randn(64, 30, 1)).square().mean().backward()
     assert monitor.scalars.get("retrograde/LSTM/learnable", -1.0) <= 0
+
+
+@pytest.mark.parametrize("target", [lambda x: 2 * x.square() + 1, lambda x: x.roll(5, 1)])
+def test_a_lag_is_named_where_the_target_has_one(target):
+    torch.manual_seed(1)
+    model, x = nn.LSTM(1, 8, batch_first=True), torch.randn(40, 18, 1)
+    monitor = retrograde.Monitor(model, every=1, delta=0.1, entries=12)
+    with monitor:
+        (model(x)[0].mean(2, keepdim=True) - target(x))[:, 5:].square().mean().backward()
+    found = monitor.scalars.get("retrograde/LSTM/learnable", 0.0)
+    assert found == (8 if target(x)[0, 5] == x[0, 0] else 0)  # lags 5 to 8 are told as one
+
+
+def test_what_is_learnable_is_told_where_the_past_can_be_replaced():
+    both = nn.LSTM(1, 4, bidirectional=True)
+    for model, samples in ((both, 20), (nn.LSTM(1, 4), 15)):
+        monitor, x = retrograde.Monitor(model, every=1, delta=0.1), torch.randn(9, samples, 1)
+        with monitor:
+            (model(x)[0].sum(2, keepdim=True) - x).square().mean().backward()
+        assert not monitor.problems and "retrograde/LSTM/window" in monitor.scalars
+        assert "retrograde/LSTM/learnable" not in monitor.scalars

@@ -1,8 +1,8 @@
-"""Scripts in processes of their own that do not load torch each time anew.
+"""Programs in processes of their own that do not load torch each time anew.
 
 Loading torch, the package and what draws its charts takes more than two seconds, most of the time
-of many a script. The first call starts a process that does so once, without the tests and their
-type checks; each script runs in a copy of that process (`fork`).
+of many a program. The first call starts a process that does so once, without the tests and their
+type checks; each program runs in a copy of that process (`fork`).
 """
 
 import multiprocessing
@@ -12,10 +12,14 @@ import sys
 import tempfile
 import warnings
 from dataclasses import dataclass
-from multiprocessing.context import ForkServerContext
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import IO
 
-LOADED = ["torch", "altair", "pandas", "rich", "retrograde", "sybil", "typer", "vl_convert"]
+LOADED = [
+    *("torch", "altair", "pandas", "pydantic", "rich", "sybil", "typer", "vl_convert"),
+    *("retrograde", "retrograde.cli.commands"),
+]
 
 
 @dataclass(frozen=True)
@@ -27,29 +31,49 @@ class Done:
     stderr: str
 
 
-def run_script(script: Path, *arguments: str | Path) -> Done:
-    """`python -W error SCRIPT ARGUMENTS...`."""
-    with tempfile.TemporaryDirectory() as folder:
-        streams = [Path(folder, name) for name in ("stdout", "stderr")]
-        process = _server().Process(
-            target=_script, args=([str(script), *map(str, arguments)], streams)
-        )
-        process.start()
-        process.join()
-        return Done(process.exitcode, *(path.read_text(encoding="utf-8") for path in streams))
+def run(
+    program: Path | str,
+    *arguments: str | Path,
+    stdout: IO[str] | int | None = None,
+    stderr: IO[str] | int | None = None,
+) -> Done:
+    """`python -W error PROGRAM ARGUMENTS...`, or `-m PROGRAM` where it is the name of a module.
 
-
-def _server() -> ForkServerContext:
+    Its output goes to a file or a descriptor where one is given.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LOADED)
-    return context
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        streams = [_handed_over(stdout or out), _handed_over(stderr or err)]
+        given = (program, [*map(str, arguments)], streams, os.getcwd())
+        process = context.Process(target=_run, args=given)
+        process.start()
+        for stream in streams:
+            stream.close()
+        process.join()
+        printed = []
+        for file in (out, err):
+            file.seek(0)
+            printed.append(file.read())
+    return Done(process.exitcode, *printed)
 
 
-def _script(argv: list[str], streams: list[Path]) -> None:
-    for ours, path in zip((1, 2), streams, strict=True):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), ours)
+def _handed_over(file: IO[str] | int) -> Connection:
+    """The one thing with a descriptor that multiprocessing hands to another process."""
+    return Connection(os.dup(file if isinstance(file, int) else file.fileno()))
+
+
+def _run(program: Path | str, arguments: list[str], streams: list[Connection], folder: str) -> None:
+    for number, stream in enumerate(streams, start=1):
+        os.dup2(stream.fileno(), number)
+        stream.close()
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", 1, closefd=False)
+    os.chdir(folder)
     warnings.resetwarnings()
     warnings.simplefilter("error")
-    sys.argv[:] = argv
-    sys.path[0] = str(Path(argv[0]).parent)
-    runpy.run_path(argv[0], run_name="__main__")
+    sys.argv[:] = [str(program), *arguments]
+    if isinstance(program, str):
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0] = str(program.parent)
+        runpy.run_path(str(program), run_name="__main__")

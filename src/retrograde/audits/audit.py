@@ -28,7 +28,7 @@ from retrograde.diagnosis.run import LossFunction
 from retrograde.errors import RetrogradeError, UnsupportedModelError
 from retrograde.recording.calls import data
 from retrograde.recording.interception import observed, outermost
-from retrograde.recording.layers import layers_of
+from retrograde.recording.layers import COMPILED, layers_of
 from retrograde.report.audit_page import AuditPage
 
 
@@ -174,7 +174,8 @@ def audit(
 
     Every layer is taken out of a copy of the model with what it was called with, and run by itself
     with random adjoints at all that it returns: in float64, and in the model's own precision; at
-    the length of the batch, at some shorter ones, and at the lengths given. The reference is the
+    the length of the batch, at some shorter ones, and at the lengths given. What torch.compile made
+    is compiled anew, so that the compiled code is what is audited. The reference is the
     step function (of torch's layers, that of `retrograde.cells`; of others, as declared) in
     float64, differentiated by autograd. Outputs, last state and every gradient are compared. Where
     they part the smallest case that still does is looked for. Dropout inside a layer is switched
@@ -252,11 +253,17 @@ def _calls(
     copy = copied_model(model)
     layers = layers_of(copy, cells)
     found: dict[str, LayerCall] = {}
+    compiled: dict[int, Any] = {
+        id(inner): wrapper.dynamo_ctx
+        for wrapper in copy.modules()
+        if hasattr(wrapper, COMPILED)
+        for inner in getattr(wrapper, COMPILED).modules()
+    }
 
     def keep(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         if name not in found:
-            declaration = layers[name][1]
-            layer = LayerCall(name, module, declaration, args, kwargs)
+            declaration, how = layers[name][1], compiled.get(id(module))
+            layer = LayerCall(name, module, declaration, args, kwargs, how)
             found[name] = layer.changed(_copy)
 
     with ExitStack() as hooks, seeded(seed), torch.enable_grad():
@@ -329,7 +336,7 @@ def _audit_layer(
 def _difference(
     layer: LayerCall, dtype: torch.dtype, trial: Trial, whole: tuple[int, int], seed: int
 ) -> Difference:
-    worst = sorted(trial.differences, key=lambda one: -one.excess)
+    worst = sorted(trial.differences, key=lambda one: -one.error)
     least, widths = smallest(layer, dtype, trial, whole, seed)
     forward_first = sorted(worst, key=lambda one: one.what != OUTPUTS)
     step = next((one.step for one in forward_first if one.step is not None), None)
@@ -342,7 +349,7 @@ def _difference(
 
 def _entry(trial: Trial) -> str:
     """The entry of the worst quantity that is farthest off."""
-    worst = max(trial.differences, key=lambda one: one.excess).what
+    worst = max(trial.differences, key=lambda one: one.error).what
     found, right = trial.ran.of(worst), trial.true.of(worst)
     apart = torch.nan_to_num(found - right, math.inf, math.inf, math.inf).abs()
     at = tuple(int(place) for place in torch.unravel_index(apart.argmax(), apart.shape))

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,21 +22,41 @@ from retrograde.recording.agreement import declared_cells
 from retrograde.recording.calls import Call, data, is_output
 from retrograde.recording.readers import reader_of
 
+MOST_COMPILED = 10_000
+"""Every trial compiles its copy anew."""
+
 
 @dataclass(frozen=True, eq=False)
 class LayerCall:
-    """A layer, and what it was called with."""
+    """A layer, and what it was called with.
+
+    Attributes:
+        name: its name.
+        module: the layer.
+        declaration: how its calls are read; None for layers of torch and ours.
+        args, kwargs: what it was called with.
+        compiled: compiles a module as torch.compile compiled this one; None where it did not.
+    """
 
     name: str
     module: nn.Module
     declaration: Declaration | None
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    compiled: Callable[[nn.Module], Callable[..., Any]] | None = None
 
     def changed(self, change: Callable[[Tensor | PackedSequence], Any]) -> "LayerCall":
         """The same with other tensors."""
         args, kwargs = each((self.args, dict(self.kwargs)), change)
-        return LayerCall(self.name, self.module, self.declaration, args, kwargs)
+        return replace(self, args=args, kwargs=kwargs)
+
+    def run(self, module: nn.Module) -> Any:
+        """Call a module as this layer was called, compiled or not."""
+        if self.compiled is None:
+            return module(*self.args, **self.kwargs)
+        limits = {"recompile_limit": MOST_COMPILED, "accumulated_recompile_limit": MOST_COMPILED}
+        with torch._dynamo.config.patch(limits):  # beyond them torch would run what is not compiled
+            return self.compiled(module)(*self.args, **self.kwargs)
 
 
 def each(value: Any, change: Callable[[Tensor | PackedSequence], Any]) -> Any:
@@ -117,7 +137,9 @@ def attempt(layer: LayerCall, dtype: torch.dtype, seed: int = 0, again: bool = T
         moved = {what: error(rounded.of(what), true.of(what)) for what in errors}
     about = (layer.name, NAMES[dtype], steps)
     checks = [
-        _check(about, what, ran.of(what), true.of(what), allowed(dtype, steps, moved.get(what, 0)))
+        _check(
+            about, what, ran.of(what), true.of(what), allowed(dtype, steps, moved.get(what, 0.0))
+        )
         for what in errors
     ]
     trial = Trial(tuple(checks), one.call, names, one.wide, ran, true)
@@ -190,7 +212,7 @@ def _run(layer: LayerCall, dtype: torch.dtype, seed: int, draws: int) -> Ran:
     reader = reader_of(module, layer.declaration)
     reader.before()
     with seeded(draws), torch.enable_grad():
-        returned = module(*layer.args, **layer.kwargs)
+        returned = layer.run(module)
         tensors = reader.read(layer.args, layer.kwargs, returned)
         live = {n: p for n, p in module.named_parameters() if n in reader.form.weights}
         weights = reader.weights({n: p.detach().double() for n, p in live.items()}, tensors)

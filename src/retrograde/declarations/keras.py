@@ -8,6 +8,7 @@ what Keras has to do itself is asked of the module that a user imported.
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -88,6 +89,33 @@ def _private(module: nn.Module, child: nn.Module) -> bool:
     return is_a(module, LAYER) and type(child).__name__ == "Functional"
 
 
+@contextmanager
+def one_direction_at_a_time(model: nn.Module) -> Iterator[None]:
+    """In the block, no Bidirectional of Keras runs both directions as one kernel, as on a GPU.
+
+    Its two layers are not called then, so that nothing of them is seen.
+    """
+    both = [vars(m) for _, m in named_modules(model) if is_a(m, BIDIRECTIONAL)]
+    for attributes in both:
+        attributes |= dict.fromkeys(FUSED, _never)
+    try:
+        yield
+    finally:
+        for attributes in both:
+            for name in FUSED:
+                attributes.pop(name, None)
+
+
+BIDIRECTIONAL = "keras.src.layers.rnn.bidirectional.Bidirectional"
+
+FUSED = ("_can_attempt_fused_lstm", "_can_attempt_fused_gru")
+"""What a Bidirectional asks before it runs both directions as one kernel."""
+
+
+def _never(*_: Any, **__: Any) -> bool:
+    return False
+
+
 def declaration_of(module: Any) -> Declaration:
     """What is known of a recurrent layer of Keras."""
     cell = module.cell
@@ -165,7 +193,7 @@ def _parameters(module: Any) -> dict[str, tuple[str, Any]]:
 
     The name of a variable alone, "kernel", or with those of the cells inside its own.
     """
-    variables = {id(variable.value): variable for variable in module.cell.variables}
+    variables = {id(_held(variable)): variable for variable in module.cell.variables}
     found = {
         name: variables[id(parameter)]
         for name, parameter in module.named_parameters()
@@ -177,6 +205,12 @@ def _parameters(module: Any) -> dict[str, tuple[str, Any]]:
     if len(set(short)) < len(short):
         short = list(found)
     return {name: (each, found[name]) for name, each in zip(found, short, strict=True)}
+
+
+def _held(variable: Any) -> Tensor:
+    """The parameter itself; in mixed precision the value of a variable is a copy of it."""
+    value: Tensor = variable._value
+    return value
 
 
 def _named(module: Any) -> dict[str, Any]:
@@ -290,6 +324,11 @@ def _read(
         RecordingError: for what draws masks that a replay cannot know.
     """
     sequences, mask = arguments["sequences"], arguments.get("mask")
+    if sequences.ndim != 3:
+        raise RecordingError(
+            f"its input has shape {tuple(sequences.shape)}; only layers that read a vector at each "
+            "step, [B, T, I], are taken apart"
+        )
     if isinstance(mask, list | tuple):
         mask = mask[0]
     last_output, outputs, states = returned

@@ -150,9 +150,11 @@ def input_of(
     Raises:
         RecordingError: if it is no tensor.
     """
-    with torch.no_grad():  # what is put together here is no part of the user's graph
-        every = {**arguments, "self": module} if callable(declaration.x) else arguments
-        x = _picked(every, declaration.x, "x")
+    if callable(declaration.x):
+        with torch.no_grad():  # what is put together here is no part of the user's graph
+            x = _picked({**arguments, "self": module}, declaration.x, "x")
+    else:
+        x = _picked(arguments, declaration.x, "x")
     if not isinstance(x, Tensor | PackedSequence):
         raise RecordingError(
             f"its input cannot be read: x={declaration.x!r} of its call is {_checks.shown(x)}; "
@@ -220,12 +222,12 @@ def _pieces_in(pieces: Sequence[str], value: Any) -> dict[str, Tensor] | None:
         return {}
     if isinstance(value, Tensor):
         value = (value,)
-    if isinstance(value, Mapping):
-        found = {piece: value[piece] for piece in pieces if piece in value}
-    elif isinstance(value, tuple | list):
+    if isinstance(value, tuple | list):
         if len(value) == 1 and not isinstance(value[0], Tensor):
             return _pieces_in(pieces, value[0])
         found = dict(zip(pieces, value, strict=False)) if len(value) == len(pieces) else {}
+    elif isinstance(value, Mapping):
+        found = {piece: value[piece] for piece in pieces if piece in value}
     else:
         found = {}
     right = len(found) == len(pieces) and all(isinstance(t, Tensor) for t in found.values())

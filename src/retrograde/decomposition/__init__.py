@@ -1,5 +1,6 @@
 """Questions to one backward pass: each is a fold over the engine's stream of adjoint steps."""
 
+from retrograde.decomposition.at_lags import NormsAtLags
 from retrograde.decomposition.flow import Flow, decompose
 from retrograde.decomposition.parts import Parts
 from retrograde.decomposition.residual import Residual
@@ -7,4 +8,14 @@ from retrograde.decomposition.residual import Residual
 ByTime = ByLag = ByParameter = Split = Parts
 """Names from when each decomposition had a type of its own, kept for one release."""
 
-__all__ = ["ByLag", "ByParameter", "ByTime", "Flow", "Parts", "Residual", "Split", "decompose"]
+__all__ = [
+    "ByLag",
+    "ByParameter",
+    "ByTime",
+    "Flow",
+    "NormsAtLags",
+    "Parts",
+    "Residual",
+    "Split",
+    "decompose",
+]

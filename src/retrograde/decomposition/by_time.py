@@ -227,8 +227,20 @@ def _by_step(uses: Uses, steps: int) -> tuple[Float[Tensor, "N K B P"], Operands
 
 
 def _log2_norms(adjoint: Float[Tensor, "N K B P"], operands: Operands) -> Float[Tensor, "N K U"]:
-    """log2 ||sum_b da_b (x) u_b|| for every row, step and operand, by whichever way costs less."""
+    """log2 ||sum_b da_b (x) u_b|| for every row, step and operand, by whichever way costs least.
+
+    Of a single sample the norm is the product of both norms.
+    """
     rows, steps, batch, _ = adjoint.shape
+    if batch == 1:
+        size = torch.log2(torch.linalg.vector_norm(adjoint, dim=(2, 3)).double())
+        of_operands = [
+            size.new_zeros(steps)
+            if operand is None
+            else torch.log2(torch.linalg.vector_norm(operand, dim=(1, 2)).double())
+            for operand in operands
+        ]
+        return size.unsqueeze(2) + torch.stack(of_operands, -1)
     columns = sum(1 if operand is None else operand.shape[2] for operand in operands)
     step = torch.arange(steps, device=adjoint.device).expand(rows, -1)
     if batch > columns:

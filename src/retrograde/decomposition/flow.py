@@ -23,13 +23,14 @@ from retrograde.decomposition.all_reduced import (
     all_reduced,
     fingerprint,
 )
+from retrograde.decomposition.at_lags import NormsAtLags, norms_at_lags
 from retrograde.decomposition.bins import Bins, lag_bins
 from retrograde.decomposition.by_crossing import Crossings
 from retrograde.decomposition.by_input import INPUT, by_input
 from retrograde.decomposition.by_lag import Lags, LagSums
 from retrograde.decomposition.by_parameter import by_parameter
 from retrograde.decomposition.by_phase import by_phase
-from retrograde.decomposition.by_route import Routes
+from retrograde.decomposition.by_route import Routes, RouteSums
 from retrograde.decomposition.by_time import ContributionNorms, ContributionShares, parts_by_time
 from retrograde.decomposition.by_unit import Units
 from retrograde.decomposition.clipped import ClippedFlow, factors_at_the_end
@@ -106,6 +107,7 @@ class Flow(AbstractPass):
     entries: Entries
     _found: dict[AbstractLabels, Mapping[str, Parts]] = field(default_factory=dict)
     _starts: set[int] = field(default_factory=set)
+    _ahead: set[AbstractLabels] = field(default_factory=set)
     _truncated: dict[tuple[str, int], Mapping[str, Measures]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -136,8 +138,15 @@ class Flow(AbstractPass):
         lags = Lags(lag_bins(sorted(starts), self.steps))
         sums = LagSums(lags.lags, self._cell)
         apart = is_unitwise(self.unrolled)  # their lags need no pass of rows
-        fold(self.unrolled, self.entries, [norms, shares, adjoints, *(() if apart else (sums,))])
+        routes = {
+            labels: RouteSums(labels.lags, self._cell, self.entries)
+            for labels in self._ahead
+            if isinstance(labels, Routes)
+        }
+        folds = [norms, shares, adjoints, *(() if apart else (sums,)), *routes.values()]
+        fold(self.unrolled, self.entries, folds)
         by_lag = lags.parts(self.unrolled, self.entries) if apart else sums.result()
+        self._found.update((labels, found.result()) for labels, found in routes.items())
         self._found[lags] = by_lag
         whole = {name: parts.scaled.total() for name, parts in by_lag.items()}
         if known and not all(near(known[name], whole[name]) for name in known):
@@ -199,15 +208,18 @@ class Flow(AbstractPass):
             return {}
         return {name: Scaled.of(given[name].to(dtype).unsqueeze(0)) for name in self.parameters}
 
-    def walked(self, starts: Iterable[int] = ()) -> "Flow":
+    def walked(self, starts: Iterable[int] = (), routes: bool = False) -> "Flow":
         """The same flow, its backward pass done: what is not finite on the way is raised here.
 
         Args:
             starts: first lags of bins that will be asked for; they take no pass of their own then.
+            routes: whether `by_route` will be asked for, likewise.
 
         Raises:
             NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
         """
+        if routes and not self.entries.relative:
+            self._ahead.add(Routes(lag_bins("octaves", self.steps)))
         self._starts.update(starts)
         _ = self._of_lags if self.entries.relative else self._tables
         return self
@@ -443,6 +455,23 @@ class Flow(AbstractPass):
         if parameter == INPUT:
             return by_input(self.unrolled, self.entries, lags)
         return self._by(Lags(lags), parameter)
+
+    def norms_at_lags(self) -> NormsAtLags:
+        """The norms of single contributions C[k + lag, k] for lags 0, 1, 2, 3, 5, 9, 17, ...
+
+        For a linear recurrence, where each lag costs one pass over the steps, at any length.
+        `by_time` has every lag, and for more than 1024 steps sums over neighbouring loss steps.
+
+        Raises:
+            ArgumentError: for a layer in which paths from step to step cross weights.
+        """
+        if not is_unitwise(self.unrolled):
+            raise ArgumentError(
+                "norms at lags are known of linear recurrences of one layer; in "
+                f"{self.recorded.name!r} paths from step to step cross weights. by_time has the "
+                "norms of every pair"
+            )
+        return norms_at_lags(self.unrolled, self.entries)
 
     def by_route(self, parameter: str | None = None, bins: Bins = "octaves") -> Parts:
         """The parts by lag, split by the route of the last hop, the one that arrives at step k.
@@ -784,7 +813,7 @@ class Flow(AbstractPass):
 
     def by_parameter(self) -> Parts:
         """The blocks of the gradient itself: layer by layer, gate by gate, weight by weight."""
-        return by_parameter(self._cell, self.gradient)
+        return by_parameter(self._cell, self._summed)
 
     def summary(self) -> Summary:
         """The few numbers that say most, as `Monitor` logs them; `print` shows them in five lines.

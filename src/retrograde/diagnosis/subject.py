@@ -25,6 +25,7 @@ from retrograde.diagnosis.need import Need, need_among, need_of
 from retrograde.diagnosis.run import Balance
 from retrograde.diagnosis.thresholds import Threshold
 from retrograde.engine import fold
+from retrograde.engine.entries import BLOCK_ROWS
 from retrograde.errors import ArgumentError, NonFiniteError, RetrogradeError
 from retrograde.recording import Recorded, Recording
 from retrograde.spectra import Radius, spectrum
@@ -224,7 +225,11 @@ def subjects(
             subject = replace(subject, balance=(balance or {}).get(name), fixed=fixed)
             try:
                 # What is not finite is found here.
-                flow = unasked(recorded).walked(_lags_to_come(subject))
+                flow = unasked(recorded)
+                if flow.entries.relative:  # rules ask for tables by loss step and use step
+                    flow = flow.with_rows(BLOCK_ROWS)
+                carousel = set(flow.routes) != set(recorded.cell.recurrent_routes)
+                flow.walked(_lags_to_come(subject), routes=carousel)
                 found[name] = replace(subject, flow=flow, place=flow.non_finite)
             except NonFiniteError as error:
                 if not isinstance(error.place, NonFinite):

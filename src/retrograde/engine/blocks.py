@@ -15,7 +15,7 @@ Reference for scans by blocks: Guy E. Blelloch, "Prefix sums and their applicati
 from collections.abc import Callable, Iterator
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -109,7 +109,7 @@ def _products(F: Float[Tensor, "n n C L B H"]) -> Wide:
     return every
 
 
-def _in_blocks(values: Float[Tensor, "*n K B H"], length: int) -> Float[Tensor, "*n C L B H"]:
+def _in_blocks(values: Shaped[Tensor, "*n K B H"], length: int) -> Shaped[Tensor, "*n C L B H"]:
     """Steps in blocks of a length that divides them; a view."""
     *before, steps, batch, width = values.shape
     return values.view(*before, steps // length, length, batch, width)

@@ -70,16 +70,15 @@ class Merging:
         self._entries, self._generator = entries, generator
         self._rows: list[Row] = []
         self._merged = 0  # rows that have companions
+        self._opened = 0  # entries that have opened a row
         self._copies = COMPANIONS if generator is not None else 0
 
     def opened(self, count: int) -> None:
         """Note which entries have opened rows, given the number of all rows."""
-        blocks = self._entries.blocks
-        told = sum(row.entries for row in self._rows)
         for _ in range(count - self._copies * self._merged - len(self._rows)):
-            first, last = blocks[-1 - told]
+            first, last = self._entries.blocks[-1 - self._opened]
             self._rows.append(Row(first, last, 1))
-            told += 1
+            self._opened += 1
 
     def merge(self, rows: Scaled, k: int) -> tuple[Scaled, Int[Tensor, "N"]] | None:
         """Merge neighbours that are narrow beside their lag at step k.
@@ -197,6 +196,7 @@ def merged_rows(
     """
     rows, merging = PerEntry(entries), Merging(entries, generator)
     for chunk in unrolled.chunks():
+        until = chunk.first + len(chunk) - 1  # once for each chunk
         while rows.stopped >= chunk.first:
             k, parents = rows.stopped, None
             rows.enter(k)
@@ -204,7 +204,7 @@ def merged_rows(
                 rows.skip()
                 continue
             merging.opened(rows.count)
-            merged = merging.merge(rows.rows, k)
+            merged = merging.merge(rows.rows, k) if k >= until else None
             if merged is not None:
                 rows.become(merged[0])
                 parents = merged[1]

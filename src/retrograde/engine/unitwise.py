@@ -113,6 +113,20 @@ def adjoints_by_lag(
         yield chain.from_iterable(parts)
 
 
+def adjoints_at_lags(unrolled: Unrolled, entries: Entries) -> Iterator[tuple[int, Iterator[Slab]]]:
+    """The adjoint of every state from the loss one lag later, for lags 0, 1, 2, 3, 5, 9, 17, ...
+
+    These are the first lags of octaves; each costs half of what a bin does. One lag must be taken
+    to its end before the next one is asked for.
+    """
+    yield 0, _direct(unrolled, entries)
+    windows = Windows.every(unrolled, entries)
+    while windows and windows[0].start + 1 < len(unrolled):
+        yield windows[0].start + 1, _slabs(unrolled, windows)
+        for window in windows:
+            window.jump()
+
+
 def _direct(unrolled: Unrolled, entries: Entries) -> Iterator[Slab]:
     """Lag 0: what the loss gives to the states directly."""
     for steps in _steps(unrolled, 0, len(unrolled)):
@@ -188,6 +202,16 @@ class Windows:
             self._near = None if start == width else self._farther()
         self._widen(width)
         self.start = start
+
+    def jump(self) -> None:
+        """From a single lag l to 2 l, from 0 to 1: P_{2l}(k) = P_l(k) P_l(k+l)."""
+        assert self.width == 1 and self._near is None
+        if self.start:
+            for steps in _steps(self._unrolled, 0, len(self._products) - self.start):
+                near = self._products.at(steps.start, steps.stop)
+                far = self._products.at(steps.start + self.start, steps.stop + self.start)
+                self._products.put(steps.start, near.times(far))
+        self.start = max(1, 2 * self.start)
 
     def _farther(self) -> Wide:
         """P_{l+m} = P_l(k) P_m(k+l)."""

@@ -34,72 +34,60 @@ References:
     Statistical Society B 82 (2020), arXiv 1807.05405.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from retrograde.decomposition import Flow
 from retrograde.decomposition.by_lag import Lags
-from retrograde.diagnosis.run import LossFunction
 from retrograde.engine import Entries, Scaled, Unrolled, backpropagate, unroll
 from retrograde.engine.lags import parts_by_lag
 from retrograde.engine.scaling import times_power_of_two
-from retrograde.horizons.replaced_output import adjoint_of
 from retrograde.horizons.seen import rows_of
-from retrograde.horizons.unexplained import Readout, loss_steps
+from retrograde.horizons.unexplained import loss_steps
 
 TOGETHER = 2**22
 """Windows are run together while their states are no more numbers than this, 16 MiB in float32."""
 
 
+Ask = Callable[[Float[Tensor, "T1 B S"]], Float[Tensor, "T B S"]]
+"""What is left of dL/ds_t when the loss is computed from other states."""
+
+
 @torch.no_grad()
 def parts_of_the_past(
-    model: nn.Module,
-    batch: Any,
-    loss_fn: LossFunction,
-    seed: int,
-    flow: Flow,
-    readout: Readout,
-    lags: Sequence[range],
+    flow: Flow, left: Float[Tensor, "T B S"], ask: Ask, lags: Sequence[range]
 ) -> list[dict[str, Scaled]]:
     """D of one batch, for each bin: a row for each parameter.
 
     Args:
-        model: the user's model; copies are run.
-        batch: the batch that was recorded.
-        loss_fn: maps (model, batch) to the loss.
-        seed: of what is random in the pass.
         flow: the recorded pass of the layer, of at least two samples.
-        readout: what is taken out of dL/ds_t.
+        left: what is left of dL/ds_t when an explanation by the state is taken out.
+        ask: gives the same for the states that another past leads to.
         lags: the bins.
     """
-    unrolled, steps = flow.unrolled, loss_steps(flow)
-    own = rows_of(Lags(tuple(lags)).parts(unrolled, Entries.of(readout.left_of(flow))))
-    order = _next_input(unrolled.x[..., : flow.recorded.x.shape[2]])
+    unrolled = flow.unrolled
+    own = rows_of(Lags(tuple(lags)).parts(unrolled, Entries.of(left)))
     found = []
     for bin_, mine in zip(lags, own, strict=True):
-        ends = torch.nonzero(steps[bin_.start :]).squeeze(1) + bin_.start
-        if not len(ends):
-            found.append(mine)
+        windows = windows_of(flow, bin_.start)
+        if not windows:
+            found.append(mine)  # nothing: no loss step is so late
             continue
-        windows = _windows(unrolled, ends, _partners(order, ends, bin_.start), bin_.start)
         states = unrolled.states.clone()
         for each in windows:
             states[each.ends + 1] = each.last
-        direct = adjoint_of(model, batch, loss_fn, seed, flow.recorded, states)[1:]
-        left = readout.left(states[1:, :, unrolled.cell.output], direct, steps)
-        entering, exponent = _entering(unrolled, windows, left)
+        entering, exponent = _entering(unrolled, windows, ask(states))
         theirs = _summed(unrolled, entering, exponent, len(bin_))
         found.append({name: row.plus(theirs[name]) for name, row in mine.items()})
     return found
 
 
 @dataclass(frozen=True, eq=False)
-class _Windows:
+class Windows:
     """Steps t-a .. t for some t: the first is the partner's own, the others follow upon its state.
 
     Attributes:
@@ -129,25 +117,34 @@ class _Windows:
         return Scaled(of_partner, back.exponent.expand(len(delta)))
 
 
-def _windows(
-    unrolled: Unrolled, ends: Int[Tensor, "N"], partner: Int[Tensor, "N B"], start: int
-) -> list[_Windows]:
-    """The windows of a bin, as many together as their states allow."""
+@torch.no_grad()
+def windows_of(flow: Flow, start: int) -> list[Windows]:
+    """The windows of the bin that starts at a lag, as many together as their states allow.
+
+    Args:
+        flow: the recorded pass of the layer.
+        start: a.
+    """
+    unrolled = flow.unrolled
+    ends = torch.nonzero(loss_steps(flow)[start:]).squeeze(1) + start
+    partner = _partners(_next_input(unrolled.x[..., : flow.recorded.x.shape[2]]), ends, start)
     most = max(1, TOGETHER // ((start + 1) * unrolled.states[0].numel()))
     found = []
     for some, other in zip(torch.split(ends, most), torch.split(partner, most), strict=True):
+        if not len(some):
+            continue
         first = some - start
         x = torch.stack([unrolled.x[first + step] for step in range(start + 1)])
         x[0] = x[0].gather(1, _wide(other, x[0]))
         before = unrolled.states[first]
         before = before.gather(1, _wide(other, before))
         run = unroll(unrolled.cell, x.flatten(1, 2), before.flatten(0, 1))
-        found.append(_Windows(some, other, run))
+        found.append(Windows(some, other, run))
     return found
 
 
 def _entering(
-    unrolled: Unrolled, windows: Sequence[_Windows], left: Float[Tensor, "T B S"]
+    unrolled: Unrolled, windows: Sequence[Windows], left: Float[Tensor, "T B S"]
 ) -> tuple[Float[Tensor, "T B S"], int]:
     """What the windows give to the states before them, and the exponent that it is in units of."""
     entering, exponent = torch.zeros_like(left), 0

@@ -39,7 +39,7 @@ def why_not_replaced(
     recorded = flow.recorded
     if recorded.boundaries or recorded.lengths is not None:
         return "states are reset, or samples end before others"
-    if recorded.name not in recurrent_layers(model) or not _one_way(recorded):
+    if recorded.name not in recurrent_layers(model) or not one_way(recorded):
         return "the layer reads the sequence both ways"
     if not follows_from(model, batch, loss_fn, seed, recorded, flow.unrolled.states):
         return "its output does not follow from its states alone"
@@ -108,5 +108,6 @@ def _pasts(recorded: Recorded, unrolled: Unrolled, past: str) -> Float[Tensor, "
     return unroll(unrolled.cell, x, recorded.initial).states
 
 
-def _one_way(recorded: Recorded) -> bool:
+def one_way(recorded: Recorded) -> bool:
+    """Whether a layer reads the sequence in one direction."""
     return not any("reverse" in name for name in recorded.cell.slots)

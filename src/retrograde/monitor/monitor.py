@@ -23,7 +23,7 @@ from retrograde.monitor.history import History, Smoothed
 from retrograde.monitor.schedule import Schedule
 from retrograde.monitor.trigger import Event, Trigger, norm_of
 from retrograde.monitor.watched import WatchedPass, in_words
-from retrograde.monitor.window import window
+from retrograde.monitor.window import SAMPLES, learnable, window
 from retrograde.recording import Recorded
 
 Log = Callable[[dict[str, float], int], object]
@@ -32,6 +32,9 @@ Limits = tuple[float | None, float | None]
 
 AFTER = 3
 """Blocks that are looked at after one that set off the trigger."""
+
+LEARNABLE_EVERY = 10
+"""Looks from one that tells what is learnable to the next; it takes far longer than all else."""
 
 COUNTS = ("nonfinite", "lower_bound", "unrecorded")
 """Scalars that an average says nothing about."""
@@ -88,11 +91,15 @@ class Monitor:
         samples, entries: how much of the pass is looked at; more costs more.
         needs_lag: a lag that matters, in steps; adds the scalar `needed`.
         delta: the bias that a window may have, as 0.1; adds the scalars `window` and `learnable`.
-            `learnable` tells the looked-at samples apart, as `Horizon.learnable` does batches: of
-            what does not follow from the present state, the part that they have in common is
-            signal, for 1000 steps of training with batches of the pass's size. It takes tens of
-            samples; there is no such scalar where they cannot tell. A look then costs some times
-            as much; `budget` knows.
+            `learnable` is there for a model with one recurrent layer that reads one way. It looks
+            at 40 samples (or `samples`, if that is more), in ten groups that are told apart as
+            `Horizon.learnable` does batches, for 1000 steps of training with batches of the pass's
+            size. The loss cannot be computed again here, so it is taken to be quadratic in the
+            outputs: where the target follows from the present input alone no lag is named, and
+            elsewhere the lag may lie a bin too far; `retrograde.horizon` tells it exactly. It takes
+            16 samples at the least; there is no such scalar where they cannot tell. It is asked at
+            every tenth look, the first included, which then costs as much as a hundred steps and
+            more (benchmarks/README.md); `budget` knows.
         budget: the share of the time of training that looks may take, as 0.01. Where a look is dear
             it looks less often: the time of blocks is measured as they pass, and the next look is
             put off until the share is kept. The first look is taken in any case.
@@ -258,7 +265,7 @@ class Monitor:
         self.problems = seen.problems
         scalars: dict[str, float] = {}
         for name in seen.layers:
-            values = self._look(name)
+            values = self._look(name, alone=len(seen.layers) == 1)
             values["gradient_norm"] = seen.norm(name)
             values["nonfinite"] = seen.nonfinite(name) + self._nonfinite(name)
             scalars |= {f"retrograde/{name}/{scalar}": value for scalar, value in values.items()}
@@ -338,10 +345,15 @@ class Monitor:
                 f"no recording of {layer!r} in this block; available: {there}. "
                 + self.problems.get(layer, f"One block in {self.every} is recorded")
             )
-        return decompose(self._part(layer))
+        return decompose(self._part(layer, self.samples))
 
-    def _look(self, name: str) -> dict[str, float]:
-        """What a layer's adjoints tell; none where a problem stands in their way."""
+    def _look(self, name: str, alone: bool) -> dict[str, float]:
+        """What a layer's adjoints tell; none where a problem stands in their way.
+
+        Args:
+            name: the layer.
+            alone: whether it is the only one.
+        """
         if name not in self.recording:
             return {}
         whole = self.recording[name]
@@ -350,11 +362,14 @@ class Monitor:
             if not residual.ok:
                 self.problems[name] = void_in_words(name, residual)
                 return {}
-            part = self._part(name)
+            part = self._part(name, self.samples)
             seen = summarise(part)
             needed = {} if self.needs_lag is None else {"needed": seen.at(self.needs_lag)}
             if self.delta is not None:
-                needed |= window(part, self.delta, whole.x.shape[1])
+                needed |= window(part, self.delta)
+                if alone and self.looks % LEARNABLE_EVERY == 1:
+                    more = self._part(name, max(self.samples, SAMPLES))
+                    needed |= learnable(more, whole.x.shape[1])
         except Exception as error:  # whatever it is, training must not pay for it
             self.problems[name] = in_words(name, error)
             return {}
@@ -376,12 +391,12 @@ class Monitor:
         spoilt = (values for values in given if not bool(values.sum().isfinite()))
         return sum(int((~values.isfinite()).sum()) for values in spoilt)
 
-    def _part(self, name: str) -> Recorded:
+    def _part(self, name: str, samples: int) -> Recorded:
         """The first samples, and some of the steps at which their loss enters, the last included.
 
         Its gradient is another than that of the whole pass.
         """
-        layer = self.recording[name].part(self.samples)
+        layer = self.recording[name].part(samples)
         enters = layer.direct.flatten(1).any(1)
         steps = torch.nonzero(enters).squeeze(1)
         count = min(self.entries, len(steps))

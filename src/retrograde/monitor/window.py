@@ -1,52 +1,81 @@
 """The window that a layer's gradient needs, and how far its signal goes, from one look."""
 
 from dataclasses import replace
+from functools import partial
+
+from jaxtyping import Float
+from torch import Tensor
 
 from retrograde.decomposition.bins import lag_bins
-from retrograde.decomposition.by_lag import Lags
 from retrograde.decomposition.flow import unasked
-from retrograde.engine import Entries
+from retrograde.horizons.another_past import parts_of_the_past
+from retrograde.horizons.curvature import readout_of_the_loss
 from retrograde.horizons.over_batches import TRAINING_STEPS
-from retrograde.horizons.seen import rows_of
-from retrograde.horizons.unexplained import Readout
+from retrograde.horizons.used import one_way
 from retrograde.recording import Recorded
-from retrograde.truncation.signal import signal_of
+from retrograde.truncation.signal import FEWEST_SHOWN, signal_of
+
+SAMPLES = 40
+"""So many samples are looked at for `learnable`, where a batch has them (benchmarks/monitor_cost.py
+has what they cost)."""
+
+GROUPS = 10
+"""They are told apart in so many groups."""
 
 
-def window(recorded: Recorded, delta: float, batch_size: int) -> dict[str, float]:
-    """The scalars `window` and `learnable` of a part of a pass; without those that there are not.
+def window(recorded: Recorded, delta: float) -> dict[str, float]:
+    """The scalar `window` of a part of a pass; nothing where there is none.
 
     Args:
-        recorded: the part; its samples are told apart, unless states pass between them.
+        recorded: the part.
         delta: the bias that the window may have.
+    """
+    chosen = unasked(recorded).horizon().window(delta)
+    return {} if chosen is None else {"window": float(chosen)}
+
+
+def learnable(recorded: Recorded, batch_size: int) -> dict[str, float]:
+    """The scalar `learnable` of a part of a pass; nothing where it cannot be told.
+
+    That is with fewer than 16 samples, which make 8 pairs, and where states are reset or a layer
+    reads the sequence both ways.
+
+    Args:
+        recorded: the part, of the only recurrent layer of a model.
         batch_size: the samples of a batch of the training.
     """
-    flow = unasked(recorded)
-    chosen = flow.horizon().window(delta)
-    found = {} if chosen is None else {"window": float(chosen)}
     samples = recorded.x.shape[1]
-    if samples < 3 or recorded.boundaries:
-        return found
-    lags = lag_bins("octaves", flow.steps)
-    flows = [unasked(_sample(recorded, number)) for number in range(samples)]
-    readout = Readout.fitted(flows)
-    parts = [
-        rows_of(Lags(lags).parts(one.unrolled, Entries.of(readout.left_of(one)))) for one in flows
+    groups = GROUPS if samples >= 2 * GROUPS else FEWEST_SHOWN
+    size = samples // groups
+    if size < 2 or recorded.boundaries or not one_way(recorded):
+        return {}
+    flows = [
+        unasked(_samples(recorded, slice(first, first + size)))
+        for first in range(0, groups * size, size)
     ]
-    learnable = signal_of(lags, parts, 1).learnable(TRAINING_STEPS, batch_size)
-    return found if learnable is None else found | {"learnable": float(learnable)}
+    lags = lag_bins("octaves", flows[0].steps)
+    readout, parts = readout_of_the_loss(flows), []
+    for flow in flows:
+        left = readout.left_of(flow)
+        parts.append(parts_of_the_past(flow, left, partial(_unmoved, left), lags))
+    found = signal_of(lags, parts, size).learnable(TRAINING_STEPS, batch_size)
+    return {} if found is None else {"learnable": float(found)}
 
 
-def _sample(recorded: Recorded, number: int) -> Recorded:
-    """One sample of a pass."""
-    one = slice(number, number + 1)
+def _unmoved(left: Float[Tensor, "T B S"], states: Float[Tensor, "T1 B S"]) -> Tensor:
+    """What the loss asks whatever the states are."""
+    return left
+
+
+def _samples(recorded: Recorded, some: slice) -> Recorded:
+    """Some samples of a pass."""
     return replace(
         recorded,
-        x=recorded.x[:, one],
-        initial=recorded.initial[one],
-        direct=recorded.direct[:, one],
+        x=recorded.x[:, some],
+        initial=recorded.initial[some],
+        direct=recorded.direct[:, some],
         gradients={},
-        reads=None if recorded.reads is None else recorded.reads[:, one],
-        lengths=None if recorded.lengths is None else recorded.lengths[one],
+        reads=None if recorded.reads is None else recorded.reads[:, some],
+        lengths=None if recorded.lengths is None else recorded.lengths[some],
         final=None,
     )

@@ -152,7 +152,7 @@ class Call:
     weights: Weights
     keys: Mapping[str, WeightKey]
     x: Tensor | PackedSequence
-    given: Mapping[str, Tensor]
+    given: dict[str, Tensor]
     last: Mapping[str, Tensor]
     output: Tensor
     version: int
@@ -180,26 +180,30 @@ class Call:
         tensors: CallTensors,
         random: Tensor | None,
     ) -> "Call":
-        """Keep what the layer was called with and what it returned."""
+        """Keep what the layer was called with and what it returned; `given` is not copied yet."""
         x, results = tensors.x, tensors.results
-        output = results.get(OUTPUT, next(iter(results.values())))
-        copied = data(x).detach().clone()
+        output = results[OUTPUT] if OUTPUT in results else next(iter(results.values()))
+        sequences = tuple(name for name in results if is_output(name))
+        with torch.no_grad():
+            copied = data(x).clone()
+            last = {name: part.clone() for name, part in results.items() if name not in sequences}
         call = Call(
             layer,
             form,
             weights,
             keys,
             x._replace(data=copied) if isinstance(x, PackedSequence) else copied,
-            {n: part.detach().clone() for n, part in tensors.given.items()},
-            {n: part.detach().clone() for n, part in results.items() if not is_output(n)},
+            dict(tensors.given),
+            last,
             output.detach(),
             output._version,
             random,
             steps=tensors.lengths,
-            sequences=tuple(filter(is_output, results)),
+            sequences=sequences,
             places=tensors.places,
         )
-        call.ragged = call.sequence(call.x)[1] is not None
+        if isinstance(x, PackedSequence) or tensors.lengths is not None:
+            call.ragged = call.sequence(call.x)[1] is not None
         return call
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils.hooks import unserializable_hook
+from torch.utils.hooks import RemovableHandle, unserializable_hook
 
 from retrograde.declarations.reading import CallTensors
 from retrograde.errors import RetrogradeError
@@ -30,6 +30,9 @@ from retrograde.recording.readers import Reader
 from retrograde.recording.states import StateTracker
 
 Store = Callable[[BackwardPass], dict[Any, Tensor]]
+
+REACHED = torch.zeros(())
+"""What is kept of a gradient of which only its arrival is of interest."""
 
 CHANGED = (
     "was changed in place between the forward and the backward pass, so that the gradient belongs "
@@ -75,6 +78,8 @@ class LayerRecorder:
     _before_drawing: Tensor | None = None
     _owners: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
     _without_cudnn: bool = False
+    _handles: list[RemovableHandle] = field(default_factory=list)
+    _guard: "_Guard | None" = None
 
     @property
     def module(self) -> nn.Module:
@@ -120,13 +125,25 @@ class LayerRecorder:
             else:
                 self._use(name, self._weight(name))
 
+    def remove_at_the_end(self, handle: RemovableHandle) -> None:
+        """Remove a hook when the block ends."""
+        if not self._handles:
+            self.hooks.callback(self._remove_hooks)
+        self._handles.append(handle)
+
+    def _remove_hooks(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
     def _weight(self, name: str) -> Tensor:
         """A weight of the layer as it is now, perhaps one of a part of it."""
         if name not in self._owners:
             owner, _, last = self.reader.places.get(name, name).rpartition(".")
             self._owners[name] = self.module.get_submodule(owner), last
-        weight: Tensor = getattr(*self._owners[name])
-        return weight
+        holder, attribute = self._owners[name]
+        weight = holder._parameters.get(attribute)  # which getattr finds last
+        return getattr(holder, attribute) if weight is None else weight
 
     def _follow_parametrization(self, name: str) -> None:
         """Follow a computed weight: each tensor it computes may be the one that the layer uses."""
@@ -161,6 +178,7 @@ class LayerRecorder:
         key: tuple[Any, ...],
         check: Callable[[BackwardPass], None] | None = None,
         first: bool = False,
+        late: bool = False,
     ) -> None:
         """Keep the gradient of a tensor, of every backward pass, if it gets one.
 
@@ -169,6 +187,7 @@ class LayerRecorder:
             store, key: where in a pass the gradient is kept.
             check: called before the gradient of a weight is kept.
             first: keep it as it arrives, before the user's own hooks change it.
+            late: the user's own hooks are there already; both are to be seen.
         """
         if edge is None:
             return
@@ -192,7 +211,7 @@ class LayerRecorder:
         arrived = unserializable_hook(arrived)  # type: ignore[no-untyped-call]
         handle = tensor.register_hook(arrived)  # type: ignore[no-untyped-call]
         self.hooks.callback(handle.remove)
-        if first:
+        if first or late:
             hooks = handle.hooks_dict_ref()
             for number in [n for n in hooks if n != handle.id]:
                 hooks[number] = hooks.pop(number)
@@ -343,7 +362,17 @@ class LayerRecorder:
             for handle in on_changes(node, self._gradient_changed):
                 self.hooks.callback(handle.remove)
         for name, tensor in results.items():
-            self._keep_gradient(tensor, edge_of(tensor), lambda to: to.arrived, (call, name))
+            edge = edge_of(tensor)
+            if edge is not None and form.transparent:
+                arrival = _Arrival(self, tensor, edge, (call, name))
+                self.tracker.starting.append(arrival.begin)
+            else:
+                self._keep_gradient(tensor, edge, lambda to: to.arrived, (call, name))
+        same = call.origin.same if call.origin else ()
+        for name, tensor in tensors.given.items():  # what is handed on as it is was copied before
+            handed_on = call.origin and name in same and tensor._version == 0
+            before = call.origin.before.last.get(name) if call.origin and handed_on else None
+            call.given[name] = tensor.detach().clone() if before is None else before
         for letter in call.origin.altered if call.origin else ():
             tensor = tensors.given[letter]
             self._keep_gradient(
@@ -376,7 +405,53 @@ class LayerRecorder:
 
     def _guarded(self) -> "_Guard":
         """Turn an error of ours into the reason why this layer is not recorded."""
-        return _Guard(self)
+        self._guard = self._guard or _Guard(self)
+        return self._guard
+
+
+class _Arrival:
+    """Sees that a gradient arrives at a result whose graph shows what is inside its call.
+
+    Of those the gradient itself is not needed, since what each user of the result gives is kept
+    apart; only whether one came, and whether a hook of the user's changed it.
+    """
+
+    def __init__(self, recorder: LayerRecorder, tensor: Tensor, edge: Edge, key: tuple[Call, str]):
+        self._recorder, self._tensor, self._key = recorder, tensor, key
+        self._node, self._number = edge
+        self._came: Tensor | None = None
+        self._version, self._kept = 0, False
+        recorder.remove_at_the_end(self._node.register_prehook(self._first))
+
+    def begin(self) -> list[RemovableHandle]:
+        """A backward pass begins: the hooks of the user's own are in place."""
+        if self._tensor._backward_hooks and not self._kept:
+            self._kept = True
+            edge = self._node, self._number
+            self._recorder._keep_gradient(
+                self._tensor, edge, lambda to: to.arrived, self._key, late=True
+            )
+        return [] if self._kept else [self._node.register_prehook(self._last)]
+
+    def _first(self, gradients: tuple[Tensor | None, ...]) -> None:
+        recorder, gradient = self._recorder, gradients[self._number]
+        to = recorder.current()
+        if torch.is_grad_enabled():  # create_graph=True
+            recorder._differentiated.append(to)
+        if to is None:
+            recorder.unannounced = True
+        elif gradient is not None:
+            to.arrived.setdefault(self._key, REACHED)
+            self._came, self._version = gradient, gradient._version
+
+    def _last(self, gradients: tuple[Tensor | None, ...]) -> None:
+        came, after, self._came = self._came, gradients[self._number], None
+        if came is None or (after is came and self._version == came._version):
+            return
+        with self._recorder._guarded():
+            same = self._version == came._version and after is not None
+            if not (same and same_numbers(after, came)):  # type: ignore[arg-type]
+                self._recorder._gradient_changed()
 
 
 class _Guard:

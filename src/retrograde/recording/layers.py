@@ -115,7 +115,8 @@ def why_unsupported(module: nn.Module, declaration: Declaration | None = None) -
         reasons.append(f"its mode {module.mode!r} is unknown; use nn.LSTM, nn.GRU or nn.RNN")
     parameters = dict(module.named_parameters())
     if declaration is not None:
-        parameters = {name: p for name, p in parameters.items() if declaration.uses(name)}
+        used = {name: p for name, p in parameters.items() if declaration.uses(name)}
+        parameters = {declaration.names.get(name, name): p for name, p in used.items()}
     if not parameters:
         reasons.append("it has no weights, as a lazy layer before its first call; run it once")
     if any(parameter.is_inference() for parameter in parameters.values()):

@@ -14,6 +14,7 @@ from retrograde import _checks
 from retrograde.cells import AbstractCell
 from retrograde.cells.base import is_cell
 from retrograde.declarations import Declaration
+from retrograde.declarations.keras import one_direction_at_a_time
 from retrograde.declarations.matching import Declared
 from retrograde.errors import ArgumentError, RecordingError, UnsupportedModelError
 from retrograde.recording.calls import BackwardPass
@@ -75,6 +76,7 @@ def record(model: nn.Module, cells: Declared | None = None) -> Iterator[Recordin
                 recorders.append(LayerRecorder(name, reader, passes.tracker, passes.current, hooks))
         if not recorders:
             raise UnsupportedModelError(_nothing_to_record(model, recording))
+        hooks.enter_context(one_direction_at_a_time(model))
         hooks.enter_context(uncompiled(any(recorder.traced for recorder in recorders)))
         for recorder in recorders:
             recorder.attach()

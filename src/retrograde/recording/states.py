@@ -6,7 +6,7 @@ the autograd graph that use the state: a node that leads to the call after does 
 others belong to the loss. The same holds for every tensor in between (entry_maps.py).
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -90,7 +90,12 @@ class _CallEdges:
 
 @dataclass(eq=False)
 class StateTracker:
-    """All recorded calls in the autograd graph; dropped when the recording ends."""
+    """All recorded calls in the autograd graph; dropped when the recording ends.
+
+    Attributes:
+        weights: the tensors that layers use as weights, by their edges.
+        starting: called when a backward pass starts; give hooks to be removed when it ends.
+    """
 
     weights: dict[Edge, WeightKey] = field(default_factory=dict)
     _places: dict[Call, _CallEdges] = field(default_factory=dict)
@@ -103,6 +108,7 @@ class StateTracker:
     _continued: set[Call] = field(default_factory=set)
     _hooked: dict[Node, None] = field(default_factory=dict)
     _read: dict[Call, set[Edge]] = field(default_factory=dict)
+    starting: list[Callable[[], list[RemovableHandle]]] = field(default_factory=list)
 
     def add(
         self,
@@ -124,7 +130,7 @@ class StateTracker:
             tuple(edge for edge in others if edge),
         )
         if place.given:
-            call.origin = self._attached(call, place)
+            call.origin = self._handed_on(call, place) or self._attached(call, place)
         elif tensors.given:
             call.origin = self._detached(call, earlier)
         if call.origin:
@@ -132,12 +138,29 @@ class StateTracker:
             call.ragged |= call.origin.before.ragged
         self._places[call] = place
         self._order[call] = len(self._order)
-        self._results |= {edge: (call, name) for name, edge in place.results.items()}
-        entered = (*place.given.values(), *place.held) if call.origin else ()
-        sites = [*place.results.values(), *entered]
-        for edge in sites:
+        for name, edge in place.results.items():
+            self._results[edge] = call, name
             self._sites.setdefault(edge, call)
+        for entered in (*place.given.values(), *place.held) if call.origin else ():
+            self._sites.setdefault(entered, call)
         return list(self._hooked)[known:] if len(self._hooked) > known else []
+
+    def _handed_on(self, call: Call, place: _CallEdges) -> StateOrigin | None:
+        """The call whose very results this one was given, as in most loops; None in other cases."""
+        before = None
+        for name, edge in place.given.items():
+            found = self._results.get(edge)
+            if found is None or found[1] != name or found[0] is not (before or found[0]):
+                return None
+            before = found[0]
+            if edge == place.x or edge in place.others:
+                return None
+        if before is None or before.layer != call.layer or before in self._continued:
+            return None
+        if not call.form.stepped and not _fit(before, call, {}):
+            return None
+        letters = frozenset(place.given)
+        return StateOrigin(call, before, letters=letters, results=letters, same=letters)
 
     def _attached(self, call: Call, place: _CallEdges) -> StateOrigin | None:
         """The call that this one's state was computed from, if gradients pass between them."""
@@ -290,15 +313,16 @@ class StateTracker:
         by_layer: dict[str, list[Call]] = {}
         for call in places:
             by_layer.setdefault(call.layer, []).append(call)
-        of_call = {
-            edge[0]: [*place.inputs, *self._read.get(call, place.given.values())]
-            for call, place in places.items()
-            for edge in place.results.values()
-        }
+        of_call: dict[Node, list[Edge]] = {}
         for calls in by_layer.values():
             reading = [call for call in calls if places[call].inputs]
             if len(calls) == 1 or not reading:
                 continue
+            of_call = of_call or {
+                edge[0]: [*place.inputs, *self._read.get(call, place.given.values())]
+                for call, place in places.items()
+                for edge in place.results.values()
+            }
             own = {edge[0] for call in calls for edge in places[call].results.values()}
             known: dict[Node, bool] = dict.fromkeys(own, True)
             for call in reading:
@@ -338,8 +362,9 @@ class StateTracker:
         states: dict[Edge, tuple[Call, str]] = {}
         for call, place in places.items():
             if call.form.transparent:  # its results may be used inside the call itself
-                states |= {edge: (call, name) for name, edge in place.results.items()}
-            if call.origin:
+                for name, edge in place.results.items():
+                    states[edge] = call, name
+            elif call.origin:
                 results = places[call.origin.before].results
                 states |= {results[n]: (call.origin.before, n) for n in call.origin.results}
         sites: dict[Call, dict[Edge, Intermediate]] = {}
@@ -387,9 +412,9 @@ class StateTracker:
 
         edges = {*states, *intermediates, *self.weights}
         for root, gradient in roots:
-            edge = edge_of(root)
-            if edge in edges and edge is not None:
-                look(None, edge, gradient)
+            at = edge_of(root)
+            if at in edges and at is not None:
+                look(None, at, gradient)
         users = list(users_of(edges, starts, inside))
         beside = {node for node, used in users if any(edge in self.weights for _, edge in used)}
         for place in places.values() if beside else ():
@@ -399,11 +424,16 @@ class StateTracker:
                 for _, edge in used if node in beside else ():
                     to.inside.add(self.weights[edge][0])
         for call, place in places.items():  # other recorded calls that read a state
+            if not place.inputs and call.origin and len(call.origin.letters) == len(place.given):
+                continue
             own = {place.given[n] for n in call.origin.letters} if call.origin else set()
             read = {edge for edge in place.into if edge not in own} & {*states, *intermediates}
             if read:
                 users += users_of(read, *place.within)
-        return [on_inputs(node, used, look) for node, used in users]
+        handles = [on_inputs(node, used, look) for node, used in users]
+        for begin in list(self.starting):
+            handles += begin()
+        return handles
 
 
 def _intermediate(

@@ -9,9 +9,10 @@ Batches are drawn independently, so that products between different ones hold no
 both estimates are unbiased (the square of the mean gradient is not: it holds 1/N of the noise).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,8 +28,10 @@ DRAWS = 1000
 """Bootstrap draws; the quantiles of an interval of 95 % are then the 25th from either end."""
 
 LEVEL = 0.01
-"""Where there is no signal at any lag, one is shown in this share of the cases; it takes 8 batches
-to show one."""
+"""Where there is no signal at any lag, one is shown in this share of the cases."""
+
+FEWEST_SHOWN = 8
+"""The fewest batches that can show a signal: chance gives as much once in 2^7 cases."""
 
 FLIPS = 4000
 """Of 13 batches and more so many signs are drawn; of fewer all are tried."""
@@ -126,9 +129,11 @@ class Signal:
     def interval(self, training_steps: int, batch_size: int | None = None) -> Float[Tensor, "M 2"]:
         """An interval of 95 % for the learnability of each bin, by bootstrap over batches.
 
-        Batches are drawn with replacement; a batch drawn twice makes no product with itself. Where
-        there is no signal its lower end lies above 0 in fewer than 2.5 % of the cases. NaN for
-        fewer than three batches.
+        Batches are drawn with replacement; a batch drawn twice makes no product with itself. With
+        normal noise it holds the truth in 88 to 99 % of the cases from 16 batches on, in 80 to 99 %
+        with 8; with noise of heavy tails, whose size few batches show, in fewer. Where there is no
+        signal its lower end lies above 0 in fewer than 2.5 % of the cases; `shown`
+        asks more. NaN for fewer than three batches.
 
         Raises:
             ArgumentError: as `learnability`.
@@ -147,7 +152,8 @@ class Signal:
         """The learnability horizon: beyond this lag no signal is shown to be above its noise.
 
         It is the last lag of the farthest bin in which a signal is `shown`; -1 if a signal is
-        `excluded` in every bin; None where neither is so, and more batches have to tell.
+        `excluded` in every bin that has a part; None where neither is so, and more batches have to
+        tell.
 
         Raises:
             ArgumentError: as `learnability`.
@@ -155,7 +161,9 @@ class Signal:
         shown = torch.nonzero(self.shown(training_steps, batch_size))
         if len(shown):
             return self.lags[int(shown[-1])].stop - 1
-        return -1 if bool(self.excluded(training_steps, batch_size).all()) else None
+        some = self.products.flatten(1).any(1)
+        excluded = self.excluded(training_steps, batch_size)[some]
+        return -1 if len(excluded) and bool(excluded.all()) else None
 
     def shown(self, training_steps: int, batch_size: int | None = None) -> Bool[Tensor, "M"]:
         """The bins whose learnability is above 1 by its interval, and whose signal is no chance.
@@ -239,28 +247,41 @@ Binned = Sequence[Mapping[str, Scaled]]
 """The part of each bin of one batch: of every parameter one row."""
 
 
-def signal_of(lags: tuple[range, ...], batches: Sequence[Binned], batch_size: int) -> Signal:
+Gather = Callable[[Callable[[], Any]], list[Any]]
+"""What each of several processes answers, in their order."""
+
+
+def signal_of(
+    lags: tuple[range, ...],
+    batches: Sequence[Binned],
+    batch_size: int,
+    answers: Gather = lambda ask: [ask()],
+) -> Signal:
     """Signal and noise from the parts of several batches.
 
     Args:
         lags: the lags of each bin.
-        batches: the parts.
+        batches: the parts, those of this process.
         batch_size: the samples of each batch.
+        answers: gathers those of all processes.
     """
     products, exponents = [], []
     for number in range(len(lags)):
-        by_name = [
-            [batch[number][name].normalised()[0] for batch in batches]
-            for name in batches[0][number]
-        ]
-        units = [torch.cat([row.log2_scale() for row in rows]).cpu() for rows in by_name]
+        here = [{name: _on_cpu(row) for name, row in batch[number].items()} for batch in batches]
+        there = [one for some in answers(partial(list, here)) for one in some]
+        by_name = [[batch[name].normalised()[0] for batch in there] for name in there[0]]
+        units = [torch.cat([row.log2_scale() for row in rows]) for rows in by_name]
         top = torch.stack(units).amax()
         top = torch.where(top == NO_EXPONENT, 0, top)
-        total = torch.zeros(len(batches), len(batches), dtype=torch.float64)
+        total = torch.zeros(len(there), len(there), dtype=torch.float64)
         for rows, unit in zip(by_name, units, strict=True):
-            values = torch.stack([row.values.flatten().double().cpu() for row in rows])
+            values = torch.stack([row.values.flatten().double() for row in rows])
             values *= power_of_two((unit - top).clamp(min=-1022), values).unsqueeze(1)
             total += values @ values.T
         products.append(total)
         exponents.append(top)
     return Signal(lags, torch.stack(products), torch.stack(exponents), batch_size)
+
+
+def _on_cpu(row: Scaled) -> Scaled:
+    return Scaled(row.values.cpu(), row.exponent.cpu())

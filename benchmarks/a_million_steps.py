@@ -1,0 +1,43 @@
+"""How long does it take to take a million steps apart, and in how much memory?
+
+One sample of a million steps, a loss at every step, in rows of relative resolution 1/16: exact sums
+and shares by lag, root mean squares by lag with their intervals, reach and half-life. In one thread
+and in processor time, so that a busy neighbour does not count; the peak of the resident memory is
+that of the whole process, the recorded pass included. Linux only.
+"""
+
+import resource
+import time
+
+import torch
+from _measure import Size, answer, lstm_pass
+
+import retrograde
+
+SIZES = (Size(T=10_000, B=1, I=8, H=32), Size(T=1_000_000, B=1, I=8, H=32))
+SECONDS, GIGABYTES = 600, 4.0
+"""Targets, for the longest."""
+
+
+def measure(size: Size) -> dict[str, object]:
+    recorded = lstm_pass(size)[-1]
+    start = time.process_time()
+    flow = retrograde.decompose(recorded, relative=16)
+    seconds = time.process_time() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    longest = size == SIZES[-1]
+    met = seconds <= SECONDS and peak <= GIGABYTES and flow.residual.ok
+    return {
+        "size": str(size),
+        "seconds": round(seconds, 1),
+        "us per step": round(1e6 * seconds / size.T),
+        "peak, GB": round(peak, 2),
+        "residual": f"{float(flow.residual):.1e} of {flow.residual.bound:.1e} allowed",
+        "target": f"{SECONDS} s, {GIGABYTES} GB" if longest else "",
+        "met": met if longest else None,
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    answer(__file__, "Taking a million steps apart", [measure(size) for size in SIZES])
