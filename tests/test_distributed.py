@@ -87,6 +87,15 @@ def test_two_processes_find_the_parts_of_the_whole_batch(ranks, problem, roundin
             torch.testing.assert_close(own, gradients[name])  # what the optimiser is given
 
 
+def test_two_processes_find_the_horizon_of_the_batches_of_both(ranks):
+    numbers, facts = data_parallel.windows()
+    assert facts[0] == 8
+    for rank in ranks:
+        found, same = rank["windows"]
+        assert same == facts
+        torch.testing.assert_close(found, numbers, rtol=1e-7, atol=1e-10)
+
+
 def test_processes_whose_sequences_are_of_different_lengths(ranks):
     model, x, weights = data_parallel.ordinary()
     flows = [
@@ -113,6 +122,7 @@ def test_what_differs_between_processes_is_refused_in_all_of_them(ranks):
     for what, words in {
         "weights": "ArgumentError: all_reduce needs the same weights in all processes; "
         "weight_hh_l0 of rank 1 differs",
+        "other models": "ArgumentError: all_reduce=True needs the same model in all processes; ",
         "sizes": r"ArgumentError: all_reduce needs the same layer in all processes",
         "question": "ArgumentError: the question must be the same in all processes",
         "kind": "ArgumentError: kind must be the same in all processes; rank 0 has sliding",
@@ -126,6 +136,8 @@ def test_what_differs_between_processes_is_refused_in_all_of_them(ranks):
 
 
 def test_all_reduce_needs_a_process_group():
-    flow = data_parallel.of_another_size(0)
+    flow, model = data_parallel.of_another_size(0), torch.nn.GRU(2, 3)
     with pytest.raises(retrograde.errors.ArgumentError, match="torchrun"):
         flow.all_reduce()
+    with pytest.raises(retrograde.errors.ArgumentError, match="torchrun"):
+        retrograde.horizon(model, torch.ones(4, 2, 2), lambda m, x: m(x)[0].sum(), all_reduce=True)

@@ -91,6 +91,27 @@ def horizons(flow):
     ] + [torch.tensor([bias for each in every[1].by_phase.values() for bias in each])]
 
 
+def windows(rank=None):
+    """The horizon of 8 batches: of this process alone, or half of them in each of two."""
+    torch.manual_seed(3)
+    model = Model().double()
+
+    def batches(seed):
+        x = torch.randn(8, 9, 3, generator=torch.Generator().manual_seed(seed)).double()
+        return x, x[..., :1].roll(3, 1)
+
+    def loss_fn(model, batch):
+        return (model(batch[0]) - batch[1]).square().mean()
+
+    together = rank is not None
+    most = 4 if together else 8
+    horizon = retrograde.horizon(model, batches, loss_fn, most=most, all_reduce=together)
+    numbers = [horizon.each("bias"), horizon.sensitivity, horizon.used.losses]
+    for signal in (horizon.signal, horizon.unexplained):
+        numbers += [signal.signal, signal.noise, signal.learnability(1000)]
+    return numbers, (horizon.batches, horizon.learnable, horizon.window(), horizon.notes)
+
+
 def gradients(model):
     return {n: p.grad.clone() for n, p in model.rnn.named_parameters()}
 
@@ -109,8 +130,17 @@ def reduced():
     flow = flow_of(DistributedDataParallel(model), x[mine, some], weights[mine, some]).all_reduce()
     found["lengths"] = answers(flow), flow.steps, gradients(model), horizons(flow)
 
+    found["windows"] = windows(rank)
     found["refused"] = {
         "weights": refusal(lambda: flow_of(shifted(model, rank), x, weights).all_reduce()),
+        "other models": refusal(
+            lambda: retrograde.horizon(
+                nn.GRU(2, 3 + rank),
+                torch.ones(4, 2, 2),
+                lambda m, x: m(x)[0].sum(),
+                all_reduce=True,
+            )
+        ),
         "sizes": refusal(lambda: of_another_size(rank).all_reduce()),
         "question": refusal(lambda: (flow.by_lag, flow.by_route)[rank]()),
         "bins": refusal(lambda: flow.by_lag(bins=(0, 2 + rank))),

@@ -47,6 +47,11 @@ class Processes:
         """How many there are."""
         return int(distributed.get_world_size(self.group))
 
+    @property
+    def rank(self) -> int:
+        """The number of this one."""
+        return int(distributed.get_rank(self.group))
+
     def answers(self, ask: Callable[[], Answer]) -> list[Answer]:
         """What each process answers, by rank.
 

@@ -1,10 +1,11 @@
 """The truncation curve of a model over several batches."""
 
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
+from math import inf
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ from retrograde import _checks
 from retrograde._words import counted
 from retrograde.declarations.matching import Declared
 from retrograde.decomposition import Flow
+from retrograde.decomposition.all_reduced import SAME, fingerprint
 from retrograde.decomposition.by_phase import by_phase
 from retrograde.decomposition.flow import unasked
+from retrograde.decomposition.processes import Answer, Processes
 from retrograde.diagnosis.batches import Batches, calls_next, draw, is_source
 from retrograde.diagnosis.copies import copied_model, untouched
 from retrograde.diagnosis.examine import Progress
@@ -35,6 +38,7 @@ from retrograde.horizons.unexplained import Readout, loss_steps, same_for_all
 from retrograde.horizons.used import PASTS, losses_without_the_past, why_not_replaced
 from retrograde.recording.layers import declared
 from retrograde.truncation.horizon import NOTHING_TO_LEARN, Horizon
+from retrograde.truncation.measures import Measures
 from retrograde.truncation.signal import signal_of
 from retrograde.truncation.used import Used
 
@@ -62,6 +66,7 @@ def horizon(
     seed: int = 0,
     progress: Progress | None = None,
     cells: Declared | None = None,
+    all_reduce: bool = False,
 ) -> Horizon:
     """How long a window the gradients of a model need, over several batches.
 
@@ -102,6 +107,11 @@ def horizon(
             first one; the pass of each further batch has the next seed.
         progress: called with (batches done, batches in all, what comes next).
         cells: further recurrences inside the model, as `record` takes them.
+        all_reduce: under torchrun, the horizon of the batches of all processes together, which
+            every process gets. All must call it, with the same model (the module inside of a
+            DistributedDataParallel), each with batches of its own: a function is called with other
+            seeds in each, as one process would call it for all of them. Parts are gathered bin by
+            bin, so that it takes the memory of one bin of all batches.
 
     Returns:
         A `Horizon` for K = 1 .. T. Its `learnable` is None for a single batch.
@@ -139,115 +149,97 @@ def horizon(
     batch_size = _checks.optional_whole("batch_size", batch_size)
     if cut is not None:
         _checks.function("cut", cut, "(batch, steps) -> batch", takes=2)
+    all_reduce = _checks.flag("all_reduce", all_reduce)
     if progress is not None:
         _checks.function("progress", progress, "(done, total, what comes next)", takes=3)
-    every: list[Seen] = []
-    kept: list[tuple[Any, int]] = []
-    left_out, equal, unknown = 0, 0, ""
-    back: list[str] = []
-    one_by_one: bool | None = None
-    rows: list[list[float]] = []
-    shorter: list[Shorter] = []
+    processes = Processes() if all_reduce else None
+    answers = _alone if processes is None else processes.answers
+    if processes is not None:
+        _same_weights(model, answers)
+        seed += most * processes.rank
+    looked = _Looked()
     with declared(model, cells):
-        given = _given(model, batches, loss_fn, seed, most)
-        total = len(given.drawn) if given.function is None else most
-        every_batch = chain([given.first], given.further(seed, most, float("inf")))
-        for number, batch in enumerate(every_batch):
-            own = (seed + number) % 2**64 if seed >= 0 else seed + number
-            if progress is not None:
-                progress(len(every), total, f"batch {len(every) + 1} of {total}")
-            with untouched(model):
-                copy = copied_model(model)
-                calls = count_calls(copy)
-                recording = run(copy, batch, loss_fn, own).recording
-            seen = look(recording, layer, kind)
-            if every and seen.samples != every[0].samples:
-                left_out += 1
-                continue
-            if any(_same(seen, other) for other in every):
-                equal += 1
-                continue
-            every.append(seen)
-            kept.append((batch, own))
-            _like_the_first(every)
-            if len(every) == 1:
-                repeated = {name: one for name, one in seen.layers.items() if calls[name] > 1}
+
+        def look_at_all() -> list[_Told]:
+            given = _given(model, batches, loss_fn, seed, most)
+            total = len(given.drawn) if given.function is None else most
+            every_batch = chain([given.first], given.further(seed, most, float("inf")))
+            for number, batch in enumerate(every_batch):
+                own = (seed + number) % 2**64 if seed >= 0 else seed + number
+                if progress is not None:
+                    progress(len(looked.every), total, f"batch {number + 1} of {total}")
                 with untouched(model):
-                    back = fed_back(model, batch, loss_fn, own, repeated)
-            if kind == "chunks" and len(every) == 1:
-                lengths = {name: len(recorded.x) for name, recorded in recording.items()}
-                with untouched(model):
-                    one_by_one = is_sum_over_steps(model, batch, loss_fn, own, lengths)
-                if one_by_one is False:
-                    raise ArgumentError(NO_SUM)
-            if kind == "window":
-                with untouched(model):
-                    shorter.append(
-                        shortened(model, batch, loss_fn, own, recording, seen.layers, cut)
-                    )
-                _cut_like_the_first(shorter)
-            if len(seen.layers) > 1:
-                unknown = SEVERAL_LAYERS
-            if not unknown:
-                (recorded,) = seen.layers.values()
-                with untouched(model):
-                    unknown = why_not_replaced(model, batch, loss_fn, own, unasked(recorded))
-            if unknown or (past == PASTS[0] and seen.samples < 2):
-                continue
-            with untouched(model):
-                rows.append(
-                    losses_without_the_past(
-                        model, batch, loss_fn, own, unasked(recorded), replaced(seen.lags), past
-                    )
-                )
-        first = every[0]
-        steps = shorter[0].steps if shorter else tuple(range(1, first.steps + 1))
-        curves = [each.measures for each in shorter or every]
-        measures = {name: tuple(curve[name] for curve in curves) for name in curves[0]}
+                    looked.take(model, batch, loss_fn, own, kind, layer, past, cut)
+            return looked.told()
+
+        told = [one for some in answers(look_at_all) for one in some]
+        for number, one in enumerate(told):
+            _alike(told[0], one, number + 1)
+        first, every = told[0], looked.every
+        counts = answers(lambda: (looked.left_out, looked.equal, looked.unknown, looked.back))
+        unknown = next((reason for _, _, reason, _ in counts if reason), "")
+        used = [one.losses for one in told if one.losses]
         found = Horizon(
             kind,
-            steps,
+            first.of,
             first.steps,
-            measures,
-            round(statistics.median(seen.reach for seen in every)),
-            signal=signal_of(first.lags, [seen.parts for seen in every], first.samples),
+            {name: tuple(one.curves[name] for one in told) for name in first.curves},
+            round(statistics.median(one.reach for one in told)),
+            signal=signal_of(first.lags, [seen.parts for seen in every], first.samples, answers),
             training_steps=training_steps,
             batch_size=batch_size,
-            used=Used(replaced(first.lags), torch.tensor(rows).double(), past)
-            if rows and not unknown
+            used=Used(replaced(first.lags), torch.tensor(used).double(), past)
+            if used and not unknown
             else None,
-            sensitivity=torch.stack([seen.sensitivity for seen in every]).mean(0),
+            sensitivity=torch.stack([one.sensitivity for one in told]).mean(0),
             layer=layer,
         )
         if kind == "chunks" and len(first.layers) == 1:
-            (recorded,) = first.layers.values()
-            flow = unasked(recorded)
-            found = replace(found, by_phase=by_phase(flow.gradient, flow.steps, flow.in_chunks))
-        further = shorter[0].further if shorter else 0
-        if len(every) > 1 and not unknown and first.samples > 1:
+            phases = answers(
+                lambda: looked.by_phase() if processes is None or processes.rank == 0 else {}
+            )
+            found = replace(found, by_phase=phases[0])
+        if len(told) > 1 and not unknown and first.samples > 1:
             (name,) = first.layers
             flows = [unasked(seen.layers[name]) for seen in every]
-            readout = Readout.fitted(flows)
-            parts: list[list[dict[str, Scaled]]] = []
-            for (batch, own), flow in zip(kept, flows, strict=True):
-                if progress is not None:
-                    progress(len(parts), len(every), "what the past says of the loss")
-                ask = partial(_left, model, batch, loss_fn, own, flow, readout)
-                with untouched(model):
-                    parts.append(parts_of_the_past(flow, readout.left_of(flow), ask, first.lags))
-            found = replace(found, unexplained=signal_of(first.lags, parts, first.samples))
-        found = replace(found, price=price(model, first.layers, found.window(), further))
-    notes = list(dict.fromkeys(note for seen in every for note in seen.notes))
-    notes += [f"{name}: {FED_BACK}" for name in back]
-    if kind == "chunks" and one_by_one is None:
+            readout = Readout.fitted(flows, answers=answers)
+
+            def parts_of_all() -> list[list[dict[str, Scaled]]]:
+                parts: list[list[dict[str, Scaled]]] = []
+                for (batch, own), flow in zip(looked.kept, flows, strict=True):
+                    if progress is not None:
+                        progress(len(parts), len(every), "what the past says of the loss")
+                    ask = partial(_left, model, batch, loss_fn, own, flow, readout)
+                    with untouched(model):
+                        left = readout.left_of(flow)
+                        parts.append(parts_of_the_past(flow, left, ask, first.lags))
+                return parts
+
+            past_parts: list[list[dict[str, Scaled]]] = []
+            answers(lambda: past_parts.extend(parts_of_all()))
+            unexplained = signal_of(first.lags, past_parts, first.samples, answers)
+            found = replace(found, unexplained=unexplained)
+        further = looked.shorter[0].further if looked.shorter else 0
+        window = found.window()
+        prices = answers(
+            lambda: (
+                price(model, every[0].layers, window, further)
+                if processes is None or processes.rank == 0
+                else None
+            )
+        )
+        found = replace(found, price=prices[0])
+    notes = list(dict.fromkeys(note for one in told for note in one.notes))
+    notes += [f"{name}: {FED_BACK}" for name in counts[0][3]]
+    if kind == "chunks" and looked.one_by_one is None:
         notes.append(NOT_ASKED)
     if unknown:
         notes.append(f"what is used and what is learnable is not known: {unknown}")
     elif first.samples < 2:
         notes.append(ONE_SAMPLE)
-    if len(every) == 1:
+    if len(told) == 1:
         notes.append(SINGLE)
-    if equal:
+    if equal := sum(each for _, each, _, _ in counts):
         notes.append(
             f"left out: {counted(equal, 'batch', 'batches')} equal to an earlier one, which "
             "cannot tell signal from noise"
@@ -257,19 +249,145 @@ def horizon(
     if found.unexplained is not None and found.unexplained.nothing:
         notes.append(NOTHING_TO_LEARN)
     zero = sum(one.whole == -torch.inf for one in found.measures[""])
-    if 0 < zero < len(every):
-        notes.append(f"the gradient is 0 in {zero} of {len(every)} batches, left out of the curves")
-    if found.used is not None and zero < len(every):
-        flows = [unasked(one) for seen in every for one in seen.layers.values()]
-        if past == PASTS[0] and same_for_all(flows):
+    if 0 < zero < len(told):
+        notes.append(f"the gradient is 0 in {zero} of {len(told)} batches, left out of the curves")
+    if found.used is not None and zero < len(told):
+        alike = past == PASTS[0] and all(answers(lambda: same_for_all(looked.flows)))
+        if alike:
             notes.append(CANCELS)
         elif found.used.rounding:
             notes.append(ROUNDING)
-    if left_out:
+    if left_out := sum(each for each, _, _, _ in counts):
         notes.append(f"left out: {counted(left_out, 'batch', 'batches')} of another size")
     if kind == "window":
         notes.append(GRID)
     return replace(found, notes=tuple(notes))
+
+
+@dataclass(frozen=True, eq=False)
+class _Told:
+    """What a process tells the others of a batch.
+
+    Attributes:
+        of: the K of the curves.
+        curves: the measures, by name.
+        steps, samples, lags, layers: the length of the longest layer, the size of the batch, the
+            bins, and the names of the layers.
+        reach, sensitivity, notes: as in `Seen`.
+        losses: with all older than K steps replaced; none where that is not known.
+    """
+
+    of: tuple[int, ...]
+    curves: Mapping[str, Measures]
+    steps: int
+    samples: int
+    lags: tuple[range, ...]
+    layers: tuple[str, ...]
+    reach: int
+    sensitivity: Float[Tensor, "M"]
+    notes: tuple[str, ...]
+    losses: list[float]
+
+
+class _Looked:
+    """The batches of one process, as they are looked at.
+
+    Attributes:
+        every: what each pass says.
+        kept: each batch, and the seed of its pass.
+        losses: of each, with all older than K steps replaced; none where that is not known.
+        shorter: for kind="window", the passes over shorter inputs.
+        left_out: batches of another size than the first.
+        equal: batches equal to an earlier one.
+        unknown: why what is used and learnable is not known; "" where it is.
+        back: layers whose outputs come back through their input.
+        one_by_one: whether the loss is a sum over steps; None where that is not known.
+    """
+
+    def __init__(self) -> None:
+        self.every: list[Seen] = []
+        self.kept: list[tuple[Any, int]] = []
+        self.losses: list[list[float]] = []
+        self.shorter: list[Shorter] = []
+        self.left_out, self.equal, self.unknown = 0, 0, ""
+        self.back: list[str] = []
+        self.one_by_one: bool | None = None
+
+    def take(
+        self,
+        model: nn.Module,
+        batch: Any,
+        loss_fn: LossFunction,
+        seed: int,
+        kind: str,
+        layer: str | None,
+        past: str,
+        cut: Cut | None,
+    ) -> None:
+        """Look at a batch."""
+        copy = copied_model(model)
+        calls = count_calls(copy)
+        recording = run(copy, batch, loss_fn, seed).recording
+        seen = look(recording, layer, kind)
+        if self.every and seen.samples != self.every[0].samples:
+            self.left_out += 1
+            return
+        if any(_same(seen, other) for other in self.every):
+            self.equal += 1
+            return
+        self.every.append(seen)
+        self.kept.append((batch, seed))
+        _alike(self.every[0], seen, len(self.every))
+        if len(self.every) == 1:
+            repeated = {name: one for name, one in seen.layers.items() if calls[name] > 1}
+            self.back = fed_back(model, batch, loss_fn, seed, repeated)
+            if kind == "chunks":
+                lengths = {name: len(recorded.x) for name, recorded in recording.items()}
+                self.one_by_one = is_sum_over_steps(model, batch, loss_fn, seed, lengths)
+                if self.one_by_one is False:
+                    raise ArgumentError(NO_SUM)
+        if kind == "window":
+            self.shorter.append(shortened(model, batch, loss_fn, seed, recording, seen.layers, cut))
+            _cut_like_the_first(self.shorter)
+        losses: list[float] = []
+        if len(seen.layers) > 1:
+            self.unknown = SEVERAL_LAYERS
+        if not self.unknown:
+            flow = self.flows[-1]
+            self.unknown = why_not_replaced(model, batch, loss_fn, seed, flow)
+        if not self.unknown and (past != PASTS[0] or seen.samples > 1):
+            counts = replaced(seen.lags)
+            losses = losses_without_the_past(model, batch, loss_fn, seed, flow, counts, past)
+        self.losses.append(losses)
+
+    @property
+    def flows(self) -> list[Flow]:
+        """The passes of all layers."""
+        return [unasked(one) for seen in self.every for one in seen.layers.values()]
+
+    def by_phase(self) -> dict[int, tuple[float, ...]]:
+        """The bias of single phases, of the first batch."""
+        flow = self.flows[0]
+        return by_phase(flow.gradient, flow.steps, flow.in_chunks)
+
+    def told(self) -> list[_Told]:
+        """What other processes are told."""
+        steps = tuple(range(1, self.every[0].steps + 1))
+        return [
+            _Told(
+                self.shorter[0].steps if self.shorter else steps,
+                self.shorter[number].measures if self.shorter else seen.measures,
+                seen.steps,
+                seen.samples,
+                seen.lags,
+                tuple(seen.layers),
+                seen.reach,
+                seen.sensitivity,
+                seen.notes,
+                losses,
+            )
+            for number, (seen, losses) in enumerate(zip(self.every, self.losses, strict=True))
+        ]
 
 
 SINGLE = "a single batch: nothing tells signal from noise, so no learnability horizon is known"
@@ -359,22 +477,48 @@ def _cut_like_the_first(shorter: Sequence[Shorter]) -> None:
         )
 
 
-def _like_the_first(every: Sequence[Seen]) -> None:
+def _alike(first: Seen | _Told, other: Seen | _Told, number: int) -> None:
     """Refuse a batch whose gradient cannot be compared with that of the first.
+
+    Args:
+        first: what is said of the first batch.
+        other: of another one.
+        number: which one, from 1.
 
     Raises:
         ArgumentError: with what differs.
     """
-    first, last = every[0], every[-1]
-    for what, one, other in (
-        ("numbers of steps", first.steps, last.steps),
-        ("layers", ", ".join(first.layers), ", ".join(last.layers)),
+    for what, one, of_other in (
+        ("numbers of steps", first.steps, other.steps),
+        ("layers", ", ".join(first.layers), ", ".join(other.layers)),
     ):
-        if one != other:
+        if one != of_other:
             raise ArgumentError(
-                f"batches 1 and {len(every)} have different {what}: {one} and {other}. "
+                f"batches 1 and {number} have different {what}: {one} and {of_other}. "
                 "Give batches that are alike"
             )
+
+
+def _alone(ask: Callable[[], Answer]) -> list[Answer]:
+    """The answer of the only process."""
+    return [ask()]
+
+
+def _same_weights(model: nn.Module, answers: Callable[[Callable[[], Any]], list[Any]]) -> None:
+    """Refuse models that differ between processes.
+
+    Raises:
+        ArgumentError: with the parameter and the rank.
+    """
+    told = answers(lambda: {name: fingerprint(each) for name, each in model.named_parameters()})
+    for rank, other in enumerate(told):
+        for name in told[0] | other:
+            here, there = told[0].get(name, (inf, inf)), other.get(name, (inf, inf))
+            if not all(abs(b - a) <= SAME * here[0] for a, b in zip(here, there, strict=True)):
+                raise ArgumentError(
+                    f"all_reduce=True needs the same model in all processes; {name} of rank {rank} "
+                    "differs from that of rank 0"
+                )
 
 
 def _given(model: nn.Module, batches: Any, loss_fn: LossFunction, seed: int, most: int) -> Batches:

@@ -8,8 +8,10 @@ linear in the outputs, which asks the same of every sample, nor of one that is q
 has no targets.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,6 +22,9 @@ from retrograde.decomposition import Flow
 ROWS_FOR_EACH = 10
 """With fewer rows for each unit of the output a regression would explain noise, too; the mean alone
 is taken out then."""
+
+REFINED = 3
+"""Solutions of the normal equations, each of what the ones before left."""
 
 ROUNDING = 16
 """What is left counts as rounding up to so many rounding errors of dL/ds_t, of norm to norm."""
@@ -40,29 +45,39 @@ class Readout:
     rounding: float
 
     @staticmethod
-    def fitted(flows: Sequence[Flow], mean_only: bool = False) -> "Readout":
+    def fitted(
+        flows: Sequence[Flow],
+        mean_only: bool = False,
+        answers: Callable[[Callable[[], Any]], list[Any]] = lambda ask: [ask()],
+    ) -> "Readout":
         """By least squares over a layer's passes in several batches.
 
         Args:
             flows: the passes.
             mean_only: fit the bias alone.
+            answers: gathers what all processes answer, each with its own flows.
         """
         x, y = (
-            torch.cat([each[loss_steps(flow)].double().flatten(0, 1) for flow, each in pairs])
+            torch.cat([each[loss_steps(flow)].double().flatten(0, 1).cpu() for flow, each in pairs])
             for pairs in (
                 [(flow, flow.unrolled.output) for flow in flows],
                 [(flow, flow.entries.direct) for flow in flows],
             )
         )
-        if mean_only or len(x) < ROWS_FOR_EACH * (x.shape[1] + 1):
+        eps = [torch.finfo(flow.entries.direct.dtype).eps for flow in flows]
+        counts = answers(lambda: (len(x), max(eps)))
+        rows, recorded = sum(count for count, _ in counts), max(each for _, each in counts)
+        if mean_only or rows < ROWS_FOR_EACH * (x.shape[1] + 1):
             x = x[:, :0]
-        ones = x.new_ones(len(x), 1)
-        solution = torch.linalg.lstsq(torch.cat((x, ones), 1), y).solution if len(x) else None
-        if solution is None:
-            solution = y.new_zeros(x.shape[1] + 1, y.shape[1])
-        recorded = max(torch.finfo(flow.entries.direct.dtype).eps for flow in flows)
-        rounding = ROUNDING * (recorded + len(x) ** 0.5 * torch.finfo(torch.float64).eps)
-        return Readout(solution[:-1], solution[-1], rounding)
+        x = torch.cat((x, x.new_ones(len(x), 1)), 1)
+        gram = sum(answers(partial(torch.matmul, x.T, x)))
+        found = x.new_zeros(x.shape[1], y.shape[1])
+        for _ in range(REFINED):  # the normal equations alone are good to half of the digits
+            left = sum(answers(partial(torch.matmul, x.T, y - x @ found)))
+            found = found + torch.linalg.lstsq(gram, left, driver="gelsd").solution
+        device = flows[0].entries.direct.device
+        rounding = ROUNDING * (recorded + rows**0.5 * torch.finfo(torch.float64).eps)
+        return Readout(found[:-1].to(device), found[-1].to(device), rounding)
 
     def left(
         self,

@@ -9,9 +9,10 @@ Batches are drawn independently, so that products between different ones hold no
 both estimates are unbiased (the square of the mean gradient is not: it holds 1/N of the noise).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -246,28 +247,41 @@ Binned = Sequence[Mapping[str, Scaled]]
 """The part of each bin of one batch: of every parameter one row."""
 
 
-def signal_of(lags: tuple[range, ...], batches: Sequence[Binned], batch_size: int) -> Signal:
+Gather = Callable[[Callable[[], Any]], list[Any]]
+"""What each of several processes answers, in their order."""
+
+
+def signal_of(
+    lags: tuple[range, ...],
+    batches: Sequence[Binned],
+    batch_size: int,
+    answers: Gather = lambda ask: [ask()],
+) -> Signal:
     """Signal and noise from the parts of several batches.
 
     Args:
         lags: the lags of each bin.
-        batches: the parts.
+        batches: the parts, those of this process.
         batch_size: the samples of each batch.
+        answers: gathers those of all processes.
     """
     products, exponents = [], []
     for number in range(len(lags)):
-        by_name = [
-            [batch[number][name].normalised()[0] for batch in batches]
-            for name in batches[0][number]
-        ]
-        units = [torch.cat([row.log2_scale() for row in rows]).cpu() for rows in by_name]
+        here = [{name: _on_cpu(row) for name, row in batch[number].items()} for batch in batches]
+        there = [one for some in answers(partial(list, here)) for one in some]
+        by_name = [[batch[name].normalised()[0] for batch in there] for name in there[0]]
+        units = [torch.cat([row.log2_scale() for row in rows]) for rows in by_name]
         top = torch.stack(units).amax()
         top = torch.where(top == NO_EXPONENT, 0, top)
-        total = torch.zeros(len(batches), len(batches), dtype=torch.float64)
+        total = torch.zeros(len(there), len(there), dtype=torch.float64)
         for rows, unit in zip(by_name, units, strict=True):
-            values = torch.stack([row.values.flatten().double().cpu() for row in rows])
+            values = torch.stack([row.values.flatten().double() for row in rows])
             values *= power_of_two((unit - top).clamp(min=-1022), values).unsqueeze(1)
             total += values @ values.T
         products.append(total)
         exponents.append(top)
     return Signal(lags, torch.stack(products), torch.stack(exponents), batch_size)
+
+
+def _on_cpu(row: Scaled) -> Scaled:
+    return Scaled(row.values.cpu(), row.exponent.cpu())
