@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-install test-oldest test-portability test-integrations lint bench docs clean
+.PHONY: help demo test suite style types test-install test-oldest test-portability test-integrations lint bench docs clean
 
 help:
 	@echo "make demo   two forecasters of CO2, and how far back their gradients reach"
@@ -22,8 +22,12 @@ help:
 demo: .venv/demo
 	$(BIN)/retrograde demo
 
-# The tests start some forty processes: modules are compiled once, whatever the environment says.
-test: lint
+# Types are checked beside the tests, which would wait half a minute for them in a fresh clone.
+test: style
+	@$(MAKE) --no-print-directory --jobs 2 types suite
+
+# The tests start some thirty processes: modules are compiled once, whatever the environment says.
+suite: .venv/dev
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal
 
 test-install: .venv/created
@@ -40,9 +44,13 @@ test-portability: .venv/dev
 test-integrations: .venv/integrations
 	$(BIN)/python -m pytest -q --override-ini addopts=--strict-markers tests/other_packages
 
-lint: .venv/dev
+lint: style types
+
+style: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+types: .venv/dev
 	$(BIN)/mypy
 
 bench: .venv/dev

@@ -68,6 +68,7 @@ asked = {
     "dataframe": [flow.by_lag().to_dataframe, monitor.history.to_dataframe],
     "plot": [flow.by_lag().plot],
     "lightning": [lightning],
+    "keras": [lambda: importlib.import_module("retrograde.integrations.keras")],
     "explore": [retrograde.explore.serve],
 }
 for extra, calls in asked.items():

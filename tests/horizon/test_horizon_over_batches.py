@@ -111,6 +111,22 @@ def test_of_a_layer_called_step_by_step_it_is_said_that_the_loss_was_not_asked()
     assert any("cannot be asked of a layer that is called step by step" in n for n in found.notes)
 
 
+def test_a_cut_of_the_users_own_is_taken_at_its_word():
+    """Where no gradient comes is no proof that the loss does not enter (a hinge)."""
+
+    def loss(model, x):
+        output = model(x)[-2:]
+        return output[0].sum() * (len(x) == T) + output[1].square().sum()
+
+    torch.manual_seed(0)
+    with pytest.raises(ArgumentError, match="other steps"):
+        retrograde.horizon(model(), batches(0)[0], loss, kind="window")
+    found = retrograde.horizon(
+        model(), batches(0)[0], loss, kind="window", cut=lambda x, steps: x[-steps:]
+    )
+    assert found.price.further == 1
+
+
 class Encoder(nn.Module):
     """A layer below: it sends the loss of the last steps to the first ones, too."""
 
@@ -464,14 +480,17 @@ def test_columns_of_a_gradient_beyond_the_range_of_float64():
     assert max(column.reached for column in horizon.columns) == pytest.approx(1, abs=0.5)
 
 
-@pytest.mark.parametrize("kind, further", [("sliding", 0), ("window", 5)])
-def test_the_price_is_that_of_the_steps_read_and_not_of_the_weights(kind, further):
+@pytest.mark.parametrize(
+    "kind, further, layer",
+    [("sliding", 0, retrograde.nn.LSTM), ("window", 5, nn.LSTM)],
+)
+def test_the_price_is_that_of_the_steps_read_and_not_of_the_weights(kind, further, layer):
     """A shorter input keeps what comes after the first loss step."""
 
     def late(model, batch):
         return (model(batch[0]) - batch[1])[-6:].square().mean()
 
-    found = retrograde.horizon(Model(nn.LSTM(1, 64)), batches(0), late, kind=kind)
+    found = retrograde.horizon(Model(layer(1, 64)), batches(0), late, kind=kind)
     price, steps = found.price, found.window()
     assert (price.steps, price.further) == (steps, further) and steps + further < T
     assert price.memory == pytest.approx((steps + further) / T, rel=0.3)

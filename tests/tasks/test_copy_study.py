@@ -70,6 +70,8 @@ def test_the_published_gap_is_there_and_the_curve_shows_why():
     learned = long.looks[-1]
     assert learned.theirs["5"] > 0.3 > 0.1 > learned.theirs["10"]
     assert learned.bias[LENGTH // 2 - 1] > 0.5 and LENGTH < learned.window <= 2 * LENGTH - 1
+    enough = min(int(window) for window, bias in learned.theirs.items() if bias <= 0.1)
+    assert LENGTH // 2 < enough <= LENGTH  # the knee, from one network
     fresh = long.looks[0]
     assert fresh.window <= LENGTH / 2  # a bias near zero there proves nothing
     assert short.looks[-1].window <= LENGTH / 2

@@ -336,7 +336,7 @@ def _audit_layer(
 def _difference(
     layer: LayerCall, dtype: torch.dtype, trial: Trial, whole: tuple[int, int], seed: int
 ) -> Difference:
-    worst = sorted(trial.differences, key=lambda one: -one.excess)
+    worst = sorted(trial.differences, key=lambda one: -one.error)
     least, widths = smallest(layer, dtype, trial, whole, seed)
     forward_first = sorted(worst, key=lambda one: one.what != OUTPUTS)
     step = next((one.step for one in forward_first if one.step is not None), None)
@@ -349,7 +349,7 @@ def _difference(
 
 def _entry(trial: Trial) -> str:
     """The entry of the worst quantity that is farthest off."""
-    worst = max(trial.differences, key=lambda one: one.excess).what
+    worst = max(trial.differences, key=lambda one: one.error).what
     found, right = trial.ran.of(worst), trial.true.of(worst)
     apart = torch.nan_to_num(found - right, math.inf, math.inf, math.inf).abs()
     at = tuple(int(place) for place in torch.unravel_index(apart.argmax(), apart.shape))

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retrograde import _checks
-from retrograde.cells.base import AbstractCell, CellStep
-from retrograde.cells.edges import Edge, Weight, biases, weights
+from retrograde.cells.base import AbstractCell
+from retrograde.cells.edges import Edge, Weight
 from retrograde.cells.graph import PRE_ACTIVATION, Graph
 from retrograde.errors import ArgumentError
 
@@ -91,15 +91,6 @@ class AbstractLinear(AbstractCell):
             return {node: at for node, at in nodes.items() if node != name + end} | own
 
         return replace(graph, before=of(graph.before, "-"), after=of(graph.after, "+"))
-
-    def input_edges(
-        self, step: CellStep, weight: Tensor, bias: Tensor | None, nodes: Sequence[str]
-    ) -> list[Edge]:
-        """W x_k + b: the edges to the pre-activation of each gate."""
-        return [
-            *weights("weight_ih", weight, "x", nodes, step.x),
-            *biases("bias_ih", bias, nodes),
-        ]
 
     def __post_init__(self) -> None:
         self.check()

@@ -26,8 +26,80 @@ from retrograde.cells.graph import Graph
 from retrograde.cells.linear import AbstractLinear, in_rows, spread
 
 
+class AbstractMatrixMemory(AbstractLinear):
+    """What both have in common: queries, keys and values, and a matrix with a row for each key."""
+
+    weight_q: Float[Tensor, "..."]
+    weight_k: Float[Tensor, "..."]
+    weight_v: Float[Tensor, "..."]
+
+    @property
+    def keys(self) -> int:
+        """K, the size of queries and keys."""
+        return self.weight_q.shape[0]
+
+    @property
+    def input_size(self) -> int:
+        return self.weight_q.shape[1]
+
+    @property
+    def hidden_size(self) -> int:
+        return self.weight_v.shape[0]
+
+    def project_each(self, x: Input) -> tuple[Projected, ...]:
+        """Query, key and value."""
+        return tuple(
+            affine(x, each, None) for each in (self.weight_q, self.weight_k, self.weight_v)
+        )
+
+    def matrix(self, name: str, step: CellStep, memory: "Memory") -> list[Edge]:
+        """The edges of a matrix M_k = kept M_{k-1} + by k (x) v, which q reads: row by row."""
+        q, k, v, at = memory.q, memory.k, memory.v, self.slots[name]
+        before, after = (in_rows(s[..., at], self.keys) for s in (step.previous, step.state))
+        edges: list[Edge] = []
+        for row in range(self.keys):
+            q_i, k_i = (part[..., row : row + 1].expand_as(v) for part in (q, k))
+            own = f"{name}{row}"
+            edges += [
+                Diagonal(f"{own}-", own, memory.kept[..., row, :], "carousel"),
+                Diagonal(memory.gate.format(row=row), own, before[..., row, :]),
+                *([Diagonal(memory.writer, own, k_i * v)] if memory.writer else []),
+                Diagonal(f"k{row}", own, memory.by * v, "key"),
+                Diagonal("v", own, memory.by * k_i, "value"),
+                Diagonal(own, f"{own}+"),
+                Diagonal(own, memory.reader, memory.scale * q_i, "readout"),
+                Diagonal(f"q{row}", memory.reader, memory.scale * after[..., row, :], "query"),
+            ]
+        return edges
+
+
 @dataclass(frozen=True, eq=False)
-class GatedLinearAttention(AbstractLinear):
+class Memory:
+    """What a step does to a matrix.
+
+    Attributes:
+        q, k, v: the query, the key, the value.
+        kept: by what each entry is multiplied, [..., K, H].
+        gate: the node of that factor; {row} stands for the row.
+        by: what is written is multiplied by this.
+        writer: the node of `by`, if it is a gate.
+        reader: the node that reads the matrix.
+        scale: what is read is multiplied by this.
+    """
+
+    q: Float[Tensor, "*L K"]
+    k: Float[Tensor, "*L K"]
+    v: Float[Tensor, "*L H"]
+    kept: Float[Tensor, "*L K H"]
+    gate: str
+    reader: str
+    by: Float[Tensor, "*L 1"] | float = 1.0
+    writer: str = ""
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class GatedLinearAttention(AbstractMatrixMemory):
     """One head of gated linear attention: the gate keeps each row of S by a factor of its own.
 
         q = W_q x_k     k = W_k x_k     v = W_v x_k     alpha = sigma(V W_alpha x_k + b)^(1/tau)
@@ -72,20 +144,12 @@ class GatedLinearAttention(AbstractLinear):
 
     def shapes(self, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
         rank = self.weight_alpha_in.shape[0]
-        return attention_shapes(inputs, hidden, self.weight_q.shape[0], rank)
-
-    @property
-    def input_size(self) -> int:
-        return self.weight_q.shape[1]
-
-    @property
-    def hidden_size(self) -> int:
-        return self.weight_v.shape[0]
+        return attention_shapes(inputs, hidden, self.keys, rank)
 
     @property
     def slots(self) -> Mapping[str, slice]:
         width = self.hidden_size
-        return {"h": slice(0, width), "S": slice(width, width * (1 + self.weight_q.shape[0]))}
+        return {"h": slice(0, width), "S": slice(width, width * (1 + self.keys))}
 
     @property
     def gates(self) -> tuple[Gate, ...]:
@@ -98,11 +162,10 @@ class GatedLinearAttention(AbstractLinear):
     def project(self, x: Input) -> Projected:
         rank = affine(x, self.weight_alpha_in, None)
         alpha = affine(rank, self.weight_alpha, self.bias_alpha)
-        every = (self.weight_q, self.weight_k, self.weight_v)
-        return torch.cat((rank, alpha, *(affine(x, weight, None) for weight in every)), -1)
+        return torch.cat((rank, alpha, *self.project_each(x)), -1)
 
     def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
-        keys, width = self.weight_q.shape[0], self.hidden_size
+        keys, width = self.keys, self.hidden_size
         sizes = [self.weight_alpha_in.shape[0], keys, keys, keys, width]
         rank, alpha, q, k, v = torch.split(projected, sizes, -1)
         kept = torch.nn.functional.logsigmoid(alpha).div(self.tau).exp()
@@ -119,10 +182,9 @@ class GatedLinearAttention(AbstractLinear):
         dS_i <- dS_i + scale q_i dh          dq_i = scale <dh, S_i>        dk_i = <dS_i, v>
         dalpha_i = <dS_i, S_{k-1},i>         dv = sum_i k_i dS_i           dS_{k-1},i = alpha_i dS_i
         """
-        keys, width, x = self.weight_q.shape[0], self.hidden_size, step.x
+        keys, width, x = self.keys, self.hidden_size, step.x
         alpha, rank, q, k, v, kept = step.activations.values()
-        kept, at = in_rows(kept, keys), self.slots["S"]
-        before, after = (in_rows(s[..., at], keys) for s in (step.previous, step.state))
+        kept = in_rows(kept, keys)
         rows = range(keys)
         edges: list[Edge] = [
             *weights("weight_alpha_in", self.weight_alpha_in, "x", ("rank",), x),
@@ -138,22 +200,12 @@ class GatedLinearAttention(AbstractLinear):
                 for edge in spread(name, [f"{name}{row}" for row in rows], keys, width, x)
             ),
         ]
-        for row in rows:
-            q_i, k_i = (part[..., row : row + 1].expand_as(v) for part in (q, k))
-            edges += [
-                Diagonal(f"S{row}-", f"S{row}", kept[..., row, :], "carousel"),
-                Diagonal(f"kept{row}", f"S{row}", before[..., row, :]),
-                Diagonal(f"k{row}", f"S{row}", v, "key"),
-                Diagonal("v", f"S{row}", k_i, "value"),
-                Diagonal(f"S{row}", f"S{row}+"),
-                Diagonal(f"S{row}", "h+", self.scale * q_i, "readout"),
-                Diagonal(f"q{row}", "h+", self.scale * after[..., row, :], "query"),
-            ]
-        return self.in_rows(edges, "S", keys)
+        memory = Memory(q, k, v, kept, "kept{row}", "h+", scale=self.scale)
+        return self.in_rows([*edges, *self.matrix("S", step, memory)], "S", keys)
 
 
 @dataclass(frozen=True, eq=False)
-class MLSTM(AbstractLinear):
+class MLSTM(AbstractMatrixMemory):
     """One head of the mLSTM: exponential input gate, matrix memory C and a normaliser n.
 
         q = W_q x_k     k = K^(-1/2) W_k x_k     v = W_v x_k     o = sigma(W_o x_k + b_o)
@@ -193,19 +245,11 @@ class MLSTM(AbstractLinear):
     bias_if: Float[Tensor, "..."] | None = None
 
     def shapes(self, inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
-        return mlstm_shapes(inputs, hidden, self.weight_q.shape[0])
-
-    @property
-    def input_size(self) -> int:
-        return self.weight_q.shape[1]
-
-    @property
-    def hidden_size(self) -> int:
-        return self.weight_v.shape[0]
+        return mlstm_shapes(inputs, hidden, self.keys)
 
     @property
     def slots(self) -> Mapping[str, slice]:
-        h, keys = self.hidden_size, self.weight_q.shape[0]
+        h, keys = self.hidden_size, self.keys
         return {
             "h": slice(0, h),
             "n": slice(h, h + keys),
@@ -221,18 +265,11 @@ class MLSTM(AbstractLinear):
         )
 
     def project(self, x: Input) -> Projected:
-        every = (self.weight_q, self.weight_k, self.weight_v)
-        return torch.cat(
-            (
-                affine(x, self.weight_if, self.bias_if),
-                affine(x, self.weight_o, self.bias_o),
-                *(affine(x, weight, None) for weight in every),
-            ),
-            -1,
-        )
+        gates = affine(x, self.weight_if, self.bias_if), affine(x, self.weight_o, self.bias_o)
+        return torch.cat((*gates, *self.project_each(x)), -1)
 
     def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
-        keys, width = self.weight_q.shape[0], self.hidden_size
+        keys, width = self.keys, self.hidden_size
         i, f, o, q, k, v = torch.split(projected, [1, 1, width, keys, keys, width], -1)
         i, f, o, k = i.exp(), f.sigmoid(), o.sigmoid(), k * keys**-0.5
         n = f * state[..., self.slots["n"]] + i * k
@@ -251,10 +288,8 @@ class MLSTM(AbstractLinear):
         dC_i <- dC_i + q_i dr      dn <- dn + q e                       dq_i = <C_i, dr> + n_i e
         df = <dC, C_{k-1}> + <dn, n_{k-1}>         di = <dC, k (x) v> + <dn, k>
         """
-        keys, width, x = self.weight_q.shape[0], self.hidden_size, step.x
+        keys, width, x = self.keys, self.hidden_size, step.x
         i, f, o, q, k, v, read, along = step.activations.values()
-        at = self.slots["C"]
-        before, after = (in_rows(s[..., at], keys) for s in (step.previous, step.state))
         n_before, n = (s[..., self.slots["n"]] for s in (step.previous, step.state))
         size = along.abs().clamp(min=1)
         sign = torch.where(along.abs() > 1, along.sign(), 0)
@@ -290,28 +325,22 @@ class MLSTM(AbstractLinear):
             Diagonal("size.h", "h+", -o * (read / size) / size),
             Diagonal("a.output", "h+", read / size * SIGMOID.derivative(o)),
         ]
-        for row in range(keys):
-            k_i, q_i = (part[..., row : row + 1] for part in (k, q))
-            edges += [
-                Diagonal(f"C{row}-", f"C{row}", f.expand_as(v), "carousel"),
-                Diagonal("f.C", f"C{row}", before[..., row, :]),
-                Diagonal("i.C", f"C{row}", k_i * v),
-                Diagonal(f"k{row}", f"C{row}", i * v, "key"),
-                Diagonal("v", f"C{row}", (i * k_i).expand_as(v), "value"),
-                Diagonal(f"C{row}", f"C{row}+"),
-                Diagonal(f"C{row}", "read", q_i.expand_as(v), "readout"),
-                Diagonal(f"q{row}", "read", after[..., row, :], "query"),
-            ]
-        edges.append(Diagonal("read", "h+", o / size))
-        return self.in_rows(edges, "C", keys)
+        kept = f.unsqueeze(-1).expand(*v.shape[:-1], keys, width)
+        memory = Memory(q, k, v, kept, "f.C", "read", by=i, writer="i.C")
+        read_out = Diagonal("read", "h+", o / size)
+        return self.in_rows([*edges, *self.matrix("C", step, memory), read_out], "C", keys)
+
+
+def _of_each(inputs: int, hidden: int, keys: int) -> dict[str, tuple[int, ...]]:
+    """The weights of query, key and value."""
+    rows = {"weight_q": keys, "weight_k": keys, "weight_v": hidden}
+    return {name: (count, inputs) for name, count in rows.items()}
 
 
 def attention_shapes(inputs: int, hidden: int, keys: int, rank: int) -> dict[str, tuple[int, ...]]:
     """The weights of a head of gated linear attention."""
     return {
-        "weight_q": (keys, inputs),
-        "weight_k": (keys, inputs),
-        "weight_v": (hidden, inputs),
+        **_of_each(inputs, hidden, keys),
         "weight_alpha_in": (rank, inputs),
         "weight_alpha": (keys, rank),
         "bias_alpha": (keys,),
@@ -321,9 +350,7 @@ def attention_shapes(inputs: int, hidden: int, keys: int, rank: int) -> dict[str
 def mlstm_shapes(inputs: int, hidden: int, keys: int) -> dict[str, tuple[int, ...]]:
     """The weights of a head of an mLSTM."""
     return {
-        "weight_q": (keys, inputs),
-        "weight_k": (keys, inputs),
-        "weight_v": (hidden, inputs),
+        **_of_each(inputs, hidden, keys),
         "weight_o": (hidden, inputs),
         "weight_if": (2, inputs),
         "bias_o": (hidden,),

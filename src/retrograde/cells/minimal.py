@@ -5,6 +5,7 @@ Reference: Leo Feng, Frederick Tung, Mohamed Osama Ahmed, Yoshua Bengio and Hoss
 computed with logarithms appendix B.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -14,9 +15,9 @@ from torch.nn.functional import logsigmoid
 from retrograde import _checks
 from retrograde._types import Input, Projected, State
 from retrograde.cells.base import CellStep, affine
-from retrograde.cells.edges import Diagonal
-from retrograde.cells.gates import ACTIVATIONS, CONSTANT, SIGMOID, Gate
-from retrograde.cells.graph import Graph
+from retrograde.cells.edges import Diagonal, biases, weights
+from retrograde.cells.gates import ACTIVATIONS, CONSTANT, SIGMOID, Activation, Gate
+from retrograde.cells.graph import PRE_ACTIVATION, Graph
 from retrograde.cells.linear import AbstractLinear
 
 FORMS = {"linear": ACTIVATIONS["identity"], "log": ACTIVATIONS["relu+sigmoid"]}
@@ -46,8 +47,23 @@ class AbstractMinimal(AbstractLinear):
     def hidden_size(self) -> int:
         return self.weight_ih.shape[0] // len(self.gates)
 
+    @property
+    def candidate(self) -> Activation:
+        """phi."""
+        return FORMS[self.form]
+
     def project(self, x: Input) -> Projected:
         return affine(x, self.weight_ih, self.bias_ih)
+
+    def derivative(self, step: CellStep, kept: Tensor, by: Mapping[str, Tensor]) -> Graph:
+        """The graph of h_k = kept h_{k-1} + ...; `by` is dh_k/da of each gate."""
+        nodes = self.gate_nodes
+        return self.graph(
+            *weights("weight_ih", self.weight_ih, "x", nodes, step.x),
+            *biases("bias_ih", self.bias_ih, nodes),
+            Diagonal("h-", "h+", kept, "carousel"),
+            *(Diagonal(PRE_ACTIVATION + gate, "h+", factor) for gate, factor in by.items()),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +98,7 @@ class MinGRU(AbstractMinimal):
 
     @property
     def gates(self) -> tuple[Gate, ...]:
-        return (Gate("update", SIGMOID, "input"), Gate("candidate", FORMS[self.form], "candidate"))
+        return (Gate("update", SIGMOID, "input"), Gate("candidate", self.candidate, "candidate"))
 
     @property
     def activations(self) -> tuple[Gate, ...]:
@@ -90,7 +106,7 @@ class MinGRU(AbstractMinimal):
 
     def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
         z, n = projected.chunk(2, -1)
-        z, n = z.sigmoid(), FORMS[self.form].function(n)
+        z, n = z.sigmoid(), self.candidate.function(n)
         h = (1 - z) * state + z * n
         return CellStep(x, state, h, {"update": z, "candidate": n, "kept": 1 - z})
 
@@ -100,12 +116,9 @@ class MinGRU(AbstractMinimal):
         da_z = dh (n - h_{k-1}) z'      da_n = dh z phi'      dh_{k-1} = dh (1 - z)
         """
         z, n, kept = step.activations.values()
-        return self.graph(
-            *self.input_edges(step, self.weight_ih, self.bias_ih, self.gate_nodes),
-            Diagonal("h-", "h+", kept, "carousel"),
-            Diagonal("a.update", "h+", (n - step.previous) * SIGMOID.derivative(z)),
-            Diagonal("a.candidate", "h+", z * FORMS[self.form].derivative(n)),
-        )
+        by_z = (n - step.previous) * SIGMOID.derivative(z)
+        by = {"update": by_z, "candidate": z * self.candidate.derivative(n)}
+        return self.derivative(step, kept, by)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +154,7 @@ class MinLSTM(AbstractMinimal):
         return (
             Gate("forget", SIGMOID),
             Gate("input", SIGMOID),
-            Gate("candidate", FORMS[self.form], "candidate"),
+            Gate("candidate", self.candidate, "candidate"),
         )
 
     @property
@@ -150,7 +163,7 @@ class MinLSTM(AbstractMinimal):
 
     def advance(self, x: Input, projected: Projected, state: State) -> CellStep:
         a_f, a_i, n = projected.chunk(3, -1)
-        f, i, n = a_f.sigmoid(), a_i.sigmoid(), FORMS[self.form].function(n)
+        f, i, n = a_f.sigmoid(), a_i.sigmoid(), self.candidate.function(n)
         # f / (f + i) = sigma(log f - log i), where f and i may both be 0 in their data type
         kept = (logsigmoid(a_f) - logsigmoid(a_i)).sigmoid()
         h = kept * state + (1 - kept) * n
@@ -164,10 +177,9 @@ class MinLSTM(AbstractMinimal):
         """
         f, i, n, kept = step.activations.values()
         by_kept = (step.previous - n) * SIGMOID.derivative(kept)
-        return self.graph(
-            *self.input_edges(step, self.weight_ih, self.bias_ih, self.gate_nodes),
-            Diagonal("h-", "h+", kept, "carousel"),
-            Diagonal("a.forget", "h+", by_kept * (1 - f)),
-            Diagonal("a.input", "h+", -by_kept * (1 - i)),
-            Diagonal("a.candidate", "h+", (1 - kept) * FORMS[self.form].derivative(n)),
-        )
+        by = {
+            "forget": by_kept * (1 - f),
+            "input": -by_kept * (1 - i),
+            "candidate": (1 - kept) * self.candidate.derivative(n),
+        }
+        return self.derivative(step, kept, by)

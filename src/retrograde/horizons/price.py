@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from retrograde.diagnosis.copies import copied_model, untouched
+from retrograde.nn import AbstractRecurrent
 from retrograde.recording import Recorded, recurrent_layers
 from retrograde.truncation.price import Price
 
@@ -32,7 +33,7 @@ def price(
     with untouched(model):
         modules = recurrent_layers(copied_model(model))
         for name, recorded in layers.items():
-            if not isinstance(modules.get(name), nn.RNNBase):
+            if not isinstance(modules.get(name), nn.RNNBase | AbstractRecurrent):
                 return None
             short, long = (
                 _measured(modules[name], recorded, n) for n in (steps + further, present)

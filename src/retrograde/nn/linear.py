@@ -14,8 +14,21 @@ from retrograde.errors import ArgumentError
 from retrograde.nn.recurrent import AbstractRecurrent, Shapes
 
 
-class AbstractMinimalLayer(AbstractRecurrent):
+class AbstractLinearLayer(AbstractRecurrent):
+    """What all of them have in common: options of their own, which they show."""
+
+    _options_shown: tuple[str, ...] = ()
+    """The names of these options."""
+
+    def extra_repr(self) -> str:
+        shown = (f"{name}={getattr(self, name)!r}" for name in self._options_shown)
+        return ", ".join([super().extra_repr(), *shown])
+
+
+class AbstractMinimalLayer(AbstractLinearLayer):
     """What the minimal GRU and the minimal LSTM have in common."""
+
+    _options_shown = ("form",)
 
     def __init__(
         self,
@@ -48,9 +61,6 @@ class AbstractMinimalLayer(AbstractRecurrent):
 
     def _layer(self, weights: Mapping[str, Tensor]) -> cells.AbstractCell:
         return self._cell(**weights, form=self.form)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, form={self.form!r}"
 
 
 class MinGRU(AbstractMinimalLayer):
@@ -105,7 +115,7 @@ class MinLSTM(AbstractMinimalLayer):
     _cell = cells.MinLSTM
 
 
-class LRU(AbstractRecurrent):
+class LRU(AbstractLinearLayer):
     """The linear recurrent unit of Orvieto et al. (2023), arXiv 2303.06349, as a layer.
 
     Its derivative is the one that `retrograde.cells.LRU` writes out; its state is (h, re, im). A
@@ -127,6 +137,8 @@ class LRU(AbstractRecurrent):
         >>> output.shape, re_n.shape
         (torch.Size([5, 2, 3]), torch.Size([1, 2, 8]))
     """
+
+    _options_shown = ("state_size",)
 
     def __init__(
         self,
@@ -182,11 +194,8 @@ class LRU(AbstractRecurrent):
     def _layer(self, weights: Mapping[str, Tensor]) -> cells.AbstractCell:
         return cells.LRU(**weights)
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, state_size={self.state_size}"
 
-
-class SelectiveScan(AbstractRecurrent):
+class SelectiveScan(AbstractLinearLayer):
     """Mamba's selective scan (Gu and Dao 2023, arXiv 2312.00752) as a layer, without its block.
 
     Its derivative is the one that `retrograde.cells.SelectiveScan` writes out; its state is (h, S).
@@ -207,6 +216,8 @@ class SelectiveScan(AbstractRecurrent):
         >>> output.shape, S_n.shape
         (torch.Size([5, 2, 3]), torch.Size([1, 2, 12]))
     """
+
+    _options_shown = ("state_size", "rank")
 
     def __init__(
         self,
@@ -251,11 +262,8 @@ class SelectiveScan(AbstractRecurrent):
     def _layer(self, weights: Mapping[str, Tensor]) -> cells.AbstractCell:
         return cells.SelectiveScan(**weights)
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, state_size={self.state_size}, rank={self.rank}"
 
-
-class GatedLinearAttention(AbstractRecurrent):
+class GatedLinearAttention(AbstractLinearLayer):
     """One head of gated linear attention (Yang et al. 2023, arXiv 2312.06635) as a layer.
 
     Its derivative is the one that `retrograde.cells.GatedLinearAttention` writes out; its state is
@@ -279,6 +287,8 @@ class GatedLinearAttention(AbstractRecurrent):
         >>> output.shape, S_n.shape
         (torch.Size([5, 2, 4]), torch.Size([1, 2, 8]))
     """
+
+    _options_shown = ("key_size", "rank", "tau")
 
     def __init__(
         self,
@@ -311,11 +321,8 @@ class GatedLinearAttention(AbstractRecurrent):
         scale = self.key_size**-0.5
         return cells.GatedLinearAttention(**weights, tau=self.tau, scale=scale)
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, key_size={self.key_size}, rank={self.rank}, tau={self.tau}"
 
-
-class MLSTM(AbstractRecurrent):
+class MLSTM(AbstractLinearLayer):
     """One head of the mLSTM (Beck et al. 2024, arXiv 2405.04517) as a layer.
 
     Its derivative is the one that `retrograde.cells.MLSTM` writes out; its state is (h, n, C).
@@ -335,6 +342,8 @@ class MLSTM(AbstractRecurrent):
         >>> output.shape, n_n.shape, C_n.shape
         (torch.Size([5, 2, 4]), torch.Size([1, 2, 2]), torch.Size([1, 2, 8]))
     """
+
+    _options_shown = ("key_size",)
 
     def __init__(
         self,
@@ -361,6 +370,3 @@ class MLSTM(AbstractRecurrent):
 
     def _layer(self, weights: Mapping[str, Tensor]) -> cells.AbstractCell:
         return cells.MLSTM(**weights)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, key_size={self.key_size}"

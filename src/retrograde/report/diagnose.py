@@ -156,7 +156,7 @@ def diagnose(
         >>> def loss_fn(model, batch):
         ...     return (model(batch[0])[0][-1].sum(1, keepdim=True) - batch[1]).square().mean()
         >>> report = retrograde.diagnose(
-        ...     torch.nn.LSTM(1, 8), few_steps, loss_fn, needs_lag=40, try_training=2,
+        ...     torch.nn.LSTM(1, 8), few_steps, loss_fn, needs_lag=40, try_training=1,
         ... )
         >>> report.findings[0].trials[0].verdict
         'no difference'

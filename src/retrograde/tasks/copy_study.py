@@ -56,6 +56,9 @@ EPOCHS = {5: 60, 10: 60}
 LOOKS = (0, 5, 10, 15, 20, 30, 60)
 """Epochs after which perplexity is measured and the horizon looked at."""
 
+WINDOWS = range(1, 2 * LENGTH + 1)
+"""The K whose bias is looked at under their truncation."""
+
 LOOK = 60
 """Steps of the sequences whose gradient is looked at; the task's lag is 10."""
 
@@ -155,8 +158,7 @@ class Look:
         window: the smallest K whose bias is at most 0.1.
         reach: of its gradient.
         bias: of truncations to K = 1, 2, ... steps.
-        theirs: the bias of the trainings' own windows, which look back over K to 2 K - 1 steps, by
-            their K.
+        theirs: the bias of their truncation, which looks back over K to 2 K - 1 steps, by K.
     """
 
     epoch: int
@@ -228,7 +230,7 @@ def look(model: Copier, epoch: int, found: float) -> Look:
         horizon.window(),
         horizon.reach,
         tuple(round(float(bias), 4) for bias in horizon.bias[: 3 * LENGTH]),
-        {str(window): round(bias_of_theirs(flow, window), 4) for window in EPOCHS},
+        {str(window): round(bias_of_theirs(flow, window), 4) for window in WINDOWS},
     )
 
 
