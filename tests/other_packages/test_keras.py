@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import retrograde
@@ -103,6 +105,46 @@ def test_every_layer_adds_up_to_its_own_gradient(part, how):
     tokens = keras.Input((5,))
     model = keras.Model(tokens, part(**how)(layers.Embedding(4, I, mask_zero=True)(tokens)))
     assert exact(recorded(model, IDS))
+
+
+@settings(max_examples=40, deadline=None, database=None)
+@given(drawn=st.data())
+def test_whatever_is_set_the_parts_add_up(drawn):
+    flag, of = st.booleans(), st.sampled_from
+    kind = drawn.draw(of(["LSTM", "GRU", "SimpleRNN"]), "kind")
+    names = ("use_bias", "go_backwards", "return_sequences", "return_state", "unroll")
+    how = {name: drawn.draw(flag, name) for name in (*names, "zero_output_for_mask")}
+    if kind == "GRU":
+        how["reset_after"] = drawn.draw(flag, "reset_after")
+    if drawn.draw(flag, "another activation"):
+        how["activation"] = drawn.draw(of(["relu", "linear", "softsign", "gelu"]), "activation")
+    steps, batch = drawn.draw(st.integers(1, 6), "T"), drawn.draw(st.integers(1, 3), "B")
+    seed = drawn.draw(st.integers(0, 99), "seed")
+    keras.utils.set_random_seed(seed)
+    layer = getattr(layers, kind)(drawn.draw(st.integers(1, 3), "H"), **how)
+    layer.build((batch, steps, 2))
+    for variable in layer.trainable_variables:
+        variable.assign(torch.randn(variable.shape).double())
+    sequences = torch.randn(batch, steps, 2).double()
+    call = {}
+    both = how["unroll"] and how["go_backwards"]  # with a mask Keras 3.15 itself fails
+    if not both and drawn.draw(flag, "mask"):
+        row = st.lists(flag, min_size=steps, max_size=steps).filter(any)
+        call["mask"] = torch.tensor([drawn.draw(row) for _ in range(batch)])
+    if drawn.draw(flag, "initial"):
+        shape, count = (batch, layer.units), 1 + (kind == "LSTM")
+        call["initial_state"] = [torch.randn(shape).double() for _ in range(count)]
+    with retrograde.record(layer) as recording:
+        found = keras.tree.flatten(layer(sequences, **call))
+        chosen = [drawn.draw(flag) for _ in found]
+        chosen[drawn.draw(st.integers(0, len(found) - 1))] = True
+        some = [each for each, wanted in zip(found, chosen, strict=True) if wanted]
+        sum((each * torch.randn(each.shape).double()).sum() for each in some).backward()
+    flow = retrograde.decompose(recording)
+    assert flow.residual.ok and flow.residual < 1e-11
+    for name in flow.parameters:
+        whole, own = flow.by_lag(name).parts().sum(0), getattr(layer.cell, name).value.grad
+        torch.testing.assert_close(whole, own, rtol=1e-9, atol=1e-9)
 
 
 def test_both_directions_as_one_kernel_are_taken_apart(monkeypatch):

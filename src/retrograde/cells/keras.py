@@ -38,6 +38,13 @@ class KerasCell(AbstractWrapped):
         kernel: shape [I, G*H], gates i, f, c, o of an LSTM and z, r, h of a GRU.
         recurrent_kernel: shape [H, G*H].
         bias: shape [G*H], or [2, G*H] of a GRU with `reset_after=True`; None for none.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.cells import KerasCell, keras_cell
+        >>> cell = keras_cell("LSTM", torch.zeros(2, 12), torch.zeros(3, 12))
+        >>> isinstance(cell, KerasCell), cell.input_size, cell.state_size
+        (True, 2, 6)
     """
 
     kernel: Float[Tensor, "..."]
