@@ -214,6 +214,9 @@ def test_an_lstm_of_torch_with_the_same_weights_gives_the_same_parts():
             torch.testing.assert_close(one.log2, two.log2)
             torch.testing.assert_close(one.share, two.share)
     assert ours.reach == other.reach
+    policy = retrograde.clipping.PreActivationValue(1e-3)
+    one, two = ours.clipped(policy).cosine("kernel"), other.clipped(policy).cosine("weight_ih_l0")
+    assert one == pytest.approx(two) and one < 0.999
 
 
 def test_a_dropout_of_the_input_is_seen_and_one_of_the_state_is_refused():
