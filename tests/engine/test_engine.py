@@ -9,6 +9,7 @@ import retrograde
 from retrograde.cells import Elman
 from retrograde.engine import (
     Entries,
+    adjoint,
     backpropagate,
     backpropagate_by_crossing,
     gradients,
@@ -186,6 +187,26 @@ def test_refusals():
     for wrong in (0, -1):
         with pytest.raises(ArgumentError, match="max_rows must be a positive integer"):
             Entries.of(torch.ones(3, 1, 1), wrong)
+
+
+@pytest.mark.parametrize("max_rows", [None, 4])
+@pytest.mark.parametrize("w", [0.7, 1e-4, 3e5, 0.0])
+def test_stretches_of_any_length_give_the_same_rows(monkeypatch, w, max_rows):
+    """Rows that move by 13 and 18 powers of two a step, or die, end a stretch early."""
+    cell, losses = linear(w), torch.tensor([1.0, -3e-30, 2.0, 0.0, 1e25]).double()
+    unrolled = unroll(cell, torch.ones(40, 1, 1, dtype=torch.float64))
+    entries = Entries.of(losses.repeat(8).view(-1, 1, 1), max_rows)
+    found = []
+    for gathered in (2**20, 1):
+        monkeypatch.setattr(adjoint, "GATHERED", gathered)
+        with unchecked():
+            steps = list(backpropagate(unrolled, entries))
+        found.append(steps)
+    for one, other in zip(*found, strict=True):
+        assert one.k == other.k
+        unit = one.delta.exponent - other.delta.exponent
+        same = torch.ldexp(one.delta.values.flatten(), unit)
+        torch.testing.assert_close(same, other.delta.values.flatten(), rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("by_crossing", [False, True])

@@ -6,15 +6,16 @@ import pytest
 import torch
 
 from retrograde.explore import examples, proof
+from retrograde.explore.examples import by_hand as letters
 from retrograde.explore.lesson import Setting, flow_of
 
 
 @pytest.mark.parametrize("w", [-0.9, 0.5, 1.4])
 def test_three_steps_are_the_derivation_by_hand(w):
-    states = [examples.S_0]
-    for value in examples.INPUTS:
-        states.append(examples.W_X * value + w * states[-1] + examples.B_1)
-    through = -(examples.Y_3 - (examples.W_O * states[3] + examples.B_2)) * examples.W_O
+    states = [letters.S_0]
+    for value in letters.INPUTS:
+        states.append(letters.W_X * value + w * states[-1] + letters.B_1)
+    through = -(letters.Y_3 - (letters.W_O * states[3] + letters.B_2)) * letters.W_O
     found = examples.three_steps(w)
     assert found.through == pytest.approx(through)
     by_hand = [through * states[2], through * w * states[1], through * w * w * states[0]]

@@ -95,6 +95,34 @@ def test_layers_for_differential_privacy_have_torchs_routes(kind):
     torch.testing.assert_close(ours.share, other.share, rtol=1e-10, atol=1e-12)
 
 
+def test_the_layers_of_an_xlstm():
+    blocks = pytest.importorskip("xlstm.blocks", reason=WHY)
+    from xlstm.blocks.mlstm.layer import mLSTMLayer, mLSTMLayerConfig
+    from xlstm.blocks.slstm.layer import sLSTMLayer, sLSTMLayerConfig
+
+    assert blocks
+    torch.manual_seed(0)
+    size = {"embedding_dim": 8, "num_heads": 2}
+    for width in (0, 4):
+        layer = sLSTMLayer(sLSTMLayerConfig(backend="vanilla", conv1d_kernel_size=width, **size))
+        _check_of_xlstm(layer)
+        with retrograde.record(layer.double()) as recording:
+            layer(torch.randn(B, T, 8)).square().mean().backward()
+        assert "recurrent.forget" in retrograde.decompose(recording).routes
+    _check_of_xlstm(mLSTMLayer(mLSTMLayerConfig(context_length=T, **size)))
+
+
+def _check_of_xlstm(layer):
+    layer.reset_parameters()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    drawn = torch.randn(B, T, 8)
+    model = torch.nn.Sequential(layer.double())
+    (residual,) = residuals(model, lambda m: m(drawn).square().mean()).values()
+    assert residual.ok and residual < 1e-12  # all steps of an mLSTM are summed in another order
+
+
 def test_the_recurrent_layer_of_a_transducer():
     rnnt = _in_torchaudio()
     for layer_norm in (False, True):

@@ -2,7 +2,7 @@
 
 `KNOWN` are the declarations that ship, by the qualified names of classes: of torchrecurrent's
 cells, EA-LSTM (neuralhydrology), LiGRU (speechbrain), CfC and LTC (ncps), torchaudio's RNNT,
-opacus' DPLSTM, QRNN, minGRU-pytorch and the Mamba of transformers. They are found without an
+opacus' DPLSTM, QRNN, minGRU-pytorch, the Mamba of transformers and xlstm. They are found without an
 argument, and need none of these packages.
 """
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from retrograde.cells import GRU, LSTM, AbstractCell, Elman
 from retrograde.declarations.declaration import Declaration
 from retrograde.declarations.linear import LINEAR
+from retrograde.declarations.xlstm import XLSTM
 
 CELL_STATE = ("h", "c")
 
@@ -175,5 +176,6 @@ KNOWN: Mapping[str, Declaration] = {
         _qrnn, state="c", readout="h", x=_window, initial=1, batch_first=False
     ),
     **LINEAR,
+    **XLSTM,
 }
 """Declarations by the qualified names of classes."""

@@ -27,6 +27,8 @@ def count_calls(model: nn.Module) -> Counter[str]:
     """How often each recurrent layer of a model is called from now on, counted as it happens."""
     calls = Counter[str]()
     for name, layer in recurrent_layers(model).items():
+        if isinstance(layer, torch.jit.ScriptModule):
+            continue
         layer.register_forward_hook(lambda *_, name=name: calls.update([name]))
     return calls
 
@@ -57,8 +59,12 @@ def fed_back(
 
 
 def detach_input(layer: nn.Module) -> None:
-    """From now on a layer reads its input, its first argument, without the graph behind it."""
-    layer.register_forward_pre_hook(_detached, with_kwargs=True)
+    """From now on a layer reads its input, its first argument, without the graph behind it.
+
+    Not a scripted one, which takes no hooks of ours.
+    """
+    if not isinstance(layer, torch.jit.ScriptModule):
+        layer.register_forward_pre_hook(_detached, with_kwargs=True)
 
 
 def _detached(_: nn.Module, inputs: Any, options: Any) -> Any:

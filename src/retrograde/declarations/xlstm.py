@@ -1,0 +1,145 @@
+"""The layers of the xlstm package, in its plain torch code: sLSTM and mLSTM with all around them.
+
+Beck et al., "xLSTM: Extended Long Short-Term Memory" (2024), equations 8-27. A layer is a
+convolution, the gates and the recurrence, a norm by heads and what leads out of it; a step reads
+the inputs that its convolution sees, and its output is no part of the state.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv1d, logsigmoid, pad, silu
+
+from retrograde.cells.marks import gate
+from retrograde.declarations.declaration import Declaration
+
+Weights = Mapping[str, Tensor]
+
+EPS = 1e-6
+"""What the package adds to the normaliser of the mLSTM."""
+
+
+def _of(module: Any, weights: Weights, name: str) -> Callable[[Tensor], Tensor]:
+    """A part of a layer with other weights."""
+    part, start = module.get_submodule(name), f"{name}."
+    own = {n.removeprefix(start): w for n, w in weights.items() if n.startswith(start)}
+    return lambda x: torch.func.functional_call(part, own, (x,))
+
+
+def _convolved(module: Any, weights: Weights, window: Tensor) -> Tensor:
+    """The last output of the causal convolution over a window [B, K, E], activated."""
+    found = conv1d(
+        window.mT,
+        weights["conv1d.conv.weight"],
+        weights.get("conv1d.conv.bias"),
+        groups=module.conv1d.groups,
+    )
+    return silu(found[..., 0])
+
+
+def _slstm(module: Any, weights: Weights, x: Tensor, s: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Equations 8-18; the gates read the convolution, z and o the input itself."""
+    config = module.config
+    if config.function != "slstm":
+        raise ValueError(f"its function is {config.function!r}; only 'slstm' is known")
+    window = x.view(len(x), max(config.conv1d_kernel_size, 1), -1)
+    last = window[:, -1]
+    seen = _convolved(module, weights, window) if config.conv1d_kernel_size else last
+    # The layer hands its "fgate" to the cell as the input gate, and its "igate" as the forget gate.
+    names = {"fgate": seen, "igate": seen, "zgate": last, "ogate": last}
+    given = torch.cat([_of(module, weights, n)(read) for n, read in names.items()], -1)
+    kernel = weights["slstm_cell._recurrent_kernel_"]  # [heads, gates * D, D]
+    by_head = s["h"].view(len(x), len(kernel), 1, -1) @ kernel.mT
+    recurrent = by_head.view(len(x), len(kernel), 4, -1).transpose(1, 2).flatten(1)
+    i, f, z, o = (given + recurrent + weights["slstm_cell._bias_"]).chunk(4, -1)
+    kept = s["m"] + logsigmoid(f)
+    m = torch.where(s["n"] == 0, i, torch.maximum(i, kept))  # in the first step nothing is kept
+    one = torch.ones_like(i)
+    into = gate("input", torch.minimum(torch.exp(i - m), one))
+    forget = gate("forget", torch.minimum(torch.exp(kept - m), one))
+    c = forget * s["c"] + into * gate("cell", torch.tanh(z))
+    n = forget * s["n"] + into
+    h = gate("output", torch.sigmoid(o)) * c / n
+    y = _of(module, weights, "group_norm")(h.view(len(x), config.num_heads, 1, -1))
+    return {"h": h, "c": c, "n": n, "m": m, "y": y.flatten(1)}
+
+
+def _mlstm(module: Any, weights: Weights, x: Tensor, s: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Equations 19-27, for which the package computes all steps at once."""
+    config, count = module.config, len(x)
+    heads = config.num_heads
+    both = _of(module, weights, "proj_up")(x.view(count, config.conv1d_kernel_size, -1))
+    inner, z = both.chunk(2, -1)
+    seen, last = _convolved(module, weights, inner), inner[:, -1]
+    read = {"q_proj": seen, "k_proj": seen, "v_proj": last}
+    q, k, v = (_of(module, weights, name)(values) for name, values in read.items())
+    gates = torch.cat((q, k, v), -1)
+    i = _of(module, weights, "mlstm_cell.igate")(gates)
+    kept = logsigmoid(_of(module, weights, "mlstm_cell.fgate")(gates)) + s["m"]
+    q, k, v = (values.view(count, heads, -1) for values in (q, k, v))
+    n, C = s["n"].view_as(k), s["C"].view(count, heads, k.shape[2], -1)
+    m = torch.where((n == 0).all(-1), i, torch.maximum(i, kept))
+    into = torch.exp(i - m)[..., None] * k / math.sqrt(k.shape[2])
+    forget = torch.exp(kept - m)[..., None]
+    C = forget[..., None] * C + into[..., None] * v[..., None, :]
+    n = forget * n + into
+    size = torch.maximum((q * n).sum(-1).abs(), torch.exp(-m))[..., None] + EPS
+    h = (q[..., None] * C).sum(-2) / size
+    normed = _of(module, weights, "mlstm_cell.outnorm")(h.unsqueeze(2)).flatten(1)
+    out = (normed + weights["learnable_skip"] * seen) * silu(z[:, -1])
+    y = _of(module, weights, "proj_down")(out)
+    return {"C": C.flatten(1), "n": n.flatten(1), "m": m, "y": y}
+
+
+def _window(arguments: Mapping[str, Any]) -> Tensor:
+    """The inputs that the convolution of each step sees, the latest last, [B, T, K * features]."""
+    x, width = arguments["x"], max(arguments["self"].config.conv1d_kernel_size, 1)
+    return pad(x, (0, 0, width - 1, 0)).unfold(1, width, 1).mT.flatten(2)
+
+
+def _features(module: Any) -> int:
+    return int(module.config.embedding_dim)
+
+
+def _inner(module: Any) -> int:
+    return int(module.config._inner_embedding_dim)
+
+
+def _heads(module: Any) -> int:
+    return int(module.config.num_heads)
+
+
+def _matrices(module: Any) -> int:
+    return _inner(module) ** 2 // _heads(module)
+
+
+def _output(returned: Any) -> Tensor:
+    found: Tensor = returned[0] if isinstance(returned, tuple) else returned
+    return found
+
+
+XLSTM: Mapping[str, Declaration] = {
+    "xlstm.blocks.slstm.layer.sLSTMLayer": Declaration(
+        _slstm,
+        state=dict.fromkeys("hcnm", _features),
+        readout="y",
+        x=_window,
+        initial=(),
+        output=_output,
+        batch_first=True,
+    ),
+    "xlstm.blocks.mlstm.layer.mLSTMLayer": Declaration(
+        _mlstm,
+        state={"C": _matrices, "n": _inner, "m": _heads},
+        readout="y",
+        x=_window,
+        initial=(),
+        output=_output,
+        batch_first=True,
+        carousel=tuple(f"{piece}->{to}" for piece in "Cnm" for to in ("C", "n", "m", "y")),
+    ),
+}
+"""Declarations by the qualified names of classes. A state from an earlier call is not followed."""
