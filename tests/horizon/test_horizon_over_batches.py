@@ -108,7 +108,26 @@ def test_of_a_layer_called_step_by_step_it_is_said_that_the_loss_was_not_asked()
         return torch.stack(states).square().sum()
 
     found = retrograde.horizon(cell, torch.randn(5, 2, 1), loss, kind="chunks")
-    assert any("cannot be asked of a layer that is called step by step" in n for n in found.notes)
+    assert any("cannot be asked of a layer that is called more than once" in n for n in found.notes)
+
+
+def test_an_encoder_and_a_decoder_have_no_window_in_common():
+    class Seq2Seq(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.decoder = nn.GRU(1, 3), nn.GRU(1, 3)
+
+        def forward(self, x):
+            return self.decoder(x[-2:], self.encoder(x[:-2])[1])[0]
+
+    def loss(model, x):
+        return model(x).square().sum()
+
+    with pytest.raises(ArgumentError, match="encoder reads 12 steps, decoder reads 2 steps"):
+        retrograde.horizon(Seq2Seq(), batches(0)[0], loss, kind="window")
+    made = Seq2Seq()  # the mean over the phases of a cut goes on beyond the shorter one's steps
+    found = retrograde.horizon(made, batches(0)[0], loss, kind="chunks").of("decoder").bias
+    assert found[1] > found[2] > found[11] > 0
 
 
 def test_a_cut_of_the_users_own_is_taken_at_its_word():

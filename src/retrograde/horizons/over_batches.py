@@ -121,7 +121,7 @@ def horizon(
             differ in steps or layers, or if the loss is not a scalar tensor with a gradient; for
             kind="window" where the loss enters at the first step, so that there is nothing to cut,
             or where it cannot be told how to cut the input; for kind="chunks" where the loss is no
-            sum over steps (of layers that are not called step by step).
+            sum over steps (of layers that are called once).
         RetrogradeError: whatever `record` and `decompose` refuse.
 
     Example:
@@ -422,8 +422,8 @@ NO_SUM = (
 )
 
 NOT_ASKED = (
-    "chunks: whether the loss is a sum over steps cannot be asked of a layer that is called step "
-    "by step; if it is not, no training chunk by chunk computes it"
+    "chunks: whether the loss is a sum over steps cannot be asked of a layer that is called more "
+    "than once; if it is not, no training chunk by chunk computes it"
 )
 
 FED_BACK = (
