@@ -6,12 +6,13 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test suite style types test-install test-oldest test-portability test-integrations lint bench docs clean
+.PHONY: help demo test suite style types test-sanitizers test-install test-oldest test-portability test-integrations lint bench docs clean
 
 help:
 	@echo "make demo   two forecasters of CO2, and how far back their gradients reach"
 	@echo "make test   lint, types and all tests"
 	@echo "make lint   ruff and mypy"
+	@echo "make test-sanitizers  the compiled backend under the address and undefined-behaviour sanitizers"
 	@echo "make test-install  the wheel in an environment of its own: core dependencies, then [cli]"
 	@echo "make test-oldest   the tests of the core with the oldest versions allowed (downloads 3 GB)"
 	@echo "make test-portability  pages, numerics and demo under other instruction sets (SETTINGS='plain avx2-2')"
@@ -29,6 +30,15 @@ test: style
 # The tests start some thirty processes: modules are compiled once, whatever the environment says.
 suite: .venv/dev
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal
+
+# Optimised less than the library is, which would take the sanitizers ten times as long to build.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
+test-sanitizers: .venv/dev
+	rm -rf build/sanitized
+	CFLAGS="-O1 -g $(SANITIZE)" LDFLAGS="$(SANITIZE)" $(PIP) --no-deps --target build/sanitized .
+	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 MALLOC_PERTURB_=165 PYTHONPATH=build/sanitized RETROGRADE_BACKEND=compiled \
+	$(BIN)/python -m pytest -q tests/compiled
 
 test-install: .venv/created
 	$(BIN)/python scripts/installation.py core

@@ -4,6 +4,7 @@ The library is plain C, reached through ctypes: it belongs to no version of Pyth
 it cannot be built the package is complete without it, and `retrograde.backend()` says so.
 """
 
+import os
 import platform
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 OPTIONS = [
-    *("-std=gnu11", "-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi", "-Wall", "-Wextra"),
+    *("-std=gnu11", "-fvisibility=hidden", "-Wno-psabi", "-Wall", "-Wextra"),
+    *([] if "-O" in os.environ.get("CFLAGS", "") else ["-O3", "-g0"]),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
 ]
 """None of them changes what arithmetic means, as -ffast-math would."""

@@ -42,9 +42,13 @@ MONITORED = (
 )
 """Models that the monitor watches."""
 
+TOLD = Case(Size(T=100, B=64, I=8, H=64))
+"""One with enough samples to tell what is learnable."""
+
 THREADS = 1 if "--one-thread" in sys.argv else 2
 CLOCK = {"clock": time.process_time} if "--processor-time" in sys.argv else {}
 STEP_ROUNDS, LARGER_ROUNDS, RUN_ROUNDS, LOOK_ROUNDS = 300, 30, 21, 6
+LEARNABLE_ROUNDS = 3
 RUN, EVERY = 100, 100
 RECORDING, MONITORING = 0.03, 0.05
 """Targets: the part of a step, and of a run, that may be added."""
@@ -102,9 +106,9 @@ def steps(case: Case) -> dict[str, Callable[[], None]]:
     return {"a step": plain_step(case), "a step, recorded": recorded_step(case)}
 
 
-def monitored_step(case: Case, every: int) -> Callable[[], None]:
+def monitored_step(case: Case, every: int, delta: float | None = None) -> Callable[[], None]:
     model, forward_backward, optimizer = training(case)
-    monitor = retrograde.Monitor(model, every=every)
+    monitor = retrograde.Monitor(model, every=every, delta=delta)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -115,9 +119,9 @@ def monitored_step(case: Case, every: int) -> Callable[[], None]:
     return step
 
 
-def run_of(step: Callable[[], None]) -> Callable[[], None]:
+def run_of(step: Callable[[], None], steps: int = RUN) -> Callable[[], None]:
     def run() -> None:
-        for _ in range(RUN):
+        for _ in range(steps):
             step()
 
     return run
@@ -132,6 +136,15 @@ def runs(case: Case) -> dict[str, Callable[[], None]]:
 
 def looks(case: Case) -> dict[str, Callable[[], None]]:
     return {"a step": plain_step(case), "a step, looked at": monitored_step(case, every=1)}
+
+
+def learnable_looks(case: Case) -> dict[str, Callable[[], None]]:
+    """Ten steps, and the same with `delta`, all looked at: one of them tells what is learnable."""
+    plain, watched = plain_step(case), monitored_step(case, every=1, delta=0.1)
+    return {
+        "10 steps": run_of(plain, 10),
+        "10 steps, looked at with delta": run_of(watched, 10),
+    }
 
 
 def rows(
@@ -166,5 +179,6 @@ if __name__ == "__main__":
             *rows(LARGER, steps(LARGER), LARGER_ROUNDS),
             *rows(SMALL, runs(SMALL), RUN_ROUNDS, MONITORING),
             *(row for case in MONITORED for row in rows(case, looks(case), LOOK_ROUNDS)),
+            *rows(TOLD, learnable_looks(TOLD), LEARNABLE_ROUNDS),
         ],
     )

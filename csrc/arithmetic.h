@@ -33,6 +33,12 @@ INLINE void store_some(real *to, vec value, int64_t n) {
     to[k] = value[k];
 }
 
+INLINE vec first(vec value, int64_t n) {
+  for (int64_t k = n; k < V; k++)
+    value[k] = 0;
+  return value;
+}
+
 INLINE vec choose(int_vec where, vec yes, vec no) {
   return (vec)(((int_vec)yes & where) | ((int_vec)no & ~where));
 }

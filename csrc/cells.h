@@ -93,11 +93,12 @@ INLINE void lstm_back(
     int64_t state_activation, int peephole) {
   int f_at = !!(gates & INPUT), g_at = f_at + !!(gates & FORGET), o_at = g_at + 1;
   int p_o = f_at + !!(gates & FORGET), y_at = o_at + !!(gates & OUTPUT);
+/* Padding of what goes into products is 0, also where an infinite input made it NaN. */
 #define KEPT(at) load(s.kept + (at) * padded + j)
 #define DIRECT(at) (s.by_kept ? load(s.by_kept + (at) * padded + j) : (vec){0})
 #define GIVE(at, value)                                                                            \
   do {                                                                                             \
-    store(s.d + (at) * padded + j, value);                                                         \
+    store(s.d + (at) * padded + j, first(value, n));                                               \
   } while (0)
 #define PEEPHOLE(at, d, seen)                                                                      \
   do {                                                                                             \

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import tomllib
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -46,6 +47,7 @@ with tempfile.TemporaryDirectory() as folder:
 assert again.reach == flow.reach
 report = retrograde.diagnose(model, x, loss_fn, needs_lag=39, remedies="pass")
 assert not report.ok and "vanishing" in str(report)
+print(f"{retrograde.backend()} backend ({retrograde.backend().note})")
 print(f"reach {flow.reach} of {flow.steps - 1} steps, residual {float(flow.residual):.0e}")
 """
 
@@ -99,7 +101,7 @@ TESTS = (
 """Of the core, without charts and pages: those that touch most of torch."""
 
 
-def run(*command: object, where: Path, expected: int = 0) -> str:
+def run(*command: object, where: Path, expected: int = 0, **more: str) -> str:
     """What a program prints, its complaints included.
 
     Raises:
@@ -110,7 +112,7 @@ def run(*command: object, where: Path, expected: int = 0) -> str:
     done = subprocess.run(
         words,
         cwd=where,
-        env={**environment, "OMP_NUM_THREADS": "1"},
+        env={**environment, "OMP_NUM_THREADS": "1", **more},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -135,10 +137,11 @@ def install(programs: Path, where: Path, *requirements: object) -> None:
     run(*pip, "check", where=where)
 
 
-def wheel(where: Path) -> Path:
+def wheel(where: Path, **environment: str) -> Path:
     """The built wheel."""
+    where.mkdir(exist_ok=True)
     pip = sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"
-    run(*pip, "--no-deps", "--wheel-dir", where, ROOT, where=where)
+    run(*pip, "--no-deps", "--wheel-dir", where, ROOT, where=where, **environment)
     (built,) = where.glob("*.whl")
     return built
 
@@ -146,6 +149,9 @@ def wheel(where: Path) -> Path:
 def core(where: Path) -> str:
     """The core alone, then the command line."""
     built = wheel(where)
+    without = wheel(where / "without", CC="false")
+    with zipfile.ZipFile(without) as files:
+        assert not any(name.endswith(".so") for name in files.namelist()), "built by no compiler"
     programs = installed(where, "--constraint", CONSTRAINTS, built)
     said = run(programs / "python", "-W", "error", "-c", CORE, where=where)
     (first, *_) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

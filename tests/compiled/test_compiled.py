@@ -1,17 +1,32 @@
 """The compiled backend against the eager one, which the rest of the suite holds against torch."""
 
+import ctypes
+import math
+import os
+import threading
+from contextlib import contextmanager
+
 import pytest
 import torch
 
 import retrograde
 from retrograde.cells.generations import TABLE
 from retrograde.compiled import library as loading
+from retrograde.compiled import passes
 from retrograde.errors import BackendError
+from support.backends import BACKENDS, using
 from support.type_checks import unchecked
 
 needs_library = pytest.mark.skipif(
-    retrograde.backend() != "compiled", reason="the compiled backend was not built"
+    "compiled" not in BACKENDS, reason="the compiled backend was not built"
 )
+
+
+@pytest.fixture(autouse=True)
+def _whatever_the_environment_asks_for():
+    with using(BACKENDS[-1]):
+        yield
+
 
 ELMAN = ("tanh", "relu", "sigmoid", "identity", "4*sigmoid-2", "2*sigmoid-1")
 KINDS = [
@@ -20,24 +35,6 @@ KINDS = [
     *(("RNN", {"nonlinearity": name}) for name in ELMAN),
 ]
 SIZES = ((5, 3, 2, 4), (7, 13, 5, 19), (1, 1, 1, 1))  # T, B, I, H: no multiple of anything
-
-
-@pytest.fixture
-def use(monkeypatch):
-    """Chooses a backend by name, as the environment does; None takes the choice back."""
-
-    def choose(name):
-        if name is None:
-            monkeypatch.delenv(loading.VARIABLE, raising=False)
-        else:
-            monkeypatch.setenv(loading.VARIABLE, name)
-        loading._found.cache_clear()
-        loading.library.cache_clear()
-
-    yield choose
-    monkeypatch.undo()
-    loading._found.cache_clear()
-    loading.library.cache_clear()
 
 
 def drawn(*shape, dtype, seed):
@@ -65,15 +62,14 @@ def everything(kind, options, dtype, sizes, change=lambda x: x, **more):
 @needs_library
 @pytest.mark.parametrize("kind, options", KINDS, ids=lambda value: "-".join(value.values())
                          if isinstance(value, dict) else value)  # fmt: skip
-def test_equals_the_eager_backend(kind, options, use):
+def test_equals_the_eager_backend(kind, options):
     """States, activations and all gradients, relative to the largest number of each tensor."""
     # A few hundred sums in another order, and functions that differ in their last bit.
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 5e-5)):
         for sizes in SIZES:
             found = []
             for name in ("eager", "compiled"):
-                use(name)
-                with unchecked():
+                with unchecked(), using(name):
                     found.append(everything(kind, options, dtype, sizes, bidirectional=True))
             for eager, ours in zip(*found, strict=True):
                 assert ours.shape == eager.shape
@@ -81,34 +77,268 @@ def test_equals_the_eager_backend(kind, options, use):
                 torch.testing.assert_close(ours, eager, rtol=0, atol=tolerance * largest)
 
 
-def test_the_environment_chooses(use):
-    use("eager")
-    assert retrograde.backend() == "eager"
-    assert "RETROGRADE_BACKEND=eager asks for it" in retrograde.backend().note
-    use("fast")
-    with pytest.raises(BackendError, match="one of eager, compiled; got 'fast'"):
+@needs_library
+def test_every_instruction_set_of_this_processor(monkeypatch):
+    """Each gives what the widest one gives, to rounding; vectors of 2 to 16 numbers."""
+    opened = ctypes.CDLL(str(loading.PATH))
+    names = loading._instruction_sets(opened)
+    assert names[0] == "baseline"
+    for kind, options in (("LSTM", {"generation": "lstm-2002"}), ("GRU", {}),
+                          ("GRU", {"generation": "gru-2014"}), ("RNN", {})):  # fmt: skip
+        for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 5e-5)):
+            found = []
+            for number in range(len(names)):
+                one = loading._of(opened, number)
+                assert one.instructions == names[number]
+                monkeypatch.setattr(passes, "library", lambda one=one: one)
+                with unchecked():
+                    found.append(everything(kind, options, dtype, (7, 7, 5, 19)))
+            for results in zip(*found, strict=True):
+                for one in results[:-1]:
+                    atol = tolerance * float(one.detach().abs().max())
+                    torch.testing.assert_close(results[-1], one, rtol=0, atol=atol)
+
+
+def ulps(found, exact):
+    """The distance from the exact values (float64) in units of the last place of `found`."""
+    size = exact.abs().clamp_min(torch.finfo(found.dtype).tiny)
+    unit = torch.exp2(torch.floor(torch.log2(size))) * torch.finfo(found.dtype).eps
+    return float(((found.double() - exact).abs() / unit).max())
+
+
+@needs_library
+@pytest.mark.parametrize("name", ["tanh", "sigmoid"])
+def test_activation_functions_are_exact_to_three_units_in_the_last_place(name):
+    """Against float64 for float32, and against 60 digits for float64."""
+    import mpmath
+
+    def found(values):
+        cell = retrograde.cells.Elman(
+            torch.ones(1, 1, dtype=values.dtype),
+            torch.zeros(1, 1, dtype=values.dtype),
+            activation=name,
+        )
+        x = values.reshape(1, -1, 1)
+        passed = passes.forward(
+            passes.library(), passes.kind_of(cell), x, (None,), passes.weights_of(cell)
+        )
+        return passed.states[0].flatten()
+
+    spread = torch.cat([drawn(20_000, dtype=torch.float64, seed=n) * 4.0**n for n in range(-12, 4)])
+    x = spread.float()
+    exact = getattr(torch, name)(x.double())
+    normal = exact.abs() > torch.finfo(torch.float32).tiny
+    assert ulps(found(x)[normal], exact[normal]) < 3
+    mpmath.mp.dps = 60
+    x = spread[::400]
+    exact = [mpmath.tanh(v) if name == "tanh" else 1 / (1 + mpmath.exp(-v)) for v in x.tolist()]
+    worst = 0.0
+    for ours, value in zip(found(x).tolist(), exact, strict=True):
+        worst = max(worst, float(abs(ours - value)) / math.ulp(float(value)))
+    assert worst < 3
+    inf = math.inf
+    for dtype in (torch.float32, torch.float64):
+        edge = torch.tensor([inf, -inf, math.nan, 1e30, -1e30, 88.8, -88.8, -95, -104, -710, -746],
+                            dtype=dtype)  # fmt: skip
+        expected = getattr(torch, name)(edge.double()).to(dtype)
+        tiny = torch.finfo(dtype).tiny
+        torch.testing.assert_close(found(edge), expected, rtol=1e-6, atol=tiny, equal_nan=True)
+
+
+@needs_library
+@pytest.mark.parametrize("kind, options", [KINDS[3], KINDS[-8], KINDS[-7], KINDS[-6]])
+def test_what_is_not_finite_goes_where_it_goes_in_the_eager_backend(kind, options):
+    """NaN and infinities of states and of the gradients of the inputs, sample by sample."""
+    T, B, inputs, H = 6, 5, 3, 5
+    for value in (math.nan, math.inf, -math.inf, 1e38):
+        patterns = []
+        for name in ("eager", "compiled"):
+            torch.manual_seed(0)
+            module = getattr(retrograde.nn, kind)(inputs, H, **options)
+            x = drawn(T, B, inputs, dtype=torch.float32, seed=1)
+            x[2, 1, 0] = value
+            x.requires_grad_()
+            with unchecked(), using(name):
+                output = module(x)[0]
+                (by_x,) = torch.autograd.grad(output.square().sum(), x)
+            patterns.append((output.isnan(), by_x.isnan()))
+            assert not by_x[:, [0, 2, 3, 4]].isnan().any()
+        for eager, ours in zip(*patterns, strict=True):
+            assert torch.equal(eager, ours), value
+
+
+@needs_library
+def test_layout_makes_no_difference():
+    """Batch first, every other sample, one number off a vector, expanded gradients, twice."""
+    T, B, inputs, H = 6, 5, 3, 7
+    module = retrograde.nn.LSTM(inputs, H, generation="lstm-2002")
+    plain = drawn(T, B, inputs, dtype=torch.float32, seed=1)
+    moved = torch.empty(T * B * inputs + 1)[1:].view(T, B, inputs).copy_(plain)
+    wide = torch.empty(T, 2 * B, inputs + 4)
+    wide[:, ::2, 2:-2] = plain
+    across = plain.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    found = []
+    for x in (plain, moved, wide[:, ::2, 2:-2], across):
+        x = x.detach().requires_grad_()
+        output, (h_n, c_n) = module(x)
+        loss = output.sum() + c_n.sum()
+        leaves = [x, *module.parameters()]
+        once = torch.autograd.grad(loss, leaves, retain_graph=True)
+        assert all(map(torch.equal, once, torch.autograd.grad(loss, leaves)))
+        found.append([output, h_n, c_n, *once])
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.set_(torch.empty(weight.numel() + 1)[1:].view_as(weight).copy_(weight))
+    assert torch.equal(module(plain)[0], found[0][0])
+    output = module(plain)[0]
+    output.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+@needs_library
+def test_no_steps_no_inputs():
+    """What a module refuses the door takes: nothing moves, and nothing is added up."""
+    for kind in (passes.lstm("lstm-2002"), passes.GRUS["gru-2014"], passes.elman("tanh")):
+        blocks, holes = kind.blocks
+        sizes = ((4 * blocks, 3), (4 * blocks, 4), (4 * blocks,), (4 * blocks,), (4 * holes,))
+        weights = [drawn(*s, dtype=torch.float64, seed=n) for n, s in enumerate(sizes)]
+        if not holes:
+            weights[4] = None
+        initial = [drawn(2, 4, dtype=torch.float64, seed=9) for _ in kind.parts]
+        x = torch.empty(0, 2, 3, dtype=torch.float64)
+        use = passes.library()
+        passed = passes.forward(use, kind, x, initial, weights)
+        needs = [True] * (1 + len(initial)) + [weight is not None for weight in weights]
+        nothing = [None] * len(initial)
+        back = passes.backward(
+            use, kind, x, initial, weights, passed, nothing, [h[None] for h in initial], None, needs
+        )
+        for start, end, by in zip(initial, passed.last, back.initial, strict=True):
+            assert torch.equal(start, end[0]) and torch.equal(by, start)
+        assert all(by is None or not by.any() for by in back.weights)
+        x, weights[0] = torch.empty(3, 2, 0, dtype=torch.float64), weights[0][:, :0]
+        passed = passes.forward(use, kind, x, initial, weights)
+        zeros = torch.zeros(3, 2, 1, dtype=torch.float64), torch.zeros(4 * blocks, 1).double()
+        other = passes.forward(use, kind, zeros[0], initial, [zeros[1], *weights[1:]])
+        assert torch.equal(passed.states[0], other.states[0])
+
+
+@contextmanager
+def poisoned():
+    """What torch does not initialise is filled with NaN."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@needs_library
+def test_nothing_is_read_that_was_not_written():
+    for kind, options in (KINDS[3], KINDS[7], KINDS[-8], KINDS[-7], KINDS[-6]):
+        plain = everything(kind, options, torch.float32, (5, 3, 2, 5), num_layers=2)
+        with poisoned():
+            again = everything(kind, options, torch.float32, (5, 3, 2, 5), num_layers=2)
+        assert all(map(torch.equal, plain, again))
+
+
+@needs_library
+def test_threads_and_processes():
+    """Samples over two threads of torch, two Python threads at once, and a fork after all that."""
+    sizes, before = (12, 9, 40, 60), torch.get_num_threads()
+
+    def run():
+        return everything("LSTM", {"generation": "lstm-2002"}, torch.float64, sizes)
+
+    found = {}
+    try:
+        torch.set_num_threads(1)
+        alone = run()
+        both = [threading.Thread(target=lambda n=n: found.update({n: run()})) for n in range(2)]
+        for thread in both:
+            thread.start()
+        for thread in both:
+            thread.join()
+        child = os.fork()
+        if not child:
+            os._exit(not all(map(torch.equal, alone, run())))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        torch.set_num_threads(2)
+        split = run()
+    finally:
+        torch.set_num_threads(before)
+    for n in range(2):
+        assert all(map(torch.equal, alone, found[n]))
+    for one, other in zip(alone, split, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+@needs_library
+def test_small_gradients_are_flushed_and_the_thread_is_left_as_it_was():
+    """Below the normal range a gradient counts as 0; a state does not, nor what torch computes."""
+    module = retrograde.nn.RNN(1, 1, nonlinearity="identity", bias=False)
+    with torch.no_grad():
+        module.weight_ih_l0.fill_(1.0)
+        module.weight_hh_l0.fill_(0.25)
+    x = torch.zeros(70, 1, 1)
+    x[0] = 1.0
+    x.requires_grad_()
+    output = module(x)[0]
+    assert output[-1].item() == 2.0**-138
+    (by_x,) = torch.autograd.grad(output[-1].sum(), x)
+    assert float(by_x[10]) == 2.0**-118 and float(by_x[0]) == 0
+    assert float(torch.tensor(2.0**-100) * torch.tensor(2.0**-40)) == 2.0**-140
+
+
+@needs_library
+def test_a_second_derivative_of_what_torch_has():
+    for module in (
+        retrograde.nn.GRU(2, 3, bidirectional=True, dtype=torch.float64),
+        retrograde.nn.RNN(2, 3, bias=False, dtype=torch.float64),
+        retrograde.nn.LSTM(2, 3, dtype=torch.float64),
+    ):
+        x = drawn(4, 2, 2, dtype=torch.float64, seed=1).requires_grad_()
+        found = []
+        for one in (module, module.to_torch()):
+            leaves = [x, *one.parameters()]
+            loss = one(x)[0].square().sum()
+            first = torch.autograd.grad(loss, leaves, create_graph=True)
+            penalty = sum(part.square().sum() for part in first)
+            found.append([*first, *torch.autograd.grad(penalty, leaves)])
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_the_environment_chooses():
+    with using("eager"):
+        assert retrograde.backend() == "eager"
+        assert "RETROGRADE_BACKEND=eager asks for it" in retrograde.backend().note
+    with using("fast"), pytest.raises(BackendError, match="one of eager, compiled; got 'fast'"):
         retrograde.backend()
-    use(None)
-    assert retrograde.backend() in ("eager", "compiled")
+    with using(None):
+        assert retrograde.backend() == BACKENDS[-1]
 
 
-def test_a_library_that_is_not_there_or_not_ours(use, tmp_path, monkeypatch):
+def test_a_library_that_is_not_there_or_not_ours(tmp_path, monkeypatch):
     """Everything runs without it, and says how to have it; to ask for it is an error."""
     foreign = tmp_path / "foreign.so"
     foreign.write_bytes(b"\x7fELF and nothing more")
     for path, reason in ((tmp_path / "none.so", "was not built"), (foreign, "no library of this")):
         monkeypatch.setattr(loading, "PATH", path)
-        use(None)
-        backend = retrograde.backend()
-        assert backend == "eager" and reason in backend.note and "pip install" in backend.note
-        retrograde.nn.GRU(2, 3, generation="gru-2014")(torch.zeros(4, 1, 2))
-        use("compiled")
-        with pytest.raises(BackendError, match=reason):
+        with using(None):
+            backend = retrograde.backend()
+            assert backend == "eager" and reason in backend.note and "pip install" in backend.note
+            retrograde.nn.GRU(2, 3, generation="gru-2014")(torch.zeros(4, 1, 2))
+        with using("compiled"), pytest.raises(BackendError, match=reason):
             retrograde.backend()
 
 
 @needs_library
-def test_a_library_of_another_version(use, monkeypatch):
+def test_a_library_of_another_version(monkeypatch):
     monkeypatch.setattr(loading, "INTERFACE", 0)
-    use(None)
-    assert "another version" in retrograde.backend().note
+    with using(None):
+        assert "another version" in retrograde.backend().note

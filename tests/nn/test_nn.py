@@ -13,6 +13,7 @@ import retrograde
 from retrograde.cells.generations import TABLE
 from retrograde.errors import ArgumentError, SecondDerivativeError
 from retrograde.nn import GRU, LSTM, RNN, initialisations, initialise
+from support.backends import BACKENDS, using
 from support.type_checks import unchecked
 
 EXACT = {"atol": 1e-12, "rtol": 1e-10}  # float64, a few hundred sums in another order than torch's
@@ -68,6 +69,7 @@ KINDS = {
 
 
 @given(
+    backend=st.sampled_from(BACKENDS),
     kind=st.sampled_from(sorted(KINDS)),
     steps=st.integers(1, 6),
     batch=st.integers(0, 3),  # 0: no batch axis
@@ -81,7 +83,7 @@ KINDS = {
     seed=st.integers(0, 10**6),
 )
 def test_equals_torch(
-    kind, steps, batch, inputs, hidden, layers, bias, batch_first, both, state, seed
+    backend, kind, steps, batch, inputs, hidden, layers, bias, batch_first, both, state, seed
 ):
     """Outputs, states and all gradients, on torch's kernel and on our own recurrence."""
     theirs, ours, count, options = KINDS[kind]
@@ -101,14 +103,16 @@ def test_equals_torch(
         hx = [drawn(*layout, seed=seed + n) for n in range(count)]
     expected = gradients(module, x, hx)
     for own in (False, True):
-        found = gradients(mine, x, hx, ours=own)
+        with using(backend):
+            found = gradients(mine, x, hx, ours=own)
         assert [f.shape for f in found] == [e.shape for e in expected]
         for f, e in zip(found, expected, strict=True):
             torch.testing.assert_close(f, e, **EXACT)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", MAKERS)
-def test_gradcheck(name):
+def test_gradcheck(name, backend):
     """Differences along random directions: input, states and every weight."""
     module = made(name, 1, 2, num_layers=2, bidirectional=True)
     names = [n for n, _ in module.named_parameters()]
@@ -126,7 +130,7 @@ def test_gradcheck(name):
         )
         return (output, *parts(last), inside[-1]["output" if "output" in inside[-1] else "h"])
 
-    with unchecked():
+    with unchecked(), using(backend):
         assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
 
 

@@ -130,7 +130,7 @@ def _found() -> Library | str:
 
 
 def _loaded(path: Path) -> Library:
-    """The library in a file.
+    """The library in a file, with the widest instruction set that this processor has.
 
     Raises:
         BackendError: if it cannot be loaded, or belongs to another version of this package.
@@ -149,11 +149,20 @@ def _loaded(path: Path) -> Library:
         ) from None
     if interface != INTERFACE * 1000 + len(FIELDS):
         raise BackendError(f"{path.name} was built for another version of this package. {HOW}")
+    return _of(opened, len(_instruction_sets(opened)) - 1)
+
+
+def _instruction_sets(opened: ctypes.CDLL) -> tuple[str, ...]:
+    """Those that this processor has, narrow ones first."""
     opened.retrograde_set.restype = ctypes.c_char_p
-    names: dict[int, str] = {}
+    names: list[str] = []
     while (name := opened.retrograde_set(ctypes.c_int64(len(names)))) is not None:
-        names[len(names)] = name.decode()
-    number = max(names)
+        names.append(name.decode())
+    return tuple(names)
+
+
+def _of(opened: ctypes.CDLL, number: int) -> Library:
+    """An opened library with one of its instruction sets."""
 
     def passes(direction: str) -> Mapping[torch.dtype, Callable[[object], int]]:
         function = opened[f"retrograde_{direction}"]
@@ -170,7 +179,7 @@ def _loaded(path: Path) -> Library:
         forward=passes("forward"),
         backward=passes("backward"),
         vector=opened.retrograde_bytes(ctypes.c_int64(number)),
-        instructions=names[number],
+        instructions=_instruction_sets(opened)[number],
         parallel=_parallel(),
     )
 

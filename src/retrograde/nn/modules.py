@@ -109,7 +109,7 @@ class GRU(AbstractRecurrent):
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional: as in
             torch.nn.GRU.
-        generation: "gru-torch" (r after the product with R_n, on torch's kernel) or "gru-2014"
+        generation: "gru-torch" (r after the product with R_n, as torch has it) or "gru-2014"
             (before it, as in Cho et al. 2014).
         truncated: nothing comes back through recurrent weights, only along z.
         device, dtype: of the weights.
@@ -191,7 +191,7 @@ class RNN(AbstractRecurrent):
 
     Args:
         input_size, hidden_size, num_layers: as in torch.nn.RNN.
-        nonlinearity: "tanh" or "relu", which run on torch's kernel, or "sigmoid", "identity", ...
+        nonlinearity: "tanh" or "relu", as in torch.nn.RNN, or "sigmoid", "identity", ...
         bias, batch_first, dropout, bidirectional: as in torch.nn.RNN.
         truncated: nothing comes back through recurrent weights, and so no step sees another.
         device, dtype: of the weights.

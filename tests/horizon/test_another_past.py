@@ -1,0 +1,110 @@
+"""What the past says of the loss, against really running on from another sample's state."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import retrograde
+from retrograde.decomposition.flow import unasked
+from retrograde.horizons.another_past import parts_of_the_past, windows_of
+
+T, B = 6, 4
+
+
+def asked(states, targets):
+    """dL/ds_t of a loss that is quadratic in the states."""
+    return (states[1:] - targets) * torch.linspace(0.5, 1.5, T).view(-1, 1, 1).to(states)
+
+
+def by_hand(cell, x, targets, partner, lags):
+    """The gradient by the weights used at some lags, each sample after its partner's past."""
+    names = dict(cell.named_parameters())
+    total = [torch.zeros_like(weight) for weight in cell.parameters()]
+    for t in range(lags.start, T):
+        cut = t - lags.start + 1  # the steps of the past
+        for j, i in enumerate(partner[t]):
+            read = torch.cat((x[:cut, i], x[cut : t + 1, j]))
+            used = [
+                [weight.detach().clone().requires_grad_() for weight in cell.parameters()]
+                for _ in read
+            ]
+            state = None
+            for step, weights in zip(read, used, strict=True):
+                of_step = dict(zip(names, weights, strict=True))
+                call = step.view(1, 1, -1) if state is None else (step.view(1, 1, -1), state)
+                _, state = torch.func.functional_call(cell, of_step, call)
+            parts = state if isinstance(state, tuple) else (state,)
+            last = torch.cat([part[0] for part in parts], 1)[0]
+            states = torch.zeros(T + 1, 1, len(last)).to(last)
+            states[t + 1, 0] = last.detach()
+            delta = asked(states, targets[:, j : j + 1])[t, 0]
+            at = [t - lag for lag in lags if lag <= t]
+            grads = torch.autograd.grad(last @ delta, [w for k in at for w in used[k]])
+            for number, grad in enumerate(grads):
+                total[number % len(names)] += grad
+    return dict(zip(names, total, strict=True))
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_parts_of_the_past_are_those_of_really_running_on_from_it(kind):
+    torch.manual_seed(0)
+    cell, x = kind(2, 3).double(), torch.randn(T, B, 2).double()
+    with retrograde.record(cell) as recording:
+        cell(x)[0].square().sum().backward()
+    flow = unasked(recording.only())
+    states = flow.unrolled.states
+    targets = torch.randn_like(states[1:])
+    lags = (range(0, 1), range(1, 3), range(3, 6))
+    found = parts_of_the_past(
+        flow, asked(states, targets), lambda other: asked(other, targets), lags
+    )
+    own = torch.arange(B).expand(T, B)
+    for bin_, parts in zip(lags, found, strict=True):
+        partner = own.clone()
+        for each in windows_of(flow, bin_.start):
+            partner[each.ends] = each.partner
+        assert (partner[bin_.start :] != own[bin_.start :]).all()
+        mine, theirs = (by_hand(cell, x, targets, who, bin_) for who in (own, partner))
+        for name, row in parts.items():
+            wanted = mine[name] - theirs[name]
+            torch.testing.assert_close(row.plain()[0], wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_partners_are_neighbours_by_the_input_that_the_one_before_predicts():
+    """Of two inputs one is noise and larger, the other goes on as it was."""
+    torch.manual_seed(0)
+    slow = torch.linspace(-2, 2, 8)[torch.randperm(8)].view(1, 8, 1).expand(60, 8, 1)
+    x = torch.cat((9 * torch.randn(60, 8, 1), slow), 2)
+    cell = nn.RNN(2, 3)
+    with retrograde.record(cell) as recording:
+        cell(x)[0].square().sum().backward()
+    (windows,) = windows_of(unasked(recording.only()), 2)
+    following = slow[0, :, 0]
+    gaps = (following - following[windows.partner]).abs()
+    assert gaps.mean() < 0.4 * (following - following.unsqueeze(1)).abs().mean()
+    assert (windows.partner.gather(1, windows.partner) == torch.arange(8)).all()  # in pairs
+
+
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(
+    kind=st.sampled_from([nn.RNN, nn.GRU, nn.LSTM]),
+    hidden=st.integers(2, 6),
+    seed=st.integers(0, 10**6),
+    scale=st.floats(0.5, 2),
+    curve=st.sampled_from([torch.square, torch.relu, torch.abs, torch.exp, torch.sign]),
+)
+def test_no_lag_is_invented_for_a_curve_of_the_present_input(kind, hidden, seed, scale, curve):
+    torch.manual_seed(seed)
+    model = nn.ModuleDict({"rnn": kind(1, hidden), "head": nn.Linear(hidden, 1)})
+
+    def draw(number):
+        generator = torch.Generator().manual_seed(seed + number)
+        x = torch.randn(8, 8, 1, generator=generator)
+        return x, scale * curve(x) + 1
+
+    def loss(model, batch):
+        return (model["head"](model["rnn"](batch[0])[0]) - batch[1]).square().mean()
+
+    assert retrograde.horizon(model, draw, loss, most=8).learnable in (0, None)
