@@ -308,7 +308,7 @@ def test_what_has_no_true_gradient_is_refused_by_name():
     [{"scale": 1e-6}, {"scale": 30.0}, {"sizes": (40, 1, 1, 1)}, {"sizes": (2, 7, 5, 16)}],
     ids=["tiny", "large", "long", "wide"],
 )
-@pytest.mark.parametrize("fault", ["no recurrent.output", "sign", "no bias"])
+@pytest.mark.parametrize("fault", ["no recurrent.output", "no carry", "no bias"])
 def test_a_fault_is_named_at_unusual_scales_and_sizes(fault, how):
     what, _, words = FAULTS[fault]
     audit = audited(fault, **how)

@@ -230,6 +230,7 @@ def test_named_gates_answer_what_rules_ask_of_gates():
     rules = {}
     for name, declared in {
         "named": Declaration(with_a_gate, state=CELL, gates=(keep,), carousel=("c->c", "c->h")),
+        "by name": BY_GATES,
         "ours": BY_CELL,
     }.items():
         ours = recorded(
@@ -241,6 +242,7 @@ def test_named_gates_answer_what_rules_ask_of_gates():
         rules[name] = {finding.rule for finding in report.findings}
     assert "forget-gate-too-short" in rules["ours"]
     assert rules["named"] >= {"forget-gate-too-short"}
+    assert rules["by name"] == rules["ours"]
 
 
 WRONG = {

@@ -26,6 +26,7 @@ from retrograde.cells import (
     SideBySide,
     Stacked,
     from_function,
+    gate,
     generations,
     keras_cell,
     lru,
@@ -75,6 +76,13 @@ def minimal_gated_unit(w, x, h):
     """Zhou et al., "Minimal Gated Unit for Recurrent Neural Networks" (2016): one gate."""
     f = torch.sigmoid(x @ w["W_f"].T + h @ w["R_f"].T + w["b_f"])
     n = torch.tanh(x @ w["W_n"].T + (f * h) @ w["R_n"].T + w["b_n"])
+    return (1 - f) * h + f * n
+
+
+def mgu_with_gates(w, x, h):
+    """The same, its gates named; the second reads the first."""
+    f = gate("forget", torch.sigmoid(x @ w["W_f"].T + h @ w["R_f"].T + w["b_f"]))
+    n = gate("candidate", torch.tanh(x @ w["W_n"].T + (f * h) @ w["R_n"].T + w["b_n"]))
     return (1 - f) * h + f * n
 
 
@@ -174,6 +182,15 @@ MGU = _own(
     },
     state=H,
 )
+MGU_GATES = _own(
+    mgu_with_gates,
+    lambda inputs: {
+        f"{letter}_{gate}": shape
+        for gate in "fn"
+        for letter, shape in {"W": (H, inputs), "R": (H, H), "b": (H,)}.items()
+    },
+    state=H,
+)
 OWN_SLSTM = _own(
     slstm,
     lambda inputs: {"W": (4 * H, inputs), "R": (4 * H, H), "b": (4 * H,)},
@@ -244,7 +261,7 @@ PROBLEMS = [
     Problem("own-mgu", MGU),
     Problem("own-slstm", OWN_SLSTM),
     Problem("own-leaky", LEAKY),
-    Problem("stack-with-own", stack(MGU, LSTM_, LEAKY)),
+    Problem("stack-with-own", stack(MGU_GATES, LSTM_, LEAKY)),
 ]
 
 MORE = [

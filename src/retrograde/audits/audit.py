@@ -161,6 +161,10 @@ def _row(one: Check) -> tuple[str, ...]:
     return (one.layer, one.precision, str(one.steps), one.what, *numbers, one.verdict)
 
 
+ENOUGH = 32
+"""Steps from which it can be told what a difference looks like."""
+
+
 def audit(
     model: nn.Module,
     batch: Any,
@@ -338,12 +342,19 @@ def _difference(
 ) -> Difference:
     worst = sorted(trial.differences, key=lambda one: -one.error)
     least, widths = smallest(layer, dtype, trial, whole, seed)
+    explained = trial
+    if trial.size[0] > ENOUGH and least.size[0] <= ENOUGH:  # what fails in few steps is seen there
+        first = trial.call.form.batch_first
+        shorter = attempt(
+            resized(layer, whole, (ENOUGH, whole[1]), first), dtype, seed, again=False
+        )
+        explained = shorter if shorter.differences else trial
     forward_first = sorted(worst, key=lambda one: one.what != OUTPUTS)
     step = next((one.step for one in forward_first if one.step is not None), None)
     if step is None:
         step = least.size[0] - 1
     what = tuple(one.what for one in worst)
-    told = (step, worst[0].ratio, explain(trial), least.size, widths, _entry(least))
+    told = (step, worst[0].ratio, explain(explained), least.size, widths, _entry(least))
     return Difference(layer.name, NAMES[dtype], trial.size[0], what, *told)
 
 
@@ -354,4 +365,8 @@ def _entry(trial: Trial) -> str:
     apart = torch.nan_to_num(found - right, math.inf, math.inf, math.inf).abs()
     at = tuple(int(place) for place in torch.unravel_index(apart.argmax(), apart.shape))
     where = ", ".join(map(str, at))
-    return f"{worst}[{where}] is {float(found[at]):.4g} where {float(right[at]):.4g} is right"
+    for digits in (4, 8, 17):
+        one, other = (f"{float(values[at]):.{digits}g}" for values in (found, right))
+        if one != other:
+            break
+    return f"{worst}[{where}] is {one} where {other} is right"

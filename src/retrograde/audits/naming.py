@@ -5,6 +5,7 @@ candidate that gives the implementation's gradient to rounding is named. Where n
 is named along which most of the difference lies.
 """
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 
@@ -25,6 +26,12 @@ from retrograde.recording.calls import is_output
 FITS = 1e-3
 """A candidate explains a difference if less than this share of it is left."""
 
+EXACT = 1e-6
+"""With less than this left no other candidate is tried."""
+
+LONG = 256
+"""Windows are candidates up to this many steps."""
+
 MOST = 0.9
 """A route is named if the difference and its part have at least this cosine."""
 
@@ -38,10 +45,13 @@ def explain(trial: Trial) -> str:
     if all(not bool(gradient.any()) for gradient in ran.values()):
         return "nothing comes back to it"
     parameters = {name: gradient for name, gradient in ran.items() if name not in (X, INITIAL)}
+    best, fitting = FITS, ""
     for words, candidate in _candidates(trial) if parameters else ():
-        if _fits(trial, parameters, candidate):
+        left = _left(trial, parameters, candidate)
+        if left <= EXACT:
             return words
-    return _scaled(trial, ran) or _blocks(trial, ran) or _along(trial, ran)
+        best, fitting = (left, words) if left <= best else (best, fitting)
+    return fitting or _scaled(trial, ran) or _blocks(trial, ran) or _along(trial, ran)
 
 
 def _forward(trial: Trial) -> str:
@@ -52,13 +62,14 @@ def _forward(trial: Trial) -> str:
     return "the forward pass differs: the order of gates, a bias, a peephole, an activation"
 
 
-def _fits(trial: Trial, ran: Mapping[str, Tensor], candidate: Mapping[str, Tensor]) -> bool:
-    """Whether a candidate is what ran, but for a small share of the difference."""
+def _left(trial: Trial, ran: Mapping[str, Tensor], candidate: Mapping[str, Tensor]) -> float:
+    """Which share of the difference a candidate leaves unexplained."""
     left = whole = 0.0
     for name, gradient in ran.items():
         left += float((gradient - candidate[name]).square().sum())
         whole += float((gradient - trial.true.gradients[name]).square().sum())
-    return bool(left**0.5 <= FITS * whole**0.5)
+    share = (left / whole) ** 0.5 if whole else math.inf
+    return math.inf if math.isnan(share) else share
 
 
 def _candidates(trial: Trial) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
@@ -93,6 +104,8 @@ def _candidates(trial: Trial) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
             words = f"as if the routes {', '.join(routes)} were missing"
             yield words, _plain(trial, flow.without(*routes).gradient)
     lags = range(trial.size[0])
+    if len(lags) > LONG:
+        return
     parts = {
         trial.names[name]: flow.by_lag(name, bins=tuple(lags)).parts() for name in flow.parameters
     }
@@ -151,7 +164,7 @@ def _blocks(trial: Trial, ran: Mapping[str, Tensor]) -> str:
                 order[one], order[other] = other, one
                 blocks = true.view(len(gates), -1, *true.shape[1:])
                 exchanged[name] = blocks[order].view_as(true)
-            if exchanged and _fits(trial, {n: ran[n] for n in exchanged}, exchanged):
+            if exchanged and _left(trial, {n: ran[n] for n in exchanged}, exchanged) <= FITS:
                 return f"as if the gates {gates[other]} and {gates[one]} were exchanged"
     wrong: set[str] = set()
     for name, gradient in ran.items():

@@ -129,8 +129,8 @@ def _(far_bias, get_screen, near_bias):
         far_bias,
         near_bias,
         picture=[mo.Html(side_by_side(_columns))],
-        reading="A curve is the size of the gradient's parts, lag by lag, on one scale. Above "
-        "it stands what a training loop would print.",
+        reading="Each curve is the size of the gradient's parts, lag by lag, on the same scale. "
+        "Above it is what a training loop would print.",
         answer=proof.in_words(_a, _b),
     )
     return
@@ -211,8 +211,8 @@ def _(get_lag, get_screen, length, setting, turned, walk, walked):
                 )
             ),
         ],
-        reading="Beside each state stands the norm of its adjoint. Circles have the colour of "
-        "their lag, lines that of their route; a line is as thick as what came along it is large.",
+        reading="Beside each state is the norm of its adjoint. Circles are coloured by lag, lines "
+        "by route; the thicker a line, the larger what came along it.",
         answer=unrolled.in_words(_setting, _lag),
     )
     return
@@ -236,7 +236,7 @@ def _(get_screen, recurrent):
             *pictures(_found.flow.by_lag("weight_hh", bins="every").chart()),
         ],
         reading="The gradient is the sum of three terms, one for each lag; a bar is the share of a "
-        "term in the sum. Below zero stands what pulls the other way.",
+        "term in the sum. A term below zero pulls the other way.",
         answer=examples.three_steps_in_words(_found),
     )
     return
@@ -251,8 +251,8 @@ def _(get_screen):
             mo.md(typeset(examples.components_in_markdown())),
             *pictures(examples.printed_numbers().by_time("weight_ih_l0").chart()),
         ],
-        reading="The rows of the map are the losses of the three steps, the columns the steps that "
-        "use the weights. The article prints the top row.",
+        reading="Each row of the map is the loss of one step, each column a step that uses the "
+        "weights. The article prints the top row.",
         answer=examples.components_in_words(),
     )
     return
@@ -282,8 +282,9 @@ def _(gate_bias, gate_scale, get_screen):
             mo.md(typeset(examples.growth_in_markdown(_setting))),
             *pictures(VIEWS["crossings"].draw(_setting))[:1],
         ],
-        reading="The table cuts all routes but those named, and gives what a step multiplies the "
-        "adjoint by. The lines are the paths of 0, 1, 2, ... crossings of recurrent weights.",
+        reading="Each row of the table cuts all routes but those named, and gives the factor by "
+        "which a step multiplies the adjoint. Each line holds the paths that cross recurrent "
+        "weights 0, 1, 2, ... times.",
         answer=examples.growth_in_words(_setting),
     )
     return
@@ -305,8 +306,8 @@ def _(gain, get_screen):
             mo.md(examples.lengths_in_markdown(gain.value)),
             *pictures(examples.lengths_chart(gain.value)),
         ],
-        reading="The table has the norms of both gradients for ever longer sequences with one loss "
-        "at the end; the curve is the adjoint on its way back through the longest.",
+        reading="The table has the norms of both gradients for longer and longer sequences with "
+        "one loss at the end; the curve is the adjoint on its way back through the longest.",
         answer=examples.lengths_in_words(gain.value),
     )
     return
@@ -355,7 +356,7 @@ def _(get_screen, weight):
             *pictures(examples.factors_chart(weight.value)),
         ],
         reading="Three networks of one unit, each where its slope is steepest, and one of two "
-        "units whose matrix has no eigenvalue but 0. A line that rises explodes.",
+        "units whose eigenvalues are both 0. A rising line explodes.",
         answer=examples.factors_in_words(weight.value),
     )
     return

@@ -286,8 +286,8 @@ def in_words(setting: Setting, lag: int) -> str:
     stops = walk(setting)
     stop, first = stops[lag], stops[0]
     gathered = (
-        f"With the uses of the weights from step {stop.step + 1} on, **{share(stop.so_far)}** of "
-        "the gradient of the recurrent weights is there."
+        f"The uses of the weights from step {stop.step + 1} on make up **{share(stop.so_far)}** of "
+        "the gradient of the recurrent weights."
     )
     if not lag:
         return (
@@ -296,7 +296,7 @@ def in_words(setting: Setting, lag: int) -> str:
         )
     largest = max(stop.routes, key=lambda name: stop.routes[name].log2)
     return (
-        f"After {counted(lag, 'step')} back the adjoint is "
+        f"Going back {counted(lag, 'step')}, the adjoint is "
         f"**{power_of_two(stop.log2 - first.log2)} times** what it was. "
         f"Most of it came by `{largest}` ({share(stop.routes[largest].share)}). {gathered}"
     )

@@ -49,7 +49,7 @@ def _map_in_words(setting: Setting) -> str:
     sizes = flow.by_time(PARAMETER).log2_mean_by_lag
     fell = float(sizes[lag] - sizes[0])
     words = "as large as" if abs(fell) < 0.05 else f"{power_of_two(fell)} times"
-    return f"Over {lag} steps a contribution is on average **{words}** one over none."
+    return f"A contribution over {lag} steps is on average **{words}** one at lag 0."
 
 
 def _reach_in_words(setting: Setting) -> str:
@@ -66,7 +66,7 @@ def _routes_in_words(setting: Setting) -> str:
     parts = flow_of(setting).by_route(PARAMETER).sum("lag")
     shares = dict(zip(parts.labels, parts.share.tolist(), strict=True))
     if any(map(math.isnan, shares.values())):
-        return "The gradient is zero: it has no parts."
+        return "The gradient is zero, so there are no parts."
     listed = ", ".join(f"`{name}` {share(part)}" for name, part in shares.items())
     return f"Shares of the whole gradient, by the last hop: {listed}."
 
@@ -100,7 +100,7 @@ def _exponents_in_words(setting: Setting) -> str:
     leading = _exponents(setting).leading
     words = "grows" if leading > 0 else "shrinks"
     return (
-        f"In the direction that keeps most of it, an adjoint **{words} by a factor of "
+        f"In the direction that preserves it best, an adjoint **{words} by a factor of "
         f"{math.exp(leading):.3g} per step** ({leading:.3g} nats per step)."
     )
 
@@ -109,11 +109,11 @@ def _window_in_words(setting: Setting) -> str:
     horizon = flow_of(setting).horizon()
     window = horizon.window(DELTA)
     if window is None:
-        return f"**No**: whatever the K, more than {share(DELTA)} of the gradient is lost."
+        return f"**No**: at every K, more than {share(DELTA)} of the gradient is lost."
     return (
-        f"Looking back over **{window} of {setting.steps} steps** is the least that loses at most "
-        f"{share(DELTA)} of the gradient. It holds at these weights: a network that has learnt to "
-        "remember needs a longer window."
+        f"The shortest window that loses at most {share(DELTA)} of the gradient looks back over "
+        f"**{window} of {setting.steps} steps**. That holds for these weights: a network that has "
+        "learnt to remember needs a longer window."
     )
 
 
@@ -121,42 +121,43 @@ VIEWS = {
     "map": View(
         "Which uses of the weights does each loss step learn from?",
         lambda setting: flow_of(setting).by_time(PARAMETER).chart(),
-        "One cell is one term C[t,k]: the loss enters at step t, the weights are used at step k. "
+        "Each cell is one term C[t,k]: the loss enters at step t, the weights are used at step k. "
         "The diagonal is lag 0, and the past lies to its left.",
         _map_in_words,
     ),
     "lags": View(
         "How far back does the gradient reach?",
         lambda setting: flow_of(setting).chart(),
-        "A straight line is a constant factor per step; dotted is the half-life of the adjoint. "
+        "A straight line is a constant factor per step; the dotted one is the half-life of the "
+        "adjoint. "
         "Reach is the last lag above 1 % of lag 0.",
         _reach_in_words,
     ),
     "routes": View(
         "Which way does it come back?",
         lambda setting: flow_of(setting).by_route(PARAMETER).chart(),
-        "Above the size of each part, below its signed share of the whole gradient; a part is "
+        "Top: the size of each part. Bottom: its signed share of the whole gradient. A part is "
         "named after the route of its last hop.",
         _routes_in_words,
     ),
     "crossings": View(
         "How often did it cross recurrent weights?",
         lambda setting: _crossings(flow_of(setting)).chart(),
-        "No crossing is the carousel alone. Where lines of many crossings rise, the gradient "
+        "No crossings: the carousel alone. Where the lines of many crossings rise, the gradient "
         "explodes through the gates.",
         _crossings_in_words,
     ),
     "spectrum": View(
         "What would become of any other gradient?",
         lambda setting: _exponents(setting).chart(),
-        "Each line is one direction of the state: above 0 it grows on its way back, below 0 it "
-        "shrinks.",
+        "Each line is one direction of the state: above 0 an adjoint grows on its way back, "
+        "below 0 it shrinks.",
         _exponents_in_words,
     ),
     "window": View(
         "Is my window long enough?",
         lambda setting: flow_of(setting).horizon().chart(DELTA),
-        "What truncated back-propagation over K steps loses, as a part of the gradient's norm.",
+        "What truncated back-propagation over K steps loses, as a fraction of the gradient's norm.",
         _window_in_words,
     ),
 }

@@ -36,7 +36,7 @@ def is_sum_over_steps(
 ) -> bool | None:
     """Whether dL/dh of no step depends on the outputs of another one.
 
-    None where that cannot be asked: of a layer that is called step by step.
+    None where that cannot be asked: of a layer that is called more than once.
 
     Args:
         model: the user's model; copies are run.

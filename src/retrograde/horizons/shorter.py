@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as tree
 
 from retrograde._checks import listed
+from retrograde._words import counted
 from retrograde.diagnosis.copies import copied_model
 from retrograde.diagnosis.run import LossFunction, run
 from retrograde.diagnosis.subject import half_octaves
@@ -73,7 +74,14 @@ def shortened(
             'kind="window" needs layers that read the sequence one way; this one reads it both '
             "ways, so that no step's past can be cut on its own"
         )
-    length = max(len(recorded.x) for recorded in recording.values())
+    lengths = {name: len(recorded.x) for name, recorded in recording.items()}
+    length = max(lengths.values())
+    if min(lengths.values()) < length:
+        reads = listed(f"{name} reads {counted(steps, 'step')}" for name, steps in lengths.items())
+        raise ArgumentError(
+            f'kind="window" needs layers that read the same steps of the input; here {reads}. Use '
+            'kind="sliding"'
+        )
     entering = loss_steps(model, batch, loss_fn, seed, recording)
     if not entering:
         raise ArgumentError(
