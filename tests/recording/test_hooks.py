@@ -356,12 +356,11 @@ def test_training_is_the_same_to_the_last_bit(unchecked):
 @pytest.mark.parametrize("when", ["before", "inside"])
 @pytest.mark.filterwarnings("ignore")  # torch's own, where torch.compile is first used
 def test_compiled_models(kind, when, unchecked):
-    """Compiled as one graph where torch can, which has no place for a hook."""
+    """Compiled as one graph, which has no place for a hook."""
     torch._dynamo.reset()
     net = Net(kind)
     plain = parts(net)
-    whole = isinstance(net.layer, nn.RNNCellBase)
-    compiled = torch.compile(net, backend="eager", fullgraph=whole)
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
     if when == "before":
         loss_of(compiled)
     assert_same(plain, parts(compiled))
@@ -369,7 +368,7 @@ def test_compiled_models(kind, when, unchecked):
     handle = net.head.register_forward_hook(lambda *_: calls.append(1))
     loss_of(compiled)  # compiled before: runs as compiled again, with no call of anything inside
     handle.remove()
-    assert bool(calls) == (when == "inside" or not whole)
+    assert bool(calls) == (when == "inside")
     torch._dynamo.reset()
 
 
