@@ -330,7 +330,8 @@ def test_batches_of_a_loader_and_several_layers():
     assert (horizon.bias.max() <= torch.maximum(low, high).max() + 1e-9).all()
     alone = retrograde.horizon(two, loader, loss_at_every_step, layer="high")
     torch.testing.assert_close(alone.each("bias"), high)
-    assert alone.used is not None
+    assert alone.used is not None and alone.learnable is None
+    assert any("one of several recurrent layers" in note for note in alone.notes)
 
 
 def test_one_batch_has_no_noise_and_says_so():
@@ -419,6 +420,32 @@ def test_a_lag_of_one_of_several_inputs():
         return (model(batch[0]) - batch[1])[3:].square().mean()
 
     assert retrograde.horizon(made, drawn, loss, most=12).learnable == 4  # of lags 3 and 4
+
+
+def test_a_packed_sequence_says_what_the_plain_one_does():
+    made, lengths = model(nn.GRU, batch_first=True), torch.full((B,), T)
+
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = made
+
+        def forward(self, x):
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, True, enforce_sorted=False)
+            output, _ = self.inner.layer(packed)
+            return self.inner.readout(nn.utils.rnn.pad_packed_sequence(output, True)[0])
+
+    def drawn(seed):
+        x, y = batches(seed)
+        return x.transpose(0, 1).contiguous(), y.transpose(0, 1)
+
+    plain, packed = (
+        retrograde.horizon(one, drawn, loss_at_every_step, most=3) for one in (made, Packed())
+    )
+    torch.testing.assert_close(packed.used.losses, plain.used.losses)
+    torch.testing.assert_close(
+        packed.unexplained.signal, plain.unexplained.signal, rtol=0.01, atol=0
+    )
 
 
 def test_batches_that_are_equal_are_one():

@@ -178,6 +178,7 @@ def horizon(
         first, every = told[0], looked.every
         counts = answers(lambda: (looked.left_out, looked.equal, looked.unknown, looked.back))
         unknown = next((reason for _, _, reason, _ in counts if reason), "")
+        alone = looked.alone  # in all processes: the models are the same
         used = [one.losses for one in told if one.losses]
         found = Horizon(
             kind,
@@ -199,7 +200,7 @@ def horizon(
                 lambda: looked.by_phase() if processes is None or processes.rank == 0 else {}
             )
             found = replace(found, by_phase=phases[0])
-        if len(told) > 1 and not unknown and first.samples > 1:
+        if len(told) > 1 and not unknown and alone and first.samples > 1:
             (name,) = first.layers
             flows = [unasked(seen.layers[name]) for seen in every]
             readout = Readout.fitted(flows, answers=answers)
@@ -235,6 +236,8 @@ def horizon(
         notes.append(NOT_ASKED)
     if unknown:
         notes.append(f"what is used and what is learnable is not known: {unknown}")
+    elif not alone:
+        notes.append(ONE_OF_SEVERAL)
     elif first.samples < 2:
         notes.append(ONE_SAMPLE)
     if len(told) == 1:
@@ -302,6 +305,7 @@ class _Looked:
         unknown: why what is used and learnable is not known; "" where it is.
         back: layers whose outputs come back through their input.
         one_by_one: whether the loss is a sum over steps; None where that is not known.
+        alone: whether there is no other recurrent layer in the model.
     """
 
     def __init__(self) -> None:
@@ -312,6 +316,7 @@ class _Looked:
         self.left_out, self.equal, self.unknown = 0, 0, ""
         self.back: list[str] = []
         self.one_by_one: bool | None = None
+        self.alone = True
 
     def take(
         self,
@@ -350,6 +355,7 @@ class _Looked:
             self.shorter.append(shortened(model, batch, loss_fn, seed, recording, seen.layers, cut))
             _cut_like_the_first(self.shorter)
         losses: list[float] = []
+        self.alone = len({*recording, *recording.refused}) == 1
         if len(seen.layers) > 1:
             self.unknown = SEVERAL_LAYERS
         if not self.unknown:
@@ -393,6 +399,11 @@ class _Looked:
 SINGLE = "a single batch: nothing tells signal from noise, so no learnability horizon is known"
 
 SEVERAL_LAYERS = "there are several recurrent layers; name one, layer="
+
+ONE_OF_SEVERAL = (
+    "what is learnable is not known of one of several recurrent layers: the others carry the past, "
+    "too"
+)
 
 ONE_SAMPLE = (
     "what is learnable is not known, nor what is used of the past of another sample: a batch has "

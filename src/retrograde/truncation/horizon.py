@@ -59,7 +59,8 @@ class Column:
         lags: the lags.
         used: by how much the loss falls when the forward pass sees these lags too.
         reached: the size of their part of the gradient over that of the whole.
-        learnable: their `Signal.learnability`, above 1 where the signal exceeds its noise.
+        learnable: the `Signal.learnability` of what the past at these lags says of the loss, above
+            1 where it exceeds its noise.
         interval: that of it.
 
     Example:
