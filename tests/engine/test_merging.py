@@ -164,7 +164,7 @@ def test_sizes_far_out_of_range():
     assert not sizes.error[STATE].any()
 
 
-def test_what_merged_rows_have_no_answer_to():
+def test_merged_rows_answer_every_question_but_those_by_loss_step():
     flow = retrograde.decompose(a_pass(60, lstm()), relative=4)
     with pytest.raises(ArgumentError, match="rows were merged as their lags grew"):
         flow.by_time()
@@ -173,5 +173,11 @@ def test_what_merged_rows_have_no_answer_to():
     with pytest.raises(ArgumentError, match="give max_rows or relative, not both"):
         retrograde.decompose(a_pass(9, lstm()), max_rows=3, relative=4)
     assert flow.by_route("weight_hh_l0").sum("route").share.sum() == pytest.approx(1)
+    assert flow.by_crossing("weight_hh_l0", 3).share.sum() == pytest.approx(1)
+    assert flow.by_unit("weight_hh_l0").share.sum() == pytest.approx(1)
+    assert flow.by_parameter().share.sum() == pytest.approx(1)
+    assert flow.by_lag("input").parts()[0].shape == flow.unrolled.x.shape
+    assert flow.without("carousel").residual.ok
     assert flow.summary().reach == flow.reach
+    assert flow.horizon().window(delta=0.5) is not None
     assert lag_bins("octaves", 60) == flow.by_lag("weight_hh_l0").lags

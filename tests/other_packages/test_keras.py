@@ -214,6 +214,9 @@ def test_an_lstm_of_torch_with_the_same_weights_gives_the_same_parts():
             torch.testing.assert_close(one.log2, two.log2)
             torch.testing.assert_close(one.share, two.share)
     assert ours.reach == other.reach
+    policy = retrograde.clipping.PreActivationValue(1e-3)
+    one, two = ours.clipped(policy).cosine("kernel"), other.clipped(policy).cosine("weight_ih_l0")
+    assert one == pytest.approx(two) and one < 0.999
 
 
 def test_a_dropout_of_the_input_is_seen_and_one_of_the_state_is_refused():
@@ -290,10 +293,10 @@ def test_the_page_runs_and_prints_what_it_shows(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def compiled(part):
+def compiled(*parts):
     keras.config.set_floatx("float32")
     keras.utils.set_random_seed(0)
-    model = keras.Sequential([keras.Input((T, I)), part(), layers.Dense(1)])
+    model = keras.Sequential([keras.Input((T, I)), *(p() for p in parts), layers.Dense(1)])
     model.compile(keras.optimizers.Adam(0.01), "mse")
     return model
 
@@ -328,6 +331,27 @@ def test_fit_with_the_callback_trains_the_same_and_tells_its_history():
     for weights, losses, random in results[1:]:
         assert all((one == two).all() for one, two in zip(weights, results[0][0], strict=True))
         assert losses == results[0][1] and random.equal(results[0][2])
+
+
+@keras.saving.register_keras_serializable("retrograde")
+class OverSamples(layers.Layer):
+    """A wrong one: it takes the axis of the samples for another."""
+
+    def call(self, x):
+        return x + x.mean(0, keepdim=True)
+
+
+def test_the_wiring_of_a_keras_model_is_looked_at():
+    from retrograde.integrations.keras import compiled_loss
+
+    first, last = lambda: layers.LSTM(H, return_sequences=True), lambda: layers.LSTM(H)
+    for part, found in ((layers.ReLU, set()), (OverSamples, {"samples-mixed"})):
+        model = compiled(first, part, last)
+        report = retrograde.diagnose(model, data(), compiled_loss, remedies=None)
+        wiring = {finding.rule for finding in report.findings} & {"samples-mixed", "no-time"}
+        assert wiring == found
+        looked = {check.name: check.status for check in report.checks}
+        assert looked["no-time"] == "passed" and looked["samples-mixed"] != "not applicable"
 
 
 def test_a_compiled_model_is_diagnosed_by_its_own_loss():

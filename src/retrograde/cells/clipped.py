@@ -19,6 +19,7 @@ from retrograde.cells.composite import AbstractComposite
 from retrograde.cells.cut import Cut
 from retrograde.cells.edges import AbstractDerivative, Diagonal, Opaque, Weight
 from retrograde.cells.graph import Clip, Graph
+from retrograde.cells.keras import KerasCell
 from retrograde.cells.wrapped import AbstractWrapped
 from retrograde.clipping.inside import AbstractInside
 from retrograde.clipping.policies import is_inside
@@ -53,20 +54,25 @@ class Clipped(AbstractWrapped):
     def __post_init__(self) -> None:
         is_cell(self.cell)
         is_inside(self.policy)
-        if self._on_gates and not isinstance(self.cell, AbstractLayer):
+        if self._on_gates and not isinstance(self._layer, AbstractLayer):
             raise ArgumentError(
                 f"{self.policy!r} acts on pre-activations, but those of {type(self.cell).__name__} "
                 "are not known; use StateNorm, which acts on any cell's state"
             )
 
     def linearise(self, step: CellStep) -> Graph:
-        graph, layer = self.cell.linearise(step), self.cell
+        graph, layer = self.cell.linearise(step), self._layer
         nodes: tuple[str, ...] = ()
         if self._on_gates:
             assert isinstance(layer, AbstractLayer)
             nodes = layer.gate_nodes
         clip = Clip(self.policy, "", tuple(graph.after), nodes, layer.recurrent_routes)
         return replace(graph, clips=(*graph.clips, clip))
+
+    @property
+    def _layer(self) -> AbstractCell:
+        """The cell, of one of Keras that in torch's layout."""
+        return self.cell.cell if isinstance(self.cell, KerasCell) else self.cell
 
     @cached_property
     def _on_gates(self) -> bool:

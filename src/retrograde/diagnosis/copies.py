@@ -3,6 +3,7 @@
 import copy
 import random
 import sys
+import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -127,7 +128,9 @@ def copy_of(model: nn.Module) -> Copy:
             with torch.enable_grad():
                 memo[id(value)] = kept[place].clone()
     try:
-        return Copy(copy.deepcopy(model, memo), kept)
+        with warnings.catch_warnings():  # Keras copies by saving, and starts its optimiser anew
+            warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
+            return Copy(copy.deepcopy(model, memo), kept)
     except Exception as error:
         place = _failed_at(error, places)
         raise ArgumentError(

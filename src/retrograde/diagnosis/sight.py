@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
 from retrograde.declarations import Declaration
+from retrograde.declarations.keras import named_modules
 from retrograde.declarations.reading import (
     argument_names,
     initial_of,
@@ -273,7 +274,7 @@ def _hooked(model: nn.Module, sight: Sight) -> Iterator[_Depth]:
             sight.outputs = tuple(_tensors(result))
             sight.output = result if isinstance(result, Tensor) else None
 
-    for module in model.modules():
+    for _, module in named_modules(model):
         if isinstance(module, torch.jit.ScriptModule | _Loss):
             continue
         handles.append(module.register_forward_pre_hook(enters, with_kwargs=True))
