@@ -78,6 +78,19 @@ def test_equals_the_eager_backend(kind, options):
 
 
 @needs_library
+@pytest.mark.parametrize("kind, options", [KINDS[3], KINDS[-8], KINDS[-7]])
+def test_sizes_beyond_a_block(kind, options):
+    """More rows than a chunk of weight gradients, deeper products and wider inputs than a tile."""
+    found = []
+    for name in ("eager", "compiled"):
+        with unchecked(), using(name):
+            found.append(everything(kind, options, torch.float64, (33, 9, 70, 135)))
+    for eager, ours in zip(*found, strict=True):
+        atol = 1e-11 * float(eager.detach().abs().max())
+        torch.testing.assert_close(ours, eager, rtol=0, atol=atol)
+
+
+@needs_library
 def test_every_instruction_set_of_this_processor(monkeypatch):
     """Each gives what the widest one gives, to rounding; vectors of 2 to 16 numbers."""
     opened = ctypes.CDLL(str(loading.PATH))
