@@ -380,7 +380,6 @@ def cross_entropy(model, batch):
 PRESENT = [
     (nn.LSTM, lambda x: 2 * x.square() + 1, squared_error),
     (nn.GRU, lambda x: (x.abs() > 0.7).float(), cross_entropy),
-    (nn.RNN, lambda x: 3 * x.relu(), squared_error),
 ]
 """What follows from the present input, none of it by a straight line."""
 
@@ -419,7 +418,7 @@ def test_a_lag_of_one_of_several_inputs():
     def loss(model, batch):
         return (model(batch[0]) - batch[1])[3:].square().mean()
 
-    assert retrograde.horizon(made, drawn, loss, most=12).learnable == 4  # of lags 3 and 4
+    assert retrograde.horizon(made, drawn, loss, most=9).learnable == 4  # of lags 3 and 4
 
 
 def test_a_packed_sequence_says_what_the_plain_one_does():
@@ -455,24 +454,12 @@ def test_batches_that_are_equal_are_one():
     assert any("left out: 3 batches equal to an earlier one" in note for note in found.notes)
 
 
-def test_a_batch_without_a_gradient_says_nothing_of_the_bias():
-    def drawn(seed):
-        x, y = batches(seed)
-        return x, y, float(seed != 1)
-
-    def loss(model, batch):
-        return batch[2] * loss_at_every_step(model, batch)
-
-    found = retrograde.horizon(model(), drawn, loss, most=3)
-    assert found.batches == 3 and not found.bias.isnan().any() and found.window() is not None
-
-
 def test_a_loader_that_does_not_shuffle_is_named():
-    x, y = batches(0, size=12)
+    x, y = batches(0, 5, 4)
     data = [*zip(x.unbind(1), y.unbind(1), strict=True)]
     made = model(batch_first=True)
     for shuffle in (False, True):
-        found = retrograde.horizon(made, DataLoader(data, 4, shuffle), loss_at_every_step)
+        found = retrograde.horizon(made, DataLoader(data, 2, shuffle), loss_at_every_step)
         assert any("does not shuffle" in note for note in found.notes) is not shuffle
 
 

@@ -202,12 +202,15 @@ class Signal:
         return (largest >= found[0] - ALIKE).double().mean(0)
 
     def excluded(self, training_steps: int, batch_size: int | None = None) -> Bool[Tensor, "M"]:
-        """The bins whose learnability is below 1 by its interval; not those that have no part.
+        """The bins whose learnability is below 1 by its interval, from 8 batches on.
+
+        Not those that have no part.
 
         Raises:
             ArgumentError: as `learnability`.
         """
-        return self.interval(training_steps, batch_size)[:, 1] < 1
+        below = self.interval(training_steps, batch_size)[:, 1] < 1
+        return below & (self.batches >= FEWEST_SHOWN)
 
     def _learnability(
         self,
