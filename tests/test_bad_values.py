@@ -253,6 +253,7 @@ ROWS: dict[str, Row] = {
             **{"initial": 1, "lengths": "lengths", "output": {"h": 0}, "last": ("h", "c")},
             **{"held": ("h", "c"), "start": ("h0", "c0"), "batch_first": True},
             **{"bidirectional": False, "weights": "w", "carousel": ("c->c",), "gates": ()},
+            **{"names": {"w": "kernel"}, "method": "forward", "reading": None},
         },
         {
             "step": Kind((*taking(3).bad[1:2], 3, LIST, lambda: 0, lambda w, x: 0)),
@@ -266,6 +267,9 @@ ROWS: dict[str, Row] = {
             "bidirectional": Kind((2, TEXT, LIST, math.nan, True)),  # which needs cell=
             **dict.fromkeys(("weights", "carousel"), Kind((3, math.nan, [3]))),
             "gates": Kind((3, TEXT, LIST, (3,))),
+            "names": Kind((*MAPPING.bad, NOTHING, {"w": 3})),
+            "method": Kind((NOTHING, 3, LIST, math.nan)),
+            "reading": taking(3, FUNCTION_OR_NONE),
         },
     ),
     "retrograde.horizon": Row(
@@ -519,6 +523,23 @@ ROWS: dict[str, Row] = {
     "cells.stepping": Row(cells.stepping, {"cell": LAYER}, {"cell": OBJECT}),
     "cells.Carrying": Row(cells.Carrying, {"cell": LAYER}, {"cell": OBJECT}),
     "cells.truncated": Row(cells.truncated, {"cell": LAYER}, {"cell": OBJECT}),
+    "cells.gate": Row(
+        cells.gate,
+        {"name": "forget", "value": torch.ones(2, 3)},
+        {"name": Kind((NOTHING, 3, LIST, math.nan)), "value": Kind(NO_OBJECT[:4])},
+    ),
+    "cells.keras_cell": Row(
+        cells.keras_cell,
+        {
+            **{"kind": "SimpleRNN", "kernel": torch.ones(1, 2), "bias": torch.ones(2)},
+            **{"recurrent_kernel": torch.ones(2, 2), "reset_after": True, "activation": "relu"},
+        },
+        {
+            "kind": NAME,
+            **dict.fromkeys(("kernel", "recurrent_kernel"), Kind((*WEIGHT.bad[:7], NOTHING))),
+            **{"bias": Kind(WEIGHT.bad[:7]), "reset_after": FLAG, "activation": NAME},
+        },
+    ),
     "cells.from_function": Row(
         cells.from_function,
         {
@@ -802,6 +823,7 @@ EXEMPT = {
             *("retrograde.Report", "retrograde.Spectrum", "decompose.Flow", "decompose.ByLag"),
             *("decompose.ByParameter", "decompose.ByTime", "decompose.Parts", "decompose.Residual"),
             "decompose.NormsAtLags",
+            "cells.KerasCell",
             *("decompose.Split", "spectra.Bound", "spectra.Chain", "spectra.Exponents"),
             *("spectra.Memory", "spectra.Radius", "spectra.SingularValues", "spectra.Spectrum"),
             *("weights.WeightBound", "weights.GateWeights", "weights.BiasHorizon"),

@@ -91,6 +91,7 @@ def from_function(
     if isinstance(carousel, str):
         raise ArgumentError(f"carousel must be a sequence of route names: write ({carousel!r},)")
     _checks.instance("carousel", carousel, Iterable, "a sequence of route names")  # type: ignore[type-abstract]
+    carousel = _checks.names("carousel", carousel)
     _checks.instance("gates", gates, Iterable, "a sequence of Gate values")  # type: ignore[type-abstract]
     gates = tuple(gates)
     if gates:

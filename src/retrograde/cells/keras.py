@@ -129,6 +129,9 @@ def keras_cell(
         _checks.instance(name, weight, Tensor, "a tensor")
         if weight.ndim != 2:
             raise ArgumentError(f"{name} must have two axes; got shape {list(weight.shape)}")
+    if bias is not None:
+        _checks.instance("bias", bias, Tensor, "a tensor or None")
+    _checks.flag("reset_after", reset_after)
     like: AbstractLayer
     gates = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}[kind]
     some = kernel.new_zeros(gates, 1), kernel.new_zeros(gates, 1)

@@ -90,9 +90,8 @@ def gate(name: str, value: Float[Tensor, "*L H"]) -> Float[Tensor, "*L H"]:
         >>> cell.routes
         ('recurrent.update', 'recurrent.candidate', 'carousel')
     """
-    marks = _running.get()
-    if marks is None:
-        return value
     if not isinstance(name, str) or not name:
         raise ArgumentError(f"gate needs a name; got {_checks.shown(name)}")
-    return marks.take(name, value)
+    _checks.instance(name, value, Tensor, "the tensor that the gate is")
+    marks = _running.get()
+    return value if marks is None else marks.take(name, value)
