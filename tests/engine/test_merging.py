@@ -136,7 +136,7 @@ def coverage(draws: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_mean_squares_are_unbiased_and_their_intervals_hold_them():
-    """Over 100 draws at T=400 they held at least 0.82 of the time, least where few rows dominate."""
+    """By 100 draws they hold at least 0.82 of the time, least where few rows dominate."""
     with unchecked():
         inside, mean = coverage(8)
     assert float(inside.mean()) > 0.93 and float(inside.min()) >= 0.5
