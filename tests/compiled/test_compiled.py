@@ -326,6 +326,23 @@ def test_a_second_derivative_of_what_torch_has():
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
+@needs_library
+def test_several_gradients_at_once():
+    """By torch's function where it has the cell; else an error that says what to do."""
+    grads = drawn(3, 4, 2, 3, dtype=torch.float64, seed=2)
+    for kind in ("GRU", "LSTM", "RNN"):
+        module = getattr(retrograde.nn, kind)(2, 3, dtype=torch.float64)
+        x = drawn(4, 2, 2, dtype=torch.float64, seed=1)
+        at_once, one_by_one = (
+            [torch.autograd.grad(module(x)[0], module.weight_hh_l0, g, is_grads_batched=batched)[0]]
+            for batched, g in ((True, grads), (False, grads[1]))
+        )
+        torch.testing.assert_close(at_once[0][1], one_by_one[0])
+    peephole = retrograde.nn.LSTM(2, 3, generation="peephole", dtype=torch.float64)
+    with pytest.raises(BackendError, match="one after the other"):
+        torch.autograd.grad(peephole(x)[0], peephole.weight_hh_l0, grads, is_grads_batched=True)
+
+
 def test_the_environment_chooses():
     with using("eager"):
         assert retrograde.backend() == "eager"

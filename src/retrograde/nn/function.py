@@ -23,7 +23,7 @@ from retrograde.engine.linear_adjoints import linear_adjoints
 from retrograde.engine.linear_states import by_blocks
 from retrograde.engine.scan import Summed
 from retrograde.engine.unroll import stacked
-from retrograde.errors import SecondDerivativeError
+from retrograde.errors import BackendError, SecondDerivativeError
 
 Note = Callable[[Factors], None]
 """Is told by which factors a clipping policy multiplied the adjoints of some steps."""
@@ -161,6 +161,11 @@ class _Compiled(torch.autograd.Function):
         passed = passes.Pass(tensors[-count - 1 : -1], (), tensors[-1])
         by_kept = grads[2 * count] if len(grads) > 2 * count else None
         needs = ctx.needs_input_grad[4:]
+        if any(grad is not None and _is_batched(grad) for grad in grads):
+            several = _by_torch(kind, reverse, x, initial, weights, grads, needs)
+            if several is None:
+                raise BackendError(BATCHED)
+            return None, None, None, None, *several
         of_states = grads[:count], grads[count : 2 * count]
         found = passes.backward(
             library, kind, x, initial, weights, passed, *of_states, by_kept, needs, reverse
@@ -178,6 +183,18 @@ class _Compiled(torch.autograd.Function):
         return None, None, None, None, *results
 
 
+BATCHED = (
+    "several gradients at once (is_grads_batched=True, vectorize=True) do not go through this "
+    "cell; ask for one after the other"
+)
+
+
+def _is_batched(grad: Tensor) -> bool:
+    """Whether it stands for several gradients, as under vmap; the library cannot see into it."""
+    functorch = torch._C._functorch
+    return functorch.is_batchedtensor(grad) or functorch.is_legacy_batchedtensor(grad)
+
+
 def _by_torch(
     kind: passes.Kind,
     reverse: bool,
@@ -189,7 +206,8 @@ def _by_torch(
 ) -> list[Tensor | None] | None:
     """The gradients by torch's own function, whose derivative has a derivative.
 
-    None where torch has no such cell, or does not give what was differentiated.
+    It also takes several gradients at once. None where torch has no such cell, or does not give
+    what was differentiated.
     """
     count = len(kind.parts)
     if not kind.torch or any(grad is not None for grad in (*grads[1:count], *grads[2 * count :])):
