@@ -8,7 +8,7 @@ from torch import nn
 
 import retrograde
 from retrograde.decomposition.flow import unasked
-from retrograde.horizons.another_past import parts_of_the_past, windows_of
+from retrograde.horizons.another_past import paired, parts_of_the_past, windows_of
 
 T, B = 6, 4
 
@@ -72,19 +72,39 @@ def test_parts_of_the_past_are_those_of_really_running_on_from_it(kind):
             torch.testing.assert_close(row.plain()[0], wanted, rtol=1e-9, atol=1e-12)
 
 
-def test_partners_are_neighbours_by_the_input_that_the_one_before_predicts():
-    """Of two inputs one is noise and larger, the other goes on as it was."""
-    torch.manual_seed(0)
-    slow = torch.linspace(-2, 2, 8)[torch.randperm(8)].view(1, 8, 1).expand(60, 8, 1)
-    x = torch.cat((9 * torch.randn(60, 8, 1), slow), 2)
-    cell = nn.RNN(2, 3)
+def partners(x):
+    """Of the windows of lag 2, and the share of the samples that have one."""
+    cell = nn.RNN(x.shape[2], 3)
     with retrograde.record(cell) as recording:
         cell(x)[0].square().sum().backward()
-    (windows,) = windows_of(unasked(recording.only()), 2)
-    following = slow[0, :, 0]
-    gaps = (following - following[windows.partner]).abs()
-    assert gaps.mean() < 0.4 * (following - following.unsqueeze(1)).abs().mean()
-    assert (windows.partner.gather(1, windows.partner) == torch.arange(8)).all()  # in pairs
+    flow = unasked(recording.only())
+    (windows,) = windows_of(flow, 2)
+    return windows.partner, paired(flow)
+
+
+def test_partners_have_next_inputs_that_tell_the_same_of_the_past():
+    """One input is noise and larger; the other stays as it was, and each two samples share it."""
+    torch.manual_seed(0)
+    slow = torch.arange(4.0).repeat(2).view(1, 8, 1).expand(200, 8, 1)
+    partner, share = partners(torch.cat((9 * torch.randn(200, 8, 1), slow), 2))
+    assert partner.tolist() == [[4, 5, 6, 7, 0, 1, 2, 3]] * len(partner) and share == 1
+    alone = torch.randn(1, 8, 1).expand(200, 8, 1)
+    other, share = partners(torch.cat((torch.randn(200, 8, 1), alone), 2))
+    assert (other == torch.arange(8)).all() and share == 0
+
+
+def test_symbols_of_a_chain_lend_each_other_what_came_before_the_same_symbol():
+    torch.manual_seed(1)
+    follow = torch.tensor([[0.8, 0.2, 0.0], [0.0, 0.8, 0.2], [0.2, 0.0, 0.8]])
+    chain = [torch.randint(3, (20,))]
+    for _ in range(59):
+        chain.append(torch.multinomial(follow[chain[-1]], 1).squeeze(1))
+    symbols = torch.stack(chain)
+    partner, share = partners(nn.functional.one_hot(symbols, 3).float())
+    next_ones = symbols[1 : 1 + len(partner)]
+    assert torch.equal(next_ones.gather(1, partner), next_ones) and share > 0.7
+    partner, share = partners(torch.randn(60, 20, 5))  # of independent inputs any will do
+    assert share == 1 and torch.equal(partner[0], torch.arange(20).roll(10))
 
 
 @settings(max_examples=4, deadline=None, derandomize=True)

@@ -22,8 +22,9 @@ What is left is a dependence: E D_l = 0 fails only if the past says something of
 That may be of y, which is what is asked, or of z: series have inputs that depend on earlier ones.
 Samples are therefore paired whose next inputs x_{t-a+1} are alike, so that p' could have come
 before z: p and z then are nearly independent given x_{t-a+1}, as in a Markov chain (a conditional
-permutation; Berrett, Wang, Barber and Samworth 2020). Of several inputs the component counts that
-the input before predicts best. A memory of the inputs that is longer than that counts as signal.
+permutation; Berrett, Wang, Barber and Samworth 2020). They are alike where the mean of the past
+that they tell is, by canonical correlations; a sample without such a partner keeps its own past,
+and D = 0. A memory of the inputs that is longer than that counts as signal.
 
 What a linear readout of the present state explains of dL/ds_t is taken out of both terms: it only
 adds noise.
@@ -52,6 +53,23 @@ from retrograde.horizons.unexplained import loss_steps
 TOGETHER = 2**22
 """Windows are run together while their states are no more numbers than this, 16 MiB in float32."""
 
+
+CLOSE = 0.1
+"""Two samples lend each other a past if the means of the past that their next inputs tell differ by
+no more than this share of its spread. Others would tell of the inputs instead of the targets."""
+
+BY_CHANCE = 6
+"""Squared canonical correlations of independent inputs stay below so many times I / (T B); of many
+inputs the largest is 4 I / (T B)."""
+
+SURE = 1e-6
+"""Correlations that are nearer to 1 count as this near: rounding would tell samples apart."""
+
+DEPENDENT = 1e-9
+"""Directions of the inputs with so small a share of the variance follow from the others."""
+
+FEWEST_PAIRED = 0.25
+"""Where fewer of the samples find such a partner nothing is told."""
 
 Ask = Callable[[Float[Tensor, "T1 B S"]], Float[Tensor, "T B S"]]
 """What is left of dL/ds_t when the loss is computed from other states."""
@@ -127,7 +145,7 @@ def windows_of(flow: Flow, start: int) -> list[Windows]:
     """
     unrolled = flow.unrolled
     ends = torch.nonzero(loss_steps(flow)[start:]).squeeze(1) + start
-    partner = _partners(_next_input(unrolled.x[..., : flow.recorded.x.shape[2]]), ends, start)
+    partner = _partners(unrolled.x[..., : flow.recorded.x.shape[2]], ends, start)
     most = max(1, TOGETHER // ((start + 1) * unrolled.states[0].numel()))
     found = []
     for some, other in zip(torch.split(ends, most), torch.split(partner, most), strict=True):
@@ -168,27 +186,62 @@ def _summed(
     return {name: Scaled(row.values, row.exponent + exponent) for name, row in total.items()}
 
 
-def _next_input(x: Float[Tensor, "T B I"]) -> Float[Tensor, "T B"]:
-    """Of each input the component that the one before it predicts best."""
-    centred = x - x.mean((0, 1))
-    scaled = centred / centred.square().mean((0, 1)).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
-    following = torch.einsum("tbi,tbj->ij", scaled[1:].double(), scaled[:-1].double())
-    component: Tensor = torch.linalg.svd(following).U[:, 0]
-    return scaled.double() @ component
+@dataclass(frozen=True, eq=False)
+class NextInput:
+    """What each input says of the input before it: its canonical components.
+
+    Attributes:
+        value: of each step and sample, [T, B, K]. From one sample to another the mean of the past
+            moves by the difference of these, in units of the spread that the next input leaves it.
+    """
+
+    value: Float[Tensor, "T B K"]
+
+    @staticmethod
+    def of(x: Float[Tensor, "T B I"]) -> "NextInput":
+        """Of the inputs of a layer; canonical correlations that chance gives are left out."""
+        flat = (x - x.mean((0, 1))).double()
+        size, basis = torch.linalg.eigh(torch.einsum("tbi,tbj->ij", flat, flat))
+        some = size > size[-1].clamp(min=torch.finfo(torch.float64).tiny) * DEPENDENT
+        white = flat @ (basis[:, some] / size[some].sqrt())
+        u, s, _ = torch.linalg.svd(torch.einsum("tbi,tbj->ij", white[1:], white[:-1]))
+        rows, kept = x.shape[0] * x.shape[1], int(some.sum())
+        s = s.clamp(max=1 - SURE)
+        told = s.square() > BY_CHANCE * kept / rows
+        weight = s[told] / (1 - s[told].square()).sqrt() * rows**0.5
+        return NextInput(white @ u[:, told] * weight)
+
+    def neighbours(self, at: Int[Tensor, "N"]) -> Int[Tensor, "N B"]:
+        """Pairs of samples beside each other, where they are close; others have themselves."""
+        value = self.value[at]
+        numbers = torch.arange(value.shape[1], device=at.device)
+        if value.shape[2] == 0:
+            return numbers.roll(len(numbers) // 2).expand(len(at), -1)
+        ranked = value[..., 0].argsort(1)
+        beside = (numbers ^ 1).clamp(max=value.shape[1] - 1)
+        inorder = value.gather(1, _wide(ranked, value))
+        close = torch.linalg.vector_norm(inorder - inorder[:, beside], dim=2) <= CLOSE
+        other = torch.where(close, ranked[:, beside], ranked)
+        return torch.empty_like(ranked).scatter_(1, ranked, other)
 
 
-def _partners(order: Float[Tensor, "T B"], ends: Int[Tensor, "N"], start: int) -> Tensor:
+def paired(flow: Flow) -> float:
+    """The share of the samples that find another one to lend them a past, over all steps."""
+    x = flow.recorded.x
+    partner = NextInput.of(x).neighbours(torch.arange(1, len(x), device=x.device))
+    own = torch.arange(x.shape[1], device=x.device)
+    return float((partner != own).double().mean()) if len(partner) else 1.0
+
+
+def _partners(x: Float[Tensor, "T B I"], ends: Int[Tensor, "N"], start: int) -> Tensor:
     """Whose past each sample gets, [N, B]: neighbours by their next input, in pairs.
 
-    Where no input follows, half a batch away. Of an odd number of samples the last has its own.
+    Where no input follows, or it says nothing of the past, half a batch away.
     """
-    count = order.shape[1]
+    count = x.shape[1]
     if start == 0:
         return torch.arange(count, device=ends.device).roll(count // 2).expand(len(ends), count)
-    ranked = order[ends - start + 1].argsort(1)
-    numbers = torch.arange(count, device=ends.device)
-    other = ranked[:, (numbers ^ 1).clamp(max=count - 1)]
-    return torch.empty_like(ranked).scatter_(1, ranked, other)
+    return NextInput.of(x).neighbours(ends - start + 1)
 
 
 def _wide(partner: Int[Tensor, "N B"], like: Float[Tensor, "N B D"]) -> Int[Tensor, "N B D"]:

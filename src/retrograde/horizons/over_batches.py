@@ -27,7 +27,7 @@ from retrograde.diagnosis.examine import Progress
 from retrograde.diagnosis.run import LossFunction, run
 from retrograde.engine import Scaled
 from retrograde.errors import ArgumentError
-from retrograde.horizons.another_past import parts_of_the_past
+from retrograde.horizons.another_past import FEWEST_PAIRED, paired, parts_of_the_past
 from retrograde.horizons.feedback import count_calls, fed_back
 from retrograde.horizons.price import price
 from retrograde.horizons.replaced_output import adjoint_of
@@ -200,9 +200,13 @@ def horizon(
                 lambda: looked.by_phase() if processes is None or processes.rank == 0 else {}
             )
             found = replace(found, by_phase=phases[0])
-        if len(told) > 1 and not unknown and alone and first.samples > 1:
+        asked, lonely = len(told) > 1 and not unknown and alone and first.samples > 1, False
+        if asked:
             (name,) = first.layers
             flows = [unasked(seen.layers[name]) for seen in every]
+            shares = chain(*answers(lambda: [paired(flow) for flow in flows]))
+            lonely = statistics.mean(shares) < FEWEST_PAIRED
+        if asked and not lonely:
             readout = Readout.fitted(flows, answers=answers)
 
             def parts_of_all() -> list[list[dict[str, Scaled]]]:
@@ -240,6 +244,8 @@ def horizon(
         notes.append(ONE_OF_SEVERAL)
     elif first.samples < 2:
         notes.append(ONE_SAMPLE)
+    elif lonely:
+        notes.append(LONELY)
     if len(told) == 1:
         notes.append(SINGLE)
     if equal := sum(each for _, each, _, _ in counts):
@@ -403,6 +409,11 @@ SEVERAL_LAYERS = "there are several recurrent layers; name one, layer="
 ONE_OF_SEVERAL = (
     "what is learnable is not known of one of several recurrent layers: the others carry the past, "
     "too"
+)
+
+LONELY = (
+    "what is learnable is not known: each input follows so closely from the one before that too "
+    "few samples of a batch could lend each other a past. Larger batches have more that could"
 )
 
 ONE_SAMPLE = (

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from retrograde.decomposition.bins import lag_bins
 from retrograde.decomposition.flow import unasked
-from retrograde.horizons.another_past import parts_of_the_past
+from retrograde.horizons.another_past import FEWEST_PAIRED, paired, parts_of_the_past
 from retrograde.horizons.curvature import readout_of_the_loss
 from retrograde.horizons.over_batches import TRAINING_STEPS
 from retrograde.horizons.used import one_way
@@ -37,8 +37,9 @@ def window(recorded: Recorded, delta: float) -> dict[str, float]:
 def learnable(recorded: Recorded, batch_size: int) -> dict[str, float]:
     """The scalar `learnable` of a part of a pass; nothing where it cannot be told.
 
-    That is with fewer than 16 samples, which make 8 pairs, and where states are reset or a layer
-    reads the sequence both ways.
+    That is with fewer than 16 samples, which make 8 pairs, where states are reset or a layer reads
+    the sequence both ways, and where inputs follow each other so closely that few samples could
+    lend each other a past.
 
     Args:
         recorded: the part, of the only recurrent layer of a model.
@@ -53,6 +54,8 @@ def learnable(recorded: Recorded, batch_size: int) -> dict[str, float]:
         unasked(_samples(recorded, slice(first, first + size)))
         for first in range(0, groups * size, size)
     ]
+    if sum(map(paired, flows)) < FEWEST_PAIRED * len(flows):
+        return {}
     lags = lag_bins("octaves", flows[0].steps)
     readout, parts = readout_of_the_loss(flows), []
     for flow in flows:
