@@ -57,9 +57,8 @@ def _slstm(module: Any, weights: Weights, x: Tensor, s: Mapping[str, Tensor]) ->
     i, f, z, o = (given + recurrent + weights["slstm_cell._bias_"]).chunk(4, -1)
     kept = s["m"] + logsigmoid(f)
     m = torch.where(s["n"] == 0, i, torch.maximum(i, kept))  # in the first step nothing is kept
-    one = torch.ones_like(i)
-    into = gate("input", torch.minimum(torch.exp(i - m), one))
-    forget = gate("forget", torch.minimum(torch.exp(kept - m), one))
+    into = gate("input", torch.exp(i - m))
+    forget = gate("forget", torch.exp((kept - m).clamp(max=0)))  # as min(exp, 1), never infinite
     c = forget * s["c"] + into * gate("cell", torch.tanh(z))
     n = forget * s["n"] + into
     h = gate("output", torch.sigmoid(o)) * c / n
@@ -83,7 +82,7 @@ def _mlstm(module: Any, weights: Weights, x: Tensor, s: Mapping[str, Tensor]) ->
     n, C = s["n"].view_as(k), s["C"].view(count, heads, k.shape[2], -1)
     m = torch.where((n == 0).all(-1), i, torch.maximum(i, kept))
     into = torch.exp(i - m)[..., None] * k / math.sqrt(k.shape[2])
-    forget = torch.exp(kept - m)[..., None]
+    forget = torch.exp((kept - m).clamp(max=0))[..., None]  # never infinite where n is 0
     C = forget[..., None] * C + into[..., None] * v[..., None, :]
     n = forget * n + into
     size = torch.maximum((q * n).sum(-1).abs(), torch.exp(-m))[..., None] + EPS
