@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from retrograde import _checks
+from retrograde.decomposition.processes import one_process
 from retrograde.engine.scaling import NO_EXPONENT, Scaled, power_of_two
 
 INTERVAL = 0.95
@@ -251,14 +252,14 @@ Binned = Sequence[Mapping[str, Scaled]]
 
 
 Gather = Callable[[Callable[[], Any]], list[Any]]
-"""What each of several processes answers, in their order."""
+"""Puts a question to every process and returns their answers, by rank."""
 
 
 def signal_of(
     lags: tuple[range, ...],
     batches: Sequence[Binned],
     batch_size: int,
-    answers: Gather = lambda ask: [ask()],
+    answers: Gather = one_process,
 ) -> Signal:
     """Signal and noise from the parts of several batches.
 
