@@ -16,11 +16,6 @@ Answer = TypeVar("Answer")
 distributed: Any = torch.distributed
 
 
-def one_process(ask: Callable[[], Answer]) -> list[Answer]:
-    """The answer of the only process there is, in the place of `Processes.answers`."""
-    return [ask()]
-
-
 @dataclass(frozen=True)
 class Processes:
     """The processes of a group of `torch.distributed`. Every method is a collective operation.

@@ -20,7 +20,7 @@ from retrograde.decomposition import Flow
 from retrograde.decomposition.all_reduced import SAME, fingerprint
 from retrograde.decomposition.by_phase import by_phase
 from retrograde.decomposition.flow import unasked
-from retrograde.decomposition.processes import Processes, one_process
+from retrograde.decomposition.processes import Processes
 from retrograde.diagnosis.batches import Batches, calls_next, draw, is_source
 from retrograde.diagnosis.copies import copied_model, untouched
 from retrograde.diagnosis.examine import Progress
@@ -39,7 +39,7 @@ from retrograde.horizons.used import PASTS, losses_without_the_past, why_not_rep
 from retrograde.recording.layers import declared
 from retrograde.truncation.horizon import NOTHING_TO_LEARN, Horizon
 from retrograde.truncation.measures import Measures
-from retrograde.truncation.signal import Gather, signal_of
+from retrograde.truncation.signal import Gather, one_process, signal_of
 from retrograde.truncation.used import Used
 
 BATCHES = 16
@@ -153,7 +153,7 @@ def horizon(
     if progress is not None:
         _checks.function("progress", progress, "(done, total, what comes next)", takes=3)
     processes = Processes() if all_reduce else None
-    answers = one_process if processes is None else processes.answers
+    answers: Gather = one_process if processes is None else processes.answers
     if processes is not None:
         _same_weights(model, answers)
         seed += most * processes.rank

@@ -17,8 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from retrograde.decomposition import Flow
-from retrograde.decomposition.processes import one_process
-from retrograde.truncation.signal import Gather
+from retrograde.truncation.signal import Gather, one_process
 
 ROWS_FOR_EACH = 10
 """With fewer rows for each unit of the output a regression would explain noise, too; the mean alone

@@ -19,7 +19,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from retrograde import _checks
-from retrograde.decomposition.processes import one_process
 from retrograde.engine.scaling import NO_EXPONENT, Scaled, power_of_two
 
 INTERVAL = 0.95
@@ -253,6 +252,11 @@ Binned = Sequence[Mapping[str, Scaled]]
 
 Gather = Callable[[Callable[[], Any]], list[Any]]
 """Puts a question to every process and returns their answers, by rank."""
+
+
+def one_process(ask: Callable[[], Any]) -> list[Any]:
+    """The answer of the only process."""
+    return [ask()]
 
 
 def signal_of(
