@@ -77,6 +77,17 @@ def test_the_mixers_of_transformers(kind, dtype):
             assert set(flow.routes) >= {"ssm->ssm"}
 
 
+def test_the_mixer_of_jamba():
+    package = pytest.importorskip("transformers.models.jamba.modeling_jamba", reason=WHY)
+    torch.manual_seed(0)
+    size = {"hidden_size": 8, "mamba_d_state": 3, "mamba_dt_rank": 2}
+    mixer = package.JambaMambaMixer(package.JambaConfig(**size), layer_idx=0).double()
+    disturb(mixer)
+    x = torch.randn(3, 9, 8).double()
+    flow = retrograde.decompose(recorded(mixer, lambda m: m(x).square().mean()))
+    assert flow.residual.ok and flow.residual < 1e-5
+
+
 @pytest.mark.parametrize("pscan", [True, False])
 @pytest.mark.parametrize("how", [{}, {"bias": True, "inner_layernorms": True}])
 def test_the_blocks_of_mambapy(pscan, how):

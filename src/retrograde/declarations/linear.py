@@ -1,4 +1,4 @@
-"""Linear recurrences of other packages, in their plain torch code: minGRU, and Mamba's mixer."""
+"""Linear recurrences of other packages, in their plain torch code: minGRU, and Mamba's mixers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -114,6 +114,7 @@ LINEAR: Mapping[str, Declaration] = {
     ),
     "transformers.models.mamba.modeling_mamba.MambaMixer": MAMBA,
     "transformers.models.falcon_mamba.modeling_falcon_mamba.FalconMambaMixer": MAMBA,
+    "transformers.models.jamba.modeling_jamba.JambaMambaMixer": MAMBA,
     "mambapy.mamba.MambaBlock": MAMBA,
 }
 """Declarations by the qualified names of classes. A state from an earlier call is not followed."""
