@@ -1,5 +1,6 @@
 """The loss of a model, its recurrent layer's output put together from other states."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -7,9 +8,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from retrograde.declarations import Declaration
+from retrograde.declarations.reading import (
+    OUTPUT,
+    CallTensors,
+    argument_names,
+    named_arguments,
+)
 from retrograde.diagnosis.copies import copied, copied_model, seeded
 from retrograde.diagnosis.run import LossFunction
-from retrograde.recording import Recorded, recurrent_layers
+from retrograde.recording import Recorded
+from retrograde.recording.layers import layers_of
 
 AGREES = 1e-3
 """The output put together from states agrees with the layer's own to this part of it, or to as many
@@ -73,12 +82,30 @@ def _run(
     model: nn.Module, batch: Any, loss_fn: LossFunction, seed: int, output: "_Output"
 ) -> Tensor:
     copy = copied_model(model)
-    hook = recurrent_layers(copy)[output.layer].register_forward_hook(output)
-    try:
-        with seeded(seed):
-            return loss_fn(copy, copied(batch))
-    finally:
-        hook.remove()
+    module, declaration = layers_of(copy)[output.layer]
+    if declaration is not None and declaration.reading is not None:
+        # Not by setattr: Keras would keep it as a part of the layer.
+        vars(module)[declaration.method] = _replacing(module, declaration, output)
+    else:
+        module.register_forward_hook(output)
+    with seeded(seed):
+        return loss_fn(copy, copied(batch))
+
+
+def _replacing(
+    module: nn.Module, declaration: Declaration, output: "_Output"
+) -> Callable[..., Any]:
+    """The method of a declared module whose calls are read, returning other outputs."""
+    method, reading = getattr(module, declaration.method), declaration.reading
+    names = argument_names(module, declaration.method)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        result = method(*args, **kwargs)
+        assert reading is not None
+        read = reading(module, named_arguments(names, args, kwargs), result)
+        return output.replaced(result, output.as_read(result, read))
+
+    return call
 
 
 class _Output:
@@ -98,22 +125,48 @@ class _Output:
         self.refused, self.at = False, 0
 
     def __call__(self, module: nn.Module, inputs: Any, result: Any) -> Any:
-        made = self._made(module, result)
+        return self.replaced(result, self._made(module, result))
+
+    def replaced(self, result: Any, made: Any) -> Any:
+        """What is returned in the place of a result, if that can be."""
         if made is None or (self._check and not _agree(made, result)):
             self.refused = True
-            return None
+            return result
         return made
 
+    def as_read(self, result: Any, read: CallTensors) -> Any:
+        """What was read of a call, [B, T, *] and [B, *], put together and left in its place."""
+        if read.lengths is not None:
+            return None
+        states = self._next(len(self._states) - 1)
+        if not len(states):
+            return None
+        output, last = states[:, :, self._recorded.cell.output], states[-1]
+        made: dict[int, Tensor] = {}
+        for name, tensor in read.results.items():
+            if name == OUTPUT:
+                values = output[-1] if read.places is not None else output.transpose(0, 1)
+            else:
+                values = last[:, self._recorded.cell.slots[name]]
+            if values.shape != tensor.shape:
+                return None
+            made[id(tensor)] = values.to(tensor)
+        return _in_place(result, made)
+
+    def _next(self, steps: int) -> Float[Tensor, "T B S"]:
+        """The states of the next steps; fewer where the sequence ends before."""
+        states = self._states[self.at + 1 :][:steps]
+        self.at += steps
+        return states
+
     def _made(self, module: nn.Module, result: Any) -> Any:
-        """The outputs, and the last states of the layers, in the shapes of what was returned."""
+        """The output, and the last states of the layers, in the shapes of what was returned."""
         cell = self._recorded.cell
         first = result[0] if isinstance(result, tuple) else result
         first = getattr(first, "data", first)  # of a PackedSequence
         if not isinstance(first, Tensor):
             return None
-        of_a_step = self._states[0][:, cell.output].numel()
-        states = self._states[self.at + 1 :][: first.numel() // of_a_step]
-        self.at += first.numel() // of_a_step
+        states = self._next(first.numel() // self._states[0][:, cell.output].numel())
         if not len(states):
             return None
         output = states[:, :, cell.output]
@@ -144,6 +197,13 @@ def _all_in_form(values: tuple[Tensor | None, ...], like: tuple[Any, ...]) -> An
     """Each in the form of the one in its place; None where one of them cannot be."""
     found = tuple(_in_form(*each) for each in zip(values, like, strict=True))
     return None if any(each is None for each in found) else found
+
+
+def _in_place(result: Any, made: dict[int, Tensor]) -> Any:
+    """A nested result with other tensors in the place of some."""
+    if isinstance(result, list | tuple):
+        return type(result)(_in_place(part, made) for part in result)
+    return made.get(id(result), result)
 
 
 def _in_form(values: Tensor | None, like: Any) -> Any:
