@@ -61,9 +61,8 @@ def _slstm(module: Any, weights: Weights, x: Tensor, s: Mapping[str, Tensor]) ->
     i, f, z, o = (given + recurrent + weights["slstm_cell._bias_"]).chunk(4, -1)
     kept = s["m"] + logsigmoid(f)
     m = torch.where(s["n"] == 0, i, torch.maximum(i, kept))  # in the first step nothing is kept
-    one = torch.ones_like(i)
-    into = gate("input", torch.minimum(torch.exp(i - m), one))
-    forget = gate("forget", torch.minimum(torch.exp(kept - m), one))
+    into = gate("input", torch.exp(i - m))
+    forget = gate("forget", torch.exp((kept - m).clamp(max=0)))  # as min(exp, 1), never infinite
     c = forget * s["c"] + into * gate("cell", torch.tanh(z))
     n = forget * s["n"] + into
     h = gate("output", torch.sigmoid(o)) * c / n
@@ -107,7 +106,7 @@ def _matrix_memory(
     i, kept, m = gates
     n, C = s["n"].view_as(k), s["C"].view(*k.shape, -1)
     into = torch.exp(i - m)[..., None] * k
-    forget = torch.exp(kept - m)[..., None]
+    forget = torch.exp((kept - m).clamp(max=0))[..., None]  # never infinite where n is 0
     C = forget[..., None] * C + into[..., None] * v[..., None, :]
     n = forget * n + into
     q = q / math.sqrt(k.shape[2])

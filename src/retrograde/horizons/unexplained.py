@@ -8,16 +8,16 @@ loss that is linear in the outputs, which asks the same of every sample, nor of 
 quadratic in them and has no targets.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from retrograde.decomposition import Flow
+from retrograde.truncation.signal import Gather, one_process
 
 ROWS_FOR_EACH = 10
 """With fewer rows for each unit of the output a regression would explain noise, too; the mean alone
@@ -49,7 +49,7 @@ class Readout:
     def fitted(
         flows: Sequence[Flow],
         mean_only: bool = False,
-        answers: Callable[[Callable[[], Any]], list[Any]] = lambda ask: [ask()],
+        answers: Gather = one_process,
     ) -> "Readout":
         """By least squares over a layer's passes in several batches.
 

@@ -251,14 +251,19 @@ Binned = Sequence[Mapping[str, Scaled]]
 
 
 Gather = Callable[[Callable[[], Any]], list[Any]]
-"""What each of several processes answers, in their order."""
+"""Puts a question to every process and returns their answers, by rank."""
+
+
+def one_process(ask: Callable[[], Any]) -> list[Any]:
+    """The answer of the only process."""
+    return [ask()]
 
 
 def signal_of(
     lags: tuple[range, ...],
     batches: Sequence[Binned],
     batch_size: int,
-    answers: Gather = lambda ask: [ask()],
+    answers: Gather = one_process,
 ) -> Signal:
     """Signal and noise from the parts of several batches.
 
