@@ -1,7 +1,6 @@
 /* Vectors, loads with a remainder, and activation functions.
 
-   The polynomials come from
-   scripts/activation_fit.py; errors are measured by tests/compiled. */
+   The polynomials come from scripts/activation_fit.py; errors are measured by tests/compiled. */
 
 typedef real vec __attribute__((vector_size(VECTOR_BYTES)));
 typedef real unaligned_vec

@@ -1,8 +1,8 @@
 /* The passes of all cells for one instruction set and one type of numbers.
 
    Compiled once for each of them (setup.py has the table), with RETROGRADE_NAME the name of what it
-   defines, and RETROGRADE_DOUBLE for double. The vector extensions of GCC
-   and Clang are all that is used; no option may change what arithmetic means (-ffast-math). */
+   defines, and RETROGRADE_DOUBLE for double. The vector extensions of GCC and Clang are all that is
+   used; no option may change what arithmetic means (-ffast-math). */
 
 #include "recurrence.h"
 

@@ -1,4 +1,4 @@
-/* The door of the library: which instruction set this processor has, and its passes. */
+/* What the library exports: which instruction sets this processor has, and their passes. */
 
 #include "recurrence.h"
 

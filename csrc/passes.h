@@ -218,7 +218,7 @@ struct work {
 static struct work work_of(
     const struct pass *p, const struct sizes *s, real *from) {
   int64_t rows = (p->samples + s->parts - 1) / s->parts, P = s->padded, all_rows = rows * s->chunk;
-  real *base = from ? from : 0, *free_ = base;
+  real *free_ = from;
   struct work w;
   w.sums.by_w = taken(&free_, s->G * P * s->x_row);
   w.sums.by_r = taken(&free_, s->G * P * s->h_row);
@@ -233,7 +233,7 @@ static struct work work_of(
   w.carried_c = taken(&free_, rows * s->h_row);
   w.by_x = taken(&free_, rows * s->x_row);
   w.by_q = taken(&free_, rows * s->h_row);
-  w.count = free_ - base;
+  w.count = free_ - from;
   return w;
 }
 

@@ -1,5 +1,6 @@
 """Mistakes planted in a kernel with a backward pass of its own, found and named by the audit."""
 
+import math
 import re
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch._higher_order_ops.scan import scan
 
 import retrograde
 from retrograde import Declaration
+from retrograde.audits import Audit, Check
 from retrograde.audits.bands import allowed, verdict
 from retrograde.audits.smallest import fewest
 from retrograde.cells import LSTM, Elman, MinGRU
@@ -314,6 +316,12 @@ def test_a_fault_is_named_at_unusual_scales_and_sizes(fault, how):
     audit = audited(fault, **how)
     assert not audit.ok and what in audit.differences[0].parameters
     assert words in audit.differences[0].looks_like
+
+
+def test_what_rounding_decides_is_never_the_worst():
+    decided = Check("rnn", "float32", 5, "dL/dx", math.inf, math.inf, 1.0)
+    told = Check("rnn", "float32", 5, "w", 1e-8, 1e-6, 1.0)
+    assert decided.excess == 0 and Audit((decided, told), (), ()).worst == [told]
 
 
 def test_the_bands_are_those_that_are_published():

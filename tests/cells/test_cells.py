@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from retrograde import cells
+from retrograde import cells, nn
 from retrograde.errors import ArgumentError
 from support.conformance import (
     CHECKS,
@@ -68,6 +68,41 @@ def test_a_saturated_forget_gate_carries_the_cell_state_unchanged():
     delta = torch.randn(3, 2, 2 * H, dtype=torch.float64)
     delta[..., :H] = 0
     assert torch.equal(cells.pull_back(graph, delta).previous(), delta)
+
+
+@pytest.mark.parametrize("a_i", [-1e4, -800.0, -3.0, 0.0, 5.0, 1e4])
+def test_the_first_step_of_an_slstm_hangs_on_no_input_gate(a_i):
+    """From a zero state h = o tanh(a_z), however small i = exp(a_i) is: it cancels in c / n."""
+    a_f, a_z, a_o = torch.tensor([-0.5, 0.3, 0.7], dtype=torch.float64)
+    bias = torch.stack((torch.tensor(a_i, dtype=torch.float64), a_f, a_z, a_o))
+    zeros = torch.zeros(4, 1, dtype=torch.float64)
+    cell, state = cells.SLSTM(zeros, zeros, bias), torch.zeros(1, 4, dtype=torch.float64)
+    step = cell.step(zeros[:1], state)
+    h, c, n, m = step.state[0]
+    torch.testing.assert_close(h, a_o.sigmoid() * a_z.tanh(), **EXACT)
+    torch.testing.assert_close(
+        torch.stack((c, n, m)), torch.stack((a_z.tanh(), torch.ones_like(m), bias[0])), **EXACT
+    )
+    delta = torch.tensor([[[1.0, 0.0, 0.0, 0.0]]], dtype=torch.float64)
+    found = cells.pull_back(cell.linearise(step), delta)
+    leaves = [each.requires_grad_() for each in (state.clone(), bias.clone())]
+    h = cells.SLSTM(zeros, zeros, leaves[1]).step(zeros[:1], leaves[0]).state[0, 0]
+    by_state, by_bias = torch.autograd.grad(h, leaves)
+    torch.testing.assert_close(found.previous()[0], by_state, **EXACT)
+    assert float(by_bias[0]) == float(by_bias[1]) == 0
+    if abs(a_i) < 10:  # as the quotient o (f c + i z) / (f n + i) without a stabiliser
+        f, o, i = a_f.sigmoid(), a_o.sigmoid(), bias[0].exp()
+        expected = torch.stack((h * 0, o * f / i, -o * a_z.tanh() * f / i, h * 0))
+        torch.testing.assert_close(by_state[0], expected, **EXACT)
+
+
+def test_an_slstm_stays_finite_on_inputs_of_any_size():
+    torch.manual_seed(1)
+    layer, x = nn.SLSTM(3, 8), 200 * torch.randn(8, 4, 3)
+    found = layer(x)[0]
+    found.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
+    torch.testing.assert_close(found.double(), layer.double()(x.double())[0], rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(

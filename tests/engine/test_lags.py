@@ -85,6 +85,18 @@ def test_numbers_out_of_range(factor, together, monkeypatch):
     assert float(sizes.max() - sizes.min()) > 150
 
 
+def test_rows_within_a_factor_of_2_to_the_24_are_pulled_back_once(monkeypatch):
+    """One exponent for all of them from the first lag on, so that none has to be weighed."""
+    scale = torch.exp2(torch.linspace(-10, 10, 40))[:, None, None]
+    flow = recorded(nn.GRU(2, 3).double(), lambda layer, x: (layer(x)[0] * scale).sum(), 40)
+
+    def weighed(*_):
+        raise AssertionError("rows were weighed and pulled back a second time")
+
+    monkeypatch.setattr(PerLag, "_weighed", weighed)
+    assert log2_of_difference(flow) < -40
+
+
 def test_what_becomes_infinite_within_one_step_is_refused():
     layer = nn.RNN(1, 1, nonlinearity="relu", bias=False)
     with torch.no_grad():

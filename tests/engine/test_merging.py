@@ -91,8 +91,8 @@ def test_a_row_is_the_adjoint_of_its_entries_and_no_wider_than_its_lag_allows(ev
                 width, lag = steps[-1] - steps[0] + 1, steps[0] - span.first
                 assert width == 1 or width <= lag / 4 + 32  # merged in between, at most
         # At the first step: the sum of what its entries give alone.
-        *_, every = rows_of_entries(whole, Entries.of(recorded.direct, 300))
-    alone = Scaled(every.values[:, 0].double(), every.exponent[:, 0]).plain()
+        *_, single = rows_of_entries(whole, Entries.of(recorded.direct, 300))
+    alone = Scaled(single.values[:, 0].double(), single.exponent[:, 0]).plain()
     row = torch.tensor([number for number, count in enumerate(counts) for _ in range(count)])
     sums = torch.zeros(len(rows), *alone.shape[1:], dtype=alone.dtype).index_add_(0, row, alone)
     merged = Scaled(last.values[:, 0].double(), last.exponent[:, 0]).plain()

@@ -373,3 +373,117 @@ def test_a_compiled_model_is_diagnosed_by_its_own_loss():
         retrograde.audit(model, data(), compiled_loss)
     with pytest.raises(retrograde.errors.ArgumentError, match="compile it"):
         compiled_loss(keras.Sequential([layers.Dense(1)]), data())
+
+
+class Torchs(nn.Module):
+    """The same model of torch's layers, with the weights of one of Keras."""
+
+    def __init__(self, theirs, flipped=False):
+        super().__init__()
+        *before, last, dense = theirs.layers
+        both = hasattr(last, "forward_layer")
+        self.before = nn.ModuleList(torchs_lstm(layer) for layer in before)
+        self.last = torchs_lstm(*((last.forward_layer, last.backward_layer) if both else (last,)))
+        self.out, self.flipped = nn.Linear(dense.kernel.shape[0], 1), flipped
+        with torch.no_grad():
+            self.out.weight.copy_(dense.kernel.value.T), self.out.bias.copy_(dense.bias.value)
+
+    def forward(self, x):
+        x = torch.as_tensor(x).flip(1) if self.flipped else torch.as_tensor(x)
+        for layer in self.before:
+            x = layer(x)[0]
+        return self.out(torch.cat(tuple(self.last(x)[1][0]), -1))
+
+
+def torchs_lstm(*directions):
+    """An LSTM of torch with the weights of Keras' for each direction."""
+    inputs, units = directions[0].cell.kernel.shape[0], directions[0].units
+    made = nn.LSTM(inputs, units, batch_first=True, bidirectional=len(directions) > 1)
+    with torch.no_grad():
+        for layer, suffix in zip(directions, ("", "_reverse"), strict=False):
+            kernel, recurrent, bias = (v.value for v in layer.cell.trainable_variables)
+            made.get_parameter(f"weight_ih_l0{suffix}").copy_(kernel.T)
+            made.get_parameter(f"weight_hh_l0{suffix}").copy_(recurrent.T)
+            made.get_parameter(f"bias_ih_l0{suffix}").copy_(bias)
+            made.get_parameter(f"bias_hh_l0{suffix}").zero_()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("parts", "far"),
+    [
+        ([lambda: layers.Bidirectional(layers.LSTM(H))], False),
+        (
+            [
+                lambda: layers.LSTM(H, return_sequences=True),
+                lambda: layers.Bidirectional(layers.LSTM(H)),
+            ],
+            False,
+        ),
+        ([lambda: layers.LSTM(H)], True),
+        ([lambda: layers.LSTM(H, go_backwards=True)], True),
+    ],
+)
+def test_a_model_is_told_what_one_of_torch_with_its_weights_is_told(parts, far):
+    """Both directions are one layer in torch and two in Keras, and each reads what is given."""
+    from retrograde.integrations.keras import compiled_loss
+
+    model = compiled(*parts)
+    x = torch.randn(32, 60, I, generator=torch.Generator().manual_seed(2))
+    batch = x, x[:, :1, 0]
+    backwards = getattr(model.layers[-2], "go_backwards", False)
+    torchs = Torchs(model, backwards)
+    torch.testing.assert_close(torchs(x), model(x), rtol=1e-5, atol=1e-6)
+
+    def mse(model, batch):
+        return nn.functional.mse_loss(model(batch[0]), batch[1])
+
+    told = []
+    for each, loss in ((model, compiled_loss), (torchs, mse)):
+        report = retrograde.diagnose(each, batch, loss, needs_lag=59, remedies=None)
+        memory = {"vanishing", "forget-gate-too-short", "near-lags-dominate", "exploding"}
+        checks = {(c.name, c.status, c.reason) for c in report.checks if c.name in memory}
+        told.append(({each.rule for each in report.findings}, checks))
+    assert told[0] == told[1]
+    assert ("vanishing" in told[0][0]) == far
+
+
+@pytest.mark.parametrize("how", [{}, {"go_backwards": True}])
+def test_what_a_model_uses_is_what_one_of_torch_with_its_weights_uses(how):
+    from retrograde.integrations.keras import compiled_loss
+
+    model = compiled(lambda: layers.LSTM(H, **how))
+    torchs = Torchs(model, bool(how))
+    batch = tuple(map(torch.as_tensor, data()))
+
+    def mse(model, batch):
+        return nn.functional.mse_loss(model(batch[0]), batch[1])
+
+    one = retrograde.horizon(model, batch, compiled_loss)
+    other = retrograde.horizon(torchs, batch, mse)
+    assert one.used is not None and one.used.steps == other.used.steps
+    torch.testing.assert_close(one.used.losses, other.used.losses, rtol=1e-5, atol=1e-6)
+    assert one.used.losses.std() > 1e-3
+    first = lambda: layers.GRU(H, return_sequences=True, name="first")  # noqa: E731
+    model = compiled(first, lambda: layers.Bidirectional(layers.GRU(H, name="gru"), name="both"))
+    assert retrograde.horizon(model, batch, compiled_loss, layer="first").used is not None
+    found = retrograde.horizon(model, batch, compiled_loss, layer="both/forward_gru")
+    assert found.used is None and "reads the sequence both ways" in str(found)
+
+
+def test_both_rows_of_a_bias_are_told_apart():
+    """A GRU with reset_after=True has two biases, and an initialiser fills both."""
+    from retrograde.integrations.keras import compiled_loss
+
+    ones = keras.initializers.Constant(1.0)
+    model = compiled(lambda: layers.GRU(H, bias_initializer=ones, name="memory"))
+    report = retrograde.diagnose(model, data(), compiled_loss, remedies=None)
+    (finding,) = (each for each in report.findings if each.rule == "double-bias")
+    assert "bias[0] and bias[1] hold the same, and Keras adds the two" in finding.message
+    assert finding.gate == "update" and [each.value for each in finding.evidence[:2]] == [1, 2]
+    recording = recorded(model, torch.as_tensor(data()[0]))
+    blocks = retrograde.decompose(recording).by_parameter()
+    assert blocks.blocks[6:] == tuple(
+        (f"bias[{row}]", gate) for row in (0, 1) for gate in ("update", "reset", "candidate")
+    )
+    assert blocks.select(parameter="bias[1]").share.sum() > 0

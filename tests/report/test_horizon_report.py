@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 import retrograde
-from retrograde.cli import main
+from retrograde.cli import commands, main
 from retrograde.errors import ArgumentError, InputError
-from retrograde.horizons import over_training
-from retrograde.report import HorizonReport, Report, compare, horizon_views
+from retrograde.horizons import over_training, used
+from retrograde.report import HorizonReport, Report, compare, horizon_data, horizon_views
+from retrograde.truncation import truncated
 from support.type_checks import unchecked
 
 HOSTILE = "</script><b>\x1b[31m"
@@ -169,6 +170,13 @@ def run(capsys, *arguments):
             main()
     done = capsys.readouterr()
     return stop.value.code or 0, done.out, done.err
+
+
+def test_the_same_choices_are_offered_described_and_taken():
+    assert tuple(horizon_data.PASTS) == used.PASTS
+    assert [past.value.replace("-", " ") for past in commands.Past] == list(used.PASTS)
+    assert [kind.value for kind in commands.Kind] == list(horizon_data.KINDS)
+    assert {*truncated.KINDS, "window"} == {*horizon_data.KINDS}
 
 
 def test_the_command(capsys, tmp_path):

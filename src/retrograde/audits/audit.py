@@ -74,8 +74,9 @@ class Difference:
             case.append(f"{left[0]} and {left[1]} not set to zero")
         example = f"; {self.entry}" if self.entry else ""
         return (
-            f"{self.layer} in {self.precision}, {self.steps} steps: {', '.join(self.parameters)} "
-            f"differ{'s' * (len(self.parameters) == 1)}{at} (ratio {self.ratio:.4g}){why}. "
+            f"{self.layer} in {self.precision}, {counted(self.steps, 'step')}: "
+            f"{', '.join(self.parameters)} differ{'s' * (len(self.parameters) == 1)}{at} "
+            f"(ratio {self.ratio:.4g}){why}. "
             f"The smallest case found: {', '.join(case)}{example}"
         )
 

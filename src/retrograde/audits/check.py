@@ -1,5 +1,6 @@
 """One quantity of an implementation beside that of its step function."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -53,5 +54,5 @@ class Check:
 
     @property
     def excess(self) -> float:
-        """The error in units of what rounding explains; 0 where nothing can be told."""
-        return self.error / self.allowed
+        """The error in units of what rounding explains; 0 where rounding decides the quantity."""
+        return 0.0 if math.isinf(self.allowed) else self.error / self.allowed

@@ -125,7 +125,6 @@ def _look(
 
 def _anatomy(cell: FunctionCell, seen: _Seen) -> Anatomy:
     """Levels, labels and blocks of rows."""
-    levels: list[tuple[str, ...]] = []
     level_of: dict[str, int] = {}
     for gate in seen.gates:  # one can only read those that were named before
         level_of[gate] = max(

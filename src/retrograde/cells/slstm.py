@@ -4,6 +4,7 @@ Reference: Maximilian Beck et al., "xLSTM: Extended Long Short-Term Memory" (202
 2405.04517, section 2.2 and appendix A.2, equations 15 to 17 for the stabiliser.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -35,8 +36,10 @@ class SLSTM(AbstractLayer):
         c_k = f c_{k-1} + i z           n_k = f n_{k-1} + i               o = sigma(a_o)
         h_k = o c_k / n_k
 
-    c and n are in units of exp(m), which cancels in h. It reads h by recurrent weights, so that it
-    is no linear recurrence. The activation of the input gate is not given to the rules, as an
+    c and n are in units of exp(m), which cancels in h. Where n_{k-1} is 0, as in a zero initial
+    state, there is nothing to keep and m_k = a_i, as in the xlstm package: i = 1, and h_k is
+    o tanh(a_z) for any a_i. It reads h by recurrent weights, so that it is no linear recurrence.
+    The activation of the input gate is not given to the rules, as an
     exponential has no largest slope.
 
     Args:
@@ -73,12 +76,17 @@ class SLSTM(AbstractLayer):
         h, c, n, m = state.chunk(4, -1)
         a_i, a_f, a_z, a_o = plus_product(projected, h, self.weight_hh).chunk(4, -1)
         held = logsigmoid(a_f) + m
-        m = torch.maximum(a_i, held)
-        i, f, z, o = (a_i - m).exp(), (held - m).exp(), a_z.tanh(), a_o.sigmoid()
+        empty = n == 0
+        m = torch.where(empty, a_i, torch.maximum(a_i, held))
+        most = math.log(torch.finfo(m.dtype).max) / 2
+        gap = held - m  # above 0 only where empty; there a finite f keeps f * 0 at 0
+        i, f, z, o = (a_i - m).exp(), gap.clamp(max=most).exp(), a_z.tanh(), a_o.sigmoid()
         c, n = f * c + i * z, f * n + i
         holds = torch.where(held == a_i, 0.5, (held > a_i).to(m.dtype))  # dm/dl
+        holds = torch.where(empty, 0, holds)
         activations = {"forget": a_f.sigmoid(), "cell": z, "output": o}
-        inside = {"i": i, "f": f, "holds": holds}
+        slope = torch.where(gap > most, 0, f)  # df/dl
+        inside = {"i": i, "f": f, "slope": slope, "holds": holds}
         return CellStep(x, state, torch.cat((o * c / n, c, n, m), -1), activations | inside)
 
     def linearise(self, step: CellStep) -> Graph:
@@ -88,7 +96,7 @@ class SLSTM(AbstractLayer):
         di = dc z + dn           dm <- dm - i di - f df        dl = f df + g dm
         da_i = i di + (1 - g) dm           da_f = dl (1 - sigma(a_f))          dm_{k-1} = dl
         """
-        forget, z, o, i, f, g = step.activations.values()
+        forget, z, o, i, f, slope, g = step.activations.values()
         _, c_before, n_before, _ = step.previous.chunk(4, -1)
         _, c, n, _ = step.state.chunk(4, -1)
         routes = tuple(f"recurrent.{gate.name}" for gate in GATES)
@@ -98,8 +106,8 @@ class SLSTM(AbstractLayer):
             Diagonal("a.forget", "l", 1 - forget),
             Diagonal("l", "m", g),
             Diagonal("a.input", "m", 1 - g),
-            Diagonal("l", "f", f),
-            Diagonal("m", "f", -f),
+            Diagonal("l", "f", slope),
+            Diagonal("m", "f", -slope),
             Diagonal("a.input", "i", i),
             Diagonal("m", "i", -i),
             Diagonal("m", "m+"),

@@ -1,4 +1,4 @@
-"""The one door to the library: tensors are checked here, and nowhere is it called but here."""
+"""Calls of the library, all of them: tensors are checked here before their addresses are passed."""
 
 import ctypes
 from collections.abc import Callable, Sequence
@@ -31,9 +31,9 @@ class Kind:
 
     Attributes:
         fields: the first four of `struct pass`.
+        blocks: how many gates have weights, and how many have a peephole.
         activations: the names of what it keeps of each step, in order.
         parts: the names of the parts of the state.
-        blocks: how many gates have weights, and how many have a peephole.
         torch: the name of torch's own function that computes the same, "" if there is none.
     """
 
@@ -314,7 +314,7 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:
-    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+    return [_address(tensor) for tensor in tensors]
 
 
 def _rows(tensor: Tensor | None) -> Tensor | None:

@@ -74,7 +74,7 @@ TABLES = 2**31
 """Rows are merged by default where the tables by loss step and use step take more bytes."""
 
 SEED = 0
-"""Of the signs that companion rows have."""
+"""Seed of the random signs of companion rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +127,7 @@ class Flow(AbstractPass):
         if self.entries.relative:
             raise ArgumentError(
                 "rows were merged as their lags grew, so that there is no number for every loss "
-                "step and use step. Ask sizes(), or decompose with max_rows"
+                "step and use step. Use flow.sizes, or decompose(recording, max_rows=...)"
             )
         norms = ContributionNorms(self.entries, self.steps, self.parameters)
         known = self._autograds

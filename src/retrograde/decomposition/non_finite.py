@@ -145,8 +145,8 @@ def _in_state(recorded: Recorded, unrolled: Unrolled) -> NonFinite:
         unrolled.states[1:],
         f"the state of {recorded.name!r}",
         ("step", "sample", "unit"),
-        f"it is {name}{inside}{grew}. The forward pass itself overflows: the recurrent weights are "
-        "too large",
+        f"it is {name}{inside}{grew}. The forward pass itself overflows: the inputs or the "
+        "recurrent weights are too large",
     )
     return NonFinite(
         recorded.name, "state", step, name, gate, route, growth if step else None, words

@@ -96,12 +96,16 @@ class Read:
         lengths: the packed sequence, if it was one.
         batch_axis: the axis of the samples; None for a single sequence without such an axis.
         time_axis: that of the steps; None for a cell, which is given one step.
+        given: the tensor that the layer was called with; `x` itself, or without a gradient.
+        backwards: whether the layer begins at the last step.
     """
 
     x: Tensor
     packed: PackedSequence | None
     batch_axis: int | None
     time_axis: int | None
+    given: Tensor
+    backwards: bool = False
 
     @property
     def samples(self) -> int:
@@ -317,14 +321,15 @@ def _noted(
     axes: tuple[int | None, int | None],
     name: str,
     sight: Sight,
+    backwards: bool = False,
 ) -> Tensor | PackedSequence | None:
     """Note what a layer reads; gives what is to be handed on in its place, None for itself."""
     if torch.is_autocast_enabled(x.device.type):
         sight.autocast.add(torch.get_autocast_dtype(x.device.type))
-    changed = not x.requires_grad
+    changed, own = not x.requires_grad, x
     if changed:
         x = x.detach().requires_grad_()
-    sight.reads.setdefault(name, []).append(Read(x, packed, *axes))
+    sight.reads.setdefault(name, []).append(Read(x, packed, *axes, own, backwards))
     if not changed:
         return None
     return packed._replace(data=x) if packed is not None else x
@@ -355,7 +360,8 @@ def _read_declared(
     sight.initial.setdefault(name, []).append(tuple(state.values()) or None)
     first = declaration.batch_comes_first(module)
     axes = ((0, 1) if first else (1, 0)) if is_sequence(read) else (0, None)
-    given = _noted(x, packed, axes, name, sight)
+    backwards = bool(getattr(module, "go_backwards", False))  # Keras' word for it
+    given = _noted(x, packed, axes, name, sight, backwards)
     if given is None:
         return None
     place = next(number for number, value in enumerate(arguments.values()) if value is read)

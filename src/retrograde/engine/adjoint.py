@@ -276,7 +276,7 @@ class PerEntry:
         size = self._values[0].numel()
         length = min(self._length, k - chunk.first + 1, max(1, GATHERED // (self.count * size)))
         arrived = self.rows
-        # A bit for each step: what moves faster ends the stretch.
+        # Room for a factor of two at each step; a row that moves faster ends the stretch.
         delta, norms = arrived.normalised(max(1, SLACK - length))
         if delta is not arrived:
             refuse_non_finite(norms, k)
@@ -375,7 +375,7 @@ def rows_of_entries(unrolled: Unrolled, entries: Entries) -> Iterator[AdjointSpa
 
 
 def backpropagate(unrolled: Unrolled, entries: Entries) -> Iterator[AdjointStep]:
-    """The same step by step.
+    """The stream of adjoint steps for k = T-1 .. 0; steps before any entry are left out.
 
     Raises:
         NonFiniteError: if an adjoint becomes infinite or NaN within a single step.

@@ -48,6 +48,7 @@ class PerLag:
     """
 
     there: Bool[Tensor, "K"]
+    _alike: bool  # whether all rows are on one exponent
 
     def __init__(self, unrolled: Unrolled, direct: Float[Tensor, "T B S"]):
         self._chunk = unrolled.chunk(0, len(unrolled))
@@ -69,7 +70,7 @@ class PerLag:
         )
         self.values, self.exponent = entries.between(self.first, stop - self.first)
         self.there = torch.ones_like(self.exponent, dtype=torch.bool)
-        self._centre()
+        self._centre(self._norms())
 
     def advance(self) -> dict[str, Scaled]:
         """The part of this lag, a row for each parameter; then all rows move back by a step.
@@ -100,7 +101,10 @@ class PerLag:
             self.exponent[gone:],
             self.there[gone:],
         )
-        self._centre()
+        norms = self._norms()
+        known = norms[self.there]
+        if len(known) and not in_range(known):
+            self._centre(norms)
         return sums.result()
 
     def _through(
@@ -115,6 +119,10 @@ class PerLag:
         some, units, first = self.values[start:stop], exponent[start:stop], self.first + start
         adjoint = self._chunk.pull_back(some.flatten(0, 1).unsqueeze(0), first, stop - start)
         adjoint.previous_into(back[start:stop].flatten(0, 1).unsqueeze(0))
+        if self._alike:
+            sums.units(self.exponent[:1])
+            sums.add(adjoint)
+            return
         top = units.amax(0, keepdim=True)
         if int(top) == NO_EXPONENT:
             return
@@ -140,25 +148,29 @@ class PerLag:
         rows = (self.values[start:stop] * weights[:, None, None]).flatten(0, 1).unsqueeze(0)
         sums.add(self._chunk.pull_back(rows, self.first + start, count))
 
-    def _centre(self) -> None:
-        """Bring rows back that left the slack, all on one exponent where they are near enough."""
-        if not len(self.values):
-            return
+    def _norms(self) -> Float[Tensor, "K"]:
+        """The norms of the rows, those that are gone left out from now on."""
         norms = row_norms(self.values)
         small = self.there & (norms == 0)
         if bool(small.any()):  # gone, or so small that the squares are 0
             small[small.clone()] = self.values[small].flatten(1).any(1)
             self.there = self.there & ((norms != 0) | small)
-        known = norms[self.there]
-        if not len(known) or in_range(known):
-            return
+        return norms
+
+    def _centre(self, norms: Float[Tensor, "K"]) -> None:
+        """Bring all rows to the centre, on one exponent where they are near enough.
+
+        Rows on one exponent make one product with the inputs as they are; others have to be weighed
+        and pulled back once more.
+        """
         rows = Scaled(self.values, self.exponent).centred(norms)
         norms = row_norms(rows.values)
         if not bool(norms.isfinite().all()):
             refuse_non_finite(norms, self.first + int(torch.nonzero(~norms.isfinite())[-1]))
         own = rows.exponent[self.there]
-        low, high = int(own.min()), int(own.max())
-        if high - low < SLACK:
+        low, high = (int(own.min()), int(own.max())) if len(own) else (0, 0)
+        self._alike = high - low < SLACK
+        if self._alike:
             unit = torch.full_like(rows.exponent, (low + high) // 2)
             shift = torch.where(self.there, rows.exponent - unit, 0)
             rows = Scaled(times_power_of_two(rows.values, shift), unit)

@@ -1,7 +1,7 @@
 """The truncation curve of a model over several batches."""
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -20,7 +20,7 @@ from retrograde.decomposition import Flow
 from retrograde.decomposition.all_reduced import SAME, fingerprint
 from retrograde.decomposition.by_phase import by_phase
 from retrograde.decomposition.flow import unasked
-from retrograde.decomposition.processes import Answer, Processes
+from retrograde.decomposition.processes import Processes
 from retrograde.diagnosis.batches import Batches, calls_next, draw, is_source
 from retrograde.diagnosis.copies import copied_model, untouched
 from retrograde.diagnosis.examine import Progress
@@ -39,7 +39,7 @@ from retrograde.horizons.used import PASTS, losses_without_the_past, why_not_rep
 from retrograde.recording.layers import declared
 from retrograde.truncation.horizon import NOTHING_TO_LEARN, Horizon
 from retrograde.truncation.measures import Measures
-from retrograde.truncation.signal import signal_of
+from retrograde.truncation.signal import Gather, one_process, signal_of
 from retrograde.truncation.used import Used
 
 BATCHES = 16
@@ -153,7 +153,7 @@ def horizon(
     if progress is not None:
         _checks.function("progress", progress, "(done, total, what comes next)", takes=3)
     processes = Processes() if all_reduce else None
-    answers = _alone if processes is None else processes.answers
+    answers: Gather = one_process if processes is None else processes.answers
     if processes is not None:
         _same_weights(model, answers)
         seed += most * processes.rank
@@ -364,6 +364,8 @@ class _Looked:
         self.alone = len({*recording, *recording.refused}) == 1
         if len(seen.layers) > 1:
             self.unknown = SEVERAL_LAYERS
+        elif self.back:
+            self.unknown = ITS_OWN_INPUT
         if not self.unknown:
             flow = self.flows[-1]
             self.unknown = why_not_replaced(model, batch, loss_fn, seed, flow)
@@ -441,6 +443,8 @@ FED_BACK = (
     "its outputs come back through its own input; that part of the gradient takes no hop of the "
     "recurrence and counts as given by the loss, so that truncating the whole model may lose more"
 )
+
+ITS_OWN_INPUT = "its outputs come back through its own input"
 
 CANCELS = (
     "used: the loss asks the same of every sample, and so hardly changes when pasts change places "
@@ -521,12 +525,7 @@ def _alike(first: Seen | _Told, other: Seen | _Told, number: int) -> None:
             )
 
 
-def _alone(ask: Callable[[], Answer]) -> list[Answer]:
-    """The answer of the only process."""
-    return [ask()]
-
-
-def _same_weights(model: nn.Module, answers: Callable[[Callable[[], Any]], list[Any]]) -> None:
+def _same_weights(model: nn.Module, answers: Gather) -> None:
     """Refuse models that differ between processes.
 
     Raises:

@@ -17,6 +17,7 @@ from retrograde.diagnosis.subject import half_octaves
 from retrograde.engine import Scaled
 from retrograde.errors import ArgumentError, RetrogradeError
 from retrograde.horizons.feedback import detach_input
+from retrograde.horizons.used import one_way
 from retrograde.recording import Recorded, Recording, recurrent_layers
 from retrograde.truncation.horizon import of_layers
 from retrograde.truncation.measures import Comparison, Measures, Total
@@ -69,7 +70,7 @@ def shortened(
         ArgumentError: if there is nothing to cut, if it cannot be told how, or if the loss cannot
             be had of a shorter input.
     """
-    if any("reverse" in slot for each in layers.values() for slot in each.cell.slots):
+    if not all(map(one_way, layers.values())):
         raise ArgumentError(
             'kind="window" needs layers that read the sequence one way; this one reads it both '
             "ways, so that no step's past can be cut on its own"
@@ -82,7 +83,7 @@ def shortened(
             f'kind="window" needs layers that read the same steps of the input; here {reads}. Use '
             'kind="sliding"'
         )
-    entering = loss_steps(model, batch, loss_fn, seed, recording)
+    entering = entry_steps(model, batch, loss_fn, seed, recording)
     if not entering:
         raise ArgumentError(
             'kind="window" needs a loss that enters at some step; here no step gets a gradient'
@@ -102,7 +103,7 @@ def shortened(
         cut_batch = _cut_by_axis(batch, length, kept) if cut is None else cut(batch, kept)
         try:
             shorter = run(copied_model(model), cut_batch, loss_fn, seed).recording
-            found = loss_steps(model, cut_batch, loss_fn, seed, shorter)
+            found = entry_steps(model, cut_batch, loss_fn, seed, shorter)
         except Exception as error:
             raise ArgumentError(
                 f"loss_fn fails where the input is cut to its last {kept} of {length} steps: "
@@ -128,7 +129,7 @@ def shortened(
     return Shorter(steps, further, measures)
 
 
-def loss_steps(
+def entry_steps(
     model: nn.Module, batch: Any, loss_fn: LossFunction, seed: int, recording: Recording
 ) -> set[int]:
     """The steps at which the loss enters, not by way of another recurrent layer.

@@ -3,31 +3,32 @@
     left_t = delta_t - A [h_t, 1]      A by least squares over all samples, loss steps and batches
 
 In a fresh network most of delta_t = dL/ds_t follows from the state itself: an output that is too
-large or has the wrong mean. It is noise to every other question. Nothing is left of a loss that is
-linear in the outputs, which asks the same of every sample, nor of one that is quadratic in them and
-has no targets.
+large or has the wrong mean. It says nothing of the past, and only adds noise. Nothing is left of a
+loss that is linear in the outputs, which asks the same of every sample, nor of one that is
+quadratic in them and has no targets.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from retrograde.decomposition import Flow
+from retrograde.truncation.signal import Gather, one_process
 
 ROWS_FOR_EACH = 10
 """With fewer rows for each unit of the output a regression would explain noise, too; the mean alone
 is taken out then."""
 
 REFINED = 3
-"""Solutions of the normal equations, each of what the ones before left."""
+"""How often the normal equations are solved, each time for what the solutions before left."""
 
 ROUNDING = 16
-"""What is left counts as rounding up to so many rounding errors of dL/ds_t, of norm to norm."""
+"""What is left counts as rounding where its norm is at most this many rounding errors of that of
+dL/ds_t."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +49,7 @@ class Readout:
     def fitted(
         flows: Sequence[Flow],
         mean_only: bool = False,
-        answers: Callable[[Callable[[], Any]], list[Any]] = lambda ask: [ask()],
+        answers: Gather = one_process,
     ) -> "Readout":
         """By least squares over a layer's passes in several batches.
 

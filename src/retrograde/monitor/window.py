@@ -16,11 +16,11 @@ from retrograde.recording import Recorded
 from retrograde.truncation.signal import FEWEST_SHOWN, signal_of
 
 SAMPLES = 40
-"""So many samples are looked at for `learnable`, where a batch has them (benchmarks/monitor_cost.py
-has what they cost)."""
+"""The number of samples looked at for `learnable`, where a batch has that many
+(benchmarks/monitor_cost.py measures what they cost)."""
 
 GROUPS = 10
-"""They are told apart in so many groups."""
+"""The number of groups that they are split into, each in the place of a batch."""
 
 
 def window(recorded: Recorded, delta: float) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Trials of an experiment: networks that train until the task is solved, or the budget is spent."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from retrograde import _checks, _files
+from retrograde.diagnosis.examine import Progress
 from retrograde.errors import InputError
 from retrograde.studies.online import Networks
 from retrograde.tasks.blocks import BlockNetwork
@@ -29,8 +30,6 @@ TESTED = 500
 
 KEPT = 1000
 """Sequences after which the training is kept in the checkpoint."""
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

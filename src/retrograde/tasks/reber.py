@@ -209,9 +209,6 @@ class ContinualReber(EmbeddedReber):
     paper: ClassVar[str] = "Gers, Schmidhuber and Cummins (2000)"
     judged_on = 10
 
-    def lot(self, generator: torch.Generator) -> Lot:
-        return Lot(self, generator)
-
     def __init__(self, steps: int = 100_000):
         self.steps = _checks.whole("steps", steps)
 
@@ -224,6 +221,9 @@ class ContinualReber(EmbeddedReber):
     def draw(self, count: int, generator: torch.Generator) -> Strings:
         count = _checks.whole("count", count)
         return as_strings([*walks(count, generator, self.steps + 1)])
+
+    def lot(self, generator: torch.Generator) -> Lot:
+        return Lot(self, generator)
 
     def run(self, output: Float[Tensor, "T N O"], strings: Strings) -> list[int]:
         """The symbols that each stream predicts before its first error."""

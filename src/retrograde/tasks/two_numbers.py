@@ -1,5 +1,6 @@
 """Two marked numbers among many: their sum or their product is due at the end."""
 
+from abc import abstractmethod
 from math import log
 from typing import ClassVar
 
@@ -64,9 +65,9 @@ class AbstractTwoNumbers(AbstractTask):
         x = torch.stack((numbers, markers), 2) * inside.unsqueeze(2)
         return answered_last(x, answer.unsqueeze(1), lengths)
 
+    @abstractmethod
     def answer(self, first: Float[Tensor, "N"], second: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
         """What is due for two numbers."""
-        raise NotImplementedError
 
     def right(self, output: Float[Tensor, "T N O"], sequences: Sequences) -> Bool[Tensor, "N"]:
         return largest_errors(output, sequences) < LIMIT

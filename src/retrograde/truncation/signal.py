@@ -34,7 +34,7 @@ FEWEST_SHOWN = 8
 """The fewest batches that can show a signal: chance gives as much once in 2^7 cases."""
 
 FLIPS = 4000
-"""Of 13 batches and more so many signs are drawn; of fewer all are tried."""
+"""The number of sign vectors drawn for 13 batches or more; for fewer all of them are tried."""
 
 ALIKE = 1e-9
 """Statistics that differ by no more than this are the same."""
@@ -132,8 +132,8 @@ class Signal:
         Batches are drawn with replacement; a batch drawn twice makes no product with itself. With
         normal noise it holds the truth in 88 to 99 % of the cases from 16 batches on, in 80 to 99 %
         with 8; with noise of heavy tails, whose size few batches show, in fewer. Where there is no
-        signal its lower end lies above 0 in fewer than 2.5 % of the cases; `shown`
-        asks more. NaN for fewer than three batches.
+        signal its lower end lies above 0 in fewer than 2.5 % of the cases; `shown` asks for more.
+        NaN for fewer than three batches.
 
         Raises:
             ArgumentError: as `learnability`.
@@ -251,14 +251,19 @@ Binned = Sequence[Mapping[str, Scaled]]
 
 
 Gather = Callable[[Callable[[], Any]], list[Any]]
-"""What each of several processes answers, in their order."""
+"""Puts a question to every process and returns their answers, by rank."""
+
+
+def one_process(ask: Callable[[], Any]) -> list[Any]:
+    """The answer of the only process."""
+    return [ask()]
 
 
 def signal_of(
     lags: tuple[range, ...],
     batches: Sequence[Binned],
     batch_size: int,
-    answers: Gather = lambda ask: [ask()],
+    answers: Gather = one_process,
 ) -> Signal:
     """Signal and noise from the parts of several batches.
 

@@ -35,21 +35,33 @@ def _bridged(sight: Sight, layer: str, lag: int) -> bool:
     for view in by_sample(sight.prediction, reads[0].samples, reads[0].steps)[:1]:
         newest = view[:, -1] if view.ndim > 2 else view
         total = newest.sum()
-        xs = [read.x for read in reads]
-        found = torch.autograd.grad(
-            total, xs, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        sizes = torch.cat([_by_step(read, each) for read, each in zip(reads, found, strict=True)])
+        sizes = torch.cat([_by_step(read, _felt(total, read, sight)) for read in reads])
         if lag < len(sizes):
             return bool(sizes[: len(sizes) - lag].max() >= FELT * sizes.max() > 0)
     return False
 
 
+def _felt(total: Tensor, read: Read, sight: Sight) -> Tensor:
+    """The gradient at what a layer was given, through every layer that was given the same.
+
+    The directions of a bidirectional layer may be two modules.
+    """
+    every = [each for reads in sight.reads.values() for each in reads]
+    same = {id(each.x): each.x for each in every if each.given is read.given}
+    found = torch.autograd.grad(
+        total, list(same.values()), retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return torch.stack(found).sum(0)
+
+
 def _by_step(read: Read, gradient: Tensor) -> Tensor:
-    """The norm of a gradient at each step; of a packed sequence, at each step of the longest."""
+    """The norm of a gradient at each step, in the order of the recurrence; of a packed sequence, at
+    each step of the longest.
+    """
     sizes: Tensor = gradient.detach().double()
     if read.packed is not None:
         counts = read.packed.batch_sizes.tolist()
         return torch.stack([torch.linalg.vector_norm(part) for part in torch.split(sizes, counts)])
     steps = sizes.unsqueeze(0) if read.time_axis is None else sizes.movedim(read.time_axis, 0)
+    steps = steps.flip(0) if read.backwards else steps
     return steps.flatten(1).square().sum(1).sqrt()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from retrograde import _files
 from retrograde._optional import optional
 from retrograde.cells.generations import generation
-from retrograde.declarations.keras import PLAIN, is_a
+from retrograde.declarations.keras import PLAIN, RNN, is_a
 from retrograde.errors import InputError
 from retrograde.spectra.weights.kinds import Kind
 
@@ -141,7 +141,7 @@ def keras_layers_of(name: str, module: Any) -> Iterator[KerasWeights]:
 
 def is_keras_layer(module: nn.Module) -> bool:
     """Whether a module is a recurrent layer of Keras."""
-    return is_a(module, "keras.src.layers.rnn.rnn.RNN")
+    return is_a(module, RNN)
 
 
 def keras_file(path: Path) -> Mapping[str, Any]:
@@ -268,7 +268,7 @@ def _by_number(group: Any, path: tuple[str, ...], own: str) -> Iterator[tuple[st
 
 
 def _attribute(group: Any) -> str:
-    """Where the group that holds a group stands."""
+    """The path of the group that holds a group."""
     return str(group.name).rpartition("/")[0]
 
 
