@@ -327,6 +327,22 @@ def test_a_second_derivative_of_what_torch_has():
 
 
 @needs_library
+@pytest.mark.parametrize("kind", ("GRU", "LSTM"))
+def test_saved_tensors_may_come_back_with_other_strides(kind):
+    def turned(tensor):
+        return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+
+    module = getattr(retrograde.nn, kind)(2, 3, dtype=torch.float64)
+    x = drawn(4, 2, 2, dtype=torch.float64, seed=1)
+    weights = list(module.parameters())
+    expected = torch.autograd.grad(module(x)[0].square().sum(), weights)
+    with torch.autograd.graph.saved_tensors_hooks(turned, lambda tensor: tensor):
+        loss = module(x)[0].square().sum()
+    for ours, theirs in zip(torch.autograd.grad(loss, weights), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@needs_library
 def test_several_gradients_at_once():
     """By torch's function where it has the cell; else an error that says what to do."""
     grads = drawn(3, 4, 2, 3, dtype=torch.float64, seed=2)

@@ -245,8 +245,10 @@ def backward(
     steps, samples, inputs = x.shape
     rows, hidden = w_hh.shape
     all_steps, one = (steps, samples, hidden), (1, samples, hidden)
-    for states in passed.states:
-        assert states.shape == all_steps and states.is_contiguous()
+    assert all(states.shape == all_steps for states in passed.states)
+    # Hooks on saved tensors (torch.autograd.graph) may give them back with other strides.
+    kept = None if passed.kept is None else passed.kept.contiguous()
+    passed = Pass(tuple(states.contiguous() for states in passed.states), passed.last, kept)
     direct = [_rows(_like(given, x, all_steps)) for given in direct]
     last = [_dense(_like(given, x, one)) for given in last]
     if by_kept is not None:
