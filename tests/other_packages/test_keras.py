@@ -446,3 +446,44 @@ def test_a_model_is_told_what_one_of_torch_with_its_weights_is_told(parts, far):
         told.append(({each.rule for each in report.findings}, checks))
     assert told[0] == told[1]
     assert ("vanishing" in told[0][0]) == far
+
+
+@pytest.mark.parametrize("how", [{}, {"go_backwards": True}])
+def test_what_a_model_uses_is_what_one_of_torch_with_its_weights_uses(how):
+    from retrograde.integrations.keras import compiled_loss
+
+    model = compiled(lambda: layers.LSTM(H, **how))
+    torchs = Torchs(model, bool(how))
+    batch = tuple(map(torch.as_tensor, data()))
+
+    def mse(model, batch):
+        return nn.functional.mse_loss(model(batch[0]), batch[1])
+
+    one = retrograde.horizon(model, batch, compiled_loss)
+    other = retrograde.horizon(torchs, batch, mse)
+    assert one.used is not None and one.used.steps == other.used.steps
+    torch.testing.assert_close(one.used.losses, other.used.losses, rtol=1e-5, atol=1e-6)
+    assert one.used.losses.std() > 1e-3
+    first = lambda: layers.GRU(H, return_sequences=True, name="first")  # noqa: E731
+    model = compiled(first, lambda: layers.Bidirectional(layers.GRU(H, name="gru"), name="both"))
+    assert retrograde.horizon(model, batch, compiled_loss, layer="first").used is not None
+    found = retrograde.horizon(model, batch, compiled_loss, layer="both/forward_gru")
+    assert found.used is None and "reads the sequence both ways" in str(found)
+
+
+def test_both_rows_of_a_bias_are_told_apart():
+    """A GRU with reset_after=True has two biases, and an initialiser fills both."""
+    from retrograde.integrations.keras import compiled_loss
+
+    ones = keras.initializers.Constant(1.0)
+    model = compiled(lambda: layers.GRU(H, bias_initializer=ones, name="memory"))
+    report = retrograde.diagnose(model, data(), compiled_loss, remedies=None)
+    (finding,) = (each for each in report.findings if each.rule == "double-bias")
+    assert "bias[0] and bias[1] hold the same, and Keras adds the two" in finding.message
+    assert finding.gate == "update" and [each.value for each in finding.evidence[:2]] == [1, 2]
+    recording = recorded(model, torch.as_tensor(data()[0]))
+    blocks = retrograde.decompose(recording).by_parameter()
+    assert blocks.blocks[6:] == tuple(
+        (f"bias[{row}]", gate) for row in (0, 1) for gate in ("update", "reset", "candidate")
+    )
+    assert blocks.select(parameter="bias[1]").share.sum() > 0

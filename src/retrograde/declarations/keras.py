@@ -108,6 +108,13 @@ def one_direction_at_a_time(model: nn.Module) -> Iterator[None]:
 
 BIDIRECTIONAL = "keras.src.layers.rnn.bidirectional.Bidirectional"
 
+
+def in_both_directions(model: nn.Module, layer: str) -> bool:
+    """Whether a layer, by its path, is one of the two of a Bidirectional."""
+    both = (path for path, module in named_modules(model) if is_a(module, BIDIRECTIONAL))
+    return any(layer.rpartition(SEPARATOR)[0] == path for path in both)
+
+
 FUSED = ("_can_attempt_fused_lstm", "_can_attempt_fused_gru")
 """What a Bidirectional asks before it runs both directions as one kernel."""
 

@@ -27,8 +27,12 @@ def by_parameter(cell: AbstractCell, gradient: Mapping[str, Scaled]) -> Parts:
             number = number % values.shape[-1] * len(of_this) // values.shape[-1]
         else:
             number = number * len(of_this) // len(number)
+        once = len(dict.fromkeys(of_this))
+        rounds = len(of_this) // once
+        several = rounds > 1 and of_this == of_this[:once] * rounds
         for block, gate in enumerate(of_this):
-            parameters.append(name)
+            # Keras keeps both biases of a GRU in one, [2, 3 * units].
+            parameters.append(f"{name}[{block // once}]" if several else name)
             gates.append(gate)
             rows = as_vectors(values)[:, number == block]
             log2.append(Scaled(rows, whole.exponent).log2_norms().squeeze(0))

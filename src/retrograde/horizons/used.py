@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from retrograde.cells.precision import no_autocast
+from retrograde.declarations.keras import in_both_directions
 from retrograde.decomposition import Flow
 from retrograde.diagnosis.run import LossFunction
 from retrograde.engine import Unrolled, unroll
@@ -39,7 +40,12 @@ def why_not_replaced(
     recorded = flow.recorded
     if recorded.boundaries or recorded.lengths is not None:
         return "states are reset, or samples end before others"
-    if recorded.name not in recurrent_layers(model) or not one_way(recorded):
+    layers = recurrent_layers(model)
+    if (
+        recorded.name not in layers
+        or not one_way(recorded)
+        or in_both_directions(model, recorded.name)
+    ):
         return "the layer reads the sequence both ways"
     if not follows_from(model, batch, loss_fn, seed, recorded, flow.unrolled.states):
         return "its output does not follow from its states alone"

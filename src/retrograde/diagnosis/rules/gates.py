@@ -205,7 +205,7 @@ def _idle(subject: Subject, evidence: Evidence) -> Finding:
 
 
 def _pairs(subject: Subject) -> list[tuple[Leaf, Gate, Tensor, Tensor]]:
-    """Both biases of the forget gate of every layer of torch's that has two."""
+    """Both biases of the forget gate of every layer that has two."""
     found = []
     for leaf in leaves(subject.recorded.cell):
         cell = leaf.cell
@@ -242,25 +242,37 @@ def _doubled(subject: Subject, evidence: Evidence) -> Finding:
     found = _set_twice(subject)
     assert found is not None
     leaf, gate, bias = found
-    name = f"bias_ih{leaf.suffix}"
+    one, other, whose, cause = _in_words(subject, leaf)
     total = float(2 * bias.mean())
     horizon = 1 / (1 - float((2 * bias).sigmoid().mean()))
     return Finding(
         "double-bias",
         "warning",
         subject.name,
-        f"The bias of the {gate.name} gate is set twice: {name} and "
-        f"{name.replace('_ih', '_hh')} hold the same, and torch adds the two",
+        f"The bias of the {gate.name} gate is set twice: {one} and {other} hold the same, and "
+        f"{whose} adds the two",
         (
             evidence,
             Evidence("forget bias in effect", total, "bias"),
             Evidence("time constant that it implies", horizon, "steps"),
         ),
-        ("A loop filled every parameter whose name holds 'bias', and torch has two of them",),
-        ("Set the bias in bias_ih and leave 0 in bias_hh",),
+        (cause,),
+        (
+            f"Set the bias in {one.removesuffix(leaf.suffix)} and leave 0 in "
+            f"{other.removesuffix(leaf.suffix)}",
+        ),
         gate=gate.name,
         position=leaf.position,
     )
+
+
+def _in_words(subject: Subject, leaf: Leaf) -> tuple[str, str, str, str]:
+    """What both biases are called, what adds them, and how both may have come to be set."""
+    if f"bias{leaf.suffix}" in subject.recorded.cell.parameters:
+        cause = "bias_initializer fills both rows of the bias that reset_after=True gives a GRU"
+        return f"bias{leaf.suffix}[0]", f"bias{leaf.suffix}[1]", "Keras", cause
+    cause = "A loop filled every parameter whose name holds 'bias', and torch has two of them"
+    return f"bias_ih{leaf.suffix}", f"bias_hh{leaf.suffix}", "torch", cause
 
 
 def _without_role(subject: Subject) -> str:
