@@ -90,6 +90,7 @@ def test_outputs_that_come_back_through_the_input_are_named(feedback):
 
     found = retrograde.horizon(cell, x, loss, kind="chunks")
     assert any("GRUCell: its outputs come back" in n for n in found.notes) == feedback
+    assert (found.used is None) == feedback
     whole, cut = (
         torch.cat([g.flatten() for g in torch.autograd.grad(loss(cell, x, k), cell.parameters())])
         for k in (6, 2)
@@ -421,29 +422,54 @@ def test_a_lag_of_one_of_several_inputs():
     assert retrograde.horizon(made, drawn, loss, most=9).learnable == 4  # of lags 3 and 4
 
 
-def test_a_packed_sequence_says_what_the_plain_one_does():
-    made, lengths = model(nn.GRU, batch_first=True), torch.full((B,), T)
+def _packed(layer, x):
+    lengths = torch.full((x.shape[1],), len(x))
+    packed = nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+    return nn.utils.rnn.pad_packed_sequence(layer(packed)[0])[0]
 
-    class Packed(nn.Module):
+
+def _encoded_and_decoded(layer, x):
+    encoded, state = layer(x[:9])
+    return torch.cat((encoded, layer(x[9:], state)[0]))
+
+
+def _step_by_step(cell, x):
+    states = [cell(x[0])]
+    for now in x[1:]:
+        states.append(cell(now, states[-1]))
+    return torch.stack([each[0] if isinstance(each, tuple) else each for each in states])
+
+
+@pytest.mark.parametrize(
+    ("kind", "call"),
+    [
+        (nn.GRU, _packed),
+        (nn.LSTM, _encoded_and_decoded),
+        (nn.LSTM, _step_by_step),
+        (nn.GRU, _step_by_step),
+    ],
+)
+def test_however_a_layer_is_called_it_says_what_one_call_does(kind, call):
+    made = model(kind)
+
+    class Called(nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner = made
+            self.layer, self.readout = made.layer, made.readout
+            if call is _step_by_step:
+                self.layer = getattr(nn, kind.__name__ + "Cell")(1, H)
+                for name, weight in made.layer.named_parameters():
+                    getattr(self.layer, name.removesuffix("_l0")).data.copy_(weight.data)
 
         def forward(self, x):
-            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, True, enforce_sorted=False)
-            output, _ = self.inner.layer(packed)
-            return self.inner.readout(nn.utils.rnn.pad_packed_sequence(output, True)[0])
+            return self.readout(call(self.layer, x))
 
-    def drawn(seed):
-        x, y = batches(seed)
-        return x.transpose(0, 1).contiguous(), y.transpose(0, 1)
-
-    plain, packed = (
-        retrograde.horizon(one, drawn, loss_at_every_step, most=3) for one in (made, Packed())
+    plain, called = (
+        retrograde.horizon(one, batches, loss_at_every_step, most=3) for one in (made, Called())
     )
-    torch.testing.assert_close(packed.used.losses, plain.used.losses)
+    torch.testing.assert_close(called.used.losses, plain.used.losses)
     torch.testing.assert_close(
-        packed.unexplained.signal, plain.unexplained.signal, rtol=0.01, atol=0
+        called.unexplained.signal, plain.unexplained.signal, rtol=0.01, atol=0
     )
 
 

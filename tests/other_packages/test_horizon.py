@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import retrograde
 from retrograde.data import mauna_loa_co2
@@ -26,6 +27,12 @@ QUIET = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
 def weekly(count=400):
     """Weekly changes of CO2, in units of their standard deviation."""
     change = mauna_loa_co2().ppm[: count + 1].diff().numpy().astype(np.float32)
@@ -35,7 +42,7 @@ def weekly(count=400):
 def holds(horizon, steps):
     assert horizon.length == steps and horizon.batches > 1
     assert 1 <= horizon.window(delta=0.1) <= steps
-    assert horizon.learnable is not None
+    assert horizon.used is not None and horizon.learnable is not None
 
 
 def test_darts():

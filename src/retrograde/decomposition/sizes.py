@@ -56,7 +56,7 @@ class Sizes:
         log2: log2 of the root mean square over these pairs, by parameter, -inf where there is
             nothing, [M].
         error: half of a 95 % interval of the mean square, relative to it; 0 where every loss step
-            had a row of its own.
+            had a row of its own. Where few rows dominate a bin it is too narrow.
     """
 
     lags: tuple[range, ...]

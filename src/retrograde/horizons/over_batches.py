@@ -358,6 +358,8 @@ class _Looked:
         self.alone = len({*recording, *recording.refused}) == 1
         if len(seen.layers) > 1:
             self.unknown = SEVERAL_LAYERS
+        elif self.back:
+            self.unknown = ITS_OWN_INPUT
         if not self.unknown:
             flow = self.flows[-1]
             self.unknown = why_not_replaced(model, batch, loss_fn, seed, flow)
@@ -430,6 +432,8 @@ FED_BACK = (
     "its outputs come back through its own input; that part of the gradient takes no hop of the "
     "recurrence and counts as given by the loss, so that truncating the whole model may lose more"
 )
+
+ITS_OWN_INPUT = "its outputs come back through its own input"
 
 CANCELS = (
     "used: the loss asks the same of every sample, and so hardly changes when pasts change places "

@@ -56,11 +56,11 @@ def follows_from(
     recorded: Recorded,
     states: Float[Tensor, "T1 B S"],
 ) -> bool:
-    """Whether what the layer returns can be put together from its states, in its only call."""
+    """Whether what the layer returns, in all of its calls, can be put together from its states."""
     output = _Output(recorded, states, check=True)
     with torch.no_grad():
         _run(model, batch, loss_fn, seed, output)
-    return not output.refused and output.calls == 1
+    return not output.refused and output.at == len(states) - 1
 
 
 @torch.enable_grad()
@@ -109,19 +109,26 @@ def _replacing(
 
 
 class _Output:
-    """A forward hook that returns other outputs and states in the form of the layer's own."""
+    """A forward hook that returns other outputs and states in the form of the layer's own.
+
+    Each call, of an encoder and of a decoder that continues it, goes on from where the one before
+    it ended.
+
+    Attributes:
+        at: the steps of the calls so far.
+        refused: whether the outputs of a call cannot be put together.
+    """
 
     def __init__(self, recorded: Recorded, states: Float[Tensor, "T1 B S"], check: bool):
         self.layer = recorded.name
         self._recorded, self._states, self._check = recorded, states, check
-        self.refused, self.calls = False, 0
+        self.refused, self.at = False, 0
 
     def __call__(self, module: nn.Module, inputs: Any, result: Any) -> Any:
-        return self.replaced(result, self._made(result))
+        return self.replaced(result, self._made(module, result))
 
     def replaced(self, result: Any, made: Any) -> Any:
         """What is returned in the place of a result, if that can be."""
-        self.calls += 1
         if made is None or (self._check and not _agree(made, result)):
             self.refused = True
             return result
@@ -131,7 +138,10 @@ class _Output:
         """What was read of a call, [B, T, *] and [B, *], put together and left in its place."""
         if read.lengths is not None:
             return None
-        output, last = self._states[1:, :, self._recorded.cell.output], self._states[-1]
+        states = self._next(len(self._states) - 1)
+        if not len(states):
+            return None
+        output, last = states[:, :, self._recorded.cell.output], states[-1]
         made: dict[int, Tensor] = {}
         for name, tensor in read.results.items():
             if name == OUTPUT:
@@ -143,27 +153,50 @@ class _Output:
             made[id(tensor)] = values.to(tensor)
         return _in_place(result, made)
 
-    def _made(self, result: Any) -> Any:
+    def _next(self, steps: int) -> Float[Tensor, "T B S"]:
+        """The states of the next steps; fewer where the sequence ends before."""
+        states = self._states[self.at + 1 :][:steps]
+        self.at += steps
+        return states
+
+    def _made(self, module: nn.Module, result: Any) -> Any:
         """The output, and the last states of the layers, in the shapes of what was returned."""
-        output = self._states[1:, :, self._recorded.cell.output]
+        cell = self._recorded.cell
+        first = result[0] if isinstance(result, tuple) else result
+        first = getattr(first, "data", first)  # of a PackedSequence
+        if not isinstance(first, Tensor):
+            return None
+        states = self._next(first.numel() // self._states[0][:, cell.output].numel())
+        if not len(states):
+            return None
+        output = states[:, :, cell.output]
+        last = {
+            letter: torch.stack([states[-1][:, slot] for slot in slots])
+            for letter in "hc"
+            if (slots := [s for n, s in cell.slots.items() if n[0] == letter])
+        }
+        if isinstance(module, nn.LSTMCell):
+            return _all_in_form((last["h"][0], last["c"][0]), result)
+        if isinstance(module, nn.RNNCellBase):
+            return _in_form(last["h"][0], result)
         if isinstance(result, Tensor):
             return _in_form(output, result)
-        if not isinstance(result, tuple) or len(result) != 2:
+        if len(result) != 2:
             return None
-        last = {
-            letter: torch.stack([self._states[-1][:, slot] for slot in slots])
-            for letter in "hc"
-            if (slots := [s for n, s in self._recorded.cell.slots.items() if n[0] == letter])
-        }
-        first = _in_form(output, result[0])
+        returned = _in_form(output, result[0])
         if isinstance(result[1], Tensor):
             second: Any = _in_form(last.get("h"), result[1])
         elif isinstance(result[1], tuple) and len(result[1]) == 2 and "c" in last:
-            second = tuple(_in_form(last[n], r) for n, r in zip("hc", result[1], strict=True))
-            second = None if any(each is None for each in second) else second
+            second = _all_in_form((last.get("h"), last["c"]), result[1])
         else:
             second = None
-        return None if first is None or second is None else (first, second)
+        return None if returned is None or second is None else (returned, second)
+
+
+def _all_in_form(values: tuple[Tensor | None, ...], like: tuple[Any, ...]) -> Any:
+    """Each in the form of the one in its place; None where one of them cannot be."""
+    found = tuple(_in_form(*each) for each in zip(values, like, strict=True))
+    return None if any(each is None for each in found) else found
 
 
 def _in_place(result: Any, made: dict[int, Tensor]) -> Any:
