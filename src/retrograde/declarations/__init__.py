@@ -2,8 +2,9 @@
 
 `KNOWN` are the declarations that ship, by the qualified names of classes: of torchrecurrent's
 cells, EA-LSTM (neuralhydrology), LiGRU (speechbrain), CfC and LTC (ncps), torchaudio's RNNT,
-opacus' DPLSTM, QRNN, minGRU-pytorch, the Mamba and xLSTM of transformers, and xlstm. They are
-found without an argument, and need none of these packages.
+opacus' DPLSTM, QRNN, minGRU-pytorch, the Mamba (also of FalconMamba and Jamba) and xLSTM of
+transformers, mambapy, and xlstm. They are found without an argument, and need none of these
+packages.
 """
 
 from retrograde.declarations.declaration import Declaration

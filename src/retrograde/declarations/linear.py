@@ -1,4 +1,4 @@
-"""Linear recurrences of other packages, in their plain torch code: minGRU, and Mamba's mixer."""
+"""Linear recurrences of other packages, in their plain torch code: minGRU, and Mamba's mixers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad, silu, softplus
 
 from retrograde.declarations.declaration import Declaration
+from retrograde.declarations.reading import OUTPUT, CallTensors
 
 Weights = Mapping[str, Tensor]
 
@@ -28,33 +29,78 @@ def _half_of_its_rows(module: Any) -> int:
 
 
 def _mamba(module: Any, weights: Weights, x: Tensor, s: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gu and Dao 2023: projection, convolution, selective scan, gate and projection of a block."""
-    read = x.view(len(x), module.conv_kernel_size, -1) @ weights["in_proj.weight"].T
+    """Gu and Dao 2023: projection, convolution, selective scan, gate and projection of a block.
+
+    Jamba and FalconMamba norm what the step sizes, B and C are made of.
+    """
+    into, taps = weights["in_proj.weight"], weights["conv1d.weight"].squeeze(1).T
+    inputs, N = into.shape[1], weights["A_log"].shape[1]
+    window = x.view(len(x), len(taps), -1)  # [B, K, inputs], and what `_window` adds
+    read = window[..., :inputs] @ into.T
+    if "in_proj.bias" in weights:
+        read = read + window[..., INSIDE, None] * weights["in_proj.bias"]
     hidden, gate = read.chunk(2, -1)
-    u = (hidden * weights["conv1d.weight"].squeeze(1).T).sum(1) + weights.get("conv1d.bias", 0)
-    u = module.act(u)
-    sizes = [module.time_step_rank, module.ssm_state_size, module.ssm_state_size]
-    rank, B, C = torch.split(u @ weights["x_proj.weight"].T, sizes, -1)
+    u = (hidden * taps).sum(1) + weights.get("conv1d.bias", 0)
+    u = getattr(module, "act", silu)(u) * window[:, -1, KEPT, None]
+    sizes = [weights["dt_proj.weight"].shape[1], N, N]
+    read_of_u = torch.split(u @ weights["x_proj.weight"].T, sizes, -1)
+    rank, B, C = map(_normed, (module,) * 3, (weights,) * 3, NORMS, read_of_u)
     delta = softplus(rank @ weights["dt_proj.weight"].T + weights["dt_proj.bias"])
-    kept = torch.exp(-delta.unsqueeze(-1) * weights["A_log"].exp())
+    # Both packages compute these two in float32, whatever the precision of the model.
+    A, D = -weights["A_log"].float().exp(), weights["D"].float()
+    kept = torch.exp(delta.unsqueeze(-1) * A)
     S = kept * s["ssm"].view_as(kept) + (delta * u).unsqueeze(-1) * B.unsqueeze(1)
-    y = ((S * C.unsqueeze(1)).sum(-1) + weights["D"] * u) * silu(gate[:, -1])
-    return {"ssm": S.flatten(1), "y": y @ weights["out_proj.weight"].T}
+    y = ((S * C.unsqueeze(1)).sum(-1) + D * u) * silu(gate[:, -1])
+    out = y @ weights["out_proj.weight"].T + weights.get("out_proj.bias", 0)
+    return {"ssm": S.flatten(1), "y": out}
+
+
+INSIDE, KEPT = -2, -1
+"""Where an input of a window has 1: the step is one of the sequence; its attention mask has 1."""
+
+NORMS = (("dt_layernorm",), ("b_layernorm", "B_layernorm"), ("c_layernorm", "C_layernorm"))
+"""What the packages call the norms of the step sizes, of B and of C."""
+
+
+def _normed(module: Any, weights: Weights, names: tuple[str, ...], values: Tensor) -> Tensor:
+    """What the norm of one of these names gives, where the module has one."""
+    for name in names:
+        norm = getattr(module, name, None)
+        if norm is not None:
+            own = {"weight": weights[f"{name}.weight"]} if f"{name}.weight" in weights else {}
+            return torch.func.functional_call(norm, own, (values,))  # type: ignore[no-any-return]
+    return values
 
 
 def _states_of_all_channels(module: Any) -> int:
     return int(module.A_log.numel())
 
 
-def _convolved(arguments: Mapping[str, Any]) -> Tensor:
-    """The inputs that the convolution of each step sees, the latest last, [B, T, K * features]."""
-    x, module = next(iter(arguments.values())), arguments["self"]
-    width = module.conv_kernel_size
-    if module.use_bias:
-        raise ValueError("the projection of its input has a bias, before which zeros are padded")
-    padded = pad(x, (0, 0, width - 1, 0))
-    return padded.unfold(1, width, 1).mT.flatten(2)
+def _window(module: Any, arguments: Mapping[str, Any], returned: Any) -> CallTensors:
+    """A call with the inputs that each step's convolution sees, the latest last, as its input.
 
+    Beside each are two marks, since a bias acts on the steps of the sequence alone, and a mask on
+    the inputs and on what the convolution gives.
+    """
+    x, mask = next(iter(arguments.values())), arguments.get("attention_mask")
+    with torch.no_grad():
+        ones = x.new_ones(*x.shape[:2], 1)
+        kept = ones if mask is None else mask.to(x.dtype).view_as(ones)
+        width = module.conv1d.weight.shape[-1]
+        padded = pad(torch.cat((x * kept, ones, kept), -1), (0, 0, width - 1, 0))
+        windows = padded.unfold(1, width, 1).mT.flatten(2)
+    rounding = torch.finfo(torch.float32).eps  # of a part, whatever the precision of the model
+    return CallTensors(windows, {}, {OUTPUT: returned}, others=(x,), rounding=rounding)
+
+
+MAMBA = Declaration(
+    _mamba,
+    state={"ssm": _states_of_all_channels},
+    readout="y",
+    batch_first=True,
+    carousel=("ssm->ssm", "ssm->y"),
+    reading=_window,
+)
 
 LINEAR: Mapping[str, Declaration] = {
     "minGRU_pytorch.minGRU.minGRU": Declaration(
@@ -66,14 +112,9 @@ LINEAR: Mapping[str, Declaration] = {
         batch_first=True,
         carousel=("h->h", "h->y"),
     ),
-    "transformers.models.mamba.modeling_mamba.MambaMixer": Declaration(
-        _mamba,
-        state={"ssm": _states_of_all_channels},
-        readout="y",
-        x=_convolved,
-        initial=(),
-        batch_first=True,
-        carousel=("ssm->ssm", "ssm->y"),
-    ),
+    "transformers.models.mamba.modeling_mamba.MambaMixer": MAMBA,
+    "transformers.models.falcon_mamba.modeling_falcon_mamba.FalconMambaMixer": MAMBA,
+    "transformers.models.jamba.modeling_jamba.JambaMambaMixer": MAMBA,
+    "mambapy.mamba.MambaBlock": MAMBA,
 }
 """Declarations by the qualified names of classes. A state from an earlier call is not followed."""
