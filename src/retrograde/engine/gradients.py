@@ -35,6 +35,7 @@ class ParameterSums:
         like = next(iter(parameters.values()))
         self._exponent = like.new_full((rows,), NO_EXPONENT, dtype=torch.int64)
         self._least = self._exponent  # of all that was added
+        self._empty = True
         self._apart: dict[str, Scaled] = {}
 
     def units(self, arriving: Int[Tensor, "M"]) -> Int[Tensor, "M"]:
@@ -42,6 +43,9 @@ class ParameterSums:
 
         Sums on quite another scale are put aside first.
         """
+        if self._empty:
+            self._exponent, self._least, self._empty = arriving, arriving, False
+            return arriving
         if far_apart(torch.stack((self._least, self._exponent, arriving), 1)):
             self._apart = self.result()
             self._sums = {name: torch.zeros_like(total) for name, total in self._sums.items()}

@@ -48,6 +48,7 @@ class PerLag:
     """
 
     there: Bool[Tensor, "K"]
+    _alike: bool  # whether all rows are on one exponent
 
     def __init__(self, unrolled: Unrolled, direct: Float[Tensor, "T B S"]):
         self._chunk = unrolled.chunk(0, len(unrolled))
@@ -118,6 +119,10 @@ class PerLag:
         some, units, first = self.values[start:stop], exponent[start:stop], self.first + start
         adjoint = self._chunk.pull_back(some.flatten(0, 1).unsqueeze(0), first, stop - start)
         adjoint.previous_into(back[start:stop].flatten(0, 1).unsqueeze(0))
+        if self._alike:
+            sums.units(self.exponent[:1])
+            sums.add(adjoint)
+            return
         top = units.amax(0, keepdim=True)
         if int(top) == NO_EXPONENT:
             return
@@ -164,7 +169,8 @@ class PerLag:
             refuse_non_finite(norms, self.first + int(torch.nonzero(~norms.isfinite())[-1]))
         own = rows.exponent[self.there]
         low, high = (int(own.min()), int(own.max())) if len(own) else (0, 0)
-        if high - low < SLACK:
+        self._alike = high - low < SLACK
+        if self._alike:
             unit = torch.full_like(rows.exponent, (low + high) // 2)
             shift = torch.where(self.there, rows.exponent - unit, 0)
             rows = Scaled(times_power_of_two(rows.values, shift), unit)

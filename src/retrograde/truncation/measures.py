@@ -145,43 +145,42 @@ class Comparison:
         for name, row in whole.items():
             centred = row.normalised()[0]
             self._whole[name] = (centred.values[0].double().flatten(), int(centred.exponent))
-        self._none = {name: values == 0 for name, (values, _) in self._whole.items()}
-        self._found: dict[str, list[Float[Tensor, 4]]] = {name: [] for name in whole}
+        zero = {name: values == 0 for name, (values, _) in self._whole.items()}
+        self._zero = {name: entries for name, entries in zero.items() if bool(entries.any())}
+        self._found: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in whole}
         self._exponents: dict[str, list[int]] = {name: [] for name in whole}
+        self._factors: list[float] = []
 
     def add(self, truncated: Mapping[str, Total], factor: float = 1.0) -> None:
         """The truncated gradient for the next K, times a factor."""
+        self._factors.append(factor)
         for name, (whole, exponent) in self._whole.items():
-            total, none = truncated[name], self._none[name]
+            total = truncated[name]
             values = total.values.flatten()
             shift = 2.0 ** max(-1022, min(1000, total.exponent - exponent))
             difference = torch.sub(whole, values, alpha=factor * shift)
             product = values * whole
-            same = torch.count_nonzero(product > 0) + torch.count_nonzero(none & (values == 0))
-            found = torch.stack(
-                (
-                    torch.linalg.vector_norm(values) * factor,
-                    torch.linalg.vector_norm(difference),
-                    product.sum() * factor,
-                    len(whole) - same.double(),
-                )
-            )
-            self._found[name].append(found)
+            same = torch.count_nonzero(product > 0)
+            if name in self._zero:
+                same = same + torch.count_nonzero(self._zero[name] & (values == 0))
+            size, missing = map(torch.linalg.vector_norm, (values, difference))
+            self._found[name].append((size, missing, product.sum(), same))
             self._exponents[name].append(total.exponent)
 
     def result(self) -> dict[str, Measures]:
         """What was found, by parameter."""
-        found = {}
+        found, factors = {}, torch.tensor(self._factors, dtype=torch.float64)
         for name, (whole, exponent) in self._whole.items():
-            size, missing, inner, signs = torch.stack(self._found[name], 1).cpu()
+            columns = zip(*self._found[name], strict=True)
+            size, missing, inner, same = (torch.stack(each).cpu() for each in columns)
             norm = torch.linalg.vector_norm(whole).cpu()
             units = torch.tensor(self._exponents[name], dtype=torch.float64)
             found[name] = Measures(
                 float(torch.log2(norm)) + exponent,
-                torch.log2(size) + units,
+                torch.log2(size * factors) + units,
                 torch.log2(missing) + exponent,
                 (inner / size / norm).clamp(-1, 1),
-                signs,
+                (len(whole) - same).double(),
                 whole.numel(),
             )
         return found
