@@ -432,6 +432,26 @@ def test_dropout_is_switched_off_and_other_randomness_refused_by_name():
         retrograde.audit(Noisy(I, H), x, summed, cells={Noisy: declared})
 
 
+class Forgetful(nn.LSTM):
+    def forward(self, x, hx=None):
+        output, (h, c) = super().forward(x, hx)
+        return output, (h, c.detach())
+
+
+def test_a_returned_state_that_is_detached_is_noted():
+    """A loss on it trains nothing, as may be meant: no difference, but none could be seen."""
+    declared = Declaration(
+        cell=lambda module, w: LSTM(*w.values()), state=("h", "c"), batch_first=False
+    )
+    x = torch.ones(T, B, I)
+    found = retrograde.audit(Forgetful(I, H), x, summed, cells={Forgetful: declared})
+    (note,) = found.notes
+    assert found.ok and re.search(
+        "detaches what it returns as c, .* nothing of that is compared", note
+    )
+    assert not retrograde.audit(nn.LSTM(I, H), x, summed).notes
+
+
 class Scanned(nn.Module):
     """A plain RNN by torch's scan, whose step closes over the weights."""
 
