@@ -4,12 +4,18 @@ A scan along the lags forms the part of every lag, each a matrix product over al
 `by_lag` forms one for each bin; it ends at the lag from which on no contribution counts. How far
 that is depends on the network: in a fresh one a few dozen steps, in one that forgets nothing all T.
 
+The end is no approximation beyond rounding: all later parts together have at most the sum of the
+norms of their contributions, and that is below the last bit of the gradient's norm, for every
+parameter. An earlier end would show in the curve.
+
 At lag l the T - l rows of B samples go once through the recurrent weights and make one product with
-the inputs for each weight: 2 (T - l) B G H (I + 2 H) operations with G gates, 31 GFLOP over the 200
-lags of an LSTM. Nothing saves them: the part of a lag is a product whose left side (the adjoints)
-is another one at each lag, and the norm of what is missing needs its entries. "least" is what these
-products alone would take, at the rate that torch reaches in one product of this size, over the time
-of `by_lag`: where that is above the target, no order of the work meets it.
+the inputs for each weight: 2 (T - l) B G H (I + 2 H) operations with G gates. Over the 200 lags of
+an LSTM that forgets nothing these are 31.6 GFLOP, 0.32 to 0.35 s at the 90 to 100 GFLOP/s of one
+core, where `by_lag` takes 0.22 s on a quiet machine: 1.5 times as long before anything else is
+done. Nothing saves these products: the part of a lag is a product whose left side (the adjoints) is
+another one at each lag, and the norm of what is missing needs its entries. "least" is what they
+alone would take, at the rate that torch reaches in one product of this size, over the time of
+`by_lag`: where that is above the target, no order of the work meets it.
 
 Memory is what the peak rises above the memory in use during the scan, in a fresh process.
 """

@@ -293,6 +293,37 @@ def test_nothing_right_is_blamed_at_any_scale(name, scale, weights, dtype, steps
     assert found.ok, str(found)
 
 
+@pytest.mark.parametrize("bias", [-88.0, -92.0, -100.75, -102.5])
+def test_what_lies_below_the_normal_range_is_unclear(bias):
+    """torch's float32 gives 0 for the sigmoid of -92, which is 1e-40."""
+    torch.manual_seed(3)
+    layer = nn.LSTM(1, 1)
+    with torch.no_grad():
+        layer.bias_ih_l0[3] = bias
+    found = retrograde.audit(layer, torch.randn(3, 1, 1), summed, lengths=[1])
+    assert found.ok, str(found)
+
+
+def test_small_numbers_of_the_normal_range_are_judged():
+    """sigmoid(-70) is 4e-31 in float32, too."""
+
+    class Wrong(nn.LSTM):
+        def forward(self, x):
+            output, state = super().forward(x)
+            return 1.5 * output, state
+
+    torch.manual_seed(3)
+    layer = Wrong(1, 1)
+    with torch.no_grad():
+        layer.bias_ih_l0[3] = -70.0
+    declared = Declaration(
+        cell=lambda module, w: LSTM(*w.values()), state=("h", "c"), batch_first=False
+    )
+    found = retrograde.audit(layer, torch.randn(3, 1, 1), summed, cells={Wrong: declared})
+    of_outputs = [c for c in found.checks if (c.precision, c.what) == ("float32", "its outputs")]
+    assert {check.verdict for check in of_outputs} == {"difference"}
+
+
 def test_what_has_no_true_gradient_is_refused_by_name():
     x = torch.ones(T, B, I)
     x[3, 1, 0] = torch.nan
@@ -399,6 +430,26 @@ def test_dropout_is_switched_off_and_other_randomness_refused_by_name():
     )
     with pytest.raises(retrograde.RetrogradeError, match="Noisy.*two runs of it differ"):
         retrograde.audit(Noisy(I, H), x, summed, cells={Noisy: declared})
+
+
+class Forgetful(nn.LSTM):
+    def forward(self, x, hx=None):
+        output, (h, c) = super().forward(x, hx)
+        return output, (h, c.detach())
+
+
+def test_a_returned_state_that_is_detached_is_noted():
+    """A loss on it trains nothing, as may be meant: no difference, but none could be seen."""
+    declared = Declaration(
+        cell=lambda module, w: LSTM(*w.values()), state=("h", "c"), batch_first=False
+    )
+    x = torch.ones(T, B, I)
+    found = retrograde.audit(Forgetful(I, H), x, summed, cells={Forgetful: declared})
+    (note,) = found.notes
+    assert found.ok and re.search(
+        "detaches what it returns as c, .* nothing of that is compared", note
+    )
+    assert not retrograde.audit(nn.LSTM(I, H), x, summed).notes
 
 
 class Scanned(nn.Module):

@@ -361,7 +361,7 @@ def test_a_compiled_model_is_diagnosed_by_its_own_loss():
     how = {"unit_forget_bias": False, "bias_initializer": shut, "name": "memory"}
     model = compiled(lambda: layers.LSTM(H, **how))
     before = model.get_weights()
-    report = retrograde.diagnose(model, data(), compiled_loss, needs_lag=T - 1)
+    report = retrograde.diagnose(model, data(), compiled_loss, needs_lag=T - 1, remedies="pass")
     assert {"vanishing", "forget-gate-too-short"} <= {each.rule for each in report.findings}
     assert {each.layer for each in report.findings} == {"memory"}
     assert "could not be tried" not in str(report)
@@ -487,3 +487,92 @@ def test_both_rows_of_a_bias_are_told_apart():
         (f"bias[{row}]", gate) for row in (0, 1) for gate in ("update", "reset", "candidate")
     )
     assert blocks.select(parameter="bias[1]").share.sum() > 0
+
+
+def test_remedies_do_to_a_keras_model_what_they_do_to_one_of_torch():
+    """The same random numbers, in Keras' layout; and the code that is printed does it."""
+    from retrograde.integrations.keras import compiled_loss
+
+    model = compiled(lambda: layers.LSTM(H, name="memory"))
+    x = torch.randn(32, 60, I, generator=torch.Generator().manual_seed(2))
+    batch, before = (x, x[:, :1, 0]), model.get_weights()
+
+    def mse(model, batch):
+        return nn.functional.mse_loss(model(batch[0]), batch[1])
+
+    how = {"needs_lag": 59, "remedies": "pass"}
+    report = retrograde.diagnose(model, batch, compiled_loss, **how)
+    others = retrograde.diagnose(Torchs(model), batch, mse, **how)
+    assert all((one == two).all() for one, two in zip(before, model.get_weights(), strict=True))
+    tried, same = (
+        {(f.rule, t.remedy): t for f in each.findings for t in f.trials}
+        for each in (report, others)
+    )
+    known = {"forget-bias", "chrono", "orthogonal", "spectral-radius"}
+    assert {remedy for _, remedy in tried} == known
+    for pair, trial in tried.items():
+        assert trial.after == pytest.approx(same[pair].after, rel=1e-3)
+    assert "Not tried on memory, a layer of Keras: identity, no-forget-gate, lstm; each" in str(
+        report.notes
+    )
+    for trial in tried.values():
+        changed = keras.models.clone_model(model)
+        changed.set_weights(before)
+        exec(trial.code, {"model": changed, "torch": torch, "retrograde": retrograde})
+        assert any(
+            (one != two).any() for one, two in zip(before, changed.get_weights(), strict=True)
+        )
+
+
+@pytest.mark.parametrize(
+    ("part", "torchs", "name"),
+    [
+        (lambda: layers.LSTM(H), nn.LSTM, "chrono"),
+        (lambda: layers.LSTM(H), nn.LSTM, "torch"),
+        (lambda: layers.GRU(H), nn.GRU, "forget-bias"),
+        (lambda: layers.GRU(H, reset_after=False), nn.GRU, "uniform-gate"),
+        (lambda: layers.GRU(H, use_bias=False), nn.GRU, "orthogonal"),
+        (lambda: layers.SimpleRNN(H, activation="relu"), nn.RNN, "identity"),
+    ],
+)
+def test_an_initialisation_finds_gates_where_keras_has_them(part, torchs, name):
+    layer = part()
+    model_of(layer)
+    before = {v.name: v.value.detach().clone() for v in layer.trainable_variables}
+    options = {"value": 2.5, "horizon": 20, "generator": torch.Generator().manual_seed(3)}
+    retrograde.nn.initialise(layer, name, **options)
+    cell = retrograde.decompose(recorded(keras.Sequential([layer]), x())).recorded.cell.cell
+    if name == "torch":
+        assert all((v.value.abs() <= H**-0.5).all() for v in layer.trainable_variables)
+    if name in ("chrono", "forget-bias", "uniform-gate"):  # torch's order i, f, g, o and r, z, n
+        second = slice(H, 2 * H)
+        total = cell.bias_ih[second] + (0 if cell.bias_hh is None else cell.bias_hh[second])
+        if name == "forget-bias":
+            assert (total == 2.5).all()
+        else:
+            reference = torchs(I, H, dtype=total.dtype)
+            options["generator"] = torch.Generator().manual_seed(3)
+            retrograde.nn.initialise(reference, name, **options)
+            torch.testing.assert_close(total, reference.bias_ih_l0[second])
+    if name == "orthogonal":
+        for gate in cell.weight_hh.chunk(3):
+            torch.testing.assert_close(gate @ gate.T, torch.eye(H).to(gate))
+    if name == "identity":
+        assert cell.weight_hh.equal(torch.eye(H).to(cell.weight_hh))
+    kernel = layer.cell.kernel.value
+    assert kernel.equal(before["kernel"]) == (name not in ("torch", "identity"))
+
+
+def test_a_layer_is_written_as_keras_has_it():
+    from retrograde.declarations.keras import expression_of
+
+    inner = keras.Sequential([keras.Input((T, I)), layers.GRU(H, name="gru")], name="inner")
+    both = layers.Bidirectional(layers.LSTM(2, name="lstm"), name="both")
+    model = keras.Sequential(
+        [keras.Input((T, I)), layers.LSTM(I, return_sequences=True, name="a"), both]
+    )
+    assert expression_of(model, both.backward_layer) == "model.get_layer('both').backward_layer"
+    assert eval(expression_of(model, both.backward_layer), {"model": model}) is both.backward_layer
+    outer = keras.Sequential([keras.Input((T, I)), inner])
+    gru = inner.get_layer("gru")
+    assert expression_of(outer, gru) == "model.get_layer('inner').get_layer('gru')"

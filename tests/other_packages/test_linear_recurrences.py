@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import retrograde
+from retrograde.errors import RecordingError
 
 # Their warnings and those of what they bring are not ours to make errors of.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -158,7 +159,10 @@ def test_an_xlstm_layer_with_fused_weights_and_a_state(xlstm_of_transformers):
     torch.manual_seed(0)
     disturb(layer)
     x = torch.randn(3, 16, 16).double()
-    with torch.no_grad():
-        state = layer(x.flip(1))[1]
-    flow = retrograde.decompose(recorded(layer, lambda m: m(x, state)[0].square().mean()))
+    held = tuple(part.detach() for part in layer(x.flip(1))[1])
+    flow = retrograde.decompose(recorded(layer, lambda m: m(x, held)[0].square().mean()))
     assert flow.residual.ok and flow.residual < 1e-12
+    with retrograde.record(layer) as recording:  # and a gradient goes through the state
+        layer(x, layer(x)[1])[0].square().mean().backward()
+    with pytest.raises(RecordingError, match="other than through its output and state"):
+        retrograde.decompose(recording)

@@ -184,7 +184,8 @@ def audit(
     step function (of torch's layers, that of `retrograde.cells`; of others, as declared) in
     float64, differentiated by autograd. Outputs, last state and every gradient are compared. Where
     they part the smallest case that still does is looked for. Dropout inside a layer is switched
-    off; a layer that draws other random numbers cannot be audited, and is named in the notes.
+    off; a layer that draws other random numbers cannot be audited, and is named in the notes. So is
+    one that detaches a result, such as the last state for a truncated pass: that may be meant.
 
     Args:
         model, batch, loss_fn: as in `diagnose`; the model is copied, and run once.
@@ -228,12 +229,13 @@ def audit(
             )
         checks: list[Check] = []
         differences: list[Difference] = []
+        detached: dict[str, tuple[str, ...]] = {}
         for layer in calls.values():
             own = next((p.dtype for p in layer.module.parameters()), torch.float32)
             before: Difference | None = None
             for dtype in dict.fromkeys((torch.float64, own)):
                 try:
-                    found, difference = _audit_layer(layer, dtype, asked, seed, before)
+                    found, difference, without = _audit_layer(layer, dtype, asked, seed, before)
                 except RetrogradeError as error:
                     notes.append(f"{layer.name} in {NAMES[dtype]}: not audited: {error}")
                     continue
@@ -244,10 +246,17 @@ def audit(
                     )
                     continue
                 checks += found
+                if without:
+                    detached[layer.name] = without
                 differences += [difference] if difference else []
                 before = difference
         if not checks:
             raise UnsupportedModelError("no layer could be audited: " + "; ".join(notes))
+        notes += [
+            f"{name}: it detaches what it returns as {', '.join(results)}, so that nothing comes "
+            "back from there, and nothing of that is compared"
+            for name, results in detached.items()
+        ]
         return Audit(tuple(checks), tuple(differences), tuple(notes))
 
 
@@ -316,8 +325,11 @@ def _audit_layer(
     asked: Iterable[int],
     seed: int,
     before: Difference | None,
-) -> tuple[list[Check], Difference | None]:
-    """All lengths of one layer in one precision; `before` is what differs in the wider one."""
+) -> tuple[list[Check], Difference | None, tuple[str, ...]]:
+    """All lengths of one layer in one precision, and which of its results are detached.
+
+    `before` is what differs in the wider precision.
+    """
     trial = attempt(layer, dtype, seed)
     whole, first = trial.size, trial.call.form.batch_first
     trials = {whole[0]: trial}
@@ -330,12 +342,12 @@ def _audit_layer(
     checks = [check for one in every for check in one.checks]
     failing = [one for one in (trial, *every) if one.differences]
     if not failing:
-        return checks, None
+        return checks, None, trial.without
     shown = failing[0]
     what = {one.what for one in shown.differences}
     if before is not None and set(before.parameters) <= what and before.steps == shown.size[0]:
-        return checks, replace(before, precision=NAMES[dtype])
-    return checks, _difference(layer, dtype, shown, whole, seed)
+        return checks, replace(before, precision=NAMES[dtype]), trial.without
+    return checks, _difference(layer, dtype, shown, whole, seed), trial.without
 
 
 def _difference(

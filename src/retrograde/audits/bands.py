@@ -8,6 +8,8 @@ error up to
 is rounding. Where an error is larger, `moved` is measured: what becomes of a quantity of the
 reference, relative to its size, when weights, inputs, and the result of every operation in both
 passes are moved by one rounding error of the precision, up or down at random, and rounded to it.
+A rounding error is eps times the number, plus the smallest normal number of the precision (1.2e-38
+in float32, in bfloat16, and in which float16 is computed; 2.2e-308 in float64) unless it is 0.
 Then 16 moved is rounding, too. Up to 8 times what is allowed an error is `unclear`: a sum in
 another order, a fused kernel, perhaps a lower precision inside; worth a look, no bug to report.
 Beyond that it is a difference: the implementation computes something else.

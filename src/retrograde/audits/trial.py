@@ -72,7 +72,11 @@ def each(value: Any, change: Callable[[Tensor | PackedSequence], Any]) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """All quantities of one call, and what is needed to explain a difference."""
+    """All quantities of one call, and what is needed to explain a difference.
+
+    Attributes:
+        without: names of results that nothing can come back through, as they are detached.
+    """
 
     checks: tuple[Check, ...]
     call: Call
@@ -80,6 +84,7 @@ class Trial:
     adjoints: Mapping[str, Tensor]
     ran: Pass
     true: Pass
+    without: tuple[str, ...]
 
     @property
     def differences(self) -> list[Check]:
@@ -142,7 +147,9 @@ def attempt(layer: LayerCall, dtype: torch.dtype, seed: int = 0, again: bool = T
         )
         for what in errors
     ]
-    trial = Trial(tuple(checks), one.call, names, one.wide, ran, true)
+    results = one.tensors.results.items()
+    without = tuple(n for n, each in results if each.is_floating_point() and n not in one.wide)
+    trial = Trial(tuple(checks), one.call, names, one.wide, ran, true, without)
     if again and trial.differences:
         other = _run(layer, dtype, seed, seed ^ 1).laid_out(true)
         if _apart(ran, other, allowed(dtype, steps)):

@@ -7,6 +7,7 @@ Keras' layout; the recurrence itself runs in torch's.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from retrograde import _checks
 from retrograde.cells.base import AbstractLayer, CellStep
 from retrograde.cells.edges import Edge, Opaque, Use
 from retrograde.cells.elman import Elman
+from retrograde.cells.gates import GRU_GATES, LSTM_GATES, Gate
 from retrograde.cells.graph import Graph
 from retrograde.cells.gru import GRU, GRU2014
 from retrograde.cells.lstm import LSTM
@@ -25,8 +27,40 @@ from retrograde.errors import ArgumentError
 KINDS = ("LSTM", "GRU", "SimpleRNN")
 """The layers of Keras by name."""
 
+CELLS = {
+    "keras.src.layers.rnn.lstm.LSTMCell": "LSTM",
+    "keras.src.layers.rnn.gru.GRUCell": "GRU",
+    "keras.src.layers.rnn.simple_rnn.SimpleRNNCell": "SimpleRNN",
+}
+"""The layers whose cell it is, by the name of the cell's class."""
+
 GRU_ORDER = (1, 0, 2)
 """Where the gates r, z, n of torch stand in Keras' order z, r, h; and the other way round."""
+
+
+def kind_of(cell: object) -> str:
+    """The layer of Keras whose cell it is; empty for anything else."""
+    return CELLS.get(f"{type(cell).__module__}.{type(cell).__qualname__}", "")
+
+
+def gates_of_keras(cell: Any) -> tuple[Gate, ...]:
+    """The gates of a cell of Keras in its own order, with the activation functions of torch's."""
+    kind = kind_of(cell)
+    if kind == "SimpleRNN":
+        return (Gate("hidden", None, "candidate"),)
+    return LSTM_GATES if kind == "LSTM" else tuple(GRU_GATES[number] for number in GRU_ORDER)
+
+
+def weights_of_keras(cell: Any) -> dict[str, Tensor]:
+    """The weights of a cell of Keras by torch's names, gates in blocks of rows, in Keras' order.
+
+    They are views of its variables: what is written into them is written there.
+    """
+    found = {"weight_ih": cell.kernel._value.T, "weight_hh": cell.recurrent_kernel._value.T}
+    if cell.use_bias:
+        rows = cell.bias._value.view(-1, len(found["weight_ih"]))  # two with reset_after=True
+        found |= dict(zip(("bias_ih", "bias_hh"), rows, strict=False))
+    return found
 
 
 @dataclass(frozen=True, eq=False)

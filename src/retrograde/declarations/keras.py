@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from retrograde.cells import AbstractCell, Gate, Stacked
 from retrograde.cells.gates import GRU_GATES, LSTM_GATES
-from retrograde.cells.keras import KerasCell, keras_cell
+from retrograde.cells.keras import KerasCell, keras_cell, kind_of
 from retrograde.declarations.declaration import Declaration
 from retrograde.declarations.reading import OUTPUT, CallTensors
 from retrograde.errors import RecordingError
@@ -27,13 +27,6 @@ RNN = "keras.src.layers.rnn.rnn.RNN"
 """The class that LSTM, GRU and SimpleRNN of Keras inherit from."""
 
 LAYER = "keras.src.layers.layer.Layer"
-
-CELLS = {
-    "keras.src.layers.rnn.lstm.LSTMCell": "LSTM",
-    "keras.src.layers.rnn.gru.GRUCell": "GRU",
-    "keras.src.layers.rnn.simple_rnn.SimpleRNNCell": "SimpleRNN",
-}
-"""The cells that have one of `retrograde.cells`, by the names of their classes."""
 
 STACKED = "keras.src.layers.rnn.stacked_rnn_cells.StackedRNNCells"
 
@@ -82,6 +75,31 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             if child is not None and not known and not _private(module, child):
                 children.append((f"{path}.{name}" if path else name, child))
         waiting += reversed(children)
+
+
+def expression_of(model: nn.Module, layer: nn.Module) -> str:
+    """A layer of Keras inside a model as Python; empty for what the model's layers do not hold.
+
+    "model.get_layer('both').forward_layer": by its name where a model asks for it by name, and else
+    by the attribute of the layer that it is a part of.
+    """
+    waiting, seen = [("model", model)], set()
+    while waiting:
+        here, holder = waiting.pop(0)
+        if holder is layer:
+            return here if is_a(layer, LAYER) else ""
+        if id(holder) in seen or not is_a(holder, LAYER):
+            continue
+        seen.add(id(holder))
+        inside: Any = holder
+        named = {id(part): name for name, part in inside._modules.items()}
+        named |= {id(part): name for name, part in vars(inside).items()}
+        for part in inside._layers:
+            if hasattr(inside, "get_layer"):
+                waiting.append((f"{here}.get_layer({str(part.name)!r})", part))
+            elif id(part) in named:
+                waiting.append((f"{here}.{named[id(part)]}", part))
+    return ""
 
 
 def _private(module: nn.Module, child: nn.Module) -> bool:
@@ -135,7 +153,7 @@ def declaration_of(module: Any) -> Declaration:
     }
     own = _own_cell(cell)
     pieces = _pieces(cell)
-    kind = _kind_of(cell)
+    kind = kind_of(cell)
     step, gates = STEPS.get(kind, (_step, ()))
     readout = "" if own or kind else "y"
     stepped = step is _step and not own
@@ -150,16 +168,11 @@ def _own_cell(cell: Any) -> bool:
     """Whether the recurrence is one of `retrograde.cells`, or a stack of them."""
     if is_a(cell, STACKED):
         return all(map(_own_cell, cell.cells))
-    kind = _kind_of(cell)
+    kind = kind_of(cell)
     if kind == "SimpleRNN":
         return _name_of(cell.activation) in PLAIN
     usual = bool(kind) and _name_of(cell.activation) == "tanh"
     return usual and _name_of(cell.recurrent_activation) == "sigmoid"
-
-
-def _kind_of(cell: Any) -> str:
-    """The layer whose cell it is; empty for a cell of anyone else's."""
-    return CELLS.get(f"{type(cell).__module__}.{type(cell).__qualname__}", "")
 
 
 def _name_of(activation: Any) -> str:
@@ -232,7 +245,7 @@ def _cell_of(module: Any, weights: Mapping[str, Tensor]) -> AbstractCell:
     def of(cell: Any) -> KerasCell:
         held = (cell.kernel, cell.recurrent_kernel, cell.bias)
         given = [None if each is None else weights[names[id(each)]] for each in held]
-        kind = _kind_of(cell)
+        kind = kind_of(cell)
         how: dict[str, Any] = {}
         if kind == "GRU":
             how["reset_after"] = bool(cell.reset_after)

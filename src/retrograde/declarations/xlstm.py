@@ -228,6 +228,6 @@ XLSTM: Mapping[str, Declaration] = {
 }
 """Declarations by the qualified names of classes.
 
-No gradient is followed into an earlier call. The mLSTM of xLSTM 7B starts from the values of the
-state that it was given.
+The mLSTM of xLSTM 7B starts from the values of the state that it was given; a gradient that goes
+through that state into an earlier call is refused. The others start from zero.
 """

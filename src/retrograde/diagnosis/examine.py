@@ -23,7 +23,7 @@ from retrograde.diagnosis.sight import Sight, see
 from retrograde.diagnosis.subject import Subject, subjects
 from retrograde.diagnosis.thresholds import Threshold
 from retrograde.diagnosis.training import ONE_PASS, Plan, train_remedies
-from retrograde.diagnosis.trials import Context, plan, target_scale, try_remedies
+from retrograde.diagnosis.trials import Context, plan, target_scale, try_remedies, untried
 from retrograde.errors import RecordingError, RetrogradeError
 from retrograde.recording import Recorded, Recording
 
@@ -133,9 +133,10 @@ def examine(
         here = {(each.rule, each.layer) for each in main.seen.findings}
         elsewhere = [each for each in findings if (each.rule, each.layer) not in here]
         findings = [each for each in findings if each not in elsewhere]
-        planned = len(plan(findings, first))
-        tell.more(planned)
+        pairs = plan(findings, first)
+        tell.more(len(pairs))
         findings, outcomes = try_remedies(context, found, findings, tell)
+        notes += untried(context, pairs, outcomes)
         if training is not None:
             findings, how = train_remedies(
                 context, found, findings, outcomes, training, tell, tell.more
@@ -143,7 +144,7 @@ def examine(
             notes += how
         elif any(finding.trials for finding in findings):
             notes.append(ONE_PASS)
-        left = len(plan(findings, first, most=10**6)) - planned
+        left = len(plan(findings, first, most=10**6)) - len(pairs)
         if left:
             notes.append(f"{left} remedies of further findings were not tried; layer= picks one.")
         findings = list(in_order([*findings, *elsewhere]))

@@ -1,12 +1,13 @@
 """Remedies tried: on a copy of the model, in the same pass, judged by the finding's own number."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
+from retrograde.declarations.keras import LAYER, is_a, named_modules
 from retrograde.diagnosis.copies import copied_model, seeded
 from retrograde.diagnosis.experiments import EXPERIMENTS, Case, Experiment
 from retrograde.diagnosis.experiments.comparison import REGRESSIONS
@@ -80,10 +81,8 @@ class Context:
             Unfit: where it has no place.
         """
         layers = recurrent_layers(model)
-        paths = {id(module): path for path, module in model.named_modules()}
-        path = paths.get(id(layers[subject.name]))
-        if path is None:  # a layer of Keras, which no remedy knows
-            raise Unfit
+        paths = {id(module): path for path, module in named_modules(model)}
+        path = paths[id(layers[subject.name])]
         lag, direct = max(1, subject.need.lag), subject.recorded.direct
         entering = float(direct.norm(dim=-1).max())
         after = self.before.after
@@ -144,6 +143,22 @@ def plan(findings: Sequence[Finding], first: str = "", most: int = MOST) -> list
         for remedy in RULES[finding.rule].remedies
     )
     return list(pairs)[:most]
+
+
+def untried(
+    context: Context, planned: Sequence[tuple[str, str]], tried: Collection[tuple[str, str]]
+) -> list[str]:
+    """What of a plan has no place in layers of Keras, in sentences."""
+    layers = recurrent_layers(context.model)
+    missing: dict[str, list[str]] = {}
+    for layer, remedy in planned:
+        if (layer, remedy) not in tried and is_a(layers[layer], LAYER):
+            missing.setdefault(layer, []).append(remedy)
+    return [
+        f"Not tried on {layer}, a layer of Keras: {', '.join(names)}; each needs a layer of "
+        "torch, or has nothing to change in this one."
+        for layer, names in missing.items()
+    ]
 
 
 def judge(

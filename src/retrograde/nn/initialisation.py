@@ -6,6 +6,7 @@ that gate is 0: setting both to 1 would make it 2.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from retrograde import _checks
 from retrograde.cells.gates import ACTIVATIONS, GRU_GATES, LSTM_GATES, Gate, Role, with_role
 from retrograde.cells.generations import generation
+from retrograde.cells.keras import gates_of_keras, kind_of, weights_of_keras
 from retrograde.cells.position import Position
 from retrograde.errors import ArgumentError
 from retrograde.nn.modules import GRU, LSTM, RNN
@@ -22,7 +24,7 @@ Module = nn.LSTM | nn.GRU | nn.RNN | nn.LSTMCell | nn.GRUCell | nn.RNNCell | LST
 
 @torch.no_grad()
 def initialise(
-    module: Module,
+    module: nn.Module,
     name: str,
     *,
     value: float = 1.0,
@@ -44,7 +46,9 @@ def initialise(
     A GRU's update gate keeps the state as a forget gate does, and gets the forget gate's bias.
 
     Args:
-        module: an LSTM, GRU or RNN of this package or of torch.nn, or one of its cells.
+        module: an LSTM, GRU or RNN of this package or of torch.nn, or one of its cells; or an LSTM,
+            GRU or SimpleRNN of Keras on its torch backend, whose bias (or the first row of it)
+            stands for b_ih.
         name: a name from the table above, `retrograde.nn.initialisations`.
         value: the bias of "forget-bias".
         horizon: the number of steps that "chrono" spreads the units' time constants up to.
@@ -67,7 +71,7 @@ def initialise(
         tensor([1., 1., 1.], grad_fn=<SliceBackward0>)
     """
     _checks.one_of("name", name, initialisations)
-    if not isinstance(module, Module):
+    if not isinstance(module, Module) and not kind_of(getattr(module, "cell", None)):
         raise ArgumentError(
             f"initialise takes one recurrent layer (an LSTM, GRU or RNN of torch.nn or "
             f"retrograde.nn); got {_checks.shown(module)}. Pass the layer inside your model"
@@ -94,11 +98,18 @@ class _Options:
 class _Target:
     """The weights of a module, gate by gate; gates are asked for by their role."""
 
-    module: Module
+    module: Any
     name: str
 
     @property
+    def keras(self) -> str:
+        """Which layer of Keras it is; empty if it is none."""
+        return "" if isinstance(self.module, Module) else kind_of(self.module.cell)
+
+    @property
     def gates(self) -> tuple[Gate, ...]:
+        if self.keras:
+            return gates_of_keras(self.module.cell)
         if isinstance(self.module, LSTM):
             return generation(self.module.generation).blocks
         if isinstance(self.module, nn.LSTM | nn.LSTMCell):
@@ -107,9 +118,29 @@ class _Target:
             return GRU_GATES
         return (Gate("hidden", ACTIVATIONS[self.module.nonlinearity], "candidate"),)
 
+    @property
+    def hidden(self) -> int:
+        """The number of units."""
+        return int(self.module.units if self.keras else self.module.hidden_size)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Weights and biases by their names in torch, of which those of Keras' are views."""
+        if self.keras:
+            return weights_of_keras(self.module.cell)
+        return dict(self.module.named_parameters(recurse=False))
+
+    @property
+    def relu(self) -> bool:
+        """Whether it is a plain RNN with relu."""
+        if self.keras == "SimpleRNN":
+            return getattr(self.module.cell.activation, "__name__", "") == "relu"
+        plain = isinstance(self.module, nn.RNN | nn.RNNCell | RNN)
+        return plain and self.module.nonlinearity == "relu"
+
     def every(self, kind: str) -> Iterator[dict[Gate, Tensor]]:
         """The blocks of every weight of that kind (layer by layer), by gate."""
-        for name, weight in self.module.named_parameters(recurse=False):
+        for name, weight in self.weights.items():
             if name == kind or Position.of(name.removeprefix(kind)) is not None:
                 yield dict(zip(self.gates, weight.chunk(len(self.gates)), strict=True))
 
@@ -120,9 +151,10 @@ class _Target:
             raise ArgumentError(
                 f"initialisation {self.name!r} sets the bias of a gate that {self.module!r} lacks"
             )
-        if not self.module.bias:
+        if not any(name.startswith("bias") for name in self.weights):
+            no = "use_bias" if self.keras else "bias"
             raise ArgumentError(
-                f"initialisation {self.name!r} sets a bias, and {self.module!r} has bias=False"
+                f"initialisation {self.name!r} sets a bias, and {self.module!r} has {no}=False"
             )
         (gate,) = found
         for gates in self.every("bias_hh"):
@@ -131,8 +163,8 @@ class _Target:
 
 
 def _torch(target: _Target, options: _Options) -> None:
-    bound = target.module.hidden_size**-0.5
-    for weight in target.module.parameters(recurse=False):
+    bound = target.hidden**-0.5
+    for weight in target.weights.values():
         weight.copy_(options.uniform(weight, -bound, bound))
 
 
@@ -153,7 +185,7 @@ def _chrono(target: _Target, options: _Options) -> None:
 
 
 def _uniform_gate(target: _Target, options: _Options) -> None:
-    edge = 1 / target.module.hidden_size
+    edge = 1 / target.hidden
     if edge > 0.5:
         raise ArgumentError("uniform-gate draws from U[1/H, 1 - 1/H]: it needs H of at least 2")
     target.set_bias("forget", lambda bias: torch.logit(options.uniform(bias, edge, 1 - edge)))
@@ -167,10 +199,9 @@ def _orthogonal(target: _Target, options: _Options) -> None:
 
 
 def _identity(target: _Target, options: _Options) -> None:
-    module = target.module
-    if not isinstance(module, nn.RNN | nn.RNNCell | RNN) or module.nonlinearity != "relu":
-        raise ArgumentError(f"initialisation 'identity' is for a relu RNN; got {module!r}")
-    for name, weight in module.named_parameters(recurse=False):
+    if not target.relu:
+        raise ArgumentError(f"initialisation 'identity' is for a relu RNN; got {target.module!r}")
+    for name, weight in target.weights.items():
         if name.startswith("weight_hh"):
             nn.init.eye_(weight)
         elif name.startswith("weight_ih"):

@@ -93,7 +93,7 @@ def lstm(target: Target) -> Applied:
         raise Unfit
     value = bias_for(target.lag)
     made = _made(nn.LSTM, layer)
-    initialise(made, "forget-bias", value=value)  # type: ignore[arg-type]
+    initialise(made, "forget-bias", value=value)
     code = (
         assignment(target.path, _call("torch.nn.LSTM", layer))
         + "  # its state is a pair: output, (h_n, c_n)\n"

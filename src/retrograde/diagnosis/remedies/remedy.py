@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from retrograde.declarations.keras import expression_of, named_modules
+
 Afterwards = Callable[[nn.Module], None]
 
 
@@ -43,12 +45,26 @@ class Target:
 
     @property
     def layer(self) -> nn.Module:
-        return self.model.get_submodule(self.path)
+        return self.module(self.path)
+
+    def module(self, path: str) -> nn.Module:
+        """A module of the model by its place; a layer inside one of Keras by the names of layers.
+
+        Raises:
+            Unfit: where there is none.
+        """
+        try:
+            return self.model.get_submodule(path)
+        except AttributeError:
+            found = dict(named_modules(self.model))
+        if path not in found:
+            raise Unfit
+        return found[path]
 
     @property
     def here(self) -> str:
         """The layer as an expression in the user's code."""
-        return expression(self.path)
+        return expression_of(self.model, self.layer) or expression(self.path)
 
     def replace(self, layer: nn.Module, inner: str = "") -> None:
         """Put another module in the layer's place; its recurrent layer may lie inside it."""

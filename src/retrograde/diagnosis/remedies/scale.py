@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from retrograde.clipping import StateNorm
+from retrograde.declarations.keras import LAYER, is_a
 from retrograde.diagnosis.remedies.remedy import Applied, Target, Unfit, expression, remedy
 from retrograde.errors import ArgumentError
 from retrograde.nn import GRU, LSTM, RNN
@@ -59,6 +60,8 @@ def clip(target: Target) -> Applied:
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
 
     code = f"torch.nn.utils.clip_grad_norm_(model.parameters(), {CLIP})  # after loss.backward()"
+    if is_a(target.model, LAYER):
+        code = f"model.optimizer.global_clipnorm = {CLIP}  # before fit"
     return Applied(
         f"clipping by norm at {CLIP:g}, at the end",
         code,
@@ -151,7 +154,7 @@ def standardise_target(target: Target) -> Applied:
     def scale(module: nn.Module, args: Any, output: Any) -> Any:
         return output * spread + mean
 
-    target.model.get_submodule(target.after[-1]).register_forward_hook(scale)
+    target.module(target.after[-1]).register_forward_hook(scale)
     return Applied(
         f"targets in units of their spread ({spread:.3g}) around their mean ({mean:.3g})",
         f"mean, spread = {mean:.6g}, {spread:.6g}  # better those of the whole training set\n"

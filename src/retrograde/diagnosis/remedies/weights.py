@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from retrograde.cells.keras import kind_of, weights_of_keras
 from retrograde.diagnosis.activity import keeping_for
 from retrograde.diagnosis.remedies.remedy import (
     Applied,
@@ -21,7 +22,7 @@ from retrograde.nn import initialise
 
 def _initialise(target: Target, name: str, title: str, **options: Any) -> Applied:
     try:
-        initialise(target.layer, name, **options)  # type: ignore[arg-type]
+        initialise(target.layer, name, **options)
     except ArgumentError as error:
         raise Unfit from error
     given = "".join(f", {key}={value!r}" for key, value in options.items())
@@ -122,21 +123,34 @@ def _scaled(target: Target, what: str, size: str) -> Applied:
         "spectral radius": lambda gate: torch.linalg.eigvals(gate).abs().max(),
         "largest singular value": lambda gate: torch.linalg.matrix_norm(gate, 2),
     }
+    cell = getattr(target.layer, "cell", None)
+    keras = bool(kind_of(cell))
     half = next(target.layer.parameters()).dtype in (torch.float16, torch.bfloat16)
-    named = [w for n, w in target.layer.named_parameters() if n.startswith("weight_hh")]
+    weights = weights_of_keras(cell) if keras else dict(target.layer.named_parameters())
+    named = [w for n, w in weights.items() if n.startswith("weight_hh")]
     if not named or any(len(w) % w.shape[1] or not bool(w.isfinite().all()) for w in named):
         raise Unfit
     with torch.no_grad():
         for weight in named:
             for gate in torch.split(weight, weight.shape[1]):
                 gate /= sizes[what](gate.float() if half else gate)
+    measure = size.replace("(gate", "(gate.float()") if half else size
+    title = f"recurrent weights scaled to {what} 1"
+    if keras:
+        return Applied(
+            title,
+            f"kernel = {target.here}.cell.recurrent_kernel.value\n"
+            "with torch.no_grad():\n"
+            "    for gate in kernel.split(len(kernel), 1):\n"
+            f"        gate /= {measure}",
+        )
     return Applied(
-        f"recurrent weights scaled to {what} 1",
+        title,
         "with torch.no_grad():\n"
         f"    for name, weight in {target.here}.named_parameters():\n"
         '        if name.startswith("weight_hh"):\n'
         "            for gate in weight.split(weight.shape[1]):\n"
-        f"                gate /= {size.replace('(gate', '(gate.float()') if half else size}",
+        f"                gate /= {measure}",
     )
 
 
@@ -146,7 +160,9 @@ def _scaled(target: Target, what: str, size: str) -> Applied:
     "torch adds it to that of `bias_ih`, and the bias that was meant is the one that is left.",
 )
 def one_bias(target: Target) -> Applied:
-    layer = target.layer
+    layer: Any = target.layer
+    if kind_of(getattr(layer, "cell", None)) == "GRU":
+        return _one_row(target, layer.cell)
     if not isinstance(layer, nn.LSTM | nn.LSTMCell | nn.GRU | nn.GRUCell):
         raise Unfit
     hidden = layer.hidden_size  # the second gate in both of torch's orders, i, f, g, o and r, z, n
@@ -163,6 +179,19 @@ def one_bias(target: Target) -> Applied:
     )
 
 
+def _one_row(target: Target, cell: Any) -> Applied:
+    """The same for a GRU of Keras, whose two biases are the rows of one."""
+    weights, hidden = weights_of_keras(cell), cell.units  # the first gate in Keras' order z, r, h
+    if "bias_hh" not in weights:
+        raise Unfit
+    with torch.no_grad():
+        weights["bias_hh"][:hidden] = 0
+    return Applied(
+        "the gate's bias in the first row of bias alone",
+        f"with torch.no_grad():\n    {target.here}.cell.bias.value[1, :{hidden}] = 0",
+    )
+
+
 @remedy(
     "fresh-output",
     "Whatever runs after the recurrent layers draws its weights anew by its own "
@@ -171,7 +200,7 @@ def one_bias(target: Target) -> Applied:
 def fresh_output(target: Target) -> Applied:
     drawn = []
     for path in target.after:
-        module = target.model.get_submodule(path)
+        module = target.module(path)
         reset = getattr(module, "reset_parameters", None)
         if callable(reset):
             reset()
