@@ -114,7 +114,10 @@ def in_use(x: Tensor, *others: Tensor | None) -> Library | None:
     kinds, dtype = (Tensor, Parameter), x.dtype
     for tensor in (x, *others):
         if tensor is not None and not (
-            type(tensor) in kinds and tensor.is_cpu and tensor.dtype == dtype
+            type(tensor) in kinds
+            and tensor.is_cpu
+            and tensor.dtype == dtype
+            and tensor.layout is torch.strided
         ):
             return None
     return found

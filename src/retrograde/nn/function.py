@@ -150,7 +150,8 @@ class _Compiled(torch.autograd.Function):
         ctx.of, ctx.inside = (library, kind, reverse), inside
         ctx.save_for_backward(x, *tensors, *passed.states, passed.kept)
         kept = (passed.kept,) if inside and passed.kept is not None else ()
-        return (*passed.states, *passed.last, *kept)
+        output, *others = passed.states  # the output may be changed in place, as torch's may
+        return (output.clone(), *others, *passed.last, *kept)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
