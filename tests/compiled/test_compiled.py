@@ -34,6 +34,9 @@ KINDS = [
     *(("GRU", {"generation": name}) for name in ("gru-torch", "gru-2014")),
     *(("RNN", {"nonlinearity": name}) for name in ELMAN),
 ]
+DRAWING = threading.Lock()
+"""Threads share one generator of weights."""
+
 SIZES = ((5, 3, 2, 4), (7, 13, 5, 19), (1, 1, 1, 1))  # T, B, I, H: no multiple of anything
 
 
@@ -44,8 +47,9 @@ def drawn(*shape, dtype, seed):
 def everything(kind, options, dtype, sizes, change=lambda x: x, **more):
     """Outputs, states, activations, and the gradients of a loss on all of them."""
     T, B, inputs, H = sizes
-    torch.manual_seed(0)
-    module = getattr(retrograde.nn, kind)(inputs, H, **options, dtype=dtype, **more)
+    with DRAWING:
+        torch.manual_seed(0)
+        module = getattr(retrograde.nn, kind)(inputs, H, **options, dtype=dtype, **more)
     with torch.no_grad():
         for weight in module.parameters():
             weight.mul_(1.3)
