@@ -107,6 +107,21 @@ def test_symbols_of_a_chain_lend_each_other_what_came_before_the_same_symbol():
     assert share == 1 and torch.equal(partner[0], torch.arange(20).roll(10))
 
 
+def test_pairs_that_read_and_are_asked_the_same_tell_nothing():
+    """The two terms of D cancel, and rounding is no signal."""
+    torch.manual_seed(2)
+    symbols = (torch.randint(2, (1, 90)) + (torch.rand(9, 90) < 0.2).cumsum(0)) % 2
+    cell = nn.LSTM(2, 4)
+    with retrograde.record(cell) as recording:
+        cell(nn.functional.one_hot(symbols, 2).float())[0][-1].sum().backward()
+    flow = unasked(recording.only())
+    for asked, silent in ((symbols[-1], True), (torch.randn(90), False)):
+        left = flow.entries.direct * asked.view(-1, 1)
+        bins = [range(0, 1), range(1, 2), range(2, 9)]
+        _, part, _ = parts_of_the_past(flow, left, lambda states, left=left: left, bins)
+        assert silent is not any(bool(row.values.any()) for row in part.values())
+
+
 @settings(max_examples=4, deadline=None, derandomize=True)
 @given(
     kind=st.sampled_from([nn.RNN, nn.GRU, nn.LSTM]),

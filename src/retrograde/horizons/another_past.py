@@ -37,6 +37,7 @@ References:
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import log, log2
 
 import torch
 from jaxtyping import Float, Int
@@ -67,6 +68,10 @@ SURE = 1e-6
 
 DEPENDENT = 1e-9
 """Directions of the inputs with so small a share of the variance follow from the others."""
+
+ROUNDING = 256
+"""A part counts as 0 up to so many rounding errors: of pairs that read the same and are asked the
+same, as symbols are, the two terms of D cancel."""
 
 FEWEST_PAIRED = 0.25
 """Where fewer of the samples find such a partner nothing is told."""
@@ -100,8 +105,20 @@ def parts_of_the_past(
             states[each.ends + 1] = each.last
         entering, exponent = _entering(unrolled, windows, ask(states))
         theirs = _summed(unrolled, entering, exponent, len(bin_))
-        found.append({name: row.plus(theirs[name]) for name, row in mine.items()})
+        both = {name: row.plus(theirs[name]) for name, row in mine.items()}
+        rounding = log2(ROUNDING * torch.finfo(left.dtype).eps)
+        found.append(both if _log2_size(both) > _log2_size(mine) + rounding else _zeros(mine))
     return found
+
+
+def _log2_size(rows: Mapping[str, Scaled]) -> float:
+    """log2 of the norm of all rows together."""
+    squares = 2 * torch.cat([row.log2_norms() for row in rows.values()])
+    return float(torch.logsumexp(squares * log(2), 0)) / log(2) / 2
+
+
+def _zeros(rows: Mapping[str, Scaled]) -> dict[str, Scaled]:
+    return {name: Scaled.of(torch.zeros_like(row.values)) for name, row in rows.items()}
 
 
 @dataclass(frozen=True, eq=False)
