@@ -12,6 +12,7 @@ with CUDA for Linux, so that `oldest` downloads 3 GB; the tests run on the CPU.
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -62,6 +63,7 @@ with monitor, retrograde.record(model) as recording:
 flow = retrograde.decompose(recording)
 report = retrograde.diagnose(model, x, loss_fn, remedies="pass")
 lightning = lambda: importlib.import_module("retrograde.integrations.lightning")
+digits = importlib.import_module("retrograde.tasks").SequentialDigits()
 asked = {
     "report": [
         flow.chart, flow.by_lag().chart, monitor.history.chart,
@@ -72,6 +74,7 @@ asked = {
     "lightning": [lightning],
     "keras": [lambda: importlib.import_module("retrograde.integrations.keras")],
     "explore": [retrograde.explore.serve],
+    "study": [lambda: digits.draw(1, torch.Generator())],
 }
 for extra, calls in asked.items():
     for call in calls:
@@ -138,10 +141,12 @@ def install(programs: Path, where: Path, *requirements: object) -> None:
 
 
 def wheel(where: Path, **environment: str) -> Path:
-    """The built wheel."""
-    where.mkdir(exist_ok=True)
+    """The wheel, built from the sources alone: what was compiled before would be taken again."""
+    source = where / "source"
+    built = ".*", "build", "dist", "site", "*.so", "*.egg-info", "__pycache__"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*built))
     pip = sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"
-    run(*pip, "--no-deps", "--wheel-dir", where, ROOT, where=where, **environment)
+    run(*pip, "--no-deps", "--wheel-dir", where, source, where=where, **environment)
     (built,) = where.glob("*.whl")
     return built
 
