@@ -1,5 +1,7 @@
 """What the past says of the loss, against really running on from another sample's state."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -120,6 +122,31 @@ def test_pairs_that_read_and_are_asked_the_same_tell_nothing():
         bins = [range(0, 1), range(1, 2), range(2, 9)]
         _, part, _ = parts_of_the_past(flow, left, lambda states, left=left: left, bins)
         assert silent is not any(bool(row.values.any()) for row in part.values())
+
+
+def follows(number, symbols):
+    """Inputs that depend on the one before, and what the present one alone says."""
+    generator = torch.Generator().manual_seed(number)
+    x = torch.randn(12, 32, 1, generator=generator)
+    if symbols:
+        turns = (torch.rand(12, 32, generator=generator) < 0.2).cumsum(0)
+        x = nn.functional.one_hot((turns + (x[0, :, 0] > 0)) % 2, 2).float()
+        return x, x[..., :1]
+    for step in range(1, 12):
+        x[step] = 0.9 * x[step - 1] + 0.19**0.5 * x[step]
+    return x, x.square()
+
+
+@pytest.mark.parametrize("symbols", (False, True), ids=("autoregression", "chain"))
+def test_no_lag_is_invented_where_inputs_follow_from_each_other(symbols):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"rnn": nn.LSTM(1 + symbols, 8), "head": nn.Linear(8, 1)})
+
+    def loss(model, batch):
+        return (model["head"](model["rnn"](batch[0])[0]) - batch[1]).square().mean()
+
+    horizon = retrograde.horizon(model, partial(follows, symbols=symbols), loss, most=10)
+    assert horizon.learnable in (0, None)
 
 
 @settings(max_examples=4, deadline=None, derandomize=True)

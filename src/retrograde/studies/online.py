@@ -18,23 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retrograde.tasks.blocks import Blocks
+from retrograde.tasks.blocks import Blocks, squash
 from retrograde.tasks.task import Sequences
-
-MULTIPLES = {"[0, 1]": (1.0, 0.0), "[-1, 1]": (2.0, -1.0), "[-2, 2]": (4.0, -2.0)}
-"""The papers' functions as multiples of the logistic one: its factor, and what is added."""
-
-Value = tuple[Tensor, Tensor]
-"""What a function gives, and its slope there."""
-
-
-def squash(kind: str, net: Tensor) -> Value:
-    """One of the papers' functions, by its range."""
-    if kind == "identity":
-        return net, torch.ones_like(net)
-    factor, shift = MULTIPLES[kind]
-    sigma = torch.sigmoid(net)
-    return factor * sigma + shift, factor * sigma * (1 - sigma)
 
 
 class Networks:
@@ -157,7 +142,7 @@ class Networks:
         self.output += rate * output * self._free["output"]
         return answers
 
-    def _of_cells(self, gate: str, gates: Tensor, slopes: Tensor) -> Value:
+    def _of_cells(self, gate: str, gates: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
         """A gate's value and slope for each cell of its block; 1 and 0 without that gate."""
         if gate not in self._columns:
             one = gates.new_ones(1, 1)

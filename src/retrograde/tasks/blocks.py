@@ -1,6 +1,6 @@
 """The networks of 1997 and 2000: blocks of cells that share their gates, and gates fed by gates."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,13 +14,19 @@ from retrograde.errors import ArgumentError
 
 Weights = Mapping[str, Tensor]
 
-SQUASHES: dict[str, Callable[[Tensor], Tensor]] = {
-    "identity": lambda x: x,
-    "[0, 1]": torch.sigmoid,
-    "[-1, 1]": lambda x: torch.tanh(x / 2),  # 2 sigma(x) - 1
-    "[-2, 2]": lambda x: 2 * torch.tanh(x / 2),  # 4 sigma(x) - 2
-}
-"""The logistic functions of the papers, by their range."""
+SQUASHES = {"[0, 1]": (1.0, 0.0), "[-1, 1]": (2.0, -1.0), "[-2, 2]": (4.0, -2.0)}
+"""The papers' functions by their range, as multiples of the logistic one: its factor, and what is
+added."""
+
+
+def squash(kind: str, net: Tensor) -> tuple[Tensor, Tensor]:
+    """One of the papers' functions, by its range, or "identity": its value and its slope."""
+    if kind == "identity":
+        return net, torch.ones_like(net)
+    factor, shift = SQUASHES[kind]
+    sigma = torch.sigmoid(net)
+    return factor * sigma + shift, factor * sigma * (1 - sigma)
+
 
 BIASED: dict[str, frozenset[str]] = {
     "none": frozenset(),
@@ -82,7 +88,7 @@ class Blocks:
         _checks.one_of("seen", self.seen, ("all", "cells", "nothing"))
         _checks.one_of("biased", self.biased, BIASED)
         for name in ("cell_input", "cell_output"):
-            _checks.one_of(name, getattr(self, name), SQUASHES)
+            _checks.one_of(name, getattr(self, name), ("identity", *SQUASHES))
         for gate in ("input", "forget", "output"):
             biases = getattr(self, f"{gate}_biases")
             there = gate in self.gates and "gates" in BIASED[self.biased]
@@ -170,14 +176,14 @@ class Blocks:
             net = net + y @ weights["weight_hh"].mT
         cells, gates = net[..., : self.cells], net[..., self.cells :]
         gates = torch.sigmoid(gates + weights.get("bias_gates", 0.0))
-        cells = SQUASHES[self.cell_input](cells + weights.get("bias_cells", 0.0))
+        cells, _ = squash(self.cell_input, cells + weights.get("bias_cells", 0.0))
         shared = dict(zip(self.gates, torch.split(gates, self.blocks, -1), strict=True))
         i, f, o = (
             shared[gate].repeat_interleave(self.size, -1) if gate in shared else 1.0
             for gate in ("input", "forget", "output")
         )
         c = f * state["c"] + i * cells
-        h = o * SQUASHES[self.cell_output](c)
+        h = o * squash(self.cell_output, c)[0]
         fed_back = {"all": (h, gates), "cells": (h,), "nothing": (h[..., :0],)}[self.seen]
         return {"c": c, "y": torch.cat(fed_back, -1), "h": h}
 
