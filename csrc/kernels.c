@@ -41,7 +41,7 @@
 
 #if defined(__SSE__)
 #include <xmmintrin.h>
-/* Numbers below the normal range become 0: they cost a hundred times as much as others. */
+/* Numbers below the normal range become 0: arithmetic on them is slow on some processors. */
 INLINE int64_t flush_denormals(void) {
   int64_t control = _mm_getcsr();
   _mm_setcsr((unsigned)control | 0x8040);
