@@ -19,7 +19,7 @@ from torch import Tensor
 from retrograde.cells.reverse_mode import CellAdjoint, FormedGradients
 from retrograde.engine.entries import Entries
 from retrograde.engine.scaling import CENTRE, SLACK, Scaled
-from retrograde.engine.scan import BACKEND, Entering
+from retrograde.engine.scan import Entering, backend
 from retrograde.engine.unroll import CHUNK, Chunk, Unrolled
 from retrograde.errors import NonFiniteError
 
@@ -287,7 +287,7 @@ class PerEntry:
             refuse_non_finite(norms, k)
             self._newest = int(delta.exponent[-1])
         entering, opened = self._entering(k, length)
-        pulled = BACKEND.pull_back(chunk, delta.values, entering)
+        pulled = backend().pull_back(chunk, delta.values, entering)
         exponent, rows = delta.exponent, entering.rows
         if opened:
             exponent = torch.cat((exponent, exponent.new_tensor(opened)))
