@@ -24,9 +24,8 @@ measured, with what came out.
 A claim is put into sentences which figures decide: ✓ borne out, ✗ not. It is *true* if all of them
 are borne out, *wrong* if none is, *half true* otherwise. What each sentence takes for borne out
 stands as code beside it (`src/retrograde/studies/claims/`). Unless something else is said, networks
-are just drawn, by torch's default, and read white noise with a loss at the last step; a figure
-is the mean over the networks named below the claim. What trained networks say comes from the studies
-of this package.
+are just drawn, by torch's default, and read white noise with a loss at the last step; a figure is
+the mean over the networks named below the claim.
 
 ```console
 $ retrograde study claims                        # measures all of them again

@@ -1,5 +1,6 @@
 """Text 004: what to clip, where, and which eigenvalue decides."""
 
+from collections.abc import Callable
 from itertools import product
 
 import torch
@@ -14,7 +15,7 @@ from retrograde.explore.examples import (
     long_pass,
     nilpotent,
 )
-from retrograde.nn import LSTM, RNN
+from retrograde.nn import RNN
 from retrograde.recording import record
 from retrograde.studies.claims.claim import Claim, Figures, Statement
 from retrograde.studies.claims.passes import STEPS, growth, mean, noise_pass
@@ -68,8 +69,8 @@ def grown(matrix: Tensor, nonlinearity: str, inputs: float, seed: int, steps: in
     size = len(matrix)
     rnn = RNN(size, size, nonlinearity=nonlinearity, bias=False, dtype=torch.float64)
     with torch.no_grad():
-        rnn.weight_hh_l0.copy_(matrix)
-        rnn.weight_ih_l0.copy_(torch.eye(size))
+        rnn.get_parameter("weight_hh_l0").copy_(matrix)
+        rnn.get_parameter("weight_ih_l0").copy_(torch.eye(size))
     generator = torch.Generator().manual_seed(seed)
     x = inputs * torch.randn(steps, 4, size, generator=generator, dtype=torch.float64)
     given = torch.randn(4, size, generator=generator, dtype=torch.float64)
@@ -82,7 +83,8 @@ def orthogonal(seed: int, size: int = 32) -> Tensor:
     """A random orthogonal matrix."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(size, size, generator=generator, dtype=torch.float64)
-    return torch.linalg.qr(drawn)[0]
+    found: Tensor = torch.linalg.qr(drawn)[0]
+    return found
 
 
 def _mean_growth(seeds: range, scale: float, nonlinearity: str, inputs: float) -> float:
@@ -144,7 +146,7 @@ def _tanh_and_relu(seeds: range) -> Figures:
 
 
 def _initialisation(seeds: range) -> Figures:
-    def reach(kind: type[nn.RNNBase], **options: float) -> float:
+    def reach(kind: Callable[..., nn.Module], **options: float) -> float:
         return mean(noise_pass(kind, s, **options).reach for s in seeds)
 
     return {
@@ -168,7 +170,8 @@ def _better(_: range) -> Figures:
 def _where(_: range) -> Figures:
     found = clipped_where(EXPLODING, 0.01)
     rnn = RNN(1, 1, nonlinearity="identity", bias=False)
-    nn.init.ones_(rnn.weight_ih_l0), nn.init.zeros_(rnn.weight_hh_l0)
+    for name, value in (("weight_ih_l0", 1.0), ("weight_hh_l0", 0.0)):
+        nn.init.constant_(rnn.get_parameter(name), value)
     with record(rnn) as recording:
         (rnn(torch.ones(3, 1, 1))[0].flatten() @ torch.tensor([10, -9.5, -0.4])).backward()
     small = decompose(recording).clipped(PreActivationValue(1.0))
@@ -205,23 +208,17 @@ def _elements(seeds: range) -> Figures:
 def _on_the_way(_: range) -> Figures:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        lstm, x = LSTM(2, 8, dtype=torch.float64), torch.randn(20, 4, 2, dtype=torch.float64)
-        given = torch.randn(4, 8, dtype=torch.float64)
+        cell = nn.LSTMCell(2, 8, dtype=torch.float64)
+        x, given = (torch.randn(20, 4, size, dtype=torch.float64) for size in (2, 8))
 
     def gradient(clipped: bool) -> Tensor:
-        lstm.zero_grad()
         h = c = torch.zeros(4, 8, dtype=torch.float64)
-        cell = nn.LSTMCell(2, 8, dtype=torch.float64)
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        cell.load_state_dict({name: getattr(lstm, f"{name}_l0").detach() for name in names})
         for x_k in x:
             h, c = cell(x_k, (h, c))
             if clipped:
                 h.register_hook(lambda adjoint: adjoint.clamp(-1e-3, 1e-3))
-        (h * given).sum().backward()
-        grad = cell.weight_hh.grad
-        assert grad is not None
-        return grad.flatten()
+        (found,) = torch.autograd.grad((h * given[-1]).sum(), cell.weight_hh)
+        return found.flatten()
 
     free, held = gradient(clipped=False), gradient(clipped=True)
     return {"cosine": float(torch.cosine_similarity(free, held, 0))}

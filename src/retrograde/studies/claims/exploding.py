@@ -1,6 +1,7 @@
 """Text 000: the carousel keeps the gradient, and an LSTM explodes along other paths."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -67,7 +68,7 @@ def _vanishing(seeds: range) -> Figures:
 
 
 def _beside_rnn(seeds: range) -> Figures:
-    def reach(kind: type[nn.RNNBase], bias: float | None = None) -> float:
+    def reach(kind: Callable[..., nn.Module], bias: float | None = None) -> float:
         return mean(noise_pass(kind, s, forget_bias=bias).reach for s in seeds)
 
     return {
@@ -102,7 +103,7 @@ def _output_gate(seeds: range) -> Figures:
 
 
 def _one_unit_through_o(weight: float) -> float:
-    """log2 of the growth per step of h_k = o(w h_{k-1} + b) tanh(c) with o = 1/2 and tanh(c) near 1.
+    """log2 of the growth per step of h_k = o(w h_{k-1} + b) tanh(c), o = 1/2 and tanh(c) near 1.
 
     Input and forget gate stand open, so that c grows and tanh(c) tends to 1; the bias of the output
     gate takes back what w h adds to it.
@@ -244,11 +245,11 @@ CLAIMS = (
                 lambda f: f["default"] >= f["lags"],
             ),
             Statement(
-                "with a forget bias of {bias:.0f} it does (measured: {bias_1:.0f})",
+                "with a forget bias of {bias:.0f} it does (measured: {bias_1:.0f} of {lags:.0f})",
                 lambda f: f["bias_1"] >= f["lags"],
             ),
             Statement(
-                "with a forget bias of {open:.0f} it does (measured: {bias_3:.0f})",
+                "with a forget bias of {open:.0f} it does (measured: {bias_3:.0f} of {lags:.0f})",
                 lambda f: f["bias_3"] >= f["lags"],
             ),
         ),
@@ -270,7 +271,8 @@ CLAIMS = (
                 lambda f: f["default"] > f["rnn"],
             ),
             Statement(
-                "with a forget bias of {bias:.0f} it reaches {with_bias:.1f} of {lags:.0f}",
+                "with a forget bias of {bias:.0f} it reaches {with_bias:.1f} of {lags:.0f}, "
+                "instead of {rnn:.1f}",
                 lambda f: f["with_bias"] > f["rnn"],
             ),
         ),

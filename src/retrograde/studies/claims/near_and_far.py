@@ -35,12 +35,12 @@ def _sum_over_steps(seeds: range) -> Figures:
 
 
 def _output_weights(_: range) -> Figures:
-    (short, short_out, _), (long, long_out, _) = long_pass(1.1, SHORT), long_pass(1.1, LONG)
+    short, long = long_pass(1.1, SHORT), long_pass(1.1, LONG)
     return {
         "short": SHORT,
         "long": LONG,
-        "recurrent": long / short,
-        "output": long_out / short_out,
+        "recurrent": long[0] / short[0],
+        "output": long[1] / short[1],
         "gain": 1.1,
     }
 
