@@ -65,3 +65,7 @@ EXPORTED int64_t retrograde_forward(int64_t set, int64_t is_double, const struct
 EXPORTED int64_t retrograde_backward(int64_t set, int64_t is_double, const struct pass *pass) {
   return kernels_of(set, is_double)->backward(pass);
 }
+
+EXPORTED int64_t retrograde_scan(int64_t set, int64_t is_double, const struct scan *scan) {
+  return kernels_of(set, is_double)->scan(scan);
+}

@@ -32,7 +32,7 @@ FIELDS = (
 )
 """Those of `struct pass` in csrc/recurrence.h, in its order."""
 
-INTERFACE = 1
+INTERFACE = 2
 """RETROGRADE_INTERFACE in csrc/recurrence.h."""
 
 HOW = (
@@ -68,6 +68,7 @@ class Library:
     Attributes:
         forward, backward: its passes; take the address of the fields, and give 0, or 1 where there
             was not enough memory.
+        scan: the backward recursion of many rows, called in the same way (compiled/scan.py).
         vector: the bytes of a vector.
         instructions: the name of the instruction set.
         parallel: the address of torch's own loop over threads, 0 where torch has none.
@@ -75,6 +76,7 @@ class Library:
 
     forward: Mapping[torch.dtype, Callable[[object], int]]
     backward: Mapping[torch.dtype, Callable[[object], int]]
+    scan: Mapping[torch.dtype, Callable[[object], int]]
     vector: int
     instructions: str
     parallel: int
@@ -178,6 +180,7 @@ def _of(opened: ctypes.CDLL, number: int) -> Library:
     return Library(
         forward=passes("forward"),
         backward=passes("backward"),
+        scan=passes("scan"),
         vector=opened.retrograde_bytes(ctypes.c_int64(number)),
         instructions=_instruction_sets(opened)[number],
         parallel=_parallel(),
