@@ -154,7 +154,9 @@ class FirstSymbol(AbstractClassification):
         ([4, 1, 2, 3, 0], [1.0, 0.0])
     """
 
-    paper: ClassVar[str] = "the ladder of this package; after Hochreiter and Schmidhuber (1997), 5.2"
+    paper: ClassVar[str] = (
+        "the ladder of this package; after Hochreiter and Schmidhuber (1997), 5.2"
+    )
     inputs, outputs = 6, 2
     judged_on = 1000
 
