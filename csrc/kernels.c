@@ -101,5 +101,6 @@ static const real EXP[] = {
 #include "products.h"
 #include "cells.h"
 #include "passes.h"
+#include "online.h"
 
-const struct kernels RETROGRADE_NAME = {VECTOR_BYTES, forward, backward};
+const struct kernels RETROGRADE_NAME = {VECTOR_BYTES, forward, backward, learn};
