@@ -102,5 +102,6 @@ static const real EXP[] = {
 #include "cells.h"
 #include "passes.h"
 #include "online.h"
+#include "scan.h"
 
-const struct kernels RETROGRADE_NAME = {VECTOR_BYTES, forward, backward, learn};
+const struct kernels RETROGRADE_NAME = {VECTOR_BYTES, forward, backward, scan, learn};

@@ -70,3 +70,7 @@ EXPORTED int64_t retrograde_backward(int64_t set, int64_t is_double, const struc
 EXPORTED int64_t retrograde_learn(int64_t set, int64_t is_double, const struct online *online) {
   return kernels_of(set, is_double)->learn(online);
 }
+
+EXPORTED int64_t retrograde_scan(int64_t set, int64_t is_double, const struct scan *scan) {
+  return kernels_of(set, is_double)->scan(scan);
+}

@@ -44,7 +44,7 @@ LESSON = (
 )
 """Those of `struct lesson`."""
 
-INTERFACE = 2
+INTERFACE = 3
 """RETROGRADE_INTERFACE in csrc/recurrence.h."""
 
 HOW = (
@@ -81,6 +81,7 @@ class Library:
         forward, backward: its passes; take the address of the fields, and give 0, or 1 where there
             was not enough memory.
         learn: the on-line training of 1997, called in the same way.
+        scan: the backward recursion of many rows, called in the same way (compiled/scan.py).
         vector: the bytes of a vector.
         instructions: the name of the instruction set.
         parallel: the address of torch's own loop over threads, 0 where torch has none.
@@ -89,6 +90,7 @@ class Library:
     forward: Mapping[torch.dtype, Callable[[object], int]]
     backward: Mapping[torch.dtype, Callable[[object], int]]
     learn: Mapping[torch.dtype, Callable[[object], int]]
+    scan: Mapping[torch.dtype, Callable[[object], int]]
     vector: int
     instructions: str
     parallel: int
@@ -193,6 +195,7 @@ def _of(opened: ctypes.CDLL, number: int) -> Library:
         forward=functions("forward"),
         backward=functions("backward"),
         learn=functions("learn"),
+        scan=functions("scan"),
         vector=opened.retrograde_bytes(ctypes.c_int64(number)),
         instructions=_instruction_sets(opened)[number],
         parallel=_parallel(),

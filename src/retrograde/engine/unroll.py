@@ -16,6 +16,7 @@ from retrograde.cells.precision import no_autocast
 from retrograde.cells.program import Program
 from retrograde.cells.reverse_mode import CellAdjoint
 from retrograde.cells.rewiring import Factors, scaled
+from retrograde.compiled.scan import Steps, steps_of
 from retrograde.engine.boundary import Boundary
 from retrograde.engine.linear_states import by_blocks, linear_states
 from retrograde.errors import ArgumentError
@@ -108,6 +109,12 @@ class Chunk:
     def plan(self) -> Plan:
         """The folded form of the graph."""
         return Plan(self.graph)
+
+    @cached_property
+    def compiled(self) -> Steps | None:
+        """The same for the compiled backend; None where it is not in use or cannot run it."""
+        with no_autocast(self.steps.x.device):
+            return steps_of(self.plan.folded, self.steps.previous)
 
     def through(
         self,

@@ -1,7 +1,7 @@
 """Trials of an experiment: networks that train until the task is solved, or the budget is spent."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from retrograde import _checks, _files
 from retrograde.diagnosis.examine import Progress
 from retrograde.errors import InputError
 from retrograde.studies.online import Networks
+from retrograde.studies.study import Trial
 from retrograde.tasks.blocks import BlockNetwork
 from retrograde.tasks.experiments import Experiment
 from retrograde.tasks.task import Lot, Sequences
@@ -30,21 +31,6 @@ TESTED = 500
 
 KEPT = 1000
 """Sequences after which the training is kept in the checkpoint."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What became of one network.
-
-    Attributes:
-        seed: of its weights and of its sequences.
-        sequences: how many it was trained on.
-        solved: whether it then solved the task.
-    """
-
-    seed: int
-    sequences: int
-    solved: bool
 
 
 class Trials:
