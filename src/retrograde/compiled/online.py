@@ -149,5 +149,3 @@ def _fields(
         changed(answers, steps, count, plan.outputs),
         before.data_ptr(),
     ]
-
-

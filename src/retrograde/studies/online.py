@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from retrograde.compiled import online as compiled
 from retrograde.compiled.passes import in_use
-from retrograde.tasks.blocks import BIASED, Blocks, BlockNetwork, squash
+from retrograde.tasks.blocks import BIASED, BlockNetwork, Blocks, squash
 from retrograde.tasks.reber import Strings
 from retrograde.tasks.task import Sequences, Symbols, ranked
 
@@ -176,10 +176,10 @@ class Networks:
         state: Float[Tensor, "M S"],
         possible: Bool[Tensor, "T 1 O"] | None = None,
     ) -> tuple[Float[Tensor, "T M O"], int]:
-        """The answers, and the steps before the last one with a wrong one. The state is replaced."""
+        """The answers, and how many steps came before a wrong one. The state is replaced."""
         plan, count, one = self.plan, len(self), self.hidden.new_ones(len(self), 1)
         parts, cells, seen = 2 + plan.forget_gates, plan.cells, self.hidden.shape[2]
-        c, y, into = state.split((cells, plan.fed_back, parts * cells * seen), 1)
+        c, y, into = torch.split(state, [cells, plan.fed_back, parts * cells * seen], 1)
         into = into.reshape(count, parts, cells, seen).clone()
         hidden, output = torch.zeros_like(self.hidden), torch.zeros_like(self.output)
         answers, before = torch.zeros_like(sequences.y), len(sequences.y)

@@ -206,9 +206,7 @@ def within(steps: int, lengths: Int[Tensor, "N"]) -> Bool[Tensor, "T N"]:
     return torch.arange(steps).unsqueeze(1) < lengths
 
 
-def ranked(
-    output: Float[Tensor, "*N O"], possible: Bool[Tensor, "*N O"]
-) -> Bool[Tensor, "*N"]:
+def ranked(output: Float[Tensor, "*N O"], possible: Bool[Tensor, "*N O"]) -> Bool[Tensor, "*N"]:
     """Where every output that may be active is more active than every other one."""
     least = output.masked_fill(~possible, torch.inf).amin(-1)
     most = output.masked_fill(possible, -torch.inf).amax(-1)
