@@ -15,7 +15,7 @@ to four entries are exact. From the third on each companion draws its own.
 
 A pair (t, k) counts at the lag of the middle of its row. At every step one entry passes the edge of
 a bin, so that an exact edge at lag L takes a row for each of the last L entries: edges up to R are
-exact, those beyond as exact as the lags are.
+exact, and up to `Entries.exact` where that is larger; those beyond are as exact as the lags are.
 
 Reference for the estimator: Michael F. Hutchinson, "A Stochastic Estimator of the Trace of the
 Influence Matrix for Laplacian Smoothing Splines", Communications in Statistics (1989).
@@ -118,13 +118,13 @@ class Merging:
     def _pairs(self, k: int) -> tuple[list[int], list[Row]]:
         """The number that each row has from now on, and what the rows stand for then."""
         relative, numbers, merged = self._entries.relative or 1, list[int](), list[Row]()
-        rows, at = self._rows, 0
+        rows, at, exact = self._rows, 0, self._entries.exact
         while at < len(rows):
             one = rows[at]
             numbers.append(len(merged))
             if at + 1 < len(rows):
                 both = one + rows[at + 1]
-                if both.first - k >= relative * (both.last - both.first + 1):
+                if both.first - k >= max(exact, relative * (both.last - both.first + 1)):
                     numbers.append(len(merged))
                     one, at = both, at + 1
             merged.append(one)

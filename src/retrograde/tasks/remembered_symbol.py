@@ -13,10 +13,12 @@ from retrograde.tasks.task import (
     AbstractTask,
     Guess,
     Sequences,
+    Symbols,
     answered_last,
     largest_errors,
     symbols,
     whole_numbers,
+    within,
 )
 
 
@@ -72,10 +74,11 @@ class RememberedSymbol(AbstractTask):
         middle = torch.arange(others).unsqueeze(1).expand(others, count)
         if self.between == "random":
             middle = torch.randint(others, (others, count), generator=generator)
-        vectors = symbols(torch.cat((first[None], middle, first[None])), self.inputs)
+        numbers = torch.cat((first[None], middle, first[None]))
         due = torch.ones(self.lag, count, dtype=torch.bool)
         lengths = torch.full((count,), self.lag)
-        return Sequences(vectors[:-1], vectors[1:], due, lengths)
+        read = Symbols(numbers[:-1], self.inputs, lengths)
+        return Sequences(read, symbols(numbers[1:], self.outputs), due, lengths)
 
     def right(self, output: Float[Tensor, "T N O"], sequences: Sequences) -> Bool[Tensor, "N"]:
         largest = (output - sequences.y).abs().amax(2)
@@ -128,9 +131,8 @@ class DistractedSymbol(AbstractTask):
         indices = torch.randint(self.distractors, size, generator=generator)
         indices[0], indices[1] = b, x + which
         indices[lengths - 1, torch.arange(count)] = e
-        return answered_last(
-            symbols(indices, self.inputs, lengths), symbols(which, self.outputs), lengths
-        )
+        read = Symbols(indices * within(len(indices), lengths), self.inputs, lengths)
+        return answered_last(read, symbols(which, self.outputs), lengths)
 
     def right(self, output: Float[Tensor, "T N O"], sequences: Sequences) -> Bool[Tensor, "N"]:
         return largest_errors(output, sequences) < 0.2
