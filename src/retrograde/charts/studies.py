@@ -5,7 +5,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from retrograde.charts.drawing import ACCENT, COUNTER, INK, WIDTH, altair, nothing, table, titled
+from retrograde.charts.drawing import (
+    ACCENT,
+    COUNTER,
+    INK,
+    WIDTH,
+    altair,
+    counting,
+    nothing,
+    table,
+    titled,
+)
 from retrograde.charts.figure import figure
 
 COLUMNS = 3
@@ -62,7 +72,7 @@ def success_by_lag(
     if not rows:
         return nothing(alt, title)
     kinds = {"recurrence": "string"} | dict.fromkeys(("lag", "share", "low", "high"), "number")
-    axis, scale = alt.Axis(values=[10, 100, 1000]), alt.Scale(type="log", nice=False)
+    axis, scale = counting(alt, values=[10, 100, 1000]), alt.Scale(type="log", nice=False)
     base = alt.Chart().encode(
         x=alt.X("lag:Q", title="lag (steps)", scale=scale, axis=axis),
         tooltip=[
@@ -105,9 +115,10 @@ def inside_training(
     if not shown:
         return nothing(alt, title)
     panels = [_row(alt, names, solved, each, first=each is shown[0]) for each in shown]
-    read = "Left to right: updates, on a logarithmic axis (the first look is before any)."
-    needed = "Dashed: what the task needs." if any(q.needed is not None for q in quantities) else ""
-    return alt.vconcat(*panels, spacing=8).properties(title=titled(title, f"{read} {needed}"))
+    read = "The first point is before any update."
+    if any(each.needed is not None for each in shown):
+        read += " Dashed: what the task needs."
+    return alt.vconcat(*panels, spacing=8).properties(title=titled(title, read))
 
 
 def _row(
@@ -129,7 +140,7 @@ def _row(
     scale = alt.Scale(type="log" if quantity.log else "linear", domain=ends, nice=not quantity.log)
     x = alt.X(
         "update:Q",
-        title=None,
+        title="update",
         scale=alt.Scale(type="log", nice=False, domain=[BEFORE, 1000]),
         axis=alt.Axis(values=[1, 10, 100, 1000]),
     )

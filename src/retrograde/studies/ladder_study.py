@@ -281,11 +281,12 @@ def inside(results: Results, lag: int, names: Sequence[str], where: str) -> Any:
     def curves(name: str, part: int | None = None) -> dict[str, list[tuple[float, float]]]:
         return {title: over_training(trial, name, part) for title, trial in first.items()}
 
+    constants = curves("time_constants", 1)
     quantities = [
         Quantity("reach (steps)", curves("reach"), needed=lag),
         Quantity("log2 at the lag", curves("needed")),
-        Quantity("carousel alone", curves("crossings", 0)),
-        Quantity("time constant", curves("time_constants", 1), log=True, needed=lag),
+        Quantity("share of carousel", curves("crossings", 0)),
+        Quantity("time constant (steps)", constants, log=True, needed=lag),
     ]
     return charts.inside_training(
         list(first),
