@@ -102,5 +102,6 @@ static const real EXP[] = {
 #include "cells.h"
 #include "passes.h"
 #include "scan.h"
+#include "sizes.h"
 
-const struct kernels RETROGRADE_NAME = {VECTOR_BYTES, forward, backward, scan};
+const struct kernels RETROGRADE_NAME = {VECTOR_BYTES, forward, backward, scan, sizes};

@@ -32,7 +32,7 @@ FIELDS = (
 )
 """Those of `struct pass` in csrc/recurrence.h, in its order."""
 
-INTERFACE = 2
+INTERFACE = 3
 """RETROGRADE_INTERFACE in csrc/recurrence.h."""
 
 HOW = (
@@ -69,6 +69,7 @@ class Library:
         forward, backward: its passes; take the address of the fields, and give 0, or 1 where there
             was not enough memory.
         scan: the backward recursion of many rows, called in the same way (compiled/scan.py).
+        sizes: how large what they make of parameters is (compiled/sizes.py).
         vector: the bytes of a vector.
         instructions: the name of the instruction set.
         parallel: the address of torch's own loop over threads, 0 where torch has none.
@@ -77,6 +78,7 @@ class Library:
     forward: Mapping[torch.dtype, Callable[[object], int]]
     backward: Mapping[torch.dtype, Callable[[object], int]]
     scan: Mapping[torch.dtype, Callable[[object], int]]
+    sizes: Mapping[torch.dtype, Callable[[object], int]]
     vector: int
     instructions: str
     parallel: int
@@ -181,6 +183,7 @@ def _of(opened: ctypes.CDLL, number: int) -> Library:
         forward=passes("forward"),
         backward=passes("backward"),
         scan=passes("scan"),
+        sizes=passes("sizes"),
         vector=opened.retrograde_bytes(ctypes.c_int64(number)),
         instructions=_instruction_sets(opened)[number],
         parallel=_parallel(),
