@@ -101,6 +101,8 @@ static const real EXP[] = {
 #include "products.h"
 #include "cells.h"
 #include "passes.h"
+#include "online.h"
 #include "scan.h"
+#include "sizes.h"
 
-const struct kernels RETROGRADE_NAME = {VECTOR_BYTES, forward, backward, scan};
+const struct kernels RETROGRADE_NAME = {VECTOR_BYTES, forward, backward, scan, sizes, learn};

@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#define RETROGRADE_INTERFACE 2
+#define RETROGRADE_INTERFACE 4
 
 enum cell { LSTM, ELMAN, GRU, GRU_2014 };
 enum gate { INPUT = 1, FORGET = 2, CELL = 4, OUTPUT = 8, COUPLED = 16 };
@@ -48,6 +48,43 @@ struct pass {
   void *by_h_0, *by_c_0;
 };
 
+/* One network of blocks, and the sequences that it learns on line, one after the other. */
+struct lesson {
+  /* Weights, changed: [U, D] of the hidden units, cells first and then gate by gate, from inputs,
+     what is fed back, and the bias; [O, C + I + 1] of the outputs, from cells, inputs, bias. */
+  void *hidden, *output;
+  /* c, what is fed back and the derivatives of c by the weights of its units, [C + F + P * C * D],
+     changed; NULL begins each sequence with zeros. */
+  void *state;
+  double rate;
+  /* N sequences of up to T steps: inputs [T, N, I] contiguous, or NULL and the numbers [T, N] of
+     the inputs that are 1; targets [T, N, O], whether an answer is due [T, N], lengths [N]. */
+  int64_t sequences;
+  const void *x;
+  const int64_t *symbols;
+  const void *y;
+  const uint8_t *due;
+  const int64_t *lengths;
+  /* The outputs that may be active [T, N, O]: a sequence ends with the first step at which one of
+     them is not more active than all others. NULL for nothing of the kind. */
+  const uint8_t *possible;
+  /* Results: answers [T, N, O] where they are due, and the steps before such an end [N]. */
+  void *answers;
+  int64_t *before;
+};
+
+/* Networks of one plan (tasks/blocks.py), and what each of them learns. */
+struct online {
+  /* C = blocks * size cells; gates of `enum gate`, of which INPUT is always there. */
+  int64_t blocks, size, gates, inputs, outputs, fed_back, skip, biased;
+  int64_t cell_input, cell_output; /* of `enum activation` */
+  int64_t each_step;               /* weights change at each answer, not after each sequence */
+  int64_t networks, parts;
+  parallel_function parallel;
+  const struct lesson *lessons;
+};
+enum biased { BIASED_CELLS = 1, BIASED_GATES = 2, BIASED_OUTPUTS = 4 };
+
 /* What a backward recursion of many rows runs through: the step of a cell, folded (compiled/scan.py
    writes the same in the same order). Matrices and factors hold neighbouring steps of a chunk. */
 
@@ -85,6 +122,16 @@ struct node {
   struct factor scale;
 };
 
+/* Nodes in the order in which they are computed; those with a slot in the order of the state. What
+   the others need of these arrays follows one another in the same order. */
+struct program {
+  int64_t nodes, products;
+  const struct node *all_nodes;
+  const struct product *all_products;
+  const struct segment *all_segments;
+  const struct term *all_terms;
+};
+
 /* Neighbouring steps, and the rows that go through them. */
 struct scan {
   /* Steps, samples, the size of the state; rows that have a start; the first step in the chunk. */
@@ -100,22 +147,46 @@ struct scan {
   const int64_t *boundaries;
   /* Results: [N, K, B, S], [N, K], and [N, B, S] or NULL, where N is rows[0]. */
   void *values, *norms, *back;
-  /* Nodes in the order in which they are computed; those with a slot in the order of the state. */
-  int64_t nodes, products;
-  const struct node *all_nodes;
-  const struct product *all_products;
-  const struct segment *all_segments;
-  const struct term *all_terms;
+  struct program program;
+};
+
+/* Adjoints of some blocks side by side, [B, blocks * height], and how many operands they have. */
+struct group {
+  int64_t height, blocks, segments, operands;
+};
+
+/* How large what rows make of parameters is: || sum_b da_b (x) u_b || for each operand u. */
+struct sizes_of_rows {
+  /* Steps, samples, the size of the state, rows, the first step in the chunk, steps of that. */
+  int64_t steps, samples, size, rows, first, all_steps;
+  int64_t parts;
+  parallel_function parallel;
+  /* Rows [N, K, B, S] with these strides in elements, those of a step next to each other. */
+  const void *values;
+  int64_t row, step;
+  /* Products <u_b, u_b'> of the operands of all groups, [U, all steps, B, B]. */
+  const double *operands;
+  /* Results: the squares, and whether they cancel too far to be trusted, [U, N, K]. */
+  double *squares;
+  uint8_t *cancels;
+  int64_t groups;
+  const struct group *all_groups;
+  const struct segment *of_groups;
+  struct program program; /* the nodes that the groups need, none with a slot */
 };
 
 /* 0, or 1 where there was not enough memory. */
 typedef int64_t (*pass_function)(const struct pass *pass);
 typedef int64_t (*scan_function)(const struct scan *scan);
+typedef int64_t (*sizes_function)(const struct sizes_of_rows *sizes);
+typedef int64_t (*online_function)(const struct online *online);
 
 struct kernels {
   int64_t bytes; /* of a vector, to which rows of activations are padded */
   pass_function forward, backward;
   scan_function scan;
+  sizes_function sizes;
+  online_function learn;
 };
 
 #endif
