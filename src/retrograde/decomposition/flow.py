@@ -553,7 +553,7 @@ class Flow(AbstractPass):
     def _by(self, labels: AbstractLabels, parameter: str | None) -> Parts:
         """The parts with these labels, from the pass that sorts by them or one made before."""
         name = self._known(parameter)
-        if self.entries.relative:
+        if self.entries.relative and isinstance(labels, Lags):
             _ = self._of_lags  # the pass that most questions are answered from
         if labels not in self._found:
             finer = [each for each in self._found if isinstance(each, Lags)]
@@ -561,16 +561,10 @@ class Flow(AbstractPass):
             self._found[labels] = (
                 known[0].joined(self._found[known[0]], labels)
                 if known and isinstance(labels, Lags)
-                else labels.parts(self.unrolled, self._rows_for(labels))
+                else labels.parts(self.unrolled, self.entries)
             )
         parts = self._found[labels]
         return parts[name] if name else together(tuple(parts.values()))
-
-    def _rows_for(self, labels: AbstractLabels) -> Entries:
-        """The rows in which a question is answered: classes by crossing are not merged."""
-        if self.entries.relative and isinstance(labels, Crossings):
-            return Entries.of(self.entries.direct)
-        return self.entries
 
     def horizon(self, kind: str = "sliding") -> Horizon:
         """What truncated back-propagation would leave of this gradient, for every K at once.
@@ -802,14 +796,23 @@ class Flow(AbstractPass):
         )
         return share, self._summed, gradients
 
-    def with_rows(self, max_rows: int) -> "Flow":
-        """The same pass with its loss steps in at most `max_rows` rows: coarser lags, less memory.
+    def with_rows(self, max_rows: int | None = None, relative: int | None = None) -> "Flow":
+        """The same pass with its loss steps in other rows: coarser lags, less memory.
+
+        Args:
+            max_rows, relative: as in `decompose`.
 
         Raises:
-            ArgumentError: if `max_rows` is not a positive integer.
+            ArgumentError: unless one of them is given, and is a positive integer.
         """
-        entries = Entries.of(self.recorded.direct, _checks.whole("max_rows", max_rows))
-        return Flow(self.recorded, self.unrolled, entries)
+        if (max_rows is None) == (relative is None):
+            raise ArgumentError(
+                f"give max_rows or relative; got max_rows={max_rows} and relative={relative}"
+            )
+        direct = self.recorded.direct
+        if relative is not None:
+            return Flow(self.recorded, self.unrolled, Entries.merging(direct, relative))
+        return Flow(self.recorded, self.unrolled, Entries.of(direct, max_rows))
 
     def by_parameter(self) -> Parts:
         """The blocks of the gradient itself: layer by layer, gate by gate, weight by weight."""
