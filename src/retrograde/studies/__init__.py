@@ -1,1 +1,48 @@
 """Published experiments, run again: many small networks, their results and what repeats."""
+
+from retrograde import _checks
+from retrograde.errors import InputError
+from retrograde.studies import ladder_study, tables
+from retrograde.studies.outcomes import Machine, Outcome, Part, Results, merged, shipped
+from retrograde.studies.study import Row, Run, Study, Trial
+
+STUDIES: dict[str, Study] = {study.name: study for study in (*tables.of_1997(), ladder_study.STUDY)}
+"""All studies by name, in the order in which they are listed."""
+
+
+def results(name: str) -> Results:
+    """The results of a study that come with the package.
+
+    Args:
+        name: of the study, as in `STUDIES`.
+
+    Raises:
+        ArgumentError: if there is no such study.
+        InputError: if no results of it come with the package.
+
+    Example:
+        >>> import retrograde.studies
+        >>> retrograde.studies.results("4").study  # doctest: +SKIP
+        '4'
+    """
+    found = shipped(_checks.existing("study", name, STUDIES))
+    if found is None:
+        raise InputError(
+            f"no results of the study {name} come with the package; retrograde study {name} runs it"
+        )
+    return found
+
+
+__all__ = [
+    "STUDIES",
+    "Machine",
+    "Outcome",
+    "Part",
+    "Results",
+    "Row",
+    "Run",
+    "Study",
+    "Trial",
+    "merged",
+    "results",
+]

@@ -1,0 +1,110 @@
+"""The published tables of networks that were trained on line, each as a study."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from retrograde.diagnosis.examine import Progress
+from retrograde.studies.study import Row, Study, Trial
+from retrograde.studies.trials import Trials
+from retrograde.tasks.experiments import EXPERIMENTS, Experiment
+
+PATIENCE = 3
+"""A trial fails after this many times as many sequences as the paper's networks needed."""
+
+MOST = 10
+"""Trials of a row, unless more are asked for; some tables have up to 30."""
+
+ABOUT = {
+    "1": (
+        "Embedded Reber grammar",
+        "all symbols of 256 training and 256 test strings are predicted",
+    ),
+    "2a": (
+        "One symbol remembered over 100 steps that are always the same",
+        "no output errs by .25 or more in 10,000 sequences",
+    ),
+    "2b": (
+        "One symbol remembered over 100 random steps",
+        "no output errs by .25 or more at the end of 10,000 sequences",
+    ),
+    "2c": (
+        "One symbol remembered over 50 to 1000 steps of distractors",
+        "both outputs err by less than .2 in 10,000 sequences",
+    ),
+    "3a": (
+        "Two sequences told apart by their first elements",
+        "all of 256 sequences are right, and the mean error is below .01",
+    ),
+    "3b": (
+        "Two sequences told apart by their first elements, with noise on these",
+        "fewer than 6 of 256 sequences are wrong, and the mean error is below .04",
+    ),
+    "3c": (
+        "Two sequences told apart by their first elements, with noise on the targets",
+        "no answer is further than .1 from the mean target of its class, and the mean error is "
+        "below .015, in 256 sequences",
+    ),
+    "4": (
+        "The adding problem",
+        "the mean training error is below .01, and the last 2000 sequences err by less than .04",
+    ),
+    "5": (
+        "The multiplication problem",
+        "of the last 2000 sequences fewer err by .04 or more than the row's number",
+    ),
+    "6a": (
+        "Temporal order of two symbols",
+        "the mean training error is below .1, and the last 2000 sequences are right",
+    ),
+    "6b": (
+        "Temporal order of three symbols",
+        "the mean training error is below .1, and the last 2000 sequences are right",
+    ),
+}
+"""By the paper's number: what is asked, and when a trial counts as solved."""
+
+
+@dataclass(frozen=True)
+class OnLine:
+    """Trials of one experiment, trained as its paper did.
+
+    Attributes:
+        experiment: whose networks they are.
+    """
+
+    experiment: Experiment
+
+    def __call__(
+        self,
+        seeds: Sequence[int],
+        budget: int,
+        checkpoint: Path | None = None,
+        progress: Progress | None = None,
+    ) -> Sequence[Trial]:
+        """As `Run` says; a budget is rounded up to hundreds of sequences."""
+        return Trials(self.experiment, seeds).run(budget, checkpoint, progress)
+
+
+def row(experiment: Experiment) -> Row:
+    """A row of a table, with a budget of several times what the paper's networks needed."""
+    published = experiment.published
+    assert published.sequences is not None
+    return Row(
+        experiment.name,
+        experiment.name,
+        OnLine(experiment),
+        min(published.trials, MOST),
+        -(-PATIENCE * published.sequences // 1000) * 1000,
+        published,
+    )
+
+
+def of_1997() -> Iterator[Study]:
+    """The tables of Hochreiter and Schmidhuber (1997)."""
+    for name, experiments in groupby(EXPERIMENTS.values(), lambda each: each.name.split("-")[0]):
+        rows = tuple(row(experiment) for experiment in experiments)
+        title, success = ABOUT[name]
+        paper = f"Hochreiter and Schmidhuber (1997), experiment {name}"
+        yield Study(name, title, paper, success, rows, together=MOST)
