@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -189,3 +190,20 @@ def test_the_environment_chooses():
     with using("eager"):
         assert backend() is EAGER
         assert chunk_of(cell_of("gru", 2, 3), 2, 2).compiled is None
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
+def test_states_of_every_cell(monkeypatch, problem):
+    """Between boundaries, with samples that end early, in pieces, also beside each other."""
+    monkeypatch.setattr(sys.modules["retrograde.engine.unroll"], "TOGETHER", 4)
+    cell = problem.make()
+    x, initial = drawn(11, 3, cell.input_size), drawn(3, cell.state_size, seed=1)
+    kept = torch.rand(initial.shape, generator=torch.Generator().manual_seed(2)) > 0.3
+    one = Boundary.detached(drawn(*initial.shape, seed=3), kept)
+    for boundaries in ({}, {0: one, 6: one, 7: one}):
+        for lengths in (None, torch.tensor([11, 2, 6])):
+            found = []
+            for name in ("compiled", "eager"):
+                with using(name):
+                    found.append(unroll(cell, x, initial, False, boundaries, lengths).states)
+            torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
