@@ -264,6 +264,8 @@ class Flow(AbstractPass):
         returns, and what a `Recorded.part` leads to, is compared with its own gradient, pulled
         back in one row.
         """
+        if not self.entries.relative:
+            _ = self._tables  # the pass for the sizes of all pairs has the sums as well
         parts = self._summed
 
         def cancelling() -> dict[str, float]:
