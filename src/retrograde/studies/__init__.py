@@ -4,6 +4,7 @@ from retrograde import _checks
 from retrograde.errors import InputError
 from retrograde.studies import tables
 from retrograde.studies.outcomes import Machine, Outcome, Part, Results, merged, shipped
+from retrograde.studies.page import StudyPage
 from retrograde.studies.study import Row, Run, Study, Trial
 
 STUDIES: dict[str, Study] = {study.name: study for study in tables.of_1997()}
@@ -42,6 +43,7 @@ __all__ = [
     "Row",
     "Run",
     "Study",
+    "StudyPage",
     "Trial",
     "merged",
     "results",
