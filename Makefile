@@ -71,6 +71,7 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/planted_lags.py
 	$(BIN)/python benchmarks/unitwise_lags.py --steps 30000
 	$(BIN)/python benchmarks/decompose_cost.py
+	$(BIN)/python benchmarks/interval_coverage.py
 	$(BIN)/python benchmarks/training_against_torch.py
 	$(BIN)/python benchmarks/memory_and_length.py
 	$(BIN)/python benchmarks/monitor_cost.py

@@ -101,5 +101,7 @@ static const real EXP[] = {
 #include "products.h"
 #include "cells.h"
 #include "passes.h"
+#include "online.h"
+#include "scan.h"
 
-const struct kernels RETROGRADE_NAME = {VECTOR_BYTES, forward, backward};
+const struct kernels RETROGRADE_NAME = {VECTOR_BYTES, forward, backward, scan, learn};

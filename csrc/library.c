@@ -40,9 +40,10 @@ static int runs_here(int64_t set) {
   return set == 0;
 }
 
-/* The version of `struct pass`, and its size in numbers of 8 bytes. */
+/* The version of the structs, and their size in numbers of 8 bytes. */
 EXPORTED int64_t retrograde_interface(void) {
-  return RETROGRADE_INTERFACE * 1000 + (int64_t)(sizeof(struct pass) / 8);
+  int64_t bytes = sizeof(struct pass) + sizeof(struct online) + sizeof(struct lesson);
+  return RETROGRADE_INTERFACE * 1000 + bytes / 8;
 }
 
 /* The name of an instruction set that this processor has, NULL for any other number. */
@@ -64,4 +65,12 @@ EXPORTED int64_t retrograde_forward(int64_t set, int64_t is_double, const struct
 
 EXPORTED int64_t retrograde_backward(int64_t set, int64_t is_double, const struct pass *pass) {
   return kernels_of(set, is_double)->backward(pass);
+}
+
+EXPORTED int64_t retrograde_learn(int64_t set, int64_t is_double, const struct online *online) {
+  return kernels_of(set, is_double)->learn(online);
+}
+
+EXPORTED int64_t retrograde_scan(int64_t set, int64_t is_double, const struct scan *scan) {
+  return kernels_of(set, is_double)->scan(scan);
 }

@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#define RETROGRADE_INTERFACE 1
+#define RETROGRADE_INTERFACE 3
 
 enum cell { LSTM, ELMAN, GRU, GRU_2014 };
 enum gate { INPUT = 1, FORGET = 2, CELL = 4, OUTPUT = 8, COUPLED = 16 };
@@ -48,12 +48,113 @@ struct pass {
   void *by_h_0, *by_c_0;
 };
 
+/* One network of blocks, and the sequences that it learns on line, one after the other. */
+struct lesson {
+  /* Weights, changed: [U, D] of the hidden units, cells first and then gate by gate, from inputs,
+     what is fed back, and the bias; [O, C + I + 1] of the outputs, from cells, inputs, bias. */
+  void *hidden, *output;
+  /* c, what is fed back and the derivatives of c by the weights of its units, [C + F + P * C * D],
+     changed; NULL begins each sequence with zeros. */
+  void *state;
+  double rate;
+  /* N sequences of up to T steps: inputs [T, N, I] contiguous, or NULL and the numbers [T, N] of
+     the inputs that are 1; targets [T, N, O], whether an answer is due [T, N], lengths [N]. */
+  int64_t sequences;
+  const void *x;
+  const int64_t *symbols;
+  const void *y;
+  const uint8_t *due;
+  const int64_t *lengths;
+  /* The outputs that may be active [T, N, O]: a sequence ends with the first step at which one of
+     them is not more active than all others. NULL for nothing of the kind. */
+  const uint8_t *possible;
+  /* Results: answers [T, N, O] where they are due, and the steps before such an end [N]. */
+  void *answers;
+  int64_t *before;
+};
+
+/* Networks of one plan (tasks/blocks.py), and what each of them learns. */
+struct online {
+  /* C = blocks * size cells; gates of `enum gate`, of which INPUT is always there. */
+  int64_t blocks, size, gates, inputs, outputs, fed_back, skip, biased;
+  int64_t cell_input, cell_output; /* of `enum activation` */
+  int64_t each_step;               /* weights change at each answer, not after each sequence */
+  int64_t networks, parts;
+  parallel_function parallel;
+  const struct lesson *lessons;
+};
+enum biased { BIASED_CELLS = 1, BIASED_GATES = 2, BIASED_OUTPUTS = 4 };
+
+/* What a backward recursion of many rows runs through: the step of a cell, folded (compiled/scan.py
+   writes the same in the same order). Matrices and factors hold neighbouring steps of a chunk. */
+
+#define SCAN_NODES 64
+#define SCAN_PRODUCTS 64
+
+/* A factor of every step, sample and block, neighbouring units next to each other; NULL is 1. */
+struct factor {
+  const void *at;
+  int64_t step, sample, block;
+};
+
+/* Entries of a register, from `start` on, times a factor. Register 0 holds the adjoints of the
+   state after the step, the others those of the nodes without a slot, in order. */
+struct term {
+  int64_t source, start;
+  struct factor factor;
+};
+
+/* Neighbouring blocks of a product, whose adjoints are multiples of the same entries. */
+struct segment {
+  int64_t source, start, first, blocks;
+  struct factor factor;
+};
+
+/* Adjoints of some blocks side by side times a matrix [blocks * height, width]. */
+struct product {
+  const void *matrix;
+  int64_t by_row, by_column, blocks, height, width, segments;
+};
+
+/* (products + terms) * scale: a part of the state before, from `slot` on, or a register (-1). */
+struct node {
+  int64_t slot, width, products, terms;
+  struct factor scale;
+};
+
+/* Neighbouring steps, and the rows that go through them. */
+struct scan {
+  /* Steps, samples, the size of the state; rows that have a start; the first step in the chunk. */
+  int64_t steps, samples, size, started, first;
+  /* How many threads there are, and torch_parallel_for; NULL runs one task after the other. */
+  int64_t parts;
+  parallel_function parallel;
+  /* Rows at each step, [K]; from the last step to the first they never become fewer. */
+  const int64_t *rows;
+  /* Rows at the last step, [started, B, S]; what the loss gives at each step, [K, B, S] or NULL. */
+  const void *start, *given;
+  /* Addresses of factors [B, S] between each step and the one before, NULL for none. */
+  const int64_t *boundaries;
+  /* Results: [N, K, B, S], [N, K], and [N, B, S] or NULL, where N is rows[0]. */
+  void *values, *norms, *back;
+  /* Nodes in the order in which they are computed; those with a slot in the order of the state. */
+  int64_t nodes, products;
+  const struct node *all_nodes;
+  const struct product *all_products;
+  const struct segment *all_segments;
+  const struct term *all_terms;
+};
+
 /* 0, or 1 where there was not enough memory. */
 typedef int64_t (*pass_function)(const struct pass *pass);
+typedef int64_t (*scan_function)(const struct scan *scan);
+typedef int64_t (*online_function)(const struct online *online);
 
 struct kernels {
   int64_t bytes; /* of a vector, to which rows of activations are padded */
   pass_function forward, backward;
+  scan_function scan;
+  online_function learn;
 };
 
 #endif

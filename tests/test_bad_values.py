@@ -129,8 +129,8 @@ def recorded() -> retrograde.Recording:
     return recording
 
 
-def entered(model: Any) -> None:
-    with retrograde.record(model):
+def entered(model: Any, keep: Any) -> None:
+    with retrograde.record(model, keep=keep):
         model(torch.ones(2, 1, 1))[0].sum().backward()
 
 
@@ -288,7 +288,11 @@ ROWS: dict[str, Row] = {
             "cells": Kind((3, TEXT, LIST, math.nan, {"nonesuch": 3}, {3: 3})),
         },
     ),
-    "retrograde.record": Row(entered, {"model": nn.LSTM(1, 2)}, {"model": RECURRENT}),
+    "retrograde.record": Row(
+        entered,
+        {"model": nn.LSTM(1, 2), "keep": 2},
+        {"model": RECURRENT, "keep": COUNT_OR_NONE},
+    ),
     "retrograde.record_cell": Row(
         retrograde.record_cell,
         {

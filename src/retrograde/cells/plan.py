@@ -13,22 +13,25 @@ class Plan:
 
     Args:
         graph: the linearised step [B, ...], or many along a first axis [K, B, ...].
+
+    Attributes:
+        folded: the graph folded, which the programs are made from.
     """
 
     def __init__(self, graph: Graph):
         self.graph = graph
-        self._folded = Folded(graph)
+        self.folded = Folded(graph)
         self._by_crossing: Program | None = None
 
     @property
     def uses(self) -> list[tuple[Blocks, list[tuple[Use, int]]]]:
         """Adjoints side by side, and the uses that share them with the first row of each."""
-        return self._folded.uses
+        return self.folded.uses
 
     @property
     def functions(self) -> list[Opaque]:
         """The edges whose gradients a function forms."""
-        return self._folded.functions
+        return self.folded.functions
 
     @cached_property
     def back(self) -> "Program":
@@ -48,7 +51,7 @@ class Plan:
 
     def split(self, *wanted: Wanted | None) -> "Program":
         """The same, for each of several choices, along the chosen routes alone."""
-        program = Program(self._folded)
+        program = Program(self.folded)
         for routes in wanted:
             program.give(self.graph.before, self.graph.state_size, routes)
         return program
@@ -56,14 +59,14 @@ class Plan:
     @cached_property
     def to_input(self) -> "Program":
         """From the adjoint of s_k to that of x_k."""
-        program = Program(self._folded)
+        program = Program(self.folded)
         program.give(self.graph.reads, self.graph.input_size, None)
         return program
 
     @cached_property
     def to_uses(self) -> "Program":
         """From the adjoint of s_k to those that gradients follow from, and their operands."""
-        return self._with_uses(Program(self._folded))
+        return self._with_uses(Program(self.folded))
 
     @cached_property
     def back_and_uses(self) -> "Program":

@@ -14,6 +14,7 @@ from retrograde.charts.parts import (
 )
 from retrograde.charts.remedies import before_after, clipping, training_curves
 from retrograde.charts.spectra import directions, exponents, singular_values
+from retrograde.charts.studies import inside_training, success_by_lag
 from retrograde.charts.training import training_run
 from retrograde.charts.truncation import horizon_growth, truncation_curve
 
@@ -35,6 +36,7 @@ __all__ = [
     "half_life_in_words",
     "horizon_growth",
     "in_words",
+    "inside_training",
     "lag_curve",
     "lag_in_words",
     "loss_step_by_use_step",
@@ -47,6 +49,7 @@ __all__ = [
     "shares_by_lag",
     "singular_values",
     "split_by_lag",
+    "success_by_lag",
     "training_curves",
     "training_run",
     "truncation_curve",

@@ -32,7 +32,19 @@ FIELDS = (
 )
 """Those of `struct pass` in csrc/recurrence.h, in its order."""
 
-INTERFACE = 1
+ONLINE = (
+    *("blocks", "size", "gates", "inputs", "outputs", "fed_back", "skip", "biased"),
+    *("cell_input", "cell_output", "each_step", "networks", "parts", "parallel", "lessons"),
+)
+"""Those of `struct online`."""
+
+LESSON = (
+    *("hidden", "output", "state", "rate", "sequences", "x", "symbols", "y", "due", "lengths"),
+    *("possible", "answers", "before"),
+)
+"""Those of `struct lesson`."""
+
+INTERFACE = 3
 """RETROGRADE_INTERFACE in csrc/recurrence.h."""
 
 HOW = (
@@ -68,6 +80,8 @@ class Library:
     Attributes:
         forward, backward: its passes; take the address of the fields, and give 0, or 1 where there
             was not enough memory.
+        learn: the on-line training of 1997, called in the same way.
+        scan: the backward recursion of many rows, called in the same way (compiled/scan.py).
         vector: the bytes of a vector.
         instructions: the name of the instruction set.
         parallel: the address of torch's own loop over threads, 0 where torch has none.
@@ -75,6 +89,8 @@ class Library:
 
     forward: Mapping[torch.dtype, Callable[[object], int]]
     backward: Mapping[torch.dtype, Callable[[object], int]]
+    learn: Mapping[torch.dtype, Callable[[object], int]]
+    scan: Mapping[torch.dtype, Callable[[object], int]]
     vector: int
     instructions: str
     parallel: int
@@ -147,7 +163,7 @@ def _loaded(path: Path) -> Library:
         raise BackendError(
             f"{path.name} is no library of this package: {_checks.shown(str(error))}. {HOW}"
         ) from None
-    if interface != INTERFACE * 1000 + len(FIELDS):
+    if interface != INTERFACE * 1000 + len(FIELDS + ONLINE + LESSON):
         raise BackendError(f"{path.name} was built for another version of this package. {HOW}")
     return _of(opened, len(_instruction_sets(opened)) - 1)
 
@@ -164,8 +180,8 @@ def _instruction_sets(opened: ctypes.CDLL) -> tuple[str, ...]:
 def _of(opened: ctypes.CDLL, number: int) -> Library:
     """An opened library with one of its instruction sets."""
 
-    def passes(direction: str) -> Mapping[torch.dtype, Callable[[object], int]]:
-        function = opened[f"retrograde_{direction}"]
+    def functions(name: str) -> Mapping[torch.dtype, Callable[[object], int]]:
+        function = opened[f"retrograde_{name}"]
         function.restype = ctypes.c_int64
         which = ctypes.c_int64(number)
 
@@ -176,8 +192,10 @@ def _of(opened: ctypes.CDLL, number: int) -> Library:
         return {torch.float32: of(0), torch.float64: of(1)}
 
     return Library(
-        forward=passes("forward"),
-        backward=passes("backward"),
+        forward=functions("forward"),
+        backward=functions("backward"),
+        learn=functions("learn"),
+        scan=functions("scan"),
         vector=opened.retrograde_bytes(ctypes.c_int64(number)),
         instructions=_instruction_sets(opened)[number],
         parallel=_parallel(),

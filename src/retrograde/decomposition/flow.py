@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -46,7 +46,7 @@ from retrograde.decomposition.rows import log2_of_sum, near
 from retrograde.decomposition.sizes import STATE, LagSizes, Sizes
 from retrograde.decomposition.summary import NEAR, Summary, growth
 from retrograde.engine import Entries, Scaled, Unrolled, fold, with_factors
-from retrograde.engine.entries import BLOCK_ROWS
+from retrograde.engine.entries import BLOCK_ROWS, FULL_ROWS
 from retrograde.engine.lags import parts_by_lag
 from retrograde.engine.unitwise import is_unitwise
 from retrograde.errors import ArgumentError, VoidDecompositionWarning
@@ -155,17 +155,22 @@ class Flow(AbstractPass):
         parts = parts_by_time(self.unrolled, self.entries, whole, norms, shares)
         return parts, adjoints.result()
 
+    @property
+    def _octaves(self) -> Lags:
+        """The bins that are summed in the first pass where rows are merged."""
+        octaves = lag_bins("octaves", self.steps)
+        return Lags(lag_bins(sorted(self._starts.union(b.start for b in octaves)), self.steps))
+
     @cached_property
     def _of_lags(self) -> Sizes:
-        """What most questions need where rows are merged, from a single pass."""
-        octaves = lag_bins("octaves", self.steps)
-        lags = Lags(lag_bins(sorted(self._starts.union(b.start for b in octaves)), self.steps))
+        """Sizes where rows are merged, whose companions take several times the work of sums."""
+        found, lags = LagSizes(self.entries, self.steps, self.parameters), self._octaves
         sums = LagSums(lags.lags, self._cell)
-        found = LagSizes(self.entries, self.steps, self.parameters)
-        apart = is_unitwise(self.unrolled)  # their lags need no pass of rows
-        folds = [found, *(() if apart else (sums,))]
+        missing = lags not in self._found and not is_unitwise(self.unrolled)
+        folds = [found, *((sums,) if missing else ())]
         fold(self.unrolled, self.entries, folds, torch.Generator().manual_seed(SEED))
-        self._found[lags] = lags.parts(self.unrolled, self.entries) if apart else sums.result()
+        if missing:
+            self._found[lags] = sums.result()
         return found.result()
 
     @property
@@ -259,12 +264,18 @@ class Flow(AbstractPass):
         returns, and what a `Recorded.part` leads to, is compared with its own gradient, pulled
         back in one row.
         """
-        sizes = {name: self._log2_of_sizes(name) for name in self.parameters}
         parts = self._summed
-        cancelling = {
-            name: float(torch.exp2(size - parts[name].log2_norms())) for name, size in sizes.items()
-        }
-        return self._compared(parts, cancelling)
+
+        def cancelling() -> dict[str, float]:
+            sizes = {name: self._log2_of_sizes(name) for name in parts}
+            return {
+                name: float(torch.exp2(size - parts[name].log2_norms()))
+                for name, size in sizes.items()
+            }
+
+        if self.entries.relative:
+            return self._compared(parts, {}, cancelling)
+        return self._compared(parts, cancelling())
 
     def _log2_of_sizes(self, name: str) -> float:
         """log2 of the sum of the norms of all contributions, or of a bound for it."""
@@ -285,7 +296,12 @@ class Flow(AbstractPass):
         """
         return self._compared(self.gradient, {})
 
-    def _compared(self, parts: Mapping[str, Scaled], cancelling: Mapping[str, float]) -> Residual:
+    def _compared(
+        self,
+        parts: Mapping[str, Scaled],
+        cancelling: Mapping[str, float],
+        sizes: Callable[[], Mapping[str, float]] | None = None,
+    ) -> Residual:
         """The residual of some parts, and whether the precision of the pass allows it."""
         against = self.recorded.against
         if not self._compares_with_autograd:
@@ -296,6 +312,7 @@ class Flow(AbstractPass):
             cancelling,
             lambda: self._moved_by_rounding,
             self._likely_reason,
+            sizes,
         )
         return residual(parts, self._compared_with, allowance, against)
 
@@ -446,14 +463,16 @@ class Flow(AbstractPass):
                 whose parts [T, B, I] say how far back the loss is sensitive to what was read. (A
                 layer that reads both ways reads x twice, each direction in its own order.)
             bins: "octaves" (0, 1, 2, 3-4, 5-8, ...), "every" (each lag on its own; the parts then
-                take T times the memory of the gradient), or the first lag of each bin.
+                take T times the memory of the gradient), or the first lag of each bin. Where rows
+                are merged, first lags that are given are exact up to 1024, at the cost of a row
+                for each lag up to there; those of octaves are known as lags are.
 
         Raises:
             ArgumentError: for an unknown parameter or bins that do not ascend from 0.
         """
         lags = lag_bins(bins, self.steps)
         if parameter == INPUT:
-            return by_input(self.unrolled, self.entries, lags)
+            return by_input(self.unrolled, self._with_edges(lags), lags)
         return self._by(Lags(lags), parameter)
 
     def norms_at_lags(self) -> NormsAtLags:
@@ -553,15 +572,23 @@ class Flow(AbstractPass):
     def _by(self, labels: AbstractLabels, parameter: str | None) -> Parts:
         """The parts with these labels, from the pass that sorts by them or one made before."""
         name = self._known(parameter)
-        if self.entries.relative:
-            _ = self._of_lags  # the pass that most questions are answered from
+        if self.entries.relative and isinstance(labels, Lags):
+            octaves = self._octaves  # whose pass has most bins
+            if octaves.divides(labels) and self._with_edges(labels.lags) is self.entries:
+                if octaves not in self._found:
+                    self._found[octaves] = octaves.parts(self.unrolled, self.entries)
         if labels not in self._found:
+            rows = self._rows_for(labels)
             finer = [each for each in self._found if isinstance(each, Lags)]
-            known = [each for each in finer if isinstance(labels, Lags) and each.divides(labels)]
+            known = [
+                each
+                for each in finer
+                if isinstance(labels, Lags) and each.divides(labels) and rows is self.entries
+            ]
             self._found[labels] = (
                 known[0].joined(self._found[known[0]], labels)
                 if known and isinstance(labels, Lags)
-                else labels.parts(self.unrolled, self._rows_for(labels))
+                else labels.parts(self.unrolled, rows)
             )
         parts = self._found[labels]
         return parts[name] if name else together(tuple(parts.values()))
@@ -570,7 +597,15 @@ class Flow(AbstractPass):
         """The rows in which a question is answered: classes by crossing are not merged."""
         if self.entries.relative and isinstance(labels, Crossings):
             return Entries.of(self.entries.direct)
-        return self.entries
+        return self._with_edges(labels.lags) if isinstance(labels, Lags) else self.entries
+
+    def _with_edges(self, lags: tuple[range, ...]) -> Entries:
+        """The rows that tell bins exactly; merged ones do for octaves, which are many."""
+        relative, edge = self.entries.relative, lags[-1].start
+        if not relative or edge <= relative or lags == lag_bins("octaves", self.steps):
+            return self.entries
+        edge = max(bin_.start for bin_ in lags if bin_.start <= FULL_ROWS)
+        return replace(self.entries, exact=edge)
 
     def horizon(self, kind: str = "sliding") -> Horizon:
         """What truncated back-propagation would leave of this gradient, for every K at once.

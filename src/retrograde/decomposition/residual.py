@@ -3,7 +3,7 @@ too far, so that what rests on them is void."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -108,6 +108,7 @@ class Allowance:
         measure: measures how far rounding moves the gradient of each parameter.
         reason: puts the likely reason in words, from the parameters that are off and whether
             rounding decides them.
+        sizes: finds `cancelling` where that takes a pass, so that it is not known beforehand.
     """
 
     rounding: float
@@ -115,6 +116,7 @@ class Allowance:
     cancelling: Mapping[str, float]
     measure: Callable[[], Mapping[str, float]]
     reason: Callable[[Mapping[str, float], bool], str]
+    sizes: Callable[[], Mapping[str, float]] | None = None
 
     def bound(self, name: str) -> float:
         """That of a parameter, as long as nothing is measured."""
@@ -142,6 +144,10 @@ def residual(
         differences[name] = _difference(whole, grad)
     bounds = {name: allowance.bound(name) for name in differences}
     off = [name for name in differences if differences[name] > bounds[name]]
+    if off and allowance.sizes:
+        allowance = replace(allowance, cancelling=allowance.sizes(), sizes=None)
+        bounds = {name: allowance.bound(name) for name in differences}
+        off = [name for name in off if differences[name] > bounds[name]]
     sensitive = False
     if off:
         moved = allowance.measure()

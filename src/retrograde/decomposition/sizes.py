@@ -3,7 +3,20 @@
 A table by loss step and use step has T numbers for each row. Where T is too large for it, the mean
 square over all pairs whose lag falls in a bin is what is kept. Rows of single loss steps give it
 exactly, merged ones by their companions with random signs (`retrograde.engine.merging`), so that it
-comes with an error.
+comes with an interval.
+
+The mean X over a row's c companions varies most where its contributions are all parallel: the sums
+with signs are then numbers along one direction, near to normally distributed, and X is S chi^2(c)/c
+where S is what it estimates. A sum of rows is taken for a multiple of chi^2(n) of the same mean and
+variance (Welch-Satterthwaite), which gives the interval:
+
+    n = c (sum_r S_r)^2 / sum_r S_r^2,        sum_r X_r n / chi^2_{97.5 %}(n) .. / chi^2_{2.5 %}(n)
+
+It is wide where few rows dominate, and wider than it need be where contributions are far from
+parallel. Rows whose mean is exact count in the first sum alone.
+
+Reference: Franklin E. Satterthwaite, "An Approximate Distribution of Estimates of Variance
+Components", Biometrics Bulletin 2 (1946).
 """
 
 import math
@@ -18,12 +31,15 @@ from retrograde.decomposition.by_time import contribution_norms
 from retrograde.decomposition.lags import reach_of
 from retrograde.engine.adjoint import AdjointSpan
 from retrograde.engine.entries import Entries
+from retrograde.engine.merging import COMPANIONS, DIRECTIONS
 
 LN2 = math.log(2)
 
-STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 7: 2.36, 10: 2.23, 20: 2.09, 60: 2.00}
-"""Half of a 95 % interval in standard errors, by the number of independent differences that these
-were found from: quantiles of Student's distribution."""
+TAILS = 0.975, 0.025
+"""Probabilities between whose quantiles an interval lies, the lower end first."""
+
+MOST_FREEDOM = 1e8
+"""Degrees of freedom from which the interval is a point: 0.03 % of the mean square."""
 
 STATE, ALL = "", "*"
 """Stand for the adjoint of the state, and for all parameters together, among their names."""
@@ -55,14 +71,14 @@ class Sizes:
         count: the number of pairs (t, k) in each, [M].
         log2: log2 of the root mean square over these pairs, by parameter, -inf where there is
             nothing, [M].
-        error: half of a 95 % interval of the mean square, relative to it; 0 where every loss step
-            had a row of its own. Where few rows dominate a bin it is too narrow.
+        interval: log2 of the ends of a 95 % interval of the root mean square; both are `log2` where
+            it is exact, [2, M].
     """
 
     lags: tuple[range, ...]
     count: Float[Tensor, "M"]
     log2: Mapping[str, Float[Tensor, "M"]]
-    error: Mapping[str, Float[Tensor, "M"]]
+    interval: Mapping[str, Float[Tensor, "2 M"]]
 
     def log2_by_lag(self, name: str = ALL) -> Float[Tensor, "T"]:
         """log2 of the root mean square at each lag 0 .. T-1, the same for all lags of a bin."""
@@ -92,12 +108,29 @@ class Sizes:
         return float((weight * at * log2).sum()) / spread if spread else float("nan")
 
 
+def chi_square_quantile(
+    probability: Float[Tensor, "*R"], freedom: Float[Tensor, "*R"]
+) -> Float[Tensor, "*R"]:
+    """The x with P(chi^2(freedom) <= x) = probability, by bisection.
+
+    Example:
+        >>> chi_square_quantile(torch.tensor(0.95).double(), torch.tensor(2.0).double())
+        tensor(5.9915, dtype=torch.float64)
+    """
+    shape, low = freedom / 2, torch.zeros_like(freedom)
+    high = freedom + 20 * freedom.sqrt() + 20
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = torch.special.gammainc(shape, middle / 2) < probability
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return high
+
+
 class LagSizes:
     """The fold behind `Sizes`.
 
-    Squares are kept in units of 2^unit of their bin. `_apart` holds, for each row that was merged
-    and each bin, by how much its two companions differ; rows that become one share it from then on,
-    as far as their bins go on.
+    Squares are kept in units of 2^unit of their bin. `_of_rows` holds what each merged row has
+    given to each bin; rows that become one share it from then on, as far as their bins go on.
     """
 
     def __init__(self, entries: Entries, steps: int, parameters: Sequence[str]):
@@ -109,10 +142,9 @@ class LagSizes:
         shape = len(self._names), len(self._lags)
         self._unit = like.new_full(shape, -torch.inf, dtype=torch.float64)
         self._sum = torch.zeros_like(self._unit)
-        self._variance = torch.zeros_like(self._unit)  # and sums of fourth powers, for its own
-        self._fourth = torch.zeros_like(self._unit)
+        self._squares = torch.zeros_like(self._unit)  # of what rows have given that are done with
         self._count = torch.zeros_like(self._unit[0])
-        self._apart = self._unit.new_zeros(shape[0], 0, shape[1])
+        self._of_rows = self._unit.new_zeros(shape[0], 0, shape[1])
         self._slots: list[int] = []  # of each row that was merged
         self._free: list[int] = []
 
@@ -123,31 +155,32 @@ class LagSizes:
         bins = torch.bucketize(rows.lags.clamp(min=0).contiguous(), self._starts, right=True)
         there = rows.lags >= 0
         self._inherit(signed.parents, merged, span)
-        own = torch.cat(
-            (signed.entries[:merged] / 2, signed.entries[:merged] / 2, signed.entries[merged:])
-        )
+        companions = COMPANIONS * merged
+        own = signed.entries / COMPANIONS
+        own = torch.cat((*(own[:merged],) * COMPANIONS, signed.entries[merged:]))
         self._count.index_add_(0, bins.flatten(), (own.double().unsqueeze(1) * there).flatten())
 
-        squares = torch.where(there, self._squares(rows), -torch.inf)
-        squares[:, : 2 * merged] -= 1
+        squares = torch.where(there, self._log2_squares(rows), -torch.inf)
+        squares[:, :companions] -= DIRECTIONS
         flat = bins.flatten().expand(len(squares), -1)
         top = self._unit.scatter_reduce(1, flat, squares.flatten(1), "amax")
         old = torch.where(self._sum > 0, self._unit - top, 0).exp2()
         self._sum *= old
-        self._variance *= old.square()
-        self._fourth *= old**4
-        self._apart *= old.unsqueeze(1)
+        self._squares *= old.square()
+        self._of_rows *= old.unsqueeze(1)
         self._unit = top
         unit = torch.where(top.isfinite(), top, 0)
         values = torch.exp2(squares - unit.gather(1, flat).view_as(squares))
         self._sum.scatter_add_(1, flat, values.flatten(1))
         if merged:
-            differ = values[:, :merged] - values[:, merged : 2 * merged]
+            shape = len(values), COMPANIONS, merged, -1
+            given = values[:, :companions].reshape(shape).sum(1)
+            given = torch.where(signed.exact.unsqueeze(1), 0, given)
             slots = torch.tensor(self._slots, device=bins.device).unsqueeze(1)
             place = (slots * len(self._lags) + bins[:merged]).flatten()
-            self._apart.flatten(1).index_add_(1, place, differ.flatten(1))
+            self._of_rows.flatten(1).index_add_(1, place, given.flatten(1))
 
-    def _squares(self, rows: AdjointSpan) -> Float[Tensor, "P N K"]:
+    def _log2_squares(self, rows: AdjointSpan) -> Float[Tensor, "P N K"]:
         """log2 of the squared norms of what the rows make of the state and of the parameters."""
         found = {
             name: torch.full_like(rows.norms, -torch.inf, dtype=torch.float64)
@@ -179,36 +212,38 @@ class LagSizes:
             self._free += second
         new = slots.count(-1)
         if new > len(self._free):
-            size, more = self._apart.shape[1], max(new, 64)
-            wide = self._apart.new_zeros(len(self._names), size + more, len(self._lags))
-            wide[:, :size] = self._apart
-            self._apart = wide
+            size, more = self._of_rows.shape[1], max(new, 64)
+            wide = self._of_rows.new_zeros(len(self._names), size + more, len(self._lags))
+            wide[:, :size] = self._of_rows
+            self._of_rows = wide
             self._free += range(size, size + more)
         self._slots = [self._free.pop() if slot < 0 else slot for slot in slots]
 
     def _join(self, first: list[int], second: list[int], lags: Int[Tensor, "R"]) -> None:
         """Make one of two rows each; bins that are done with are told apart as they were."""
-        one, other = self._apart[:, first], self._apart[:, second]
+        one, other = self._of_rows[:, first], self._of_rows[:, second]
         now = torch.bucketize(lags, self._starts, right=True).unsqueeze(1)
         done = torch.arange(len(self._lags), device=lags.device) < now
-        self._variance += ((one**2 + other**2) * done).sum(1)
-        self._fourth += ((one**4 + other**4) * done).sum(1)
-        self._apart[:, first] = (one + other) * ~done
-        self._apart[:, second] = 0
+        self._squares += ((one.square() + other.square()) * done).sum(1)
+        self._of_rows[:, first] = (one + other) * ~done
+        self._of_rows[:, second] = 0
 
     def result(self) -> Sizes:
-        variance = self._variance + (self._apart**2).sum(1)
-        fourth = self._fourth + (self._apart**4).sum(1)
-        known = torch.tensor(list(STUDENT), device=fourth.device)
-        independent = torch.where(fourth > 0, variance**2 / fourth, 1).nan_to_num(1).round()
-        place = torch.searchsorted(known, independent.long(), right=True) - 1
-        quantile = variance.new_tensor(list(STUDENT.values()))[place.clamp(min=0)]
+        squares = self._squares + self._of_rows.square().sum(1)
+        some = self._sum > 0
         log2 = (torch.log2(self._sum) + self._unit - torch.log2(self._count)) / 2
-        log2 = torch.where(self._sum > 0, log2, -torch.inf)
-        error = torch.where(self._sum > 0, quantile * variance.sqrt() / self._sum, 0)
+        log2 = torch.where(some, log2, -torch.inf)
+        freedom = torch.where(squares > 0, COMPANIONS * self._sum.square() / squares, MOST_FREEDOM)
+        freedom = freedom.clamp(max=MOST_FREEDOM).expand(2, *log2.shape)
+        probability = freedom.new_tensor(TAILS).view(2, 1, 1)
+        ends = (
+            torch.log2(freedom / chi_square_quantile(probability.expand_as(freedom), freedom)) / 2
+        )
+        ends = torch.where(freedom < MOST_FREEDOM, ends, 0)
+        interval = torch.where(some, log2 + ends, -torch.inf)
         return Sizes(
             self._lags,
             self._count,
             dict(zip(self._names, log2, strict=True)),
-            dict(zip(self._names, error, strict=True)),
+            dict(zip(self._names, interval.unbind(1), strict=True)),
         )

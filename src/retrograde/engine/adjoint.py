@@ -13,13 +13,13 @@ from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from retrograde.cells.reverse_mode import CellAdjoint, FormedGradients
 from retrograde.engine.entries import Entries
 from retrograde.engine.scaling import CENTRE, SLACK, Scaled
-from retrograde.engine.scan import BACKEND, Entering
+from retrograde.engine.scan import Entering, backend
 from retrograde.engine.unroll import CHUNK, Chunk, Unrolled
 from retrograde.errors import NonFiniteError
 
@@ -159,17 +159,22 @@ class Signed:
     """Rows whose squared norms are those of single entries, on the mean over random signs.
 
     Attributes:
-        span: twice as many rows as were merged, all first companions and then all second ones;
-            then the rows of one entry each.
-        merged: how many rows were merged.
+        span: the companions of the merged rows, all first ones, all second ones and so on; then
+            the rows of one entry each.
+        exact: whether the mean of these is exact, as few entries were merged, [M].
         entries: how many entries each row stands for, merged ones and then single ones, [N].
         parents: for each row at the steps after these, its number now; None for the same.
     """
 
     span: AdjointSpan
-    merged: int
+    exact: Bool[Tensor, "M"]
     entries: Int[Tensor, "N"]
     parents: Int[Tensor, "M"] | None
+
+    @property
+    def merged(self) -> int:
+        """How many rows were merged."""
+        return len(self.exact)
 
 
 @runtime_checkable
@@ -282,7 +287,7 @@ class PerEntry:
             refuse_non_finite(norms, k)
             self._newest = int(delta.exponent[-1])
         entering, opened = self._entering(k, length)
-        pulled = BACKEND.pull_back(chunk, delta.values, entering)
+        pulled = backend().pull_back(chunk, delta.values, entering)
         exponent, rows = delta.exponent, entering.rows
         if opened:
             exponent = torch.cat((exponent, exponent.new_tensor(opened)))

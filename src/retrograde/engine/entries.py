@@ -29,12 +29,13 @@ class Entries:
     adjoint is that of the block's summed loss, so that sums over entries stay exact.
 
     With `relative`, every entry step opens a row, and two neighbouring rows become one when their
-    lag is `relative` times the width of both (merging.py).
+    lag is `relative` times the width of both and at least `exact` (merging.py).
     """
 
     direct: Float[Tensor, "T B S"]
     blocks: tuple[tuple[int, int], ...]
     relative: int | None = None
+    exact: int = 0
 
     @staticmethod
     def merging(direct: Float[Tensor, "T B S"], relative: int) -> "Entries":

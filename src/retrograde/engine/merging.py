@@ -8,13 +8,14 @@ these are asked for, each merged row has two companions, in which the entries ha
 
     E ||sum_t s_t C_t||^2 = sum_t ||C_t||^2      for signs of mean 0, no two of them dependent
 
-A sign is drawn whenever two rows become one, and the second companion takes the opposite one. Each
-companion gives the sum of squares without bias; in their mean the products of rows that were merged
-for the first time cancel, and by how far the two differ its error is known.
+A sign is drawn whenever two rows become one. Each companion gives the sum of squares without bias.
+At the first merge of a row, and at its second, the signs of the four companions are orthogonal, so
+that in their mean the products of near entries cancel, which are the largest ones, and rows of up
+to four entries are exact. From the third on each companion draws its own.
 
 A pair (t, k) counts at the lag of the middle of its row. At every step one entry passes the edge of
 a bin, so that an exact edge at lag L takes a row for each of the last L entries: edges up to R are
-exact, those beyond as exact as the lags are.
+exact, and up to `Entries.exact` where that is larger; those beyond are as exact as the lags are.
 
 Reference for the estimator: Michael F. Hutchinson, "A Stochastic Estimator of the Trace of the
 Influence Matrix for Laplacian Smoothing Splines", Communications in Statistics (1989).
@@ -33,7 +34,10 @@ from retrograde.engine.entries import Entries
 from retrograde.engine.scaling import NO_EXPONENT, Scaled, power_of_two
 from retrograde.engine.unroll import Unrolled
 
-COMPANIONS = 2
+DIRECTIONS = 2
+"""Merges of a row, from the first one on, whose signs are orthogonal."""
+
+COMPANIONS = 2**DIRECTIONS
 """Rows with random signs beside each merged one."""
 
 
@@ -44,14 +48,17 @@ class Row:
     Attributes:
         first, last: the earliest and the latest of its entry steps.
         entries: how many there are.
+        merges: how often it was merged, those of the one of its parts that was merged more often.
     """
 
     first: int
     last: int
     entries: int
+    merges: int = 0
 
     def __add__(self, earlier: "Row") -> "Row":
-        return Row(earlier.first, self.last, self.entries + earlier.entries)
+        merges = 1 + max(self.merges, earlier.merges)
+        return Row(earlier.first, self.last, self.entries + earlier.entries, merges)
 
 
 class Merging:
@@ -98,7 +105,7 @@ class Merging:
         source, sign = list(places), [1.0] * before
         target = [number + copies * new * (number >= new) for number in numbers]
         again = [False, *(one == other for one, other in pairwise(numbers[:inside]))]
-        for copy, flips in enumerate(self._signs(inside)):
+        for copy, flips in enumerate(self._signs([merged[n].merges for n in numbers[:inside]])):
             source += [*range(old * (1 + copy), old * (2 + copy)), *places[old:inside]]
             target += [new * (1 + copy) + number for number in numbers[:inside]]
             sign += [
@@ -111,25 +118,32 @@ class Merging:
     def _pairs(self, k: int) -> tuple[list[int], list[Row]]:
         """The number that each row has from now on, and what the rows stand for then."""
         relative, numbers, merged = self._entries.relative or 1, list[int](), list[Row]()
-        rows, at = self._rows, 0
+        rows, at, exact = self._rows, 0, self._entries.exact
         while at < len(rows):
             one = rows[at]
             numbers.append(len(merged))
             if at + 1 < len(rows):
                 both = one + rows[at + 1]
-                if both.first - k >= relative * (both.last - both.first + 1):
+                if both.first - k >= max(exact, relative * (both.last - both.first + 1)):
                     numbers.append(len(merged))
                     one, at = both, at + 1
             merged.append(one)
             at += 1
         return numbers, merged
 
-    def _signs(self, count: int) -> list[list[bool]]:
+    def _signs(self, merges: list[int]) -> list[list[bool]]:
+        """Whether each companion turns a row round as it is added, one merged so often by then."""
         if self._generator is None:
             return []
-        drawn = torch.randint(0, 2, (count,), generator=self._generator).bool()
-        found: list[list[bool]] = [drawn.tolist(), (~drawn).tolist()]
-        return found
+        shape = COMPANIONS, len(merges)
+        drawn = torch.randint(0, 2, shape, generator=self._generator).bool().tolist()
+        return [
+            [
+                own[n] if count > DIRECTIONS else drawn[0][n] != bool(copy >> count - 1 & 1)
+                for n, count in enumerate(merges)
+            ]
+            for copy, own in enumerate(drawn)
+        ]
 
     def span(self, whole: AdjointSpan, parents: Int[Tensor, "N"] | None) -> AdjointSpan:
         """Rows at neighbouring steps without companions, and with them beside.
@@ -153,7 +167,13 @@ class Merging:
             return own
         beside = torch.cat((*(lags[:merged],) * self._copies, lags[merged:]))
         entries = torch.tensor([row.entries for row in self._rows], device=device)
-        signed = Signed(_some(whole, slice(merged, None), beside), merged, entries, parents)
+        levels = torch.tensor([row.merges for row in self._rows[:merged]], device=device)
+        signed = Signed(
+            _some(whole, slice(merged, None), beside),
+            levels <= DIRECTIONS,
+            entries,
+            parents,
+        )
         return replace(own, signed=signed)
 
 

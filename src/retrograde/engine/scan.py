@@ -20,6 +20,8 @@ from retrograde.cells.clipped import ClippedPass
 from retrograde.cells.precision import no_autocast
 from retrograde.cells.program import new_rows
 from retrograde.cells.rewiring import Factors
+from retrograde.compiled import scan as compiled
+from retrograde.compiled.library import library
 from retrograde.engine.unroll import Chunk, Unrolled
 
 
@@ -124,8 +126,35 @@ class Eager(AbstractBackend):
         return back
 
 
-BACKEND: AbstractBackend = Eager()
-"""What runs the recursion wherever no rule acts between its steps."""
+class Compiled(AbstractBackend):
+    """All steps in one call of the compiled library; what it cannot run, operations of torch do."""
+
+    def pull_back(self, chunk: Chunk, start: Float[Tensor, "N B S"], entering: Entering) -> Pulled:
+        steps, passed = chunk.compiled, dict[int, Tensor]()
+        for k, boundary in chunk.boundaries.items():
+            if not entering.first <= k < entering.first + len(entering):
+                continue
+            if len(boundary.reads) != 1 or boundary.reads[0].source is not None:
+                steps = None
+                break
+            passed[k - entering.first] = boundary.reads[0].factor
+        if steps is None:
+            return EAGER.pull_back(chunk, start, entering)
+        first = entering.first - chunk.first
+        found = compiled.pull_back(
+            steps, first, start, entering.rows, entering.values, passed, entering.back
+        )
+        return Pulled(found.values, found.norms, found.back)
+
+
+EAGER = Eager()
+
+COMPILED = Compiled()
+
+
+def backend() -> AbstractBackend:
+    """What runs the recursion wherever no rule acts between its steps."""
+    return EAGER if library() is None else COMPILED
 
 
 class AbstractRule(ABC):
@@ -219,7 +248,7 @@ class Summed(AbstractRule):
                 self.adjoint + self._direct[steps[-1]],
                 self._direct[steps[0] : steps[-1] + 1],
             )
-            pulled = BACKEND.pull_back(
+            pulled = backend().pull_back(
                 chunk, start, Entering(chunk.first, (1,) * len(steps), given)
             )
             assert pulled.back is not None

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -16,12 +17,18 @@ from retrograde.cells.precision import no_autocast
 from retrograde.cells.program import Program
 from retrograde.cells.reverse_mode import CellAdjoint
 from retrograde.cells.rewiring import Factors, scaled
+from retrograde.compiled.library import Library
+from retrograde.compiled.scan import Steps, steps_of
+from retrograde.compiled.states import library_for, states_of
 from retrograde.engine.boundary import Boundary
 from retrograde.engine.linear_states import by_blocks, linear_states
 from retrograde.errors import ArgumentError
 
 CHUNK = 32
 """Steps that are recomputed together. Only the states are kept over the whole sequence."""
+
+TOGETHER = 2**12
+"""Steps that the compiled library runs in one call."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +115,12 @@ class Chunk:
     def plan(self) -> Plan:
         """The folded form of the graph."""
         return Plan(self.graph)
+
+    @cached_property
+    def compiled(self) -> Steps | None:
+        """The same for the compiled backend; None where it is not in use or cannot run it."""
+        with no_autocast(self.steps.x.device):
+            return steps_of(self.plan.folded, self.steps.previous)
 
     def through(
         self,
@@ -218,6 +231,9 @@ def unroll(
     states = x.new_empty(x.shape[0] + 1, *expected)
     states[0] = 0 if initial is None else initial
     each, kept, boundaries = states.unbind(), [], boundaries or {}
+    if not keep and (library := library_for(cell, x, each[0])) is not None:
+        _run(library, cell, x, states, boundaries, lengths)
+        return Unrolled(cell, x, states, (), boundaries)
     with no_autocast(x.device):
         for k, (x_k, projected) in enumerate(zip(x, cell.project(x), strict=True)):
             entering = boundaries[k].entering(each[k]) if k in boundaries else each[k]
@@ -229,3 +245,22 @@ def unroll(
             if keep:
                 kept.append(step)
     return Unrolled(cell, x, states, tuple(kept), boundaries)
+
+
+def _run(
+    library: Library,
+    cell: AbstractCell,
+    x: Float[Tensor, "T B I"],
+    states: Float[Tensor, "T1 B S"],
+    boundaries: Mapping[int, Boundary],
+    lengths: Int[Tensor, "B"] | None,
+) -> None:
+    """Find all states behind the first by the compiled library, many steps at a time."""
+    here = {k for k in boundaries if 0 <= k < len(x)}
+    for first, last in pairwise(sorted({*range(0, len(x), TOGETHER), len(x), *here})):
+        entering = boundaries[first].entering(states[first]) if first in here else states[first]
+        some = states[first : last + 1]
+        some[1:] = states_of(library, cell, x[first:last], entering)
+        if lengths is not None:
+            step = torch.arange(1, len(some)).unsqueeze(1).minimum((lengths - first).clamp(min=0))
+            some[1:] = some[step, torch.arange(x.shape[1])]

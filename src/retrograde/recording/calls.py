@@ -6,9 +6,9 @@ its state reads of it. A `BackwardPass` holds the gradients that arrived. Both o
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from math import prod
 from typing import Any, TypeVar
+from weakref import ReferenceType
 
 import torch
 from jaxtyping import Float, Int
@@ -82,8 +82,7 @@ class StateOrigin:
     """Where the state came from that a call was given.
 
     Attributes:
-        call: the call that was given the state.
-        before: the call that returned it.
+        returned_by: the call that returned it, for as long as that is kept.
         terms: what its parts read of that call, those in `same` left out; nothing where they were
             detached or replaced.
         letters: the parts of the state that read something.
@@ -97,8 +96,7 @@ class StateOrigin:
         as_input: the part of the state that is also the input, where it is the very same tensor.
     """
 
-    call: "Call"
-    before: "Call"
+    returned_by: "ReferenceType[Call]"
     terms: Mapping[str, ReadTerms] = field(default_factory=dict)
     letters: frozenset[str] = frozenset()
     results: frozenset[str] = frozenset()
@@ -109,10 +107,10 @@ class StateOrigin:
     plain: bool = True
     as_input: Intermediate | None = None
 
-    @cached_property
-    def reads(self) -> tuple[StateRead, ...]:
-        """The same, arranged as the state."""
-        return tuple(reads_of(self.call, self.before, self.terms))
+    @property
+    def before(self) -> "Call | None":
+        """The call that returned the state; None once it was forgotten."""
+        return self.returned_by()
 
 
 @dataclass(eq=False)
@@ -145,6 +143,8 @@ class Call:
         sequences: the names of its results that hold every step; none for a single step.
         drew: random numbers were drawn in it, which a declared step does not repeat.
         places: of a call that skips steps, which of its steps each output is that of, or -1.
+        passes_before: how many backward passes had ended when it was made.
+        was_reached: a backward pass went through it.
     """
 
     layer: str
@@ -170,6 +170,8 @@ class Call:
     sequences: tuple[str, ...] = ()
     drew: bool = False
     places: Tensor | None = None
+    passes_before: int = 0
+    was_reached: bool = False
 
     @staticmethod
     def of(
@@ -403,10 +405,32 @@ class BackwardPass:
     inside: set[str] = field(default_factory=set)
     problems: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def reached(self) -> set[Call]:
+        """The calls that the pass went through."""
+        return {call for call, _ in self.arrived}
+
     def calls(self, among: Iterable[Call]) -> list[Call]:
         """The calls that the pass went through, in order."""
-        reached = {call for call, _ in self.arrived}
+        reached = self.reached
         return [call for call in among if call in reached]
+
+    @staticmethod
+    def together(passes: "Iterable[BackwardPass]") -> "BackwardPass":
+        """Several passes as the one through the sum of their losses."""
+        whole = BackwardPass()
+        for one in passes:
+            _add_all(whole.arrived, one.arrived)
+            _add_all(whole.entered, one.entered)
+            _add_all(whole.given, one.given)
+            _add_all(whole.weights, one.weights)
+            _add_all(whole.beside, one.beside)
+            _add_all(whole.between, one.between)
+            for call, of_call in one.returned.items():
+                _add_all(whole.returned.setdefault(call, {}), of_call)
+            whole.inside |= one.inside
+            whole.problems |= one.problems
+        return whole
 
 
 def add(store: dict[Key, Tensor], key: Key, gradient: Tensor) -> Tensor:
@@ -418,6 +442,11 @@ def add(store: dict[Key, Tensor], key: Key, gradient: Tensor) -> Tensor:
     copy = gradient.clone() if not gradient.requires_grad else gradient.detach().clone()
     store[key] = store[key] + copy if key in store else copy
     return copy
+
+
+def _add_all(store: dict[Key, Tensor], more: Mapping[Key, Tensor]) -> None:
+    for key, gradient in more.items():
+        store[key] = store[key] + gradient if key in store else gradient
 
 
 def reads_of(call: Call, before: Call, terms: Mapping[str, ReadTerms]) -> list[StateRead]:

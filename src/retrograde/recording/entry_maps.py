@@ -127,12 +127,22 @@ class EntryMap:
         return EntryMap(some(self.terms), between, nodes, self.opaque)
 
 
+_Reading = tuple[Tensor | None, Tensor] | None
+"""Which entry of an input each entry of a node's output reads, and with which factor."""
+
+
 @dataclass(eq=False)
 class EntryMaps:
     """Entry maps between the tensors of one graph; what was found once is kept."""
 
     _terms: dict[Edge, Terms] = field(default_factory=dict)
-    _uniform: dict[object, tuple[Tensor | None, Tensor] | None] = field(default_factory=dict)
+    _read: dict[tuple[Node, int, int], _Reading] = field(default_factory=dict)
+    _uniform: dict[object, _Reading] = field(default_factory=dict)
+
+    def forget(self) -> None:
+        """Let go of the graph; what is known of a kind of node stays."""
+        self._terms.clear()
+        self._read.clear()
 
     def to(self, edge: Edge, sites: Collection[Edge]) -> EntryMap:
         """How the tensor at an edge follows from the sites.
@@ -206,19 +216,19 @@ class EntryMaps:
             return {}
         return {site: tuple(terms) for site, terms in found.items()}
 
-    def _reads(self, edge: Edge, place: int, before: Edge) -> tuple[Tensor | None, Tensor] | None:
+    def _reads(self, edge: Edge, place: int, before: Edge) -> _Reading:
         """Which entry of an input each entry of a tensor reads, and with which factor."""
         node, number = edge
-        key: object = (node, number, place)
-        if key not in self._uniform:
+        key = node, number, place
+        if key not in self._read:
             alike = _signature(node, number, place, before)
             if alike is None:
-                self._uniform[key] = _read_by_running(node, number, place, before)
+                self._read[key] = _read_by_running(node, number, place, before)
             else:
                 if alike not in self._uniform:
                     self._uniform[alike] = _read_by_running(node, number, place, before)
-                self._uniform[key] = self._uniform[alike]
-        return self._uniform[key]
+                self._read[key] = self._uniform[alike]
+        return self._read[key]
 
 
 def whole(site: Edge) -> Term:

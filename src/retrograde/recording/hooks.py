@@ -1,8 +1,9 @@
 """The hooks on one recurrent layer: they keep its calls and the gradients that arrive."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import torch
@@ -78,7 +79,8 @@ class LayerRecorder:
     _before_drawing: Tensor | None = None
     _owners: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
     _without_cudnn: bool = False
-    _handles: list[RemovableHandle] = field(default_factory=list)
+    _handles: dict[Call | WeightKey, list[RemovableHandle]] = field(default_factory=dict)
+    _numbers: Iterator[int] = field(default_factory=count)
     _guard: "_Guard | None" = None
 
     @property
@@ -104,6 +106,7 @@ class LayerRecorder:
         """Put the hooks in place."""
         module = self.module
         self.hooks.enter_context(left_out_of_copies(module))
+        self.hooks.callback(self._remove_hooks)
         method = self.reader.method
         if method in vars(module):  # it may be bound to the forward of the class
             before = module.register_forward_pre_hook(Hook(self._before))
@@ -125,16 +128,28 @@ class LayerRecorder:
             else:
                 self._use(name, self._weight(name))
 
-    def remove_at_the_end(self, handle: RemovableHandle) -> None:
-        """Remove a hook when the block ends."""
-        if not self._handles:
-            self.hooks.callback(self._remove_hooks)
-        self._handles.append(handle)
+    def remove_with(self, owner: Call | WeightKey, handle: RemovableHandle) -> None:
+        """Remove a hook when the call or weight it looks at is forgotten, or the block ends."""
+        self._handles.setdefault(owner, []).append(handle)
 
     def _remove_hooks(self) -> None:
-        for handle in self._handles:
+        for owner in [*self._handles]:
+            self._remove_hooks_of(owner)
+
+    def _remove_hooks_of(self, owner: Call | WeightKey) -> None:
+        for handle in self._handles.pop(owner, ()):
             handle.remove()
-        self._handles.clear()
+
+    def forget(self, calls: Collection[Call]) -> None:
+        """Let go of calls, with their hooks and the computed weights that only they used."""
+        for call in calls:
+            self.calls.remove(call)
+            self._remove_hooks_of(call)
+        used = {key for call in self.calls for key in call.keys.values()} | {*self._keys.values()}
+        weights = {key for key in self._handles if not isinstance(key, Call)} - used
+        for key in weights:
+            self._remove_hooks_of(key)
+        self.tracker.forget(calls, weights)
 
     def _weight(self, name: str) -> Tensor:
         """A weight of the layer as it is now, perhaps one of a part of it."""
@@ -164,7 +179,7 @@ class LayerRecorder:
             self._keys = {n: key for n, key in self._keys.items() if n != name}
             return
         if edge not in self.tracker.weights:
-            key = self.tracker.weights[edge] = (self.name, name, len(self.tracker.weights))
+            key = self.tracker.weights[edge] = (self.name, name, next(self._numbers))
             self._keep_gradient(
                 weight, edge, lambda to: to.weights, key, self._check_unchanged, True
             )
@@ -210,7 +225,7 @@ class LayerRecorder:
 
         arrived = unserializable_hook(arrived)  # type: ignore[no-untyped-call]
         handle = tensor.register_hook(arrived)  # type: ignore[no-untyped-call]
-        self.hooks.callback(handle.remove)
+        self.remove_with(key[0] if isinstance(key[0], Call) else key, handle)
         if first or late:
             hooks = handle.hooks_dict_ref()
             for number in [n for n in hooks if n != handle.id]:
@@ -353,6 +368,7 @@ class LayerRecorder:
         call = Call.of(self.name, form, weights, self._keys, tensors, self._random)
         if self._before_drawing is not None:
             call.drew = not torch.equal(self._before_drawing, _random_state(self.module))
+        call.passes_before = self.tracker.passes
         call.rounding = max(rounding_of(self.module, call.output), tensors.rounding)
         for name, tensor in () if form.stepped else results.items():
             results[name] = base_of(tensor)
@@ -360,18 +376,19 @@ class LayerRecorder:
                 call.views[name] = (tensor.shape, tensor.stride(), tensor.storage_offset())
         for node in self.tracker.add(call, tensors, self.calls):
             for handle in on_changes(node, self._gradient_changed):
-                self.hooks.callback(handle.remove)
+                self.remove_with(call, handle)
         for name, tensor in results.items():
             edge = edge_of(tensor)
             if edge is not None and form.transparent:
                 arrival = _Arrival(self, tensor, edge, (call, name))
-                self.tracker.starting.append(arrival.begin)
+                self.tracker.starting.setdefault(call, []).append(arrival.begin)
             else:
                 self._keep_gradient(tensor, edge, lambda to: to.arrived, (call, name))
         same = call.origin.same if call.origin else ()
         for name, tensor in tensors.given.items():  # what is handed on as it is was copied before
             handed_on = call.origin and name in same and tensor._version == 0
-            before = call.origin.before.last.get(name) if call.origin and handed_on else None
+            from_call = call.origin.before if call.origin and handed_on else None
+            before = from_call.last.get(name) if from_call else None
             call.given[name] = tensor.detach().clone() if before is None else before
         for letter in call.origin.altered if call.origin else ():
             tensor = tensors.given[letter]
@@ -421,7 +438,7 @@ class _Arrival:
         self._node, self._number = edge
         self._came: Tensor | None = None
         self._version, self._kept = 0, False
-        recorder.remove_at_the_end(self._node.register_prehook(self._first))
+        recorder.remove_with(key[0], self._node.register_prehook(self._first))
 
     def begin(self) -> list[RemovableHandle]:
         """A backward pass begins: the hooks of the user's own are in place."""

@@ -16,19 +16,26 @@ from retrograde.cells.base import is_cell
 from retrograde.declarations import Declaration
 from retrograde.declarations.keras import one_direction_at_a_time
 from retrograde.declarations.matching import Declared
-from retrograde.errors import ArgumentError, RecordingError, UnsupportedModelError
+from retrograde.errors import (
+    ArgumentError,
+    RecordingError,
+    RetrogradeError,
+    UnsupportedModelError,
+)
 from retrograde.recording.calls import BackwardPass
 from retrograde.recording.hooks import LayerRecorder
 from retrograde.recording.interception import Roots, computing, on_backward, uncompiled
 from retrograde.recording.layers import layers_of, why_unsupported
 from retrograde.recording.readers import reader_of
 from retrograde.recording.recorded import Recorded, Recording
-from retrograde.recording.sequences import assemble, split_by_checkpoint
-from retrograde.recording.states import StateTracker
+from retrograde.recording.sequences import assemble, split_by_checkpoint, together
+from retrograde.recording.states import LATEST, StateTracker
 
 
 @contextmanager
-def record(model: nn.Module, cells: Declared | None = None) -> Iterator[Recording]:
+def record(
+    model: nn.Module, cells: Declared | None = None, *, keep: int | None = None
+) -> Iterator[Recording]:
     """Record forward and backward passes through every recurrent layer of a model.
 
     The model is used as it is and left as it was: weights, `.grad`, modes, hooks, random state.
@@ -39,12 +46,17 @@ def record(model: nn.Module, cells: Declared | None = None) -> Iterator[Recordin
             or those of `retrograde.nn` (or one of these itself).
         cells: further recurrences inside the model, as `retrograde.Declaration` values by the name
             or the class of modules: `{"encoder.rnn": declaration}`, `{MyLSTM: declaration}`.
+        keep: how many backward passes to keep, the last ones, so that a block around training over
+            an endless series takes bounded memory. All of them if None, which takes memory for
+            each. A pass counts if it goes through a recorded layer; a call that the last `keep`
+            passes, and the 8 before them, did not go through is forgotten.
 
     Yields:
-        The `Recording`, filled when the block ends.
+        The `Recording`, filled when the block ends; with `keep` after every backward pass.
 
     Raises:
-        ArgumentError: for anything but a model, and for a declaration that matches nothing.
+        ArgumentError: for anything but a model, for a declaration that matches nothing, and for a
+            `keep` that is not a positive integer.
         UnsupportedModelError: if no layer inside can be recorded; the message says why for each.
         RecordingError: when the block ends without a backward pass through any layer.
 
@@ -56,13 +68,21 @@ def record(model: nn.Module, cells: Declared | None = None) -> Iterator[Recordin
         ...     output[-1].sum().backward()
         >>> recording["0"].x.shape
         torch.Size([4, 1, 2])
+        >>> state = None
+        >>> with retrograde.record(model, keep=1) as recording:
+        ...     for x in torch.ones(100, 1, 2).split(5):  # a stream, truncated every 5 steps
+        ...         output, state = model[0](x, state)
+        ...         output.sum().backward()
+        ...         state = tuple(part.detach() for part in state)
+        ...         flow = retrograde.decompose(recording)  # of these 5 steps
     """
     _checks.model("model", model)
+    keep = _checks.optional_whole("keep", keep)
     if torch.is_inference_mode_enabled():
         raise RecordingError(
             "torch.inference_mode() is on, where nothing has a gradient: record outside of it"
         )
-    recording, passes = Recording(), _Passes()
+    recording, passes = Recording(), _Passes(keep)
     with ExitStack() as hooks:
         recorders = []
         layers = layers_of(model, cells)
@@ -78,8 +98,11 @@ def record(model: nn.Module, cells: Declared | None = None) -> Iterator[Recordin
             raise UnsupportedModelError(_nothing_to_record(model, recording))
         hooks.enter_context(one_direction_at_a_time(model))
         hooks.enter_context(uncompiled(any(recorder.traced for recorder in recorders)))
+        unsupported = recording.reasons
         for recorder in recorders:
             recorder.attach()
+        if keep is not None:
+            passes.after = lambda: _keep(keep, passes, recorders, recording, unsupported)
         hooks.enter_context(on_backward(passes.start))
         try:
             yield recording
@@ -88,7 +111,7 @@ def record(model: nn.Module, cells: Declared | None = None) -> Iterator[Recordin
                 for note in filter(None, (recorder.changed() for recorder in recorders)):
                     error.add_note(f"retrograde: {note}")
             raise
-    _fill(recording, recorders, passes.all())
+    recording.become(_filled(recorders, passes.all(), unsupported))
     if not recording and not any(recording.passes):
         raise RecordingError("; ".join(recording.refused.values()))
 
@@ -99,11 +122,14 @@ class _Passes:
     Attributes:
         tracker: follows states between the calls of all layers.
         failure: what the latest failed pass raised.
+        after: called when a pass has ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keep: int | None) -> None:
         self.tracker = StateTracker()
         self.failure: BaseException | None = None
+        self.after: Callable[[], None] | None = None
+        self._keep = keep
         self._ended: list[BackwardPass] = []
         self._running: BackwardPass | None = None
         self._depth = 0
@@ -136,15 +162,58 @@ class _Passes:
             self.failure = sys.exc_info()[1] or self.failure
             with self._lock:
                 self._depth -= 1
-                if not self._depth:
-                    self._ended.append(running)
-                    self._running = None
+                if self._depth:
+                    return
+                self._running = None
+                self._ended = [*self._kept(running), running]
+                self.tracker.passes += bool(running.arrived)
+            if self.after:
+                self.after()
 
         return end
 
+    def _kept(self, new: BackwardPass) -> list[BackwardPass]:
+        """The passes that are kept beside a new one."""
+        if self._keep is None:
+            return self._ended
+        through = [one for one in self._ended if one.arrived]
+        return through[len(through) - self._keep + bool(new.arrived) :] if through else []
 
-def _fill(recording: Recording, recorders: list[LayerRecorder], passes: list[BackwardPass]) -> None:
-    """Sort what was recorded by pass and layer."""
+
+def _keep(
+    keep: int,
+    passes: _Passes,
+    recorders: list[LayerRecorder],
+    recording: Recording,
+    unsupported: Mapping[str, RetrogradeError],
+) -> None:
+    """Forget what no pass that is kept went through, and fill the recording with the others."""
+    kept = passes.all()
+    reached = {call for backward in kept for call in backward.reached}
+    since = passes.tracker.passes - keep - LATEST
+    try:
+        for recorder in recorders:
+            gone = [call for call in recorder.calls if call not in reached]
+            recorder.forget(
+                [call for call in gone if call.was_reached or call.passes_before < since]
+            )
+        for call in reached:
+            call.was_reached = True
+        recording.become(_filled(recorders, kept, unsupported))
+    except Exception as error:  # not into the user's backward pass
+        for recorder in recorders:
+            recorder.problem = f"keeping the last passes failed, {type(error).__name__}: {error}"
+
+
+def _filled(
+    recorders: list[LayerRecorder],
+    passes: list[BackwardPass],
+    unsupported: Mapping[str, RetrogradeError],
+) -> Recording:
+    """What was recorded, by pass and layer."""
+    recording = Recording()
+    for name, error in unsupported.items():
+        recording.refuse(name, error)
     through: dict[str, list[Recording]] = {recorder.name: [] for recorder in recorders}
     for backward in passes:
         of_pass = Recording()
@@ -165,6 +234,7 @@ def _fill(recording: Recording, recorders: list[LayerRecorder], passes: list[Bac
             recording.passes += (of_pass,)
     for recorder in recorders:
         _fill_layer(recording, recorder, through[recorder.name], passes)
+    return recording
 
 
 def _fill_layer(
@@ -185,8 +255,13 @@ def _fill_layer(
     if through:
         problem = (
             f"{len(through)} backward passes went through it; each is in recording.passes, as in "
-            f"recording.passes[0][{name!r}]"
+            f"recording.passes[0][{name!r}], and recording.joined({name!r}) has them as one"
         )
+        of_layer = [backward for backward in passes if backward.calls(recorder.calls)]
+        reached = {call for backward in of_layer for call in backward.reached}
+        calls = [call for call in recorder.calls if call in reached]
+        problem_of_one = next((one.refused[name] for one in through if name in one.refused), "")
+        recording.fill_joined(name, partial(together, name, of_layer, calls, problem_of_one))
     recording.refuse(name, RecordingError(f"{name!r}: {problem}"))
 
 

@@ -203,6 +203,7 @@ class Recording(Layers):
         self._makers: dict[str, Callable[[], Recorded]] = {}
         self._made: dict[str, Recorded] = {}
         self._refused: dict[str, RetrogradeError] = {}
+        self._joined: dict[str, Callable[[], Recorded]] = {}
 
     def __getitem__(self, name: str) -> Recorded:
         if name in self._refused:
@@ -264,6 +265,7 @@ class Recording(Layers):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.passes, self._made, self._refused = state["passes"], state["made"], state["refused"]
+        self._joined = {}
         self._makers = {name: partial(self._made.__getitem__, name) for name in state["names"]}
 
     def only(self) -> Recorded:
@@ -285,6 +287,64 @@ class Recording(Layers):
                 f"recording[{next(iter(self))!r}]. There are: " + ", ".join(self)
             )
         return next(iter(self.values()))
+
+    def joined(self, name: str | None = None) -> Recorded:
+        """All recorded passes through a layer as one: what the sum of their losses would give.
+
+        Windows of a stream, whose state was carried from one to the next, become one sequence; its
+        notes and boundaries tell where the state was detached. Others lie side by side as samples.
+        `record(model, keep=3)` leaves the last three windows to be joined.
+
+        Args:
+            name: the layer; None if only one was recorded.
+
+        Raises:
+            RecordingError: if the weights changed between the passes: then there is no single
+                gradient. An optimiser has to wait until the last of them.
+            ArgumentError: if there are several layers and none is named.
+
+        Example:
+            >>> import torch, retrograde
+            >>> lstm, state = torch.nn.LSTM(2, 3), None
+            >>> with retrograde.record(lstm) as recording:
+            ...     for x in torch.ones(12, 1, 2).split(4):
+            ...         output, state = lstm(x, state)
+            ...         output.sum().backward()
+            ...         state = tuple(part.detach() for part in state)
+            >>> joined = recording.joined()
+            >>> joined.x.shape, sorted(joined.boundaries)
+            (torch.Size([12, 1, 2]), [4, 8])
+            >>> retrograde.decompose(joined).residual.ok
+            True
+        """
+        names = dict.fromkeys((*self._joined, *self, *(n for one in self.passes for n in one)))
+        if name is None and len(names) > 1:
+            raise ArgumentError(
+                f"{len(names)} recurrent layers were recorded; pick one, as in "
+                f"recording.joined({next(iter(names))!r}). There are: {', '.join(names)}"
+            )
+        name = next(iter(names), None) if name is None else name
+        if name is None:
+            return self.only()
+        if name not in self._joined and sum(name in one for one in self.passes) > 1:
+            raise RecordingError(
+                f"{name!r}: passes that were read from a file or copied cannot be joined any more; "
+                "join them before, and keep what joined() gave"
+            )
+        return self._joined[name]() if name in self._joined else self[name]
+
+    def become(self, other: "Recording") -> None:
+        """Hold what another recording holds."""
+        self.__dict__.update(other.__dict__)
+
+    @property
+    def reasons(self) -> Mapping[str, RetrogradeError]:
+        """`refused` as the errors themselves."""
+        return dict(self._refused)
+
+    def fill_joined(self, name: str, maker: Callable[[], Recorded]) -> None:
+        """A layer of several passes; they are joined when that is asked for."""
+        self._joined[name] = maker
 
     def fill(self, name: str, maker: Callable[[], Recorded]) -> None:
         """A layer that was recorded; it is put together when it is asked for."""

@@ -24,6 +24,7 @@ from retrograde.recording.calls import (
     StateOrigin,
     StateRead,
     merged,
+    reads_of,
 )
 from retrograde.recording.changes import (
     BRANCHED,
@@ -166,6 +167,28 @@ def _problem(name: str, calls: list[Call], backward: BackwardPass) -> str:
     return ""
 
 
+def together(
+    name: str, passes: Sequence[BackwardPass], calls: list[Call], problem: str
+) -> Recorded:
+    """The calls of a layer in several backward passes as one sequence, or several.
+
+    Raises:
+        RecordingError: as `assemble`, if the weights changed between the passes, and for a problem
+            that one of them has.
+    """
+    if problem:
+        raise RecordingError(problem)
+    first, *others = (call.weights.copies for call in calls)
+    for other in others:
+        if other is not first and not all(torch.equal(first[n], other[n]) for n in first):
+            raise RecordingError(
+                f"{name!r}: its weights changed between these passes, so that there is no single "
+                "gradient to take apart: each of recording.passes is exact by itself. To see "
+                "several as one sequence, let the optimiser step after the last of them only"
+            )
+    return assemble(name, calls, BackwardPass.together(passes))
+
+
 def split_by_checkpoint(calls: Sequence[Call]) -> str:
     """Why calls that a checkpoint ran again cannot be put together; empty if they can.
 
@@ -195,9 +218,11 @@ def _sequences_of(
     there, after = set(calls), dict[Call, Call]()
     outside = 0
     for call in calls:
-        if call.origin and call.origin.before in there:
-            after[call.origin.before] = call
-        outside += call.origin is not None and call.origin.before not in there
+        before = call.origin.before if call.origin else None
+        if before is not None and before in there:
+            after[before] = call
+        else:
+            outside += call.origin is not None
     later = set(after.values())
     sequences = []
     for call in calls:
@@ -254,12 +279,14 @@ class _OriginInPass:
 
     Attributes:
         call: the call.
+        before: the one before it.
         origin: where its state came from.
         reads: what its state reads of the call before, as far as adjoints are followed.
         agrees: whether the gradient came back as the tensors between the calls require.
     """
 
     call: Call
+    before: Call
     origin: StateOrigin
     reads: tuple[StateRead, ...]
     agrees: bool
@@ -267,7 +294,7 @@ class _OriginInPass:
     @property
     def unchanged(self) -> bool:
         """Whether the state was handed on as it was."""
-        call, before = self.call, self.origin.before
+        call, before = self.call, self.before
         if len(self.reads) != 1 or self.reads[0].entered or call.batch > before.batch:
             return False
         (read,) = self.reads
@@ -320,9 +347,10 @@ class _OriginInPass:
 def _origin_in(call: Call, backward: BackwardPass) -> _OriginInPass:
     """The origin of a call's state, as the pass went through it."""
     origin = call.origin
-    assert origin is not None
-    agrees = _agrees(call, origin, backward)
-    reads = list(origin.reads)
+    before = origin.before if origin else None
+    assert origin is not None and before is not None
+    agrees = _agrees(call, before, origin, backward)
+    reads = reads_of(call, before, origin.terms)
     if not agrees:
         others = ~_mask(call, origin.altered)
         reads = [replace(read, factor=read.factor * others) for read in reads]
@@ -334,7 +362,7 @@ def _origin_in(call: Call, backward: BackwardPass) -> _OriginInPass:
         own = torch.arange(factor.numel(), device=factor.device).view_as(factor)
         reads = merged([StateRead(False, own, factor)], reads)
     reads = [read for read in reads if bool(read.factor.any())]
-    return _OriginInPass(call, origin, tuple(reads), agrees)
+    return _OriginInPass(call, before, origin, tuple(reads), agrees)
 
 
 def _mask(call: Call, letters: Collection[str]) -> Bool[Tensor, "B S"]:
@@ -343,7 +371,7 @@ def _mask(call: Call, letters: Collection[str]) -> Bool[Tensor, "B S"]:
     return call.state(ones).bool()
 
 
-def _agrees(call: Call, origin: StateOrigin, backward: BackwardPass) -> bool:
+def _agrees(call: Call, before: Call, origin: StateOrigin, backward: BackwardPass) -> bool:
     """Whether the gradient came back as the tensors between two calls require."""
     if not origin.altered or not origin.plain:
         return True
@@ -351,9 +379,9 @@ def _agrees(call: Call, origin: StateOrigin, backward: BackwardPass) -> bool:
         each: backward.given.get((call, letter)) if letter else backward.between.get(each)
         for each, letter in origin.between.items()
     }
-    for each in origin.before.tails:  # the loop may have gone on after the loss of this pass
+    for each in before.tails:  # the loop may have gone on after the loss of this pass
         totals.setdefault(each, backward.between.get(each))
-    return _gradients_agree(origin.before, totals, backward)
+    return _gradients_agree(before, totals, backward)
 
 
 def _gradients_agree(

@@ -6,9 +6,11 @@ the autograd graph that use the state: a node that leads to the call after does 
 others belong to the loss. The same holds for every tensor in between (entry_maps.py).
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from retrograde.recording.calls import (
     BackwardPass,
     Call,
     Intermediate,
+    Key,
     ReadTerms,
     StateOrigin,
     WeightKey,
@@ -94,10 +97,13 @@ class StateTracker:
 
     Attributes:
         weights: the tensors that layers use as weights, by their edges.
-        starting: called when a backward pass starts; give hooks to be removed when it ends.
+        passes: how many backward passes have ended.
+        starting: called when a backward pass starts, those of each call; give hooks to be removed
+            when it ends.
     """
 
     weights: dict[Edge, WeightKey] = field(default_factory=dict)
+    passes: int = 0
     _places: dict[Call, _CallEdges] = field(default_factory=dict)
     _order: dict[Call, int] = field(default_factory=dict)
     _results: dict[Edge, tuple[Call, str]] = field(default_factory=dict)
@@ -108,7 +114,7 @@ class StateTracker:
     _continued: set[Call] = field(default_factory=set)
     _hooked: dict[Node, None] = field(default_factory=dict)
     _read: dict[Call, set[Edge]] = field(default_factory=dict)
-    starting: list[Callable[[], list[RemovableHandle]]] = field(default_factory=list)
+    starting: dict[Call, list[Callable[[], list[RemovableHandle]]]] = field(default_factory=dict)
 
     def add(
         self,
@@ -134,8 +140,10 @@ class StateTracker:
         elif tensors.given:
             call.origin = self._detached(call, earlier)
         if call.origin:
-            self._continued.add(call.origin.before)
-            call.ragged |= call.origin.before.ragged
+            before = call.origin.before
+            assert before is not None
+            self._continued.add(before)
+            call.ragged |= before.ragged
         self._places[call] = place
         self._order[call] = len(self._order)
         for name, edge in place.results.items():
@@ -160,7 +168,7 @@ class StateTracker:
         if not call.form.stepped and not _fit(before, call, {}):
             return None
         letters = frozenset(place.given)
-        return StateOrigin(call, before, letters=letters, results=letters, same=letters)
+        return StateOrigin(ref(before), letters=letters, results=letters, same=letters)
 
     def _attached(self, call: Call, place: _CallEdges) -> StateOrigin | None:
         """The call that this one's state was computed from, if gradients pass between them."""
@@ -208,8 +216,7 @@ class StateTracker:
         altered = [edge for edge in (place.given[n] for n in kept) if edge not in self._sites]
         inner = [edge for entry_map in kept.values() for edge in {*entry_map.between} & {*altered}]
         return StateOrigin(
-            call,
-            before,
+            ref(before),
             terms=reads,
             letters=letters,
             results=frozenset(name for entered, name in read if not entered),
@@ -265,7 +272,7 @@ class StateTracker:
                 continue
             same = (state == before.state(before.last)).all(1) & state.any(1)
             if bool(same.any()):
-                return StateOrigin(call, before)
+                return StateOrigin(ref(before))
         return None
 
     def _find_tails(
@@ -344,6 +351,33 @@ class StateTracker:
         """The layers that were called."""
         return {call.layer for call in self._places}
 
+    def forget(self, calls: Collection[Call], weights: Collection[WeightKey]) -> None:
+        """Let go of calls that no backward pass will go through any more, and of weights likewise.
+
+        What is left is never replaced: another thread may be calling layers.
+        """
+        gone = set(calls)
+        of_call = (self.starting, self._places, self._order, self._read)
+        for store in of_call:
+            _drop(store, gone)
+        self._continued -= gone
+        _drop(self._results, [e for e, (call, _) in [*self._results.items()] if call in gone])
+        _drop(self._sites, [edge for edge, call in [*self._sites.items()] if call in gone])
+        for call, place in [*self._places.items()]:
+            for entered in (*place.given.values(), *place.held) if call.origin else ():
+                self._sites.setdefault(entered, call)
+        for of_edge in self._intermediates.values():
+            _drop(of_edge, gone)
+        for users in self._users_between.values():
+            for before in users.values():
+                before -= gone
+            _drop(users, [node for node, before in users.items() if not before])
+        for of_edges in (self._intermediates, self._users_between):
+            _drop(of_edges, [edge for edge, found in of_edges.items() if not found])
+        _drop(self.weights, [e for e, key in [*self.weights.items()] if key in weights])
+        self._hooked.clear()
+        self._maps.forget()
+
     def continued(self, call: Call) -> bool:
         """Whether another call continues the state of this one."""
         return call in self._continued
@@ -365,8 +399,10 @@ class StateTracker:
                 for name, edge in place.results.items():
                     states[edge] = call, name
             elif call.origin:
-                results = places[call.origin.before].results
-                states |= {results[n]: (call.origin.before, n) for n in call.origin.results}
+                before = call.origin.before
+                if before is not None and before in places:
+                    results = places[before].results
+                    states |= {results[n]: (before, n) for n in call.origin.results}
         sites: dict[Call, dict[Edge, Intermediate]] = {}
         held = {
             edge: (call, name)
@@ -431,9 +467,15 @@ class StateTracker:
             if read:
                 users += users_of(read, *place.within)
         handles = [on_inputs(node, used, look) for node, used in users]
-        for begin in list(self.starting):
+        for begin in [begin for of_call in self.starting.values() for begin in of_call]:
             handles += begin()
         return handles
+
+
+def _drop(store: dict[Key, Any], keys: Iterable[Key]) -> None:
+    """Take some keys out, if they are there."""
+    for key in keys:
+        store.pop(key, None)
 
 
 def _intermediate(

@@ -9,17 +9,23 @@ equations 25 to 28) and Gers, Schmidhuber and Cummins (2000) carry it forwards:
     d c_t / d w_f     =  f d c_{t-1} / d w_f     +  f' c_{t-1} m
 
 where m is what the hidden units see: the input, what is fed back, and 1 for a bias. The cost of a
-step does not grow with the length of the sequence.
+step does not grow with the length of the sequence. The compiled backend has the same in C
+(csrc/online.h), a network and a sequence after the other.
 """
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from retrograde.tasks.blocks import Blocks, squash
-from retrograde.tasks.task import Sequences
+from retrograde.compiled import online as compiled
+from retrograde.compiled.passes import in_use
+from retrograde.tasks.blocks import BIASED, BlockNetwork, Blocks, squash
+from retrograde.tasks.reber import Strings
+from retrograde.tasks.task import Sequences, Symbols, ranked
 
 
 class Networks:
@@ -28,11 +34,14 @@ class Networks:
     Args:
         plan: of all of them.
         drawn: the weights of each network, by name.
+        each_step: the weights change after each answer, not after each sequence.
 
     Attributes:
         hidden: the weights of the hidden units, [M, U, D]: from the inputs, from what is fed back,
             and the biases.
         output: those of the outputs, [M, O, H + I + 1]: from cells, inputs, and the biases.
+        state: what streams go on from, [M, S]: the states of the cells, what is fed back, and the
+            derivatives of the former by the weights, [2 or 3, H, D].
 
     Example:
         >>> import torch
@@ -45,8 +54,10 @@ class Networks:
         torch.Size([3, 4])
     """
 
-    def __init__(self, plan: Blocks, drawn: Sequence[Mapping[str, Tensor]]):
-        self.plan = plan
+    def __init__(
+        self, plan: Blocks, drawn: Sequence[Mapping[str, Tensor]], each_step: bool = False
+    ):
+        self.plan, self.each_step = plan, each_step
         cells, gates, inputs = plan.cells, plan.blocks * len(plan.gates), plan.inputs
         count, like = len(drawn), drawn[0]["weight_ih"]
         self.hidden = like.new_zeros(count, cells + gates, inputs + plan.fed_back + 1)
@@ -65,6 +76,8 @@ class Networks:
             matrix, rows, columns = self._places[name]
             getattr(self, matrix)[:, rows, columns] = torch.stack([each[name] for each in drawn])
             self._free[matrix][rows, columns] = True
+        traces = (2 + plan.forget_gates) * cells * self.hidden.shape[2]
+        self.state = like.new_zeros(count, cells + plan.fed_back + traces)
         self._columns = {
             gate: place * plan.blocks + torch.arange(cells) // plan.size
             for place, gate in enumerate(plan.gates)
@@ -83,41 +96,108 @@ class Networks:
 
     def only(self, which: Sequence[int]) -> None:
         """Keep these networks, and let go of the others."""
-        self.hidden, self.output = self.hidden[list(which)], self.output[list(which)]
+        kept = list(which)
+        self.hidden, self.output = self.hidden[kept], self.output[kept]
+        self.state = self.state[kept]
 
-    def learn(self, sequences: Sequences, rate: float) -> Float[Tensor, "T M O"]:
-        """One step of gradient descent of each network on a sequence of its own.
+    def train(self, pools: Sequence[Sequences], rate: float) -> list[Float[Tensor, "T N O"]]:
+        """Train each network on sequences of its own, one after the other.
 
         The loss is half the squared error, summed over outputs and over the steps at which an
-        answer is due.
+        answer is due; each sequence begins with states of zero.
 
         Args:
-            sequences: as many as there are networks.
+            pools: the sequences of each network, as many for each.
             rate: the learning rate; 0 to look without learning.
 
         Returns:
-            The answers before the step, zero where none is due.
+            The answers of each network, each before the step of descent that it led to; zero where
+            none is due.
         """
+        if library := in_use(self.hidden):
+            lessons = [self._lesson(which, pool, rate) for which, pool in enumerate(pools)]
+            answers, _ = compiled.learn(library, self._compiled_plan(), lessons)
+            return answers
+        answers = [torch.zeros_like(pool.y) for pool in pools]
+        for n in range(pools[0].due.shape[1]):
+            given = self.learn(_side_by_side([_only(pool, n) for pool in pools]), rate)
+            for row, answer in enumerate(answers):
+                answer[:, n] = given[: len(answer), row]
+        return answers
+
+    def follow(self, streams: Sequence[Strings], rates: Sequence[float]) -> list[int]:
+        """Train each network on the next symbols of a stream, from the state that it is in.
+
+        It stops learning after the first step at which some symbol that may come next is not more
+        active than all that may not.
+
+        Args:
+            streams: one for each network; they may differ in length.
+            rates: the learning rates.
+
+        Returns:
+            The steps before that one; all steps where there is none.
+        """
+        if library := in_use(self.hidden):
+            lessons = [
+                self._lesson(which, *each, self.state[which])
+                for which, each in enumerate(zip(streams, rates, strict=True))
+            ]
+            _, before = compiled.learn(library, self._compiled_plan(), lessons)
+            return [int(steps) for steps in before]
+        ends = list[int]()
+        for which, (stream, rate) in enumerate(zip(streams, rates, strict=True)):
+            alone, row = copy(self), slice(which, which + 1)
+            alone.hidden, alone.output = self.hidden[row], self.output[row]
+            ends.append(alone._pass(stream, rate, self.state[row], stream.possible)[1])
+        return ends
+
+    def begin(self, which: int) -> None:
+        """Set the state of a network to zero, as a new stream begins."""
+        self.state[which] = 0
+
+    def answers(self, which: int, sequences: Sequences) -> Float[Tensor, "T N O"]:
+        """What one network answers, without learning; zero where no answer is due."""
+        if in_use(self.hidden):
+            alone = Networks(self.plan, [self.weights(which)])
+            return alone.train([sequences], 0.0)[0]
+        with torch.no_grad():
+            output = BlockNetwork(self.plan, self.weights(which))(sequences.x)
+        return torch.where(sequences.due.unsqueeze(2), output, 0.0)
+
+    def learn(self, sequences: Sequences, rate: float) -> Float[Tensor, "T M O"]:
+        """The same with operations of torch, on one sequence of each network."""
+        return self._pass(sequences, rate, torch.zeros_like(self.state))[0]
+
+    def _pass(
+        self,
+        sequences: Sequences,
+        rate: float,
+        state: Float[Tensor, "M S"],
+        possible: Bool[Tensor, "T 1 O"] | None = None,
+    ) -> tuple[Float[Tensor, "T M O"], int]:
+        """The answers, and how many steps came before a wrong one. The state is replaced."""
         plan, count, one = self.plan, len(self), self.hidden.new_ones(len(self), 1)
-        c, y = one.new_zeros(count, plan.cells), one.new_zeros(count, plan.fed_back)
-        into = one.new_zeros(count, 2 + plan.forget_gates, plan.cells, self.hidden.shape[2])
+        parts, cells, seen = 2 + plan.forget_gates, plan.cells, self.hidden.shape[2]
+        c, y, into = torch.split(state, [cells, plan.fed_back, parts * cells * seen], 1)
+        into = into.reshape(count, parts, cells, seen).clone()
         hidden, output = torch.zeros_like(self.hidden), torch.zeros_like(self.output)
-        answers = torch.zeros_like(sequences.y)
+        answers, before = torch.zeros_like(sequences.y), len(sequences.y)
         for k, answering in enumerate(sequences.due.any(1).tolist()):
             x, due = sequences.x[k], sequences.due[k].unsqueeze(1)
             m = torch.cat((x, y, one), 1)
             net = (self.hidden @ m.unsqueeze(2)).squeeze(2)
-            z, z_slope = squash(plan.cell_input, net[:, : plan.cells])
-            gates, gate_slopes = squash("[0, 1]", net[:, plan.cells :])
+            z, z_slope = squash(plan.cell_input, net[:, :cells])
+            gates, gate_slopes = squash("[0, 1]", net[:, cells:])
             i, i_slope = self._of_cells("input", gates, gate_slopes)
             o, o_slope = self._of_cells("output", gates, gate_slopes)
-            parts = [i * z_slope, i_slope * z]
+            added = [i * z_slope, i_slope * z]
             if plan.forget_gates:
                 f, f_slope = self._of_cells("forget", gates, gate_slopes)
-                parts.append(f_slope * c)
+                added.append(f_slope * c)
                 into *= f.view(count, 1, -1, 1)
                 c = f * c
-            into.addcmul_(torch.stack(parts, 1).unsqueeze(3), m.view(count, 1, 1, -1))
+            into.addcmul_(torch.stack(added, 1).unsqueeze(3), m.view(count, 1, 1, -1))
             c = c + i * z
             squashed, slope = squash(plan.cell_output, c)
             h = o * squashed
@@ -129,7 +209,7 @@ class Networks:
             answers[k] = answer * due
             delta = (sequences.y[k] - answer) * due * answer_slope
             output += delta.unsqueeze(2) * shown.unsqueeze(1)
-            back = (delta.unsqueeze(1) @ self.output[:, :, : plan.cells]).squeeze(1)
+            back = (delta.unsqueeze(1) @ self.output[:, :, :cells]).squeeze(1)
             came = (back * o * slope).view(count, 1, -1, 1) * into
             self._add(hidden, "cells", came[:, 0])
             self._add(hidden, "input", came[:, 1])
@@ -138,9 +218,22 @@ class Networks:
             if plan.output_gates:
                 opened = (back * squashed * o_slope).unsqueeze(2) * m.unsqueeze(1)
                 self._add(hidden, "output", opened)
+            if self.each_step:
+                self._descend(rate, hidden, output)
+            if possible is not None and not ranked(answer, possible[k]).all():
+                before = k
+                break
+        if not self.each_step:
+            self._descend(rate, hidden, output)
+        state.copy_(torch.cat((c, y, into.flatten(1)), 1))
+        return answers, before
+
+    def _descend(self, rate: float, hidden: Tensor, output: Tensor) -> None:
+        """A step against the gradients, which begin anew."""
         self.hidden += rate * hidden * self._free["hidden"]
         self.output += rate * output * self._free["output"]
-        return answers
+        hidden.zero_()
+        output.zero_()
 
     def _of_cells(self, gate: str, gates: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
         """A gate's value and slope for each cell of its block; 1 and 0 without that gate."""
@@ -158,3 +251,49 @@ class Networks:
         first = plan.cells + plan.gates.index(units) * plan.blocks
         of_blocks = of_cells.view(len(self), plan.blocks, plan.size, -1).sum(2)
         hidden[:, first : first + plan.blocks] += of_blocks
+
+    def _compiled_plan(self) -> compiled.Plan:
+        plan = self.plan
+        return compiled.Plan(
+            plan.inputs,
+            plan.outputs,
+            plan.blocks,
+            plan.size,
+            plan.gates,
+            plan.fed_back,
+            plan.skip,
+            BIASED[plan.biased],
+            plan.cell_input,
+            plan.cell_output,
+            self.each_step,
+        )
+
+    def _lesson(
+        self, which: int, sequences: Sequences, rate: float, state: Tensor | None = None
+    ) -> compiled.Lesson:
+        read = sequences.read
+        return compiled.Lesson(
+            self.hidden[which],
+            self.output[which],
+            read.numbers if isinstance(read, Symbols) else read,
+            sequences.y,
+            sequences.due,
+            sequences.lengths,
+            rate,
+            None if state is None or not isinstance(sequences, Strings) else sequences.possible,
+            state,
+        )
+
+
+def _only(pool: Sequences, n: int) -> Sequences:
+    """One of some sequences."""
+    some = slice(n, n + 1)
+    return Sequences(pool.x[:, some], pool.y[:, some], pool.due[:, some], pool.lengths[some])
+
+
+def _side_by_side(some: Sequence[Sequences]) -> Sequences:
+    """Single sequences as one pool, padded with zeros."""
+    x, y, due = (
+        pad_sequence([getattr(each, part)[:, 0] for each in some]) for part in ("x", "y", "due")
+    )
+    return Sequences(x, y, due, torch.cat([each.lengths for each in some]))

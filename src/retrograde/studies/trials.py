@@ -8,23 +8,17 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from retrograde import _checks, _files
 from retrograde.diagnosis.examine import Progress
 from retrograde.errors import InputError
 from retrograde.studies.online import Networks
 from retrograde.studies.study import Trial
-from retrograde.tasks.blocks import BlockNetwork
 from retrograde.tasks.experiments import Experiment
-from retrograde.tasks.task import Lot, Sequences
-
-DRAWN = 10
-"""Sequences that a network draws at once."""
 
 CHECKED = 100
-"""Sequences after which it is asked whether the task is solved. Where that takes a test of its own,
-this many training sequences in a row have to be right before it is made."""
+"""Sequences that a network draws and learns before it is asked whether the task is solved. Where
+that takes a test of its own, all of them have to be right before it is made."""
 
 TESTED = 500
 """Sequences of a test that are answered at once."""
@@ -84,8 +78,7 @@ class Trials:
         if checkpoint is not None and checkpoint.exists():
             self._go_on(checkpoint)
         while self._learning and self._sequences < budget:
-            for _ in range(CHECKED // DRAWN):
-                self._learn()
+            self._learn()
             self._let_go([n for n in range(len(self._learning)) if self._solved(n)])
             if checkpoint is not None and (
                 self._sequences % KEPT == 0 or self._sequences >= budget or not self._learning
@@ -98,23 +91,15 @@ class Trials:
         return tuple(sorted([*self.done, *late], key=lambda trial: self.seeds.index(trial.seed)))
 
     def _learn(self) -> None:
-        """Train each network on the next few sequences of its own."""
-        pools = [lot.training(DRAWN) for lot in self._lots]
-        x, y, due = (
-            pad_sequence([getattr(pool, part) for pool in pools]) for part in ("x", "y", "due")
-        )
-        lengths = torch.stack([pool.lengths for pool in pools])
-        answers = torch.zeros_like(y)
-        for n in range(DRAWN):
-            steps = int(lengths[:, n].max())
-            some = Sequences(x[:steps, :, n], y[:steps, :, n], due[:steps, :, n], lengths[:, n])
-            answers[:steps, :, n] = self._networks.learn(some, self.experiment.rate)
+        """Train each network on the next sequences of its own."""
+        pools = [lot.training(CHECKED) for lot in self._lots]
+        answers = self._networks.train(pools, self.experiment.rate)
         first = self._sequences % self._right.shape[1]
-        for row, pool in enumerate(pools):
-            given = answers[: len(pool.x), row]
-            self._right[row, first : first + DRAWN] = self.experiment.task.right(given, pool)
-            self._errors[row, first : first + DRAWN] = self.experiment.task.errors(given, pool)
-        self._sequences += DRAWN
+        latest = slice(first, first + CHECKED)
+        for row, (pool, given) in enumerate(zip(pools, answers, strict=True)):
+            self._right[row, latest] = self.experiment.task.right(given, pool)
+            self._errors[row, latest] = self.experiment.task.errors(given, pool)
+        self._sequences += CHECKED
 
     def _solved(self, row: int) -> bool:
         """Whether a network has solved the task, by its latest sequences or by a test."""
@@ -123,9 +108,17 @@ class Trials:
             return False
         if not task.fresh:
             return task.solved(right, errors)
-        return bool(right.all()) and tested(
-            BlockNetwork(self.experiment.network, self._networks.weights(row)), self._lots[row]
-        )
+        return bool(right.all()) and self._tested(row)
+
+    def _tested(self, row: int) -> bool:
+        """Whether a network solves the task on sequences that are drawn for the test."""
+        task = self.experiment.task
+        right, errors = list[Bool[Tensor, "N"]](), list[Float[Tensor, "N"]]()
+        for sequences in self._lots[row].tests(TESTED):
+            output = self._networks.answers(row, sequences)
+            right.append(task.right(output, sequences))
+            errors.append(task.errors(output, sequences))
+        return task.solved(torch.cat(right), torch.cat(errors))
 
     def _let_go(self, solved: list[int]) -> None:
         """Keep only the networks that have not solved the task."""
@@ -182,14 +175,3 @@ class Trials:
         for lot, drawing in zip(self._lots, state["drawing"], strict=True):
             lot.generator.set_state(drawing)
         self._right, self._errors = state["right"], state["errors"]
-
-
-def tested(network: BlockNetwork, lot: Lot) -> bool:
-    """Whether a network solves the task on sequences that are drawn for the test."""
-    right, errors = list[Bool[Tensor, "N"]](), list[Float[Tensor, "N"]]()
-    with torch.no_grad():
-        for sequences in lot.tests(TESTED):
-            output = network(sequences.x)
-            right.append(lot.task.right(output, sequences))
-            errors.append(lot.task.errors(output, sequences))
-    return lot.task.solved(torch.cat(right), torch.cat(errors))

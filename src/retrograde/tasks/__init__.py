@@ -7,7 +7,7 @@ Each task draws its sequences, judges answers as its paper does, and tells the s
 from retrograde.tasks.copying import Copying
 from retrograde.tasks.digits import SequentialDigits
 from retrograde.tasks.reber import ContinualReber, EmbeddedReber
-from retrograde.tasks.remembered_symbol import DistractedSymbol, RememberedSymbol
+from retrograde.tasks.remembered_symbol import DistractedSymbol, FirstSymbol, RememberedSymbol
 from retrograde.tasks.task import (
     AbstractClassification,
     AbstractTask,
@@ -27,6 +27,7 @@ __all__ = [
     "Copying",
     "DistractedSymbol",
     "EmbeddedReber",
+    "FirstSymbol",
     "Guess",
     "ModernAdding",
     "ModernTemporalOrder",

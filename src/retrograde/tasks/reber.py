@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from retrograde import _checks
-from retrograde.tasks.task import AbstractTask, Guess, Lot, Sequences, padded, symbols
+from retrograde.tasks.task import AbstractTask, Guess, Lot, Sequences, padded, ranked, symbols
 
 SYMBOLS = "BTPSXVE"
 
@@ -98,9 +98,7 @@ def as_strings(walks: Sequence[tuple[str, list[str]]]) -> Strings:
 
 def foretold(output: Float[Tensor, "T N 7"], strings: Strings) -> Bool[Tensor, "T N"]:
     """The steps at which every symbol that may come next is more active than every other one."""
-    least = output.masked_fill(~strings.possible, torch.inf).amin(2)
-    most = output.masked_fill(strings.possible, -torch.inf).amax(2)
-    return least > most
+    return ranked(output, strings.possible)
 
 
 def _visits() -> dict[str, float]:

@@ -1,5 +1,6 @@
 """A symbol at the beginning returns at the end; what stands between them says nothing about it."""
 
+from math import log
 from typing import ClassVar, Literal
 
 import torch
@@ -8,13 +9,16 @@ from torch import Tensor
 
 from retrograde import _checks
 from retrograde.tasks.task import (
+    AbstractClassification,
     AbstractTask,
     Guess,
     Sequences,
+    Symbols,
     answered_last,
     largest_errors,
     symbols,
     whole_numbers,
+    within,
 )
 
 
@@ -70,10 +74,11 @@ class RememberedSymbol(AbstractTask):
         middle = torch.arange(others).unsqueeze(1).expand(others, count)
         if self.between == "random":
             middle = torch.randint(others, (others, count), generator=generator)
-        vectors = symbols(torch.cat((first[None], middle, first[None])), self.inputs)
+        numbers = torch.cat((first[None], middle, first[None]))
         due = torch.ones(self.lag, count, dtype=torch.bool)
         lengths = torch.full((count,), self.lag)
-        return Sequences(vectors[:-1], vectors[1:], due, lengths)
+        read = Symbols(numbers[:-1], self.inputs, lengths)
+        return Sequences(read, symbols(numbers[1:], self.outputs), due, lengths)
 
     def right(self, output: Float[Tensor, "T N O"], sequences: Sequences) -> Bool[Tensor, "N"]:
         largest = (output - sequences.y).abs().amax(2)
@@ -126,9 +131,52 @@ class DistractedSymbol(AbstractTask):
         indices = torch.randint(self.distractors, size, generator=generator)
         indices[0], indices[1] = b, x + which
         indices[lengths - 1, torch.arange(count)] = e
-        return answered_last(
-            symbols(indices, self.inputs, lengths), symbols(which, self.outputs), lengths
-        )
+        read = Symbols(indices * within(len(indices), lengths), self.inputs, lengths)
+        return answered_last(read, symbols(which, self.outputs), lengths)
 
     def right(self, output: Float[Tensor, "T N O"], sequences: Sequences) -> Bool[Tensor, "N"]:
         return largest_errors(output, sequences) < 0.2
+
+
+class FirstSymbol(AbstractClassification):
+    """Was the first symbol an a or a b? It is asked after `lag` further steps, all distractors.
+
+    The simplest task with one lag: each distractor is drawn from 4 symbols, which say nothing; the
+    answer is due at the last step, as logits of 2 classes. Solved: at least 99 % of 1000 sequences
+    are right.
+
+    Args:
+        lag: steps from the symbol to the answer.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.tasks import FirstSymbol
+        >>> sequences = FirstSymbol(lag=4).draw(1, torch.Generator().manual_seed(2))
+        >>> sequences.x[:, 0].argmax(1).tolist(), sequences.y[-1, 0].tolist()
+        ([4, 1, 2, 3, 0], [1.0, 0.0])
+    """
+
+    paper: ClassVar[str] = (
+        "the ladder of this package; after Hochreiter and Schmidhuber (1997), 5.2"
+    )
+    inputs, outputs = 6, 2
+    judged_on = 1000
+
+    def __init__(self, lag: int = 10):
+        self.lag = _checks.whole("lag", lag)
+
+    @property
+    def guess(self) -> Guess:
+        """Of equal logits, and of one class."""
+        return Guess(log(2), 1 / 2)
+
+    def draw(self, count: int, generator: torch.Generator) -> Sequences:
+        count, others = _checks.whole("count", count), self.inputs - self.outputs
+        klass = whole_numbers(0, 1, count, generator)
+        between = torch.randint(others, (self.lag, count), generator=generator)
+        x = symbols(torch.cat((others + klass[None], between)), self.inputs)
+        lengths = torch.full((count,), self.lag + 1)
+        return answered_last(x, symbols(klass, self.outputs), lengths)
+
+    def solved(self, right: Bool[Tensor, "N"], errors: Float[Tensor, "N"]) -> bool:
+        return float(right.double().mean()) >= 0.99

@@ -3,13 +3,33 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
+
+
+@dataclass(frozen=True, eq=False)
+class Symbols:
+    """Inputs that are one symbol at each step: vectors with a single 1.
+
+    Attributes:
+        numbers: of the symbols, [T, N]; 0 beyond the ends of their sequences.
+        count: I, how many symbols there are.
+        lengths: steps of each sequence, [N].
+    """
+
+    numbers: Int[Tensor, "T N"]
+    count: int
+    lengths: Int[Tensor, "N"]
+
+    def vectors(self) -> Float[Tensor, "T N I"]:
+        """The symbols as vectors; zeros beyond the ends of their sequences."""
+        return symbols(self.numbers, self.count, self.lengths)
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,16 +37,21 @@ class Sequences:
     """Sequences of one task, padded with zeros at their ends.
 
     Attributes:
-        x: what the network reads, [T, N, I].
+        read: what the network reads, as `Symbols` or as `x`.
         y: what it should answer, [T, N, O]; zero where no answer is due.
         due: the steps at which an answer is due, [T, N]. Errors arise nowhere else.
         lengths: steps of each sequence, [N].
     """
 
-    x: Float[Tensor, "T N I"]
+    read: Float[Tensor, "T N I"] | Symbols
     y: Float[Tensor, "T N O"]
     due: Bool[Tensor, "T N"]
     lengths: Int[Tensor, "N"]
+
+    @cached_property
+    def x(self) -> Float[Tensor, "T N I"]:
+        """What the network reads, [T, N, I]."""
+        return self.read.vectors() if isinstance(self.read, Symbols) else self.read
 
 
 @dataclass(frozen=True)
@@ -157,21 +182,32 @@ def padded(rows: list[list[int]]) -> Int[Tensor, "T N"]:
 
 
 def answered_last(
-    x: Float[Tensor, "T N I"], answer: Float[Tensor, "N O"], lengths: Int[Tensor, "N"]
+    read: Float[Tensor, "T N I"] | Symbols, answer: Float[Tensor, "N O"], lengths: Int[Tensor, "N"]
 ) -> Sequences:
     """Sequences with one answer each, due at their last step."""
-    steps, count, _ = x.shape
+    steps = len(read.numbers if isinstance(read, Symbols) else read)
     due = torch.arange(steps).unsqueeze(1) == lengths - 1
     y = torch.where(due.unsqueeze(2), answer.unsqueeze(0), 0.0)
-    return Sequences(x, y, due, lengths)
+    return Sequences(read, y, due, lengths)
 
 
 def symbols(
     indices: Int[Tensor, "*N"], count: int, lengths: Int[Tensor, "N"] | None = None
 ) -> Float[Tensor, "*N C"]:
     """Symbols as vectors with a single 1; beyond the ends of their sequences as zeros."""
-    vectors = one_hot(indices, count).float()
-    if lengths is None:
-        return vectors
-    inside = torch.arange(indices.shape[0]).unsqueeze(1) < lengths
-    return vectors * inside.unsqueeze(2)
+    inside = indices.new_ones(()) if lengths is None else within(len(indices), lengths)
+    vectors = torch.zeros(*indices.shape, count)
+    ones = inside.float().expand(indices.shape).unsqueeze(-1)
+    return vectors.scatter_(-1, indices.unsqueeze(-1), ones)
+
+
+def within(steps: int, lengths: Int[Tensor, "N"]) -> Bool[Tensor, "T N"]:
+    """The steps of each sequence, of `steps` that they are padded to."""
+    return torch.arange(steps).unsqueeze(1) < lengths
+
+
+def ranked(output: Float[Tensor, "*N O"], possible: Bool[Tensor, "*N O"]) -> Bool[Tensor, "*N"]:
+    """Where every output that may be active is more active than every other one."""
+    least = output.masked_fill(~possible, torch.inf).amin(-1)
+    most = output.masked_fill(possible, -torch.inf).amax(-1)
+    return least > most

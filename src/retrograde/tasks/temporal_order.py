@@ -13,10 +13,12 @@ from retrograde.tasks.task import (
     AbstractTask,
     Guess,
     Sequences,
+    Symbols,
     answered_last,
     largest_errors,
     symbols,
     whole_numbers,
+    within,
 )
 
 DISTRACTORS = 4
@@ -86,9 +88,8 @@ class TemporalOrder(AbstractTask):
         first, last = X + 2, X + 3
         indices[0] = first
         indices[lengths - 1, torch.arange(count)] = last
-        return answered_last(
-            symbols(indices, self.inputs, lengths), symbols(klass, self.outputs), lengths
-        )
+        read = Symbols(indices * within(len(indices), lengths), self.inputs, lengths)
+        return answered_last(read, symbols(klass, self.outputs), lengths)
 
     def right(self, output: Float[Tensor, "T N O"], sequences: Sequences) -> Bool[Tensor, "N"]:
         return largest_errors(output, sequences) < 0.3

@@ -1,0 +1,357 @@
+/* The backward recursion of many rows of adjoints through neighbouring steps of a cell.
+
+       rows_{k-1} = J_k^T rows_k + what the loss gives to s_{k-1}
+
+   The step comes as its graph folded (cells/folding.py): a few nodes, each a sum of multiples of
+   others and of products with weights. No cell is known here. Where there are many rows, the Jacobian
+   sum_g diag(factor_g) W_g of each sample is formed once, and every row goes through it alone. */
+
+#define MOST_TERMS 8
+#define FEW_ROWS 8       /* up to which rows go through the weights of all blocks */
+#define GROUPED_ROWS 48  /* rows that samples of few rows are taken together for */
+#define SMALL_SCAN 400000 /* multiplications, below which a second thread does not pay */
+
+/* Rows of numbers of a group of samples: entry (sample, row, j) is at[sample, row, j]. */
+struct rows {
+  real *at;
+  int64_t sample, row;
+};
+
+struct scan_run {
+  const struct scan *scan;
+  const real *packed[SCAN_PRODUCTS]; /* the weights of each product */
+  double *squares;                   /* of the norms, [B, N, K] */
+  real *scratch;
+  int64_t of_task;
+  int64_t groups, row_parts; /* tasks: groups of samples times parts of the rows */
+  int64_t samples, rows;     /* the most of a task */
+  int64_t width, side_by_side, jacobian; /* numbers of: a product's row, a row of blocks, one J */
+};
+
+INLINE const real *factor_at(const struct factor *f, int64_t step, int64_t sample, int64_t block) {
+  return (const real *)f->at + step * f->step + sample * f->sample + block * f->block;
+}
+
+/* c [rows, vectors] = start + a b for some of the depth that b is packed for. */
+static void product_of_part(
+    int64_t rows, int64_t vectors, int64_t depth, const real *a, int64_t a_row, const real *packed,
+    int64_t packed_depth, int64_t first_k, const real *start, int64_t start_row, real *c,
+    int64_t c_row) {
+  int64_t count = (rows + MR - 1) / MR;
+  for (int64_t block = 0; block < depth; block += DEPTH) {
+    int64_t here = depth - block < DEPTH ? depth - block : DEPTH;
+    for (int64_t first = 0; first < vectors; first += NR) {
+      int64_t width = vectors - first < NR ? vectors - first : NR;
+      const real *b = packed + first * V * packed_depth + (first_k + block) * width * V;
+      for (int64_t i = 0; i < count; i++) {
+        int64_t row = tile_start(rows, count, i);
+        int64_t height = tile_start(rows, count, i + 1) - row;
+        const real *from = start ? start + row * start_row + first * V : 0;
+        tiles[height - 1][width - 1](
+            here, a + row * a_row + block, a_row, 1, b, width * V, from, start_row,
+            c + row * c_row + first * V, c_row);
+      }
+    }
+    start = c;
+    start_row = c_row;
+  }
+}
+
+/* sum_g diag(f_g) W_g, packed as the weights are. */
+INLINE void form_jacobian(
+    int64_t blocks, int64_t height, int64_t vectors, const real *f, int64_t f_block,
+    const real *packed, int64_t packed_depth, int64_t first_k, real *jacobian) {
+  for (int64_t first = 0; first < vectors; first += NR) {
+    int64_t width = (vectors - first < NR ? vectors - first : NR) * V;
+    const real *w = packed + first * V * packed_depth + first_k * width;
+    real *to = jacobian + first * V * height;
+    for (int64_t k = 0; k < height; k++, w += width, to += width)
+      for (int64_t v = 0; v < width; v += V) {
+        vec sum = all(f[k]) * load(w + v);
+        for (int64_t g = 1; g < blocks; g++)
+          sum += all(f[g * f_block + k]) * load(w + g * height * width + v);
+        store(to + v, sum);
+      }
+  }
+}
+
+/* out = (start + sum of source * factor) * scale for the rows of one sample; whole vectors are
+   written, so that some numbers behind the last one are, too. */
+INLINE void sum_terms(
+    int64_t terms, const struct rows *sources, const real *const *factors, int64_t rows,
+    int64_t width, const real *start, int64_t start_row, const real *scale, real *out,
+    int64_t out_row) {
+  for (int64_t j = 0; j < width; j += V) {
+    vec factor[MOST_TERMS], by = scale ? load_some(scale + j, width - j) : all(1);
+    for (int64_t t = 0; t < terms; t++)
+      factor[t] = factors[t] ? load_some(factors[t] + j, width - j) : all(1);
+    for (int64_t row = 0; row < rows; row++) {
+      vec sum = start ? load(start + row * start_row + j) : (vec){0};
+      for (int64_t t = 0; t < terms; t++) {
+        vec more = load(sources[t].at + row * sources[t].row + j) * factor[t];
+        sum = t || start ? sum + more : more;
+      }
+      store(out + row * out_row + j, scale ? sum * by : sum);
+    }
+  }
+}
+
+/* A product of a node: its rows [samples * rows, width] in c; added to what is there, if `add`. */
+static void scan_product(
+    const struct scan_run *run, const struct product *product, const struct segment *segments,
+    const real *packed, const struct rows *registers, int64_t step, int64_t sample, int64_t samples,
+    int64_t rows, int few, int add, real *blocks, real *jacobian, real *c) {
+  const int64_t vectors = padded_to(product->width, V) / V, c_row = run->width;
+  const int64_t H = product->height, depth = product->blocks * H;
+  for (const struct segment *s = segments; s < segments + product->segments; s++) {
+    struct rows source = registers[s->source];
+    source.at += s->start;
+    if (few || s->blocks == 1) {
+      const int64_t row_size = run->side_by_side;
+      for (int64_t b = 0; b < samples; b++) {
+        struct rows one = {source.at + b * source.sample, 0, source.row};
+        for (int64_t g = 0; g < s->blocks; g++) {
+          const real *f = s->factor.at ? factor_at(&s->factor, step, sample + b, g) : 0;
+          sum_terms(
+              1, &one, &f, rows, H, 0, 0, 0, blocks + b * rows * row_size + g * H, row_size);
+        }
+      }
+      product_of_part(
+          samples * rows, vectors, s->blocks * H, blocks, row_size, packed, depth, s->first * H,
+          add ? c : 0, c_row, c, c_row);
+    } else
+      for (int64_t b = 0; b < samples; b++) {
+        const real *f = factor_at(&s->factor, step, sample + b, 0);
+        const int64_t f_block = s->factor.block, k = s->first * H;
+        if (s->blocks == 2)
+          form_jacobian(2, H, vectors, f, f_block, packed, depth, k, jacobian);
+        else if (s->blocks == 3)
+          form_jacobian(3, H, vectors, f, f_block, packed, depth, k, jacobian);
+        else
+          form_jacobian(s->blocks, H, vectors, f, f_block, packed, depth, k, jacobian);
+        real *to = c + b * rows * c_row;
+        product_of_part(
+            rows, vectors, H, source.at + b * source.sample, source.row, jacobian, H, 0,
+            add ? to : 0, c_row, to, c_row);
+      }
+    add = 1;
+  }
+}
+
+/* The rows of a group of samples through one step: registers[0] is what is pulled back, `before`
+   what comes back. */
+static void through_step(
+    const struct scan_run *run, struct rows *registers, struct rows before, int64_t step,
+    int64_t sample, int64_t samples, int64_t rows, int few, real *blocks, real *jacobian, real *c) {
+  const struct scan *p = run->scan;
+  const struct term *term = p->all_terms;
+  const struct product *product = p->all_products;
+  const struct segment *segment = p->all_segments;
+  int64_t number = 0, formed = 0;
+  for (const struct node *node = p->all_nodes; node < p->all_nodes + p->nodes; node++) {
+    for (int64_t i = 0; i < node->products; i++, product++, number++) {
+      scan_product(
+          run, product, segment, run->packed[number], registers, step, sample, samples, rows, few,
+          i > 0, blocks, jacobian, c);
+      segment += product->segments;
+    }
+    struct rows out = before;
+    if (node->slot < 0)
+      out = registers[++formed];
+    else
+      out.at += node->slot;
+    for (int64_t b = 0; b < samples; b++) {
+      struct rows sources[MOST_TERMS];
+      const real *factors[MOST_TERMS];
+      for (int64_t t = 0; t < node->terms; t++) {
+        struct rows source = registers[term[t].source];
+        sources[t] = (struct rows){source.at + b * source.sample + term[t].start, 0, source.row};
+        factors[t] = term[t].factor.at ? factor_at(&term[t].factor, step, sample + b, 0) : 0;
+      }
+      const real *scale = node->scale.at ? factor_at(&node->scale, step, sample + b, 0) : 0;
+      const real *start = node->products ? c + b * rows * run->width : 0;
+      real *to = out.at + b * out.sample;
+      if (node->terms == 1 && !start && !scale)
+        sum_terms(1, sources, factors, rows, node->width, 0, 0, 0, to, out.row);
+      else if (node->terms == 2 && !start && !scale)
+        sum_terms(2, sources, factors, rows, node->width, 0, 0, 0, to, out.row);
+      else if (node->terms == 0 && !scale)
+        sum_terms(0, sources, factors, rows, node->width, start, run->width, 0, to, out.row);
+      else
+        sum_terms(
+            node->terms, sources, factors, rows, node->width, start, run->width, scale, to,
+            out.row);
+    }
+    term += node->terms;
+  }
+}
+
+/* A row to where it is asked for, and the sum of its squares. */
+INLINE double hand_out(const real *from, int64_t size, real *to) {
+  vec sum = {0};
+  int64_t j = 0;
+  for (; j + V <= size; j += V) {
+    vec value = load(from + j);
+    store(to + j, value);
+    sum += value * value;
+  }
+  double total = 0;
+  for (int64_t k = 0; k < V; k++)
+    total += sum[k];
+  for (; j < size; j++) {
+    to[j] = from[j];
+    total += (double)from[j] * from[j];
+  }
+  return total;
+}
+
+INLINE int64_t between(int64_t value, int64_t most) {
+  return value < 0 ? 0 : value > most ? most : value;
+}
+
+static void scan_tasks(int64_t begin, int64_t end, void *context) {
+  const struct scan_run *run = context;
+  const struct scan *p = run->scan;
+  const int64_t B = p->samples, S = p->size, K = p->steps, N = p->rows[0];
+  const int64_t control = flush_denormals();
+  for (int64_t task = begin; task < end; task++) {
+    int64_t group = task / run->row_parts, part = task % run->row_parts;
+    int64_t sample = B * group / run->groups, samples = B * (group + 1) / run->groups - sample;
+    int64_t first = N * part / run->row_parts, most = N * (part + 1) / run->row_parts - first;
+    real *free_ = run->scratch + task * run->of_task;
+    struct rows registers[SCAN_NODES + 1], before;
+    int64_t row = odd_row(S + V), number = 0;
+    registers[0] = (struct rows){taken(&free_, samples * most * row), most * row, row};
+    before = (struct rows){taken(&free_, samples * most * row), most * row, row};
+    for (const struct node *node = p->all_nodes; node < p->all_nodes + p->nodes; node++)
+      if (node->slot < 0) {
+        int64_t wide = odd_row(node->width + V);
+        registers[++number] =
+            (struct rows){taken(&free_, samples * most * wide), most * wide, wide};
+      }
+    real *blocks = taken(&free_, samples * most * run->side_by_side);
+    real *c = taken(&free_, samples * most * run->width);
+    real *jacobian = taken(&free_, run->jacobian);
+
+    const int64_t started = between(p->started - first, most);
+    for (int64_t b = 0; b < samples; b++)
+      for (int64_t n = 0; n < started; n++)
+        memcpy(
+            registers[0].at + b * registers[0].sample + n * row,
+            (const real *)p->start + ((first + n) * B + sample + b) * S,
+            (size_t)S * sizeof(real));
+
+    for (int64_t k = K - 1; k >= 0; k--) {
+      const int64_t rows = between(p->rows[k] - first, most);
+      for (int64_t b = 0; b < samples; b++)
+        for (int64_t n = 0; n < most; n++) {
+          real *to = (real *)p->values + (((first + n) * K + k) * B + sample + b) * S;
+          double *squares = run->squares + ((sample + b) * N + first + n) * K + k;
+          if (n < rows)
+            *squares = hand_out(registers[0].at + b * registers[0].sample + n * row, S, to);
+          else {
+            memset(to, 0, (size_t)S * sizeof(real));
+            *squares = 0;
+          }
+        }
+      if (k == 0 && !p->back)
+        break;
+      if (rows)
+        through_step(
+            run, registers, before, p->first + k, sample, samples, rows, p->rows[k] <= FEW_ROWS,
+            blocks, jacobian, c);
+      const real *passed = p->boundaries ? (const real *)p->boundaries[k] : 0;
+      for (int64_t b = 0; passed && b < samples; b++) {
+        struct rows one = {before.at + b * before.sample, 0, row};
+        const real *f = passed + (sample + b) * S;
+        sum_terms(1, &one, &f, rows, S, 0, 0, 0, one.at, row);
+      }
+      real *swapped = registers[0].at;
+      registers[0].at = before.at;
+      before.at = swapped;
+      if (k == 0)
+        break;
+      /* What the loss gives is a row of its own, or part of the newest one. */
+      const int64_t newest = p->rows[k - 1] - 1 - first;
+      if (!p->given || newest < 0 || newest >= most)
+        continue;
+      for (int64_t b = 0; b < samples; b++) {
+        const real *given = (const real *)p->given + ((k - 1) * B + sample + b) * S;
+        real *to = registers[0].at + b * registers[0].sample + newest * row;
+        if (p->rows[k - 1] > p->rows[k])
+          memcpy(to, given, (size_t)S * sizeof(real));
+        else
+          for (int64_t j = 0; j < S; j++)
+            to[j] += given[j];
+      }
+    }
+    for (int64_t b = 0; p->back && b < samples; b++)
+      for (int64_t n = 0; n < most; n++)
+        memcpy(
+            (real *)p->back + ((first + n) * B + sample + b) * S,
+            registers[0].at + b * registers[0].sample + n * row, (size_t)S * sizeof(real));
+  }
+  restore_denormals(control);
+}
+
+INLINE int64_t most_of(int64_t one, int64_t other) { return one > other ? one : other; }
+
+static int64_t scan(const struct scan *p) {
+  const int64_t B = p->samples, K = p->steps, N = p->rows[0];
+  struct scan_run run = {.scan = p};
+  int64_t packed = 0, registers = 0, work = 0, of_registers = 0;
+  const struct product *product = p->all_products;
+  const struct segment *segment = p->all_segments;
+  for (int64_t i = 0; i < p->products; i++, product++) {
+    int64_t padded = padded_to(product->width, V);
+    packed += padded_to(product->blocks * product->height * padded, 64);
+    work += product->blocks * product->height * padded;
+    run.width = most_of(run.width, odd_row(padded));
+    run.jacobian = most_of(run.jacobian, product->height * padded);
+    for (int64_t s = 0; s < product->segments; s++, segment++)
+      run.side_by_side =
+          most_of(run.side_by_side, odd_row(segment->blocks * product->height + V));
+  }
+  for (const struct node *node = p->all_nodes; node < p->all_nodes + p->nodes; node++)
+    if (node->slot < 0)
+      of_registers += odd_row(node->width + V), registers++;
+
+  int64_t threads = work * N * B * K < SMALL_SCAN || !p->parallel || p->parts < 1 ? 1 : p->parts;
+  int64_t together = N < GROUPED_ROWS ? GROUPED_ROWS / N : 1;
+  run.groups = (B + together - 1) / together;
+  if (run.groups < threads)
+    run.groups = threads < B ? threads : B;
+  run.row_parts = run.groups < threads ? (threads + run.groups - 1) / run.groups : 1;
+  if (run.row_parts > N)
+    run.row_parts = N;
+  run.samples = (B + run.groups - 1) / run.groups;
+  run.rows = (N + run.row_parts - 1) / run.row_parts;
+  int64_t tasks = run.groups * run.row_parts, each = run.samples * run.rows;
+  run.of_task = (registers + 6) * 64 + run.jacobian +
+                each * (2 * odd_row(p->size + V) + of_registers + run.side_by_side + run.width);
+  int64_t of_squares = padded_to(B * N * K, 64) * (int64_t)(sizeof(double) / sizeof(real));
+  void *raw;
+  real *free_ = memory(of_squares + packed + tasks * run.of_task, &raw);
+  if (!free_)
+    return 1;
+  run.squares = (double *)taken(&free_, of_squares);
+  product = p->all_products;
+  for (int64_t i = 0; i < p->products; i++, product++) {
+    int64_t depth = product->blocks * product->height, padded = padded_to(product->width, V);
+    real *to = taken(&free_, depth * padded);
+    struct grouped ks = {1, depth, depth}, ns = {1, product->width, padded};
+    pack(to, product->matrix, product->by_row, product->by_column, ks, ns);
+    run.packed[i] = to;
+  }
+  run.scratch = free_;
+  if (tasks < 2 || threads < 2 || p->parallel(0, tasks, 1, scan_tasks, &run))
+    scan_tasks(0, tasks, &run);
+  for (int64_t i = 0; i < N * K; i++) {
+    double total = 0;
+    for (int64_t b = 0; b < B; b++)
+      total += run.squares[b * N * K + i];
+    ((real *)p->norms)[i] = (real)sqrt(total);
+  }
+  free(raw);
+  return 0;
+}

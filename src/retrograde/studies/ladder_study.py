@@ -1,0 +1,317 @@
+"""The ladder as a study: its rows, and what its results say of the gradient's reach."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from retrograde import charts
+from retrograde.charts.studies import Quantity
+from retrograde.studies.ladder import BUDGET, LAGS, RECURRENCES, UNCLIPPED, Ladder, Recurrence
+from retrograde.studies.outcomes import CONFIDENCE, Results
+from retrograde.studies.study import Row, Study, Trial
+from retrograde.tasks import FirstSymbol
+
+Rows = npt.NDArray[np.float64]
+
+TRIALS = 10
+
+RESAMPLES = 1000
+"""Of the trials, for the interval of a rank correlation."""
+
+PREDICTORS = {
+    "reach": "the reach",
+    "horizon": "the horizon",
+    "needed": "the contribution at the lag of the symbol, over that at lag 0",
+}
+"""What is known before the first update, by its name among a trial's figures."""
+
+BESIDE = {
+    "at lag 20": (20, ("rnn", "rnn-orthogonal", "lstm-2000", "lstm-2000-bias")),
+    "at lag 100": (100, ("rnn", "lstm-1997", "lstm-1997-bias", "chrono")),
+    "at lag 1000": (1000, ("lstm-1997", "lstm-1997-bias", "lstm-2000-bias", "chrono")),
+    "clipped and not, at lag 100": (
+        100,
+        ("rnn-orthogonal", "rnn-orthogonal-unclipped", "rnn-identity", "rnn-identity-unclipped"),
+    ),
+}
+"""Networks that are shown side by side, by where."""
+
+
+def name_of(recurrence: str, lag: int) -> str:
+    """The name of a row."""
+    return f"{recurrence}-{lag}"
+
+
+def lags_of(recurrence: Recurrence) -> tuple[int, ...]:
+    """The lags at which a recurrence is tried."""
+    return LAGS if recurrence.clip else UNCLIPPED
+
+
+def rows() -> tuple[Row, ...]:
+    """Every recurrence at every lag of its."""
+    return tuple(
+        Row(
+            name_of(each.name, lag),
+            f"{each.title}, lag {lag}",
+            Ladder(each, lag),
+            TRIALS,
+            BUDGET,
+            steps=lag + 1,
+        )
+        for each in RECURRENCES.values()
+        for lag in lags_of(each)
+    )
+
+
+def table(results: Results) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    """How many of the trials of each recurrence solved the task at each lag."""
+    titles = ["recurrence", *(f"lag {lag}" for lag in LAGS)]
+    return titles, [
+        [each.title, *(_solved(results, name_of(each.name, lag)) for lag in LAGS)]
+        for each in RECURRENCES.values()
+    ]
+
+
+def _solved(results: Results, row: str) -> str:
+    """ "9 of 10"; nothing where it was not run."""
+    outcome = results.outcome(row)
+    return "" if outcome is None else f"{outcome.solved} of {outcome.trials}"
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Spearman's rank correlation over trials.
+
+    Attributes:
+        value: from -1 to 1; NaN where all trials are alike in one of the two.
+        low, high: its interval, from resampled trials.
+        trials: how many there are.
+    """
+
+    value: float
+    low: float
+    high: float
+    trials: int
+
+    def __str__(self) -> str:
+        if math.isnan(self.value):
+            return f"none can be told ({self.trials} trials)"
+        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f}; {self.trials} trials)"
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> Correlation:
+    """Spearman's rank correlation, ties with their mean rank, and its interval.
+
+    The interval is that of resampled pairs, drawn with a fixed seed.
+
+    Example:
+        >>> from retrograde.studies.ladder_study import spearman
+        >>> print(spearman([1, 2, 3, 4, 5, 6], [2, 1, 4, 3, 6, 5]))
+        0.83 (0.33 to 1.00; 6 trials)
+    """
+    a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    value, low, high = math.nan, math.nan, math.nan
+    if len(a):
+        value = float(_correlations(a[None], b[None])[0])
+        some = np.random.default_rng(0).integers(len(a), size=(RESAMPLES, len(a)))
+        found = _correlations(a[some], b[some])
+        tail = (1 - CONFIDENCE) / 2
+        if np.isfinite(found).any():
+            low, high = map(float, np.nanquantile(found, (tail, 1 - tail)))
+    return Correlation(value, low, high, len(a))
+
+
+def _correlations(a: Rows, b: Rows) -> Rows:
+    """Pearson's correlation of the ranks, of each row; NaN where a row is all alike."""
+    of_a, of_b = (ranks(rows) - (rows.shape[1] + 1) / 2 for rows in (a, b))
+    sizes = np.sqrt((of_a**2).sum(1) * (of_b**2).sum(1))
+    found: Rows = np.full(len(sizes), np.nan)
+    np.divide((of_a * of_b).sum(1), sizes, out=found, where=sizes > 0)
+    return found
+
+
+def ranks(rows: Rows) -> Rows:
+    """Ranks from 1 within each row; values that are alike share their mean rank."""
+    known, place = np.unique(rows, return_inverse=True)
+    place = place.reshape(rows.shape)
+    counts = np.zeros((len(rows), len(known)))
+    np.add.at(counts, (np.arange(len(rows))[:, None], place), 1)
+    of_values = np.cumsum(counts, 1) - (counts - 1) / 2
+    found: Rows = np.take_along_axis(of_values, place, 1)
+    return found
+
+
+@dataclass(frozen=True)
+class Start:
+    """A trial, and what was seen before its first update.
+
+    Attributes:
+        group: its recurrence and lag.
+        lag: of its task.
+        seen: the predictors.
+        trial: what became of it.
+    """
+
+    group: str
+    lag: int
+    seen: Mapping[str, float]
+    trial: Trial
+
+
+def starts(results: Results) -> list[Start]:
+    """All trials of recurrences that are clipped, with what was seen at their start."""
+    return [
+        Start(row, lag, {name: _first(trial, name) for name in PREDICTORS}, trial)
+        for each in RECURRENCES.values()
+        if each.clip
+        for lag in LAGS
+        for row in [name_of(each.name, lag)]
+        for trial in results.trials(row)
+    ]
+
+
+def _first(trial: Trial, name: str) -> float:
+    """A number of the first look.
+
+    Where there is no horizon, the adjoint does not shrink; where a contribution has no logarithm,
+    it is 0.
+    """
+    value = trial.figures["inside"][name][0]
+    if value is None:
+        return math.inf if name == "horizon" else -math.inf
+    return float(value)
+
+
+def success_by(predictor: str, some: Sequence[Start]) -> Correlation:
+    """Between what was seen at the start and whether the task was solved."""
+    return spearman([s.seen[predictor] for s in some], [float(s.trial.solved) for s in some])
+
+
+def time_by(predictor: str, some: Sequence[Start]) -> Correlation:
+    """Between what was seen at the start and how many sequences it took, where it was solved."""
+    solved = [s for s in some if s.trial.solved]
+    return spearman([s.seen[predictor] for s in solved], [float(s.trial.sequences) for s in solved])
+
+
+def within(predictor: str, some: Sequence[Start], solved: bool) -> Correlation:
+    """The same among seeds of one recurrence and lag: ranks are taken within each, and pooled.
+
+    Args:
+        predictor: what was seen at the start.
+        some: the trials.
+        solved: whether success is to be told; otherwise the sequences it took.
+    """
+    x, y = list[float](), list[float]()
+    for group in dict.fromkeys(s.group for s in some):
+        own = [s for s in some if s.group == group and (solved or s.trial.solved)]
+        outcome = [float(s.trial.solved if solved else s.trial.sequences) for s in own]
+        if len(set(outcome)) < 2:
+            continue
+        for values, into in (([s.seen[predictor] for s in own], x), (outcome, y)):
+            into += (ranks(np.array([values]))[0] / (len(values) + 1)).tolist()
+    return spearman(x, y)
+
+
+def notes(results: Results) -> list[str]:
+    """Does what is seen before training tell whether, and how soon, the task will be solved?"""
+    found = starts(results)
+    if not found:
+        return []
+    said = []
+    for name, words in PREDICTORS.items():
+        said.append(
+            f"Rank correlation of {words} before training with success, over all trials: "
+            f"{success_by(name, found)}; with the sequences that success took: "
+            f"{time_by(name, found)}. Among seeds of the same recurrence and lag: "
+            f"{within(name, found, True)} and {within(name, found, False)}."
+        )
+    by_lag = [
+        f"{lag}: {success_by('reach', some)}"
+        for lag in LAGS
+        if (some := [s for s in found if s.lag == lag])
+    ]
+    said.append(f"Of the reach with success, lag by lag: {'; '.join(by_lag)}.")
+    return said
+
+
+def drawn(results: Results) -> dict[str, Any]:
+    """Success against lag, and networks side by side while they train."""
+    found = {"success against lag": success(results)}
+    for where, (lag, names) in BESIDE.items():
+        if any(results.trials(name_of(name, lag)) for name in names):
+            found[f"inside, {where}"] = inside(results, lag, names, where)
+    return found
+
+
+def success(results: Results) -> Any:
+    """An Altair chart of success against lag."""
+    shown = []
+    for each in RECURRENCES.values():
+        outcomes = [(lag, results.outcome(name_of(each.name, lag))) for lag in LAGS]
+        run = [(lag, outcome.share) for lag, outcome in outcomes if outcome is not None]
+        if each.clip and run:
+            shown.append((each.title, run))
+    return charts.success_by_lag(
+        [title for title, _ in shown],
+        [[lag for lag, _ in run] for _, run in shown],
+        [[share for _, (share, _) in run] for _, run in shown],
+        [[low for _, (_, (low, _)) in run] for _, run in shown],
+        [[high for _, (_, (_, high)) in run] for _, run in shown],
+        f"One symbol is to be told after so many steps of distractors, within {BUDGET:,} "
+        f"sequences; 16 units, Adam, {TRIALS} seeds.",
+    )
+
+
+def inside(results: Results, lag: int, names: Sequence[str], where: str) -> Any:
+    """An Altair chart of the first seed of several recurrences while they train.
+
+    Args:
+        results: of the ladder.
+        lag: of the task.
+        names: of the recurrences.
+        where: for the title.
+    """
+    trials = {RECURRENCES[name].title: results.trials(name_of(name, lag)) for name in names}
+    first = {title: found[0] for title, found in trials.items() if found}
+
+    def curves(name: str, part: int | None = None) -> dict[str, list[tuple[float, float]]]:
+        return {title: over_training(trial, name, part) for title, trial in first.items()}
+
+    quantities = [
+        Quantity("reach (steps)", curves("reach"), needed=lag),
+        Quantity("log2 at the lag", curves("needed")),
+        Quantity("carousel alone", curves("crossings", 0)),
+        Quantity("time constant", curves("time_constants", 1), log=True, needed=lag),
+    ]
+    return charts.inside_training(
+        list(first),
+        {title: trial.solved for title, trial in first.items()},
+        quantities,
+        f"Inside while they train, {where}",
+    )
+
+
+def over_training(trial: Trial, name: str, part: int | None = None) -> list[tuple[float, float]]:
+    """(update, value) of a figure, or of a part of it, where there is one."""
+    seen = trial.figures["inside"]
+    pairs = zip(seen["updates"], seen[name], strict=True)
+    values = [(at, value if part is None or value is None else value[part]) for at, value in pairs]
+    return [(float(at), float(value)) for at, value in values if value is not None]
+
+
+STUDY = Study(
+    "ladder",
+    "How far back does each recurrence learn to look?",
+    "the claim that a plain RNN learns over ten steps and an LSTM over a thousand; after "
+    "experiment 2c of Hochreiter and Schmidhuber (1997)",
+    f"at least 99 % of {FirstSymbol.judged_on} fresh sequences are right, within "
+    f"{BUDGET:,} training sequences",
+    rows(),
+    table=table,
+    notes=notes,
+    charts=drawn,
+)

@@ -1,0 +1,209 @@
+"""The compiled backward recursion against the eager one, which others hold against autograd."""
+
+import ctypes
+import math
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from retrograde.cells import GRU, GRU2014, LSTM, Elman
+from retrograde.cells.base import standard_shapes
+from retrograde.cells.generations import TABLE, generations
+from retrograde.compiled import library as loading
+from retrograde.compiled import passes
+from retrograde.engine import unroll
+from retrograde.engine.boundary import Boundary, Read
+from retrograde.engine.scan import COMPILED, EAGER, Entering, backend
+from support.backends import BACKENDS, using
+from support.problems import MORE, PROBLEMS
+
+pytestmark = pytest.mark.skipif(
+    "compiled" not in BACKENDS, reason="the compiled backend was not built"
+)
+
+
+@pytest.fixture(autouse=True)
+def _whatever_the_environment_asks_for():
+    with using("compiled"):
+        yield
+
+
+def drawn(*shape, dtype=torch.float64, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def cell_of(kind, inputs, hidden, dtype=torch.float64):
+    others = {"gru": (GRU, 3), "gru-2014": (GRU2014, 3), "elman": (Elman, 1)}
+    make, gates = others.get(kind, (LSTM, 0))
+    shapes = standard_shapes(gates, inputs, hidden)
+    if make is LSTM:
+        shapes = generations[kind].shapes(inputs, hidden)
+    weights = {
+        name: 0.7 * drawn(*shape, dtype=dtype, seed=n)
+        for n, (name, shape) in enumerate(shapes.items())
+    }
+    return make(**weights, **({"generation": kind} if make is LSTM else {}))
+
+
+KINDS = (*(row.name for row in TABLE), "gru", "gru-2014", "elman")
+
+
+def chunk_of(cell, steps, batch):
+    dtype = next(iter(cell.parameters.values())).dtype
+    x = drawn(steps, batch, cell.input_size, dtype=dtype, seed=9)
+    initial = drawn(batch, cell.state_size, dtype=dtype, seed=8)
+    return unroll(cell, x, initial).chunk(0, steps)
+
+
+def entering(chunk, started, grows, given=True, first=0, back=True):
+    """A row more at each step that `grows` says so of, counted from the last one."""
+    _, B, S = chunk.steps.state.shape
+    count = len(chunk) - first
+    rows = [started]
+    for step in range(1, count):
+        rows.append(rows[-1] + grows(step))
+    values = drawn(count, B, S, dtype=chunk.steps.state.dtype, seed=3) if given else None
+    return Entering(first, rows[::-1], values, back)
+
+
+CASES = {  # none, one at each step, every other step, and a part of the chunk
+    "carried": lambda chunk, N: entering(chunk, N, lambda step: 0, given=False),
+    "added": lambda chunk, N: entering(chunk, N, lambda step: 0),
+    "opened": lambda chunk, N: entering(chunk, N, lambda step: 1, back=False),
+    "both": lambda chunk, N: entering(chunk, N, lambda step: step % 2, first=len(chunk) // 3),
+}
+
+
+def compare(chunk, given, start, tolerance):
+    """Both backends, relative to the largest number of each result."""
+    ours, theirs = (each.pull_back(chunk, start, given) for each in (COMPILED, EAGER))
+    results = [(ours.values, theirs.values), (ours.norms, theirs.norms)]
+    assert (ours.back is None) == (theirs.back is None) == (not given.back)
+    if ours.back is not None:
+        assert ours.back.shape == theirs.back.shape  # the last row is spare
+        results.append((ours.back[:-1], theirs.back[:-1]))
+    for one, other in results:
+        assert one.shape == other.shape
+        atol = tolerance * float(other.abs().max())
+        torch.testing.assert_close(one, other, rtol=0, atol=atol)
+    for step, count in enumerate(given.rows):
+        assert not ours.values[count:, step].any() and not ours.norms[count:, step].any()
+    assert ours.values.is_contiguous()
+    return ours
+
+
+@pytest.mark.parametrize("problem", PROBLEMS + MORE, ids=lambda problem: problem.name)
+def test_every_cell_that_is_no_function(problem):
+    chunk = chunk_of(problem.make(), 5, 3)
+    assert (chunk.compiled is None) == bool(chunk.plan.functions)
+    for case in CASES.values():
+        for rows in (2, 19):  # through the weights, and through the Jacobian of each sample
+            start = drawn(rows, 3, chunk.cell.state_size)
+            compare(chunk, case(chunk, rows), start, 1e-13)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sizes_that_are_no_multiple_of_anything(kind):
+    for steps, batch, hidden, rows in ((1, 1, 1, 1), (7, 13, 19, 6), (6, 1, 33, 40)):
+        for dtype, tolerance in ((torch.float64, 1e-13), (torch.float32, 3e-6)):
+            chunk = chunk_of(cell_of(kind, 2, hidden, dtype), steps, batch)
+            start = drawn(rows, batch, chunk.cell.state_size, dtype=dtype, seed=1)
+            for case in CASES.values():
+                compare(chunk, case(chunk, rows), start, tolerance)
+
+
+@pytest.mark.parametrize("kind", ("lstm-2002", "gru-2014"))
+def test_every_instruction_set(monkeypatch, kind):
+    opened = ctypes.CDLL(str(loading.PATH))
+    for number in range(len(loading._instruction_sets(opened))):
+        one = loading._of(opened, number)
+        monkeypatch.setattr(passes, "library", lambda one=one: one)
+        for rows in (2, 20):
+            chunk = chunk_of(cell_of(kind, 2, 29), 5, 3)
+            start = drawn(rows, 3, chunk.cell.state_size)
+            compare(chunk, CASES["both"](chunk, rows), start, 1e-13)
+
+
+@pytest.mark.parametrize("batch, rows", ((5, 20), (1, 80), (70, 1)))
+def test_any_number_of_threads_gives_the_same_bits(batch, rows):
+    """Samples are shared out, or rows where there are fewer samples than threads."""
+    chunk, before = chunk_of(cell_of("lstm-2002", 2, 40), 6, batch), torch.get_num_threads()
+    start, found = drawn(rows, batch, chunk.cell.state_size), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        try:
+            found.append(COMPILED.pull_back(chunk, start, CASES["both"](chunk, rows)))
+        finally:
+            torch.set_num_threads(before)
+    for other in found[1:]:
+        assert torch.equal(other.values, found[0].values)
+        assert torch.equal(other.norms, found[0].norms)
+        assert torch.equal(other.back[:-1], found[0].back[:-1])
+
+
+@pytest.mark.parametrize("kind", ("lstm-2002", "gru", "gru-2014", "elman"))
+def test_what_is_not_finite_goes_where_it_goes_in_the_eager_backend(kind):
+    """NaN and infinities, in the rows, what enters, a factor and a weight."""
+    for value in (math.nan, math.inf, -math.inf):
+        for place in ("start", "given", "state", "weight"):
+            for rows in (2, 19):
+                cell = cell_of(kind, 2, 5)
+                if place == "weight":
+                    cell.weight_hh[2, 3] = value
+                chunk = chunk_of(cell_of(kind, 2, 5), 6, 3)
+                chunk = replace(chunk, cell=cell)
+                if place == "state":
+                    chunk.steps.activations[next(iter(chunk.steps.activations))][3, 1, 2] = value
+                start, given = drawn(rows, 3, cell.state_size), CASES["both"](chunk, rows)
+                if place == "start":
+                    start[1, 2, 3] = value
+                if place == "given":
+                    given.values[2, 1, 4] = value
+                ours, theirs = (one.pull_back(chunk, start, given) for one in (COMPILED, EAGER))
+                for one, other in ((ours.values, theirs.values), (ours.norms, theirs.norms)):
+                    assert torch.equal(one.isfinite(), other.isfinite())
+                assert not ours.norms.isfinite().all()
+
+
+def test_any_layout_and_boundaries():
+    """Plain factors between steps are run, what mixes units is left to the eager backend."""
+    chunk = chunk_of(cell_of("lstm-2002", 2, 5), 6, 3)
+    start = drawn(10, 3, 7).transpose(0, 2)
+    given = CASES["added"](chunk, 7)
+    given = replace(given, values=given.values.transpose(1, 2).contiguous().transpose(1, 2))
+    assert not start.is_contiguous() and not given.values.is_contiguous()
+    plain = compare(chunk, given, start, 1e-13)
+    kept = torch.rand(3, 10, generator=torch.Generator().manual_seed(1)) > 0.3
+    one = Boundary.detached(drawn(3, 10), kept)
+    mixing = replace(one, reads=(Read(kept.double(), torch.arange(30).flip(0).view(3, 10)),))
+    for boundary in (one, mixing):
+        for steps in ((0,), (2, 5)):
+            bounded = replace(chunk, boundaries=dict.fromkeys(steps, boundary))
+            other = compare(bounded, given, start, 1e-13)
+            assert not torch.equal(other.back[:-1], plain.back[:-1])
+
+
+def test_the_environment_chooses():
+    assert backend() is COMPILED
+    with using("eager"):
+        assert backend() is EAGER
+        assert chunk_of(cell_of("gru", 2, 3), 2, 2).compiled is None
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
+def test_states_of_every_cell(monkeypatch, problem):
+    """Between boundaries, with samples that end early, in pieces, also beside each other."""
+    monkeypatch.setattr(sys.modules["retrograde.engine.unroll"], "TOGETHER", 4)
+    cell = problem.make()
+    x, initial = drawn(11, 3, cell.input_size), drawn(3, cell.state_size, seed=1)
+    kept = torch.rand(initial.shape, generator=torch.Generator().manual_seed(2)) > 0.3
+    one = Boundary.detached(drawn(*initial.shape, seed=3), kept)
+    for boundaries in ({}, {0: one, 6: one, 7: one}):
+        for lengths in (None, torch.tensor([11, 2, 6])):
+            found = []
+            for name in ("compiled", "eager"):
+                with using(name):
+                    found.append(unroll(cell, x, initial, False, boundaries, lengths).states)
+            torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)

@@ -1,0 +1,169 @@
+"""The ladder: what is seen inside is what the package says, and trials repeat."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr  # an independent rank correlation
+
+import retrograde
+from retrograde.studies import STUDIES, Machine, Part, Results, Trial
+from retrograde.studies import ladder as ladder_module
+from retrograde.studies.ladder import (
+    BATCH,
+    LAGS,
+    RECURRENCES,
+    Inside,
+    Ladder,
+    learned,
+    made,
+    passed,
+)
+from retrograde.studies.ladder_study import STUDY, notes, ranks, spearman, starts, within
+from retrograde.tasks import FirstSymbol
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+
+def drawn(lag: int, seed: int = 0):
+    return FirstSymbol(lag).draw(BATCH, torch.Generator().manual_seed(seed))
+
+
+def test_the_first_symbol_is_the_answer_and_the_rest_are_distractors():
+    sequences = drawn(9)
+    read = sequences.x.argmax(2)
+    assert torch.equal(read[0] - 4, sequences.y[-1].argmax(1))
+    assert read.shape == (10, BATCH) and int(read[1:].max()) < 4
+    assert sequences.due.sum() == BATCH and sequences.due[-1].all()
+
+
+@pytest.mark.parametrize("name", RECURRENCES)
+def test_what_is_seen_inside_is_what_the_package_says(name):
+    lag = 12
+    model, sequences = made(RECURRENCES[name], lag, 3), drawn(lag)
+    inside = Inside(model)
+    loss, answers = inside.look(0, sequences, crossings=True)
+    seen = {key: values[0] for key, values in inside.figures.items()}
+    model.zero_grad()
+    with retrograde.record(model) as recording:
+        again, _ = passed(model, sequences, recorded=True)
+    flow = retrograde.decompose(recording)
+    assert seen["loss"] == pytest.approx(again, rel=1e-3) == pytest.approx(loss, rel=1e-3)
+    assert answers.shape == (BATCH, 2) and flow.residual.ok
+    assert seen["reach"] == flow.reach
+    sizes = flow.by_time().log2[-1].flip(0)
+    assert seen["needed"] == pytest.approx(float(sizes[lag] - sizes[0]), abs=1e-2)
+    rate = -1 / flow.half_life
+    assert (seen["horizon"] is None) == (rate >= 0)
+    if rate < 0:
+        assert seen["horizon"] == pytest.approx(math.log2(100) / -rate, rel=1e-3)
+    if name.startswith("rnn"):
+        assert seen["crossings"] is None and seen["time_constants"] is None
+        return
+    crossings = flow.by_crossing(max_crossings=1).sum("lag").share
+    assert seen["crossings"] == pytest.approx(crossings.tolist(), rel=1e-3, abs=1e-4)
+    gates = retrograde.spectrum(recording).memory.time_constants
+    constants = next(iter(gates.values()), None)
+    if name.startswith(("cec", "lstm-1997")):
+        assert seen["time_constants"] == [None, None]  # its gate stands at 1
+    else:
+        expected = [float(constants.median()), float(constants.max())]
+        assert seen["time_constants"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_trial_is_its_seeds_alone():
+    run = Ladder(RECURRENCES["rnn"], 5)
+    told = []
+    both = run([0, 7], 1600, progress=lambda *words: told.append(words))
+    (alone,) = run([7], 1600)
+    assert both[1] == alone and both[0] != alone
+    assert all(trial.solved for trial in both) and both[0].sequences < 1600
+    assert told and all(done <= total == 1600 for done, total, _ in told)
+    assert len(both[0].figures["inside"]["updates"]) > len(alone.figures["inside"]["updates"]) == 2
+
+
+def test_a_budget_ends_a_trial_and_clipping_has_an_effect():
+    seeds, lag, budget = [1], 100, 3 * BATCH
+    clipped, free = (
+        Ladder(RECURRENCES[name], lag)(seeds, budget)[0]
+        for name in ("rnn-identity", "rnn-identity-unclipped")
+    )
+    assert (clipped.solved, clipped.sequences) == (False, budget)
+    assert clipped.figures["first"][0] == free.figures["first"][0]
+    assert clipped.figures["first"] != free.figures["first"]
+
+
+def test_a_training_that_leaves_the_numbers_ends(monkeypatch):
+    monkeypatch.setattr(ladder_module, "RATE", 1e30)
+    (trial,) = Ladder(RECURRENCES["rnn-identity-unclipped"], 30)([1], 100 * BATCH)
+    assert not trial.solved and trial.sequences < 100 * BATCH
+    assert trial.figures["inside"]["reach"][-1] is None
+
+
+class Knowing(torch.nn.Module):
+    """Answers with the first symbol, but for a number of sequences in all."""
+
+    def __init__(self, wrong: int):
+        super().__init__()
+        self.wrong = wrong
+
+    def forward(self, x):
+        answers = x[0, :, 4:].clone()
+        flipped = min(self.wrong, len(answers))
+        self.wrong -= flipped
+        answers[:flipped] = answers[:flipped].flip(1)
+        return answers
+
+
+@pytest.mark.parametrize(("wrong", "solved"), [(0, True), (10, True), (11, False)])
+def test_success_is_99_in_100_fresh_sequences(wrong, solved):
+    generator = torch.Generator().manual_seed(0)
+    assert learned(Knowing(wrong), FirstSymbol(3), generator) is solved
+
+
+def test_the_rows_are_all_recurrences_at_all_lags():
+    names = {row.name for row in STUDY.rows}
+    assert STUDIES["ladder"] is STUDY and len(names) == len(STUDY.rows)
+    assert {f"{name}-{lag}" for name in ("rnn", "cec", "gru", "chrono") for lag in LAGS} <= names
+    assert all(row.trials >= 10 for row in STUDY.rows)
+    assert len({row.budget for row in STUDY.rows}) == 1
+
+
+def test_rank_correlations_are_those_of_scipy():
+    generator = np.random.default_rng(0)
+    x = generator.integers(5, size=60)  # with ties
+    y = x + generator.normal(size=60) * 4
+    found = spearman(x.tolist(), y.tolist())
+    assert found.value == pytest.approx(spearmanr(x, y).statistic)
+    assert found.low < found.value < found.high
+    assert ranks(np.array([[3.0, 1.0, 3.0, math.inf]])).tolist() == [[2.5, 1.0, 2.5, 4.0]]
+    assert math.isnan(spearman([1, 1, 1], [0, 1, 0]).value) and "none" in str(spearman([], []))
+
+
+def results_with(reaches, solved) -> Results:
+    """Two recurrences at two lags: success by reach, in each of them."""
+    trials = tuple(
+        Trial(
+            seed,
+            160 * (seed + 1),
+            bool(solved[seed]),
+            {"inside": {"reach": [reach], "horizon": [None], "needed": [-float(seed)]}},
+        )
+        for seed, reach in enumerate(reaches)
+    )
+    names = ("rnn-10", "gru-10", "rnn-20", "gru-20")
+    return Results("ladder", tuple(Part(name, 16_000, Machine.here(), trials) for name in names))
+
+
+def test_what_the_results_say_of_the_reach_before_training():
+    results = results_with([1, 2, 3, 4, 5, 6], [0, 0, 0, 1, 1, 1])
+    found = starts(results)
+    assert len(found) == 24
+    assert within("reach", found, solved=True).value == pytest.approx(
+        spearmanr([1, 2, 3, 4, 5, 6] * 4, [0, 0, 0, 1, 1, 1] * 4).statistic
+    )
+    assert within("reach", found, solved=False).value == pytest.approx(1)
+    words = notes(results)
+    assert "none can be told (24 trials)" in words[1]  # no horizon anywhere: all alike
+    assert words[-1].startswith("Of the reach with success, lag by lag: 10: 0.88")
