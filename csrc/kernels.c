@@ -103,5 +103,6 @@ static const real EXP[] = {
 #include "passes.h"
 #include "online.h"
 #include "scan.h"
+#include "sizes.h"
 
-const struct kernels RETROGRADE_NAME = {VECTOR_BYTES, forward, backward, scan, learn};
+const struct kernels RETROGRADE_NAME = {VECTOR_BYTES, forward, backward, scan, sizes, learn};

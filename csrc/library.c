@@ -74,3 +74,8 @@ EXPORTED int64_t retrograde_learn(int64_t set, int64_t is_double, const struct o
 EXPORTED int64_t retrograde_scan(int64_t set, int64_t is_double, const struct scan *scan) {
   return kernels_of(set, is_double)->scan(scan);
 }
+
+EXPORTED int64_t retrograde_sizes(
+    int64_t set, int64_t is_double, const struct sizes_of_rows *sizes) {
+  return kernels_of(set, is_double)->sizes(sizes);
+}

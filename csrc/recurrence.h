@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#define RETROGRADE_INTERFACE 3
+#define RETROGRADE_INTERFACE 4
 
 enum cell { LSTM, ELMAN, GRU, GRU_2014 };
 enum gate { INPUT = 1, FORGET = 2, CELL = 4, OUTPUT = 8, COUPLED = 16 };
@@ -122,6 +122,16 @@ struct node {
   struct factor scale;
 };
 
+/* Nodes in the order in which they are computed; those with a slot in the order of the state. What
+   the others need of these arrays follows one another in the same order. */
+struct program {
+  int64_t nodes, products;
+  const struct node *all_nodes;
+  const struct product *all_products;
+  const struct segment *all_segments;
+  const struct term *all_terms;
+};
+
 /* Neighbouring steps, and the rows that go through them. */
 struct scan {
   /* Steps, samples, the size of the state; rows that have a start; the first step in the chunk. */
@@ -137,23 +147,45 @@ struct scan {
   const int64_t *boundaries;
   /* Results: [N, K, B, S], [N, K], and [N, B, S] or NULL, where N is rows[0]. */
   void *values, *norms, *back;
-  /* Nodes in the order in which they are computed; those with a slot in the order of the state. */
-  int64_t nodes, products;
-  const struct node *all_nodes;
-  const struct product *all_products;
-  const struct segment *all_segments;
-  const struct term *all_terms;
+  struct program program;
+};
+
+/* Adjoints of some blocks side by side, [B, blocks * height], and how many operands they have. */
+struct group {
+  int64_t height, blocks, segments, operands;
+};
+
+/* How large what rows make of parameters is: || sum_b da_b (x) u_b || for each operand u. */
+struct sizes_of_rows {
+  /* Steps, samples, the size of the state, rows, the first step in the chunk, steps of that. */
+  int64_t steps, samples, size, rows, first, all_steps;
+  int64_t parts;
+  parallel_function parallel;
+  /* Rows [N, K, B, S] with these strides in elements, those of a step next to each other. */
+  const void *values;
+  int64_t row, step;
+  /* Products <u_b, u_b'> of the operands of all groups, [U, all steps, B, B]. */
+  const double *operands;
+  /* Results: the squares, and whether they cancel too far to be trusted, [U, N, K]. */
+  double *squares;
+  uint8_t *cancels;
+  int64_t groups;
+  const struct group *all_groups;
+  const struct segment *of_groups;
+  struct program program; /* the nodes that the groups need, none with a slot */
 };
 
 /* 0, or 1 where there was not enough memory. */
 typedef int64_t (*pass_function)(const struct pass *pass);
 typedef int64_t (*scan_function)(const struct scan *scan);
+typedef int64_t (*sizes_function)(const struct sizes_of_rows *sizes);
 typedef int64_t (*online_function)(const struct online *online);
 
 struct kernels {
   int64_t bytes; /* of a vector, to which rows of activations are padded */
   pass_function forward, backward;
   scan_function scan;
+  sizes_function sizes;
   online_function learn;
 };
 

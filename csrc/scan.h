@@ -17,16 +17,31 @@ struct rows {
   int64_t sample, row;
 };
 
+/* A program made ready to be run. */
+struct runner {
+  const struct program *program;
+  const real *packed[SCAN_PRODUCTS];     /* the weights of each product */
+  int64_t width, side_by_side, jacobian; /* numbers of: a product's row, a row of blocks, one J */
+  int64_t registers, of_registers;       /* how many, and the numbers of a row of all of them */
+  int64_t of_packed, work;               /* numbers of all weights; multiplications of a row */
+};
+
 struct scan_run {
   const struct scan *scan;
-  const real *packed[SCAN_PRODUCTS]; /* the weights of each product */
-  double *squares;                   /* of the norms, [B, N, K] */
+  struct runner runner;
+  double *squares; /* of the norms, [B, N, K] */
   real *scratch;
   int64_t of_task;
   int64_t groups, row_parts; /* tasks: groups of samples times parts of the rows */
-  int64_t samples, rows;     /* the most of a task */
-  int64_t width, side_by_side, jacobian; /* numbers of: a product's row, a row of blocks, one J */
 };
+
+/* Where the scratch of some rows of some samples lies; registers[0] holds the rows. */
+struct work_rows {
+  struct rows registers[SCAN_NODES + 1];
+  real *blocks, *c, *jacobian;
+};
+
+INLINE int64_t most_of(int64_t one, int64_t other) { return one > other ? one : other; }
 
 INLINE const real *factor_at(const struct factor *f, int64_t step, int64_t sample, int64_t block) {
   return (const real *)f->at + step * f->step + sample * f->sample + block * f->block;
@@ -98,13 +113,14 @@ INLINE void sum_terms(
 
 /* A product of a node: its rows [samples * rows, width] in c; added to what is there, if `add`. */
 static void scan_product(
-    const struct scan_run *run, const struct product *product, const struct segment *segments,
-    const real *packed, const struct rows *registers, int64_t step, int64_t sample, int64_t samples,
-    int64_t rows, int few, int add, real *blocks, real *jacobian, real *c) {
+    const struct runner *run, const struct product *product, const struct segment *segments,
+    const real *packed, const struct work_rows *w, int64_t step, int64_t sample, int64_t samples,
+    int64_t rows, int few, int add) {
+  real *blocks = w->blocks, *jacobian = w->jacobian, *c = w->c;
   const int64_t vectors = padded_to(product->width, V) / V, c_row = run->width;
   const int64_t H = product->height, depth = product->blocks * H;
   for (const struct segment *s = segments; s < segments + product->segments; s++) {
-    struct rows source = registers[s->source];
+    struct rows source = w->registers[s->source];
     source.at += s->start;
     if (few || s->blocks == 1) {
       const int64_t row_size = run->side_by_side;
@@ -141,9 +157,10 @@ static void scan_product(
 /* The rows of a group of samples through one step: registers[0] is what is pulled back, `before`
    what comes back. */
 static void through_step(
-    const struct scan_run *run, struct rows *registers, struct rows before, int64_t step,
-    int64_t sample, int64_t samples, int64_t rows, int few, real *blocks, real *jacobian, real *c) {
-  const struct scan *p = run->scan;
+    const struct runner *run, struct work_rows *w, struct rows before, int64_t step,
+    int64_t sample, int64_t samples, int64_t rows, int few) {
+  const struct program *p = run->program;
+  struct rows *registers = w->registers;
   const struct term *term = p->all_terms;
   const struct product *product = p->all_products;
   const struct segment *segment = p->all_segments;
@@ -151,8 +168,7 @@ static void through_step(
   for (const struct node *node = p->all_nodes; node < p->all_nodes + p->nodes; node++) {
     for (int64_t i = 0; i < node->products; i++, product++, number++) {
       scan_product(
-          run, product, segment, run->packed[number], registers, step, sample, samples, rows, few,
-          i > 0, blocks, jacobian, c);
+          run, product, segment, run->packed[number], w, step, sample, samples, rows, few, i > 0);
       segment += product->segments;
     }
     struct rows out = before;
@@ -169,7 +185,7 @@ static void through_step(
         factors[t] = term[t].factor.at ? factor_at(&term[t].factor, step, sample + b, 0) : 0;
       }
       const real *scale = node->scale.at ? factor_at(&node->scale, step, sample + b, 0) : 0;
-      const real *start = node->products ? c + b * rows * run->width : 0;
+      const real *start = node->products ? w->c + b * rows * run->width : 0;
       real *to = out.at + b * out.sample;
       if (node->terms == 1 && !start && !scale)
         sum_terms(1, sources, factors, rows, node->width, 0, 0, 0, to, out.row);
@@ -184,6 +200,62 @@ static void through_step(
     }
     term += node->terms;
   }
+}
+
+/* What a program needs; the weights are not packed yet. */
+static struct runner runner_of(const struct program *p) {
+  struct runner r = {.program = p};
+  const struct product *product = p->all_products;
+  const struct segment *segment = p->all_segments;
+  for (int64_t i = 0; i < p->products; i++, product++) {
+    int64_t padded = padded_to(product->width, V);
+    r.of_packed += padded_to(product->blocks * product->height * padded, 64);
+    r.work += product->blocks * product->height * padded;
+    r.width = most_of(r.width, odd_row(padded));
+    r.jacobian = most_of(r.jacobian, product->height * padded);
+    for (int64_t s = 0; s < product->segments; s++, segment++)
+      r.side_by_side = most_of(r.side_by_side, odd_row(segment->blocks * product->height + V));
+  }
+  for (const struct node *node = p->all_nodes; node < p->all_nodes + p->nodes; node++)
+    if (node->slot < 0) {
+      r.of_registers += odd_row(node->width + V);
+      r.registers++;
+    }
+  return r;
+}
+
+static void pack_all(struct runner *r, real **free_) {
+  const struct product *product = r->program->all_products;
+  for (int64_t i = 0; i < r->program->products; i++, product++) {
+    int64_t depth = product->blocks * product->height, padded = padded_to(product->width, V);
+    real *to = taken(free_, depth * padded);
+    struct grouped ks = {1, depth, depth}, ns = {1, product->width, padded};
+    pack(to, product->matrix, product->by_row, product->by_column, ks, ns);
+    r->packed[i] = to;
+  }
+}
+
+/* Numbers of scratch that `work_on` takes. */
+static int64_t of_work(const struct runner *r, int64_t size, int64_t rows) {
+  return (r->registers + 4) * 64 + r->jacobian +
+         rows * (odd_row(size + V) + r->of_registers + r->side_by_side + r->width);
+}
+
+static struct work_rows work_on(
+    const struct runner *r, int64_t size, int64_t samples, int64_t rows, real **free_) {
+  struct work_rows w;
+  int64_t number = 0, row = odd_row(size + V), both = samples * rows;
+  w.registers[0] = (struct rows){taken(free_, both * row), rows * row, row};
+  const struct program *p = r->program;
+  for (const struct node *node = p->all_nodes; node < p->all_nodes + p->nodes; node++)
+    if (node->slot < 0) {
+      int64_t wide = odd_row(node->width + V);
+      w.registers[++number] = (struct rows){taken(free_, both * wide), rows * wide, wide};
+    }
+  w.blocks = taken(free_, both * r->side_by_side);
+  w.c = taken(free_, both * r->width);
+  w.jacobian = taken(free_, r->jacobian);
+  return w;
 }
 
 /* A row to where it is asked for, and the sum of its squares. */
@@ -219,19 +291,10 @@ static void scan_tasks(int64_t begin, int64_t end, void *context) {
     int64_t sample = B * group / run->groups, samples = B * (group + 1) / run->groups - sample;
     int64_t first = N * part / run->row_parts, most = N * (part + 1) / run->row_parts - first;
     real *free_ = run->scratch + task * run->of_task;
-    struct rows registers[SCAN_NODES + 1], before;
-    int64_t row = odd_row(S + V), number = 0;
-    registers[0] = (struct rows){taken(&free_, samples * most * row), most * row, row};
-    before = (struct rows){taken(&free_, samples * most * row), most * row, row};
-    for (const struct node *node = p->all_nodes; node < p->all_nodes + p->nodes; node++)
-      if (node->slot < 0) {
-        int64_t wide = odd_row(node->width + V);
-        registers[++number] =
-            (struct rows){taken(&free_, samples * most * wide), most * wide, wide};
-      }
-    real *blocks = taken(&free_, samples * most * run->side_by_side);
-    real *c = taken(&free_, samples * most * run->width);
-    real *jacobian = taken(&free_, run->jacobian);
+    struct work_rows w = work_on(&run->runner, S, samples, most, &free_);
+    struct rows *registers = w.registers, before = w.registers[0];
+    const int64_t row = before.row;
+    before.at = taken(&free_, samples * most * row);
 
     const int64_t started = between(p->started - first, most);
     for (int64_t b = 0; b < samples; b++)
@@ -258,8 +321,8 @@ static void scan_tasks(int64_t begin, int64_t end, void *context) {
         break;
       if (rows)
         through_step(
-            run, registers, before, p->first + k, sample, samples, rows, p->rows[k] <= FEW_ROWS,
-            blocks, jacobian, c);
+            &run->runner, &w, before, p->first + k, sample, samples, rows,
+            p->rows[k] <= FEW_ROWS);
       const real *passed = p->boundaries ? (const real *)p->boundaries[k] : 0;
       for (int64_t b = 0; passed && b < samples; b++) {
         struct rows one = {before.at + b * before.sample, 0, row};
@@ -294,29 +357,11 @@ static void scan_tasks(int64_t begin, int64_t end, void *context) {
   restore_denormals(control);
 }
 
-INLINE int64_t most_of(int64_t one, int64_t other) { return one > other ? one : other; }
-
 static int64_t scan(const struct scan *p) {
   const int64_t B = p->samples, K = p->steps, N = p->rows[0];
-  struct scan_run run = {.scan = p};
-  int64_t packed = 0, registers = 0, work = 0, of_registers = 0;
-  const struct product *product = p->all_products;
-  const struct segment *segment = p->all_segments;
-  for (int64_t i = 0; i < p->products; i++, product++) {
-    int64_t padded = padded_to(product->width, V);
-    packed += padded_to(product->blocks * product->height * padded, 64);
-    work += product->blocks * product->height * padded;
-    run.width = most_of(run.width, odd_row(padded));
-    run.jacobian = most_of(run.jacobian, product->height * padded);
-    for (int64_t s = 0; s < product->segments; s++, segment++)
-      run.side_by_side =
-          most_of(run.side_by_side, odd_row(segment->blocks * product->height + V));
-  }
-  for (const struct node *node = p->all_nodes; node < p->all_nodes + p->nodes; node++)
-    if (node->slot < 0)
-      of_registers += odd_row(node->width + V), registers++;
-
-  int64_t threads = work * N * B * K < SMALL_SCAN || !p->parallel || p->parts < 1 ? 1 : p->parts;
+  struct scan_run run = {.scan = p, .runner = runner_of(&p->program)};
+  int64_t work = run.runner.work * N * B * K;
+  int64_t threads = work < SMALL_SCAN || !p->parallel || p->parts < 1 ? 1 : p->parts;
   int64_t together = N < GROUPED_ROWS ? GROUPED_ROWS / N : 1;
   run.groups = (B + together - 1) / together;
   if (run.groups < threads)
@@ -324,25 +369,17 @@ static int64_t scan(const struct scan *p) {
   run.row_parts = run.groups < threads ? (threads + run.groups - 1) / run.groups : 1;
   if (run.row_parts > N)
     run.row_parts = N;
-  run.samples = (B + run.groups - 1) / run.groups;
-  run.rows = (N + run.row_parts - 1) / run.row_parts;
-  int64_t tasks = run.groups * run.row_parts, each = run.samples * run.rows;
-  run.of_task = (registers + 6) * 64 + run.jacobian +
-                each * (2 * odd_row(p->size + V) + of_registers + run.side_by_side + run.width);
+  int64_t tasks = run.groups * run.row_parts;
+  int64_t samples = (B + run.groups - 1) / run.groups;
+  int64_t each = samples * ((N + run.row_parts - 1) / run.row_parts);
+  run.of_task = of_work(&run.runner, p->size, each) + each * odd_row(p->size + V) + 64;
   int64_t of_squares = padded_to(B * N * K, 64) * (int64_t)(sizeof(double) / sizeof(real));
   void *raw;
-  real *free_ = memory(of_squares + packed + tasks * run.of_task, &raw);
+  real *free_ = memory(of_squares + run.runner.of_packed + tasks * run.of_task, &raw);
   if (!free_)
     return 1;
   run.squares = (double *)taken(&free_, of_squares);
-  product = p->all_products;
-  for (int64_t i = 0; i < p->products; i++, product++) {
-    int64_t depth = product->blocks * product->height, padded = padded_to(product->width, V);
-    real *to = taken(&free_, depth * padded);
-    struct grouped ks = {1, depth, depth}, ns = {1, product->width, padded};
-    pack(to, product->matrix, product->by_row, product->by_column, ks, ns);
-    run.packed[i] = to;
-  }
+  pack_all(&run.runner, &free_);
   run.scratch = free_;
   if (tasks < 2 || threads < 2 || p->parallel(0, tasks, 1, scan_tasks, &run))
     scan_tasks(0, tasks, &run);

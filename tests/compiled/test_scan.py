@@ -12,8 +12,10 @@ from retrograde.cells import GRU, GRU2014, LSTM, Elman
 from retrograde.cells.base import standard_shapes
 from retrograde.cells.generations import TABLE, generations
 from retrograde.compiled import library as loading
-from retrograde.compiled import passes
+from retrograde.compiled import passes, sizes
+from retrograde.decomposition.by_time import contribution_norms
 from retrograde.engine import unroll
+from retrograde.engine.adjoint import AdjointSpan
 from retrograde.engine.boundary import Boundary, Read
 from retrograde.engine.scan import COMPILED, EAGER, Entering, backend
 from support.backends import BACKENDS, using
@@ -190,6 +192,58 @@ def test_the_environment_chooses():
     with using("eager"):
         assert backend() is EAGER
         assert chunk_of(cell_of("gru", 2, 3), 2, 2).compiled is None
+
+
+def norms_of(chunk, values, first=0):
+    """What `contribution_norms` gives of some rows, by parameter."""
+    _, steps, _, _ = values.shape
+    exponent = torch.arange(len(values)).unsqueeze(1).expand(-1, steps)
+    lags = torch.zeros_like(exponent)
+    span = AdjointSpan(first, values, exponent, values.flatten(2).norm(dim=2), lags, chunk)
+    return {(name, more): log2 for name, more, log2 in contribution_norms(span)}
+
+
+def compare_norms(chunk, values, tolerance, first=0):
+    assert chunk.compiled_uses is not None
+    found = norms_of(chunk, values, first)
+    with using("eager"):
+        expected = norms_of(replace(chunk), values, first)
+    assert found.keys() == expected.keys()
+    for name, log2 in expected.items():
+        torch.testing.assert_close(found[name], log2, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
+def test_sizes_of_what_rows_make_of_parameters(problem):
+    chunk = chunk_of(problem.make(), 5, 3)
+    if chunk.plan.functions:
+        assert chunk.compiled_uses is None
+        return
+    values = drawn(19, 5, 3, chunk.cell.state_size, seed=4)
+    compare_norms(chunk, values, 1e-9)
+    compare_norms(chunk, values[::3, 1:4], 1e-9, first=1)  # any stride of rows and steps
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sizes_of_any_batch(kind):
+    """One sample, more than a tile of them, few and many rows."""
+    for batch, hidden, rows in ((1, 1, 1), (1, 19, 30), (6, 19, 3), (21, 33, 12)):
+        for dtype, tolerance in ((torch.float64, 1e-8), (torch.float32, 2e-3)):
+            chunk = chunk_of(cell_of(kind, 2, hidden, dtype), 4, batch)
+            values = drawn(rows, 4, batch, chunk.cell.state_size, dtype=dtype, seed=5)
+            values[0, 1] = 0
+            compare_norms(chunk, values, tolerance)
+
+
+def test_sizes_of_samples_that_cancel_are_those_of_the_parts():
+    """Two samples alike whose adjoints differ in sign, to one part in 2^20."""
+    cell = cell_of("gru", 2, 5)
+    x, initial = drawn(3, 1, 2).expand(-1, 2, -1), drawn(1, 5).expand(2, -1)
+    chunk = unroll(cell, x, initial).chunk(0, 3)
+    values = drawn(7, 3, 1, 5) * torch.tensor([1, -1 + 2.0**-20], dtype=torch.float64)[:, None]
+    (squares, *_), (cancels, *_) = sizes.squares(chunk.compiled_uses, 0, values)
+    assert cancels.all() and (squares < 1e-9 * values.square().sum((2, 3))).all()
+    compare_norms(chunk, values, 1e-6)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)

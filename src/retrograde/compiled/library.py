@@ -44,7 +44,7 @@ LESSON = (
 )
 """Those of `struct lesson`."""
 
-INTERFACE = 3
+INTERFACE = 4
 """RETROGRADE_INTERFACE in csrc/recurrence.h."""
 
 HOW = (
@@ -82,6 +82,7 @@ class Library:
             was not enough memory.
         learn: the on-line training of 1997, called in the same way.
         scan: the backward recursion of many rows, called in the same way (compiled/scan.py).
+        sizes: how large what they make of parameters is (compiled/sizes.py).
         vector: the bytes of a vector.
         instructions: the name of the instruction set.
         parallel: the address of torch's own loop over threads, 0 where torch has none.
@@ -91,6 +92,7 @@ class Library:
     backward: Mapping[torch.dtype, Callable[[object], int]]
     learn: Mapping[torch.dtype, Callable[[object], int]]
     scan: Mapping[torch.dtype, Callable[[object], int]]
+    sizes: Mapping[torch.dtype, Callable[[object], int]]
     vector: int
     instructions: str
     parallel: int
@@ -196,6 +198,7 @@ def _of(opened: ctypes.CDLL, number: int) -> Library:
         backward=functions("backward"),
         learn=functions("learn"),
         scan=functions("scan"),
+        sizes=functions("sizes"),
         vector=opened.retrograde_bytes(ctypes.c_int64(number)),
         instructions=_instruction_sets(opened)[number],
         parallel=_parallel(),

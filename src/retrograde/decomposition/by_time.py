@@ -17,7 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from retrograde.cells.forward_mode import jvp_of_parameters
-from retrograde.cells.reverse_mode import FormedGradients, Uses
+from retrograde.cells.reverse_mode import FormedGradients
+from retrograde.cells.reverse_mode import Uses as PulledUses
+from retrograde.compiled.sizes import Uses, squares
 from retrograde.decomposition.parts import Parts
 from retrograde.decomposition.rows import shares, summed
 from retrograde.engine.adjoint import AdjointSpan, backpropagate
@@ -57,6 +59,10 @@ def contribution_norms(span: AdjointSpan) -> Iterator[tuple[str, bool, Float[Ten
     A parameter whose rows follow from several adjoints comes several times, from the second time
     on with True.
     """
+    compiled = span.chunk.compiled_uses
+    if compiled is not None:
+        yield from _compiled_norms(span, compiled)
+        return
     for uses in span.adjoint.uses:
         log2 = _log2_norms(*_by_step(uses, len(span))) + span.exponent.unsqueeze(-1)
         for column, (name, first, _) in enumerate(uses.operands):
@@ -70,6 +76,27 @@ def contribution_norms(span: AdjointSpan) -> Iterator[tuple[str, bool, Float[Ten
                 found[name][some, k] = Scaled(parts, span.exponent[some, k]).log2_norms()
     for name, log2 in found.items():
         yield name, False, log2
+
+
+def _compiled_norms(
+    span: AdjointSpan, compiled: Uses
+) -> Iterator[tuple[str, bool, Float[Tensor, "N K"]]]:
+    """The same by the compiled library, which forms parts only where the sum of squares cancels."""
+    both = squares(compiled, span.here.start, span.values)
+    for number, ((_, named), found, cancels) in enumerate(
+        zip(span.chunk.plan.uses, *both, strict=True)
+    ):
+        log2 = torch.log2(found.clamp(min=0)) / 2
+        if bool(cancels.any()):
+            some = cancels.any(0)
+            rows = torch.nonzero(some.any(1)).squeeze(1)
+            pulled = span.pull_back(span.values[rows]).uses[number]
+            adjoint, operands = _by_step(pulled, len(span))
+            step = torch.arange(len(span), device=some.device).expand(len(rows), -1)[some[rows]]
+            log2[:, some] = _by_forming(adjoint[some[rows]], step, operands).T
+        log2 += span.exponent
+        for row, (use, first) in zip(log2, named, strict=True):
+            yield use.parameter, first > 0, row
 
 
 class ContributionShares:
@@ -216,7 +243,7 @@ def _blocks(
         yield from formed.blocks(FORMED)
 
 
-def _by_step(uses: Uses, steps: int) -> tuple[Float[Tensor, "N K B P"], Operands]:
+def _by_step(uses: PulledUses, steps: int) -> tuple[Float[Tensor, "N K B P"], Operands]:
     """Adjoints of several steps, and what they are multiplied by, step by step."""
 
     def apart(values: Tensor, axis: int) -> Tensor:

@@ -19,6 +19,7 @@ from retrograde.cells.reverse_mode import CellAdjoint
 from retrograde.cells.rewiring import Factors, scaled
 from retrograde.compiled.library import Library
 from retrograde.compiled.scan import Steps, steps_of
+from retrograde.compiled.sizes import Uses, uses_of
 from retrograde.compiled.states import library_for, states_of
 from retrograde.engine.boundary import Boundary
 from retrograde.engine.linear_states import by_blocks, linear_states
@@ -121,6 +122,12 @@ class Chunk:
         """The same for the compiled backend; None where it is not in use or cannot run it."""
         with no_autocast(self.steps.x.device):
             return steps_of(self.plan.folded, self.steps.previous)
+
+    @cached_property
+    def compiled_uses(self) -> Uses | None:
+        """What gradients follow from, likewise."""
+        with no_autocast(self.steps.x.device):
+            return uses_of(self.plan, self.steps.previous)
 
     def through(
         self,
