@@ -180,7 +180,7 @@ def _first(trial: Trial, name: str) -> float:
     Where there is no horizon, the adjoint does not shrink; where a contribution has no logarithm,
     it is 0.
     """
-    value = trial.figures["inside"][name][0]
+    value = trial.figures["inside"].get(name, [None])[0]
     if value is None:
         return math.inf if name == "horizon" else -math.inf
     return float(value)
@@ -281,11 +281,12 @@ def inside(results: Results, lag: int, names: Sequence[str], where: str) -> Any:
     def curves(name: str, part: int | None = None) -> dict[str, list[tuple[float, float]]]:
         return {title: over_training(trial, name, part) for title, trial in first.items()}
 
+    constants = curves("time_constants", 1)
     quantities = [
         Quantity("reach (steps)", curves("reach"), needed=lag),
         Quantity("log2 at the lag", curves("needed")),
-        Quantity("carousel alone", curves("crossings", 0)),
-        Quantity("time constant", curves("time_constants", 1), log=True, needed=lag),
+        Quantity("share of carousel", curves("crossings", 0)),
+        Quantity("time constant (steps)", constants, log=True, needed=lag),
     ]
     return charts.inside_training(
         list(first),
@@ -298,7 +299,7 @@ def inside(results: Results, lag: int, names: Sequence[str], where: str) -> Any:
 def over_training(trial: Trial, name: str, part: int | None = None) -> list[tuple[float, float]]:
     """(update, value) of a figure, or of a part of it, where there is one."""
     seen = trial.figures["inside"]
-    pairs = zip(seen["updates"], seen[name], strict=True)
+    pairs = zip(seen["updates"], seen.get(name, [None] * len(seen["updates"])), strict=True)
     values = [(at, value if part is None or value is None else value[part]) for at, value in pairs]
     return [(float(at), float(value)) for at, value in values if value is not None]
 
