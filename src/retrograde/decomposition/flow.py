@@ -350,7 +350,9 @@ class Flow(AbstractPass):
         if final is None:
             return None
         tolerance = max(AGREES, 32 * max(self._rounding, self.recorded.rounding or 0.0))
-        difference = torch.linalg.vector_norm(self.unrolled.states[-1] - final)
+        difference = torch.linalg.vector_norm(
+            self.unrolled.between(self.steps, self.steps)[0] - final
+        )
         return bool(difference <= tolerance * torch.linalg.vector_norm(final))
 
     def _likely_reason(self, off: Mapping[str, float], sensitive: bool) -> str:
