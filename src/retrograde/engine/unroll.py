@@ -25,7 +25,7 @@ from retrograde.engine.boundary import Boundary
 from retrograde.engine.linear_states import by_blocks, linear_states
 from retrograde.errors import ArgumentError
 
-CHUNK = 32
+CHUNK = 64
 """Steps that are recomputed together. Only the states are kept over the whole sequence."""
 
 TOGETHER = 2**12
