@@ -273,6 +273,62 @@ static void add_chunk(
   }
 }
 
+/* Whether all numbers of some rows are 0; a NaN is not. */
+static int all_zero(const real *from, int64_t rows, int64_t row, int64_t size) {
+  for (int64_t r = 0; r < rows; r++, from += row) {
+    int_vec found = {0};
+    for (int64_t j = 0; j < size; j += V)
+      found |= (int_vec)(load_some(from + j, size - j) != (vec){0});
+    for (int64_t k = 0; k < V; k++)
+      if (found[k])
+        return 0;
+  }
+  return 1;
+}
+
+/* Whether all numbers of some rows are finite, so that 0 times each of them is 0. */
+static int all_finite(const real *from, int64_t rows, int64_t row, int64_t size) {
+  vec sums[4] = {{0}, {0}, {0}, {0}};
+  for (int64_t r = 0; r < rows; r++, from += row) {
+    int64_t j = 0;
+    for (; j + 4 * V <= size; j += 4 * V)
+      UNROLL for (int n = 0; n < 4; n++) sums[n] += load(from + j + n * V) * 0;
+    for (; j < size; j += V)
+      sums[0] += load_some(from + j, size - j) * 0;
+  }
+  vec sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  for (int64_t k = 0; k < V; k++)
+    if (sum[k] != 0)
+      return 0;
+  return 1;
+}
+
+static int finite_weights(const struct pass *p, const struct sizes *s) {
+  int64_t H = p->hidden, rows = s->G * H;
+  return all_finite(p->weight_ih, rows, p->inputs, p->inputs) &&
+         all_finite(p->weight_hh, rows, H, H) &&
+         (!p->weight_ch || all_finite(p->weight_ch, peephole_count(p), H, H));
+}
+
+/* Whether no gradient comes to a step, neither from the loss nor from the steps after it. */
+static int nothing_comes(const struct back *at, int64_t kept) {
+  int64_t B = at->rows, H = at->hidden;
+  return all_zero(at->carried_h, B, at->carried_row, H) &&
+         all_zero(at->carried_c, B, at->carried_row, H) &&
+         (!at->by_h || all_zero(at->by_h, B, at->by_h_row, H)) &&
+         (!at->by_c || all_zero(at->by_c, B, at->by_c_row, H)) &&
+         (!at->by_kept || all_zero(at->by_kept, B, at->kept_row, kept));
+}
+
+/* Whether what a step gives to its gradients is 0 then, as 0 times infinity is not. What an LSTM
+   keeps is finite where its states are; `after` is whether those after the step are known to be. */
+static int nothing_given(const struct back *at, const struct pass *p, int64_t kept, int after) {
+  int64_t B = at->rows, H = at->hidden;
+  return all_finite(at->h_before, B, H, H) && all_finite(at->c_before, B, H, H) &&
+         (after || (all_finite(at->h, B, H, H) && all_finite(at->c, B, H, H))) &&
+         (p->cell == LSTM || all_finite(at->kept, B, at->kept_row, kept));
+}
+
 static void backward_parts(int64_t begin, int64_t end, void *context) {
   const struct run *run = context;
   const struct pass *p = run->pass;
@@ -294,7 +350,8 @@ static void backward_parts(int64_t begin, int64_t end, void *context) {
             carried[k] + row * s.h_row, by_n[k] + (first + row) * H, (size_t)H * sizeof(real));
     }
     int64_t in_chunk = 0;
-    int add = 0;
+    int64_t skipped = -1;     /* the last step that was skipped */
+    int add = 0, finite = -1; /* the weights: not known yet */
     for (int64_t step = p->steps - 1; step >= 0; step--) {
       int64_t t = time_of(p, step), now = (t * B + first) * H;
       int64_t before = (time_of(p, step - 1) * B + first) * H;
@@ -325,6 +382,18 @@ static void backward_parts(int64_t begin, int64_t end, void *context) {
           .by_c_row = p->by_c_sample,
           .carried_row = s.h_row,
       };
+      const real *x_t = (const real *)p->x + t * p->x_step + first * p->x_sample;
+      if (nothing_comes(&at, s.K * P)) {
+        if (finite < 0)
+          finite = finite_weights(p, &s);
+        if (finite && nothing_given(&at, p, s.K * P, skipped == step + 1) &&
+            all_finite(x_t, rows, p->x_sample, I)) {
+          skipped = step;
+          if (p->by_x)
+            memset((real *)p->by_x + (t * B + first) * I, 0, (size_t)(rows * I) * sizeof(real));
+          continue;
+        }
+      }
       switch (p->cell) {
       case LSTM:
         lstm_back_any(at, p);
@@ -359,20 +428,21 @@ static void backward_parts(int64_t begin, int64_t end, void *context) {
       if (!weights)
         continue;
       for (int64_t row = 0; row < rows; row++) {
-        const real *x = (const real *)p->x + t * p->x_step + (first + row) * p->x_sample;
-        copy_row(w.x + (top + row) * s.x_row, x, I, s.x_row);
+        copy_row(w.x + (top + row) * s.x_row, x_t + row * p->x_sample, I, s.x_row);
         copy_row(w.h + (top + row) * s.h_row, at.h_before + row * H, H, s.h_row);
         if (p->cell == GRU_2014)
           copy_row(
               w.q + (top + row) * s.h_row,
               at.kept + (row * s.K + 3) * P, H, s.h_row);
       }
-      if (++in_chunk == s.chunk || step == 0) {
+      if (++in_chunk == s.chunk) {
         add_chunk(run, &w, in_chunk * rows, add);
         in_chunk = 0;
         add = 1;
       }
     }
+    if (weights && (in_chunk || !add))
+      add_chunk(run, &w, in_chunk * rows, add);
     real *by_0[2] = {p->by_h_0, p->by_c_0};
     for (int k = 0; k < 2; k++)
       for (int64_t row = 0; by_0[k] && row < rows; row++)

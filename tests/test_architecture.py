@@ -28,8 +28,8 @@ LEVELS = [  # a module imports only from its own level and the levels above it i
     {"integrations"},
     {"data"},
     {"tasks"},
-    {"studies"},
     {"demo", "explore"},
+    {"studies"},
     {"cli", "__main__", "__init__"},
 ]
 

@@ -9,12 +9,15 @@ import torch
 
 from retrograde import charts
 from retrograde.charts.drawing import LINE, ramp
+from retrograde.charts.studies import Quantity
 
 LAGS = [range(0, 1), range(1, 2), range(2, 4)]
 LOG2 = torch.tensor([0.0, -1.0, -2.5], dtype=torch.float64)
 SHARE = torch.tensor([0.7, 0.4, -0.1], dtype=torch.float64)
 WIDE = ([[0, 1], [0, 1]], [[0.1, 0.2]] * 2, [[0.4, 0.5]] * 2, [[0.8, 0.9]] * 2)
 RUN = {"reach": [(0, 3.0), (1, 4.0)], "horizon": [(0, 5.0), (1, 6.0)], "rate": [(0, -0.5)]}
+REACH = Quantity("reach (steps)", {"a": [(0, 3.0), (10, 9.0)], "b": [(0, 4.0)]}, needed=20)
+TIME = Quantity("time constant (steps)", {"a": [(0, 3.0), (10, 900.0)], "b": []}, log=True)
 
 DRAWN = {
     "adjoint_curve": [([0.0, -1.0, -2.0], 1.0)],
@@ -26,6 +29,9 @@ DRAWN = {
     "horizon_growth": [
         (["fresh", "trained"], {"window": [3, 5], "reach": [3, None]}),
         (["fresh", "trained"], {"window": [3, 5]}, "RNN", (9, "a year")),
+    ],
+    "inside_training": [
+        (["a", "b"], {"a": True, "b": False}, [REACH, TIME], "Inside while they train, at lag 20")
     ],
     "lag_curve": [(LOG2, 2, 1.0, 0.01)],
     "loss_step_by_use_step": [
@@ -44,6 +50,16 @@ DRAWN = {
     "split_by_lag": [
         ("route", ["direct", "carousel"], LAGS, LOG2.expand(2, 3), SHARE.expand(2, 3)),
         ("crossings", ["0", "1+"], LAGS, LOG2.expand(2, 3), SHARE.expand(2, 3)),
+    ],
+    "success_by_lag": [
+        (
+            ["RNN", "LSTM"],
+            [[5, 10]] * 2,
+            [[1.0, 0.5]] * 2,
+            [[0.7, 0.2]] * 2,
+            [[1.0, 0.8]] * 2,
+            "It.",
+        )
     ],
     "training_curves": [([1.0, 0.5], [1.0, 0.3])],
     "training_run": [({"lstm": RUN}, 4)],
@@ -68,6 +84,7 @@ def test_no_chart_is_left_out():
 def panels(spec):
     """The parts of a chart that have axes of their own, each as the views that share them."""
     for part in spec.get("vconcat", [spec.get("spec", spec)]):
+        part = part.get("spec", part)
         yield part.get("layer", [part])
 
 

@@ -185,6 +185,31 @@ def test_what_is_not_finite_goes_where_it_goes_in_the_eager_backend(kind, option
 
 
 @needs_library
+@pytest.mark.parametrize("kind, options", [KINDS[3], KINDS[6], KINDS[-8], KINDS[-7], KINDS[-5]])
+def test_steps_without_a_gradient_are_passed_over_unless_something_there_is_not_finite(
+    kind, options
+):
+    """The loss ends at step 3 of 9: what is after gives 0, or NaN from a NaN or an infinity."""
+    for value, of_weight in ((0.5, 1), (math.nan, 1), (math.inf, 1), (-1e38, 1), (0.5, math.inf)):
+        found = []
+        for name in ("eager", "compiled"):
+            torch.manual_seed(0)
+            module = getattr(retrograde.nn, kind)(3, 5, **options)
+            with torch.no_grad():
+                module.weight_ih_l0[0, 2] *= of_weight
+            x = drawn(9, 4, 3, dtype=torch.float32, seed=1)
+            x[..., 2] = 0.0 if of_weight == 1 else 1.0
+            x[6, 1, 0] = value
+            x.requires_grad_()
+            leaves = [x, *module.parameters()]
+            with unchecked(), using(name):
+                loss = module(x)[0][:3].square().sum()
+                found.append(torch.autograd.grad(loss, leaves))
+        for eager, ours in zip(*found, strict=True):
+            torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+@needs_library
 def test_layout_makes_no_difference():
     """Batch first, every other sample, one number off a vector, expanded gradients, twice."""
     T, B, inputs, H = 6, 5, 3, 7

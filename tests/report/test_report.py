@@ -376,12 +376,14 @@ def test_the_chart_of_routes_shows_every_part_with_a_colour_of_its_own():
 
 
 def test_crossings_of_a_large_pass_take_fewer_rows(monkeypatch):
-    flow = flow_of(nn.LSTM(2, 4))
+    flow = flow_of(nn.LSTM(2, 4), steps=120)
     exact = by_crossing(flow)
     monkeypatch.setattr("retrograde.report.layer.CROSSING_NUMBERS", 3 * 9 * 3 * 8)
     coarse = by_crossing(flow)
     torch.testing.assert_close(coarse.parts().sum((0, 1)), exact.parts().sum((0, 1)))
-    assert not torch.allclose(coarse.parts(), exact.parts()), "lags in blocks are coarser"
+    assert not torch.allclose(coarse.parts(), exact.parts()), "lags of merged rows are coarser"
+    near = [part.parts().sum(0)[:3] for part in (coarse, exact)]
+    torch.testing.assert_close(*near)  # those of lags 0 to 2 are exact
 
 
 def test_a_large_map_is_pooled_by_the_maximum():

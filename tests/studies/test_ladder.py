@@ -20,7 +20,7 @@ from retrograde.studies.ladder import (
     made,
     passed,
 )
-from retrograde.studies.ladder_study import STUDY, notes, ranks, spearman, starts, within
+from retrograde.studies.ladder_study import AMONG, STUDY, foretold, notes, ranks, spearman, starts
 from retrograde.tasks import FirstSymbol
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -45,6 +45,7 @@ def test_what_is_seen_inside_is_what_the_package_says(name):
     inside = Inside(model)
     loss, answers = inside.look(0, sequences, crossings=True)
     seen = {key: values[0] for key, values in inside.figures.items()}
+    assert seen["updates"] == 0
     model.zero_grad()
     with retrograde.record(model) as recording:
         again, _ = passed(model, sequences, recorded=True)
@@ -55,11 +56,11 @@ def test_what_is_seen_inside_is_what_the_package_says(name):
     sizes = flow.by_time().log2[-1].flip(0)
     assert seen["needed"] == pytest.approx(float(sizes[lag] - sizes[0]), abs=1e-2)
     rate = -1 / flow.half_life
-    assert (seen["horizon"] is None) == (rate >= 0)
+    assert ("horizon" in seen) == (rate < 0)
     if rate < 0:
         assert seen["horizon"] == pytest.approx(math.log2(100) / -rate, rel=1e-3)
     if name.startswith("rnn"):
-        assert seen["crossings"] is None and seen["time_constants"] is None
+        assert not {"carousel", "crossings", "time_constants"} & set(seen)
         return
     crossings = flow.by_crossing(max_crossings=1).sum("lag").share
     assert seen["crossings"] == pytest.approx(crossings.tolist(), rel=1e-3, abs=1e-4)
@@ -160,10 +161,25 @@ def test_what_the_results_say_of_the_reach_before_training():
     results = results_with([1, 2, 3, 4, 5, 6], [0, 0, 0, 1, 1, 1])
     found = starts(results)
     assert len(found) == 24
-    assert within("reach", found, solved=True).value == pytest.approx(
+    by_row = AMONG["seeds of the same recurrence and lag"]
+    assert foretold("reach", found, True, by_row).value == pytest.approx(
         spearmanr([1, 2, 3, 4, 5, 6] * 4, [0, 0, 0, 1, 1, 1] * 4).statistic
     )
-    assert within("reach", found, solved=False).value == pytest.approx(1)
+    assert foretold("reach", found, False, by_row).value == pytest.approx(1)
+    assert foretold("needed", found, True).value == pytest.approx(
+        -foretold("reach", found, True).value
+    )
     words = notes(results)
-    assert "none can be told (24 trials)" in words[1]  # no horizon anywhere: all alike
-    assert words[-1].startswith("Of the reach with success, lag by lag: 10: 0.88")
+    assert "none can be told (24 trials)" in words[3]  # no horizon anywhere: all alike
+    assert words[-3].startswith("Of the reach with success, lag by lag: 5: none can be told (0")
+    assert "10: 0.88" in words[-3]
+
+
+def test_trials_of_different_lags_are_not_compared_where_they_should_not_be():
+    """Within each lag the reach foretells success; over all, a longer lag hides that."""
+    easy = results_with([1, 2, 3, 4], [0, 1, 1, 1]).parts[:1]
+    hard = results_with([11, 12, 13, 14], [0, 0, 0, 1]).parts[2:3]
+    found = starts(Results("ladder", easy + hard))
+    assert len(found) == 8
+    assert foretold("reach", found, True).value < 0
+    assert foretold("reach", found, True, AMONG["trials of the same lag"]).value > 0.7

@@ -400,10 +400,15 @@ class Program:
         return results
 
     def run_to(
-        self, frame: Frame, delta: Float[Tensor, "N B S"], results: Sequence[Float[Tensor, "N B _"]]
+        self,
+        frame: Frame,
+        delta: Float[Tensor, "N B S"],
+        results: Sequence[Float[Tensor, "N B _"]],
+        fill: bool = True,
     ) -> None:
         """The same written to tensors of which the rows lie one after the other; no autocast."""
-        self._fill(results)
+        if fill:
+            self._fill(results)
         self._run(frame, delta, results)
 
     def _fill(self, results: Sequence[Float[Tensor, "N B _"]]) -> None:

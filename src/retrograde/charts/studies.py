@@ -5,11 +5,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from retrograde.charts.drawing import ACCENT, COUNTER, INK, WIDTH, altair, nothing, table, titled
+from retrograde.charts.drawing import (
+    ACCENT,
+    COUNTER,
+    INK,
+    WIDTH,
+    altair,
+    counting,
+    nothing,
+    table,
+    titled,
+)
 from retrograde.charts.figure import figure
 
 COLUMNS = 3
 """Panels side by side."""
+
+BEFORE = 0.5
+"""Where the look before the first update stands on a logarithmic axis."""
 
 Curve = Sequence[tuple[float, float]]
 
@@ -59,10 +72,9 @@ def success_by_lag(
     if not rows:
         return nothing(alt, title)
     kinds = {"recurrence": "string"} | dict.fromkeys(("lag", "share", "low", "high"), "number")
-    ticks = [10, 100, 1000]
-    axis = alt.Axis(values=ticks, grid=True)
+    axis, scale = counting(alt, values=[10, 100, 1000]), alt.Scale(type="log", nice=False)
     base = alt.Chart().encode(
-        x=alt.X("lag:Q", title="lag (steps)", scale=alt.Scale(type="log", nice=False), axis=axis),
+        x=alt.X("lag:Q", title="lag (steps)", scale=scale, axis=axis),
         tooltip=[
             alt.Tooltip("recurrence:N"),
             alt.Tooltip("lag:Q"),
@@ -99,41 +111,37 @@ def inside_training(
         title: of the chart.
     """
     alt = altair()
-    drawn = [_row(alt, names, solved, each) for each in quantities]
-    panels = [panel for panel in drawn if panel is not None]
-    if not panels:
+    shown = [each for each in quantities if any(each.curves.values())]
+    if not shown:
         return nothing(alt, title)
-    read = "Left to right: updates, on a logarithmic axis (the first look is before any)."
-    needed = "Dashed: what the task needs." if any(q.needed is not None for q in quantities) else ""
-    return alt.vconcat(*panels, spacing=8).properties(title=titled(title, f"{read} {needed}"))
+    panels = [_row(alt, names, solved, each, first=each is shown[0]) for each in shown]
+    read = "The first point is before any update."
+    if any(each.needed is not None for each in shown):
+        read += " Dashed: what the task needs."
+    return alt.vconcat(*panels, spacing=8).properties(title=titled(title, read))
 
 
 def _row(
-    alt: Any, names: Sequence[str], solved: Mapping[str, bool], quantity: Quantity
-) -> Any | None:
-    """The panels of one quantity, a column for each network; None if there is nothing in it."""
-    rows = [
-        (name, max(at, 0.5), float(f"{value:.4g}"), "solved" if solved[name] else "not solved")
+    alt: Any, names: Sequence[str], solved: Mapping[str, bool], quantity: Quantity, first: bool
+) -> Any:
+    """The panels of one quantity, a column for each network, with their names above the first."""
+    outcome = {name: "solved" if solved[name] else "not solved" for name in names}
+    rows: list[tuple[Any, ...]] = [
+        (name, max(at, BEFORE), float(f"{value:.4g}"), outcome[name])
         for name in names
         for at, value in quantity.curves[name]
         if math.isfinite(value) and (value > 0 or not quantity.log)
     ]
-    if not rows:
-        return None
-    kinds = {"network": "string", "update": "number", "value": "number", "outcome": "string"}
-    scale = alt.Scale(type="log") if quantity.log else alt.Scale(zero=False)
     values = [value for _, _, value, _ in rows]
-    if quantity.needed is not None:
-        values.append(quantity.needed)
+    values += [] if quantity.needed is None else [quantity.needed]
+    rows += [(name, 1, None, outcome[name]) for name in names if not quantity.curves[name]]
+    kinds = {"network": "string", "update": "number", "value": "number", "outcome": "string"}
     ends = [min(values), max(values)]
-    if quantity.log:
-        scale = alt.Scale(type="log", domain=ends)
-    else:
-        scale = alt.Scale(domain=ends, nice=True)
+    scale = alt.Scale(type="log" if quantity.log else "linear", domain=ends, nice=not quantity.log)
     x = alt.X(
         "update:Q",
-        title=None,
-        scale=alt.Scale(type="log", nice=False, domain=[0.5, 1000]),
+        title="update",
+        scale=alt.Scale(type="log", nice=False, domain=[BEFORE, 1000]),
         axis=alt.Axis(values=[1, 10, 100, 1000]),
     )
     outcomes = alt.Scale(domain=["solved", "not solved"], range=[INK, COUNTER])
@@ -153,5 +161,5 @@ def _row(
         layers.append(dashed.encode(y=alt.datum(quantity.needed)))
     width = (WIDTH + 60) // len(names)
     small = alt.layer(*layers, data=table(alt, kinds, rows), width=width, height=75)
-    header = alt.Header(labelLimit=width + 10, labelFontWeight="bold")
+    header = alt.Header(labels=first, labelLimit=width + 20, labelFontWeight="bold")
     return small.facet(column=alt.Column("network:N", sort=list(names), title=None, header=header))

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from retrograde.decomposition.bins import LagBins
 from retrograde.decomposition.labels import AbstractLabels
 from retrograde.decomposition.parts import Parts
-from retrograde.engine.adjoint import spans
-from retrograde.engine.crossings import backpropagate_by_crossing
+from retrograde.engine.crossings import rows_by_crossing
 from retrograde.engine.entries import Entries
 from retrograde.engine.gradients import AdjointSums
 from retrograde.engine.unroll import Unrolled
@@ -25,7 +24,7 @@ class Crossings(AbstractLabels):
         classes = self.max_crossings + 1
         bins = LagBins(self.lags, classes)
         sums = AdjointSums(unrolled.cell, classes * len(self.lags))
-        for span in spans(backpropagate_by_crossing(unrolled, entries, classes), entries):
+        for span in rows_by_crossing(unrolled, entries, classes):
             for piece in span.pieces(bins.rows):
                 sums.add(piece, *bins.sum(piece))
         labels = (*map(str, range(self.max_crossings)), f"{self.max_crossings}+")

@@ -350,7 +350,9 @@ class Flow(AbstractPass):
         if final is None:
             return None
         tolerance = max(AGREES, 32 * max(self._rounding, self.recorded.rounding or 0.0))
-        difference = torch.linalg.vector_norm(self.unrolled.states[-1] - final)
+        difference = torch.linalg.vector_norm(
+            self.unrolled.between(self.steps, self.steps)[0] - final
+        )
         return bool(difference <= tolerance * torch.linalg.vector_norm(final))
 
     def _likely_reason(self, off: Mapping[str, float], sensitive: bool) -> str:
@@ -596,9 +598,7 @@ class Flow(AbstractPass):
         return parts[name] if name else together(tuple(parts.values()))
 
     def _rows_for(self, labels: AbstractLabels) -> Entries:
-        """The rows in which a question is answered: classes by crossing are not merged."""
-        if self.entries.relative and isinstance(labels, Crossings):
-            return Entries.of(self.entries.direct)
+        """The rows in which a question is answered."""
         return self._with_edges(labels.lags) if isinstance(labels, Lags) else self.entries
 
     def _with_edges(self, lags: tuple[range, ...]) -> Entries:
@@ -839,14 +839,23 @@ class Flow(AbstractPass):
         )
         return share, self._summed, gradients
 
-    def with_rows(self, max_rows: int) -> "Flow":
-        """The same pass with its loss steps in at most `max_rows` rows: coarser lags, less memory.
+    def with_rows(self, max_rows: int | None = None, relative: int | None = None) -> "Flow":
+        """The same pass with its loss steps in other rows: coarser lags, less memory.
+
+        Args:
+            max_rows, relative: as in `decompose`.
 
         Raises:
-            ArgumentError: if `max_rows` is not a positive integer.
+            ArgumentError: unless one of them is given, and is a positive integer.
         """
-        entries = Entries.of(self.recorded.direct, _checks.whole("max_rows", max_rows))
-        return Flow(self.recorded, self.unrolled, entries)
+        if (max_rows is None) == (relative is None):
+            raise ArgumentError(
+                f"give max_rows or relative; got max_rows={max_rows} and relative={relative}"
+            )
+        direct = self.recorded.direct
+        if relative is not None:
+            return Flow(self.recorded, self.unrolled, Entries.merging(direct, relative))
+        return Flow(self.recorded, self.unrolled, Entries.of(direct, max_rows))
 
     def by_parameter(self) -> Parts:
         """The blocks of the gradient itself: layer by layer, gate by gate, weight by weight."""

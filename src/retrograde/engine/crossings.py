@@ -4,125 +4,309 @@
 
 R holds the routes that cross recurrent weights, A the others; the last class keeps what crosses
 that often or more. The sum over n is the adjoint of adjoint.py. Class 0 is the carousel alone.
+
+Every class has an exponent of its own, which stays what it is for a stretch of steps. What crosses
+to the next class is multiplied by the power of two that lies between the two.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from retrograde.cells.base import AbstractCell
-from retrograde.cells.program import new_rows
-from retrograde.engine.adjoint import AdjointStep, refuse_non_finite
+from retrograde.cells.program import Program, new_rows
+from retrograde.engine.adjoint import AdjointSpan, AdjointStep, refuse_non_finite
 from retrograde.engine.entries import Entries
-from retrograde.engine.scaling import CENTRE, NO_EXPONENT, Scaled, in_range, power_of_two
-from retrograde.engine.scan import AbstractRule, scan
-from retrograde.engine.unroll import Chunk, Unrolled
+from retrograde.engine.merging import Merging
+from retrograde.engine.scaling import (
+    CENTRE,
+    NO_EXPONENT,
+    SLACK,
+    Scaled,
+    power_of_two,
+    times_power_of_two,
+)
+from retrograde.engine.unroll import CHUNK, Chunk, Unrolled
 
-Parts = list[tuple[slice, Float[Tensor, "N B _"]]]
-"""Adjoints of the state before, as far as they are not zero: parts of the state."""
+HELD = 2**22
+"""Adjoints of neighbouring steps are held together up to this many numbers, 16 MiB in float32."""
+
+LEAST, APART = -48, 64
+"""A stretch ends where the largest entry of a row falls below 2^LEAST: no squares are taken of
+these rows, and their entries are ordinary numbers down to 2^-126. Where a class is more than
+2^APART below the one before, what comes from there will soon be all that it holds."""
 
 
-class PerCrossing(AbstractRule):
-    """For each entry a row for every number of crossings: row `entry * classes + n`.
+class PerCrossing:
+    """For each entry, latest first, a row for every number of crossings: `entry * classes + n`.
 
     Attributes:
-        delta: the adjoints at the step.
-        sizes: the sizes of their largest entries.
+        count: the number of entries, or of groups of merged ones, that have rows.
+        stopped: the step before those that are done.
     """
 
     def __init__(self, cell: AbstractCell, entries: Entries, classes: int):
         self._recurrent = frozenset(cell.recurrent_routes)
         self._entries, self._classes = entries, classes
-        self._back: Callable[[], tuple[Parts, Parts]] | None = None
-        self.delta = Scaled.of(entries.direct.new_zeros(0, *entries.direct.shape[1:]))
-        self.sizes = self.delta.values.new_zeros(0)
+        self._merging = Merging(entries, None) if entries.relative else None
+        self._values = entries.direct.new_zeros(0, *entries.direct.shape[1:])
+        self._exponent = torch.zeros(0, dtype=torch.int64, device=entries.direct.device)
+        self._more = 0  # groups than entries that have opened one
+        self._complete = False  # whether what the loss gives to the step is there already
+        self._length = CHUNK
+        self.stopped = len(entries.direct) - 1
 
-    def rows(self, k: int) -> Float[Tensor, "N B S"] | None:
-        entries, classes = self._entries, self._classes
-        rows = len(self.delta.exponent) // classes
-        opens = entries.opens(k, rows)
-        if self._back is not None:
-            delta = self._arriving(*self._back(), opens)
-        elif opens:
-            delta = Scaled.of(entries.direct.new_zeros(classes, *entries.direct.shape[1:]))
-        else:
-            return None
-        if opens:  # what enters has crossed nothing yet
+    @property
+    def count(self) -> int:
+        return len(self._exponent) // self._classes
+
+    def enter(self, k: int) -> None:
+        """Add what the loss gives to s_k, which has crossed nothing yet."""
+        if self._complete:
+            return
+        self._complete = True
+        entries, classes, opened = self._entries, self._classes, self.count - self._more
+        if entries.opens(k, opened):
             entering = entries.at(k)
-            delta.values[-classes] = entering.values[0]
-            delta.exponent[-classes:] = entering.exponent
-        elif entries.covers(k, rows):
-            newest = slice((rows - 1) * classes, (rows - 1) * classes + 1)
-            joined = Scaled(delta.values[newest], delta.exponent[newest]).plus(entries.at(k))
-            delta.values[newest], delta.exponent[newest] = joined.values, joined.exponent
-        sizes = delta.values.abs().amax((1, 2))
-        filled = torch.where(sizes == 0, 2.0**CENTRE, sizes)  # many rows are still empty
-        if not in_range(filled):
-            delta = delta.centred(sizes)
-            sizes = delta.values.abs().amax((1, 2))
-            refuse_non_finite(sizes, k)
-        self.delta, self.sizes = delta, sizes
-        return delta.values
+            rows = entering.values.new_zeros(classes, *entering.values.shape[1:])
+            rows[0] = entering.values[0]
+            self._values = torch.cat((self._values, rows))
+            self._exponent = torch.cat((self._exponent, entering.exponent.expand(classes)))
+        elif entries.covers(k, opened):
+            newest = slice(len(self._values) - classes, len(self._values) - classes + 1)
+            joined = Scaled(self._values[newest], self._exponent[newest]).plus(entries.at(k))
+            self._values[newest], self._exponent[newest] = joined.values, joined.exponent
 
-    def pull(self, chunk: Chunk, k: int, rows: Float[Tensor, "N B S"]) -> None:
-        self._back = partial(self._split, chunk, k, rows)  # if asked for
+    def skip(self) -> None:
+        """Pass a step before any entry."""
+        self.stopped, self._complete = self.stopped - 1, False
 
-    def _split(self, chunk: Chunk, k: int, rows: Float[Tensor, "N B S"]) -> tuple[Parts, Parts]:
-        """What comes back and stays in its class, and what crosses to the next one."""
-        program, whole = chunk.plan.by_crossing(self._recurrent), k in chunk.boundaries
-        results = chunk.through(program, k, rows, fill=whole)
-        parts = []
-        for result, slots in zip(results, program.slots, strict=True):
-            if whole and slots:
-                slots = [slice(0, rows.shape[-1])]
-            parts.append([(slot, result[..., slot]) for slot in slots])
-        return parts[0], parts[1]
+    def merge(self, k: int) -> None:
+        """Add up the rows of neighbouring entries that are near to each other beside their lag."""
+        if self._merging is None:
+            return
+        self._merging.opened(self.count)
+        numbers = list(range(self.count))
+        while pairs := self._merging.pairs(k):
+            numbers = [pairs[number] for number in numbers]
+        if numbers[-1] + 1 == self.count:
+            return
+        target = torch.tensor(numbers, device=self._exponent.device).unsqueeze(1) * self._classes
+        target = (target + torch.arange(self._classes, device=target.device)).flatten()
+        scale = Scaled(self._values, self._exponent).log2_scale()
+        count = (numbers[-1] + 1) * self._classes
+        top = scale.new_full((count,), NO_EXPONENT).scatter_reduce_(0, target, scale, "amax")
+        top = torch.where(top == NO_EXPONENT, 0, top)
+        shift = (self._exponent - top[target]).clamp(max=0)
+        total = self._values.new_zeros(count, *self._values.shape[1:])
+        total.index_add_(0, target, times_power_of_two(self._values, shift))
+        self._more -= self.count - numbers[-1] - 1
+        self._values, self._exponent = total, top
 
-    def _arriving(self, staying: Parts, crossing: Parts, opens: bool) -> Scaled:
-        """delta_{k-1}: what stays in its class, and what crossed and moves to the next one.
+    def stretch(self, chunk: Chunk, k: int) -> AdjointSpan:
+        """The rows at step k, complete, and at as many earlier ones as they stay in range.
 
-        With rows of zeros at the end for an entry that opens there.
+        Raises:
+            NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
         """
-        before, exponent, sizes, classes = (
-            self.delta.values,
-            self.delta.exponent,
-            self.sizes,
-            self._classes,
+        classes, start = self._classes, self._centred(k)
+        size = start.values[0].numel()
+        length = min(self._length, k - chunk.first + 1, max(1, HELD // (len(start.values) * size)))
+        first, rows, given, opened = self._entering(k, length, int(start.exponent[-classes]))
+        most, exponent = rows[0] * classes, start.exponent
+        if opened:
+            more = exponent.new_tensor(opened).repeat_interleave(classes)
+            exponent = torch.cat((exponent, more))
+        values, back = self._pull_back(chunk, start, exponent, first, rows, given)
+        flat = values.flatten(2)
+        sizes = torch.maximum(flat.amax(2), -flat.amin(2))
+        stop = self._first_out(sizes) if len(rows) > 1 else None
+        if stop is None:
+            self.stopped, self._complete = first - 1, False
+            self._length = min(2 * self._length, CHUNK)
+            self._values, self._exponent = back, exponent
+        else:
+            self.stopped, self._complete = first + stop, True
+            self._length = max(1, len(rows) - 1 - stop)
+            here = rows[stop] * classes
+            self._values, self._exponent = values[stop, :here].clone(), exponent[:here]
+            first, rows = first + stop + 1, rows[stop + 1 :]
+            most = rows[0] * classes
+            values, sizes = values[stop + 1 :, :most], sizes[stop + 1 :, :most]
+        lags = self._lags(first, len(rows), rows[0])
+        units = exponent[:most].unsqueeze(1).expand(-1, len(rows))
+        units = torch.where((lags < 0).repeat_interleave(classes, 0), 0, units)
+        return AdjointSpan(first, values.transpose(0, 1), units, sizes.T, lags, chunk)
+
+    def _centred(self, k: int) -> Scaled:
+        """The rows brought into range; an empty class is on the scale of the one before it."""
+        values = self._values
+        flat = values.flatten(1)
+        sizes = torch.maximum(flat.amax(1), -flat.amin(1))
+        refuse_non_finite(sizes, k)
+        inside = (sizes >= 2.0 ** (CENTRE - SLACK)) & (sizes <= 2.0 ** (CENTRE + SLACK))
+        shift = torch.where(
+            inside | (sizes == 0), 0, torch.frexp(sizes).exponent.to(torch.int64) - CENTRE
         )
+        own = torch.where(sizes > 0, self._exponent + shift, NO_EXPONENT).view(-1, self._classes)
+        apart = APART * torch.arange(self._classes, device=own.device)
+        least = (own + apart).cummax(1).values - apart
+        unit = torch.where(own == NO_EXPONENT, _last_known(own), torch.maximum(own, least))
+        unit = torch.where(unit == NO_EXPONENT, 0, unit).flatten()
+        shift = torch.where(sizes > 0, self._exponent - unit, 0)
+        return Scaled(times_power_of_two(values, shift), unit)
 
-        # One exponent for all that meets in a class; a row without anything in it has no say.
-        own = torch.where(sizes > 0, exponent, NO_EXPONENT).view(-1, classes)
-        from_before = torch.cat((torch.full_like(own[:, :1], NO_EXPONENT), own[:, :-1]), 1)
-        top = torch.maximum(own, from_before)
-        stays = power_of_two(own - top, before)[..., None, None]
-        moves = power_of_two(from_before - top, before)[..., None, None]
+    def _entering(
+        self, k: int, length: int, newest: int
+    ) -> tuple[int, list[int], Float[Tensor, "K B S"] | None, list[int]]:
+        """The first of the steps before k that are taken together, and what the loss gives there.
 
-        count, *shape = before.shape
-        values = new_rows(before, count + opens * classes, *shape)
-        values[count:] = 0
-        total = values[:count].view(*top.shape, *shape)
-        slots = {(slot.start, slot.stop) for slot, _ in (*staying, *crossing)}
-        if sum(stop - start for start, stop in slots) < shape[-1]:
-            total.zero_()
-        for slot, part in staying:
-            torch.mul(part.view(*top.shape, *part.shape[1:]), stays, out=total[..., slot])
-        for slot, part in crossing:
-            moving, here = part.view(*top.shape, *part.shape[1:]), total[..., slot]
-            if any(slot == other for other, _ in staying):
-                here[:, 1:].addcmul_(moving[:, :-1], moves[:, 1:])
+        How many entries there are at each, what is added to class 0 of the newest, and the
+        exponents of those that open. A step that adds to rows on quite another scale ends it.
+        """
+        entries, rows, factors, opened = self._entries, [self.count], [0.0], list[int]()
+        size = self._classes * entries.direct[0].numel()
+        for step in range(k - 1, k - length, -1):
+            count, factor = rows[-1], 0.0
+            if entries.opens(step, count - self._more):
+                if (count + 1) * (len(rows) + 1) * size > HELD:
+                    break
+                newest = entries.exponents[step] or 0
+                opened.append(newest)
+                count, factor = count + 1, 2.0**-newest
+            elif entries.covers(step, count - self._more):
+                if not entries.near(step, newest):
+                    break
+                factor = 2.0**-newest if entries.exponents[step] is not None else 0.0
+            rows.append(count)
+            factors.append(factor)
+        first, values = k - len(rows) + 1, None
+        if any(factors):
+            given = entries.direct[first : k + 1]
+            values = given * given.new_tensor(factors[::-1]).view(-1, 1, 1)
+        return first, rows[::-1], values, opened
+
+    def _pull_back(
+        self,
+        chunk: Chunk,
+        start: Scaled,
+        exponent: Int[Tensor, "M"],
+        first: int,
+        rows: Sequence[int],
+        given: Float[Tensor, "K B S"] | None,
+    ) -> tuple[Float[Tensor, "K M B S"], Float[Tensor, "N B S"]]:
+        """The rows at all steps, and what comes back to the state before them."""
+        classes, count, most = self._classes, len(rows), rows[0] * self._classes
+        step = _Step(chunk, self._recurrent, exponent, start.values, classes)
+        shape = start.values.shape[1:]
+        values = new_rows(start.values, count * most, *shape).view(count, most, *shape)
+        for number, after in enumerate(rows[1:]):
+            values[number, after * classes :] = 0
+        values[-1] = 0
+        values[-1, : len(start.values)] = start.values
+        for number in range(count - 1, 0, -1):
+            here, after = rows[number - 1], rows[number]
+            some = after * classes
+            step.pull_back(first + number, values[number, :some], values[number - 1, :some])
+            if given is not None:
+                values[number - 1, (here - 1) * classes] += given[number - 1]
+        back = new_rows(start.values, most, *shape)
+        if first:
+            step.pull_back(first, values[0], back)
+        return values, back
+
+    def _first_out(self, sizes: Float[Tensor, "K M"]) -> int | None:
+        """The latest step, before the last, at which a row is out of range."""
+        low, high = 2.0**LEAST, 2.0 ** (CENTRE + SLACK)
+        out = ~(sizes <= high) | ((sizes > 0) & (sizes < low) & ~(sizes[-1:] < low))
+        out |= (sizes > 0) & (sizes < low) & (sizes[-1:] == 0)
+        some = torch.nonzero(out[:-1].any(1))
+        return int(some[-1]) if len(some) else None
+
+    def _lags(self, first: int, count: int, rows: int) -> Int[Tensor, "E K"]:
+        if self._merging is None:
+            return self._entries.lags_between(first, count, rows)
+        self._merging.opened(rows)
+        return self._merging.lags(first, count)
+
+
+class _Step:
+    """Rows of all classes, pulled back through the steps of a chunk on exponents that stay."""
+
+    def __init__(
+        self,
+        chunk: Chunk,
+        recurrent: frozenset[str],
+        exponent: Int[Tensor, "M"],
+        like: Tensor,
+        classes: int,
+    ):
+        self._chunk, self._classes = chunk, classes
+        self._program: Program = chunk.plan.by_crossing(recurrent)
+        unit = exponent.view(-1, classes)
+        self._moves = power_of_two(unit[:, :-1] - unit[:, 1:], like)[..., None, None]
+        self._crossed = new_rows(like, len(exponent), *like.shape[1:])
+        self._width = like.shape[-1]
+
+    def pull_back(self, k: int, rows: Float[Tensor, "N B S"], out: Float[Tensor, "N B S"]) -> None:
+        """Write what comes back to the state before: what stays, and what crossed once more."""
+        chunk, program, classes = self._chunk, self._program, self._classes
+        crossed, boundary = self._crossed[: len(rows)], chunk.boundaries.get(k)
+        staying, crossing = program.slots
+        if boundary is not None:
+            whole = [slice(0, self._width)]
+            staying, crossing = (whole if slots else [] for slots in program.slots)
+        covered = {(slot.start, slot.stop) for slot in (*staying, *crossing)}
+        if sum(stop - start for start, stop in covered) < self._width:
+            out.zero_()
+        frame = program.at(k - chunk.first)
+        program.run_to(frame, rows, [out, crossed], fill=boundary is not None)
+        if boundary is not None:
+            out.copy_(boundary.pull_back(out))
+            crossed = boundary.pull_back(crossed)
+        moves = self._moves[: len(rows) // classes]
+        for slot in crossing:
+            moving = crossed[..., slot].unflatten(0, (-1, classes))  # type: ignore[no-untyped-call]
+            here = out[..., slot].unflatten(0, (-1, classes))  # type: ignore[no-untyped-call]
+            if slot in staying:
+                here[:, 1:].addcmul_(moving[:, :-1], moves)
             else:
                 here[:, 0] = 0
-                torch.mul(moving[:, :-1], moves[:, 1:], out=here[:, 1:])
-            here[:, -1:].addcmul_(moving[:, -1:], stays[:, -1:])
-        exponents = top.new_zeros(len(values))
-        exponents[:count] = torch.where(top == NO_EXPONENT, 0, top).flatten()
-        return Scaled(values, exponents)
+                torch.mul(moving[:, :-1], moves, out=here[:, 1:])
+            here[:, -1].add_(moving[:, -1])
+
+
+def _last_known(exponents: Int[Tensor, "E C"]) -> Int[Tensor, "E C"]:
+    """For each class the exponent of the last one up to it that has any, NO_EXPONENT for none."""
+    place = torch.arange(exponents.shape[1], device=exponents.device).expand_as(exponents)
+    last = torch.where(exponents == NO_EXPONENT, 0, place).cummax(1).values
+    return exponents.gather(1, last)
 
 
 @torch.no_grad()
+def rows_by_crossing(unrolled: Unrolled, entries: Entries, classes: int) -> Iterator[AdjointSpan]:
+    """The rows at all steps in spans, for k = T-1 .. 0, with `classes` rows for each entry.
+
+    The norms are the sizes of the largest entries. With `entries.relative` entries are merged as
+    their lags grow.
+
+    Raises:
+        NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
+    """
+    rows = PerCrossing(unrolled.cell, entries, classes)
+    for chunk in unrolled.chunks():
+        while rows.stopped >= chunk.first:
+            k = rows.stopped
+            rows.enter(k)
+            if not rows.count:
+                rows.skip()
+                continue
+            rows.merge(k)
+            yield rows.stretch(chunk, k)
+
+
 def backpropagate_by_crossing(
     unrolled: Unrolled, entries: Entries, classes: int
 ) -> Iterator[AdjointStep]:
@@ -131,7 +315,10 @@ def backpropagate_by_crossing(
     Raises:
         NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
     """
-    rule = PerCrossing(unrolled.cell, entries, classes)
-    for k, chunk in scan(unrolled, rule):
-        entered = len(rule.sizes) // classes
-        yield AdjointStep(k, rule.delta, rule.sizes, chunk, entries, entered)
+    for span in rows_by_crossing(unrolled, entries, classes):
+        entered = (span.lags >= 0).sum(0).tolist()
+        for step in reversed(range(len(span))):
+            some = slice(0, entered[step] * classes)
+            delta = Scaled(span.values[some, step].contiguous(), span.exponent[some, step])
+            norms = span.norms[some, step]
+            yield AdjointStep(span.first + step, delta, norms, span.chunk, entries, entered[step])

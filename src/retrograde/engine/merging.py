@@ -87,6 +87,26 @@ class Merging:
             self._rows.append(Row(first, last, 1))
             self._opened += 1
 
+    def pairs(self, k: int) -> list[int] | None:
+        """Merge what the rows stand for, where there are no companions, and no numbers.
+
+        Returns:
+            For each row before the number of that now; None if nothing was merged.
+        """
+        numbers, merged = self._pairs(k)
+        if len(merged) == len(self._rows):
+            return None
+        self._rows = merged
+        return numbers
+
+    def lags(self, first: int, count: int) -> Int[Tensor, "E K"]:
+        """Of the rows at neighbouring steps; -1 where one has not entered yet."""
+        device = self._entries.direct.device
+        ends = torch.tensor([(row.first, row.last) for row in self._rows], device=device)
+        steps = torch.arange(first, first + count, device=device)
+        begin, last = ends.T.unsqueeze(-1)
+        return torch.where(last >= steps, (torch.maximum(begin, steps) + last) // 2 - steps, -1)
+
     def merge(self, rows: Scaled, k: int) -> tuple[Scaled, Int[Tensor, "N"]] | None:
         """Merge neighbours that are narrow beside their lag at step k.
 
@@ -152,11 +172,7 @@ class Merging:
             whole: all rows; their lags are not known yet.
             parents: what `merge` gave before these steps.
         """
-        merged, device = self._merged, whole.norms.device
-        ends = torch.tensor([(row.first, row.last) for row in self._rows], device=device)
-        steps = torch.arange(whole.first, whole.first + len(whole), device=device)
-        first, last = ends.T.unsqueeze(-1)
-        lags = torch.where(last >= steps, (torch.maximum(first, steps) + last) // 2 - steps, -1)
+        merged, device, lags = self._merged, whole.norms.device, self.lags(whole.first, len(whole))
         if not merged or not self._copies:
             own = _some(whole, slice(None), lags)
         else:

@@ -125,7 +125,7 @@ RECURRENCES = {
         Recurrence("lstm-1997", "LSTM of 1997", _made(LSTM, generation="lstm-1997")),
         Recurrence(
             "lstm-1997-bias",
-            "LSTM of 1997, input bias -1 to -6",
+            "LSTM of 1997, input bias",
             _made(LSTM, "input-bias", generation="lstm-1997"),
         ),
         Recurrence("lstm-2000", "LSTM of 2000", _made(LSTM)),
@@ -232,7 +232,8 @@ class Ladder:
                 progress(update * BATCH, budget, f"seed {seed}: loss {loss:.3f}")
             solved = sum(latest) >= RIGHT * LATEST and learned(model, task, generator)
         inside.look(update, task.draw(BATCH, generator), crossings=watched)
-        figures = {"right": _short(sum(latest) / LATEST), "first": first, "inside": inside.figures}
+        share = _short(sum(latest) / LATEST)
+        figures = {"right": share, "first": first, "inside": inside.figures}
         return Trial(seed, update * BATCH, solved, figures)
 
 
@@ -243,19 +244,27 @@ class Inside:
         model: the network.
 
     Attributes:
-        figures: a list for each quantity, with a number for each look; None where there is none.
-            updates: number of updates before the look. loss: of these sequences. reach: of the
-            gradient, in steps. horizon: the lag at which 1 % of the adjoint would be left by its
-            rate. needed: log2 of the contribution at the longest lag, where the symbol is, over
-            that at lag 0. carousel: the share that arrives by a carousel on its last hop.
-            crossings: the share of paths that cross no recurrent weights, and that of all others.
-            time_constants: the median and the largest of the units', -1 / mean(ln f), in steps;
-            None for one that is infinite.
+        looks: the names and numbers of each.
     """
 
     def __init__(self, model: Reader):
         self.model = model
-        self.figures: dict[str, list[Any]] = {}
+        self.looks: list[dict[str, Any]] = []
+
+    @property
+    def figures(self) -> dict[str, list[Any]]:
+        """A list for each quantity that the network has, with a number, or None, for each look.
+
+        updates: number of updates before the look. loss: of the sequences looked at. reach: of the
+        gradient, in steps. horizon: the lag at which 1 % of the adjoint would be left by its rate;
+        None where it does not shrink. needed: log2 of the contribution at the longest lag, where
+        the symbol is, over that at lag 0. carousel: the share that arrives by a carousel on its
+        last hop. crossings: the share of paths that cross no recurrent weights, and that of all
+        others. time_constants: the median and the largest of the units', -1 / mean(ln f), in steps;
+        None for one that is infinite.
+        """
+        names = {name for look in self.looks for name, value in look.items() if value is not None}
+        return {n: [look.get(n) for look in self.looks] for n in FIGURES if n in names}
 
     def look(self, update: int, sequences: Sequences, crossings: bool) -> tuple[float, Tensor]:
         """A pass as `passed` makes it, looked at.
@@ -282,8 +291,7 @@ class Inside:
             seen["time_constants"] = self._time_constants(sequences)
         except NonFiniteError:
             pass
-        for name in FIGURES:
-            self.figures.setdefault(name, []).append(seen.get(name))
+        self.looks.append(seen)
         return loss, answers
 
     @torch.no_grad()

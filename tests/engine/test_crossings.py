@@ -1,0 +1,93 @@
+"""Rows by crossing against the recursion written out, in plain numbers and step by step."""
+
+import pytest
+import torch
+from torch import nn
+
+import retrograde
+from retrograde.engine import Entries, Scaled, backpropagate_by_crossing
+from retrograde.engine.crossings import rows_by_crossing
+from support.type_checks import unchecked
+
+CLASSES = 4
+
+
+def a_pass(kind, steps, scale=1.0, dtype=torch.float64):
+    """A flow; the recurrent weights are multiplied by `scale`."""
+    torch.manual_seed(0)
+    model = kind(2, 4)
+    with torch.no_grad():
+        model.weight_hh_l0 *= scale
+    model, x, weights = model.to(dtype), torch.randn(steps, 3, 2), torch.randn(steps, 3, 4)
+    with retrograde.record(model) as recording:
+        (model(x.to(dtype))[0] * weights.to(dtype)).sum().backward()
+    return retrograde.decompose(recording)
+
+
+def written_out(flow, entries):
+    """v(n)_k of every block of entries at every step, [T, E, classes, B, S], latest block first."""
+    unrolled, direct = flow.unrolled, entries.direct
+    recurrent = set(unrolled.cell.recurrent_routes)
+    others = set(unrolled.cell.routes) - recurrent
+    rows = direct.new_zeros(len(entries), CLASSES, *direct.shape[1:])
+    found = direct.new_zeros(len(direct), *rows.shape)
+    for k in reversed(range(len(direct))):
+        for number, (first, last) in enumerate(reversed(entries.blocks)):
+            if first <= k <= last:
+                rows[number, 0] += direct[k]
+        found[k] = rows
+        pulled = unrolled.chunk(k, k + 1).pull_back(rows.flatten(0, 1), k)
+        crossed = pulled.along(recurrent).view_as(rows)
+        rows = pulled.along(others).view_as(rows).clone()
+        rows[:, 1:] += crossed[:, :-1]
+        rows[:, -1] += crossed[:, -1]
+    return found
+
+
+def compare(step, expected, rtol=1e-10):
+    rows = step.delta.plain().double()
+    torch.testing.assert_close(rows, expected.flatten(0, 1)[: len(rows)], rtol=rtol, atol=0)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 30.0])
+def test_rows_in_stretches_are_those_of_the_recursion_written_out(kind, scale):
+    """With weights times 1e-6 a class is 2^-20 of the one before, and a stretch ends soon."""
+    flow = a_pass(kind, 36, scale)
+    for entries in (flow.entries, Entries.of(flow.entries.direct, 7)):
+        with unchecked():
+            expected, steps = written_out(flow, entries), []
+            for step in backpropagate_by_crossing(flow.unrolled, entries, CLASSES):
+                compare(step, expected[step.k])
+                steps.append(step.k)
+        assert steps == list(range(35, -1, -1))
+
+
+def test_classes_far_below_each_other_do_not_get_lost_in_float32():
+    """Each is about 2^-60 of the one before; beside the first the last could not be written."""
+    flow = a_pass(nn.LSTM, 12, 1e-18, torch.float32)
+    exact = a_pass(nn.LSTM, 12, 1e-18)
+    with unchecked():
+        expected = written_out(exact, exact.entries)
+        for step in backpropagate_by_crossing(flow.unrolled, flow.entries, CLASSES):
+            found = step.delta.log2_norms()
+            rows = expected[step.k].flatten(0, 1).flatten(1)[: len(found)]
+            norms = torch.linalg.vector_norm(rows, dim=1).log2()
+            torch.testing.assert_close(found, norms, atol=1e-4, rtol=0)
+
+
+def test_merged_rows_are_the_sums_of_those_of_their_entries():
+    flow = a_pass(nn.LSTM, 150)
+    every, merged = flow.entries, Entries.merging(flow.entries.direct, 2)
+    with unchecked():
+        expected = written_out(flow, every)
+    for span in rows_by_crossing(flow.unrolled, merged, CLASSES):
+        rows = Scaled(span.values[:, 0], span.exponent[:, 0]).plain().unflatten(0, (-1, CLASSES))
+        torch.testing.assert_close(rows.sum(0), expected[span.first].sum(0), rtol=1e-9, atol=0)
+        lags = span.lags[:, 0]
+        near = lags < 2  # known exactly: rows of single entries
+        single = every.lags(span.first, 150 - span.first)
+        for lag, row in zip(lags[near].tolist(), rows[near], strict=True):
+            (own,) = expected[span.first, single.tolist().index(lag)].unsqueeze(0)
+            torch.testing.assert_close(row, own, rtol=1e-9, atol=0)
+    assert len(rows) < 40 and bool((span.norms > 0).any())
