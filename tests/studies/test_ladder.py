@@ -84,6 +84,12 @@ def test_a_trial_is_its_seeds_alone():
     assert len(both[0].figures["inside"]["updates"]) > len(alone.figures["inside"]["updates"]) == 2
 
 
+def test_seeds_have_sequences_of_their_own(monkeypatch):
+    monkeypatch.setattr(ladder_module, "made", lambda each, lag, seed: made(each, lag, 0))
+    one, other = Ladder(RECURRENCES["rnn"], 5)([1, 2], BATCH)
+    assert one.figures["first"] != other.figures["first"]
+
+
 def test_a_budget_ends_a_trial_and_clipping_has_an_effect():
     seeds, lag, budget = [1], 100, 3 * BATCH
     clipped, free = (
