@@ -15,7 +15,7 @@ from retrograde.cells.base import AbstractCell
 from retrograde.cells.plan import Plan
 from retrograde.cells.precision import no_autocast
 from retrograde.cells.reverse_mode import CellAdjoint
-from retrograde.cells.rewiring import Factors, scaled
+from retrograde.cells.rewiring import scaled
 from retrograde.compiled import passes
 from retrograde.compiled.library import Library
 from retrograde.engine import ParameterSums, Unrolled, unroll
@@ -25,8 +25,8 @@ from retrograde.engine.scan import Summed
 from retrograde.engine.unroll import stacked
 from retrograde.errors import BackendError, SecondDerivativeError
 
-Note = Callable[[Factors], None]
-"""Is told by which factors a clipping policy multiplied the adjoints of some steps."""
+Note = Callable[[Tensor, int], None]
+"""Is told how many factors of a clipping policy are less than 1, and of how many."""
 
 
 def run(
@@ -79,34 +79,25 @@ def through_cell(
         note: is told what a clipping policy did in the backward pass.
         inside: whether activations are wanted.
     """
-    library = passes.in_use(x, *initial, *passes.weights_of(cell))
-    kind = passes.kind_of(cell) if library else None
+    plain, altered = passes.plain(cell)
+    library = passes.in_use(x, *initial, *passes.weights_of(plain))
+    kind = passes.kind_of(plain) if library else None
     if library and kind:
-        return _compiled(library, kind, cell, x, initial, inside)
+        weights = passes.weights_of(plain)
+        passed = compiled(library, kind, x, initial, weights, False, inside, altered, note)
+        output, named = passed.states[0], dict(zip(kind.parts, passed.states, strict=True))
+        activations = passes.activations_of(kind, output, passed.kept) if inside else {}
+        ends = {name: part[0] for name, part in zip(kind.parts, passed.last, strict=True)}
+        return Through(output, named, ends, activations)
     first = torch.cat(tuple(initial), -1)
     states = run(cell, x, first, note)
-    activations: Mapping[str, Tensor] = {}
+    activations = {}
     if inside:
         before = torch.cat((first.unsqueeze(0), states[:-1]))
-        activations = cell.step(x, before).activations
+        activations = dict(cell.step(x, before).activations)
     parts = {name: states[..., slot] for name, slot in cell.slots.items()}
     last = {name: part[-1] for name, part in parts.items()}
     return Through(states[..., cell.output], parts, last, activations)
-
-
-def _compiled(
-    library: Library,
-    kind: passes.Kind,
-    cell: AbstractCell,
-    x: Tensor,
-    initial: Sequence[Tensor | None],
-    inside: bool,
-) -> Through:
-    passed = compiled(library, kind, x, initial, passes.weights_of(cell), inside=inside)
-    states = passed.states
-    activations = passes.activations_of(kind, states[0], passed.kept) if inside else {}
-    last = {name: part[0] for name, part in zip(kind.parts, passed.last, strict=True)}
-    return Through(states[0], dict(zip(kind.parts, states, strict=True)), last, activations)
 
 
 def compiled(
@@ -117,13 +108,15 @@ def compiled(
     weights: Sequence[Tensor | None],
     reverse: bool = False,
     inside: bool = False,
+    altered: passes.Altered = passes.DERIVATIVE,
+    note: Note | None = None,
 ) -> passes.Pass:
     """A pass of the library that can be differentiated once; `inside` asks for its activations."""
     if torch.is_grad_enabled() and any(
         [tensor is not None and tensor.requires_grad for tensor in (x, *initial, *weights)]
     ):
         given = (x, *initial, *weights)
-        results = _Compiled.apply(library, kind, reverse, inside, *given)  # type: ignore[no-untyped-call]
+        results = _Compiled.apply(library, (kind, reverse, altered), note, inside, *given)  # type: ignore[no-untyped-call]
         count = len(kind.parts)
         kept = results[2 * count] if len(results) > 2 * count else None
         return passes.Pass(results[:count], results[count : 2 * count], kept)
@@ -137,17 +130,18 @@ class _Compiled(torch.autograd.Function):
     def forward(
         ctx: Any,
         library: Library,
-        kind: passes.Kind,
-        reverse: bool,
+        which: tuple[passes.Kind, bool, passes.Altered],
+        note: Note | None,
         inside: bool,
         x: Tensor,
         *tensors: Tensor | None,
     ) -> Any:
         ctx.set_materialize_grads(False)
+        kind, reverse, _ = which
         count = len(kind.parts)
         initial, weights = tensors[:count], tensors[count:]
         passed = passes.forward(library, kind, x, initial, weights, reverse)
-        ctx.of, ctx.inside = (library, kind, reverse), inside
+        ctx.of, ctx.note, ctx.inside = (library, *which), note, inside
         ctx.save_for_backward(x, *tensors, *passed.states, passed.kept)
         kept = (passed.kept,) if inside and passed.kept is not None else ()
         output, *others = passed.states  # the output may be changed in place, as torch's may
@@ -155,7 +149,7 @@ class _Compiled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        library, kind, reverse = ctx.of
+        library, kind, reverse, altered = ctx.of
         count = len(kind.parts)
         x, *tensors = ctx.saved_tensors
         initial, weights = tensors[:count], tensors[count : -count - 1]
@@ -163,18 +157,21 @@ class _Compiled(torch.autograd.Function):
         by_kept = grads[2 * count] if len(grads) > 2 * count else None
         needs = ctx.needs_input_grad[4:]
         if any(grad is not None and _is_batched(grad) for grad in grads):
-            several = _by_torch(kind, reverse, x, initial, weights, grads, needs)
+            several = _by_torch(kind, altered, reverse, x, initial, weights, grads, needs)
             if several is None:
                 raise BackendError(BATCHED)
             return None, None, None, None, *several
         of_states = grads[:count], grads[count : 2 * count]
         found = passes.backward(
-            library, kind, x, initial, weights, passed, *of_states, by_kept, needs, reverse
+            library, kind, x, initial, weights, passed, *of_states, by_kept, needs, reverse, altered
         )
+        if found.clipped is not None and ctx.note is not None:
+            looked_at = passed.states[0].numel() * kind.blocks[0]
+            ctx.note(found.clipped.sum(), looked_at)
         results = [found.x, *found.initial, *found.weights]
         results = [r if needed else None for r, needed in zip(results, needs, strict=True)]
         if torch.is_grad_enabled():  # create_graph=True: someone may differentiate again
-            again = _by_torch(kind, reverse, x, initial, weights, grads, needs)
+            again = _by_torch(kind, altered, reverse, x, initial, weights, grads, needs)
             if again is not None:
                 return None, None, None, None, *again
             wanted = [result for result in results if result is not None]
@@ -198,6 +195,7 @@ def _is_batched(grad: Tensor) -> bool:
 
 def _by_torch(
     kind: passes.Kind,
+    altered: passes.Altered,
     reverse: bool,
     x: Tensor,
     initial: Sequence[Tensor | None],
@@ -211,7 +209,11 @@ def _by_torch(
     what was differentiated.
     """
     count = len(kind.parts)
-    if not kind.torch or any(grad is not None for grad in (*grads[1:count], *grads[2 * count :])):
+    if (
+        not kind.torch
+        or altered != passes.DERIVATIVE
+        or any(grad is not None for grad in (*grads[1:count], *grads[2 * count :]))
+    ):
         return None
     zeros = x.new_zeros(1, x.shape[1], weights[1].shape[1])  # type: ignore[union-attr]
     with torch.enable_grad(), no_autocast(x.device):
@@ -312,8 +314,8 @@ def _pull_back(
         if chosen:
             factors = stacked(chosen)
             plan = Plan(scaled(chunk.graph, factors))
-            if note is not None:
-                note(factors)
+            for each in factors.values() if note is not None else ():
+                note((each < 1).sum(), each.numel())  # type: ignore[misc]
         take(chunk.first, len(chunk), CellAdjoint(plan, deltas.flatten(1, 2), range(len(chunk))))
     return found(summed.adjoint[0])
 
