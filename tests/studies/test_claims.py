@@ -39,7 +39,10 @@ def test_the_page_is_what_the_shipped_results_give():
     assert page == SCRIPT["render"](SHIPPED), "run scripts/evidence_page.py"
 
 
-NO_FIGURE = r"`[^`]*`|\{[^}]*\}|\b[A-Za-z]+_\{?\w+\}?|\b(19|20)\d\d\b|2\^|\blag [01]\b|k = 0|CO2|log2|experiment \d"
+NO_FIGURE = (
+    r"`[^`]*`|\{[^}]*\}|\b[A-Za-z]+_\{?\w+\}?|\b(19|20)\d\d\b|2\^|\blag [01]\b|k = 0|CO2|log2"
+    r"|experiment \d"
+)
 """Code, a place for a figure, a name with an index, a year, and what else is no result."""
 
 

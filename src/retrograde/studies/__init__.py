@@ -2,13 +2,14 @@
 
 from retrograde import _checks
 from retrograde.errors import InputError
-from retrograde.studies import ladder_study, tables
+from retrograde.studies import ladder_study, modern, tables
 from retrograde.studies.claims.study import STUDY as CLAIMS
 from retrograde.studies.outcomes import Machine, Outcome, Part, Results, merged, shipped
+from retrograde.studies.page import StudyPage
 from retrograde.studies.study import Row, Run, Study, Trial
 
 STUDIES: dict[str, Study] = {
-    study.name: study for study in (*tables.of_1997(), ladder_study.STUDY, CLAIMS)
+    study.name: study for study in (*tables.of_1997(), ladder_study.STUDY, modern.STUDY, CLAIMS)
 }
 """All studies by name, in the order in which they are listed."""
 
@@ -45,6 +46,7 @@ __all__ = [
     "Row",
     "Run",
     "Study",
+    "StudyPage",
     "Trial",
     "merged",
     "results",

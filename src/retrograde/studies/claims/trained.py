@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from retrograde.decomposition import decompose
-from retrograde.nn import LSTM
+from retrograde.nn import LSTM, initialise
 from retrograde.recording import record
-from retrograde.tasks import clipping_study
 from retrograde.tasks.reber import EmbeddedReber
 
 UPDATES, BATCH = 200, 32
@@ -285,22 +284,30 @@ def shut(layer: LSTM) -> None:
 
 @lru_cache(maxsize=32)
 def ends_finite(rate: float, max_norm: float, seed: int) -> bool:
-    """Whether an LSTM survives 200 updates of gradient descent on the adding problem.
+    """Whether an LSTM survives 200 updates of gradient descent, on the sum of two marked numbers.
 
     Args:
         rate: of the descent.
         max_norm: what the norm of its gradient is clipped to.
         seed: of its weights and its data.
     """
-    model = clipping_study.made("LSTM", 2, seed)
-    optimiser = torch.optim.SGD(model.parameters(), lr=rate)
-    x, y = clipping_study.adding(UPDATES * BATCH, seed)
-    for some, wanted in zip(torch.split(x, BATCH), torch.split(y, BATCH), strict=True):
-        loss = (model(some)[:, -1] - wanted).square().mean()
+    steps, sums = 30, torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        lstm, readout = nn.LSTM(2, 32), nn.Linear(32, 1)
+        initialise(lstm, "forget-bias", value=3.0)
+    weights = [*lstm.parameters(), *readout.parameters()]
+    optimiser = torch.optim.SGD(weights, lr=rate)
+    for _ in range(UPDATES):
+        numbers, marks = torch.rand(steps, BATCH, generator=sums), torch.zeros(steps, BATCH)
+        for half in marks.chunk(2):
+            half.scatter_(0, torch.randint(len(half), (1, BATCH), generator=sums), 1.0)
+        answers = readout(lstm(torch.stack((numbers, marks), -1))[0][-1]).squeeze(-1)
+        loss = (answers - (numbers * marks).sum(0)).square().mean()
         if not loss.isfinite():
             return False
         optimiser.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+        nn.utils.clip_grad_norm_(weights, max_norm)
         optimiser.step()
     return True

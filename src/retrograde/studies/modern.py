@@ -1,0 +1,220 @@
+"""Later benchmarks of long memory, each as its paper asks, by recurrences trained with Adam.
+
+Pascanu et al. (2013) order, Arjovsky et al. (2016) add and copy, Le et al. (2015) add with a relu
+RNN that begins as the identity and read images pixel by pixel. Sizes are those of a laptop.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from retrograde.diagnosis.examine import Progress
+from retrograde.nn import GRU, LSTM, RNN, AbstractRecurrent, initialise
+from retrograde.studies.outcomes import Results
+from retrograde.studies.study import Row, Study, Trial
+from retrograde.tasks import (
+    AbstractTask,
+    Copying,
+    ModernAdding,
+    ModernTemporalOrder,
+    Sequences,
+    SequentialDigits,
+)
+from retrograde.tasks.task import Lot
+
+HIDDEN, BATCH = 32, 32
+RATE, CLIP = 0.003, 1.0
+"""The rate of Adam, and the norm that the whole gradient is clipped to."""
+
+BUDGET, TRIALS = 96_000, 3
+"""Sequences (3000 updates), and seeds."""
+
+CHECKED = 50
+"""Updates after which it is asked whether their sequences were answered as the task asks; where
+they were, the test itself is made."""
+
+AT_ONCE = 400
+"""Sequences of a test that are answered at once; all held-out digits, each of them once, are."""
+
+TOLD = 20
+"""Updates from one word on the progress to the next."""
+
+DRAWING = 10_000
+"""Added to a seed for its sequences, which then are drawn apart from its weights."""
+
+
+def _identity(inputs: int) -> AbstractRecurrent:
+    module = RNN(inputs, HIDDEN, nonlinearity="relu")
+    initialise(module, "identity")
+    return module
+
+
+def _forget_bias(inputs: int) -> AbstractRecurrent:
+    module = LSTM(inputs, HIDDEN)
+    initialise(module, "forget-bias", value=1.0)
+    return module
+
+
+RECURRENCES: Mapping[str, tuple[str, Callable[[int], AbstractRecurrent]]] = {
+    "rnn": ("plain RNN, tanh", lambda inputs: RNN(inputs, HIDDEN)),
+    "irnn": ("plain RNN, relu, identity", _identity),
+    "lstm": ("LSTM, forget bias 1", _forget_bias),
+    "gru": ("GRU", lambda inputs: GRU(inputs, HIDDEN)),
+}
+"""By name: a title, and what makes one for a number of inputs."""
+
+
+class Answering(nn.Module):
+    """A recurrence, and a linear layer that answers at every step.
+
+    Args:
+        recurrent: the recurrence.
+        outputs: number of answers.
+    """
+
+    def __init__(self, recurrent: AbstractRecurrent, outputs: int):
+        super().__init__()
+        self.recurrent = recurrent
+        self.readout = nn.Linear(HIDDEN, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # With activations the package's own pass runs, which in these sizes is faster than torch's.
+        fast = torch.is_grad_enabled()
+        answers: Tensor = self.readout(self.recurrent(x, return_activations=fast)[0])
+        return answers
+
+
+@dataclass(frozen=True)
+class Modern:
+    """Trials of one recurrence on one task.
+
+    Attributes:
+        task: what it trains on.
+        test: what it is tested on; None for the same.
+        make: makes the recurrence, by its number of inputs.
+    """
+
+    task: AbstractTask
+    test: AbstractTask | None
+    make: Callable[[int], AbstractRecurrent]
+
+    def __call__(
+        self,
+        seeds: Sequence[int],
+        budget: int,
+        checkpoint: Path | None = None,
+        progress: Progress | None = None,
+    ) -> Sequence[Trial]:
+        """As `Run` says; trials are short, and leave no checkpoint."""
+        return [self._trial(seed, budget, progress) for seed in seeds]
+
+    def _trial(self, seed: int, budget: int, progress: Progress | None) -> Trial:
+        task, generator = self.task, torch.Generator().manual_seed(DRAWING + seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = Answering(self.make(task.inputs), task.outputs)
+        optimiser, lot = torch.optim.Adam(model.parameters(), RATE), task.lot(generator)
+        test = (self.test or task).lot(generator)
+        losses, judged, update, solved = list[float](), list[tuple[Tensor, Tensor]](), 0, False
+        while not solved and update * BATCH < budget:
+            sequences = lot.training(BATCH)
+            answers = model(sequences.x)
+            loss = task.loss(answers, sequences)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+            optimiser.step()
+            losses.append(float(loss.detach()))
+            judged.append(_judged(task, answers.detach(), sequences))
+            update += 1
+            if not math.isfinite(losses[-1]):
+                break
+            if progress is not None and update % TOLD == 0:
+                progress(update * BATCH, budget, f"seed {seed}: loss {losses[-1]:.3f}")
+            if update % CHECKED == 0:
+                solved = _solved(task, judged[-CHECKED:]) and _solved(
+                    task, _test(model, task, test)
+                )
+        latest = losses[-CHECKED:]
+        mean = sum(latest) / len(latest)
+        figures = {
+            "loss": float(f"{mean:.4g}") if math.isfinite(mean) else None,
+            "guess": float(f"{task.guess.loss:.4g}"),
+            "first": [float(f"{loss:.4g}") for loss in losses[:5] if math.isfinite(loss)],
+        }
+        return Trial(seed, update * BATCH, solved, figures)
+
+
+def _judged(task: AbstractTask, answers: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor]:
+    return task.right(answers, sequences), task.errors(answers, sequences)
+
+
+def _solved(task: AbstractTask, judged: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    right, errors = (torch.cat(each) for each in zip(*judged, strict=True))
+    return task.solved(right, errors)
+
+
+@torch.no_grad()
+def _test(model: Answering, task: AbstractTask, lot: Lot) -> list[tuple[Tensor, Tensor]]:
+    return [_judged(task, model(some.x), some) for some in lot.tests(AT_ONCE)]
+
+
+TASKS: Mapping[str, tuple[str, AbstractTask, AbstractTask | None]] = {
+    "order": ("temporal order, T = 50", ModernTemporalOrder(50), None),
+    "adding": ("adding, T = 100", ModernAdding(100), None),
+    "copying": ("copying, T = 100", Copying(100), None),
+    "digits": ("digits by pixels", SequentialDigits(), SequentialDigits(held_out=True)),
+    "permuted": (
+        "digits by pixels, permuted",
+        SequentialDigits(permuted=True),
+        SequentialDigits(permuted=True, held_out=True),
+    ),
+}
+"""By name: a title, what is trained on, and what the test is made on if that is something else."""
+
+
+def table(results: Results) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    """How many trials solved each task, and their mean loss at the end beside that of guessing."""
+    titles = ["task", "recurrence", "solved", "sequences", "loss at the end", "loss of guessing"]
+    rows = []
+    for row in STUDY.rows:
+        outcome, trials = results.outcome(row.name), results.trials(row.name)
+        if outcome is None:
+            continue
+        losses = [trial.figures["loss"] for trial in trials if trial.figures["loss"] is not None]
+        task, recurrence = row.title.split(": ")
+        rows.append(
+            [
+                task,
+                recurrence,
+                f"{outcome.solved} of {outcome.trials}",
+                f"{outcome.sequences[0]:,.0f}" if outcome.sequences else "",
+                f"{sum(losses) / len(losses):.3g}" if losses else "not finite",
+                f"{trials[0].figures['guess']:.3g}",
+            ]
+        )
+    return titles, rows
+
+
+STUDY = Study(
+    "modern",
+    "Later benchmarks of long memory",
+    "Pascanu et al. (2013), Le et al. (2015), Arjovsky et al. (2016); smaller",
+    "as each task of retrograde.tasks says, on fresh sequences or held-out images",
+    tuple(
+        Row(
+            f"{task}-{name}",
+            f"{what}: {title}",
+            Modern(trained, test, make),
+            TRIALS,
+            BUDGET,
+        )
+        for task, (what, trained, test) in TASKS.items()
+        for name, (title, make) in RECURRENCES.items()
+    ),
+    table=table,
+)

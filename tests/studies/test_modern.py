@@ -1,0 +1,59 @@
+"""Later benchmarks: trials repeat, tasks are judged by their own tests, digits by other images."""
+
+import pytest
+import torch
+
+from retrograde.studies import STUDIES, Machine, Part, Results
+from retrograde.studies.modern import BATCH, RECURRENCES, STUDY, TASKS, Modern, table
+from retrograde.tasks import FirstSymbol, SequentialDigits
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+LSTM = RECURRENCES["lstm"][1]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_trial_is_its_seed_alone(name):
+    _, task, test = TASKS[name]
+    if isinstance(task, SequentialDigits):
+        pytest.importorskip("sklearn")
+    run = Modern(task, test, LSTM)
+    both, (alone,) = run([0, 3], 2 * BATCH), run([3], 2 * BATCH)
+    assert both[1] == alone and both[0] != alone
+    assert alone.sequences == 2 * BATCH and not alone.solved
+    assert alone.figures["guess"] == pytest.approx(task.guess.loss, rel=1e-3)
+
+
+def test_a_task_is_solved_by_its_own_test():
+    task = FirstSymbol(3)
+    (trial,) = Modern(task, None, LSTM)([0], 300 * BATCH)
+    assert trial.solved and trial.sequences % (50 * BATCH) == 0
+    (other,) = Modern(task, Never(3), LSTM)([0], trial.sequences)
+    assert not other.solved and other.figures["first"] == trial.figures["first"]
+
+
+class Never(FirstSymbol):
+    """The wrong answer counts as right in the test."""
+
+    def draw(self, count, generator):
+        sequences = super().draw(count, generator)
+        sequences.y[-1] = sequences.y[-1].flip(1)
+        return sequences
+
+
+def test_digits_are_tested_on_images_that_no_training_sees():
+    pytest.importorskip("sklearn")
+    for name in ("digits", "permuted"):
+        _, task, test = TASKS[name]
+        assert test is not None and test.permuted == task.permuted
+        assert test.held_out and not task.held_out
+        (lot,) = test.lot(torch.Generator().manual_seed(0)).tests(400)
+        assert len(torch.unique(lot.x.squeeze(2).T, dim=0)) == 360
+
+
+def test_rows_and_table():
+    assert STUDIES["modern"] is STUDY and len(STUDY.rows) == len(TASKS) * len(RECURRENCES)
+    row = STUDY.row("adding-lstm")
+    trials = row.run([0], BATCH)
+    results = Results("modern", (Part(row.name, BATCH, Machine.here(), tuple(trials)),))
+    (line,) = table(results)[1]
+    assert line[:3] == ["adding, T = 100", "LSTM, forget bias 1", "0 of 1"] and line[5] == "0.167"
