@@ -20,7 +20,7 @@ from retrograde.studies.ladder import (
     made,
     passed,
 )
-from retrograde.studies.ladder_study import STUDY, notes, ranks, spearman, starts, within
+from retrograde.studies.ladder_study import AMONG, STUDY, foretold, notes, ranks, spearman, starts
 from retrograde.tasks import FirstSymbol
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -82,6 +82,12 @@ def test_a_trial_is_its_seeds_alone():
     assert all(trial.solved for trial in both) and both[0].sequences < 1600
     assert told and all(done <= total == 1600 for done, total, _ in told)
     assert len(both[0].figures["inside"]["updates"]) > len(alone.figures["inside"]["updates"]) == 2
+
+
+def test_seeds_have_sequences_of_their_own(monkeypatch):
+    monkeypatch.setattr(ladder_module, "made", lambda each, lag, seed: made(each, lag, 0))
+    one, other = Ladder(RECURRENCES["rnn"], 5)([1, 2], BATCH)
+    assert one.figures["first"] != other.figures["first"]
 
 
 def test_a_budget_ends_a_trial_and_clipping_has_an_effect():
@@ -161,10 +167,25 @@ def test_what_the_results_say_of_the_reach_before_training():
     results = results_with([1, 2, 3, 4, 5, 6], [0, 0, 0, 1, 1, 1])
     found = starts(results)
     assert len(found) == 24
-    assert within("reach", found, solved=True).value == pytest.approx(
+    by_row = AMONG["seeds of the same recurrence and lag"]
+    assert foretold("reach", found, True, by_row).value == pytest.approx(
         spearmanr([1, 2, 3, 4, 5, 6] * 4, [0, 0, 0, 1, 1, 1] * 4).statistic
     )
-    assert within("reach", found, solved=False).value == pytest.approx(1)
+    assert foretold("reach", found, False, by_row).value == pytest.approx(1)
+    assert foretold("needed", found, True).value == pytest.approx(
+        -foretold("reach", found, True).value
+    )
     words = notes(results)
-    assert "none can be told (24 trials)" in words[1]  # no horizon anywhere: all alike
-    assert words[-1].startswith("Of the reach with success, lag by lag: 10: 0.88")
+    assert words[0].startswith("Rank correlation of the reach before training, among all trials")
+    assert sum("the horizon" in each for each in words) == 0  # it is the same in all of them
+    assert not any("lag by lag" in each for each in words)  # 12 trials of a lag are too few
+
+
+def test_trials_of_different_lags_are_not_compared_where_they_should_not_be():
+    """Within each lag the reach foretells success; over all, a longer lag hides that."""
+    easy = results_with([1, 2, 3, 4], [0, 1, 1, 1]).parts[:1]
+    hard = results_with([11, 12, 13, 14], [0, 0, 0, 1]).parts[2:3]
+    found = starts(Results("ladder", easy + hard))
+    assert len(found) == 8
+    assert foretold("reach", found, True).value < 0
+    assert foretold("reach", found, True, AMONG["trials of the same lag"]).value > 0.7

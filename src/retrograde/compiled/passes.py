@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from retrograde.cells import GRU, GRU2014, LSTM, AbstractCell, Elman
+from retrograde.cells import GRU, GRU2014, LSTM, AbstractCell, Clipped, Cut, Elman
 from retrograde.cells.generations import generation
+from retrograde.clipping import PreActivationValue
 from retrograde.compiled.library import FIELDS, Library, library
 
 CELLS = {"lstm": 0, "elman": 1, "gru-torch": 2, "gru-2014": 3}
@@ -86,6 +87,32 @@ def kind_of(cell: AbstractCell) -> Kind | None:
     if type(cell) in (GRU, GRU2014):
         return GRUS["gru-torch" if type(cell) is GRU else "gru-2014"]
     return None
+
+
+@dataclass(frozen=True)
+class Altered:
+    """What a backward pass does otherwise than the derivative.
+
+    Attributes:
+        truncated: nothing comes back through the recurrent weights.
+        max_value: the largest size that the gradient of a pre-activation may have; None for any.
+    """
+
+    truncated: bool = False
+    max_value: float | None = None
+
+
+DERIVATIVE = Altered()
+
+
+def plain(cell: AbstractCell) -> tuple[AbstractCell, Altered]:
+    """The cell without what alters its backward pass, as far as the library knows that."""
+    truncated, max_value = False, None
+    if isinstance(cell, Cut) and cell.cut == frozenset(cell.cell.recurrent_routes):
+        cell, truncated = cell.cell, True
+    if isinstance(cell, Clipped) and type(cell.policy) is PreActivationValue:
+        max_value, cell = cell.policy.max_value, cell.cell
+    return cell, Altered(truncated, max_value)
 
 
 def weights_of(cell: AbstractCell) -> tuple[Tensor | None, ...]:
@@ -207,11 +234,17 @@ def activations_of(kind: Kind, h: Tensor, kept: Tensor | None) -> dict[str, Tens
 
 
 class Gradients(NamedTuple):
-    """What a backward pass gives; None for what was not wanted."""
+    """What a backward pass gives; None for what was not wanted.
+
+    Attributes:
+        x, initial, weights: the gradients.
+        clipped: how many gradients of pre-activations were clipped, one number for each thread.
+    """
 
     x: Tensor | None
     initial: list[Tensor | None]
     weights: list[Tensor | None]
+    clipped: Tensor | None = None
 
 
 def backward(
@@ -226,6 +259,7 @@ def backward(
     by_kept: Tensor | None,
     needs: Sequence[bool],
     reverse: bool = False,
+    altered: Altered = DERIVATIVE,
 ) -> Gradients:
     """The gradients of a loss. Numbers below the normal range of the type count as 0.
 
@@ -238,6 +272,7 @@ def backward(
         by_kept: what it gives to the activations, shaped as they are.
         needs: whether the gradient is wanted of x, of the parts of the initial state, and of each
             weight.
+        altered: what is done otherwise than the derivative.
 
     Raises:
         MemoryError: where there is not enough.
@@ -272,6 +307,10 @@ def backward(
     strides = [
         n for given in _two(direct) for n in (given.stride()[:2] if given is not None else _NO)
     ]
+    limit = clipped = None
+    if altered.max_value is not None:
+        limit = x.new_full((1,), altered.max_value)
+        clipped = torch.zeros(torch.get_num_threads(), dtype=torch.int64)
     values = _Array(
         *_begin(library, kind, x, hidden, reverse),
         *_addresses(weights),
@@ -286,9 +325,11 @@ def backward(
         _address(by_x),
         *_addresses(by_weights),
         *_addresses(_two(by_initial)),
+        int(altered.truncated),
+        *_addresses((limit, clipped)),
     )
     _call(library.backward[x.dtype], values)
-    return Gradients(by_x, by_initial, by_weights)
+    return Gradients(by_x, by_initial, by_weights, clipped)
 
 
 _NO = (0, 0)

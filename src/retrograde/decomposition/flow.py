@@ -53,12 +53,9 @@ from retrograde.errors import ArgumentError, VoidDecompositionWarning
 from retrograde.recording import Recorded, Recording
 from retrograde.recording.recorded import the_one
 from retrograde.truncation import Horizon, Measures
+from retrograde.truncation.cuts import cut_every
 from retrograde.truncation.horizon import ENDS
-from retrograde.truncation.truncated import (
-    KINDS,
-    Truncation,
-    cut_every,
-)
+from retrograde.truncation.truncated import KINDS, Truncation
 
 AGREES = 1e-2
 """A forward pass agrees with its recording if it ends in the same state to this part of it."""
@@ -350,7 +347,9 @@ class Flow(AbstractPass):
         if final is None:
             return None
         tolerance = max(AGREES, 32 * max(self._rounding, self.recorded.rounding or 0.0))
-        difference = torch.linalg.vector_norm(self.unrolled.states[-1] - final)
+        difference = torch.linalg.vector_norm(
+            self.unrolled.between(self.steps, self.steps)[0] - final
+        )
         return bool(difference <= tolerance * torch.linalg.vector_norm(final))
 
     def _likely_reason(self, off: Mapping[str, float], sensitive: bool) -> str:

@@ -1,13 +1,13 @@
 """The published tables of networks that were trained on line, each as a study."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
 from retrograde.diagnosis.examine import Progress
 from retrograde.studies.study import Row, Study, Trial
-from retrograde.studies.trials import Trials
+from retrograde.studies.trials import Trials, beginning
 from retrograde.tasks.experiments import EXPERIMENTS, Experiment
 
 PATIENCE = 3
@@ -90,8 +90,19 @@ class OnLine:
         checkpoint: Path | None = None,
         progress: Progress | None = None,
     ) -> Sequence[Trial]:
-        """As `Run` says; a budget is rounded up to hundreds of sequences."""
-        return Trials(self.experiment, seeds).run(budget, checkpoint, progress)
+        """As `Run` says; a budget is rounded up to hundreds of sequences.
+
+        The figures of each trial hold the mean error of its first 100 sequences, by which it can be
+        recognised.
+        """
+        found = Trials(self.experiment, seeds).run(budget, checkpoint, progress)
+        return [recognisable(self.experiment, trial) for trial in found]
+
+
+def recognisable(experiment: Experiment, trial: Trial) -> Trial:
+    """The same with the mean error of its first 100 sequences."""
+    error = round(beginning(experiment, trial.seed), 4)
+    return replace(trial, figures={**trial.figures, "error of the first 100": error})
 
 
 def row(experiment: Experiment) -> Row:

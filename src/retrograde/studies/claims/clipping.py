@@ -19,7 +19,7 @@ from retrograde.nn import RNN
 from retrograde.recording import record
 from retrograde.studies.claims.claim import Claim, Figures, Statement
 from retrograde.studies.claims.passes import STEPS, growth, mean, noise_pass
-from retrograde.tasks.clipping_study import INSIDE, LAG, LAYERS, Run, results
+from retrograde.tasks.clipping_results import INSIDE, LAG, LAYERS, Run, results
 
 SHORT, LONG = 10, 80
 TASKS = ("adding", "CO2")
