@@ -20,7 +20,7 @@ from retrograde.studies.ladder import (
     made,
     passed,
 )
-from retrograde.studies.ladder_study import STUDY, notes, ranks, spearman, starts, within
+from retrograde.studies.ladder_study import AMONG, STUDY, foretold, notes, ranks, spearman, starts
 from retrograde.tasks import FirstSymbol
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -161,10 +161,25 @@ def test_what_the_results_say_of_the_reach_before_training():
     results = results_with([1, 2, 3, 4, 5, 6], [0, 0, 0, 1, 1, 1])
     found = starts(results)
     assert len(found) == 24
-    assert within("reach", found, solved=True).value == pytest.approx(
+    by_row = AMONG["seeds of the same recurrence and lag"]
+    assert foretold("reach", found, True, by_row).value == pytest.approx(
         spearmanr([1, 2, 3, 4, 5, 6] * 4, [0, 0, 0, 1, 1, 1] * 4).statistic
     )
-    assert within("reach", found, solved=False).value == pytest.approx(1)
+    assert foretold("reach", found, False, by_row).value == pytest.approx(1)
+    assert foretold("needed", found, True).value == pytest.approx(
+        -foretold("reach", found, True).value
+    )
     words = notes(results)
-    assert "none can be told (24 trials)" in words[1]  # no horizon anywhere: all alike
-    assert words[-1].startswith("Of the reach with success, lag by lag: 10: 0.88")
+    assert "none can be told (24 trials)" in words[3]  # no horizon anywhere: all alike
+    assert words[-3].startswith("Of the reach with success, lag by lag: 5: none can be told (0")
+    assert "10: 0.88" in words[-3]
+
+
+def test_trials_of_different_lags_are_not_compared_where_they_should_not_be():
+    """Within each lag the reach foretells success; over all, a longer lag hides that."""
+    easy = results_with([1, 2, 3, 4], [0, 1, 1, 1]).parts[:1]
+    hard = results_with([11, 12, 13, 14], [0, 0, 0, 1]).parts[2:3]
+    found = starts(Results("ladder", easy + hard))
+    assert len(found) == 8
+    assert foretold("reach", found, True).value < 0
+    assert foretold("reach", found, True, AMONG["trials of the same lag"]).value > 0.7

@@ -19,11 +19,12 @@ import typer
 from rich.markdown import Markdown
 from rich.table import Table
 
-from retrograde import _files, audits, diagnosis, horizons
+from retrograde import _checks, _files, audits, diagnosis, horizons, studies
 from retrograde import report as reporting
 from retrograde._optional import optional
 from retrograde._terminal import plain
 from retrograde.cli import device as devices
+from retrograde.cli import studies as studying
 from retrograde.cli import subject as subjects
 from retrograde.cli import weights_file
 from retrograde.cli.terminal import complain, forgive_encodings, guarded_output, progress, show
@@ -31,6 +32,8 @@ from retrograde.diagnosis.finding import SEVERITIES
 from retrograde.errors import InputError, RetrogradeError
 from retrograde.explore import server
 from retrograde.spectra import inspect_weights
+from retrograde.studies import STUDIES, Results, StudyPage, running
+from retrograde.studies.running import Plan
 from retrograde.truncation.horizon import DELTA
 
 FINDINGS, UNUSABLE, BUG, INTERRUPTED = 1, 2, 70, 130
@@ -447,6 +450,97 @@ def explore(
 ) -> None:
     _set_threads(threads)
     server.serve(port, browser=not no_browser)
+
+
+@app.command(
+    help="Run a published experiment again, and show what came out beside what was printed.\n\n"
+    "NAME is one of those that retrograde study list names. Trials are kept as soon as they are "
+    "through, and the state of the others now and then: the same command goes on after it was "
+    "stopped or killed. Under torchrun each process takes its share of the trials."
+)
+def study(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Of a study, or list.")
+    ] = studying.LIST,
+    row: Annotated[
+        list[str] | None, typer.Option(help="Run this row of the table; repeat it for more.")
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Of each row; as many as it has if not.")
+    ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="SEQUENCES", help="Of each trial; that of its row if not given."
+        ),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0, help="Stop after that long; the same command goes on."),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Of the first trial; the next ones follow.")
+    ] = 0,
+    processes: Annotated[
+        int, typer.Option(min=1, metavar="N", help="How many work on this machine.")
+    ] = 1,
+    threads: Threads = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The results, or a folder for them; retrograde-study-NAME.json."
+        ),
+    ] = None,
+    html: Html = None,
+    showing: Annotated[
+        bool,
+        typer.Option(
+            "--show", help="Run nothing: show the results in FILE, or those of the package."
+        ),
+    ] = False,
+    merge: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RESULTS",
+            help="Run nothing: put the trials of these results, or of a folder of them, into FILE.",
+        ),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    if name == studying.LIST:
+        show(studying.listing())
+        return
+    chosen = STUDIES[_checks.existing("study", name, STUDIES)]
+    plan = Plan(chosen, tuple(row or ()), trials, seed, budget)
+    place = studying.results_file(name, out)
+    _check_outputs(html, reads=(place, *(merge or ())))
+    _set_threads(threads)
+    if showing:
+        found = studies.results(name) if out is None else Results.from_json(place)
+    elif merge:
+        found = running.merge(chosen, merge, place)
+    else:
+        found = _run(plan, place, processes, minutes, quiet)
+    page = StudyPage.of(chosen, found)
+    if html is not None:
+        page.to_html(html)
+    if not quiet:
+        show(page)
+        _say_written(None if showing or not found.parts else place, html)
+
+
+def _run(plan: Plan, place: Path, processes: int, minutes: float | None, quiet: bool) -> Results:
+    """Run a study, and say what is left of it."""
+    told = None if quiet else studying.say
+    try:
+        with progress(f"study {plan.study.name}", quiet) as tell:
+            found = running.run(plan, place, processes, minutes, tell, told)
+    except KeyboardInterrupt:
+        complain(f"{plan.study.name}: what is done is kept; the same command goes on")
+        raise typer.Exit(INTERRUPTED) from None
+    if left := sum(len(work.seeds) for work in plan.missing(found)):
+        complain(f"{left} trials are left; the same command goes on")
+    return found
 
 
 def main() -> None:

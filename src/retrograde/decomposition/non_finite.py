@@ -70,7 +70,7 @@ def first_non_finite(recorded: Recorded, unrolled: Unrolled) -> NonFinite | None
         words = _first(recorded.initial, what, ("sample", "unit"), "look where it is made")
         name = _slot(recorded.cell, recorded.initial)
         return NonFinite(recorded.name, "initial state", None, name, None, None, None, words)
-    if not bool(unrolled.states.isfinite().all()):
+    if not unrolled.finite:
         return _in_state(recorded, unrolled)
     if not bool(recorded.direct.isfinite().all()):
         step = _step(recorded.direct)

@@ -76,13 +76,18 @@ class Summary:
         return float(self.by_lag[lag] - self.by_lag[0])
 
 
-def summarise(recorded: Recorded) -> Summary:
+def summarise(recorded: Recorded, unrolled: Unrolled | None = None) -> Summary:
     """Work out the few numbers.
+
+    Args:
+        recorded: the pass.
+        unrolled: its forward pass run again, if that is there already.
 
     Raises:
         NonFiniteError: if a NaN or an infinity was recorded, with the first place it is seen.
     """
-    unrolled, entries = replay(recorded), Entries.of(recorded.direct)
+    unrolled = replay(recorded) if unrolled is None else unrolled
+    entries = Entries.of(recorded.direct)
     norms, seen = AdjointNorms(entries, len(unrolled)), _Sums(unrolled, entries)
     with torch.no_grad():
         for span in joined(rows_of_entries(unrolled, entries), entries):

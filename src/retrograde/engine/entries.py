@@ -66,8 +66,8 @@ class Entries:
         if max_rows is None:
             max_rows = FULL_ROWS if len(steps) <= FULL_ROWS else BLOCK_ROWS
         width = max(1, -(-len(steps) // max_rows))
-        groups = [steps[i : i + width] for i in range(0, len(steps), width)]
-        return Entries(direct, tuple((group[0], group[-1]) for group in groups))
+        first, last = steps[::width], [*steps[width - 1 :: width], *steps[-1:]]
+        return Entries(direct, tuple(zip(first, last, strict=False)))
 
     def __len__(self) -> int:
         return len(self.blocks)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -17,11 +16,11 @@ from retrograde.cells.precision import no_autocast
 from retrograde.cells.program import Program
 from retrograde.cells.reverse_mode import CellAdjoint
 from retrograde.cells.rewiring import Factors, scaled
-from retrograde.compiled.library import Library, library
+from retrograde.compiled.library import library
 from retrograde.compiled.scan import Steps, steps_of
 from retrograde.compiled.sizes import Uses, uses_of
-from retrograde.compiled.states import library_for, states_of
 from retrograde.engine.boundary import Boundary
+from retrograde.engine.forward import Checkpoints, Forward
 from retrograde.engine.linear_states import by_blocks, linear_states
 from retrograde.errors import ArgumentError
 
@@ -29,16 +28,20 @@ CHUNK = 32
 """Steps that are recomputed together. Only the states are kept over the whole sequence."""
 
 SMALL = 2**17
-"""More steps than that are, while their states are no more numbers than this, half a MiB in float32:
-each time costs the same few operations, however few samples and units there are."""
+"""More steps than that are, while their states are no more numbers than this, half a MiB in
+float32: each time costs the same few operations, however few samples and units there are."""
 
-TOGETHER = 2**12
-"""Steps that the compiled library runs in one call."""
+KEPT = 2**27
+"""States that take more bytes than this are kept at checkpoints alone, and found again from there
+(forward.py)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Unrolled:
     """A cell, its inputs x [T, B, I] and its states [T+1, B, S], the initial state first.
+
+    `trajectory` are the states; of a long pass the checkpoints that lead to them, and then `states`
+    computes all of them, and holds them from then on. `between` has some of them.
 
     `boundaries` are the steps that were not entered with the state before. `kept` are the steps
     themselves, for those who have the memory; without them each is computed again from the state
@@ -48,13 +51,34 @@ class Unrolled:
 
     cell: AbstractCell
     x: Float[Tensor, "T B I"]
-    states: Float[Tensor, "T1 B S"]
+    trajectory: Float[Tensor, "T1 B S"] | Checkpoints
     kept: tuple[CellStep, ...] = ()
     boundaries: Mapping[int, Boundary] = field(default_factory=dict)
     factors: tuple[Factors, ...] = ()
 
     def __len__(self) -> int:
         return self.x.shape[0]
+
+    @cached_property
+    def states(self) -> Float[Tensor, "T1 B S"]:
+        """The states [T+1, B, S], the initial state first."""
+        return self.between(0, len(self))
+
+    def between(self, first: int, last: int) -> Float[Tensor, "K1 B S"]:
+        """The states before steps first .. last, both included."""
+        if isinstance(self.trajectory, Checkpoints):
+            return self.trajectory.between(first, last)
+        return self.trajectory[first : last + 1]
+
+    @property
+    def finite(self) -> bool:
+        """Whether all states are."""
+        if not isinstance(self.trajectory, Checkpoints):
+            return bool(self.trajectory.isfinite().all())
+        return all(
+            bool(self.between(steps.start, steps.stop).isfinite().all())
+            for steps in self.trajectory.forward.segments()
+        )
 
     @property
     def output(self) -> Float[Tensor, "T B H"]:
@@ -63,14 +87,14 @@ class Unrolled:
 
     def steps(self, start: int, stop: int) -> CellStep:
         """Steps start..stop-1, all at once."""
-        x, previous = self.x[start:stop], self.states[start:stop]
+        x, states = self.x[start:stop], self.between(start, stop)
+        previous, states = states[:-1], states[1:]
         here = {k: boundary for k, boundary in self.boundaries.items() if start <= k < stop}
         if here:
             previous = previous.clone()
         for k, boundary in here.items():
             previous[k - start] = boundary.entering(previous[k - start])
         if self.kept:
-            states = self.states[start + 1 : stop + 1]
             return CellStep.stack(self.kept[start:stop], x, previous, states)
         with no_autocast(x.device):
             return self.cell.step(x, previous)
@@ -95,7 +119,7 @@ class Unrolled:
         """
         if library() is None:
             return CHUNK
-        return max(CHUNK, SMALL // max(1, self.states[0].numel()))
+        return max(CHUNK, SMALL // max(1, self.x.shape[1] * self.cell.state_size))
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,39 +273,24 @@ def unroll(
         with no_autocast(x.device):
             start = x.new_zeros(expected) if initial is None else initial
             return Unrolled(cell, x, linear_states(cell, x, start))
-    states = x.new_empty(x.shape[0] + 1, *expected)
-    states[0] = 0 if initial is None else initial
-    each, kept, boundaries = states.unbind(), [], boundaries or {}
-    if not keep and (library := library_for(cell, x, each[0])) is not None:
-        _run(library, cell, x, states, boundaries, lengths)
-        return Unrolled(cell, x, states, (), boundaries)
-    with no_autocast(x.device):
-        for k, (x_k, projected) in enumerate(zip(x, cell.project(x), strict=True)):
-            entering = boundaries[k].entering(each[k]) if k in boundaries else each[k]
-            step = cell.advance(x_k, projected, entering)
-            if lengths is None:
-                each[k + 1].copy_(step.state)
-            else:
-                torch.where((k < lengths).unsqueeze(-1), step.state, each[k], out=each[k + 1])
-            if keep:
-                kept.append(step)
-    return Unrolled(cell, x, states, tuple(kept), boundaries)
+    forward = Forward(cell, x, boundaries or {}, lengths)
+    start = x.new_zeros(expected) if initial is None else initial
+    numbers = (len(x) + 1) * start.numel()
+    if not keep and numbers * start.element_size() > KEPT:
+        return Unrolled(cell, x, _checkpoints(forward, start), (), forward.boundaries)
+    states, kept = x.new_empty(len(x) + 1, *expected), list[CellStep]()
+    states[0] = start
+    for steps in forward.segments():
+        forward.run(steps, states[steps.start : steps.stop + 1], kept if keep else None)
+    return Unrolled(cell, x, states, tuple(kept), forward.boundaries)
 
 
-def _run(
-    library: Library,
-    cell: AbstractCell,
-    x: Float[Tensor, "T B I"],
-    states: Float[Tensor, "T1 B S"],
-    boundaries: Mapping[int, Boundary],
-    lengths: Int[Tensor, "B"] | None,
-) -> None:
-    """Find all states behind the first by the compiled library, many steps at a time."""
-    here = {k for k in boundaries if 0 <= k < len(x)}
-    for first, last in pairwise(sorted({*range(0, len(x), TOGETHER), len(x), *here})):
-        entering = boundaries[first].entering(states[first]) if first in here else states[first]
-        some = states[first : last + 1]
-        some[1:] = states_of(library, cell, x[first:last], entering)
-        if lengths is not None:
-            step = torch.arange(1, len(some)).unsqueeze(1).minimum((lengths - first).clamp(min=0))
-            some[1:] = some[step, torch.arange(x.shape[1])]
+def _checkpoints(forward: Forward, start: Float[Tensor, "B S"]) -> Checkpoints:
+    """Run a pass, and keep the first state of each segment and the last one of all."""
+    kept = [start]
+    for steps in forward.segments():
+        states = start.new_empty(len(steps) + 1, *start.shape)
+        states[0] = kept[-1]
+        forward.run(steps, states)
+        kept.append(states[-1].clone())
+    return Checkpoints(forward, torch.stack(kept))

@@ -217,6 +217,7 @@ class Recording(Layers):
             except RetrogradeError as error:
                 self._refused[name] = error
                 raise
+            self._makers[name] = partial(self._made.__getitem__, name)  # lets go of the calls
         return self._made[name]
 
     def __contains__(self, name: object) -> bool:

@@ -95,7 +95,7 @@ class Chain:
                 "states that entered a step outlive it here (a masked update, zoneout): the state "
                 "has no Jacobian from step to step. Look at a pass without masks"
             )
-        states = unrolled.states[start : stop + 1]
+        states = unrolled.between(start, stop)
         if start in unrolled.boundaries:
             entering = unrolled.boundaries[start].entering(states[0])
             states = torch.cat((entering.unsqueeze(0), states[1:]))
@@ -116,7 +116,7 @@ class Chain:
     @property
     def batch(self) -> int:
         """B, the number of samples."""
-        return self.unrolled.states.shape[1]
+        return self.unrolled.x.shape[1]
 
     @property
     def size(self) -> int:
@@ -129,7 +129,7 @@ class Chain:
         boundaries = {
             k - start: boundary for k, boundary in whole.boundaries.items() if start < k < stop
         }
-        states = whole.states[start : stop + 1]
+        states = whole.between(start, stop)
         if start in whole.boundaries:
             entering = whole.boundaries[start].entering(states[0])
             states = torch.cat((entering.unsqueeze(0), states[1:]))

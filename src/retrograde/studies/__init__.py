@@ -5,6 +5,7 @@ from retrograde.errors import InputError
 from retrograde.studies import ladder_study, modern, tables
 from retrograde.studies.claims.study import STUDY as CLAIMS
 from retrograde.studies.outcomes import Machine, Outcome, Part, Results, merged, shipped
+from retrograde.studies.page import StudyPage
 from retrograde.studies.study import Row, Run, Study, Trial
 
 STUDIES: dict[str, Study] = {
@@ -45,6 +46,7 @@ __all__ = [
     "Row",
     "Run",
     "Study",
+    "StudyPage",
     "Trial",
     "merged",
     "results",

@@ -1,7 +1,7 @@
 """The ladder as a study: its rows, and what its results say of the gradient's reach."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,55 +186,53 @@ def _first(trial: Trial, name: str) -> float:
     return float(value)
 
 
-def success_by(predictor: str, some: Sequence[Start]) -> Correlation:
-    """Between what was seen at the start and whether the task was solved."""
-    return spearman([s.seen[predictor] for s in some], [float(s.trial.solved) for s in some])
-
-
-def time_by(predictor: str, some: Sequence[Start]) -> Correlation:
-    """Between what was seen at the start and how many sequences it took, where it was solved."""
-    solved = [s for s in some if s.trial.solved]
-    return spearman([s.seen[predictor] for s in solved], [float(s.trial.sequences) for s in solved])
-
-
-def within(predictor: str, some: Sequence[Start], solved: bool) -> Correlation:
-    """The same among seeds of one recurrence and lag: ranks are taken within each, and pooled.
+def foretold(
+    predictor: str, some: Sequence[Start], solved: bool, by: Callable[[Start], Any] | None = None
+) -> Correlation:
+    """The rank correlation of what was seen before training with what became of the trials.
 
     Args:
-        predictor: what was seen at the start.
+        predictor: what was seen.
         some: the trials.
-        solved: whether success is to be told; otherwise the sequences it took.
+        solved: whether success is to be told; otherwise the sequences it took, where there was one.
+        by: by which trials are compared among each other alone: ranks are taken within each group
+            of trials that it tells apart, where these did not all end alike, and are pooled.
     """
     x, y = list[float](), list[float]()
-    for group in dict.fromkeys(s.group for s in some):
-        own = [s for s in some if s.group == group and (solved or s.trial.solved)]
+    taking_part = [s for s in some if solved or s.trial.solved]
+    of_trial = {id(s): by(s) if by else 0 for s in taking_part}
+    for group in dict.fromkeys(of_trial.values()):
+        own = [s for s in taking_part if of_trial[id(s)] == group]
         outcome = [float(s.trial.solved if solved else s.trial.sequences) for s in own]
-        if len(set(outcome)) < 2:
-            continue
-        for values, into in (([s.seen[predictor] for s in own], x), (outcome, y)):
-            into += (ranks(np.array([values]))[0] / (len(values) + 1)).tolist()
+        if len(set(outcome)) > 1:
+            for values, into in (([s.seen[predictor] for s in own], x), (outcome, y)):
+                into += (ranks(np.array([values]))[0] / (len(values) + 1)).tolist()
     return spearman(x, y)
+
+
+AMONG: Mapping[str, Callable[[Start], Any] | None] = {
+    "all trials": None,
+    "trials of the same lag": lambda start: start.lag,
+    "seeds of the same recurrence and lag": lambda start: start.group,
+}
+"""Which trials are compared with each other. A longer lag is harder, and lets a reach be longer."""
 
 
 def notes(results: Results) -> list[str]:
     """Does what is seen before training tell whether, and how soon, the task will be solved?"""
-    found = starts(results)
-    if not found:
-        return []
-    said = []
-    for name, words in PREDICTORS.items():
-        said.append(
-            f"Rank correlation of {words} before training with success, over all trials: "
-            f"{success_by(name, found)}; with the sequences that success took: "
-            f"{time_by(name, found)}. Among seeds of the same recurrence and lag: "
-            f"{within(name, found, True)} and {within(name, found, False)}."
-        )
-    by_lag = [
-        f"{lag}: {success_by('reach', some)}"
-        for lag in LAGS
-        if (some := [s for s in found if s.lag == lag])
-    ]
-    said.append(f"Of the reach with success, lag by lag: {'; '.join(by_lag)}.")
+    found, said = starts(results), []
+    for name, words in PREDICTORS.items() if found else ():
+        for among, by in AMONG.items():
+            success, time = (foretold(name, found, solved, by) for solved in (True, False))
+            said.append(
+                f"Rank correlation of {words} before training among {among}: with success "
+                f"{success}, with the sequences that success took {time}."
+            )
+    for name, words in PREDICTORS.items() if found else ():
+        by_lag = [
+            f"{lag}: {foretold(name, [s for s in found if s.lag == lag], True)}" for lag in LAGS
+        ]
+        said.append(f"Of {words} with success, lag by lag: {'; '.join(by_lag)}.")
     return said
 
 

@@ -3,11 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from retrograde import _checks
 from retrograde.diagnosis.examine import Progress
 from retrograde.tasks.experiments import Published
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""Titles of columns, and rows of words."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,9 @@ class Trial:
     seconds: float = field(default=0.0, repr=False, compare=False)
 
 
+@runtime_checkable
 class Run(Protocol):
-    """How trials of a row are run."""
+    """How trials of a row are run: a function of a module, or an object that can be pickled."""
 
     def __call__(
         self,
@@ -95,7 +99,7 @@ class Study:
             after the other. A checkpoint holds as many.
         table: of the results, in place of published figures beside ours: titles, and rows.
         notes: what else the results say, in sentences.
-        charts: of the results, by what each shows.
+        charts: of the results, by a name that stands in no other; each says what it shows.
 
     Example:
         >>> from retrograde.studies import STUDIES
@@ -113,7 +117,7 @@ class Study:
     rows: tuple[Row, ...]
     counts: str = "sequences"
     together: int = 1
-    table: Callable[[Any], tuple[Sequence[str], Sequence[Sequence[str]]]] | None = None
+    table: Callable[[Any], Table] | None = None
     notes: Callable[[Any], Sequence[str]] | None = None
     charts: Callable[[Any], Mapping[str, Any]] | None = None
 

@@ -1,0 +1,158 @@
+"""What came out of a study, as text for a terminal and as a page that opens offline."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from os import PathLike
+from typing import Any
+
+from retrograde import _files
+from retrograde._terminal import as_text, plain, rich
+from retrograde.report.html import Pictures, environment, javascript
+from retrograde.studies.outcomes import Interval, Outcome, Results
+from retrograde.studies.study import Row, Study, Table
+from retrograde.tasks.experiments import Published
+
+TITLES = ("row", "published", "solved", "ours", "solved (95 % interval)", "CPU time of a trial")
+
+
+@dataclass(frozen=True)
+class StudyPage:
+    """The results of a study beside what its paper printed.
+
+    Attributes:
+        title: what was asked.
+        paper: where the table stands.
+        success: when a trial counts as solved.
+        titles, rows: the table.
+        notes: what else there is to say.
+        charts: what draws them, by name.
+
+    Example:
+        >>> from retrograde.studies import STUDIES, Results, StudyPage
+        >>> page = StudyPage.of(STUDIES["6a"], Results("6a", ()))
+        >>> page.rows[0][:2]
+        ('6a', '31,390')
+    """
+
+    title: str
+    paper: str
+    success: str
+    titles: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...]
+    charts: Mapping[str, Callable[[], Any]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, study: Study, results: Results) -> "StudyPage":
+        """The results of a study, which may be those of a few of its trials."""
+        titles, rows = (study.table or partial(published_beside_ours, study))(results)
+        notes = [*(study.notes(results) if study.notes else ()), *_run_on(results)]
+        drawn = study.charts(results) if study.charts else {}
+        return cls(
+            study.title,
+            study.paper,
+            study.success,
+            tuple(titles),
+            tuple(tuple(row) for row in rows),
+            tuple(notes),
+            {name: partial(_itself, chart) for name, chart in drawn.items()},
+        )
+
+    def __rich__(self) -> Any:
+        Text = rich().Text  # noqa: N806
+        table = rich().Table(box=None, pad_edge=False)
+        for column in self.titles:
+            table.add_column(Text(plain(column)), overflow="fold")
+        for row in self.rows:
+            table.add_row(*(Text(plain(word)) for word in row))
+        head = Text(plain(self.title), style="bold")
+        about = Text(plain(f"{self.paper}. Solved: {self.success}."))
+        return rich().Group(head, about, "", table, *(Text(plain(note)) for note in self.notes))
+
+    def __str__(self) -> str:
+        return as_text(self.__rich__())
+
+    def to_html(self, path: str | PathLike[str]) -> None:
+        """Write the page.
+
+        Raises:
+            InputError: if the path cannot be written.
+        """
+        _files.check_writable(path)
+        gallery = Pictures()
+        for name, make in self.charts.items():
+            gallery.add(name, make)
+        text = (
+            environment()
+            .get_template("study.html.jinja")
+            .render(
+                title=self.title,
+                study=self,
+                gallery=gallery,
+                javascript=javascript() if gallery.specs else "",
+                version=version("retrograde"),
+            )
+        )
+        _files.write_text(path, _files.encodable(text))
+
+
+def published_beside_ours(study: Study, results: Results) -> Table:
+    """The table of a study whose rows stand in a paper."""
+    return TITLES, [_words(row, results.outcome(row.name)) for row in study.rows]
+
+
+def _words(row: Row, ours: Outcome | None) -> tuple[str, ...]:
+    published = row.published
+    return (
+        row.title,
+        f"{published.sequences:,}" if published and published.sequences else "",
+        share_of(published) if published else "",
+        *(("not run", "", "") if ours is None else _found(ours)),
+    )
+
+
+def share_of(published: Published) -> str:
+    """How many of a paper's trials solved the task: "97 % of 30"."""
+    return f"{100 * published.succeeded:.0f} % of {published.trials}"
+
+
+def _found(ours: Outcome) -> tuple[str, str, str]:
+    sequences = ""
+    if ours.sequences is not None:
+        mean, interval = ours.sequences
+        sequences = f"{mean:,.0f}{_between(interval, '{:,.0f}')}"
+    share, interval = ours.share
+    percent = interval[0] * 100, interval[1] * 100
+    solved = f"{100 * share:.0f} % of {ours.trials}{_between(percent, '{:.0f}')}"
+    return sequences, solved, duration(ours.seconds / ours.trials)
+
+
+def _between(interval: Interval | None, form: str) -> str:
+    if interval is None:
+        return ""
+    low, high = (form.format(bound) for bound in interval)
+    return f" ({low} to {high})"
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    for name, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {name}"
+    return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1f} s"
+
+
+def _run_on(results: Results) -> list[str]:
+    """What the trials were run with, a sentence for each."""
+    machines = dict.fromkeys(part.machine for part in results.parts)
+    return [
+        f"Run on {machine.processor} with retrograde {machine.retrograde}, torch {machine.torch}, "
+        f"{machine.backend} backend."
+        for machine in machines
+    ]
+
+
+def _itself(chart: Any) -> Any:
+    return chart

@@ -1,0 +1,443 @@
+"""Running a study: trial after trial, in one process or several, each kept when it is through.
+
+What is done lies in files: one for each run of trials, beside their checkpoints, in a folder named
+after the results. A command that was stopped, killed or out of time goes on from them, and several
+machines that share the folder, or whose files are brought together, take a share each.
+"""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from retrograde import _checks, _files
+from retrograde.diagnosis.examine import Progress
+from retrograde.errors import InputError, RetrogradeError
+from retrograde.studies.outcomes import Machine, Part, Results, merged
+from retrograde.studies.study import Study, Trial
+
+FINE = 1000
+"""Parts of a trial in which progress is told."""
+
+Told = Callable[[str], object]
+"""Is told a line when trials are through."""
+
+
+class OutOfTimeError(Exception):
+    """The time that was given is over; what was done is kept."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Trials that are run side by side.
+
+    Attributes:
+        row: whose they are.
+        seeds: of the trials.
+        budget: of each.
+    """
+
+    row: str
+    seeds: tuple[int, ...]
+    budget: int
+
+    @property
+    def name(self) -> str:
+        """By which its files are called."""
+        return f"{self.row}.{'-'.join(str(s) for s in sorted({self.seeds[0], self.seeds[-1]}))}"
+
+    @property
+    def words(self) -> str:
+        """The same for a reader."""
+        seeds = f"seeds {self.seeds[0]} to {self.seeds[-1]}"
+        return f"{self.row}, {seeds if len(self.seeds) > 1 else f'seed {self.seeds[0]}'}"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where the work on results is kept until they are complete.
+
+    Attributes:
+        out: the file of the results.
+    """
+
+    out: Path
+
+    @property
+    def parts(self) -> Path:
+        """The folder of what is done and of checkpoints."""
+        return self.out.with_name(f"{self.out.name}.parts")
+
+    def create(self) -> None:
+        """Create it.
+
+        Raises:
+            InputError: if that cannot be done.
+        """
+        _files.check_writable(self.out)
+        try:
+            self.parts.mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"cannot create {_files.named(self.parts)}: {_files.why(error)}"
+            ) from None
+
+    def checkpoint(self, work: Work) -> Path:
+        """The file for the state of some trials."""
+        return self.parts / f"{work.name}.pt"
+
+    def keep(self, results: Results, work: Work) -> None:
+        """Keep trials that are through."""
+        results.to_json(self.parts / f"{work.name}.json")
+        self.checkpoint(work).unlink(missing_ok=True)
+
+    def found(self, study: str) -> Results:
+        """All trials that are through.
+
+        Raises:
+            InputError: if a file cannot be read, or is of another study.
+        """
+        files = ([self.out] if self.out.exists() else []) + sorted(self.parts.glob("*.json"))
+        return _read(study, files)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run of a study.
+
+    Attributes:
+        study: which.
+        rows: the names of its rows; all of them if empty.
+        trials: of each row, as many as the row has if None.
+        seed: of the first trial; the others have the following ones.
+        budget: of each trial, that of its row if None.
+    """
+
+    study: Study
+    rows: tuple[str, ...] = ()
+    trials: int | None = None
+    seed: int = 0
+    budget: int | None = None
+
+    def __post_init__(self) -> None:
+        _checks.fields(
+            self,
+            trials=lambda name, value: _checks.optional_whole(name, value),
+            seed=lambda name, value: _checks.whole(name, value, least=0),
+            budget=lambda name, value: _checks.optional_whole(name, value),
+        )
+        for name in self.rows:
+            self.study.row(name)
+
+    def wanted(self) -> Iterator[Work]:
+        """All trials, those of a row together."""
+        for row in self.study.rows:
+            if not self.rows or row.name in self.rows:
+                seeds = tuple(range(self.seed, self.seed + (self.trials or row.trials)))
+                yield Work(row.name, seeds, self.budget or row.budget)
+
+    def missing(self, found: Results) -> list[Work]:
+        """What has not been run yet, in the portions in which it will be.
+
+        Raises:
+            InputError: if trials were run with another budget.
+        """
+        missing = []
+        budgets = {part.row: part.budget for part in found.parts}
+        for work in self.wanted():
+            other = budgets.get(work.row, work.budget)
+            if other != work.budget:
+                raise InputError(
+                    f"the trials of {work.row} that are there had a budget of {other} "
+                    f"{self.study.counts}, not {work.budget}; give --budget {other}, or another "
+                    "file with --out"
+                )
+            done = {trial.seed for trial in found.trials(work.row)}
+            seeds = [seed for seed in work.seeds if seed not in done]
+            for first in range(0, len(seeds), self.study.together):
+                some = tuple(seeds[first : first + self.study.together])
+                missing.append(replace(work, seeds=some))
+        return missing
+
+
+def share(work: Sequence[Work]) -> list[Work]:
+    """What this process is to do of it, where torchrun or its like has started several."""
+    rank, ranks = (
+        int(os.environ.get(name, plain)) for name, plain in (("RANK", 0), ("WORLD_SIZE", 1))
+    )
+    return list(work[rank::ranks])
+
+
+def run(
+    plan: Plan,
+    out: Path,
+    processes: int = 1,
+    minutes: float | None = None,
+    progress: Progress | None = None,
+    told: Told | None = None,
+) -> Results:
+    """Run what is missing of a study, and write its results.
+
+    Args:
+        plan: what is wanted.
+        out: the file of the results; it is read first where it is there.
+        processes: how many work side by side on this machine.
+        minutes: after which to stop; what is done is kept.
+        progress: called with (done, in all, what is going on).
+        told: called with a line when trials are through.
+
+    Returns:
+        All trials that are through; the plan is complete if none are missing.
+
+    Raises:
+        InputError: if files cannot be used.
+    """
+    folder = Folder(out)
+    folder.create()
+    work = share(plan.missing(folder.found(plan.study.name)))
+    until = None if minutes is None else time.monotonic() + 60 * minutes
+    try:
+        if processes == 1 or len(work) < 2:
+            _here(plan.study, work, folder, until, progress, told)
+        else:
+            _in_processes(
+                plan.study, work, folder, min(processes, len(work)), until, progress, told
+            )
+    except OutOfTimeError:
+        pass
+    finally:
+        found = folder.found(plan.study.name)
+        complete = not plan.missing(found)
+        alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+        if found.parts and (alone or complete):
+            found.to_json(out)
+        if alone and complete:
+            shutil.rmtree(folder.parts, ignore_errors=True)
+    return found
+
+
+def merge(study: Study, files: Sequence[Path], out: Path) -> Results:
+    """Put the trials of several results into one file, with those that it has already.
+
+    Args:
+        study: whose they are.
+        files: results, or folders of them.
+        out: the file.
+
+    Raises:
+        InputError: if a file cannot be used, or two contradict each other.
+    """
+    given = [
+        file
+        for path in files
+        for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])
+    ]
+    if not given:
+        raise InputError(f"there are no results in {_checks.listed(map(_files.named, files))}")
+    if out.exists():
+        given = [out, *given]
+    found = _read(study.name, given)
+    found.to_json(out)
+    return found
+
+
+def _read(study: str, files: Sequence[Path]) -> Results:
+    """The trials in several files.
+
+    Raises:
+        InputError: if a file cannot be read, or is of another study.
+    """
+    found = [Results.from_json(file) for file in files]
+    for file, results in zip(files, found, strict=True):
+        if results.study != study:
+            raise InputError(
+                f"{_files.named(file)} holds results of the study {results.study}, not of "
+                f"{study}; give another file"
+            )
+    return merged([Results(study, ()), *found])
+
+
+def do(study: Study, work: Work, folder: Folder, progress: Progress) -> tuple[Trial, ...]:
+    """Run some trials, and keep what came out."""
+    start = time.process_time()
+    checkpoint = folder.checkpoint(work)
+    trials = study.row(work.row).run(work.seeds, work.budget, checkpoint, progress)
+    seconds = round((time.process_time() - start) / len(work.seeds), 3)
+    timed = tuple(replace(trial, seconds=seconds) for trial in trials)
+    part = Part(work.row, work.budget, Machine.here(), timed)
+    folder.keep(Results(study.name, (part,)), work)
+    return timed
+
+
+def line(study: Study, work: Work, trials: Sequence[Trial]) -> str:
+    """What is told when trials are through."""
+    solved = [trial for trial in trials if trial.solved]
+    mean = sum(trial.sequences for trial in solved) / max(len(solved), 1)
+    after = f" after {mean:,.0f} {study.counts} on average" if solved else ""
+    seconds = sum(trial.seconds for trial in trials)
+    return f"{work.words}: {len(solved)} of {len(trials)} solved{after}; {seconds:,.0f} s"
+
+
+def _here(
+    study: Study,
+    work: Sequence[Work],
+    folder: Folder,
+    until: float | None,
+    progress: Progress | None,
+    told: Told | None,
+) -> None:
+    """One portion after the other, in this process."""
+    bar = _Bar(work, progress)
+    for some in work:
+        trials = do(study, some, folder, _watched(bar.teller(some), until))
+        bar.through(some)
+        if told is not None:
+            told(line(study, some, trials))
+
+
+def _watched(progress: Progress, until: float | None) -> Progress:
+    """The same, ending the work when the time is over."""
+
+    def tell(done: int, total: int, what: str) -> None:
+        progress(done, total, what)
+        if until is not None and time.monotonic() > until:
+            raise OutOfTimeError
+
+    return tell
+
+
+class _Bar:
+    """How much is done of several portions of work."""
+
+    def __init__(self, work: Sequence[Work], progress: Progress | None):
+        self._progress = progress
+        self._total = sum(len(some.seeds) for some in work)
+        self._done = 0
+        self._going: dict[str, float] = {}
+
+    def teller(self, work: Work) -> Progress:
+        """What is told the progress of a portion."""
+
+        def tell(done: int, total: int, what: str) -> None:
+            self.going(work, done / max(total, 1), what)
+
+        return tell
+
+    def going(self, work: Work, fraction: float, what: str) -> None:
+        """A portion is done by a fraction."""
+        self._going[work.name] = fraction * len(work.seeds)
+        self._tell(f"{work.words}: {what}")
+
+    def through(self, work: Work) -> None:
+        """A portion is done."""
+        self._going.pop(work.name, None)
+        self._done += len(work.seeds)
+        self._tell(f"{work.words}: done")
+
+    def _tell(self, what: str) -> None:
+        if self._progress is not None:
+            done = self._done + sum(self._going.values())
+            self._progress(round(FINE * done), FINE * self._total, what)
+
+
+def _in_processes(
+    study: Study,
+    work: Sequence[Work],
+    folder: Folder,
+    processes: int,
+    until: float | None,
+    progress: Progress | None,
+    told: Told | None,
+) -> None:
+    """Several processes, each of which takes the next portion when it is through with one.
+
+    Raises:
+        InputError: if a process was killed.
+    """
+    context = multiprocessing.get_context("spawn")
+    taken = context.Value("i", 0)
+    running: dict[Connection, BaseProcess] = {}
+    bar = _Bar(work, progress)
+    try:
+        for _ in range(processes):
+            ours, theirs = context.Pipe(duplex=False)
+            started = context.Process(
+                target=_work, args=(study, work, folder, taken, theirs), daemon=True
+            )
+            started.start()
+            theirs.close()  # it ends with the process
+            running[ours] = started
+        while running:
+            left = None if until is None else max(until - time.monotonic(), 0.0)
+            for each in wait(list(running), left):
+                assert isinstance(each, Connection)
+                _hear(study, each, running, bar, told)
+            if until is not None and time.monotonic() > until:
+                raise OutOfTimeError
+    finally:
+        for process in running.values():
+            process.terminate()
+
+
+def _hear(
+    study: Study,
+    connection: Connection,
+    running: dict[Connection, BaseProcess],
+    bar: _Bar,
+    told: Told | None,
+) -> None:
+    """Take what a process has to say."""
+    try:
+        said = connection.recv()
+    except EOFError:
+        process = running.pop(connection)
+        process.join()
+        if process.exitcode:
+            raise InputError(
+                f"a process of the study ended with code {process.exitcode}, as it does when it "
+                "is killed or memory is short; the same command goes on with what is left"
+            ) from None
+        return
+    match said:
+        case RetrogradeError():
+            raise said
+        case Work() as some, float() as fraction, str() as what:
+            bar.going(some, fraction, what)
+        case Work() as some, tuple() as trials:
+            bar.through(some)
+            if told is not None:
+                told(line(study, some, trials))
+
+
+def _work(
+    study: Study, work: Sequence[Work], folder: Folder, taken: Any, connection: Connection
+) -> None:
+    """What a process does: the next portion that nobody has taken, until there is none."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
+    torch.set_num_threads(1)
+    try:
+        while True:
+            with taken.get_lock():
+                place = taken.value
+                taken.value += 1
+            if place >= len(work):
+                return
+            some = work[place]
+
+            def tell(done: int, total: int, what: str, some: Work = some) -> None:
+                connection.send((some, done / max(total, 1), what))
+
+            connection.send((some, do(study, some, folder, tell)))
+    except RetrogradeError as error:
+        connection.send(error)
+    except BrokenPipeError:
+        pass  # the first process is gone

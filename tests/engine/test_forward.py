@@ -1,0 +1,85 @@
+"""States kept at checkpoints alone: those that are found again from there are the very same."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import retrograde
+from retrograde import engine
+from retrograde.cells import Elman
+from retrograde.engine import forward
+from retrograde.engine.forward import Checkpoints
+from retrograde.errors import VoidDecompositionWarning
+
+unroll = sys.modules["retrograde.engine.unroll"]
+STEPS = 23
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Checkpoints every five steps, for any pass."""
+    monkeypatch.setattr(forward, "SEGMENT", 5)
+    monkeypatch.setattr(unroll, "KEPT", 0)
+
+
+def recorded(layer, ragged):
+    """Two runs, the second from a part of the state of the first; samples of several lengths."""
+    torch.manual_seed(0)
+    layer, x = layer.double(), torch.randn(STEPS, 3, 2).double()
+    if ragged:
+        x = nn.utils.rnn.pack_padded_sequence(x, [STEPS, 14, 10])
+    with retrograde.record(layer) as recording:
+        state = layer(x)[1]
+        state = tuple(0.5 * s for s in state) if isinstance(state, tuple) else 0.5 * state
+        output = layer(x, state)[0]
+        (output.data if ragged else output).square().sum().backward()
+    return recording.only()
+
+
+def states_of(of_pass, monkeypatch, kept):
+    with monkeypatch.context() as patch:
+        patch.setattr(unroll, "KEPT", kept)
+        return retrograde.decompose(of_pass)
+
+
+def check(of_pass, monkeypatch):
+    whole = states_of(of_pass, monkeypatch, 2**27)
+    flow = states_of(of_pass, monkeypatch, 0)
+    assert isinstance(flow.unrolled.trajectory, Checkpoints)
+    assert isinstance(whole.unrolled.trajectory, torch.Tensor)
+    kept, steps = flow.unrolled.trajectory.kept, flow.steps
+    assert len(kept) == -(-steps // 5) + 1 < steps / 3
+    assert flow.residual.ok and flow.forward_agrees and flow.unrolled.finite
+    assert torch.equal(flow.by_time().log2, whole.by_time().log2)
+    ends = (0, 0), (0, 4), (0, 5), (4, 6), (5, 5), (5, 10), (9, 21), (steps - 1, steps)
+    for first, last in (*ends, (steps, steps)):
+        found = flow.unrolled.between(first, last)
+        assert torch.equal(found, whole.unrolled.states[first : last + 1])
+    assert torch.equal(flow.unrolled.states, whole.unrolled.states)
+
+
+@pytest.mark.parametrize("backend", ["compiled", "eager"])
+@pytest.mark.parametrize("ragged", [False, True], ids=["even", "ragged"])
+@pytest.mark.parametrize(
+    "layer", [nn.LSTM(2, 3, 2), nn.GRU(2, 3, bidirectional=True)], ids=["LSTM", "GRU"]
+)
+def test_states_found_again_are_those_that_were_there(layer, ragged, backend, short, monkeypatch):
+    if backend == "eager":
+        monkeypatch.setattr(forward, "library_for", lambda *_: None)
+    check(recorded(layer, ragged), monkeypatch)
+
+
+def test_a_wrong_checkpoint_is_rejected(short, monkeypatch):
+    of_pass, true = recorded(nn.LSTM(2, 3), False), Checkpoints.segment
+    monkeypatch.setattr(Checkpoints, "segment", lambda self, n: true(self, n).roll(1, 0))
+    with pytest.raises((AssertionError, VoidDecompositionWarning)):
+        check(of_pass, monkeypatch)
+
+
+def test_what_is_not_finite_is_found_without_all_states_at_hand(short):
+    ramp = Elman(torch.ones(1, 1), torch.full((1, 1), 1e30), activation="identity")
+    unrolled = engine.unroll(ramp, torch.ones(STEPS, 1, 1))
+    assert not unrolled.finite and "states" not in vars(unrolled)
+    assert engine.unroll(ramp, torch.zeros(STEPS, 1, 1)).finite
