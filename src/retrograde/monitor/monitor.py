@@ -25,7 +25,7 @@ from retrograde.monitor.schedule import Schedule
 from retrograde.monitor.trigger import Event, Trigger, norm_of
 from retrograde.monitor.watched import WatchedPass, in_words
 from retrograde.monitor.window import SAMPLES, learnable, window
-from retrograde.recording import Recorded
+from retrograde.recording import Recorded, Recording
 
 Log = Callable[[dict[str, float], int], object]
 Limits = tuple[float | None, float | None]
@@ -219,14 +219,14 @@ class Monitor:
         self._schedule = Schedule(self.every, budget)
         self._remaining = 0
         self._said: set[str] = set()
-        self._sound: set[str] = set()  # layers whose parts added up when that was last looked at
+        self._batches: dict[str, int] = {}  # samples of the layers whose parts added up
         self._loss: Tensor | float | None = None
         self._pass: WatchedPass | None = None
         self._forget()
 
     def _forget(self) -> None:
         self.scalars: dict[str, float] = {}
-        self.recording: Mapping[str, Recorded] = {}
+        self.recording = Recording()
         self.problems: dict[str, str] = {}
         self._loss = None
 
@@ -280,9 +280,10 @@ class Monitor:
         self.problems = seen.problems
         scalars: dict[str, float] = {}
         for name in seen.layers:
-            values = self._look(name, alone=len(seen.layers) == 1)
+            lost = seen.nonfinite(name)
+            values = self._look(name, len(seen.layers) == 1, spoilt=lost > 0)
             values["gradient_norm"] = seen.norm(name)
-            values["nonfinite"] = seen.nonfinite(name) + self._nonfinite(name)
+            values["nonfinite"] = lost + (self._nonfinite(name) if lost else 0)
             scalars |= {f"retrograde/{name}/{scalar}": value for scalar, value in values.items()}
         scalars["retrograde/gradient_norm_rest"] = seen.norm(None)
         scalars["retrograde/unrecorded"] = float(len(self.problems))
@@ -362,24 +363,26 @@ class Monitor:
             )
         return decompose(self._part(layer))
 
-    def _look(self, name: str, alone: bool) -> dict[str, float]:
+    def _look(self, name: str, alone: bool, spoilt: bool) -> dict[str, float]:
         """What a layer's adjoints tell; none where a problem stands in their way.
 
         Args:
             name: the layer.
             alone: whether it is the only one.
+            spoilt: whether its gradients are not finite.
         """
         if name not in self.recording:
             return {}
-        whole = self.recording[name]
         try:
-            due = self.looks % CHECKED_EVERY == 1 or name not in self._sound
-            if (due or self._nonfinite(name)) and not self._adds_up(name, whole):
+            due = self.looks % CHECKED_EVERY == 1 or name not in self._batches
+            if spoilt:
+                replay(self.recording[name])  # says where, if it began there
+            if (due or spoilt) and not self._adds_up(name):
                 return {}
             part = self._part(name)
             unrolled = replay(part)
             agrees = ends_as_recorded(part, unrolled, torch.finfo(part.direct.dtype).eps)
-            if agrees is False and not self._adds_up(name, whole):
+            if agrees is False and not self._adds_up(name):
                 return {}
             seen = summarise(part, unrolled)
             needed = {} if self.needs_lag is None else {"needed": seen.at(self.needs_lag)}
@@ -387,11 +390,11 @@ class Monitor:
                 needed |= window(part, self.delta)
                 if alone and self.looks % LEARNABLE_EVERY == 1:
                     more = self._part(name, max(self.samples or 0, SAMPLES))
-                    needed |= learnable(more, whole.x.shape[1])
+                    needed |= learnable(more, self._batches[name])
         except Exception as error:  # whatever it is, training must not pay for it
             self.problems[name] = in_words(name, error)
             return {}
-        least = {"lower_bound": 1.0} if whole.lags_end else {}
+        least = {"lower_bound": 1.0} if part.lags_end else {}
         return least | {
             "reach": float(seen.reach),
             "rate": seen.rate,
@@ -403,18 +406,21 @@ class Monitor:
 
     def _nonfinite(self, name: str) -> int:
         """How many values that model and loss gave to the layer are not finite."""
-        layer = self.recording.get(name)
-        given = () if layer is None else (layer.inputs, layer.direct)
+        if name not in self.recording or name in self.recording.refused:
+            return 0
+        layer = self.recording[name]
+        given = layer.inputs, layer.direct
         # A finite sum needs no second look; an infinite one may still be one of finite numbers.
         spoilt = (values for values in given if not bool(values.sum().isfinite()))
         return sum(int((~values.isfinite()).sum()) for values in spoilt)
 
-    def _adds_up(self, name: str, whole: Recorded) -> bool:
+    def _adds_up(self, name: str) -> bool:
         """Whether the parts of a layer add up to its gradient; a problem if they do not."""
-        self._sound.discard(name)
+        self._batches.pop(name, None)
+        whole = self.recording[name]
         residual = check(whole)
         if residual.ok:
-            self._sound.add(name)
+            self._batches[name] = whole.x.shape[1]
         else:
             self.problems[name] = void_in_words(name, residual)
         return residual.ok
@@ -424,11 +430,10 @@ class Monitor:
 
         Its gradient is another than that of the whole pass.
         """
-        layer = self.recording[name]
-        batch = layer.direct.shape[1]
+        batch = self._batches.get(name) or self.recording[name].x.shape[1]
         samples = samples or self.samples or max(1, min(MOST_SAMPLES, batch // 8))
         entries = self.entries or max(2, min(MOST_ENTRIES, batch // (2 * samples)))
-        layer = layer.part(samples)
+        layer = self.recording.part(name, samples)
         enters = layer.direct.flatten(1).any(1)
         steps = torch.nonzero(enters).squeeze(1)
         count = min(entries, len(steps))
