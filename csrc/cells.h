@@ -16,6 +16,9 @@ struct back {
   const real *peepholes, *h_before, *h, *c_before, *c, *kept, *by_h, *by_c, *by_kept;
   real *carried_h, *carried_c, *d, *by_q, *by_peepholes;
   int64_t rows, hidden, padded, d_row, kept_row, by_h_row, by_c_row, carried_row;
+  int64_t truncated; /* nothing comes back through recurrent weights */
+  real limit;        /* what gradients of pre-activations are brought into */
+  int64_t *clipped;  /* counts those that were larger; NULL where none is clipped */
 };
 
 INLINE void next_ahead(struct ahead *s) {
@@ -88,6 +91,21 @@ INLINE void lstm_ahead(
   }
 }
 
+/* The gradient of n units times limit / |gradient| where that is larger; one that is infinite
+   becomes NaN. */
+static vec held(const struct back *s, vec d, int64_t n) {
+  vec size = choose((int_vec)(d < 0), -d, d);
+  int_vec larger = (int_vec)(size > s->limit);
+  for (int64_t k = 0; k < n; k++)
+    *s->clipped += larger[k] != 0;
+  return choose(larger, d * (s->limit / size), d);
+}
+#define HELD(value)                                                                                \
+  do {                                                                                             \
+    if (s.clipped)                                                                                 \
+      value = held(&s, value, n);                                                                  \
+  } while (0)
+
 INLINE void lstm_back(
     struct back s, int64_t gates, int64_t activation,
     int64_t state_activation, int peephole) {
@@ -118,16 +136,20 @@ INLINE void lstm_back(
     by_c += (by_h * o + DIRECT(y_at)) * slope(state_activation, y);
     if (gates & OUTPUT) {
       vec by_o = (by_h * y + DIRECT(o_at)) * slope(SIGMOID, o);
+      HELD(by_o);
       GIVE(o_at, by_o);
       if (peephole) {
         by_c += load(s.peepholes + p_o * padded + j) * by_o;
         PEEPHOLE(p_o, by_o, load_some(s.c + j, n));
       }
     }
-    GIVE(g_at, (by_c * i + DIRECT(g_at)) * slope(activation, g));
+    vec by_g = (by_c * i + DIRECT(g_at)) * slope(activation, g);
+    HELD(by_g);
+    GIVE(g_at, by_g);
     vec back = by_c * f;
     if (gates & INPUT) {
       vec by_i = (by_c * (gates & COUPLED ? g - c_before : g) + DIRECT(0)) * slope(SIGMOID, i);
+      HELD(by_i);
       GIVE(0, by_i);
       if (peephole) {
         back += load(s.peepholes + j) * by_i;
@@ -136,6 +158,7 @@ INLINE void lstm_back(
     }
     if (gates & FORGET) {
       vec by_f = (by_c * c_before + DIRECT(f_at)) * slope(SIGMOID, f);
+      HELD(by_f);
       GIVE(f_at, by_f);
       if (peephole) {
         back += load(s.peepholes + f_at * padded + j) * by_f;
@@ -155,7 +178,9 @@ INLINE void elman_back(struct back s, int64_t activation) {
     vec by_h = load(s.carried_h + j);
     if (s.by_h)
       by_h += load_some(s.by_h + j, n);
-    store(s.d + j, by_h * slope(activation, load_some(s.h + j, n)));
+    vec d = by_h * slope(activation, load_some(s.h + j, n));
+    HELD(d);
+    store(s.d + j, d);
   }
 }
 
@@ -180,8 +205,13 @@ INLINE void gru_back(struct back s) {
     if (s.by_h)
       by_h += load_some(s.by_h + j, n);
     vec by_n = (by_h * (1 - z) + DIRECT(2)) * slope(TANH, new);
-    GIVE(0, (by_n * q + DIRECT(0)) * slope(SIGMOID, r));
-    GIVE(1, (by_h * (load_some(s.h_before + j, n) - new) + DIRECT(1)) * slope(SIGMOID, z));
+    HELD(by_n);
+    vec by_r = (by_n * q + DIRECT(0)) * slope(SIGMOID, r);
+    HELD(by_r);
+    vec by_z = (by_h * (load_some(s.h_before + j, n) - new) + DIRECT(1)) * slope(SIGMOID, z);
+    HELD(by_z);
+    GIVE(0, by_r);
+    GIVE(1, by_z);
     GIVE(2, by_n);
     GIVE(3, by_n * r + DIRECT(3));
     store(s.carried_h + j, by_h * z);
@@ -213,8 +243,12 @@ INLINE void gru_2014_candidate_back(struct back s) {
     vec z = KEPT(1), new = KEPT(2), by_h = load(s.carried_h + j);
     if (s.by_h)
       by_h += load_some(s.by_h + j, n);
-    GIVE(1, (by_h * (load_some(s.h_before + j, n) - new) + DIRECT(1)) * slope(SIGMOID, z));
-    GIVE(2, (by_h * (1 - z) + DIRECT(2)) * slope(TANH, new));
+    vec by_z = (by_h * (load_some(s.h_before + j, n) - new) + DIRECT(1)) * slope(SIGMOID, z);
+    HELD(by_z);
+    vec by_n = (by_h * (1 - z) + DIRECT(2)) * slope(TANH, new);
+    HELD(by_n);
+    GIVE(1, by_z);
+    GIVE(2, by_n);
     store(s.carried_h + j, by_h * z);
   }
 }
@@ -223,14 +257,18 @@ INLINE void gru_2014_reset_back(struct back s) {
   EACH(next_back, s, j, n) {
     vec r = KEPT(0), h_before = load_some(s.h_before + j, n);
     vec by_q = load(s.by_q + j) + DIRECT(3);
-    GIVE(0, (by_q * h_before + DIRECT(0)) * slope(SIGMOID, r));
-    store(s.carried_h + j, load(s.carried_h + j) + by_q * r);
+    vec by_r = (by_q * h_before + DIRECT(0)) * slope(SIGMOID, r);
+    HELD(by_r);
+    GIVE(0, by_r);
+    if (!s.truncated)
+      store(s.carried_h + j, load(s.carried_h + j) + by_q * r);
   }
 }
 
 #undef KEPT
 #undef DIRECT
 #undef GIVE
+#undef HELD
 #undef PEEPHOLE
 
 /* The frequent generations with what they have known to the compiler, and any other. */

@@ -381,6 +381,9 @@ static void backward_parts(int64_t begin, int64_t end, void *context) {
           .by_h_row = p->by_h_sample,
           .by_c_row = p->by_c_sample,
           .carried_row = s.h_row,
+          .truncated = p->truncated,
+          .limit = p->limit ? *(const real *)p->limit : 0,
+          .clipped = p->limit ? p->clipped + part : 0,
       };
       const real *x_t = (const real *)p->x + t * p->x_step + first * p->x_sample;
       if (nothing_comes(&at, s.K * P)) {
@@ -410,7 +413,10 @@ static void backward_parts(int64_t begin, int64_t end, void *context) {
         gru_2014_reset_back(at);
       }
       real *by_h = w.carried_h;
-      if (is_gru(p)) {
+      if (p->truncated) {
+        if (!is_gru(p)) /* what a GRU has there comes along z */
+          memset(by_h, 0, (size_t)(rows * s.h_row) * sizeof(real));
+      } else if (is_gru(p)) {
         product(rows, P / V, 2 * P, d, s.a_row, run->r, by_h, s.h_row, by_h, s.h_row);
         if (p->cell == GRU)
           product(rows, P / V, P, d + 3 * P, s.a_row, run->r_n, by_h, s.h_row, by_h, s.h_row);

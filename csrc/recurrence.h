@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#define RETROGRADE_INTERFACE 4
+#define RETROGRADE_INTERFACE 5
 
 enum cell { LSTM, ELMAN, GRU, GRU_2014 };
 enum gate { INPUT = 1, FORGET = 2, CELL = 4, OUTPUT = 8, COUPLED = 16 };
@@ -46,6 +46,12 @@ struct pass {
   /* Results: [T, B, I] contiguous, the shapes of the weights, and [B, H]. */
   void *by_x, *by_weight_ih, *by_weight_hh, *by_bias_ih, *by_bias_hh, *by_weight_ch;
   void *by_h_0, *by_c_0;
+  /* What the backward pass does otherwise than the derivative. `truncated`: nothing comes back
+     through the recurrent weights. `limit`: the address of the largest size that the gradient of a
+     pre-activation may have, NULL for any; `clipped`: for each part how many were larger. */
+  int64_t truncated;
+  const void *limit;
+  int64_t *clipped;
 };
 
 /* One network of blocks, and the sequences that it learns on line, one after the other. */

@@ -145,9 +145,13 @@ HEAVY = {
 
 def test_the_package_imports_nothing_heavy():
     """Charts, command line, integrations, examples and studies load when they are used."""
-    code = "import sys, retrograde; print(*sys.modules)"
+    code = (
+        "import sys, retrograde; print(*sys.modules);import retrograde.studies; print(*sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    modules = done.stdout.split()
+    bare, with_studies = done.stdout.splitlines()
+    assert not HEAVY & {name.split(".")[0] for name in with_studies.split()}
+    modules = bare.split()
     assert not HEAVY & {name.split(".")[0] for name in modules}
     apart = {"cli", "data", "demo", "explore", "integrations", "tasks"}
     assert not apart & {name.split(".")[1] for name in modules if name.startswith("retrograde.")}

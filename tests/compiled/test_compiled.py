@@ -82,6 +82,35 @@ def test_equals_the_eager_backend(kind, options):
 
 
 @needs_library
+@pytest.mark.parametrize("kind, options", [*KINDS[:-8:3], *KINDS[-8:-4]])
+def test_truncated_and_clipped_inside(kind, options):
+    """Gradients and how often it clipped, with either and with both, beside the eager backend."""
+    T, B, inputs, H = 7, 9, 3, 19
+    for truncated, limit in ((True, None), (False, 0.02), (True, 0.02)):
+        found, rates = [], []
+        for name in ("eager", "compiled"):
+            torch.manual_seed(0)
+            module = getattr(retrograde.nn, kind)(
+                inputs, H, **options, truncated=truncated, bidirectional=True, dtype=torch.float64
+            )
+            if limit is not None:
+                policy = retrograde.clipping.PreActivationValue(limit)
+                handle = retrograde.nn.clip_inside(module, policy)
+            x = drawn(T, B, inputs, dtype=torch.float64, seed=1).requires_grad_()
+            h = drawn(2, B, H, dtype=torch.float64, seed=2).requires_grad_()
+            start = (h, torch.zeros_like(h)) if kind == "LSTM" else h
+            with unchecked(), using(name):
+                output = module(x, start)[0]
+                loss = (output * drawn(T, B, 2 * H, dtype=torch.float64, seed=3)).sum()
+                found.append(torch.autograd.grad(loss, [x, h, *module.parameters()]))
+            rates.append(handle.clip_rate if limit else None)
+        assert rates[0] == rates[1] and (limit is None or 0.1 < rates[0][kind] < 1)
+        for eager, ours in zip(*found, strict=True):
+            atol = 1e-12 * float(eager.abs().max())
+            torch.testing.assert_close(ours, eager, rtol=0, atol=atol)
+
+
+@needs_library
 @pytest.mark.parametrize("kind, options", [KINDS[3], KINDS[-8], KINDS[-7]])
 def test_sizes_beyond_a_block(kind, options):
     """More rows than a chunk of weight gradients, deeper products and wider inputs than a tile."""

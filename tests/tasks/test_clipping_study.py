@@ -5,17 +5,8 @@ from itertools import product
 import pytest
 import torch
 
-from retrograde.tasks.clipping_study import (
-    LAG,
-    LAYERS,
-    SEEDS,
-    WAYS,
-    adding,
-    made,
-    results,
-    tasks,
-    train,
-)
+from retrograde.tasks.clipping_results import LAG, LAYERS, SEEDS, WAYS, results
+from retrograde.tasks.clipping_study import adding, made, tasks, train
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 

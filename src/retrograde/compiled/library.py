@@ -28,7 +28,7 @@ FIELDS = (
     *("by_h", "by_c", "by_kept", "by_h_step", "by_h_sample", "by_c_step", "by_c_sample"),
     *("by_h_n", "by_c_n", "by_x"),
     *("by_weight_ih", "by_weight_hh", "by_bias_ih", "by_bias_hh", "by_weight_ch"),
-    *("by_h_0", "by_c_0"),
+    *("by_h_0", "by_c_0", "truncated", "limit", "clipped"),
 )
 """Those of `struct pass` in csrc/recurrence.h, in its order."""
 
@@ -44,7 +44,7 @@ LESSON = (
 )
 """Those of `struct lesson`."""
 
-INTERFACE = 4
+INTERFACE = 5
 """RETROGRADE_INTERFACE in csrc/recurrence.h."""
 
 HOW = (

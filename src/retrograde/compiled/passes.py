@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from retrograde.cells import GRU, GRU2014, LSTM, AbstractCell, Elman
+from retrograde.cells import GRU, GRU2014, LSTM, AbstractCell, Clipped, Cut, Elman
 from retrograde.cells.generations import generation
+from retrograde.clipping import PreActivationValue
 from retrograde.compiled.library import FIELDS, Library, library
 
 CELLS = {"lstm": 0, "elman": 1, "gru-torch": 2, "gru-2014": 3}
@@ -86,6 +87,32 @@ def kind_of(cell: AbstractCell) -> Kind | None:
     if type(cell) in (GRU, GRU2014):
         return GRUS["gru-torch" if type(cell) is GRU else "gru-2014"]
     return None
+
+
+@dataclass(frozen=True)
+class Altered:
+    """What a backward pass does otherwise than the derivative.
+
+    Attributes:
+        truncated: nothing comes back through the recurrent weights.
+        max_value: the largest size that the gradient of a pre-activation may have; None for any.
+    """
+
+    truncated: bool = False
+    max_value: float | None = None
+
+
+DERIVATIVE = Altered()
+
+
+def plain(cell: AbstractCell) -> tuple[AbstractCell, Altered]:
+    """The cell without what alters its backward pass, as far as the library knows that."""
+    truncated, max_value = False, None
+    if isinstance(cell, Cut) and cell.cut == frozenset(cell.cell.recurrent_routes):
+        cell, truncated = cell.cell, True
+    if isinstance(cell, Clipped) and type(cell.policy) is PreActivationValue:
+        max_value, cell = cell.policy.max_value, cell.cell
+    return cell, Altered(truncated, max_value)
 
 
 def weights_of(cell: AbstractCell) -> tuple[Tensor | None, ...]:
@@ -192,26 +219,33 @@ def activations_of(kind: Kind, h: Tensor, kept: Tensor | None) -> dict[str, Tens
     """
     if kept is None:  # an Elman network, whose output is its activation
         return {"hidden": h}
-    hidden, padded = h.shape[-1], kept.shape[-1] // len(kind.activations)
-    had = {
-        name: kept[..., number * padded : number * padded + hidden]
-        for number, name in enumerate(kind.activations)
-    }
+    hidden, count = h.shape[-1], len(kind.activations)
+    each = kept.view(*h.shape[:-1], count, -1)
+    if each.shape[-1] > hidden:
+        each = each[..., :hidden]
+    had = dict(zip(kind.activations, each.unbind(-2), strict=True))
     if kind.parts == ("h",):
         return had
-    one = h.new_ones(()).expand(h.shape)
-    had.setdefault("input", one)
-    had.setdefault("forget", 1 - had["input"] if kind.fields[1] & COUPLED else one)
-    had.setdefault("output", one)
+    if len(had) < 5:  # gates that are always open, or coupled
+        one = h.new_ones(()).expand(h.shape)
+        had.setdefault("input", one)
+        had.setdefault("forget", 1 - had["input"] if kind.fields[1] & COUPLED else one)
+        had.setdefault("output", one)
     return {name: had[name] for name in ("input", "forget", "cell", "output", "squashed")}
 
 
 class Gradients(NamedTuple):
-    """What a backward pass gives; None for what was not wanted."""
+    """What a backward pass gives; None for what was not wanted.
+
+    Attributes:
+        x, initial, weights: the gradients.
+        clipped: how many gradients of pre-activations were clipped, one number for each thread.
+    """
 
     x: Tensor | None
     initial: list[Tensor | None]
     weights: list[Tensor | None]
+    clipped: Tensor | None = None
 
 
 def backward(
@@ -226,6 +260,7 @@ def backward(
     by_kept: Tensor | None,
     needs: Sequence[bool],
     reverse: bool = False,
+    altered: Altered = DERIVATIVE,
 ) -> Gradients:
     """The gradients of a loss. Numbers below the normal range of the type count as 0.
 
@@ -238,6 +273,7 @@ def backward(
         by_kept: what it gives to the activations, shaped as they are.
         needs: whether the gradient is wanted of x, of the parts of the initial state, and of each
             weight.
+        altered: what is done otherwise than the derivative.
 
     Raises:
         MemoryError: where there is not enough.
@@ -272,6 +308,10 @@ def backward(
     strides = [
         n for given in _two(direct) for n in (given.stride()[:2] if given is not None else _NO)
     ]
+    limit = clipped = None
+    if altered.max_value is not None:
+        limit = x.new_full((1,), altered.max_value)
+        clipped = torch.zeros(torch.get_num_threads(), dtype=torch.int64)
     values = _Array(
         *_begin(library, kind, x, hidden, reverse),
         *_addresses(weights),
@@ -286,9 +326,11 @@ def backward(
         _address(by_x),
         *_addresses(by_weights),
         *_addresses(_two(by_initial)),
+        int(altered.truncated),
+        *_addresses((limit, clipped)),
     )
     _call(library.backward[x.dtype], values)
-    return Gradients(by_x, by_initial, by_weights)
+    return Gradients(by_x, by_initial, by_weights, clipped)
 
 
 _NO = (0, 0)

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from retrograde.cells.rewiring import Factors
 from retrograde.clipping import AbstractInside
 
 
@@ -19,12 +18,10 @@ class Clipping:
         self._clipped: dict[torch.device, Tensor] = {}  # stays there until somebody asks
         self._looked_at = 0
 
-    def note(self, factors: Factors) -> None:
-        """Count the factors of some steps of one layer."""
-        for each in factors.values():
-            clipped = (each < 1).sum()
-            self._clipped[each.device] = self._clipped.get(each.device, 0) + clipped
-            self._looked_at += each.numel()
+    def note(self, clipped: Tensor, looked_at: int) -> None:
+        """Count what was made smaller, of so many factors."""
+        self._clipped[clipped.device] = self._clipped.get(clipped.device, 0) + clipped
+        self._looked_at += looked_at
 
     @property
     def clip_rate(self) -> float:

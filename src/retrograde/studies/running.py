@@ -145,15 +145,21 @@ class Plan:
                 seeds = tuple(range(self.seed, self.seed + (self.trials or row.trials)))
                 yield Work(row.name, seeds, self.budget or row.budget)
 
-    def missing(self, found: Results) -> list[Work]:
-        """What has not been run yet, in the portions in which it will be.
+    def portions(self) -> Iterator[Work]:
+        """The same in the portions in which they are run."""
+        for work in self.wanted():
+            for first in range(0, len(work.seeds), self.study.together):
+                yield replace(work, seeds=work.seeds[first : first + self.study.together])
+
+    def missing(self, found: Results, of: Sequence[Work] | None = None) -> list[Work]:
+        """What has not been run yet, of some portions or of all.
 
         Raises:
             InputError: if trials were run with another budget.
         """
         missing = []
         budgets = {part.row: part.budget for part in found.parts}
-        for work in self.wanted():
+        for work in self.portions() if of is None else of:
             other = budgets.get(work.row, work.budget)
             if other != work.budget:
                 raise InputError(
@@ -162,10 +168,8 @@ class Plan:
                     "file with --out"
                 )
             done = {trial.seed for trial in found.trials(work.row)}
-            seeds = [seed for seed in work.seeds if seed not in done]
-            for first in range(0, len(seeds), self.study.together):
-                some = tuple(seeds[first : first + self.study.together])
-                missing.append(replace(work, seeds=some))
+            if seeds := tuple(seed for seed in work.seeds if seed not in done):
+                missing.append(replace(work, seeds=seeds))
         return missing
 
 
@@ -203,7 +207,7 @@ def run(
     """
     folder = Folder(out)
     folder.create()
-    work = share(plan.missing(folder.found(plan.study.name)))
+    work = plan.missing(folder.found(plan.study.name), share(list(plan.portions())))
     until = None if minutes is None else time.monotonic() + 60 * minutes
     try:
         if processes == 1 or len(work) < 2:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import lightning
@@ -25,37 +24,29 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from retrograde.clipping import AbstractPolicy, ByGroup, GlobalNorm, PreActivationValue
+from retrograde.clipping import PreActivationValue
 from retrograde.decomposition import decompose
 from retrograde.errors import NonFiniteError
 from retrograde.integrations.lightning import ClippingCallback
 from retrograde.nn import ClippedInside, clip_inside, initialise
 from retrograde.recording import record
 from retrograde.tasks import forecast
+from retrograde.tasks.clipping_results import (
+    AT_THE_END,
+    BATCH,
+    FILE,
+    HIDDEN,
+    INSIDE,
+    LAG,
+    LAYERS,
+    LOOK,
+    NEVER,
+    SEEDS,
+    WAYS,
+    Run,
+)
 
-FILE = Path(__file__).with_suffix(".json")
-SEEDS = range(5)
-HIDDEN, BATCH = 32, 32
-MAX_NORM = 1.0
-"""The norm that everybody clips to."""
-
-LAG = 30
-"""The length of the adding problem."""
-
-LOOK = 50
-"""Steps from one comparison with the true gradient to the next, for clipping inside."""
-
-NEVER = GlobalNorm(math.inf)
-AT_THE_END: dict[str, AbstractPolicy] = {
-    "nothing": NEVER,
-    "recurrent layer": ByGroup({"recurrent": GlobalNorm(MAX_NORM)}),
-    "output layer": ByGroup({"output": GlobalNorm(MAX_NORM)}),
-    "everything": GlobalNorm(MAX_NORM),
-}
-INSIDE = "inside"
-WAYS = (*AT_THE_END, INSIDE)
 GROUPS = {"recurrent": "model.recurrent.*", "output": "model.readout.*"}
-LAYERS: dict[str, type[nn.RNN] | type[nn.LSTM]] = {"RNN": nn.RNN, "LSTM": nn.LSTM}
 Batch = tuple[Tensor, ...]
 
 
@@ -78,33 +69,6 @@ class Task:
     error: Callable[[nn.Module], float]
     trivial: float
     terms: int
-
-
-@dataclass(frozen=True)
-class Run:
-    """What came out of one training.
-
-    Attributes:
-        task, layer, way, seed: which.
-        error: on held-out data, NaN if the training ended in numbers that are not finite.
-        diverged: whether it did, or ended worse than a forecast without a model.
-        clip_rate: by group, the share of steps (inside: of elements) that clipping changed.
-        cosine: between clipped and true gradient, mean over the steps: of all of it, or inside of
-            the recurrent layer's.
-        norm: by group, the median norm of the gradient.
-        first: the first losses, by which a run can be recognised.
-    """
-
-    task: str
-    layer: str
-    way: str
-    seed: int
-    error: float
-    diverged: bool
-    clip_rate: dict[str, float]
-    cosine: float
-    norm: dict[str, float]
-    first: tuple[float, ...]
 
 
 def adding(samples: int, seed: int) -> tuple[Float[Tensor, "N T 2"], Float[Tensor, "N 1"]]:
@@ -284,11 +248,6 @@ def study(seeds: range = SEEDS) -> Iterator[Run]:
     """All trainings."""
     for which in product(tasks(), LAYERS, WAYS, seeds):
         yield train(*which)
-
-
-def results() -> list[Run]:
-    """What came out when all trainings were last run."""
-    return [Run(**{**run, "first": tuple(run["first"])}) for run in json.loads(FILE.read_text())]
 
 
 if __name__ == "__main__":

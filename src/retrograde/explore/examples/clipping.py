@@ -15,7 +15,7 @@ from retrograde.decomposition.rows import joined
 from retrograde.explore.lesson import Setting, flow_of
 from retrograde.nn import initialise
 from retrograde.recording import Recording, record
-from retrograde.tasks.clipping_study import WAYS, results
+from retrograde.tasks.clipping_results import WAYS, results
 
 
 @lru_cache(maxsize=32)
