@@ -113,7 +113,7 @@ static void sizes_parts(int64_t begin, int64_t end, void *context) {
   for (int64_t part = begin; part < end; part++) {
     int64_t first = p->rows * part / run->parts, last = p->rows * (part + 1) / run->parts;
     real *free_ = run->scratch + part * run->of_part;
-    struct work_rows w = work_on(&run->runner, S, B, run->rows, &free_);
+    struct work_rows w = work_on(&run->runner, S, B, run->rows, 1, &free_);
     real *side_by_side = taken(&free_, padded_to(B, CORNER) * run->width);
     memset(side_by_side, 0, (size_t)(padded_to(B, CORNER) * run->width) * sizeof(real));
     double *products = (double *)taken(&free_, B * B * (int64_t)(sizeof(double) / sizeof(real)));
@@ -152,7 +152,7 @@ static int64_t sizes(const struct sizes_of_rows *p) {
   run.rows = p->program.products ? most : (TOGETHER + B - 1) / B;
   if (run.rows > most)
     run.rows = most;
-  run.of_part = of_work(&run.runner, p->size, B * run.rows) +
+  run.of_part = of_work(&run.runner, p->size, B, run.rows, 1) +
                 padded_to(B, CORNER) * run.width + 2 * B * B + 128;
   void *raw;
   real *free_ = memory(run.runner.of_packed + run.parts * run.of_part, &raw);

@@ -2,7 +2,6 @@
 
 import ctypes
 import math
-import sys
 from dataclasses import replace
 
 import pytest
@@ -14,7 +13,7 @@ from retrograde.cells.generations import TABLE, generations
 from retrograde.compiled import library as loading
 from retrograde.compiled import passes, sizes
 from retrograde.decomposition.by_time import contribution_norms
-from retrograde.engine import unroll
+from retrograde.engine import forward, unroll
 from retrograde.engine.adjoint import AdjointSpan
 from retrograde.engine.boundary import Boundary, Read
 from retrograde.engine.scan import COMPILED, EAGER, Entering, backend
@@ -249,7 +248,7 @@ def test_sizes_of_samples_that_cancel_are_those_of_the_parts():
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
 def test_states_of_every_cell(monkeypatch, problem):
     """Between boundaries, with samples that end early, in pieces, also beside each other."""
-    monkeypatch.setattr(sys.modules["retrograde.engine.unroll"], "TOGETHER", 4)
+    monkeypatch.setattr(forward, "SEGMENT", 4)
     cell = problem.make()
     x, initial = drawn(11, 3, cell.input_size), drawn(3, cell.state_size, seed=1)
     kept = torch.rand(initial.shape, generator=torch.Generator().manual_seed(2)) > 0.3

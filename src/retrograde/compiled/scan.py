@@ -1,6 +1,7 @@
 """The backward recursion of many rows in one call of the library, for any folded graph."""
 
 import ctypes
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -82,9 +83,9 @@ def pull_back(
     factors = {k: given(factor, one, dtype) for k, factor in boundaries.items()}
     assert 0 <= first and first + count <= all_steps
     assert direct is not None or most == rows[-1]
-    values = start.new_empty(most, count, *one)
+    values = _room(start, most, count, *one)
     norms = start.new_empty(most, count)
-    behind = start.new_empty(most + 1, *one) if back else None
+    behind = _room(start, most + 1, *one) if back else None
     numbers = (ctypes.c_int64 * count)(*rows)
     passed = None
     if factors:
@@ -103,3 +104,10 @@ def pull_back(
     if library.scan[dtype]((ctypes.c_int64 * len(fields))(*fields)):
         raise MemoryError("there is not enough memory for a pass of this size")
     return Rows(values, norms, behind)
+
+
+def _room(like: Tensor, *shape: int) -> Tensor:
+    """An uninitialised tensor, in memory of few sizes: what keeps its size is handed out again."""
+    count = math.prod(shape)
+    step = 1 << max(10, count.bit_length() - 3)
+    return like.new_empty(-(-count // step) * step)[:count].view(shape)

@@ -23,7 +23,7 @@ from retrograde.engine.forward import Checkpoints, Forward
 from retrograde.engine.linear_states import by_blocks, linear_states
 from retrograde.errors import ArgumentError
 
-CHUNK = 32
+CHUNK = 64
 """Steps that are recomputed together. Only the states are kept over the whole sequence."""
 
 KEPT = 2**27
