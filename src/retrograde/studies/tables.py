@@ -117,14 +117,16 @@ def recognisable(experiment: Experiment, trial: Trial) -> Trial:
 def seconds_of_a_step() -> float | None:
     """The median CPU time of a step of one network, over the rows that have shipped results."""
     taken = []
-    for study in of_1997():
+    for study in published():
+        results = shipped(study.name)
+        if results is None or study.counts != "sequences":
+            continue
         for one in study.rows:
             assert isinstance(one.run, OnLine)
-            results = shipped(study.name)
-            trials = results.trials(one.name) if results else ()
-            if steps := sum(trial.sequences for trial in trials):
+            trials = results.trials(one.name)
+            if sequences := sum(trial.sequences for trial in trials):
                 seconds = sum(trial.seconds for trial in trials)
-                taken.append(seconds / steps / mean_steps(one.run.experiment))
+                taken.append(seconds / sequences / mean_steps(one.run.experiment))
     return median(taken) if taken else None
 
 
