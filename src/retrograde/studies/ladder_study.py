@@ -35,7 +35,7 @@ PREDICTORS = {
 BESIDE = {
     "at lag 20": (20, ("rnn", "rnn-orthogonal", "lstm-2000", "lstm-2000-bias")),
     "at lag 100": (100, ("rnn", "lstm-1997", "lstm-1997-bias", "chrono")),
-    "at lag 1000": (1000, ("lstm-1997", "lstm-1997-bias", "lstm-2000-bias", "chrono")),
+    "at lag 1000": (1000, ("rnn", "lstm-2000-bias", "lstm-1997-bias", "chrono")),
     "clipped and not, at lag 100": (
         100,
         ("rnn-orthogonal", "rnn-orthogonal-unclipped", "rnn-identity", "rnn-identity-unclipped"),
