@@ -179,12 +179,13 @@ CLAIMS = (
                 _most("published"),
             ),
             Statement(
-                "the same cell, trained with Adam, learns a symbol {many:.0f} steps back with "
-                "input biases as in that paper (measured: {with_bias:.0f} of {with_bias_of:.0f})",
+                "the LSTM of 1997, trained with Adam, learns a symbol {many:.0f} steps back with "
+                "input biases as in its paper (measured: {with_bias:.0f} of {with_bias_of:.0f} "
+                "trials)",
                 _most("with_bias"),
             ),
             Statement(
-                "it does without them (measured: {of_1997:.0f} of {of_1997_of:.0f})",
+                "it does with torch's biases (measured: {of_1997:.0f} of {of_1997_of:.0f})",
                 _most("of_1997"),
             ),
             Statement(
