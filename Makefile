@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test suite style types test-sanitizers test-install test-oldest test-portability test-integrations lint bench docs clean
+.PHONY: help demo test suite style types test-sanitizers test-install test-oldest test-portability test-integrations study-quick lint bench docs clean
 
 help:
 	@echo "make demo   two forecasters of CO2, and how far back their gradients reach"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-oldest   the tests of the core with the oldest versions allowed (downloads 3 GB)"
 	@echo "make test-portability  pages, numerics and demo under other instruction sets (SETTINGS='plain avx2-2')"
 	@echo "make test-integrations  packages that train recurrent layers, as they are (installs a lot)"
+	@echo "make study-quick  the ends of the ladder: an RNN at lags 10 and 100, an LSTM at 100 and 1000"
 	@echo "make bench  speed and memory, as ratios measured here"
 	@echo "make docs   the documentation, into site/"
 
@@ -53,6 +54,11 @@ test-portability: .venv/dev
 # recorded passes, and the checks cost several times what recording does.
 test-integrations: .venv/integrations
 	$(BIN)/python -m pytest -q --override-ini addopts=--strict-markers tests/other_packages
+
+# Forty trainings and a few minutes; what was shipped says the same of these rows.
+study-quick: .venv/dev
+	$(BIN)/retrograde study ladder --row rnn-10 --row rnn-100 --row lstm-1997-bias-100 \
+	--row lstm-1997-bias-1000 --processes 2 --threads 1 --out study-quick.json
 
 lint: style types
 

@@ -42,9 +42,10 @@ def entry(claim: Claim, figures: Figures, networks: int) -> str:
         for statement in claim.statements
         if (judged := statement.judged(figures)) is not None
     )
-    why = f"{claim.why.format_map(figures)}\n\n" if claim.why else ""
+    why = f"{claim.why.format_map(figures)}\n\n" if claim.why and told else ""
     page = f" · [more about it]({claim.page})" if claim.page else ""
     drawn = f" · {networks} networks" if networks > 1 else ""
+    told = told or "Not measured yet."
     return (
         f"### {claim.name}\n\n> {claim.quotation}\n>\n> {claim.meaning}\n\n"
         f"**{claim.verdict(figures).capitalize()}.**\n\n{told}\n\n{why}"

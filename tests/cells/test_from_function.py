@@ -12,7 +12,7 @@ from retrograde.decomposition.by_time import ContributionNorms
 from retrograde.engine import Entries, Unrolled, backpropagate, fold, unroll
 from retrograde.engine import gradients as gradients_module
 from retrograde.errors import ArgumentError
-from retrograde.nn.function import run
+from retrograde.nn.recurrence import run
 from support.conformance import EXACT, flow_of, plain_pass
 from support.problems import (
     FAMILY,

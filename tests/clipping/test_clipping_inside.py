@@ -25,7 +25,7 @@ from retrograde.clipping import (
 )
 from retrograde.errors import ArgumentError
 from retrograde.nn import clip_inside
-from retrograde.nn.function import run
+from retrograde.nn.recurrence import run
 from support.papers import by_gate, reference_step
 from support.problems import FAMILY, GRU2014_, GRU_, INPUTS, LEAKY, RELU, TANH, B, H, T, projected
 

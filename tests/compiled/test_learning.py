@@ -1,5 +1,6 @@
 """Training on line in C, against the same with operations of torch (tests/studies has that)."""
 
+import ctypes
 from collections.abc import Callable
 from copy import deepcopy
 
@@ -9,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from retrograde.compiled import library as loading
 from retrograde.compiled.library import library
 from retrograde.studies import online
 from retrograde.studies.online import Networks
@@ -128,3 +130,23 @@ def test_a_stream_in_c_is_that_of_torch(plan: Blocks, networks: int, each_step: 
     assert found == expected
     for part in ("hidden", "output"):
         torch.testing.assert_close(getattr(ours, part), getattr(theirs, part), **CLOSE)
+
+
+@pytest.mark.parametrize("dtype, rtol", [(torch.float32, 1e-4), (torch.float64, 1e-12)])
+def test_every_instruction_set_of_this_processor(dtype: torch.dtype, rtol: float):
+    opened = ctypes.CDLL(str(loading.PATH))
+    plan, found = OF_2000, list[Tensor]()
+    for number in range(len(loading._instruction_sets(opened))):
+        narrow = loading._of(opened, number)
+        networks = doubled(plan, 2, each_step=True)
+        networks.hidden, networks.output = networks.hidden.to(dtype), networks.output.to(dtype)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(online, "in_use", lambda _, narrow=narrow: narrow)
+            networks.train([pool_of(plan, 3, 9, True, row) for row in range(2)], 0.3)
+        found.append(networks.hidden)
+    expected = doubled(plan, 2, each_step=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(online, "in_use", lambda _: None)
+        expected.train([pool_of(plan, 3, 9, True, row) for row in range(2)], 0.3)
+    for hidden in found:
+        torch.testing.assert_close(hidden.double(), expected.hidden, rtol=rtol, atol=rtol)

@@ -8,9 +8,10 @@ import torch
 
 from retrograde.errors import ArgumentError, InputError
 from retrograde.studies import trials
+from retrograde.studies.online import Networks
 from retrograde.studies.trials import Trial, Trials
-from retrograde.tasks import RememberedSymbol, TwoSequences
-from retrograde.tasks.blocks import Blocks
+from retrograde.tasks import ContinualReber, RememberedSymbol, TwoSequences
+from retrograde.tasks.blocks import BlockNetwork, Blocks
 from retrograde.tasks.experiments import EXPERIMENTS, Experiment, Published
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -85,3 +86,35 @@ def test_seeds_and_budget_are_checked():
     for wrong in (lambda: Trials(EASY, ("a",)), lambda: Trials(EASY, (0,)).run(0)):
         with pytest.raises(ArgumentError):
             wrong()
+
+
+def test_streams_are_followed_to_their_first_error_and_tests_go_without_learning():
+    task = ContinualReber(steps=30)
+    plan = EXPERIMENTS["2000-decayed"].network
+    continual = replace(EXPERIMENTS["2000-decayed"], task=task)
+    training = Trials(continual, (0, 1))
+    assert training.run(100) == (Trial(0, 100, solved=False), Trial(1, 100, solved=False))
+    assert training._rate == pytest.approx(0.5 * 0.99)
+    alone = Trials(continual, (1,))
+    alone.run(100)
+    assert torch.equal(alone._networks.hidden[0], training._networks.hidden[1])
+    networks = Networks(plan, [plan.draw(torch.Generator().manual_seed(0))])
+    before = networks.hidden.clone(), networks.output.clone()
+    stream = task.lot(torch.Generator().manual_seed(1))
+    right = trials.followed(networks, [stream], 0.0)
+    assert torch.equal(networks.hidden, before[0]) and torch.equal(networks.output, before[1])
+    again = task.lot(torch.Generator().manual_seed(1)).take(30)
+    assert right == task.run(BlockNetwork(plan, networks.weights(0))(again.x), again)
+    stream.begin()
+    assert stream.take(1).x[0, 0].argmax() == 0  # the next stream begins with a B
+
+
+def test_a_stream_is_one_text_of_strings():
+    stream = ContinualReber(1000).lot(torch.Generator().manual_seed(0))
+    first = stream.take(700)
+    stream.move(650)
+    second = stream.take(700)
+    assert torch.equal(first.x[650:], second.x[:50])
+    assert torch.equal(first.y[650:], second.y[:50])
+    read = first.x[1:].bool()
+    assert bool(first.possible[:-1][read].all())  # what came is one of those that may

@@ -191,7 +191,7 @@ def test_plans_are_checked():
 
 
 def test_every_published_row_has_its_network():
-    assert len(EXPERIMENTS) == 5 + 2 + 9 + 8 + 3 + 2 + 2
+    assert len(EXPERIMENTS) == 5 + 2 + 9 + 8 + 3 + 2 + 2 + 2
     for row in EXPERIMENTS.values():
         assert row.network.weights == row.published.weights, row.name
         assert (row.network.inputs, row.network.outputs) == (row.task.inputs, row.task.outputs)

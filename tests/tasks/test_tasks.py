@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from math import log
-from random import Random
 
 import pytest
 import torch
@@ -29,7 +28,7 @@ from retrograde.tasks import (
     TemporalOrder,
     TwoSequences,
 )
-from retrograde.tasks.reber import SYMBOLS, Strings, walk
+from retrograde.tasks.reber import SYMBOLS, Strings, walked
 from retrograde.tasks.task import answered_last
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -155,15 +154,15 @@ def follows(string: str) -> bool:
 
 
 def test_strings_are_embedded_reber_strings():
-    chance = Random(3)
-    strings = [walk(chance)[0] for _ in range(300)]
+    strings = walked(300, torch.Generator().manual_seed(3)).spelt()
     assert min(map(len, strings)) == 9
     for string in strings:
         assert (
             string[0] == "B" and string[-1] == "E" and string[1] == string[-2] and string[1] in "TP"
         )
         assert follows(string[2:-2])
-    stream, _ = walk(chance, 500)
+    drawn_stream = ContinualReber(500).draw(1, torch.Generator().manual_seed(3))
+    stream = "".join(SYMBOLS[number] for number in drawn_stream.x[:, 0].argmax(1))
     assert len(stream) == 500
     whole = [f"B{part}E" for part in stream.split("EB")[1:-1]]  # EB is found only between strings
     assert whole and all(follows(part[2:-2]) for part in whole)

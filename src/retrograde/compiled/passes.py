@@ -219,17 +219,18 @@ def activations_of(kind: Kind, h: Tensor, kept: Tensor | None) -> dict[str, Tens
     """
     if kept is None:  # an Elman network, whose output is its activation
         return {"hidden": h}
-    hidden, padded = h.shape[-1], kept.shape[-1] // len(kind.activations)
-    had = {
-        name: kept[..., number * padded : number * padded + hidden]
-        for number, name in enumerate(kind.activations)
-    }
+    hidden, count = h.shape[-1], len(kind.activations)
+    each = kept.view(*h.shape[:-1], count, -1)
+    if each.shape[-1] > hidden:
+        each = each[..., :hidden]
+    had = dict(zip(kind.activations, each.unbind(-2), strict=True))
     if kind.parts == ("h",):
         return had
-    one = h.new_ones(()).expand(h.shape)
-    had.setdefault("input", one)
-    had.setdefault("forget", 1 - had["input"] if kind.fields[1] & COUPLED else one)
-    had.setdefault("output", one)
+    if len(had) < 5:  # gates that are always open, or coupled
+        one = h.new_ones(()).expand(h.shape)
+        had.setdefault("input", one)
+        had.setdefault("forget", 1 - had["input"] if kind.fields[1] & COUPLED else one)
+        had.setdefault("output", one)
     return {name: had[name] for name in ("input", "forget", "cell", "output", "squashed")}
 
 

@@ -6,7 +6,7 @@ import torch
 
 from retrograde.decomposition.rows import joined
 from retrograde.engine import Scaled
-from retrograde.truncation.truncated import octaves, phases
+from retrograde.truncation.cuts import octaves, phases
 
 
 def by_phase(

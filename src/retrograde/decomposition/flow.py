@@ -53,12 +53,9 @@ from retrograde.errors import ArgumentError, VoidDecompositionWarning
 from retrograde.recording import Recorded, Recording
 from retrograde.recording.recorded import the_one
 from retrograde.truncation import Horizon, Measures
+from retrograde.truncation.cuts import cut_every
 from retrograde.truncation.horizon import ENDS
-from retrograde.truncation.truncated import (
-    KINDS,
-    Truncation,
-    cut_every,
-)
+from retrograde.truncation.truncated import KINDS, Truncation
 
 AGREES = 1e-2
 """A forward pass agrees with its recording if it ends in the same state to this part of it."""

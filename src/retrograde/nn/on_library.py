@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from retrograde.cells import Position
 from retrograde.compiled import passes
-from retrograde.nn.function import compiled
+from retrograde.nn.compiled_pass import compiled
 
 
 @runtime_checkable

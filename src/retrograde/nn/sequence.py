@@ -13,7 +13,8 @@ from retrograde import _checks
 from retrograde.cells import AbstractCell
 from retrograde.cells.precision import no_autocast, under_autocast
 from retrograde.errors import ArgumentError
-from retrograde.nn.function import Note, through_cell
+from retrograde.nn.recurrence import Note
+from retrograde.nn.through_cell import through_cell
 
 State = Tensor | tuple[Tensor, ...]
 Named = dict[str, Tensor]

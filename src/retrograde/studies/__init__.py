@@ -9,7 +9,7 @@ from retrograde.studies.page import StudyPage
 from retrograde.studies.study import Row, Run, Study, Trial
 
 STUDIES: dict[str, Study] = {
-    study.name: study for study in (*tables.of_1997(), ladder_study.STUDY, modern.STUDY, CLAIMS)
+    study.name: study for study in (*tables.published(), ladder_study.STUDY, modern.STUDY, CLAIMS)
 }
 """All studies by name, in the order in which they are listed."""
 

@@ -114,14 +114,14 @@ def spread_input_bias(module: AbstractRecurrent) -> None:
 RECURRENCES = {
     each.name: each
     for each in (
-        Recurrence("rnn", "plain RNN, tanh", _made(RNN)),
-        Recurrence("rnn-orthogonal", "plain RNN, tanh, orthogonal", _made(RNN, "orthogonal")),
+        Recurrence("rnn", "plain RNN (tanh)", _made(RNN)),
+        Recurrence("rnn-orthogonal", "orthogonal RNN", _made(RNN, "orthogonal")),
         Recurrence(
             "rnn-identity",
-            "plain RNN, relu, identity",
+            "identity RNN (relu)",
             _made(RNN, "identity", nonlinearity="relu"),
         ),
-        Recurrence("cec", "the bare carousel", _made(LSTM, generation="cec")),
+        Recurrence("cec", "bare carousel", _made(LSTM, generation="cec")),
         Recurrence("lstm-1997", "LSTM of 1997", _made(LSTM, generation="lstm-1997")),
         Recurrence(
             "lstm-1997-bias",
@@ -137,19 +137,19 @@ RECURRENCES = {
         Recurrence("chrono", "LSTM of 2000, chrono", _made(LSTM, "chrono")),
         Recurrence(
             "rnn-orthogonal-unclipped",
-            "plain RNN, tanh, orthogonal, not clipped",
+            "orthogonal RNN, not clipped",
             _made(RNN, "orthogonal"),
             clip=False,
         ),
         Recurrence(
             "rnn-identity-unclipped",
-            "plain RNN, relu, identity, not clipped",
+            "identity RNN, not clipped",
             _made(RNN, "identity", nonlinearity="relu"),
             clip=False,
         ),
         Recurrence(
             "chrono-unclipped",
-            "LSTM of 2000, chrono, not clipped",
+            "chrono, not clipped",
             _made(LSTM, "chrono"),
             clip=False,
         ),
@@ -205,9 +205,18 @@ class Ladder:
         progress: Progress | None = None,
     ) -> Sequence[Trial]:
         """As `Run` says; trials are short, and leave no checkpoint."""
-        return [self._trial(seed, budget, progress) for seed in seeds]
+        return [self.trained(seed, budget, progress)[1] for seed in seeds]
 
-    def _trial(self, seed: int, budget: int, progress: Progress | None) -> Trial:
+    def trained(
+        self, seed: int, budget: int, progress: Progress | None = None
+    ) -> tuple[Reader, Trial]:
+        """A network as it is after its training, and the trial.
+
+        Args:
+            seed: of its weights and sequences.
+            budget: sequences.
+            progress: called now and then with (sequences done, budget, what is going on).
+        """
         task, generator = FirstSymbol(self.lag), torch.Generator().manual_seed(DRAWING + seed)
         model = made(self.recurrence, self.lag, seed)
         optimiser = torch.optim.Adam(model.parameters(), RATE)
@@ -234,7 +243,7 @@ class Ladder:
         inside.look(update, task.draw(BATCH, generator), crossings=watched)
         share = _short(sum(latest) / LATEST)
         figures = {"right": share, "first": first, "inside": inside.figures}
-        return Trial(seed, update * BATCH, solved, figures)
+        return model, Trial(seed, update * BATCH, solved, figures)
 
 
 class Inside:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,6 +15,7 @@ from retrograde.errors import InputError
 from retrograde.studies.online import Networks
 from retrograde.studies.study import Trial
 from retrograde.tasks.experiments import Experiment
+from retrograde.tasks.reber import ContinualReber, Stream
 
 CHECKED = 100
 """Sequences that a network draws and learns before it is asked whether the task is solved. Where
@@ -22,6 +23,9 @@ that takes a test of its own, all of them have to be right before it is made."""
 
 TESTED = 500
 """Sequences of a test that are answered at once."""
+
+FIRST, LONGEST = 64, 8192
+"""Symbols of a stream that are taken at once, at its beginning and later."""
 
 KEPT = 1000
 """Sequences after which the training is kept in the checkpoint."""
@@ -51,7 +55,7 @@ class Trials:
         self._learning = list(self.seeds)
         generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
         drawn = [experiment.network.draw(generator) for generator in generators]
-        self._networks = Networks(experiment.network, drawn)
+        self._networks = Networks(experiment.network, drawn, experiment.each_step)
         self._lots = [experiment.task.lot(generator) for generator in generators]
         self._sequences = 0
         remembered = CHECKED if experiment.task.fresh else experiment.task.judged_on
@@ -78,8 +82,11 @@ class Trials:
         if checkpoint is not None and checkpoint.exists():
             self._go_on(checkpoint)
         while self._learning and self._sequences < budget:
-            self._learn()
-            self._let_go([n for n in range(len(self._learning)) if self._solved(n)])
+            if isinstance(self.experiment.task, ContinualReber):
+                self._follow_streams(self.experiment.task)
+            else:
+                self._learn()
+                self._let_go([n for n in range(len(self._learning)) if self._solved(n)])
             if checkpoint is not None and (
                 self._sequences % KEPT == 0 or self._sequences >= budget or not self._learning
             ):
@@ -90,16 +97,45 @@ class Trials:
         late = [Trial(seed, self._sequences, solved=False) for seed in self._learning]
         return tuple(sorted([*self.done, *late], key=lambda trial: self.seeds.index(trial.seed)))
 
+    @property
+    def _rate(self) -> float:
+        return self.experiment.rate * self.experiment.decay ** (self._sequences // CHECKED)
+
     def _learn(self) -> None:
         """Train each network on the next sequences of its own."""
         pools = [lot.training(CHECKED) for lot in self._lots]
-        answers = self._networks.train(pools, self.experiment.rate)
+        answers = self._networks.train(pools, self._rate)
         first = self._sequences % self._right.shape[1]
         latest = slice(first, first + CHECKED)
         for row, (pool, given) in enumerate(zip(pools, answers, strict=True)):
             self._right[row, latest] = self.experiment.task.right(given, pool)
             self._errors[row, latest] = self.experiment.task.errors(given, pool)
         self._sequences += CHECKED
+
+    def _follow_streams(self, task: ContinualReber) -> None:
+        """Train each network on the next streams of its own, testing it after one without error."""
+        rate, streams = self._rate, cast(list[Stream], self._lots)
+        for stream in range(CHECKED):
+            right = followed(self._networks, streams, rate)
+            self._errors[:, stream] = torch.tensor(right)
+            self._sequences += 1
+            self._let_go(
+                [
+                    row
+                    for row, symbols in enumerate(right)
+                    if symbols == task.steps and self._predicts(row, task)
+                ]
+            )
+            streams = cast(list[Stream], self._lots)
+        for lot in streams:
+            lot.forget()  # a checkpoint holds the generator, and nothing that it has drawn
+
+    def _predicts(self, row: int, task: ContinualReber) -> bool:
+        """Whether a network predicts all the streams of a test."""
+        copies = [self._networks.weights(row)] * task.judged_on
+        streams = [task.lot(self._lots[row].generator) for _ in copies]
+        right = followed(Networks(self.experiment.network, copies), streams, 0.0)
+        return all(symbols == task.steps for symbols in right)
 
     def _solved(self, row: int) -> bool:
         """Whether a network has solved the task, by its latest sequences or by a test."""
@@ -177,8 +213,34 @@ class Trials:
         self._right, self._errors = state["right"], state["errors"]
 
 
+def followed(networks: Networks, streams: Sequence[Stream], rate: float) -> list[int]:
+    """Train each network on one stream, to its first error or its end.
+
+    Returns:
+        The symbols that each predicts before its first error.
+    """
+    steps = [stream.task.steps for stream in streams]
+    right, going, most = [0] * len(streams), [True] * len(streams), FIRST
+    for row, stream in enumerate(streams):
+        stream.begin()
+        networks.begin(row)
+    while any(going):
+        sizes = [
+            min(most, steps[row] - right[row]) if going[row] else 0 for row in range(len(streams))
+        ]
+        some = [stream.take(size) for stream, size in zip(streams, sizes, strict=True)]
+        before = networks.follow(some, [rate] * len(streams))
+        for row, stream in enumerate(streams):
+            stream.move(min(before[row] + 1, sizes[row]))
+            right[row] += before[row]
+            going[row] = before[row] == sizes[row] > 0 and right[row] < steps[row]
+        most = min(2 * most, LONGEST)
+    return right
+
+
 def beginning(experiment: Experiment, seed: int) -> float:
-    """The mean error of the first 100 sequences that a network is trained on.
+    """The mean error of the first 100 sequences that a network is trained on; of streams, the
+    mean number of symbols before the first error.
 
     It is the same on all processors to about three digits, while what comes later is not: training
     multiplies rounding.

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from retrograde.tasks.blocks import Blocks
-from retrograde.tasks.reber import EmbeddedReber
+from retrograde.tasks.reber import ContinualReber, EmbeddedReber
 from retrograde.tasks.remembered_symbol import DistractedSymbol, RememberedSymbol
 from retrograde.tasks.task import AbstractTask
 from retrograde.tasks.temporal_order import TemporalOrder
@@ -34,16 +34,19 @@ class Published:
 class Experiment:
     """One row of a published table.
 
-    Training was on line: after each sequence one step of gradient descent on half the squared
-    error, summed over outputs and the steps at which an answer is due.
+    Training was on line: after each sequence, or after each of its steps, one step of gradient
+    descent on half the squared error, summed over outputs and the steps at which an answer is due.
 
     Attributes:
         name: the paper's number, and what tells the rows apart: blocks and cells of each, and the
             rate (1); q and p (2c); T and N (3); T (4); the wrong answers that are too many (5).
+            Those of Gers et al. begin with the year, 2000.
         task: what was to be learnt.
         network: the plan of the network.
         rate: the learning rate.
         published: what came out.
+        each_step: the weights change after each answer.
+        decay: what the rate is multiplied by after every hundred sequences.
 
     Example:
         >>> from retrograde.tasks.experiments import EXPERIMENTS
@@ -56,6 +59,8 @@ class Experiment:
     network: Blocks
     rate: float
     published: Published
+    each_step: bool = False
+    decay: float = 1.0
 
 
 def _fitting(task: AbstractTask, blocks: int, size: int, spread: float = 0.1) -> Blocks:
@@ -141,5 +146,26 @@ def _of_1997() -> Iterator[Experiment]:
         yield Experiment(name, order, network, rate, Published(weights, sequences, 1.0, trials))
 
 
-EXPERIMENTS = {row.name: row for row in _of_1997()}
-"""By name, in the order of the paper."""
+def _of_2000() -> Iterator[Experiment]:
+    stream = ContinualReber()
+    network = Blocks(
+        stream.inputs,
+        stream.outputs,
+        blocks=4,
+        size=2,
+        forget_gates=True,
+        seen="cells",
+        skip=True,
+        biased="gates and outputs",
+        spread=0.2,
+        input_biases=(-0.5, -1.0, -1.5, -2.0),
+        forget_biases=(0.5, 1.0, 1.5, 2.0),
+        output_biases=(-0.5, -1.0, -1.5, -2.0),
+    )
+    for name, decay, perfect in (("2000-constant", 1.0, 0.18), ("2000-decayed", 0.99, 0.62)):
+        published = Published(424, None, perfect, 100)
+        yield Experiment(name, stream, network, 0.5, published, each_step=True, decay=decay)
+
+
+EXPERIMENTS = {row.name: row for row in (*_of_1997(), *_of_2000())}
+"""By name, in the order of the papers."""

@@ -5,18 +5,26 @@ two equal symbols: B T (Reber string) T E, or B P (Reber string) P E. All but th
 told from the latest symbols; that one returns after at least six.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice, repeat
-from random import Random
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from retrograde import _checks
-from retrograde.tasks.task import AbstractTask, Guess, Lot, Sequences, padded, ranked, symbols
+from retrograde.tasks.task import (
+    AbstractTask,
+    Guess,
+    Lot,
+    Sequences,
+    Symbols,
+    ranked,
+    symbols,
+    within,
+)
 
 SYMBOLS = "BTPSXVE"
 
@@ -56,43 +64,81 @@ class Strings(Sequences):
     possible: Bool[Tensor, "T N 7"]
 
 
-def walk(chance: Random, steps: int | None = None) -> tuple[str, list[str]]:
-    """One string, or the first `steps` symbols of an endless stream of strings.
+NODES = tuple(EMBEDDED)
+FOLLOWING = torch.tensor(
+    [[SYMBOLS.index((*arcs, *arcs)[which]) for which in range(2)] for arcs in EMBEDDED.values()]
+)
+"""The symbols that may come at each node, [nodes, 2]; twice the same where there is one."""
 
-    Returns:
-        The symbols, and for each of them those that could have stood in its place.
+LEADING = torch.tensor(
+    [
+        [NODES.index(arcs[SYMBOLS[symbol]]) for symbol in symbols]
+        for arcs, symbols in zip(EMBEDDED.values(), FOLLOWING.tolist(), strict=True)
+    ]
+)
+"""Where they lead."""
+
+POSSIBLE = torch.tensor([[symbol in arcs for symbol in SYMBOLS] for arcs in EMBEDDED.values()])
+"""The same as a set, [nodes, 7]."""
+
+
+class Walks(NamedTuple):
+    """Walks through the embedded grammar, each from its start until it is there again.
+
+    Attributes:
+        numbers: of the symbols, [T, N].
+        nodes: those at which they were chosen, [T, N].
+        lengths: symbols of each, [N]; what stands beyond belongs to no walk.
     """
-    node, string, choices = "start", list[str](), list[str]()
-    while not string or (node != "start" if steps is None else len(string) < steps):
-        arcs = EMBEDDED[node]
-        choices.append("".join(arcs))
-        string.append(choices[-1][chance.getrandbits(1) if len(arcs) > 1 else 0])
-        node = arcs[string[-1]]
-    return "".join(string), choices
+
+    numbers: Int[Tensor, "T N"]
+    nodes: Int[Tensor, "T N"]
+    lengths: Int[Tensor, "N"]
+
+    def of(self, which: Int[Tensor, "M"]) -> "Walks":
+        """Some of them."""
+        lengths = self.lengths[which]
+        some = slice(int(lengths.max()))
+        return Walks(self.numbers[some, which], self.nodes[some, which], lengths)
+
+    def texts(self) -> tuple[Int[Tensor, "S"], Int[Tensor, "S"]]:
+        """The symbols and nodes of all of them in a row."""
+        inside = within(len(self.numbers), self.lengths).T
+        return self.numbers.T[inside], self.nodes.T[inside]
+
+    def spelt(self) -> list[str]:
+        """Each of them as a string."""
+        return [
+            "".join(SYMBOLS[number] for number in numbers[:length])
+            for numbers, length in zip(self.numbers.T.tolist(), self.lengths.tolist(), strict=True)
+        ]
 
 
-def walks(
-    count: int, generator: torch.Generator, steps: int | None = None
-) -> Iterator[tuple[str, list[str]]]:
-    """`count` of them."""
-    chance = Random(int(torch.randint(2**62, (), generator=generator)))
-    return (walk(chance, steps) for _ in range(count))
+def walked(count: int, generator: torch.Generator) -> Walks:
+    """`count` walks, side by side."""
+    node = torch.zeros(count, dtype=torch.int64)
+    lengths, walking = torch.zeros_like(node), torch.ones_like(node, dtype=torch.bool)
+    numbers, nodes = list[Tensor](), list[Tensor]()
+    while bool(walking.any()):
+        which = torch.randint(2, (count,), generator=generator)
+        nodes.append(node)
+        numbers.append(FOLLOWING[node, which])
+        node = LEADING[node, which]
+        lengths += walking
+        walking = walking & (node != 0)
+    return Walks(torch.stack(numbers), torch.stack(nodes), lengths)
 
 
-def as_strings(walks: Sequence[tuple[str, list[str]]]) -> Strings:
+def predicted(walks: Walks) -> Strings:
     """The sequences that predict each symbol of some walks, but the first, from those before it."""
-    lengths = torch.tensor([len(string) - 1 for string, _ in walks])
-    indices = padded([[SYMBOLS.index(symbol) for symbol in string] for string, _ in walks])
-    sets = sorted({choice for _, choices in walks for choice in choices})
-    members = torch.tensor([[symbol in choice for symbol in SYMBOLS] for choice in sets])
-    which = padded([[sets.index(choice) for choice in choices[1:]] for _, choices in walks])
-    due = torch.arange(len(which)).unsqueeze(1) < lengths
+    lengths = walks.lengths - 1
+    due = within(len(walks.numbers) - 1, lengths)
     return Strings(
-        symbols(indices[:-1], len(SYMBOLS), lengths),
-        symbols(indices[1:], len(SYMBOLS), lengths),
+        Symbols(walks.numbers[:-1] * due, len(SYMBOLS), lengths),
+        symbols(walks.numbers[1:], len(SYMBOLS), lengths),
         due,
         lengths,
-        members[which] & due.unsqueeze(2),
+        POSSIBLE[walks.nodes[1:]] & due.unsqueeze(2),
     )
 
 
@@ -116,10 +162,14 @@ def _visits() -> dict[str, float]:
 
 
 def _loss(stream: bool) -> float:
-    """The mean squared error where T and P are never told apart; each choice of two costs 1/2."""
+    """The mean squared error where T and P are never told apart, which costs 1/2 once a string.
+
+    So does each choice of two, where the symbol that came is to be predicted and not both.
+    """
     visits = _visits()
-    if not stream:
-        del visits["start"]  # the first B is not predicted
+    if stream:
+        return 1 / 2 / sum(visits.values()) / len(SYMBOLS)
+    del visits["start"]  # the first B is not predicted
     choices = sum(often for node, often in visits.items() if len(EMBEDDED[node]) == 2)
     return (choices + 1) / 2 / sum(visits.values()) / len(SYMBOLS)
 
@@ -151,7 +201,7 @@ class EmbeddedReber(AbstractTask):
 
     def draw(self, count: int, generator: torch.Generator) -> Strings:
         count = _checks.whole("count", count)
-        return as_strings([*walks(count, generator)])
+        return predicted(walked(count, generator))
 
     def lot(self, generator: torch.Generator) -> Lot:
         return StringSets(self, generator)
@@ -170,24 +220,32 @@ class StringSets(Lot):
 
     def __init__(self, task: AbstractTask, generator: torch.Generator):
         super().__init__(task, generator)
-        self.learnt = [*walks(256, generator)]
-        seen = {string for string, _ in self.learnt}
-        more = (one for part in repeat(1) for one in walks(part, generator) if one[0] not in seen)
-        self.others = [*islice(more, 256)]
+        self.learnt = walked(256, generator)
+        seen, found = set(self.learnt.spelt()), list[Walks]()
+        while sum(len(walks.lengths) for walks in found) < 256:
+            more = walked(256, generator)
+            new = [n for n, string in enumerate(more.spelt()) if string not in seen]
+            found.append(more.of(torch.tensor(new)))
+        numbers, nodes = (
+            pad_sequence([column for walks in found for column in getattr(walks, part).T])
+            for part in ("numbers", "nodes")
+        )
+        lengths = torch.cat([walks.lengths for walks in found])
+        self.others = Walks(numbers, nodes, lengths).of(torch.arange(256))
 
     def training(self, count: int) -> Strings:
-        which = torch.randint(len(self.learnt), (count,), generator=self.generator)
-        return as_strings([self.learnt[one] for one in which])
+        return predicted(self.learnt.of(torch.randint(256, (count,), generator=self.generator)))
 
     def tests(self, most: int) -> Iterator[Sequences]:
-        strings = self.learnt + self.others
-        for first in range(0, len(strings), most):
-            yield as_strings(strings[first : first + most])
+        for walks in (self.learnt, self.others):
+            for which in torch.split(torch.arange(256), most):
+                yield predicted(walks.of(which))
 
 
 class ContinualReber(EmbeddedReber):
     """An endless stream of embedded Reber strings, whose ends are not marked.
 
+    All the symbols that may come next are to be active: the target of each of them is 1.
     A training stream ends with its first error or after 100,000 symbols. The task is solved
     *perfectly* when ten streams of 100,000 symbols are predicted without an error, and *well* if
     errors come after more than 1000 symbols on average; `right` asks the former of each stream,
@@ -218,13 +276,63 @@ class ContinualReber(EmbeddedReber):
 
     def draw(self, count: int, generator: torch.Generator) -> Strings:
         count = _checks.whole("count", count)
-        return as_strings([*walks(count, generator, self.steps + 1)])
+        stream, drawn = self.lot(generator), list[Strings]()
+        for _ in range(count):
+            stream.begin()
+            drawn.append(stream.take(self.steps))
+            stream.move(self.steps)
+        x, y, due, possible = (
+            torch.cat([getattr(each, part) for each in drawn], 1)
+            for part in ("x", "y", "due", "possible")
+        )
+        return Strings(x, y, due, torch.full((count,), self.steps), possible)
 
-    def lot(self, generator: torch.Generator) -> Lot:
-        return Lot(self, generator)
+    def lot(self, generator: torch.Generator) -> "Stream":
+        return Stream(self, generator)
 
     def run(self, output: Float[Tensor, "T N O"], strings: Strings) -> list[int]:
         """The symbols that each stream predicts before its first error."""
         wrong = ~foretold(output, strings)
         first = torch.where(wrong.any(0), wrong.int().argmax(0), len(wrong))
         return [int(count) for count in first]
+
+
+class Stream(Lot):
+    """The symbols of one endless stream after the other."""
+
+    DRAWN: ClassVar[int] = 500
+    """Strings that are drawn at once."""
+
+    task: ContinualReber
+
+    def __init__(self, task: ContinualReber, generator: torch.Generator):
+        super().__init__(task, generator)
+        self.forget()
+
+    def forget(self) -> None:
+        """Go on with strings that are still to be drawn."""
+        self._numbers = self._nodes = torch.zeros(0, dtype=torch.int64)
+        self._at = 0
+
+    def begin(self) -> None:
+        """A new stream begins: go on with the next string."""
+        starts = (self._nodes[self._at :] == 0).nonzero()
+        self._at = self._at + int(starts[0]) if len(starts) else len(self._nodes)
+
+    def take(self, steps: int) -> Strings:
+        """The next symbols, each with the one after it to be predicted; they can be taken again."""
+        while len(self._numbers) <= self._at + steps:
+            more = walked(self.DRAWN, self.generator).texts()
+            self._numbers = torch.cat((self._numbers[self._at :], more[0]))
+            self._nodes = torch.cat((self._nodes[self._at :], more[1]))
+            self._at = 0
+        lengths, some = torch.tensor([steps]), slice(self._at, self._at + steps + 1)
+        numbers, nodes = self._numbers[some].unsqueeze(1), self._nodes[some].unsqueeze(1)
+        possible = POSSIBLE[nodes[1:]]
+        due = torch.ones(steps, 1, dtype=torch.bool)
+        read = Symbols(numbers[:-1], len(SYMBOLS), lengths)
+        return Strings(read, possible.float(), due, lengths, possible)
+
+    def move(self, steps: int) -> None:
+        """Go on behind so many of them."""
+        self._at += steps

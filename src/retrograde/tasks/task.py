@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.nn.utils.rnn import pad_sequence
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,11 +173,6 @@ def mean_errors(output: Float[Tensor, "T N O"], sequences: Sequences) -> Float[T
 def whole_numbers(low: int, high: int, count: int, generator: torch.Generator) -> Int[Tensor, "N"]:
     """`count` whole numbers from low to high, both included, all equally likely."""
     return torch.randint(low, high + 1, (count,), generator=generator)
-
-
-def padded(rows: list[list[int]]) -> Int[Tensor, "T N"]:
-    """Rows of whole numbers as the columns of a table, with zeros below their ends."""
-    return pad_sequence([torch.tensor(row) for row in rows])
 
 
 def answered_last(

@@ -10,13 +10,10 @@ that a cut every K steps can have, so that the second line is the mean over the 
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 
 import torch
 
-from retrograde.engine.boundary import Boundary
 from retrograde.engine.scaling import Scaled
-from retrograde.engine.unroll import Unrolled
 from retrograde.truncation.measures import Comparison, Measures, Total
 
 KINDS = ("sliding", "chunks")
@@ -72,31 +69,3 @@ class Truncation:
                 self.update(self._lags, {})
         found = self._comparison.result()
         return found if self._chunks else {n: each.extended(more) for n, each in found.items()}
-
-
-MOST_PHASES = 8
-"""Phases of a cut that are tried: all of them up to this many, else so many evenly spaced."""
-
-
-def octaves(steps: int) -> tuple[int, ...]:
-    """The K at which single phases are looked at: 1, 2, 4, ... up to the number of steps."""
-    return tuple(2**power for power in range(steps.bit_length()))
-
-
-def phases(steps: int) -> tuple[int, ...]:
-    """The phases that are tried of a cut every K steps: where it falls first, from 1 to K.
-
-    K itself is among them: that of `x.split(K)`.
-    """
-    count = min(steps, MOST_PHASES)
-    return tuple(steps * number // count for number in range(1, count + 1))
-
-
-def cut_every(unrolled: Unrolled, steps: int, phase: int) -> Unrolled:
-    """The same pass with its state detached before steps phase, phase + K, phase + 2 K, ..."""
-    cuts = {}
-    for k in range(phase, len(unrolled), steps):
-        before, old = unrolled.states[k], unrolled.boundaries.get(k)
-        state = before if old is None else old.entering(before)
-        cuts[k] = Boundary(state, torch.zeros_like(state, dtype=torch.bool), ())
-    return replace(unrolled, boundaries={**unrolled.boundaries, **cuts})

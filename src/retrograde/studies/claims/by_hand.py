@@ -274,7 +274,7 @@ CLAIMS = (
         "Three steps, one unit and normal weights leave much to chance; in {in_order:.0%} of "
         "the draws all three parts fall with lag.",
         seeds=100,
-        quick=9,
+        quick=6,
         page=ARTICLE,
     ),
     Claim(
@@ -303,7 +303,7 @@ CLAIMS = (
         "At torch's default both fall fast. A plain RNN with orthogonal weights falls slower than "
         "an LSTM with torch's.",
         seeds=100,
-        quick=9,
+        quick=6,
         page=MEMORY,
     ),
     Claim(

@@ -133,13 +133,16 @@ class Claim:
         """Refuse figures that are not those of this claim.
 
         Raises:
-            ArgumentError: for figures that no sentence has, or that are missing.
+            ArgumentError: for figures that no sentence has, or where some of a sentence are there
+                and others are missing.
         """
-        needed = frozenset[str]().union(*(each.needs for each in self.statements))
-        needed |= figures_in(self.why)
-        if figures and set(figures) != needed:
-            wrong = sorted(needed.symmetric_difference(figures))
-            raise ArgumentError(f"the claim {self.name!r} has other figures: {wrong}")
+        sentences = [*(each.needs for each in self.statements), figures_in(self.why)]
+        wrong = set(figures).difference(*sentences)
+        wrong |= {name for needs in sentences if needs & set(figures) for name in needs} - set(
+            figures
+        )
+        if wrong:
+            raise ArgumentError(f"the claim {self.name!r} has other figures: {sorted(wrong)}")
 
 
 def figures_in(words: str) -> frozenset[str]:

@@ -1,5 +1,6 @@
 """Text 004: what to clip, where, and which eigenvalue decides."""
 
+import math
 from collections.abc import Callable
 from itertools import product
 
@@ -19,6 +20,7 @@ from retrograde.nn import RNN
 from retrograde.recording import record
 from retrograde.studies.claims.claim import Claim, Figures, Statement
 from retrograde.studies.claims.passes import STEPS, growth, mean, noise_pass
+from retrograde.studies.claims.trained import ends_finite
 from retrograde.tasks.clipping_results import INSIDE, LAG, LAYERS, Run, results
 
 SHORT, LONG = 10, 80
@@ -165,6 +167,19 @@ def _better(_: range) -> Figures:
         for task, layer in product(TASKS, LAYERS)
     }
     return {"steps": LAG, **errors}
+
+
+def _lstms(seeds: range) -> Figures:
+    rate, norm = 1.0, 1.0
+    return {
+        "adam": sum(len(_runs(task, "LSTM", "nothing")) for task in TASKS),
+        "adam_diverged": _diverged("LSTM", "nothing"),
+        "rate": rate,
+        "norm": norm,
+        "networks": len(seeds),
+        "free": sum(not ends_finite(rate, math.inf, s) for s in seeds),
+        "clipped": sum(not ends_finite(rate, norm, s) for s in seeds),
+    }
 
 
 def _where(_: range) -> Figures:
@@ -444,6 +459,30 @@ CLAIMS = (
         page=PAGE,
     ),
     Claim(
+        "lstms-need-clipping-too",
+        "004",
+        "Хотя по моему опыту, градиентное отсечение обычно также необходимо с ними",
+        "In my experience gradient clipping is usually necessary with them, too.",
+        _lstms,
+        (
+            Statement(
+                "of {adam:.0f} LSTMs trained with Adam and nothing clipped some diverge (measured: "
+                "{adam_diverged:.0f})",
+                lambda f: f["adam_diverged"] > 0,
+            ),
+            Statement(
+                "of {networks:.0f} under plain gradient descent, rate {rate:.1f}, {free:.0f} end "
+                "in numbers that are not finite, and {clipped:.0f} of those clipped to a norm of "
+                "{norm:.0f}",
+                lambda f: f["free"] > f["clipped"],
+            ),
+        ),
+        "It depends on the optimiser. Adam divides by the size of the gradient itself; plain "
+        "descent takes a step as large as the gradient, and one is enough. (Finite is not yet "
+        "trained: the rate is large.)",
+        page=PAGE,
+    ),
+    Claim(
         "clip-before-the-update",
         "004",
         "Прямо перед обновлением весов … поэтому лучше не искажать его в середине backprop",
@@ -467,8 +506,7 @@ CLAIMS = (
                 lambda f: f["worse"] > 0,
             ),
         ),
-        "Right about the direction. In what the networks learnt no difference could be seen: "
-        "thresholds that train well are seldom reached inside.",
+        "Right about the direction. In what the networks learnt no difference could be seen.",
         seeds=1,
         page=PAGE,
     ),

@@ -1,6 +1,7 @@
 """The claims as a study: each is a row, and what is measured is the result of its trial."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from retrograde.diagnosis.examine import Progress
@@ -11,14 +12,25 @@ from retrograde.studies.outcomes import Results
 from retrograde.studies.study import Row, Study, Trial
 
 
-def _row(claim: Claim) -> Row:
-    def run(
+@dataclass(frozen=True)
+class Measured:
+    """A claim, measured as a trial.
+
+    Attributes:
+        claim: its name.
+    """
+
+    claim: str
+
+    def __call__(
+        self,
         seeds: Sequence[int],
         budget: int,
         checkpoint: Path | None = None,
         progress: Progress | None = None,
-    ) -> list[Trial]:
-        trials = []
+    ) -> Sequence[Trial]:
+        """As `Run` says: `budget` networks for each seed; no claim takes long enough for a file."""
+        trials, claim = [], CLAIMS[self.claim]
         for done, seed in enumerate(seeds):
             if progress is not None:
                 progress(done, len(seeds), claim.name)
@@ -27,8 +39,6 @@ def _row(claim: Claim) -> Row:
             found = {"verdict": verdict, "figures": figures}
             trials.append(Trial(seed, budget, verdict == "true", found))
         return trials
-
-    return Row(claim.name, claim.meaning, run, trials=1, budget=claim.seeds)
 
 
 def _rows_of_results(results: Results) -> Iterator[tuple[str, str, str]]:
@@ -69,7 +79,10 @@ STUDY = Study(
     "Is it true, what is said about recurrent networks?",
     "five texts on the web, listed in docs/evidence.md",
     "all sentences of a claim are borne out",
-    tuple(_row(claim) for claim in CLAIMS.values()),
+    tuple(
+        Row(claim.name, claim.meaning, Measured(claim.name), trials=1, budget=claim.seeds)
+        for claim in CLAIMS.values()
+    ),
     counts="networks",
     table=lambda results: (
         ("claim", "verdict", "measured"),
