@@ -63,7 +63,6 @@ def rows() -> tuple[Row, ...]:
             Ladder(each, lag),
             TRIALS,
             BUDGET,
-            steps=lag + 1,
         )
         for each in RECURRENCES.values()
         for lag in lags_of(each)
