@@ -25,6 +25,8 @@ PAGES = {
     "modules": ("retrograde.nn",),
     "cells": ("retrograde.cells",),
     "compiled": ("retrograde.compiled",),
+    "tasks": ("retrograde.tasks",),
+    "studies": ("retrograde.studies",),
     "lightning": ("retrograde.integrations.lightning",),
     "errors": ("retrograde.errors",),
 }

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import retrograde
-from retrograde import cells, clipping, diagnosis, engine, report, spectra
+from retrograde import cells, clipping, diagnosis, engine, report, spectra, studies, tasks
 from retrograde.errors import RetrogradeError
 from retrograde.integrations import lightning
 from retrograde.spectra import weights
@@ -811,6 +811,50 @@ ROWS: dict[str, Row] = {
             **{"keep": COUNT_OR_NONE, "every": COUNT},
         },
     ),
+    "tasks.Adding": Row(tasks.Adding, {"length": 50}, {"length": COUNT}),
+    "tasks.ContinualReber": Row(tasks.ContinualReber, {"steps": 50}, {"steps": COUNT}),
+    "tasks.Copying": Row(tasks.Copying, {"delay": 50}, {"delay": COUNT}),
+    "tasks.DistractedSymbol": Row(
+        tasks.DistractedSymbol,
+        {"distance": 5, "distractors": 4},
+        {"distance": COUNT, "distractors": COUNT},
+    ),
+    "tasks.FirstSymbol": Row(tasks.FirstSymbol, {"lag": 5}, {"lag": COUNT}),
+    "tasks.ModernAdding": Row(tasks.ModernAdding, {"length": 50}, {"length": COUNT}),
+    "tasks.ModernTemporalOrder": Row(tasks.ModernTemporalOrder, {"length": 50}, {"length": COUNT}),
+    "tasks.Multiplication": Row(
+        tasks.Multiplication, {"length": 50, "wrong": 13}, {"length": COUNT, "wrong": COUNT}
+    ),
+    "tasks.PeriodicFunction": Row(
+        tasks.PeriodicFunction,
+        {"shape": "cosine", "period": 10, "periods": 3},
+        {"shape": NAME, "period": COUNT, "periods": COUNT},
+    ),
+    "tasks.RememberedSymbol": Row(
+        tasks.RememberedSymbol, {"lag": 5, "between": "random"}, {"lag": COUNT, "between": NAME}
+    ),
+    "tasks.SequentialDigits": Row(
+        tasks.SequentialDigits,
+        {"permuted": True, "held_out": False},
+        {"permuted": FLAG, "held_out": FLAG},
+    ),
+    "tasks.Spikes": Row(
+        tasks.Spikes,
+        {"what": "measure", "shortest": 10, "spikes": 3},
+        {"what": NAME, "shortest": COUNT, "spikes": COUNT},
+    ),
+    "tasks.TemporalOrder": Row(tasks.TemporalOrder, {"relevant": 2}, {"relevant": COUNT}),
+    "tasks.TwoSequences": Row(
+        tasks.TwoSequences,
+        {"length": 10, "informative": 3, "noise": "plain"},
+        {"length": COUNT, "informative": COUNT, "noise": NAME},
+    ),
+    "studies.results": Row(studies.results, {"name": "6a"}, {"name": NAME}),
+    "studies.merged": Row(
+        studies.merged,
+        {"several": [studies.Results("6a", ())]},
+        {"several": Kind((NOTHING, 3, TEXT, LIST, [], torch.ones(2)))},
+    ),
 }
 
 
@@ -846,6 +890,8 @@ EXEMPT = {
                 "report.Settings",
                 "cells.CellAdjoint",
             ),
+            *("studies.Machine", "studies.Outcome", "studies.Part", "studies.Results"),
+            *("studies.StudyPage", "studies.Trial", "tasks.Guess", "tasks.Sequences"),
             *("cells.CellStep", "cells.Graph", "cells.Generation", "retrograde.nn.ClippedInside"),
             *(
                 "engine.AdjointSpan",
@@ -868,6 +914,7 @@ EXEMPT = {
                 "cells.AbstractLinear",
                 "clipping.AbstractInside",
             ),
+            *("tasks.AbstractClassification", "tasks.AbstractTask", "studies.Run"),
             *("clipping.AbstractPolicy", "retrograde.nn.AbstractRecurrent", "engine.Fold"),
         ),
         "to be derived from",
@@ -881,6 +928,9 @@ EXEMPT = {
         "takes what unroll and Entries.of made, and is called for every step",
     ),
     "retrograde.backend": "takes nothing",
+    "studies.published": "takes nothing",
+    "tasks.EmbeddedReber": "takes nothing",
+    **dict.fromkeys(("studies.Row", "studies.Study"), "made by the package's own tables"),
     "retrograde.RetrogradeError": "an error",
     "retrograde.VoidDecompositionWarning": "a warning",
     "diagnosis.Severity": "a type",
@@ -897,6 +947,7 @@ MODULES = {
         "monitor": sys.modules["retrograde.monitor"],
     },
     **{"report": report, "spectra": spectra, "weights": weights, "lightning": lightning},
+    **{"studies": studies, "tasks": tasks},
 }
 
 

@@ -738,3 +738,51 @@ def test_half_a_surrogate_pair_in_a_name_is_written_out(run, folder):
     assert "a?" in (folder / "c.json").read_text()
     code, _, err = run("diagnose", "odd.py:odd", "--layer", "b\ud800")
     assert code == 2 and r"b\ud800" in err
+
+
+def test_studies_are_listed(run):
+    code, out, _ = run("study", "list")
+    assert code == 0
+    for words in ("2a", "The adding problem", "claims"):
+        assert words in out
+    assert run("study")[1] == out
+
+
+def test_a_study_is_run_shown_and_gone_on_with(run, folder):
+    some = ("study", "1", "--row", "1-4x1-0.5", "--budget", "100", "--out", ".")
+    code, out, _ = run(*some, "--trials", "1", "--html", "page.html")
+    assert code == 0 and "1-4x1-0.5, seed 0: 0 of 1 solved" in out
+    assert "0 % of 1" in out and "9,500" in out and "wrote 1.json" in out
+    assert "9,500" in (folder / "page.html").read_text()
+    code, out, _ = run(*some, "--trials", "2", "--quiet")
+    assert code == 0 and out == ""
+    code, out, _ = run("study", "1", "--show", "--out", "1.json")
+    assert code == 0 and "0 % of 2" in out and "wrote" not in out
+    code, out, _ = run("study", "1", "--merge", "1.json", "--out", "merged.json")
+    assert code == 0 and (folder / "merged.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("nonesuch",), "there is no study 'nonesuch'; there are: 1, 2a"),
+        (("1", "--row", "x"), "there is no row of the study 1 'x'; there are: 1-4x1-0.1"),
+        (("1", "--out", "nowhere/x.json"), "there is no folder nowhere"),
+        (("1", "--out", "other.json"), "other.json is no report: expected schema"),
+        (("1", "--show", "--out", "nothing.json"), "there is no file nothing.json"),
+        (("1", "--merge", "nothing.json"), "there is no file nothing.json"),
+    ],
+)
+def test_what_a_study_cannot_use_is_a_message(run, folder, options, sentence):
+    (folder / "other.json").write_text('{"schema": "retrograde-study/0"}')
+    code, out, err = run("study", *options)
+    assert code == 2 and sentence in err and "Traceback" not in err
+
+
+def test_a_study_that_is_interrupted_says_how_to_go_on(run, folder, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("retrograde.studies.running.do", interrupted)
+    code, _, err = run("study", "1", "--row", "1-4x1-0.5")
+    assert code == 130 and "what is done is kept; the same command goes on" in err

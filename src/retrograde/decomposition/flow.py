@@ -39,7 +39,7 @@ from retrograde.decomposition.lags import REACH, mean_by_lag, reach_of
 from retrograde.decomposition.non_finite import NonFinite, first_overflow
 from retrograde.decomposition.parts import Parts, together
 from retrograde.decomposition.processes import Processes
-from retrograde.decomposition.replay import replay
+from retrograde.decomposition.replay import ends_as_recorded, replay
 from retrograde.decomposition.residual import Allowance, Residual, residual
 from retrograde.decomposition.rounding import moved_by_rounding, whole_gradient
 from retrograde.decomposition.rows import log2_of_sum, near
@@ -56,9 +56,6 @@ from retrograde.truncation import Horizon, Measures
 from retrograde.truncation.cuts import cut_every
 from retrograde.truncation.horizon import ENDS
 from retrograde.truncation.truncated import KINDS, Truncation
-
-AGREES = 1e-2
-"""A forward pass agrees with its recording if it ends in the same state to this part of it."""
 
 LOW = 2.0**-10
 """The rounding error from which on a precision is low: that of float16."""
@@ -343,14 +340,7 @@ class Flow(AbstractPass):
 
         To a hundredth, or 32 rounding errors in low precision. None where that is not known.
         """
-        final = self.recorded.final
-        if final is None:
-            return None
-        tolerance = max(AGREES, 32 * max(self._rounding, self.recorded.rounding or 0.0))
-        difference = torch.linalg.vector_norm(
-            self.unrolled.between(self.steps, self.steps)[0] - final
-        )
-        return bool(difference <= tolerance * torch.linalg.vector_norm(final))
+        return ends_as_recorded(self.recorded, self.unrolled, self._rounding)
 
     def _likely_reason(self, off: Mapping[str, float], sensitive: bool) -> str:
         """Why the parts may not add up to the gradient, in words."""

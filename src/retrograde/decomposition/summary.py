@@ -16,8 +16,10 @@ from retrograde.decomposition.adjoints import AdjointNorms, Adjoints
 from retrograde.decomposition.by_time import FORMED
 from retrograde.decomposition.lags import mean_by_lag, reach_of
 from retrograde.decomposition.replay import replay
-from retrograde.decomposition.rows import joined, shares
-from retrograde.engine import AdjointSpan, Entries, ParameterSums, Scaled, Unrolled, fold
+from retrograde.decomposition.rows import joined as joined_rows
+from retrograde.decomposition.rows import shares
+from retrograde.engine import AdjointSpan, Entries, ParameterSums, Scaled, Unrolled
+from retrograde.engine.adjoint import joined, rows_of_entries
 from retrograde.engine.scaling import NO_EXPONENT, as_vectors, power_of_two
 from retrograde.recording import Recorded
 
@@ -74,15 +76,23 @@ class Summary:
         return float(self.by_lag[lag] - self.by_lag[0])
 
 
-def summarise(recorded: Recorded) -> Summary:
+def summarise(recorded: Recorded, unrolled: Unrolled | None = None) -> Summary:
     """Work out the few numbers.
+
+    Args:
+        recorded: the pass.
+        unrolled: its forward pass run again, if that is there already.
 
     Raises:
         NonFiniteError: if a NaN or an infinity was recorded, with the first place it is seen.
     """
-    unrolled, entries = replay(recorded), Entries.of(recorded.direct)
+    unrolled = replay(recorded) if unrolled is None else unrolled
+    entries = Entries.of(recorded.direct)
     norms, seen = AdjointNorms(entries, len(unrolled)), _Sums(unrolled, entries)
-    fold(unrolled, entries, [norms, seen])
+    with torch.no_grad():
+        for span in joined(rows_of_entries(unrolled, entries), entries):
+            norms.update(span)
+            seen.update(span)
     adjoints = norms.result()
     by_lag = mean_by_lag(seen.contributions, entries.lag_table)
     return Summary(reach_of(by_lag), adjoints.rate, *seen.shares(), growth(adjoints), by_lag)
@@ -143,7 +153,7 @@ class _Sums:
 
     def shares(self) -> tuple[float, float]:
         """Those of near lags and of the carousel."""
-        sums = joined(list(self._sums.result().values()))
+        sums = joined_rows(list(self._sums.result().values()))
         whole = Scaled(sums.values[:2], sums.exponent[:2]).total()
         near, _, carousel = shares(sums, whole).tolist()
         return near, carousel if self._carousel else math.nan

@@ -18,7 +18,14 @@ from torch import Tensor
 
 from retrograde.cells.reverse_mode import CellAdjoint, FormedGradients
 from retrograde.engine.entries import Entries
-from retrograde.engine.scaling import CENTRE, SLACK, Scaled
+from retrograde.engine.scaling import (
+    CENTRE,
+    NO_EXPONENT,
+    SLACK,
+    Scaled,
+    power_of_two,
+    times_power_of_two,
+)
 from retrograde.engine.scan import Entering, backend
 from retrograde.engine.unroll import CHUNK, Chunk, Unrolled
 from retrograde.errors import NonFiniteError
@@ -367,7 +374,7 @@ def rows_of_entries(unrolled: Unrolled, entries: Entries) -> Iterator[AdjointSpa
         NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
     """
     rows = PerEntry(entries)
-    for chunk in unrolled.chunks():
+    for chunk in unrolled.chunks(unrolled.together):
         while rows.stopped >= chunk.first:
             rows.enter(rows.stopped)
             if not rows.count:
@@ -406,6 +413,37 @@ def spans(steps: Iterable[AdjointStep], entries: Entries) -> Iterator[AdjointSpa
             gathered = []
 
 
+def joined(every: Iterable[AdjointSpan], entries: Entries) -> Iterator[AdjointSpan]:
+    """Spans of one chunk as longer ones, as long as all their adjoints can be held."""
+    some: list[AdjointSpan] = []
+    for span in every:
+        steps = len(span) + sum(map(len, some))
+        if some and (
+            span.chunk is not some[0].chunk or steps * span.values[:, 0].numel() > GATHERED
+        ):
+            yield _one(some, entries)
+            some = []
+        some.append(span)
+    if some:
+        yield _one(some, entries)
+
+
+def _one(some: Sequence[AdjointSpan], entries: Entries) -> AdjointSpan:
+    """Spans that follow each other, the latest first, as one."""
+    if len(some) == 1:
+        return some[0]
+    early, steps = some[-1], sum(map(len, some))
+    rows, *shape = early.values.shape
+    values = early.values.new_zeros(rows, steps, *shape[1:])
+    exponent, norms = early.exponent.new_zeros(rows, steps), early.norms.new_zeros(rows, steps)
+    for span in some:
+        start = span.first - early.first
+        at = slice(0, len(span.norms)), slice(start, start + len(span))
+        values[at], exponent[at], norms[at] = span.values, span.exponent, span.norms
+    lags = entries.lags_between(early.first, steps, rows)
+    return AdjointSpan(early.first, values, exponent, norms, lags, early.chunk)
+
+
 def refuse_non_finite(sizes: Float[Tensor, "N"], k: int) -> None:
     """Refuse rows that left the range within a single step, where no exponent can help.
 
@@ -424,6 +462,11 @@ def refuse_non_finite(sizes: Float[Tensor, "N"], k: int) -> None:
 def input_adjoints(unrolled: Unrolled, entries: Entries) -> Float[Tensor, "T B I"]:
     """dL/dx_k of every step, over all entries together, as plain numbers."""
     by_x = torch.zeros_like(unrolled.x)
-    for step in backpropagate(unrolled, entries):
-        by_x[step.k] = Scaled(step.adjoint.input(), step.delta.exponent).total().plain()[0]
+    for span in rows_of_entries(unrolled, entries):
+        rows = span.adjoint.input().unflatten(1, (len(span), -1))  # type: ignore[no-untyped-call]
+        own = torch.where(span.norms > 0, span.exponent, NO_EXPONENT)
+        top = own.amax(0)
+        weights = power_of_two(own - top, rows)
+        sums = (rows * weights[..., None, None]).sum(0)
+        by_x[span.steps] = times_power_of_two(sums, torch.where(top == NO_EXPONENT, 0, top))
     return by_x

@@ -16,6 +16,7 @@ from retrograde.cells.precision import no_autocast
 from retrograde.cells.program import Program
 from retrograde.cells.reverse_mode import CellAdjoint
 from retrograde.cells.rewiring import Factors, scaled
+from retrograde.compiled.library import library
 from retrograde.compiled.scan import Steps, steps_of
 from retrograde.compiled.sizes import Uses, uses_of
 from retrograde.engine.boundary import Boundary
@@ -25,6 +26,10 @@ from retrograde.errors import ArgumentError
 
 CHUNK = 64
 """Steps that are recomputed together. Only the states are kept over the whole sequence."""
+
+SMALL = 2**17
+"""More steps than that are, while their states are no more numbers than this, half a MiB in
+float32: each time costs the same few operations, however few samples and units there are."""
 
 KEPT = 2**27
 """States that take more bytes than this are kept at checkpoints alone, and found again from there
@@ -101,10 +106,20 @@ class Unrolled:
             self.cell, start, self.steps(start, stop), boundaries, self.factors[start:stop]
         )
 
-    def chunks(self) -> Iterator["Chunk"]:
-        """CHUNK steps at a time, from the end of the sequence to its start."""
-        for stop in range(len(self), 0, -CHUNK):
-            yield self.chunk(max(0, stop - CHUNK), stop)
+    def chunks(self, length: int = CHUNK) -> Iterator["Chunk"]:
+        """So many steps at a time, from the end of the sequence to its start."""
+        for stop in range(len(self), 0, -length):
+            yield self.chunk(max(0, stop - length), stop)
+
+    @property
+    def together(self) -> int:
+        """Steps that are best linearised together where the library runs the recursion.
+
+        Where torch's operations do, the Jacobians of many steps would not stay in the cache.
+        """
+        if library() is None:
+            return CHUNK
+        return max(CHUNK, SMALL // max(1, self.x.shape[1] * self.cell.state_size))
 
 
 @dataclass(frozen=True, eq=False)

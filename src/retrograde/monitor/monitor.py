@@ -17,6 +17,7 @@ from retrograde.declarations.matching import Declared, checked
 from retrograde.decomposition import Flow, decompose
 from retrograde.decomposition.check import check
 from retrograde.decomposition.flow import void_in_words
+from retrograde.decomposition.replay import ends_as_recorded, replay
 from retrograde.decomposition.summary import summarise
 from retrograde.errors import ArgumentError, RecordingError
 from retrograde.monitor.history import History, Smoothed
@@ -24,7 +25,7 @@ from retrograde.monitor.schedule import Schedule
 from retrograde.monitor.trigger import Event, Trigger, norm_of
 from retrograde.monitor.watched import WatchedPass, in_words
 from retrograde.monitor.window import SAMPLES, learnable, window
-from retrograde.recording import Recorded
+from retrograde.recording import Recorded, Recording
 
 Log = Callable[[dict[str, float], int], object]
 Limits = tuple[float | None, float | None]
@@ -32,6 +33,13 @@ Limits = tuple[float | None, float | None]
 
 AFTER = 3
 """Blocks that are looked at after one that set off the trigger."""
+
+MOST_SAMPLES, MOST_ENTRIES = 4, 8
+"""Samples and loss steps that are looked at unless the caller says otherwise, at most."""
+
+CHECKED_EVERY = 10
+"""Looks from one that holds the whole pass against its gradient, which takes as long as the pass
+itself, to the next."""
 
 LEARNABLE_EVERY = 10
 """Looks from one that tells what is learnable to the next; it takes far longer than all else."""
@@ -73,12 +81,16 @@ class Monitor:
     that is not finite is left out. Norms and counts are those of this pass alone, before clipping,
     also where gradients accumulate; with a gradient scaler they are those of the scaled loss. The
     first six describe a part of the pass, and are exact for it: the loss of the first `samples`
-    samples at `entries` of the steps at which it enters, evenly spaced and the last included. Under
+    samples at `entries` of the steps at which it enters, evenly spaced and the last included. By
+    default up to 4 samples and 8 steps, fewer of a small batch, so that a look takes little beside
+    the block itself (benchmarks/README.md). Under
     `torch.distributed` only rank 0 looks, at its own share of the batch, and talks to no other.
 
     Nothing of ours raises into a training loop. What cannot be recorded or looked at (a layer that
     is refused, a block without a backward pass, a NaN, a mistake of ours), and a layer whose parts,
-    over the whole pass, do not add up to its gradient (`flow.residual`), adds to `unrecorded`; the
+    over the whole pass, do not add up to its gradient (`flow.residual`), adds to `unrecorded`. That
+    sum is taken at the first look and at every tenth, at each while it fails, and where the forward
+    pass of the samples, run again, does not end in the state that was recorded. The
     first reason is given as a warning, and `problems` has those of the latest block. An error of
     `log` is given as a warning too: a tracker that is offline, or not installed, ends no training.
     What the model, the loss or `alert` raises passes through.
@@ -88,7 +100,9 @@ class Monitor:
             torch.compile; the wrappers' prefixes are no part of the names.
         every: how many blocks from one that is recorded to the next; with a `budget` the least.
         log: called with the scalars and the number of the block, as `wandb.log` would take them.
-        samples, entries: how much of the pass is looked at; more costs more.
+        samples, entries: how much of the pass is looked at; more costs more. None for 1 to 4
+            samples, an eighth of the batch, and 2 to 8 of the steps, as many as make half of the
+            batch with the samples.
         needs_lag: a lag that matters, in steps; adds the scalar `needed`.
         delta: the bias that a window may have, as 0.1; adds the scalars `window` and `learnable`.
             `learnable` is there for a model with one recurrent layer that reads one way. It looks
@@ -157,8 +171,8 @@ class Monitor:
         every: int = 100,
         *,
         log: Log | None = None,
-        samples: int = 4,
-        entries: int = 8,
+        samples: int | None = None,
+        entries: int | None = None,
         needs_lag: int | None = None,
         delta: float | None = None,
         budget: float | None = None,
@@ -171,8 +185,8 @@ class Monitor:
         self.model = _checks.model("model", model)
         self.cells = checked(cells)
         self.every = _checks.whole("every", every)
-        self.samples = _checks.whole("samples", samples)
-        self.entries = _checks.whole("entries", entries)
+        self.samples = _checks.optional_whole("samples", samples)
+        self.entries = _checks.optional_whole("entries", entries)
         self.needs_lag = _checks.optional_whole("needs_lag", needs_lag)
         if delta is not None:
             words = "a number from 0 on"
@@ -205,13 +219,14 @@ class Monitor:
         self._schedule = Schedule(self.every, budget)
         self._remaining = 0
         self._said: set[str] = set()
+        self._batches: dict[str, int] = {}  # samples of the layers whose parts added up
         self._loss: Tensor | float | None = None
         self._pass: WatchedPass | None = None
         self._forget()
 
     def _forget(self) -> None:
         self.scalars: dict[str, float] = {}
-        self.recording: Mapping[str, Recorded] = {}
+        self.recording = Recording()
         self.problems: dict[str, str] = {}
         self._loss = None
 
@@ -265,9 +280,10 @@ class Monitor:
         self.problems = seen.problems
         scalars: dict[str, float] = {}
         for name in seen.layers:
-            values = self._look(name, alone=len(seen.layers) == 1)
+            lost = seen.nonfinite(name)
+            values = self._look(name, len(seen.layers) == 1, spoilt=lost > 0)
             values["gradient_norm"] = seen.norm(name)
-            values["nonfinite"] = seen.nonfinite(name) + self._nonfinite(name)
+            values["nonfinite"] = lost + (self._nonfinite(name) if lost else 0)
             scalars |= {f"retrograde/{name}/{scalar}": value for scalar, value in values.items()}
         scalars["retrograde/gradient_norm_rest"] = seen.norm(None)
         scalars["retrograde/unrecorded"] = float(len(self.problems))
@@ -345,35 +361,40 @@ class Monitor:
                 f"no recording of {layer!r} in this block; available: {there}. "
                 + self.problems.get(layer, f"One block in {self.every} is recorded")
             )
-        return decompose(self._part(layer, self.samples))
+        return decompose(self._part(layer))
 
-    def _look(self, name: str, alone: bool) -> dict[str, float]:
+    def _look(self, name: str, alone: bool, spoilt: bool) -> dict[str, float]:
         """What a layer's adjoints tell; none where a problem stands in their way.
 
         Args:
             name: the layer.
             alone: whether it is the only one.
+            spoilt: whether its gradients are not finite.
         """
         if name not in self.recording:
             return {}
-        whole = self.recording[name]
         try:
-            residual = check(whole)
-            if not residual.ok:
-                self.problems[name] = void_in_words(name, residual)
+            due = self.looks % CHECKED_EVERY == 1 or name not in self._batches
+            if spoilt:
+                replay(self.recording[name])  # says where, if it began there
+            if (due or spoilt) and not self._adds_up(name):
                 return {}
-            part = self._part(name, self.samples)
-            seen = summarise(part)
+            part = self._part(name)
+            unrolled = replay(part)
+            agrees = ends_as_recorded(part, unrolled, torch.finfo(part.direct.dtype).eps)
+            if agrees is False and not self._adds_up(name):
+                return {}
+            seen = summarise(part, unrolled)
             needed = {} if self.needs_lag is None else {"needed": seen.at(self.needs_lag)}
             if self.delta is not None:
                 needed |= window(part, self.delta)
                 if alone and self.looks % LEARNABLE_EVERY == 1:
-                    more = self._part(name, max(self.samples, SAMPLES))
-                    needed |= learnable(more, whole.x.shape[1])
+                    more = self._part(name, max(self.samples or 0, SAMPLES))
+                    needed |= learnable(more, self._batches[name])
         except Exception as error:  # whatever it is, training must not pay for it
             self.problems[name] = in_words(name, error)
             return {}
-        least = {"lower_bound": 1.0} if whole.lags_end else {}
+        least = {"lower_bound": 1.0} if part.lags_end else {}
         return least | {
             "reach": float(seen.reach),
             "rate": seen.rate,
@@ -385,21 +406,37 @@ class Monitor:
 
     def _nonfinite(self, name: str) -> int:
         """How many values that model and loss gave to the layer are not finite."""
-        layer = self.recording.get(name)
-        given = () if layer is None else (layer.inputs, layer.direct)
+        if name not in self.recording or name in self.recording.refused:
+            return 0
+        layer = self.recording[name]
+        given = layer.inputs, layer.direct
         # A finite sum needs no second look; an infinite one may still be one of finite numbers.
         spoilt = (values for values in given if not bool(values.sum().isfinite()))
         return sum(int((~values.isfinite()).sum()) for values in spoilt)
 
-    def _part(self, name: str, samples: int) -> Recorded:
+    def _adds_up(self, name: str) -> bool:
+        """Whether the parts of a layer add up to its gradient; a problem if they do not."""
+        self._batches.pop(name, None)
+        whole = self.recording[name]
+        residual = check(whole)
+        if residual.ok:
+            self._batches[name] = whole.x.shape[1]
+        else:
+            self.problems[name] = void_in_words(name, residual)
+        return residual.ok
+
+    def _part(self, name: str, samples: int | None = None) -> Recorded:
         """The first samples, and some of the steps at which their loss enters, the last included.
 
         Its gradient is another than that of the whole pass.
         """
-        layer = self.recording[name].part(samples)
+        batch = self._batches.get(name) or self.recording[name].x.shape[1]
+        samples = samples or self.samples or max(1, min(MOST_SAMPLES, batch // 8))
+        entries = self.entries or max(2, min(MOST_ENTRIES, batch // (2 * samples)))
+        layer = self.recording.part(name, samples)
         enters = layer.direct.flatten(1).any(1)
         steps = torch.nonzero(enters).squeeze(1)
-        count = min(self.entries, len(steps))
+        count = min(entries, len(steps))
         ends = torch.arange(1, count + 1, device=steps.device) * len(steps) // max(1, count) - 1
         kept = torch.zeros_like(enters).index_fill_(0, steps[ends], True)
         return replace(layer, direct=torch.where(kept.view(-1, 1, 1), layer.direct, 0))

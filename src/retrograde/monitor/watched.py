@@ -1,7 +1,7 @@
 """One recorded pass, with hooks on every parameter for the norms of the gradients."""
 
 import math
-from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from retrograde.declarations.matching import Declared
 from retrograde.errors import RecordingError, RetrogradeError
-from retrograde.recording import Recorded, Recording, record, recurrent_layers
+from retrograde.recording import Recording, record, recurrent_layers
 
 
 class WatchedPass:
@@ -37,24 +37,22 @@ class WatchedPass:
             if parameter.requires_grad:
                 self._watch(parameter, owner.get(id(parameter)))
 
-    def close(self) -> Mapping[str, Recorded]:
-        """Take all hooks away, and give what was recorded."""
+    def close(self) -> Recording:
+        """Take all hooks away, and give what was recorded; it is put together when asked for."""
         self._unhook()
+        found = Recording()
         if self._recording is None:
-            return {}
+            return found
         try:
             self._block.__exit__(None, None, None)
         except Exception as error:
             if not self._recording.refused:
                 self._fail("recording", error)
         self.problems |= self._recording.refused
-        found: dict[str, Recorded] = {}
-        for name, of_pass in ((n, p) for p in self._recording.passes for n in p):
-            try:
-                found[name] = of_pass[name]  # of several passes in a block, the last one
+        for of_pass in self._recording.passes:  # of several passes in a block, the last one
+            for name in of_pass:
+                found.fill(name, partial(of_pass.__getitem__, name), partial(of_pass.part, name))
                 self.problems.pop(name, None)
-            except Exception as error:  # whatever it is, training must not pay for it
-                self._fail(name, error)
         return found
 
     def discard(self) -> None:

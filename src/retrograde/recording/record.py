@@ -227,7 +227,8 @@ def _filled(
             if calls and problem:
                 of_pass.refuse(name, RecordingError(f"{name!r}: {problem}"))
             elif calls:
-                of_pass.fill(name, partial(assemble, name, calls, backward))
+                put_together = partial(assemble, name, calls, backward)
+                of_pass.fill(name, put_together, put_together)
             if calls:
                 through[name].append(of_pass)
         if of_pass or of_pass.refused:

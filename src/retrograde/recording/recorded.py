@@ -201,6 +201,7 @@ class Recording(Layers):
     def __init__(self) -> None:
         self.passes: tuple[Recording, ...] = ()
         self._makers: dict[str, Callable[[], Recorded]] = {}
+        self._parts: dict[str, Callable[[int], Recorded]] = {}
         self._made: dict[str, Recorded] = {}
         self._refused: dict[str, RetrogradeError] = {}
         self._joined: dict[str, Callable[[], Recorded]] = {}
@@ -268,6 +269,7 @@ class Recording(Layers):
         self.passes, self._made, self._refused = state["passes"], state["made"], state["refused"]
         self._joined = {}
         self._makers = {name: partial(self._made.__getitem__, name) for name in state["names"]}
+        self._parts = {}
 
     def only(self) -> Recorded:
         """The one recorded layer.
@@ -347,9 +349,39 @@ class Recording(Layers):
         """A layer of several passes; they are joined when that is asked for."""
         self._joined[name] = maker
 
-    def fill(self, name: str, maker: Callable[[], Recorded]) -> None:
-        """A layer that was recorded; it is put together when it is asked for."""
+    def fill(
+        self,
+        name: str,
+        maker: Callable[[], Recorded],
+        part: Callable[[int], Recorded] | None = None,
+    ) -> None:
+        """A layer that was recorded; it is put together when it is asked for.
+
+        Args:
+            name: its name.
+            maker: puts it together.
+            part: puts a number of its first samples together, where that takes less.
+        """
         self._makers[name] = maker
+        if part is not None:
+            self._parts[name] = part
+
+    def part(self, name: str, samples: int) -> Recorded:
+        """The first samples of a layer, as `recording[name].part(samples)`.
+
+        Only these are put together, where the layer itself was not asked for yet.
+
+        Raises:
+            ArgumentError: if `samples` is not a positive integer.
+        """
+        samples = _checks.whole("samples", samples)
+        if name in self._made or name in self._refused or name not in self._parts:
+            return self[name].part(samples)
+        try:
+            return self._parts[name](samples)
+        except RetrogradeError as error:
+            self._refused[name] = error
+            raise
 
     def refuse(self, name: str, error: RetrogradeError) -> None:
         """A layer that was not recorded."""

@@ -44,8 +44,16 @@ them if it differs by no more than this many eps, relative to its size. A hook i
 differ."""
 
 
-def assemble(name: str, calls: list[Call], backward: BackwardPass) -> Recorded:
+def assemble(
+    name: str, calls: list[Call], backward: BackwardPass, samples: int | None = None
+) -> Recorded:
     """Put the calls of a layer in one backward pass together.
+
+    Args:
+        name: the layer.
+        calls: its calls in this pass.
+        backward: the pass.
+        samples: how many of the first samples are asked for; None for all, with gradients.
 
     Raises:
         RecordingError: if the calls ran with different weights, if a dropout's masks cannot be
@@ -68,8 +76,9 @@ def assemble(name: str, calls: list[Call], backward: BackwardPass) -> Recorded:
             for segment in sequence
             for read in segment.reads or ()
         ) or any(bool(segment.by_entered.any()) for sequence in sequences for segment in sequence)
+        apart = samples if len(calls) == 1 and not masked else None
         replayed = Replayed.side_by_side(
-            [replay(sequence, cells, masked, held) for sequence in sequences]
+            [replay(sequence, cells, masked, held, apart) for sequence in sequences]
         )
         if len(sequences) > 1:
             notes.append(
@@ -88,7 +97,7 @@ def assemble(name: str, calls: list[Call], backward: BackwardPass) -> Recorded:
         }
     except RecordingError as error:
         raise RecordingError(f"{name!r}: {error}") from None
-    return Recorded(
+    whole = Recorded(
         name,
         replayed.cell,
         replayed.x,
@@ -101,8 +110,9 @@ def assemble(name: str, calls: list[Call], backward: BackwardPass) -> Recorded:
         tuple(notes),
         lags_end=_lags_end(sequences),
         rounding=max(call.rounding for call in calls),
-        final=_final([sequence[-1].call for sequence in sequences], replayed.initial),
+        final=_final([sequence[-1].call for sequence in sequences], replayed.initial, apart),
     )
+    return whole if samples is None else whole.part(samples)
 
 
 def _lags_end(sequences: list[list[Segment]]) -> tuple[int, ...]:
@@ -111,11 +121,12 @@ def _lags_end(sequences: list[list[Segment]]) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def _final(last: list[Call], like: Tensor) -> Tensor | None:
+def _final(last: list[Call], like: Tensor, samples: int | None) -> Tensor | None:
     """The state in which the last calls ended; None where other samples began than ended."""
     if any(set(call.last) < set(call.cells[0].slots) for call in last if call.form.declared):
         return None
     state = torch.cat([call.state(call.last) for call in last])
+    state = state if samples is None else state[: len(like)]
     return state if state.shape == like.shape else None
 
 

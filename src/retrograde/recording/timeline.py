@@ -89,6 +89,17 @@ class Timeline:
         self.lengths = last if ended else None
         self.even = not ragged and len(set(batches)) == 1
 
+    def keep(self, samples: int) -> None:
+        """Leave all but the first samples of a single call out."""
+        self.batch = min(self.batch, samples)
+        self.x, self.initial = self.x[:, :samples], self.initial[:samples]
+        self.given_to_state = self.given_to_state[:, :samples]
+        self.given_to_output = self.given_to_output[:, :samples]
+        if self.given_to_entered is not None:
+            self.given_to_entered = self.given_to_entered[:, :samples]
+        self.starts = [at[:samples] for at in self.starts]
+        self.ends = [at[:samples] for at in self.ends]
+
     def padded(self, state: Float[Tensor, "b M"]) -> Float[Tensor, "B M"]:
         """A state of a call, zeros for samples that it did not have."""
         return pad(state, (0, 0, 0, self.batch - len(state)))

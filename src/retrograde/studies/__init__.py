@@ -37,6 +37,18 @@ def results(name: str) -> Results:
     return found
 
 
+def published() -> StudyPage:
+    """All rows that stand in a paper, beside what the results of the package say.
+
+    Example:
+        >>> import retrograde.studies
+        >>> page = retrograde.studies.published()
+        >>> next(row[:3] for row in page.rows if row[0] == "6a")
+        ('6a', '31,390', '100 % of 20')
+    """
+    return StudyPage.of_tables(study for study in STUDIES.values() if study.table is None)
+
+
 __all__ = [
     "STUDIES",
     "Machine",
@@ -49,5 +61,6 @@ __all__ = [
     "StudyPage",
     "Trial",
     "merged",
+    "published",
     "results",
 ]

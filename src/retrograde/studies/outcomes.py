@@ -13,7 +13,7 @@ from statistics import NormalDist
 import numpy as np
 import torch
 
-from retrograde import _files
+from retrograde import _checks, _files
 from retrograde.compiled import backend
 from retrograde.errors import InputError
 from retrograde.report import json
@@ -36,6 +36,11 @@ class Machine:
         processor: its name.
         torch, retrograde: versions.
         backend: what computed recurrences, "compiled" or "eager".
+
+    Example:
+        >>> from retrograde.studies import Machine
+        >>> Machine.here().backend in ("compiled", "eager")
+        True
     """
 
     processor: str
@@ -58,6 +63,12 @@ class Part:
         budget: of each trial.
         machine: where they were run.
         trials: in the order of their seeds.
+
+    Example:
+        >>> from retrograde.studies import results
+        >>> part = results("6a").parts[0]
+        >>> part.row, part.budget, len(part.trials)
+        ('6a', 95000, 10)
     """
 
     row: str
@@ -77,6 +88,12 @@ class Outcome:
         sequences: the mean over those that did, with an interval from resampled trials; None where
             none did, and without an interval where only one did.
         seconds: of CPU time, of all trials together.
+
+    Example:
+        >>> from retrograde.studies import results
+        >>> outcome = results("6a").outcome("6a")
+        >>> outcome.solved, outcome.trials
+        (10, 10)
     """
 
     trials: int
@@ -150,11 +167,21 @@ def outcome(trials: Sequence[Trial]) -> Outcome | None:
 def merged(several: Iterable[Results]) -> Results:
     """The trials of all, each once.
 
+    Args:
+        several: results of one study.
+
     Raises:
+        ArgumentError: for what is no sequence of results, or is empty.
         InputError: for results of different studies, of one row with different budgets, and for
             trials with the same seed that came out differently.
+
+    Example:
+        >>> from retrograde.studies import merged, results
+        >>> merged([results("6a"), results("6a")]) == results("6a")
+        True
     """
-    several = list(several)
+    several = tuple(several) if isinstance(several, Iterable) else several
+    _checks.tuple_of("several", several, Results, "results")
     found: dict[tuple[str, int], tuple[Part, Trial]] = {}
     budgets: dict[str, int] = {}
     for results in several:

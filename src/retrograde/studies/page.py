@@ -1,6 +1,6 @@
 """What came out of a study, as text for a terminal and as a page that opens offline."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -10,8 +10,9 @@ from typing import Any
 from retrograde import _files
 from retrograde._terminal import as_text, plain, rich
 from retrograde.report.html import Pictures, environment, javascript
-from retrograde.studies.outcomes import Interval, Outcome, Results
+from retrograde.studies.outcomes import Interval, Outcome, Results, shipped
 from retrograde.studies.study import Row, Study, Table
+from retrograde.studies.tables import expected
 from retrograde.tasks.experiments import Published
 
 TITLES = ("row", "published", "solved", "ours", "solved (95 % interval)", "CPU time of a trial")
@@ -60,6 +61,25 @@ class StudyPage:
             {name: partial(_itself, chart) for name, chart in drawn.items()},
         )
 
+    @classmethod
+    def of_tables(cls, studies: Iterable[Study]) -> "StudyPage":
+        """All rows that stand in a paper, with the results that come with the package."""
+        rows: list[Sequence[str]] = []
+        notes: dict[str, None] = {}
+        for study in studies:
+            found = shipped(study.name) or Results(study.name, ())
+            table = published_beside_ours(study, found)[1]
+            rows += [row for row, of in zip(table, study.rows, strict=True) if of.published]
+            notes |= dict.fromkeys(_run_on(found))
+        return cls(
+            "The old experiments, run again",
+            "Mean number of training sequences until a task was solved, over the trials that did",
+            "as each study says",
+            TITLES,
+            tuple(tuple(row) for row in rows),
+            tuple(notes),
+        )
+
     def __rich__(self) -> Any:
         Text = rich().Text  # noqa: N806
         table = rich().Table(box=None, pad_edge=False)
@@ -105,12 +125,18 @@ def published_beside_ours(study: Study, results: Results) -> Table:
 
 def _words(row: Row, ours: Outcome | None) -> tuple[str, ...]:
     published = row.published
+    words: tuple[str, ...] = ("not run", "", _expected(row)) if ours is None else _found(ours)
     return (
         row.title,
         f"{published.sequences:,}" if published and published.sequences else "",
         share_of(published) if published else "",
-        *(("not run", "", "") if ours is None else _found(ours)),
+        *words,
     )
+
+
+def _expected(row: Row) -> str:
+    seconds = expected(row)
+    return "" if seconds is None else f"about {duration(seconds)}"
 
 
 def share_of(published: Published) -> str:
@@ -141,7 +167,7 @@ def duration(seconds: float) -> str:
     for name, size in (("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {name}"
-    return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1f} s"
+    return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1g} s"
 
 
 def _run_on(results: Results) -> list[str]:

@@ -23,6 +23,12 @@ class Trial:
         solved: whether it then solved the task.
         figures: what else was measured, by name: numbers, words, and lists and dicts of them.
         seconds: of CPU time; what a killed process had used is not counted.
+
+    Example:
+        >>> from retrograde.studies import results
+        >>> trial = results("6a").trials("6a")[0]
+        >>> trial.seed, trial.solved
+        (0, True)
     """
 
     seed: int
@@ -34,7 +40,14 @@ class Trial:
 
 @runtime_checkable
 class Run(Protocol):
-    """How trials of a row are run: a function of a module, or an object that can be pickled."""
+    """How trials of a row are run: a function of a module, or an object that can be pickled.
+
+    Example:
+        >>> from retrograde.studies import STUDIES
+        >>> run = STUDIES["1"].row("1-4x1-0.5").run
+        >>> run(seeds=(3,), budget=100)
+        [Trial(seed=3, sequences=100, solved=False)]
+    """
 
     def __call__(
         self,
@@ -72,7 +85,12 @@ class Row:
         trials: how many there are unless another number is asked for; their seeds are 0, 1, ...
         budget: of each trial.
         published: what a paper reports of it, if any does.
-        steps: mean number of steps of a sequence, where its cost is estimated from the others'.
+
+    Example:
+        >>> from retrograde.studies import STUDIES
+        >>> row = STUDIES["2a"].row("2a")
+        >>> row.budget, row.published.succeeded
+        (16000, 1.0)
     """
 
     name: str
@@ -81,7 +99,6 @@ class Row:
     trials: int
     budget: int
     published: Published | None = None
-    steps: float | None = None
 
 
 @dataclass(frozen=True)

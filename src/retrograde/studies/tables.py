@@ -2,16 +2,24 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import groupby
 from pathlib import Path
+from statistics import median
+
+import torch
 
 from retrograde.diagnosis.examine import Progress
+from retrograde.studies.outcomes import shipped
 from retrograde.studies.study import Row, Study, Trial
 from retrograde.studies.trials import Trials, beginning
 from retrograde.tasks.experiments import EXPERIMENTS, Experiment
 
 PATIENCE = 3
 """A trial fails after this many times as many sequences as the paper's networks needed."""
+
+LOOKED_AT = 100
+"""Sequences drawn to see how long they are."""
 
 MOST = 10
 """Trials of a row, unless more are asked for; some tables have up to 30."""
@@ -103,6 +111,42 @@ def recognisable(experiment: Experiment, trial: Trial) -> Trial:
     """The same with the mean error of its first 100 sequences."""
     error = round(beginning(experiment, trial.seed), 4)
     return replace(trial, figures={**trial.figures, "error of the first 100": error})
+
+
+@cache
+def seconds_of_a_step() -> float | None:
+    """The median CPU time of a step of one network, over the rows that have shipped results."""
+    taken = []
+    for study in published():
+        results = shipped(study.name)
+        if results is None or study.counts != "sequences":
+            continue
+        for one in study.rows:
+            assert isinstance(one.run, OnLine)
+            trials = results.trials(one.name)
+            if sequences := sum(trial.sequences for trial in trials):
+                seconds = sum(trial.seconds for trial in trials)
+                taken.append(seconds / sequences / mean_steps(one.run.experiment))
+    return median(taken) if taken else None
+
+
+def mean_steps(experiment: Experiment) -> float:
+    """The mean number of steps of a sequence, over some that are drawn."""
+    drawn = experiment.task.lot(torch.Generator().manual_seed(0)).training(LOOKED_AT)
+    return float(drawn.lengths.float().mean())
+
+
+def expected(row: Row) -> float | None:
+    """The CPU time of a trial in seconds, if it needs as many sequences as the paper's.
+
+    None where there is nothing to tell it by.
+    """
+    one = seconds_of_a_step()
+    if not isinstance(row.run, OnLine) or row.published is None or one is None:
+        return None
+    if row.published.sequences is None:
+        return None
+    return row.published.sequences * mean_steps(row.run.experiment) * one
 
 
 def row(experiment: Experiment) -> Row:

@@ -40,6 +40,13 @@ class Sequences:
         y: what it should answer, [T, N, O]; zero where no answer is due.
         due: the steps at which an answer is due, [T, N]. Errors arise nowhere else.
         lengths: steps of each sequence, [N].
+
+    Example:
+        >>> import torch
+        >>> from retrograde.tasks import Adding
+        >>> drawn = Adding(50).draw(3, torch.Generator().manual_seed(0))
+        >>> drawn.x.shape[1:], drawn.due.sum(0).tolist()
+        (torch.Size([3, 2]), [1, 1, 1])
     """
 
     read: Float[Tensor, "T N I"] | Symbols
@@ -60,6 +67,11 @@ class Guess:
     Attributes:
         loss: its mean loss.
         right: the largest share of sequences that it can get right.
+
+    Example:
+        >>> from retrograde.tasks import Copying
+        >>> print(f"{Copying(delay=100).guess.loss:.4f} nats")
+        0.1733 nats
     """
 
     loss: float
@@ -73,6 +85,15 @@ class AbstractTask(ABC):
         paper: where it comes from.
         judged_on: the number of sequences that `solved` looks at.
         fresh: they are drawn for the test; otherwise they are the latest ones of the training.
+
+    Example:
+        >>> import torch
+        >>> from retrograde.tasks import Adding
+        >>> task = Adding(50)
+        >>> drawn = task.draw(3, torch.Generator().manual_seed(0))
+        >>> always = torch.full_like(drawn.y, 0.5)
+        >>> bool(task.loss(always, drawn) < 0.1), task.right(always, drawn).shape
+        (True, torch.Size([3]))
     """
 
     paper: ClassVar[str]
@@ -146,7 +167,13 @@ class Lot:
 
 
 class AbstractClassification(AbstractTask):
-    """A task whose outputs are logits, with the mean cross-entropy (in nats) as its loss."""
+    """A task whose outputs are logits, with the mean cross-entropy (in nats) as its loss.
+
+    Example:
+        >>> from retrograde.tasks import AbstractClassification, Adding, Copying
+        >>> [isinstance(task(), AbstractClassification) for task in (Copying, Adding)]
+        [True, False]
+    """
 
     def loss(self, output: Float[Tensor, "T N O"], sequences: Sequences) -> Float[Tensor, ""]:
         """The mean cross-entropy, in nats, over the steps at which an answer is due."""
