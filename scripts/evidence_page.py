@@ -3,23 +3,28 @@
     python scripts/evidence_page.py
 
 Sentences and verdicts come from `retrograde.studies.claims`, their figures from the results that
-`retrograde study claims` wrote; no figure is typed.
+`retrograde study claims` wrote; no figure is typed. Claims that read the shipped results of other
+studies are read again first.
 """
 
+import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
-from retrograde.studies import Results, results
-from retrograde.studies.claims import TEXTS, Claim, Figures, trials_of
+import retrograde.studies
+from retrograde.studies import STUDIES, Results, results
+from retrograde.studies.claims import CLAIMS, TEXTS, Claim, Figures, trials_of
 
 PAGE = Path(__file__).parent.parent / "docs" / "evidence.md"
+RESULTS = Path(retrograde.studies.__file__).parent / "results" / "claims.json"
 MARKS = {True: "✓", False: "✗"}
+POWER = re.compile(r"(\d[\d.]*)\^(-?\d+(?:\.\d+)?)")
 
-HEAD = """# Is it true, what is said?
+HEAD = """# Is what they say true?
 
-Five texts stand at the beginning of this project: answers and articles about recurrent networks,
-from the web, as many of their kind are written and read. Here is each of their claims that can be
-measured, with what came out.
+This project began with five texts from the web, answers and articles about recurrent networks such
+as everybody reads. Here is every claim of theirs that can be measured, with what came out.
 
 A claim is put into sentences which figures decide: ✓ borne out, ✗ not. It is *true* if all of them
 are borne out, *wrong* if none is, *half true* otherwise. What each sentence takes for borne out
@@ -42,9 +47,11 @@ def entry(claim: Claim, figures: Figures, networks: int) -> str:
         for statement in claim.statements
         if (judged := statement.judged(figures)) is not None
     )
-    why = f"{claim.why.format_map(figures)}\n\n" if claim.why and told else ""
+    remark = claim.remark.said(figures) if claim.why and claim.remark.judged(figures) else ""
+    why = f"{remark}\n\n" if remark else ""
     page = f" · [more about it]({claim.page})" if claim.page else ""
     drawn = f" · {networks} networks" if networks > 1 else ""
+    drawn += "".join(f" · reads the study `{name}`" for name in claim.reads)
     told = told or "Not measured yet."
     return (
         f"### {claim.name}\n\n> {claim.quotation}\n>\n> {claim.meaning}\n\n"
@@ -62,17 +69,33 @@ def render(measured: Results) -> str:
     for number, text in TEXTS.items():
         own = [(claim, trial) for claim, trial in found if claim.text == number]
         rows = "".join(
-            f"| {claim.meaning} | [{verdicts[claim.name]}](#{claim.name}) |\n" for claim, _ in own
+            f"| {claim.meaning} | [{verdicts[claim.name]}](#{claim.name}) |\n".replace(
+                "half true", "half\N{NO-BREAK SPACE}true"
+            )
+            for claim, _ in own
         )
         entries = "\n".join(
             entry(claim, trial.figures["figures"], trial.sequences) for claim, trial in own
         )
         parts.append(
-            f"## {text.title}\n\n{text.what[0].upper()}{text.what[1:]}.\n\n"
+            f"## {text.heading}\n\n{text.kind}: *{text.title}*\n\n"
             f"| claim | verdict |\n|---|---|\n{rows}\n{entries}"
         )
-    return "\n".join(parts)
+    return POWER.sub(r"\1<sup>\2</sup>", "\n".join(parts))
+
+
+def read_again(measured: Results) -> Results:
+    """The same with those claims brought up to date that read other studies."""
+    parts = []
+    for part in measured.parts:
+        if CLAIMS[part.row].reads:
+            (trial,) = STUDIES["claims"].row(part.row).run([0], part.budget)
+            part = replace(part, trials=(trial,))
+        parts.append(part)
+    return Results(measured.study, tuple(parts))
 
 
 if __name__ == "__main__":
-    PAGE.write_text(render(results("claims")), encoding="utf-8")
+    fresh = read_again(results("claims"))
+    fresh.to_json(RESULTS)
+    PAGE.write_text(render(fresh), encoding="utf-8")

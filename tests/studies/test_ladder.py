@@ -193,7 +193,12 @@ def test_rank_correlations_are_those_of_scipy():
     found = spearman(x.tolist(), y.tolist())
     assert found.value == pytest.approx(spearmanr(x, y).statistic)
     assert found.low < found.value < found.high
-    assert ranks(np.array([[3.0, 1.0, 3.0, math.inf]])).tolist() == [[2.5, 1.0, 2.5, 4.0]]
+    assert ranks(np.array([[1, 0, 1, 2], [0, 0, 0, 2]])).tolist() == [
+        [2.5, 1, 2.5, 4],
+        [2, 2, 2, 4],
+    ]
+    infinite = spearman([1.0, math.inf, 2.0, -math.inf], [2, 9, 3, 1])
+    assert infinite.value == pytest.approx(1)
     assert math.isnan(spearman([1, 1, 1], [0, 1, 0]).value) and "none" in str(spearman([], []))
 
 

@@ -118,8 +118,10 @@ class Merging:
         if len(merged) == len(self._rows):
             return None
         before, old, copies = len(self._rows), self._merged, self._copies
-        new = max((number for number, row in enumerate(merged) if row.entries > 1), default=-1) + 1
-        new = max(new, numbers[old - 1] + 1 if old else 0)
+        new = 0
+        if copies:
+            ends = (number for number, row in enumerate(merged) if row.entries > 1)
+            new = max(max(ends, default=-1) + 1, numbers[old - 1] + 1 if old else 0)
         inside = sum(number < new for number in numbers)  # rows that have companions from now on
         places = [*range(old), *range(old * (1 + copies), old * copies + before)]
         source, sign = list(places), [1.0] * before
@@ -143,10 +145,11 @@ class Merging:
             one = rows[at]
             numbers.append(len(merged))
             if at + 1 < len(rows):
-                both = one + rows[at + 1]
-                if both.first - k >= max(exact, relative * (both.last - both.first + 1)):
+                other = rows[at + 1]
+                lag, width = other.first - k, one.last - other.first + 1
+                if lag >= exact and lag >= relative * width:
                     numbers.append(len(merged))
-                    one, at = both, at + 1
+                    one, at = one + other, at + 1
             merged.append(one)
             at += 1
         return numbers, merged

@@ -16,6 +16,7 @@ from retrograde.studies.study import Row, Study, Trial
 from retrograde.tasks import FirstSymbol
 
 Rows = npt.NDArray[np.float64]
+Places = npt.NDArray[np.int64]
 
 TRIALS = 10
 
@@ -121,21 +122,21 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> Correlation:
     Example:
         >>> from retrograde.studies.ladder_study import spearman
         >>> print(spearman([1, 2, 3, 4, 5, 6], [2, 1, 4, 3, 6, 5]))
-        0.83 (0.33 to 1.00; 6 trials)
+        0.83 (0.20 to 1.00; 6 trials)
     """
-    a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     value, low, high = math.nan, math.nan, math.nan
-    if len(a):
+    if len(x):
+        a, b = (np.unique(values, return_inverse=True)[1] for values in (x, y))
         value = float(_correlations(a[None], b[None])[0])
         some = np.random.default_rng(0).integers(len(a), size=(RESAMPLES, len(a)))
         found = _correlations(a[some], b[some])
         tail = (1 - CONFIDENCE) / 2
         if np.isfinite(found).any():
             low, high = map(float, np.nanquantile(found, (tail, 1 - tail)))
-    return Correlation(value, low, high, len(a))
+    return Correlation(value, low, high, len(x))
 
 
-def _correlations(a: Rows, b: Rows) -> Rows:
+def _correlations(a: Places, b: Places) -> Rows:
     """Pearson's correlation of the ranks, of each row; NaN where a row is all alike."""
     of_a, of_b = (ranks(rows) - (rows.shape[1] + 1) / 2 for rows in (a, b))
     sizes = np.sqrt((of_a**2).sum(1) * (of_b**2).sum(1))
@@ -144,14 +145,17 @@ def _correlations(a: Rows, b: Rows) -> Rows:
     return found
 
 
-def ranks(rows: Rows) -> Rows:
-    """Ranks from 1 within each row; values that are alike share their mean rank."""
-    known, place = np.unique(rows, return_inverse=True)
-    place = place.reshape(rows.shape)
-    counts = np.zeros((len(rows), len(known)))
-    np.add.at(counts, (np.arange(len(rows))[:, None], place), 1)
+def ranks(rows: Places) -> Rows:
+    """Ranks from 1 within each row; values that are alike share their mean rank.
+
+    Args:
+        rows: whole numbers from 0 in the order of the values, as places among their distinct ones.
+    """
+    known = int(rows.max()) + 1
+    own = rows + known * np.arange(len(rows))[:, None]
+    counts = np.bincount(own.ravel(), minlength=known * len(rows)).reshape(-1, known)
     of_values = np.cumsum(counts, 1) - (counts - 1) / 2
-    found: Rows = np.take_along_axis(of_values, place, 1)
+    found: Rows = np.take_along_axis(of_values, rows, 1)
     return found
 
 
@@ -216,7 +220,8 @@ def foretold(
         outcome = [float(s.trial.solved if solved else s.trial.sequences) for s in own]
         if len(set(outcome)) > 1:
             for values, into in (([s.seen[predictor] for s in own], x), (outcome, y)):
-                into += (ranks(np.array([values]))[0] / (len(values) + 1)).tolist()
+                places = np.unique(values, return_inverse=True)[1]
+                into += (ranks(places[None])[0] / (len(values) + 1)).tolist()
     return spearman(x, y)
 
 

@@ -20,29 +20,40 @@ class Text:
 
     Attributes:
         title: as it stands there.
-        what: what kind of text it is, in English.
+        heading: the same in English.
+        kind: what kind of text it is.
     """
 
     title: str
-    what: str
+    heading: str
+    kind: str
 
 
 TEXTS = {
     "000": Text(
         "LSTMユニットを持つRNNも「勾配の爆発」に悩まされるのはなぜですか?",
-        "a question on Cross Validated with its answers, translated: why do LSTMs explode?",
+        "Why do RNNs with LSTM units explode, too?",
+        "A question on Cross Validated with its answers, in a Japanese translation",
     ),
     "001": Text(
-        "LSTM改善RNN梯度弥散和梯度爆炸问题", "a derivation by hand over three linear steps"
+        "LSTM改善RNN梯度弥散和梯度爆炸问题",
+        "The LSTM against vanishing and exploding gradients in RNNs",
+        "A derivation by hand over three linear steps, in Chinese",
     ),
-    "002": Text("RNNの問題点とLSTMについて", "how the LSTM came about, problem by problem"),
+    "002": Text(
+        "RNNの問題点とLSTMについて",
+        "The problems of RNNs, and the LSTM",
+        "How the LSTM came about, problem by problem, in Japanese",
+    ),
     "003": Text(
         "RNNにおける誤差逆伝播法と勾配消失問題(パート2)",
-        "back-propagation through an LSTM with code and printed numbers",
+        "Back-propagation and the vanishing gradient problem in RNNs, part 2",
+        "An LSTM of three steps with code and printed numbers, in a Japanese translation",
     ),
     "004": Text(
         "Должны ли градиенты для выходного уровня RNN обрезаться?",
-        "a question about clipping, with one answer",
+        "Should the gradients of the output layer of an RNN be clipped?",
+        "A question with one answer, in a Russian translation",
     ),
 }
 """By their numbers here."""
@@ -99,6 +110,7 @@ class Claim:
         seeds: how many networks are drawn.
         quick: how many give the same verdict already.
         page: of the documentation, where the same is told at length.
+        reads: the studies whose shipped results it reads.
 
     Example:
         >>> from retrograde.studies.claims import CLAIMS
@@ -117,6 +129,12 @@ class Claim:
     seeds: int = SEEDS
     quick: int = 1
     page: str = ""
+    reads: tuple[str, ...] = ()
+
+    @property
+    def remark(self) -> Statement:
+        """What lies behind, as a sentence that decides nothing."""
+        return Statement(self.why, lambda _: True)
 
     def figures(self, seeds: range | None = None) -> dict[str, float]:
         """What is measured, from networks drawn with these seeds; 0, 1, ... if None."""
@@ -133,14 +151,12 @@ class Claim:
         """Refuse figures that are not those of this claim.
 
         Raises:
-            ArgumentError: for figures that no sentence has, or where some of a sentence are there
-                and others are missing.
+            ArgumentError: for figures that no sentence has; or where some are missing, unless the
+                claim reads the results of studies, which need not be there.
         """
         sentences = [*(each.needs for each in self.statements), figures_in(self.why)]
-        wrong = set(figures).difference(*sentences)
-        wrong |= {name for needs in sentences if needs & set(figures) for name in needs} - set(
-            figures
-        )
+        needed = frozenset[str]().union(*sentences)
+        wrong = set(figures) - needed if self.reads else needed.symmetric_difference(figures)
         if wrong:
             raise ArgumentError(f"the claim {self.name!r} has other figures: {sorted(wrong)}")
 

@@ -299,8 +299,8 @@ CLAIMS = (
         "powers-of-r-o",
         "000",
         "RoT δot+1 yt+1 RoT δot+2 … バニラRNNのように2回乗算され、勾配爆発を引き起こす可能性",
-        "Along y_t, o_{t+1}, y_{t+1} the gradient is multiplied by R_o again and again, as in a "
-        "vanilla RNN, which can make it explode.",
+        "Along the path from y through the output gate of the next step the gradient is multiplied "
+        "by R_o again and again, as in a vanilla RNN, which can make it explode.",
         _output_gate,
         (
             Statement(

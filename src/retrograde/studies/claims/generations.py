@@ -20,10 +20,12 @@ from retrograde.studies.claims.passes import (
 )
 from retrograde.studies.claims.trained import (
     SHUT,
+    TWO,
     fires,
     following,
-    reber_conflicts,
+    reber_conflict,
     storing,
+    tells_apart,
 )
 
 LAGS = STEPS - 1
@@ -106,14 +108,15 @@ def _input_conflict(seeds: range) -> Figures:
         found[f"{name}_cosine"] = mean(sides.cosine for sides, _, _ in several)
         found[f"{name}_error"] = mean(error for _, error, _ in several)
     for name, generation in (("bare", "cec"), ("gated", "lstm-1997")):
-        found[f"{name}_reber"] = mean(reber_conflicts(generation, s)[0].cosine for s in seeds)
+        found[f"{name}_learnt"] = sum(tells_apart(generation, s) for s in seeds)
+    found |= {"networks": len(seeds), "length": TWO.length}
     return found
 
 
 def _output_conflict(seeds: range) -> Figures:
     found: dict[str, float] = {}
     for name, generation in (("bare", "cec"), ("gated", "lstm-1997")):
-        sides = [reber_conflicts(generation, s)[1] for s in seeds]
+        sides = [reber_conflict(generation, s) for s in seeds]
         found[f"{name}_signs"] = mean(side.signs for side in sides)
         found[f"{name}_cosine"] = mean(side.cosine for side in sides)
     return found
@@ -210,14 +213,15 @@ CLAIMS = (
                 lambda f: f["bare_error"] > 2 * f["gated_error"],
             ),
             Statement(
-                "strings of the embedded Reber grammar (experiment 1 of 1997): with gates the "
-                "sides of the symbols T and P oppose less (measured: a cosine of "
-                "{gated_reber:.2f}, without gates {bare_reber:.2f})",
-                lambda f: f["gated_reber"] > f["bare_reber"] + 0.3,
+                "nor are two classes learnt that the first of {length:.0f} elements tells apart, "
+                "noise on the same input after it (experiment 3a of 1997, shortened; measured: "
+                "{bare_learnt:.0f} of {networks:.0f} networks learn it without gates, "
+                "{gated_learnt:.0f} with them)",
+                lambda f: f["bare_learnt"] < f["networks"] / 2,
             ),
         ),
-        "A clean case shows it. On the published task no difference can be seen. (Where a loss no "
-        "longer falls the two sides cancel, whatever the cause.)",
+        "A clean case shows it. On the published task gates are not needed, as the cell may take "
+        "in noise as long as the first element outweighs it.",
         page=STORY,
     ),
     Claim(
@@ -236,9 +240,9 @@ CLAIMS = (
                 lambda f: f["bare_signs"] > f["gated_signs"] + 0.1,
             ),
             Statement(
-                "the cosine between the two is {bare_cosine:.2f} without and {gated_cosine:.2f} "
-                "with gates",
-                lambda f: f["bare_cosine"] < -0.3 and f["gated_cosine"] > f["bare_cosine"] + 0.3,
+                "they agree more with gates: a cosine of {gated_cosine:.2f} between the two, "
+                "{bare_cosine:.2f} without",
+                lambda f: f["gated_cosine"] > f["bare_cosine"] + 0.3,
             ),
         ),
         "",
