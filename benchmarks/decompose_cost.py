@@ -13,7 +13,7 @@ from _measure import Size, Spread, answer, interleaved, lstm_pass, ratios
 import retrograde
 
 SIZE, ROWS = Size(T=3000, B=8, I=64, H=64), 32
-TARGET = 2.0
+TARGET = 0.3
 """Seconds."""
 
 ROUNDS = 5

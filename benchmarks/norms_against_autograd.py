@@ -17,7 +17,7 @@ import retrograde
 from retrograde.decomposition.by_time import ContributionNorms
 from retrograde.engine import Entries, fold, unroll
 
-TARGETS = {Size(T=200, B=16, I=32, H=64): 20, Size(T=100, B=32, I=64, H=128): 10}
+TARGETS = {Size(T=200, B=16, I=32, H=64): 40, Size(T=100, B=32, I=64, H=128): 15}
 ROUNDS = 5
 WEIGHTS = ("weight_ih_l0", "weight_hh_l0")
 AT_ONCE = 16

@@ -371,8 +371,6 @@ static void learn_sequence(
         ends = 1;
     }
     feed_back(s, n);
-    if (!l->x)
-      n.m[x.first] = 0;
   }
   l->before[sequence] = step;
   if (!p->each_step) {

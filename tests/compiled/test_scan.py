@@ -115,6 +115,15 @@ def test_sizes_that_are_no_multiple_of_anything(kind):
                 compare(chunk, case(chunk, rows), start, tolerance)
 
 
+def test_a_product_longer_than_a_tile_runs_in_one_go():
+    """More than 384 units, of one block and of several."""
+    for kind, hidden in (("elman", 391), ("cifg", 150)):
+        chunk = chunk_of(cell_of(kind, 1, hidden), 3, 2)
+        for rows in (2, 10):
+            start = 1e-3 * drawn(rows, 2, chunk.cell.state_size)
+            compare(chunk, CASES["added"](chunk, rows), start, 1e-12)
+
+
 @pytest.mark.parametrize("kind", ("lstm-2002", "gru-2014"))
 def test_every_instruction_set(monkeypatch, kind):
     opened = ctypes.CDLL(str(loading.PATH))

@@ -526,7 +526,7 @@ def study(
         page.to_html(html)
     if not quiet:
         show(page)
-        _say_written(None if showing or not found.parts else place, html)
+        _say_written(place if place.exists() and not showing else None, html)
 
 
 def _run(plan: Plan, place: Path, processes: int, minutes: float | None, quiet: bool) -> Results:

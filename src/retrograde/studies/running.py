@@ -145,11 +145,14 @@ class Plan:
                 seeds = tuple(range(self.seed, self.seed + (self.trials or row.trials)))
                 yield Work(row.name, seeds, self.budget or row.budget)
 
-    def portions(self) -> Iterator[Work]:
-        """The same in the portions in which they are run."""
-        for work in self.wanted():
-            for first in range(0, len(work.seeds), self.study.together):
-                yield replace(work, seeds=work.seeds[first : first + self.study.together])
+    def portions(self, workers: int = 1) -> Iterator[Work]:
+        """The same in the portions in which they are run, so small that all workers have some."""
+        wanted = list(self.wanted())
+        each = sum(len(work.seeds) for work in wanted) // workers
+        most = max(1, min(self.study.together, each))
+        for work in wanted:
+            for first in range(0, len(work.seeds), most):
+                yield replace(work, seeds=work.seeds[first : first + most])
 
     def missing(self, found: Results, of: Sequence[Work] | None = None) -> list[Work]:
         """What has not been run yet, of some portions or of all.
@@ -173,12 +176,9 @@ class Plan:
         return missing
 
 
-def share(work: Sequence[Work]) -> list[Work]:
-    """What this process is to do of it, where torchrun or its like has started several."""
-    rank, ranks = (
-        int(os.environ.get(name, plain)) for name, plain in (("RANK", 0), ("WORLD_SIZE", 1))
-    )
-    return list(work[rank::ranks])
+def launched() -> tuple[int, int]:
+    """This process among those that torchrun or its like has started, and how many they are."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def run(
@@ -207,7 +207,9 @@ def run(
     """
     folder = Folder(out)
     folder.create()
-    work = plan.missing(folder.found(plan.study.name), share(list(plan.portions())))
+    rank, ranks = launched()
+    ours = list(plan.portions(processes * ranks))[rank::ranks]
+    work = plan.missing(folder.found(plan.study.name), ours)
     until = None if minutes is None else time.monotonic() + 60 * minutes
     try:
         if processes == 1 or len(work) < 2:
@@ -221,10 +223,9 @@ def run(
     finally:
         found = folder.found(plan.study.name)
         complete = not plan.missing(found)
-        alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
-        if found.parts and (alone or complete):
+        if found.parts and (ranks == 1 or complete):
             found.to_json(out)
-        if alone and complete:
+        if ranks == 1 and complete:
             shutil.rmtree(folder.parts, ignore_errors=True)
     return found
 
