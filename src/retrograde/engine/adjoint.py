@@ -279,14 +279,20 @@ class PerEntry:
         """Pass a step before any entry."""
         self.stopped, self._complete = self.stopped - 1, False
 
-    def stretch(self, chunk: Chunk, k: int) -> Stretch:
+    def stretch(self, chunk: Chunk, k: int, first: int = 0) -> Stretch:
         """The rows at step k, complete, and at as many earlier ones as they stay in range.
+
+        Args:
+            chunk: what holds the step.
+            k: the step.
+            first: the earliest step to go to.
 
         Raises:
             NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
         """
         size = self._values[0].numel()
-        length = min(self._length, k - chunk.first + 1, max(1, GATHERED // (self.count * size)))
+        steps = k - max(first, chunk.first) + 1
+        length = min(self._length, steps, max(1, GATHERED // (self.count * size)))
         arrived = self.rows
         # Room for a factor of two at each step; a row that moves faster ends the stretch.
         delta, norms = arrived.normalised(max(1, SLACK - length))

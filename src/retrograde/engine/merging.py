@@ -32,7 +32,7 @@ from torch import Tensor
 from retrograde.engine.adjoint import AdjointSpan, PerEntry, Signed
 from retrograde.engine.entries import Entries
 from retrograde.engine.scaling import NO_EXPONENT, Scaled, power_of_two
-from retrograde.engine.unroll import Unrolled
+from retrograde.engine.unroll import CHUNK, Unrolled
 
 DIRECTIONS = 2
 """Merges of a row, from the first one on, whose signs are orthogonal."""
@@ -234,8 +234,8 @@ def merged_rows(
         NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
     """
     rows, merging = PerEntry(entries), Merging(entries, generator)
-    for chunk in unrolled.chunks():
-        until = chunk.first + len(chunk) - 1  # once for each chunk
+    until = len(unrolled) - 1  # where rows are merged next
+    for chunk in unrolled.chunks(unrolled.together):
         while rows.stopped >= chunk.first:
             k, parents = rows.stopped, None
             rows.enter(k)
@@ -243,11 +243,13 @@ def merged_rows(
                 rows.skip()
                 continue
             merging.opened(rows.count)
-            merged = merging.merge(rows.rows, k) if k >= until else None
-            if merged is not None:
-                rows.become(merged[0])
-                parents = merged[1]
-            part = rows.stretch(chunk, k)
+            if k <= until:
+                until = (k - len(unrolled)) // CHUNK * CHUNK + len(unrolled) - 1
+                merged = merging.merge(rows.rows, k)
+                if merged is not None:
+                    rows.become(merged[0])
+                    parents = merged[1]
+            part = rows.stretch(chunk, k, until + 1)
             merging.opened(part.rows[0])
             lags = torch.zeros_like(part.norms, dtype=torch.int64)
             units = part.exponent.unsqueeze(1).expand_as(lags)
