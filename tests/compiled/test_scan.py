@@ -99,20 +99,24 @@ def compare(chunk, given, start, tolerance):
 def test_every_cell_that_is_no_function(problem):
     chunk = chunk_of(problem.make(), 5, 3)
     assert (chunk.compiled is None) == bool(chunk.plan.functions)
-    for case in CASES.values():
-        for rows in (2, 19):  # through the weights, and through the Jacobian of each sample
-            start = drawn(rows, 3, chunk.cell.state_size)
-            compare(chunk, case(chunk, rows), start, 1e-13)
+    for rows in (2, 19):  # through the weights, and through the Jacobian of each sample
+        start = drawn(rows, 3, chunk.cell.state_size)
+        compare(chunk, CASES["both"](chunk, rows), start, 1e-13)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_sizes_that_are_no_multiple_of_anything(kind):
-    for steps, batch, hidden, rows in ((1, 1, 1, 1), (7, 13, 19, 6), (6, 1, 33, 40)):
-        for dtype, tolerance in ((torch.float64, 1e-13), (torch.float32, 3e-6)):
-            chunk = chunk_of(cell_of(kind, 2, hidden, dtype), steps, batch)
-            start = drawn(rows, batch, chunk.cell.state_size, dtype=dtype, seed=1)
-            for case in CASES.values():
-                compare(chunk, case(chunk, rows), start, tolerance)
+    for steps, batch, hidden, rows, dtype in (
+        (1, 1, 1, 1, torch.float64),
+        (7, 13, 19, 6, torch.float64),
+        (7, 13, 19, 6, torch.float32),
+        (6, 1, 33, 40, torch.float32),
+    ):
+        chunk = chunk_of(cell_of(kind, 2, hidden, dtype), steps, batch)
+        start = drawn(rows, batch, chunk.cell.state_size, dtype=dtype, seed=1)
+        tolerance = 1e-13 if dtype == torch.float64 else 3e-6
+        for case in CASES.values():
+            compare(chunk, case(chunk, rows), start, tolerance)
 
 
 def test_a_product_longer_than_a_tile_runs_in_one_go():
@@ -156,7 +160,7 @@ def test_any_number_of_threads_gives_the_same_bits(batch, rows):
 @pytest.mark.parametrize("kind", ("lstm-2002", "gru", "gru-2014", "elman"))
 def test_what_is_not_finite_goes_where_it_goes_in_the_eager_backend(kind):
     """NaN and infinities, in the rows, what enters, a factor and a weight."""
-    for value in (math.nan, math.inf, -math.inf):
+    for value in (math.nan, math.inf):
         for place in ("start", "given", "state", "weight"):
             for rows in (2, 19):
                 cell = cell_of(kind, 2, 5)
@@ -235,12 +239,16 @@ def test_sizes_of_what_rows_make_of_parameters(problem):
 @pytest.mark.parametrize("kind", KINDS)
 def test_sizes_of_any_batch(kind):
     """One sample, more than a tile of them, few and many rows."""
-    for batch, hidden, rows in ((1, 1, 1), (1, 19, 30), (6, 19, 3), (21, 33, 12)):
-        for dtype, tolerance in ((torch.float64, 1e-8), (torch.float32, 2e-3)):
-            chunk = chunk_of(cell_of(kind, 2, hidden, dtype), 4, batch)
-            values = drawn(rows, 4, batch, chunk.cell.state_size, dtype=dtype, seed=5)
-            values[0, 1] = 0
-            compare_norms(chunk, values, tolerance)
+    for batch, hidden, rows, dtype in (
+        (1, 1, 1, torch.float64),
+        (1, 19, 30, torch.float32),
+        (6, 19, 3, torch.float64),
+        (21, 33, 12, torch.float32),
+    ):
+        chunk = chunk_of(cell_of(kind, 2, hidden, dtype), 4, batch)
+        values = drawn(rows, 4, batch, chunk.cell.state_size, dtype=dtype, seed=5)
+        values[0, 1] = 0
+        compare_norms(chunk, values, 1e-8 if dtype == torch.float64 else 2e-3)
 
 
 def test_sizes_of_samples_that_cancel_are_those_of_the_parts():
@@ -262,10 +270,10 @@ def test_states_of_every_cell(monkeypatch, problem):
     x, initial = drawn(11, 3, cell.input_size), drawn(3, cell.state_size, seed=1)
     kept = torch.rand(initial.shape, generator=torch.Generator().manual_seed(2)) > 0.3
     one = Boundary.detached(drawn(*initial.shape, seed=3), kept)
-    for boundaries in ({}, {0: one, 6: one, 7: one}):
-        for lengths in (None, torch.tensor([11, 2, 6])):
-            found = []
-            for name in ("compiled", "eager"):
-                with using(name):
-                    found.append(unroll(cell, x, initial, False, boundaries, lengths).states)
-            torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+    bounded, lengths = {0: one, 6: one, 7: one}, torch.tensor([11, 2, 6])
+    for boundaries, ends in (({}, None), (bounded, None), (bounded, lengths)):
+        found = []
+        for name in ("compiled", "eager"):
+            with using(name):
+                found.append(unroll(cell, x, initial, False, boundaries, ends).states)
+        torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
