@@ -81,7 +81,7 @@ def render(measured: Results) -> str:
             f"## {text.heading}\n\n{text.kind}: *{text.title}*\n\n"
             f"| claim | verdict |\n|---|---|\n{rows}\n{entries}"
         )
-    return POWER.sub(r"\1<sup>\2</sup>", "\n".join(parts))
+    return POWER.sub(r"$\1^{\2}$", "\n".join(parts))
 
 
 def read_again(measured: Results) -> Results:

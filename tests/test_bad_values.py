@@ -329,7 +329,7 @@ ROWS: dict[str, Row] = {
         },
         {
             **{"model": MODEL, "log": taking(2, FUNCTION_OR_NONE), "cells": CELLS},
-            **dict.fromkeys(("every", "samples", "entries"), COUNT),
+            **{"every": COUNT, **dict.fromkeys(("samples", "entries"), COUNT_OR_NONE)},
             **{"needs_lag": COUNT_OR_NONE, "alert": taking(3, FUNCTION_OR_NONE)},
             "delta": Kind((*NO_NUMBER, -0.1), _reals),
             "budget": Kind((*NO_NUMBER, 0, 1.0, -0.1), _reals),
@@ -661,6 +661,7 @@ ROWS: dict[str, Row] = {
         "policies",
     ),
     "Flow.with_rows": Row(FLOW.with_rows, {"max_rows": 2}, {"max_rows": COUNT}),
+    "Flow.with_rows (relative)": Row(FLOW.with_rows, {"relative": 4}, {"relative": COUNT}),
     "Flow.contribution": Row(
         FLOW.contribution,
         {"parameter": "weight_hh_l0", "t": 3, "k": 2},
@@ -800,7 +801,7 @@ ROWS: dict[str, Row] = {
         {"every": 3, "images_every": 2, "samples": 4, "entries": 8},
         {
             "images_every": COUNT_OR_NONE,
-            **dict.fromkeys(("every", "samples", "entries"), COUNT),
+            **{"every": COUNT, **dict.fromkeys(("samples", "entries"), COUNT_OR_NONE)},
         },
     ),
     "lightning.ClippingCallback": Row(
@@ -994,7 +995,7 @@ def test_every_public_entry_has_a_row_and_every_argument_a_kind():
                 continue
             missing.append(full)
     for title, row in ROWS.items():
-        known = {name for other in ROWS.values() if other.call is row.call for name in other.kinds}
+        known = {name for other in ROWS.values() if other.call == row.call for name in other.kinds}
         for parameter in inspect.signature(row.call).parameters.values():
             if parameter.kind is not parameter.VAR_KEYWORD and parameter.name not in known:
                 missing.append(f"{title}({parameter.name})")

@@ -24,12 +24,13 @@ from retrograde.errors import ArgumentError
 from support.type_checks import unchecked
 
 
-def a_pass(steps: int, model: torch.nn.Module, batch: int = 2, every: int = 1):
-    """A recorded pass with a loss at every so many steps."""
+def a_pass(steps: int, model: torch.nn.Module, batch: int = 2, every: int = 1, share: float = 1):
+    """A recorded pass with a loss at every so many steps, or at a share of them that is drawn."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(steps, batch, 2, generator=generator)
     given = torch.randn(steps, batch, 3, generator=generator)
     given[torch.arange(steps) % every > 0] = 0
+    given[torch.rand(steps, generator=generator) >= share] = 0
     with retrograde.record(model) as recording:
         (model(x)[0] * given).sum().backward()
     return recording.only()
@@ -160,6 +161,19 @@ def test_rows_of_up_to_four_entries_have_exact_sizes():
     assert bool((inside == 1).all())
     for name, log2 in sizes.log2.items():
         assert torch.equal(sizes.interval[name], log2.expand(2, -1))
+
+
+@pytest.mark.parametrize(("share", "relative"), [(0.1, 16), (0.3, 4), (0.7, 8)])
+def test_sizes_where_the_loss_enters_at_irregular_steps(share, relative):
+    """Rows that have not been merged then stand between merged ones."""
+    recorded = a_pass(250, lstm(1.0), share=share)
+    with unchecked():
+        merged = retrograde.decompose(recorded, relative=relative)
+        table = retrograde.decompose(recorded).by_time()
+        inside, mean = coverage(recorded, 2)
+    reach = reach_of(mean_by_lag(2 * table.log2, table.lags) / 2)  # of root mean squares, too
+    assert merged.reach == pytest.approx(reach, rel=1 / 8, abs=1)
+    assert float(inside.mean()) > 0.95 and float((mean - 1).abs().mean()) < 0.1
 
 
 def test_quantiles_are_those_of_scipy():

@@ -162,7 +162,7 @@ class Merging:
         drawn = torch.randint(0, 2, shape, generator=self._generator).bool().tolist()
         return [
             [
-                own[n] if count > DIRECTIONS else drawn[0][n] != bool(copy >> count - 1 & 1)
+                own[n] if count > DIRECTIONS else drawn[0][n] != bool(copy >> max(count - 1, 0) & 1)
                 for n, count in enumerate(merges)
             ]
             for copy, own in enumerate(drawn)

@@ -298,7 +298,7 @@ CLAIMS = (
     Claim(
         "powers-of-r-o",
         "000",
-        "RoT δot+1 yt+1 RoT δot+2 … バニラRNNのように2回乗算され、勾配爆発を引き起こす可能性",
+        "δytRoTδot+1δyt+1RoTδot+2 … バニラRNNのように2回乗算され、勾配爆発を引き起こす可能性",
         "Along the path from y through the output gate of the next step the gradient is multiplied "
         "by R_o again and again, as in a vanilla RNN, which can make it explode.",
         _output_gate,
