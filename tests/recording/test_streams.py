@@ -209,6 +209,16 @@ def test_a_window_of_a_stream_is_what_it_is_alone(kind):
         assert retrograde.decompose(mine).residual.ok
 
 
+@pytest.mark.parametrize("keep", [1, 3, 4, 7])
+def test_as_many_windows_are_kept_as_there_were_up_to_the_number_asked_for(keep):
+    stream, seen = Stream("layer"), []
+    with retrograde.record(stream.model, keep=keep) as recording:
+        for _ in range(10):
+            stream.step()
+            seen.append(len(recording.passes))
+    assert seen == [min(keep, n) for n in range(1, 11)]
+
+
 def test_other_losses_and_late_ones_are_kept_apart():
     stream, other = Stream("layer"), nn.Linear(1, 1)
     with retrograde.record(stream.model, keep=1) as recording:

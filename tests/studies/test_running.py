@@ -9,7 +9,7 @@ import pytest
 
 from retrograde.errors import ArgumentError, InputError
 from retrograde.studies import Machine, Part, Results, Trial, merged, running
-from retrograde.studies.running import Plan, run
+from retrograde.studies.running import Plan, Work, run
 from retrograde.studies.trials import Trials
 from support.small_study import COUNTING, HARD, count, killed
 
@@ -94,6 +94,13 @@ def test_what_is_through_is_kept_when_a_study_is_stopped(tmp_path: Path, stopped
 def test_the_time_is_over(tmp_path: Path):
     found = run(PLAN, tmp_path / "out.json", minutes=0)
     assert found.parts == () and not (tmp_path / "out.json").exists()
+
+
+def test_work_on_other_seeds_has_another_name():
+    """With results that were brought in between the first seed and the last, too."""
+    seeds = (0, 1, 2), (0, 2), (2, 0), (0, 1, 2, 5, 6), (3,)
+    names = [Work("first", of, 100).name for of in seeds]
+    assert names == ["first.0-2", "first.0+2", "first.0+2", "first.0-2+5-6", "first.3"]
 
 
 def test_other_settings_and_other_files_are_refused(tmp_path: Path):

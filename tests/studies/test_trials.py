@@ -60,6 +60,14 @@ def test_a_training_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.Monk
         Trials(hard, range(3)).run(100, checkpoint)
 
 
+def test_a_training_longer_than_the_budget_is_refused(tmp_path: Path):
+    hard, checkpoint = replace(EASY, task=TwoSequences(10, 2, "noisy inputs")), tmp_path / "t.pt"
+    Trials(hard, range(2)).run(300, checkpoint)
+    with pytest.raises(InputError, match="300 sequences already, more than the budget of 200"):
+        Trials(hard, range(2)).run(200, checkpoint)
+    assert [t.sequences for t in Trials(hard, range(2)).run(250, checkpoint)] == [300, 300]
+
+
 def test_a_network_that_is_through_is_not_trained_on(tmp_path: Path):
     """It is gone from what goes on, and known from the checkpoint."""
     checkpoint = tmp_path / "training.pt"

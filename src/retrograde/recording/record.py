@@ -177,7 +177,7 @@ class _Passes:
         if self._keep is None:
             return self._ended
         through = [one for one in self._ended if one.arrived]
-        return through[len(through) - self._keep + bool(new.arrived) :] if through else []
+        return through[max(0, len(through) - self._keep + bool(new.arrived)) :]
 
 
 def _keep(

@@ -52,8 +52,15 @@ class Work:
 
     @property
     def name(self) -> str:
-        """By which its files are called."""
-        return f"{self.row}.{'-'.join(str(s) for s in sorted({self.seeds[0], self.seeds[-1]}))}"
+        """By which its files are called: the row, and the seeds as in 0-3+5."""
+        runs = list[list[int]]()
+        for seed in sorted(self.seeds):
+            if runs and seed == runs[-1][-1] + 1:
+                runs[-1].append(seed)
+            else:
+                runs.append([seed])
+        of_runs = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+        return f"{self.row}.{'+'.join(of_runs)}"
 
     @property
     def words(self) -> str:

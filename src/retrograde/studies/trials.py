@@ -80,7 +80,7 @@ class Trials:
         """
         budget = _checks.whole("budget", budget)
         if checkpoint is not None and checkpoint.exists():
-            self._go_on(checkpoint)
+            self._go_on(checkpoint, budget)
         while self._learning and self._sequences < budget:
             if isinstance(self.experiment.task, ContinualReber):
                 self._follow_streams(self.experiment.task)
@@ -182,11 +182,11 @@ class Trials:
             "errors": self._errors,
         }
 
-    def _go_on(self, checkpoint: Path) -> None:
+    def _go_on(self, checkpoint: Path, budget: int) -> None:
         """Take up the training that a checkpoint holds.
 
         Raises:
-            InputError: if it cannot be read, or holds another training.
+            InputError: if it cannot be read, or holds another training, or a longer one.
         """
         name = _files.named(checkpoint)
         try:
@@ -202,6 +202,11 @@ class Trials:
                 f"{name} holds the training of {found[0]} with seeds {_checks.listed(found[1])}, "
                 f"not of {self.experiment.name} with {_checks.listed(self.seeds)}; give another "
                 "file, or remove this one to begin anew"
+            )
+        if state["sequences"] > -(-budget // CHECKED) * CHECKED:
+            raise InputError(
+                f"{name} holds a training of {state['sequences']} sequences already, more than the "
+                f"budget of {budget}; give a larger budget, or remove the file to begin anew"
             )
         self.done = [Trial(**trial) for trial in state["done"]]
         rest = [row for row, seed in enumerate(self.seeds) if seed in state["learning"]]
