@@ -118,7 +118,9 @@ def inside_training(
     read = "The first point is before any update."
     if any(each.needed is not None for each in shown):
         read += " Dashed: what the task needs."
-    return alt.vconcat(*panels, spacing=8).properties(title=titled(title, read))
+    # A page that fits charts to their place has to know how many panels share its width.
+    together = alt.vconcat(*panels, spacing=8, usermeta={"across": len(names)})
+    return together.properties(title=titled(title, read))
 
 
 def _row(
