@@ -23,14 +23,15 @@ POWER = re.compile(r"(\d[\d.]*)\^(-?\d+(?:\.\d+)?)")
 
 HEAD = """# Is what they say true?
 
-This project began with five texts from the web, answers and articles about recurrent networks such
-as everybody reads. Here is every claim of theirs that can be measured, with what came out.
+This project began with five texts from the web about recurrent networks: questions with their
+answers, and articles. Here is every claim of theirs that can be measured, with what came out.
+Words such as *adjoint*, *carousel* and *lag* are explained in the [vocabulary](vocabulary.md).
 
-A claim is put into sentences which figures decide: ✓ borne out, ✗ not. It is *true* if all of them
-are borne out, *wrong* if none is, *half true* otherwise. What each sentence takes for borne out
-stands as code beside it (`src/retrograde/studies/claims/`). Unless something else is said, networks
-are just drawn, by torch's default, and read white noise with a loss at the last step; a figure is
-the mean over the networks named below the claim.
+Each claim is split into statements that measurements decide: ✓ borne out, ✗ not. It is *true* if
+all are borne out, *wrong* if none is, *half true* otherwise. When a statement counts as borne out
+is written as code beside it (`src/retrograde/studies/claims/`). Unless something else is said,
+networks are untrained, drawn as torch does by default, and read white noise with a loss at the last
+step; a figure is the mean over the networks named below the claim.
 
 ```console
 $ retrograde study claims                        # measures all of them again

@@ -5,6 +5,7 @@ import math
 import pickle
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import hypothesis.strategies as st
 import pytest
@@ -22,6 +23,7 @@ from retrograde.diagnosis import trials
 from retrograde.diagnosis.rules import RULES
 from retrograde.errors import ArgumentError
 from retrograde.monitor import monitor as module
+from retrograde.recording import Recording
 from support.type_checks import unchecked
 
 
@@ -394,6 +396,19 @@ def test_a_remedy_that_leaves_void_numbers_never_counts(monkeypatch, unchecked):
 # The monitor
 
 
+def changed(change):
+    """What a monitor's pass closes with, each layer changed."""
+    close = module.WatchedPass.close
+
+    def closed(self):
+        found, other = close(self), Recording()
+        for name in found:
+            other.fill(name, partial(change, found[name]))
+        return other
+
+    return closed
+
+
 def test_the_monitor_logs_nothing_of_void_numbers(monkeypatch):
     """The whole pass is checked, not the part that is looked at."""
     torch.manual_seed(0)
@@ -404,24 +419,21 @@ def test_the_monitor_logs_nothing_of_void_numbers(monkeypatch):
         with monitor:
             model(x)[0].square().mean().backward()
 
-    block()
-    assert monitor.scalars["retrograde/unrecorded"] == 0 and not monitor.problems
-    close = module.WatchedPass.close
-
-    def planted(self):
-        found = close(self)
-        recorded = found["LSTM"]
+    def doubled(recorded):
         direct = recorded.direct.clone()
         direct[:, -1] *= 2  # of the last sample, which is not among those looked at
-        return {"LSTM": replace(recorded, direct=direct)}
+        return replace(recorded, direct=direct)
 
-    monkeypatch.setattr(module.WatchedPass, "close", planted)
-    with pytest.warns(UserWarning, match="the parts do not add up"):
-        block()
+    with monkeypatch.context() as patched:
+        patched.setattr(module.WatchedPass, "close", changed(doubled))
+        with pytest.warns(UserWarning, match="the parts do not add up"):
+            block()
     assert monitor.scalars["retrograde/unrecorded"] == 1
     assert "a hook that changes gradients" in monitor.problems["LSTM"]
     of_layer = {name for name in monitor.scalars if "/LSTM/" in name}
     assert of_layer == {"retrograde/LSTM/gradient_norm", "retrograde/LSTM/nonfinite"}
+    block()  # held against its gradient again, since that failed
+    assert monitor.scalars["retrograde/unrecorded"] == 0 and not monitor.problems
 
 
 # Lags that end
@@ -449,15 +461,11 @@ def test_a_reach_that_may_be_longer_is_said_to_be_one(tmp_path, unchecked):
 
 def test_the_monitor_marks_a_lower_bound(monkeypatch):
     model, x = nn.LSTM(2, 6), torch.randn(9, 4, 2)
-    close = module.WatchedPass.close
     for ends in ((), (3,)):
-        monkeypatch.setattr(
-            module.WatchedPass,
-            "close",
-            lambda self, ends=ends: {n: replace(r, lags_end=ends) for n, r in close(self).items()},
-        )
         monitor = retrograde.Monitor(model)
-        with monitor:
+        with monkeypatch.context() as patched, monitor:
+            planted = changed(partial(replace, lags_end=ends))
+            patched.setattr(module.WatchedPass, "close", planted)
             model(x)[0].square().mean().backward()
         assert ("retrograde/LSTM/lower_bound" in monitor.scalars) == bool(ends)
 

@@ -63,7 +63,9 @@ def test_sums_and_shares_of_4000_steps_are_those_of_all_rows():
     for name in merged.parameters:
         mine, theirs = merged.by_lag(name, bins), every[name]
         torch.testing.assert_close(mine.share, theirs.share, atol=1e-5, rtol=0)
-        torch.testing.assert_close(sum(mine.parts()), sum(theirs.parts()), rtol=1e-4, atol=1e-6)
+        whole = sum(theirs.parts())  # rounding is one of terms that nearly cancel: of the largest
+        error = (sum(mine.parts()) - whole).abs().max()
+        assert float(error) < 1e-5 * float(whole.abs().max())
         assert float(mine.share.sum()) == pytest.approx(1, abs=1e-6)  # parts are in float32
 
 

@@ -219,6 +219,24 @@ def test_as_many_windows_are_kept_as_there_were_up_to_the_number_asked_for(keep)
     assert seen == [min(keep, n) for n in range(1, 11)]
 
 
+@pytest.mark.parametrize("keep", [None, 2])
+@pytest.mark.parametrize("module", [nn.GRU, nn.LSTM])
+def test_a_last_batch_of_another_size_is_no_continuation(module, keep):
+    """Neither where states are given as zeros, nor where some samples go on from theirs."""
+    layer, batches, state = module(2, 3), (4, 4, 3, 5), None
+    with retrograde.record(layer, keep=keep) as recording:
+        for batch in batches:
+            if state is None or batch > state[0].shape[1]:
+                state = tuple(torch.zeros(1, batch, 3) for _ in range(1 + (module is nn.LSTM)))
+            state = tuple(part[:, :batch].detach().clone() for part in state)
+            out, state = layer(torch.randn(6, batch, 2), packed(state))
+            state = parts_of(state)
+            out.sum().backward()
+    for each, batch in zip(recording.passes, batches[-(keep or 4) :], strict=True):
+        assert each["GRU" if module is nn.GRU else "LSTM"].x.shape == (6, batch, 2)
+        assert retrograde.decompose(each).residual.ok
+
+
 def test_other_losses_and_late_ones_are_kept_apart():
     stream, other = Stream("layer"), nn.Linear(1, 1)
     with retrograde.record(stream.model, keep=1) as recording:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from retrograde.studies import STUDIES, Machine, Part, Results
+from retrograde.studies import STUDIES, Machine, Part, Results, results
 from retrograde.studies.modern import BATCH, RECURRENCES, STUDY, TASKS, Modern, table
 from retrograde.tasks import FirstSymbol, SequentialDigits
 
@@ -54,6 +54,12 @@ def test_rows_and_table():
     assert STUDIES["modern"] is STUDY and len(STUDY.rows) == len(TASKS) * len(RECURRENCES)
     row = STUDY.row("adding-lstm")
     trials = row.run([0], BATCH)
-    results = Results("modern", (Part(row.name, BATCH, Machine.here(), tuple(trials)),))
-    (line,) = table(results)[1]
+    found = Results("modern", (Part(row.name, BATCH, Machine.here(), tuple(trials)),))
+    (line,) = table(found)[1]
     assert line[:3] == ["adding, T = 100", "LSTM, forget bias 1", "0 of 1"] and line[5] == "0.167"
+
+
+@pytest.mark.parametrize("part", results("modern").parts, ids=lambda part: part.row)
+def test_a_shipped_trial_begins_as_it_did(part):
+    (now,) = STUDY.row(part.row).run([part.trials[-1].seed], 5 * BATCH)
+    assert now.figures["first"] == pytest.approx(part.trials[-1].figures["first"], rel=5e-3)

@@ -459,19 +459,20 @@ def explore(
     "stopped or killed. Under torchrun each process takes its share of the trials."
 )
 def study(
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="Of a study, or list.")
-    ] = studying.LIST,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A study, or list.")] = studying.LIST,
     row: Annotated[
         list[str] | None, typer.Option(help="Run this row of the table; repeat it for more.")
     ] = None,
     trials: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Of each row; as many as it has if not.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Of each row; as many as it has if not given."),
     ] = None,
     budget: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="SEQUENCES", help="Of each trial; that of its row if not given."
+            min=1,
+            metavar="SEQUENCES",
+            help="Of each trial, which else fails; that of its row if not given.",
         ),
     ] = None,
     minutes: Annotated[

@@ -268,7 +268,11 @@ class StateTracker:
         """The latest call that left the same state; no gradient passes between them."""
         state = call.state(call.given)
         for before in reversed(earlier[-LATEST:]):
-            if before in self._continued or not _fit(before, call, {}):
+            if (
+                before in self._continued
+                or before.batch != call.batch
+                or not _fit(before, call, {})
+            ):
                 continue
             same = (state == before.state(before.last)).all(1) & state.any(1)
             if bool(same.any()):

@@ -179,7 +179,7 @@ TASKS: Mapping[str, tuple[str, AbstractTask, AbstractTask | None]] = {
 
 def table(results: Results) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
     """How many trials solved each task, and their mean loss at the end beside that of guessing."""
-    titles = ["task", "recurrence", "solved", "sequences", "loss at the end", "loss of guessing"]
+    titles = ["task", "recurrence", "solved", "sequences", "loss", "guessing"]
     rows = []
     for row in STUDY.rows:
         outcome, trials = results.outcome(row.name), results.trials(row.name)

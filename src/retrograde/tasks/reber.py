@@ -245,7 +245,8 @@ class StringSets(Lot):
 class ContinualReber(EmbeddedReber):
     """An endless stream of embedded Reber strings, whose ends are not marked.
 
-    All the symbols that may come next are to be active: the target of each of them is 1.
+    All the symbols that may come next are to be active: the target of each of them is 1. That the
+    targets mark all of them is our reading of the paper.
     A training stream ends with its first error or after 100,000 symbols. The task is solved
     *perfectly* when ten streams of 100,000 symbols are predicted without an error, and *well* if
     errors come after more than 1000 symbols on average; `right` asks the former of each stream,
