@@ -99,7 +99,13 @@ def test_the_time_is_over(tmp_path: Path):
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_can_be_sent_to_another_process(name):
-    assert pickle.loads(pickle.dumps(STUDIES[name])) is STUDIES[name]
+    assert pickle.loads(pickle.dumps(running._by_name(STUDIES[name]))) == name
+
+
+def test_rows_are_shared_between_processes(tmp_path: Path):
+    """Those of a study whose functions cannot be sent."""
+    plan = Plan(STUDIES["ladder"], ("rnn-5",), trials=2, budget=1)
+    assert run(plan, tmp_path / "two.json", processes=2) == run(plan, tmp_path / "one.json")
 
 
 def test_what_another_command_keeps_stays(tmp_path: Path):

@@ -22,6 +22,7 @@ import torch
 from retrograde import _checks, _files
 from retrograde.diagnosis.examine import Progress
 from retrograde.errors import InputError, RetrogradeError
+from retrograde.studies import STUDIES
 from retrograde.studies.outcomes import Machine, Part, Results, merged
 from retrograde.studies.study import Study, Trial
 
@@ -394,7 +395,7 @@ def _in_processes(
         for _ in range(processes):
             ours, theirs = context.Pipe(duplex=False)
             started = context.Process(
-                target=_work, args=(study, work, folder, taken, theirs), daemon=True
+                target=_work, args=(_by_name(study), work, folder, taken, theirs), daemon=True
             )
             started.start()
             theirs.close()  # it ends with the process
@@ -441,10 +442,16 @@ def _hear(
                 told(line(study, some, trials))
 
 
+def _by_name(study: Study) -> Study | str:
+    """What goes to another process, since not every function of a study can."""
+    return study.name if STUDIES.get(study.name) is study else study
+
+
 def _work(
-    study: Study, work: Sequence[Work], folder: Folder, taken: Any, connection: Connection
+    sent: Study | str, work: Sequence[Work], folder: Folder, taken: Any, connection: Connection
 ) -> None:
     """What a process does: the next portion that nobody has taken, until there is none."""
+    study = STUDIES[sent] if isinstance(sent, str) else sent
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
     torch.set_num_threads(1)
     try:
