@@ -762,3 +762,13 @@ def test_what_is_learnable_is_told_where_the_past_can_be_replaced():
             (model(x)[0].sum(2, keepdim=True) - x).square().mean().backward()
         assert not monitor.problems and "retrograde/LSTM/window" in monitor.scalars
         assert "retrograde/LSTM/learnable" not in monitor.scalars
+
+
+def test_samples_without_a_loss_tell_nothing_of_the_reach():
+    """The first of a batch are read, and here only the last have a loss."""
+    model, x = nn.LSTM(2, 3), torch.randn(12, 16, 2)
+    monitor = retrograde.Monitor(model)
+    with monitor:
+        model(x)[0][:, -2:].square().sum().backward()
+    assert "retrograde/LSTM/gradient_norm" in monitor.scalars and not monitor.problems
+    assert not {"retrograde/LSTM/reach", "retrograde/LSTM/rate"} & set(monitor.scalars)

@@ -1,6 +1,7 @@
 """A study goes on where it was stopped, in whatever way and on however many machines it is run."""
 
 import json
+import pickle
 import resource
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from retrograde.errors import ArgumentError, InputError
-from retrograde.studies import Machine, Part, Results, Trial, merged, running
+from retrograde.studies import STUDIES, Machine, Part, Results, Trial, merged, running
 from retrograde.studies.running import Plan, Work, run
 from retrograde.studies.trials import Trials
 from support.small_study import COUNTING, HARD, count, killed
@@ -94,6 +95,23 @@ def test_what_is_through_is_kept_when_a_study_is_stopped(tmp_path: Path, stopped
 def test_the_time_is_over(tmp_path: Path):
     found = run(PLAN, tmp_path / "out.json", minutes=0)
     assert found.parts == () and not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_can_be_sent_to_another_process(name):
+    assert pickle.loads(pickle.dumps(STUDIES[name])) is STUDIES[name]
+
+
+def test_what_another_command_keeps_stays(tmp_path: Path):
+    """Two of them may be at work on other trials of the same results."""
+    out, parts = tmp_path / "out.json", tmp_path / "out.json.parts"
+    parts.mkdir()
+    (parts / "first.7-9.pt").write_bytes(b"of another command")
+    run(PLAN, out)
+    assert [path.name for path in parts.iterdir()] == ["first.7-9.pt"]
+    (parts / "first.7-9.pt").unlink()
+    run(PLAN, out)
+    assert not parts.exists()
 
 
 def test_work_on_other_seeds_has_another_name():

@@ -23,7 +23,7 @@ HALF = 0.5
 
 UNDERFLOW = 16
 """A gradient of 0 is an underflow where the exact one is within this many powers of two, for each
-element, of the smallest number of its data type."""
+element, of the smallest number that the pass may have held."""
 
 
 class Residual(float):
@@ -226,6 +226,8 @@ def _out_of_range(grad: Tensor, whole: Scaled, rounding: float) -> str:
     log2 = float(whole.log2_norms())
     half = torch.finfo(torch.float16)
     smallest = range_.tiny * range_.eps
+    if range_.bits >= 32:  # the compiled backend takes numbers below the normal range as 0
+        smallest = range_.tiny
     if rounding >= half.eps:  # the pass may have run in float16, whatever its gradients are in
         smallest = max(smallest, half.tiny * half.eps)
     lost = UNDERFLOW + math.log2(smallest) + math.log2(grad.numel()) / 2

@@ -7,10 +7,10 @@ machines that share the folder, or whose files are brought together, take a shar
 
 import multiprocessing
 import os
-import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -106,6 +106,17 @@ class Folder:
         """Keep trials that are through."""
         results.to_json(self.parts / f"{work.name}.json")
         self.checkpoint(work).unlink(missing_ok=True)
+
+    def clear(self, works: Iterable[Work]) -> None:
+        """Remove what was kept of some work, and the folder where nothing else is in it.
+
+        Another command may be at work on other trials of the same results.
+        """
+        for work in works:
+            for name in (f"{work.name}.json", f"{work.name}.pt"):
+                (self.parts / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            self.parts.rmdir()
 
     def found(self, study: str) -> Results:
         """All trials that are through.
@@ -233,7 +244,7 @@ def run(
         if found.parts and (ranks == 1 or complete):
             found.to_json(out)
         if ranks == 1 and complete:
-            shutil.rmtree(folder.parts, ignore_errors=True)
+            folder.clear([*work, *plan.portions(processes)])
     return found
 
 

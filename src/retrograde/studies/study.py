@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 from retrograde import _checks
 from retrograde.diagnosis.examine import Progress
@@ -138,6 +138,12 @@ class Study:
     notes: Callable[[Any], Sequence[str]] | None = None
     charts: Callable[[Any], Mapping[str, Any]] | None = None
 
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        """One of `STUDIES` goes to another process by its name: not every function in it can."""
+        if _studies().get(self.name) is self:
+            return _named, (self.name,)
+        return super().__reduce_ex__(protocol)
+
     def row(self, name: str) -> Row:
         """A row by its name.
 
@@ -146,3 +152,13 @@ class Study:
         """
         rows = {row.name: row for row in self.rows}
         return rows[_checks.existing(f"row of the study {self.name}", name, rows)]
+
+
+def _studies() -> Mapping[str, Study]:
+    from retrograde.studies import STUDIES  # made of what is here
+
+    return STUDIES
+
+
+def _named(name: str) -> Study:
+    return _studies()[name]
