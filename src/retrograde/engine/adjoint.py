@@ -299,7 +299,11 @@ class PerEntry:
         if delta is not arrived:
             refuse_non_finite(norms, k)
             self._newest = int(delta.exponent[-1])
-        entering, opened = self._entering(k, length)
+        coming = self._entries.coming(
+            k, length, self.count, self._more, self._newest, GATHERED // size
+        )
+        entering = Entering(coming.first, coming.rows, coming.values, back=coming.first > 0)
+        opened = coming.opened
         pulled = backend().pull_back(chunk, delta.values, entering)
         exponent, rows = delta.exponent, entering.rows
         if opened:
@@ -323,34 +327,6 @@ class PerEntry:
         return Stretch(
             self.stopped + 1, pulled.values[some], exponent[: kept[0]], pulled.norms[some], kept
         )
-
-    def _entering(self, k: int, length: int) -> tuple[Entering, list[int]]:
-        """What the loss gives at the steps before k, and the exponents of the rows that it opens.
-
-        A step that adds to a row on quite another scale is left to the next stretch.
-        """
-        entries, newest, opened = self._entries, self._newest, list[int]()
-        rows, factors = [self.count], [0.0]
-        size = entries.direct[0].numel()
-        for step in range(k - 1, k - length, -1):
-            count, factor = rows[-1], 0.0
-            if entries.opens(step, count - self._more):
-                if (count + 1) * (len(rows) + 1) * size > GATHERED:
-                    break
-                newest = entries.exponents[step] or 0
-                opened.append(newest)
-                count, factor = count + 1, 2.0**-newest
-            elif entries.covers(step, count - self._more):
-                if not entries.near(step, newest):
-                    break
-                factor = 2.0**-newest if entries.exponents[step] is not None else 0.0
-            rows.append(count)
-            factors.append(factor)
-        first, values = k - len(rows) + 1, None
-        if any(factors):
-            given = entries.direct[first : k + 1]
-            values = given * given.new_tensor(factors[::-1]).view(-1, 1, 1)
-        return Entering(first, rows[::-1], values, back=first > 0), opened
 
 
 def _first_out(

@@ -114,12 +114,20 @@ class PerCrossing:
         classes, start = self._classes, self._centred(k)
         size = start.values[0].numel()
         length = min(self._length, k - chunk.first + 1, max(1, HELD // (len(start.values) * size)))
-        first, rows, given, opened = self._entering(k, length, int(start.exponent[-classes]))
+        coming = self._entries.coming(
+            k,
+            length,
+            self.count,
+            self._more,
+            int(start.exponent[-classes]),
+            HELD // size // classes,
+        )
+        first, rows, opened = coming.first, coming.rows, coming.opened
         most, exponent = rows[0] * classes, start.exponent
         if opened:
             more = exponent.new_tensor(opened).repeat_interleave(classes)
             exponent = torch.cat((exponent, more))
-        values, back = self._pull_back(chunk, start, exponent, first, rows, given)
+        values, back = self._pull_back(chunk, start, exponent, first, rows, coming.values)
         flat = values.flatten(2)
         sizes = torch.maximum(flat.amax(2), -flat.amin(2))
         stop = self._first_out(sizes) if len(rows) > 1 else None
@@ -157,36 +165,6 @@ class PerCrossing:
         unit = torch.where(unit == NO_EXPONENT, 0, unit).flatten()
         shift = torch.where(sizes > 0, self._exponent - unit, 0)
         return Scaled(times_power_of_two(values, shift), unit)
-
-    def _entering(
-        self, k: int, length: int, newest: int
-    ) -> tuple[int, list[int], Float[Tensor, "K B S"] | None, list[int]]:
-        """The first of the steps before k that are taken together, and what the loss gives there.
-
-        How many entries there are at each, what is added to class 0 of the newest, and the
-        exponents of those that open. A step that adds to rows on quite another scale ends it.
-        """
-        entries, rows, factors, opened = self._entries, [self.count], [0.0], list[int]()
-        size = self._classes * entries.direct[0].numel()
-        for step in range(k - 1, k - length, -1):
-            count, factor = rows[-1], 0.0
-            if entries.opens(step, count - self._more):
-                if (count + 1) * (len(rows) + 1) * size > HELD:
-                    break
-                newest = entries.exponents[step] or 0
-                opened.append(newest)
-                count, factor = count + 1, 2.0**-newest
-            elif entries.covers(step, count - self._more):
-                if not entries.near(step, newest):
-                    break
-                factor = 2.0**-newest if entries.exponents[step] is not None else 0.0
-            rows.append(count)
-            factors.append(factor)
-        first, values = k - len(rows) + 1, None
-        if any(factors):
-            given = entries.direct[first : k + 1]
-            values = given * given.new_tensor(factors[::-1]).view(-1, 1, 1)
-        return first, rows[::-1], values, opened
 
     def _pull_back(
         self,

@@ -21,6 +21,24 @@ REPRESENTABLE = 120
 
 
 @dataclass(frozen=True, eq=False)
+class Coming:
+    """What the loss gives at neighbouring steps, after the latest of them.
+
+    Attributes:
+        first: the earliest step.
+        rows: how many rows there are at each step, [K].
+        values: what the loss gives at each step, in units of the row that takes it; None if it
+            gives nothing.
+        opened: the exponents of the rows that it opens, the latest first.
+    """
+
+    first: int
+    rows: list[int]
+    values: Float[Tensor, "K B S"] | None
+    opened: list[int]
+
+
+@dataclass(frozen=True, eq=False)
 class Entries:
     """dL/ds_k as the loss alone gives it, and the blocks of entry steps that share a row.
 
@@ -135,6 +153,40 @@ class Entries:
         if near and self.exponents[k] is not None:
             row.add_(self.direct[k], alpha=2.0**-exponent)
         return near
+
+    def coming(self, k: int, length: int, rows: int, more: int, newest: int, most: int) -> Coming:
+        """What the loss gives at the steps before k that can be taken together with it.
+
+        A step that adds to a row on quite another scale ends them.
+
+        Args:
+            k: the latest step, which is complete.
+            length: how many steps there may be.
+            rows: how many rows there are at k.
+            more: how many of them are no entries of their own.
+            newest: the exponent of the newest.
+            most: how many rows times steps may be held.
+        """
+        counts, factors, opened = [rows], [0.0], list[int]()
+        for step in range(k - 1, k - length, -1):
+            count, factor = counts[-1], 0.0
+            if self.opens(step, count - more):
+                if (count + 1) * (len(counts) + 1) > most:
+                    break
+                newest = self.exponents[step] or 0
+                opened.append(newest)
+                count, factor = count + 1, 2.0**-newest
+            elif self.covers(step, count - more):
+                if not self.near(step, newest):
+                    break
+                factor = 2.0**-newest if self.exponents[step] is not None else 0.0
+            counts.append(count)
+            factors.append(factor)
+        first, values = k - len(counts) + 1, None
+        if any(factors):
+            given = self.direct[first : k + 1]
+            values = given * given.new_tensor(factors[::-1]).view(-1, 1, 1)
+        return Coming(first, counts[::-1], values, opened)
 
     def opens(self, k: int, rows: int) -> bool:
         """Whether step k is the first entry, going backwards, of row number `rows`."""
