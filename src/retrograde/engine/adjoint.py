@@ -176,7 +176,7 @@ class Signed:
     span: AdjointSpan
     exact: Bool[Tensor, "M"]
     entries: Int[Tensor, "N"]
-    parents: Int[Tensor, "M"] | None
+    parents: Int[Tensor, "P"] | None
 
     @property
     def merged(self) -> int:

@@ -384,8 +384,8 @@ class Monitor:
             agrees = ends_as_recorded(part, unrolled, torch.finfo(part.direct.dtype).eps)
             if agrees is False and not self._adds_up(name):
                 return {}
-            if not bool(part.direct.any()):  # none of the samples that are read has a loss
-                return {}
+            if not bool(part.direct.any()) and bool(self.recording[name].direct.any()):
+                return {}  # none of the samples that are read has a loss
             seen = summarise(part, unrolled)
             needed = {} if self.needs_lag is None else {"needed": seen.at(self.needs_lag)}
             if self.delta is not None:

@@ -121,7 +121,7 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> Correlation:
 
     Example:
         >>> from retrograde.studies.ladder_study import spearman
-        >>> print(spearman([1, 2, 3, 4, 5, 6], [2, 1, 4, 3, 6, 5]))
+        >>> print(spearman([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [2.0, 1.0, 4.0, 3.0, 6.0, 5.0]))
         0.83 (0.20 to 1.00; 6 trials)
     """
     value, low, high = math.nan, math.nan, math.nan

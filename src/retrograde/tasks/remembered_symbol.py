@@ -153,7 +153,7 @@ class FirstSymbol(AbstractClassification):
         >>> from retrograde.tasks import FirstSymbol
         >>> sequences = FirstSymbol(lag=4).draw(1, torch.Generator().manual_seed(2))
         >>> sequences.x[:, 0].argmax(1).tolist(), sequences.y[-1, 0].tolist()
-        ([4, 1, 2, 3, 0], [1.0, 0.0])
+        ([4, 3, 1, 0, 2], [1.0, 0.0])
     """
 
     paper: ClassVar[str] = (
