@@ -9,6 +9,7 @@ from pathlib import Path
 
 from retrograde import studies
 from retrograde.report.markdown import escaped
+from retrograde.studies.outcomes import shipped
 
 PAGE = Path(__file__).parent.parent / "docs" / "old-experiments.md"
 FIRST, LAST = "<!-- scripts/study_pages.py writes this: -->", "<!-- until here -->"
@@ -19,7 +20,20 @@ def table() -> str:
     page = studies.published()
     lines = [page.titles, ["---", *["---:"] * (len(page.titles) - 1)], *page.rows]
     cells = ["| " + " | ".join(map(escaped, line)) + " |" for line in lines]
-    return "\n".join([*cells, "", *page.notes])
+    return "\n".join([*cells, "", *page.notes, "", cost()])
+
+
+def cost() -> str:
+    """What all that comes with the package took."""
+    found = filter(None, map(shipped, studies.STUDIES))
+    trials = [trial for results in found for part in results.parts for trial in part.trials]
+    hours = sum(trial.seconds for trial in trials) / 3600
+    return (
+        "All results that come with the package, with those on "
+        "[how far back networks learn](how-far-back-does-it-learn.md) and of the "
+        f"[evidence](evidence.md), are {len(trials):,} trials and took {hours:.1f} hours of "
+        "processor time."
+    )
 
 
 def render(text: str) -> str:
