@@ -159,8 +159,11 @@ def core(where: Path) -> str:
         assert not any(name.endswith(".so") for name in files.namelist()), "built by no compiler"
     programs = installed(where, "--constraint", CONSTRAINTS, built)
     said = run(programs / "python", "-W", "error", "-c", CORE, where=where)
-    (first, *_) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert "retrograde.nn.initialise" in run(programs / "python", "-c", first, where=where)
+    first, second, *_ = re.findall(
+        r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+    )
+    assert "the gradient reaches" in run(programs / "python", "-c", first, where=where)
+    assert "retrograde.nn.initialise" in run(programs / "python", "-c", second, where=where)
     asked = run(programs / "python", "-c", MISSING, where=where).split()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     ours = set(project["optional-dependencies"]) - {"all", "integrations", "docs", "dev"}
