@@ -19,8 +19,10 @@ from retrograde.cells import from_function
 from retrograde.decomposition import Residual
 from retrograde.decomposition import flow as flow_module
 from retrograde.decomposition.check import check, fused_gradient
+from retrograde.decomposition.residual import Allowance, residual
 from retrograde.diagnosis import trials
 from retrograde.diagnosis.rules import RULES
+from retrograde.engine import Scaled
 from retrograde.errors import ArgumentError
 from retrograde.monitor import monitor as module
 from retrograde.recording import Recording
@@ -434,6 +436,20 @@ def test_the_monitor_logs_nothing_of_void_numbers(monkeypatch):
     assert of_layer == {"retrograde/LSTM/gradient_norm", "retrograde/LSTM/nonfinite"}
     block()  # held against its gradient again, since that failed
     assert monitor.scalars["retrograde/unrecorded"] == 0 and not monitor.problems
+
+
+@pytest.mark.parametrize(("log2", "lost"), [(-131, True), (-90, False)])
+def test_a_gradient_of_0_is_an_underflow_only_near_the_smallest_normal_number(log2, lost):
+    """The compiled backward pass takes what is below it as 0; farther away it is a fault."""
+    parts = {"w": Scaled(torch.full((1, 1), 0.5), torch.tensor([log2 + 1]))}
+    allowance = Allowance(2.0**-24, 9, {}, lambda: {"w": 0.0}, lambda *_: "a fault")
+    found = residual(parts, {"w": torch.zeros(1)}, allowance)
+    assert found.ok == lost
+    assert found.note == (
+        "autograd's gradient of w is 0 in its data type, where the exact one has norm 2^-131"
+        if lost
+        else "a fault"
+    )
 
 
 # Lags that end

@@ -1,7 +1,5 @@
 """Closed forms, numbers far out of range, blocks of entry steps."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,14 +7,11 @@ from hypothesis import strategies as st
 
 import retrograde
 from retrograde.cells import Elman
-from retrograde.decomposition.bins import lag_bins
-from retrograde.decomposition.by_lag import LagSums
 from retrograde.engine import (
     Entries,
     adjoint,
     backpropagate,
     backpropagate_by_crossing,
-    fold,
     gradients,
     unroll,
 )
@@ -225,23 +220,3 @@ def test_a_single_step_beyond_the_range_is_named(by_crossing):
             list(backpropagate_by_crossing(unrolled, entries, 3))
         else:
             list(backpropagate(unrolled, entries))
-
-
-@pytest.mark.parametrize("make", [LSTM_, GRU_], ids=["lstm", "gru"])
-def test_steps_without_any_row_may_be_left_out_of_a_sum(monkeypatch, make):
-    """Few loss steps leave most bins empty at most steps: pieces, and all steps at once."""
-    cell = make()
-    plain = plain_pass(cell, steps=60)
-    for loss in ((59,), (20, 27, 41)):
-        direct = torch.zeros_like(plain.direct)
-        direct[list(loss)] = plain.direct[list(loss)]
-        unrolled, entries = unrolled_and_entries(cell, replace(plain, direct=direct))
-        found = []
-        for pieces in (gradients._pieces, lambda *_: []):
-            monkeypatch.setattr(gradients, "_pieces", pieces)
-            sums = LagSums(lag_bins((0, 1, 2, 3, 9, 13, 30), 60), cell)
-            fold(unrolled, entries, [sums])
-            found.append({name: parts.parts() for name, parts in sums.result().items()})
-        monkeypatch.undo()
-        for name, parts in found[0].items():
-            torch.testing.assert_close(parts, found[1][name], **EXACT)

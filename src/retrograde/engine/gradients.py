@@ -4,7 +4,7 @@ The outer products of many steps are one matrix product, so rows of neighbouring
 back together, as if the steps were samples of one step.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float, Int
@@ -20,16 +20,9 @@ from retrograde.engine.unroll import Chunk
 SUMMED = 2**21
 """Rows of several spans are pulled back together up to this many numbers, 8 MiB in float32."""
 
-GAP = 4
-"""So many steps without any number are taken along between two that have some."""
-
 BAND = 64
 """Numbers further apart than 2^BAND are added only when all are there: what is nothing beside the
 gradient of one parameter at another step may be all that there is of another parameter's."""
-
-
-Piece = tuple[int, int, slice]
-"""The number of a sum, that of the row that is added to it, and some samples of the row."""
 
 
 class ParameterSums:
@@ -67,18 +60,12 @@ class ParameterSums:
         self._exponent = top
         return top
 
-    def add(
-        self,
-        pulled: CellAdjoint,
-        rows: Int[Tensor, "R"] | None = None,
-        pieces: Sequence[Piece] = (),
-    ) -> None:
+    def add(self, pulled: CellAdjoint, rows: Int[Tensor, "R"] | None = None) -> None:
         """What a pull-back says of the parameters, its rows in `units` (plain numbers before).
 
         Args:
             pulled: the pull-back.
             rows: the numbers of its rows; None if it has all of them.
-            pieces: where most samples of a row are 0, those that need not be.
         """
         for formed in pulled.formed:
             for some, gradients in formed.blocks(SUMMED):
@@ -94,11 +81,6 @@ class ParameterSums:
                 total = total[:, first : first + da.shape[2]]
                 if operand is None:  # two biases, one sum
                     part = summed = da.sum(1) if summed is None else summed
-                elif pieces:
-                    with no_autocast(da.device):
-                        for row, number, samples in pieces:
-                            total[row].addmm_(da[number, samples].mT, operand[samples])
-                    continue
                 elif rows is None:
                     total.baddbmm_(da.mT, operand.expand(len(da), -1, -1))
                     continue
@@ -127,25 +109,6 @@ def far_apart(exponents: Int[Tensor, "M K"]) -> bool:
     most = exponents.amax(1, keepdim=True)
     least = torch.where(exponents == NO_EXPONENT, most, exponents)
     return bool((most - least > BAND).any())
-
-
-def _pieces(exponent: Int[Tensor, "R K"], rows: Int[Tensor, "R"] | None, batch: int) -> list[Piece]:
-    """The steps at which rows have numbers, few of all; none where it is as well to take them all.
-
-    Each piece is a product of its own, which pays on a CPU only.
-    """
-    there = exponent != NO_EXPONENT
-    if not exponent.is_cpu or int(there.sum()) > 0.7 * there.numel():
-        return []
-    pieces, numbers = list[Piece](), range(len(there)) if rows is None else rows.tolist()
-    for number, row in enumerate(numbers):
-        steps = torch.nonzero(there[number]).squeeze(1)
-        last = torch.nonzero(steps.diff() > GAP).squeeze(1)
-        starts = [0, *(last + 1).tolist()]
-        for start, stop in zip(starts, [*last.tolist(), len(steps) - 1], strict=True):
-            samples = slice(int(steps[start]) * batch, (int(steps[stop]) + 1) * batch)
-            pieces.append((row, number, samples))
-    return pieces
 
 
 class AdjointSums:
@@ -193,8 +156,7 @@ class AdjointSums:
             values, exponent, units = values[rows], exponent[rows], units[rows]
         values *= power_of_two(exponent - units.unsqueeze(1), values)[..., None, None]
         if len(values):
-            pulled = chunk.pull_back(values.flatten(1, 2), k, count)
-            self._sums.add(pulled, rows, _pieces(exponent, rows, values.shape[2]))
+            self._sums.add(chunk.pull_back(values.flatten(1, 2), k, count), rows)
 
     def result(self) -> dict[str, Scaled]:
         """The sums, by parameter."""
