@@ -75,6 +75,11 @@ EXPORTED int64_t retrograde_scan(int64_t set, int64_t is_double, const struct sc
   return kernels_of(set, is_double)->scan(scan);
 }
 
+EXPORTED int64_t retrograde_crossings(
+    int64_t set, int64_t is_double, const struct crossings *crossings) {
+  return kernels_of(set, is_double)->crossings(crossings);
+}
+
 EXPORTED int64_t retrograde_sizes(
     int64_t set, int64_t is_double, const struct sizes_of_rows *sizes) {
   return kernels_of(set, is_double)->sizes(sizes);
