@@ -104,9 +104,9 @@ class Recorded:
             ArgumentError: if `samples` is neither a positive integer nor numbers of samples.
         """
         batch = self.x.shape[1]
-        if isinstance(samples, int):
+        if not isinstance(samples, list | tuple | range):
             samples = range(min(batch, _checks.whole("samples", samples)))
-        elif not samples or not all(0 <= sample < batch for sample in samples):
+        elif not samples or not all(isinstance(n, int) and 0 <= n < batch for n in samples):
             raise ArgumentError(
                 f"samples must be numbers of samples, each from 0 to {batch - 1}; "
                 f"got {_checks.shown(samples)}"
