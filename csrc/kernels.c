@@ -102,6 +102,7 @@ static const real EXP[] = {
 #include "cells.h"
 #include "passes.h"
 #include "online.h"
+#include "step.h"
 #include "scan.h"
 #include "sizes.h"
 

@@ -15,7 +15,7 @@ from torch.nn import Parameter
 from retrograde.cells.folding import Base, Blocks, Folded, Form, Segment
 
 MOST_TERMS, MOST_NODES, MOST_PRODUCTS = 8, 64, 64
-"""Numbers of csrc/scan.h and csrc/recurrence.h."""
+"""Numbers of csrc/step.h and csrc/recurrence.h."""
 
 _NONE = (0, 0, 0, 0)  # a factor of 1
 
