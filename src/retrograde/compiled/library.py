@@ -34,17 +34,19 @@ FIELDS = (
 
 ONLINE = (
     *("blocks", "size", "gates", "inputs", "outputs", "fed_back", "skip", "biased"),
-    *("cell_input", "cell_output", "each_step", "networks", "parts", "parallel", "lessons"),
+    *("cell_input", "cell_output", "each_step", "peepholes"),
+    *("networks", "parts", "parallel", "lessons"),
 )
 """Those of `struct online`."""
 
 LESSON = (
-    *("hidden", "output", "state", "rate", "sequences", "x", "symbols", "y", "due", "lengths"),
-    *("possible", "answers", "before"),
+    *("hidden", "output", "by_hidden", "by_output", "state", "rate", "decay", "momentum"),
+    *("sequences", "x", "symbols", "y", "due", "lengths"),
+    *("possible", "limit", "begins", "answers", "before"),
 )
 """Those of `struct lesson`."""
 
-INTERFACE = 5
+INTERFACE = 6
 """RETROGRADE_INTERFACE in csrc/recurrence.h."""
 
 HOW = (
