@@ -165,6 +165,27 @@ struct scan {
   struct program program;
 };
 
+/* The same with rows for each class of an entry, one after the other; the program gives twice as
+   wide rows, what comes back without crossing recurrent weights and what comes back by them. */
+struct crossings {
+  /* Steps, samples, the size of the state; classes of an entry; entries that have a start; the
+     first step in the chunk. */
+  int64_t steps, samples, size, classes, started, first;
+  int64_t parts;
+  parallel_function parallel;
+  /* Entries at each step, [K]; from the last step to the first they never become fewer. */
+  const int64_t *entries;
+  /* Rows at the last step, [started * classes, B, S]; what the loss gives, [K, B, S] or NULL. */
+  const void *start, *given;
+  const int64_t *boundaries; /* as in struct scan */
+  /* What crosses from each class to the next is multiplied by, [E, classes - 1]. */
+  const void *moves;
+  /* Results: [N, K, B, S], sizes of the largest entries [N, K], and [N, B, S] or NULL, where N is
+     E * classes and E is entries[0]. */
+  void *values, *sizes, *back;
+  struct program program;
+};
+
 /* Adjoints of some blocks side by side, [B, blocks * height], and how many operands they have. */
 struct group {
   int64_t height, blocks, segments, operands;
@@ -193,6 +214,7 @@ struct sizes_of_rows {
 /* 0, or 1 where there was not enough memory. */
 typedef int64_t (*pass_function)(const struct pass *pass);
 typedef int64_t (*scan_function)(const struct scan *scan);
+typedef int64_t (*crossings_function)(const struct crossings *crossings);
 typedef int64_t (*sizes_function)(const struct sizes_of_rows *sizes);
 typedef int64_t (*online_function)(const struct online *online);
 
@@ -200,6 +222,7 @@ struct kernels {
   int64_t bytes; /* of a vector, to which rows of activations are padded */
   pass_function forward, backward;
   scan_function scan;
+  crossings_function crossings;
   sizes_function sizes;
   online_function learn;
 };

@@ -84,6 +84,7 @@ class Library:
             was not enough memory.
         learn: the on-line training of 1997, called in the same way.
         scan: the backward recursion of many rows, called in the same way (compiled/scan.py).
+        crossings: the same with rows told apart by crossings (compiled/crossings.py).
         sizes: how large what they make of parameters is (compiled/sizes.py).
         vector: the bytes of a vector.
         instructions: the name of the instruction set.
@@ -94,6 +95,7 @@ class Library:
     backward: Mapping[torch.dtype, Callable[[object], int]]
     learn: Mapping[torch.dtype, Callable[[object], int]]
     scan: Mapping[torch.dtype, Callable[[object], int]]
+    crossings: Mapping[torch.dtype, Callable[[object], int]]
     sizes: Mapping[torch.dtype, Callable[[object], int]]
     vector: int
     instructions: str
@@ -200,6 +202,7 @@ def _of(opened: ctypes.CDLL, number: int) -> Library:
         backward=functions("backward"),
         learn=functions("learn"),
         scan=functions("scan"),
+        crossings=functions("crossings"),
         sizes=functions("sizes"),
         vector=opened.retrograde_bytes(ctypes.c_int64(number)),
         instructions=_instruction_sets(opened)[number],
