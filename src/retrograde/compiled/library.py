@@ -46,7 +46,7 @@ LESSON = (
 )
 """Those of `struct lesson`."""
 
-INTERFACE = 6
+INTERFACE = 7
 """RETROGRADE_INTERFACE in csrc/recurrence.h."""
 
 HOW = (
