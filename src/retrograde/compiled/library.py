@@ -34,7 +34,7 @@ FIELDS = (
 
 ONLINE = (
     *("blocks", "size", "gates", "inputs", "outputs", "fed_back", "skip", "biased"),
-    *("cell_input", "cell_output", "each_step", "peepholes"),
+    *("cell_input", "cell_output", "output", "each_step", "peepholes"),
     *("networks", "parts", "parallel", "lessons"),
 )
 """Those of `struct online`."""
@@ -46,7 +46,7 @@ LESSON = (
 )
 """Those of `struct lesson`."""
 
-INTERFACE = 7
+INTERFACE = 8
 """RETROGRADE_INTERFACE in csrc/recurrence.h."""
 
 HOW = (
