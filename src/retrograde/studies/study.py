@@ -90,7 +90,7 @@ class Row:
         >>> from retrograde.studies import STUDIES
         >>> row = STUDIES["2a"].row("2a")
         >>> row.budget, row.published.succeeded
-        (16000, 1.0)
+        (51000, 1.0)
     """
 
     name: str
