@@ -105,5 +105,6 @@ static const real EXP[] = {
 #include "step.h"
 #include "scan.h"
 #include "sizes.h"
+#include "sums.h"
 
-const struct kernels RETROGRADE_NAME = {VECTOR_BYTES, forward, backward, scan, sizes, learn};
+const struct kernels RETROGRADE_NAME = {VECTOR_BYTES, forward, backward, scan, sizes, sums, learn};

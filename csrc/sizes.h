@@ -62,33 +62,20 @@ static void products_of_rows(
 /* One row of all samples at one step: what its adjoints make of the operands of every group. */
 static void sizes_of_row(
     const struct sizes_run *run, const struct work_rows *w, int64_t n, int64_t k, int64_t at,
-    real *side_by_side, double *products) {
+    real *adjoints, double *products) {
   const struct sizes_of_rows *p = run->sizes;
   const int64_t B = p->samples, step = p->first + k;
   const double doubt = 16384 * (sizeof(real) == 4 ? 0x1p-23 : 0x1p-52);
   const struct segment *s = p->of_groups;
   int64_t operand = 0;
   for (const struct group *g = p->all_groups; g < p->all_groups + p->groups; g++) {
-    const int64_t P = g->blocks * g->height, H = g->height;
-    for (int64_t i = 0; i < g->segments; i++, s++) {
-      const struct rows source = w->registers[s->source];
-      for (int64_t b = 0; b < B; b++) {
-        const real *from = source.at + b * source.sample + at * source.row + s->start;
-        for (int64_t block = 0; block < s->blocks; block++) {
-          real *to = side_by_side + b * run->width + (s->first + block) * H;
-          const real *f = s->factor.at ? factor_at(&s->factor, step, b, block) : 0;
-          int64_t j = 0;
-          for (; j + V <= H; j += V)
-            store(to + j, f ? load(from + j) * load(f + j) : load(from + j));
-          for (; j < H; j++)
-            to[j] = f ? from[j] * f[j] : from[j];
-        }
-      }
-    }
+    const int64_t P = g->blocks * g->height;
+    side_by_side(g, s, w, at, step, B, adjoints, run->width);
+    s += g->segments;
     const int64_t padded = padded_to(P, V);
     for (int64_t b = 0; b < B && P < padded; b++)
-      memset(side_by_side + b * run->width + P, 0, (size_t)(padded - P) * sizeof(real));
-    products_of_rows(B, side_by_side, run->width, padded / V, products);
+      memset(adjoints + b * run->width + P, 0, (size_t)(padded - P) * sizeof(real));
+    products_of_rows(B, adjoints, run->width, padded / V, products);
     for (int64_t u = 0; u < g->operands; u++, operand++) {
       const double *of = p->operands + (operand * p->all_steps + step) * B * B;
       double square = 0, own = 0;
@@ -114,8 +101,8 @@ static void sizes_parts(int64_t begin, int64_t end, void *context) {
     int64_t first = p->rows * part / run->parts, last = p->rows * (part + 1) / run->parts;
     real *free_ = run->scratch + part * run->of_part;
     struct work_rows w = work_on(&run->runner, S, B, run->rows, 1, &free_);
-    real *side_by_side = taken(&free_, padded_to(B, CORNER) * run->width);
-    memset(side_by_side, 0, (size_t)(padded_to(B, CORNER) * run->width) * sizeof(real));
+    real *adjoints = taken(&free_, padded_to(B, CORNER) * run->width);
+    memset(adjoints, 0, (size_t)(padded_to(B, CORNER) * run->width) * sizeof(real));
     double *products = (double *)taken(&free_, B * B * (int64_t)(sizeof(double) / sizeof(real)));
     for (; first < last; first += run->rows) {
       int64_t rows = last - first < run->rows ? last - first : run->rows;
@@ -129,7 +116,7 @@ static void sizes_parts(int64_t begin, int64_t end, void *context) {
         through_step(
             &run->runner, &w, w.registers[0], p->first + k, 0, B, rows, p->rows <= FEW_ROWS);
         for (int64_t n = 0; n < rows; n++)
-          sizes_of_row(run, &w, first + n, k, n, side_by_side, products);
+          sizes_of_row(run, &w, first + n, k, n, adjoints, products);
       }
     }
   }

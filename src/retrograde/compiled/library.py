@@ -44,7 +44,7 @@ LESSON = (
 )
 """Those of `struct lesson`."""
 
-INTERFACE = 5
+INTERFACE = 6
 """RETROGRADE_INTERFACE in csrc/recurrence.h."""
 
 HOW = (
@@ -83,6 +83,7 @@ class Library:
         learn: the on-line training of 1997, called in the same way.
         scan: the backward recursion of many rows, called in the same way (compiled/scan.py).
         sizes: how large what they make of parameters is (compiled/sizes.py).
+        sums: what they make of parameters, summed; 2 where it needs room (compiled/sums.py).
         vector: the bytes of a vector.
         instructions: the name of the instruction set.
         parallel: the address of torch's own loop over threads, 0 where torch has none.
@@ -93,6 +94,7 @@ class Library:
     learn: Mapping[torch.dtype, Callable[[object], int]]
     scan: Mapping[torch.dtype, Callable[[object], int]]
     sizes: Mapping[torch.dtype, Callable[[object], int]]
+    sums: Mapping[torch.dtype, Callable[[object], int]]
     vector: int
     instructions: str
     parallel: int
@@ -199,6 +201,7 @@ def _of(opened: ctypes.CDLL, number: int) -> Library:
         learn=functions("learn"),
         scan=functions("scan"),
         sizes=functions("sizes"),
+        sums=functions("sums"),
         vector=opened.retrograde_bytes(ctypes.c_int64(number)),
         instructions=_instruction_sets(opened)[number],
         parallel=_parallel(),
