@@ -102,8 +102,8 @@ static void sum_rows(
   const int64_t end = run->starts[m * p->steps + k + 1], start = run->starts[m * p->steps + k];
   for (int64_t at = start; at < end; at += 4) {
     const int64_t count = end - at < 4 ? end - at : 4;
-    const real *rows[4];
-    real weights[4];
+    const real *rows[4] = {0};
+    real weights[4] = {0};
     for (int64_t i = 0; i < count; i++) {
       const int64_t n = run->order[at + i];
       rows[i] = (const real *)p->values + n * p->row + k * p->step;
