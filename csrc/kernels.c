@@ -106,5 +106,7 @@ static const real EXP[] = {
 #include "scan.h"
 #include "sizes.h"
 #include "sums.h"
+#include "crossings.h"
 
-const struct kernels RETROGRADE_NAME = {VECTOR_BYTES, forward, backward, scan, sizes, sums, learn};
+const struct kernels RETROGRADE_NAME = {VECTOR_BYTES, forward, backward, scan,
+                                        crossings,    sizes,   sums,     learn};

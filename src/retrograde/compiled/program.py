@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from retrograde.cells.folding import Base, Blocks, Folded, Form, Segment
+from retrograde.cells.folding import Base, Blocks, Folded, Form, Segment, Wanted
 
 MOST_TERMS, MOST_NODES, MOST_PRODUCTS = 8, 64, 64
 """Numbers of csrc/step.h and csrc/recurrence.h."""
@@ -62,18 +62,24 @@ class Writer:
         if folded.graph.state_size != size:
             raise Beyond
 
-    def back(self) -> None:
-        """All parts of the state before, in their order; zeros where nothing comes back to."""
+    def back(self, wanted: Wanted | None = None, at: int = 0) -> None:
+        """All parts of the state before, in their order; zeros where nothing comes back to.
+
+        Args:
+            wanted: the routes that count; None for all of them.
+            at: where the state before begins in what is written.
+        """
         graph, end = self._folded.graph, 0
         for node, slot in sorted(graph.before.items(), key=lambda each: int(each[1].start)):
             if slot.start < end:
                 raise Beyond  # the same part of the state by two names
             if slot.start > end:
-                self._node(end, slot.start - end, (), {}, None)
-            arriving = self._folded.arriving(node)
+                self._node(at + end, slot.start - end, (), {}, None)
+            arriving = self._folded.arriving(node, wanted)
             if arriving.functions:
                 raise Beyond
-            self._node(slot.start, slot.stop - slot.start, arriving.products, arriving.form, None)
+            form, products = arriving.form, arriving.products
+            self._node(at + slot.start, slot.stop - slot.start, products, form, None)
             end = slot.stop
 
     def program(self) -> Program:
