@@ -12,6 +12,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 OPTIONS = [
     *("-std=gnu11", "-fvisibility=hidden", "-Wno-psabi", "-Wall", "-Wextra"),
@@ -21,7 +22,7 @@ OPTIONS = [
 """None of them changes what arithmetic means, as -ffast-math would."""
 
 SETS: dict[str, list[str]] = {"baseline": []}
-"""Instruction sets beside that of the machine, and what the compiler is told of each."""
+"""Instruction sets beside that of every processor of its kind, and what the compiler is told."""
 if platform.machine() in ("x86_64", "AMD64"):
     SETS["avx2"] = ["-mavx2", "-mfma"]
     SETS["avx512"] = [
@@ -36,23 +37,31 @@ class Build(build_ext):
     """Compiles kernels.c once for each instruction set and type."""
 
     def build_extension(self, ext: Extension) -> None:
-        compiler, objects = self.compiler, []
+        objects, built = list[str](), list[str]()
         for name, options in SETS.items():
-            for kind, definition in TYPES.items():
-                define = f"-DRETROGRADE_NAME=retrograde_{name}_{kind}"
-                objects += compiler.compile(
-                    ["csrc/kernels.c"],
-                    output_dir=f"{self.build_temp}/{name}_{kind}",
-                    extra_postargs=[*OPTIONS, *options, *definition, define],
-                    depends=ext.depends,
-                )
-        objects += compiler.compile(
-            ["csrc/library.c"],
-            output_dir=self.build_temp,
-            extra_postargs=OPTIONS,
+            try:
+                for kind, definition in TYPES.items():
+                    define = f"-DRETROGRADE_NAME=retrograde_{name}_{kind}"
+                    more = [*options, *definition, define]
+                    objects += self._compiled(ext, "kernels", f"{name}_{kind}", more)
+                built.append(f"-DRETROGRADE_{name.upper()}")
+            except CompileError:
+                if name == "baseline":
+                    raise
+                # The compiler is older than the set, or compiles for another kind of processor.
+                self.warn(f"{ext.name} is built without {name}")
+        objects += self._compiled(ext, "library", "", built)
+        self.compiler.link_shared_object(
+            objects, self.get_ext_fullpath(ext.name), libraries=ext.libraries
+        )
+
+    def _compiled(self, ext: Extension, file: str, folder: str, options: list[str]) -> list[str]:
+        return self.compiler.compile(
+            [f"csrc/{file}.c"],
+            output_dir=os.path.join(self.build_temp, folder),
+            extra_postargs=[*OPTIONS, *options],
             depends=ext.depends,
         )
-        compiler.link_shared_object(objects, self.get_ext_fullpath(ext.name))
 
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", "/") + ".so"
@@ -69,6 +78,7 @@ LIBRARY = Extension(
     "retrograde.compiled._recurrence",
     ["csrc/kernels.c", "csrc/library.c"],
     depends=[str(path) for path in sorted(Path("csrc").glob("*.h"))],
+    libraries=["m"],
     optional=True,
 )
 

@@ -102,7 +102,11 @@ static const real EXP[] = {
 #include "cells.h"
 #include "passes.h"
 #include "online.h"
+#include "step.h"
 #include "scan.h"
 #include "sizes.h"
+#include "sums.h"
+#include "crossings.h"
 
-const struct kernels RETROGRADE_NAME = {VECTOR_BYTES, forward, backward, scan, sizes, learn};
+const struct kernels RETROGRADE_NAME = {VECTOR_BYTES, forward, backward, scan,
+                                        crossings,    sizes,   sums,     learn};

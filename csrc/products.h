@@ -36,17 +36,19 @@ static const tile_function tiles[MR][4] = {ROW(1), ROW(2), ROW(3), ROW(4), ROW(5
 /* Rows first .. last of tile number i when `rows` are split evenly into tiles of up to MR. */
 INLINE int64_t tile_start(int64_t rows, int64_t count, int64_t i) { return rows * i / count; }
 
-/* c [rows, vectors] = start + a b, b packed. c and start are padded to whole vectors. */
-static void product(
+/* c [rows, vectors] = start + a b, of rows first_k .. first_k + depth - 1 of all that b is packed
+   for. c and start are padded to whole vectors. */
+static void product_of_part(
     int64_t rows, int64_t vectors, int64_t depth, const real *a, int64_t a_row, const real *packed,
-    const real *start, int64_t start_row, real *c, int64_t c_row) {
+    int64_t packed_depth, int64_t first_k, const real *start, int64_t start_row, real *c,
+    int64_t c_row) {
   int64_t count = (rows + MR - 1) / MR;
   int64_t block = 0;
   do { /* once also for depth 0, where c = start */
     int64_t here = depth - block < DEPTH ? depth - block : DEPTH;
     for (int64_t first = 0; first < vectors; first += NR) {
       int64_t width = vectors - first < NR ? vectors - first : NR;
-      const real *b = packed + first * V * depth + block * width * V;
+      const real *b = packed + first * V * packed_depth + (first_k + block) * width * V;
       for (int64_t i = 0; i < count; i++) {
         int64_t row = tile_start(rows, count, i);
         int64_t height = tile_start(rows, count, i + 1) - row;
@@ -60,6 +62,14 @@ static void product(
     start_row = c_row;
     block += here;
   } while (block < depth);
+}
+
+/* The same with all that b is packed for. */
+INLINE void product(
+    int64_t rows, int64_t vectors, int64_t depth, const real *a, int64_t a_row, const real *packed,
+    const real *start, int64_t start_row, real *c, int64_t c_row) {
+  product_of_part(
+      rows, vectors, depth, a, a_row, packed, depth, 0, start, start_row, c, c_row);
 }
 
 /* c [columns, vectors] (+)= a^T b over the rows of both: the gradient of a weight matrix. */

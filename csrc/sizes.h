@@ -22,7 +22,7 @@ struct sizes_run {
 
 /* What one row at a time needs. */
 struct work_sizes {
-  real *side_by_side; /* the adjoints of a group, [B in whole corners, width] */
+  real *adjoints;     /* those of a group, [B in whole corners, width] */
   real *square, *own; /* for each operand of a group the lanes of two sums */
 };
 
@@ -123,19 +123,6 @@ static void add_square(
     store(square + u * V, sum[0] * weights[u * TILE_SIZE]);
 }
 
-/* to = from * factor, exactly so many numbers; without a factor they are copied. */
-static void multiplied(int64_t count, const real *from, const real *factor, real *to) {
-  if (!factor) {
-    memcpy(to, from, (size_t)count * sizeof(real));
-    return;
-  }
-  int64_t j = 0;
-  for (; j + V <= count; j += V)
-    store(to + j, load(from + j) * load(factor + j));
-  for (; j < count; j++)
-    to[j] = from[j] * factor[j];
-}
-
 /* One row of all samples at one step: what its adjoints make of the operands of every group. */
 static void sizes_of_row(
     const struct sizes_run *run, const struct work_rows *rows, const struct work_sizes *w,
@@ -148,26 +135,17 @@ static void sizes_of_row(
   const double *unit = run->units + k * run->operands;
   int64_t operand = 0;
   for (const struct group *g = p->all_groups; g < p->all_groups + p->groups; g++) {
-    const int64_t P = g->blocks * g->height, H = g->height;
-    for (int64_t i = 0; i < g->segments; i++, s++) {
-      const struct rows source = rows->registers[s->source];
-      for (int64_t b = 0; b < B; b++) {
-        const real *from = source.at + b * source.sample + at * source.row + s->start;
-        for (int64_t block = 0; block < s->blocks; block++) {
-          real *to = w->side_by_side + b * run->width + (s->first + block) * H;
-          const real *f = s->factor.at ? factor_at(&s->factor, step, b, block) : 0;
-          multiplied(H, from, f, to);
-        }
-      }
-    }
+    const int64_t P = g->blocks * g->height;
+    side_by_side(g, s, rows, at, step, B, w->adjoints, run->width);
+    s += g->segments;
     const int64_t padded = padded_to(P, V);
     for (int64_t b = 0; b < B && P < padded; b++)
-      memset(w->side_by_side + b * run->width + P, 0, (size_t)(padded - P) * sizeof(real));
+      memset(w->adjoints + b * run->width + P, 0, (size_t)(padded - P) * sizeof(real));
     if (B == 1)
-      add_square(w->side_by_side, padded / V, g->operands, weights, w->square);
+      add_square(w->adjoints, padded / V, g->operands, weights, w->square);
     else
       add_products(
-          B, w->side_by_side, run->width, padded / V, g->operands, weights, w->square, w->own);
+          B, w->adjoints, run->width, padded / V, g->operands, weights, w->square, w->own);
     weights += run->tiles * g->operands * TILE_SIZE;
     for (int64_t u = 0; u < g->operands; u++, operand++) {
       const int64_t to = (operand * p->rows + n) * p->steps + k;
@@ -189,10 +167,10 @@ static void sizes_parts(int64_t begin, int64_t end, void *context) {
     struct work_rows rows = work_on(&run->runner, S, B, run->rows, 1, &free_);
     const struct rows copied = rows.registers[0];
     struct work_sizes w;
-    w.side_by_side = taken(&free_, corners * run->width);
+    w.adjoints = taken(&free_, corners * run->width);
     w.square = taken(&free_, run->operands * V);
     w.own = taken(&free_, run->operands * V);
-    memset(w.side_by_side, 0, (size_t)(corners * run->width) * sizeof(real));
+    memset(w.adjoints, 0, (size_t)(corners * run->width) * sizeof(real));
     for (int64_t k = 0; k < p->steps; k++)
       for (int64_t n = first; n < last; n += run->rows) {
         int64_t here = last - n < run->rows ? last - n : run->rows;

@@ -685,6 +685,7 @@ ROWS: dict[str, Row] = {
     ),
     "Parts.pooled": Row(FLOW.by_time().pooled, {"most": 2}, {"most": COUNT}),
     "Recorded.part": Row(RECORDED["LSTM"].part, {"samples": 1}, {"samples": COUNT}),
+    "Recorded.sample": Row(RECORDED["LSTM"].sample, {"count": 1}, {"count": COUNT}),
     "clipping.GlobalNorm": Row(clipping.GlobalNorm, {"max_norm": 2.0}, {"max_norm": SIZE}),
     "clipping.Value": Row(clipping.Value, {"max_value": 2.0}, {"max_value": SIZE}),
     "clipping.AGC": Row(clipping.AGC, {"factor": 0.5, "eps": 0.5}, {"factor": SIZE, "eps": SIZE}),

@@ -7,17 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from retrograde.cells import GRU, GRU2014, LSTM, Elman
-from retrograde.cells.base import standard_shapes
-from retrograde.cells.generations import TABLE, generations
 from retrograde.compiled import library as loading
 from retrograde.compiled import passes, sizes
 from retrograde.decomposition.by_time import contribution_norms
-from retrograde.engine import forward, unroll
+from retrograde.engine import crossings, forward, unroll
 from retrograde.engine.adjoint import AdjointSpan
 from retrograde.engine.boundary import Boundary, Read
 from retrograde.engine.scan import COMPILED, EAGER, Entering, backend
 from support.backends import BACKENDS, using
+from support.chunks import KINDS, cell_of, chunk_of, drawn
 from support.problems import MORE, PROBLEMS
 
 pytestmark = pytest.mark.skipif(
@@ -29,33 +27,6 @@ pytestmark = pytest.mark.skipif(
 def _whatever_the_environment_asks_for():
     with using("compiled"):
         yield
-
-
-def drawn(*shape, dtype=torch.float64, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def cell_of(kind, inputs, hidden, dtype=torch.float64):
-    others = {"gru": (GRU, 3), "gru-2014": (GRU2014, 3), "elman": (Elman, 1)}
-    make, gates = others.get(kind, (LSTM, 0))
-    shapes = standard_shapes(gates, inputs, hidden)
-    if make is LSTM:
-        shapes = generations[kind].shapes(inputs, hidden)
-    weights = {
-        name: 0.7 * drawn(*shape, dtype=dtype, seed=n)
-        for n, (name, shape) in enumerate(shapes.items())
-    }
-    return make(**weights, **({"generation": kind} if make is LSTM else {}))
-
-
-KINDS = (*(row.name for row in TABLE), "gru", "gru-2014", "elman")
-
-
-def chunk_of(cell, steps, batch):
-    dtype = next(iter(cell.parameters.values())).dtype
-    x = drawn(steps, batch, cell.input_size, dtype=dtype, seed=9)
-    initial = drawn(batch, cell.state_size, dtype=dtype, seed=8)
-    return unroll(cell, x, initial).chunk(0, steps)
 
 
 def entering(chunk, started, grows, given=True, first=0, back=True):
@@ -198,6 +169,80 @@ def test_any_layout_and_boundaries():
             bounded = replace(chunk, boundaries=dict.fromkeys(steps, boundary))
             other = compare(bounded, given, start, 1e-13)
             assert not torch.equal(other.back[:-1], plain.back[:-1])
+
+
+CLASSES = 3
+
+
+def compare_crossings(chunk, given, entries, tolerance):
+    """Both backends, relative to the largest number of a result; crossing multiplies by 1/8, 4."""
+    most, (B, S), dtype = given.rows[0], chunk.steps.state.shape[1:], chunk.steps.state.dtype
+    start = drawn(entries * CLASSES, B, S, dtype=dtype, seed=6)
+    exponent = torch.tensor([5, 8, 6]).repeat(most) + torch.arange(most).repeat_interleave(CLASSES)
+    found = []
+    for name in ("compiled", "eager"):
+        with using(name):
+            found.append(crossings._pull_back(replace(chunk), start, given, exponent, CLASSES))
+    ours, theirs = found
+    assert (ours.back is None) == (theirs.back is None) == (not given.back)
+    for result in ("values", "norms", *(("back",) if given.back else ())):
+        one, other = getattr(ours, result), getattr(theirs, result)
+        atol = tolerance * float(other.abs().max())
+        torch.testing.assert_close(one, other, rtol=0, atol=atol)
+    return ours
+
+
+@pytest.mark.parametrize("problem", PROBLEMS + MORE, ids=lambda problem: problem.name)
+def test_rows_by_crossing_of_every_cell(problem):
+    chunk = chunk_of(problem.make(), 5, 3)
+    assert (chunk.compiled_by_crossing is None) == bool(chunk.plan.functions)
+    for entries in (1, 7):
+        compare_crossings(chunk, CASES["both"](chunk, entries), entries, 1e-13)
+
+
+@pytest.mark.parametrize("kind", ("lstm-2002", "gru-2014"))
+def test_rows_by_crossing_of_any_size_case_and_boundary(kind):
+    for steps, batch, hidden, entries, dtype in (
+        (1, 1, 1, 1, torch.float64),
+        (7, 13, 19, 2, torch.float32),
+        (6, 2, 33, 20, torch.float64),
+    ):
+        chunk = chunk_of(cell_of(kind, 2, hidden, dtype), steps, batch)
+        shape, tolerance = (batch, chunk.cell.state_size), 1e-13 if dtype.itemsize == 8 else 3e-6
+        factor = drawn(*shape, dtype=dtype, seed=4)
+        one = Boundary(factor, factor > 0, (Read(factor),))
+        for case in CASES.values():
+            given = case(chunk, entries)
+            compare_crossings(chunk, given, entries, tolerance)
+            bounded = replace(chunk, boundaries={steps - 1: one, 0: one})
+            compare_crossings(bounded, given, entries, tolerance)
+
+
+@pytest.mark.parametrize("batch, entries", ((5, 6), (1, 20)))
+def test_rows_by_crossing_with_any_number_of_threads(batch, entries):
+    chunk, before = chunk_of(cell_of("lstm-2002", 2, 40), 6, batch), torch.get_num_threads()
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        try:
+            found.append(compare_crossings(chunk, CASES["both"](chunk, entries), entries, 1e-13))
+        finally:
+            torch.set_num_threads(before)
+    for other in found[1:]:
+        assert torch.equal(other.values, found[0].values) and torch.equal(other.back, found[0].back)
+        assert torch.equal(other.norms, found[0].norms)
+
+
+def test_rows_by_crossing_say_what_is_not_finite():
+    chunk = chunk_of(cell_of("lstm-2002", 2, 19), 4, 2)
+    for value in (math.nan, math.inf, -math.inf):
+        given = CASES["both"](chunk, 6)
+        given.values[1, 1, 4] = value
+        exponent = torch.zeros(given.rows[0] * CLASSES, dtype=torch.int64)
+        start = drawn(6 * CLASSES, 2, chunk.cell.state_size)
+        found = crossings._pull_back(chunk, start, given, exponent, CLASSES)
+        wrong = ~found.values.isfinite().flatten(2).all(2)
+        assert wrong.any() and torch.equal(wrong, ~found.norms.isfinite())
 
 
 def test_the_environment_chooses():

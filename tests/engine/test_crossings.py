@@ -44,9 +44,11 @@ def written_out(flow, entries):
     return found
 
 
-def compare(step, expected, rtol=1e-10):
+def compare(step, expected):
+    """To rounding; numbers below the normal range become 0 in the compiled library."""
     rows = step.delta.plain().double()
-    torch.testing.assert_close(rows, expected.flatten(0, 1)[: len(rows)], rtol=rtol, atol=0)
+    tiny = torch.finfo(torch.float64).tiny
+    torch.testing.assert_close(rows, expected.flatten(0, 1)[: len(rows)], rtol=1e-10, atol=tiny)
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])

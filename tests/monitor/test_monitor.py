@@ -146,6 +146,7 @@ def test_a_part_of_the_pass_is_decomposed_exactly():
     flow = monitor.flow("encoder.rnn")
     assert flow.residual < 1e-12
     assert flow.entries.steps.tolist() == [12, 25, 39]
+    assert monitor.samples_read == {"encoder.rnn": (1, 4)} and flow.recorded.samples == (1, 4)
     assert flow.unrolled.x.shape == (40, 2, 3)
     found = of_layer(monitor, "encoder.rnn")
     assert found["reach"] == flow.reach
@@ -153,7 +154,7 @@ def test_a_part_of_the_pass_is_decomposed_exactly():
 
     model.zero_grad()  # its gradient is that of the loss of those samples at those steps
     torch.autograd.backward(
-        model.encoder["rnn"](x[:2])[0][:, [12, 25, 39]],
+        model.encoder["rnn"](x[[1, 4]])[0][:, [12, 25, 39]],
         flow.recorded.output_adjoint[[12, 25, 39]].transpose(0, 1),
     )
     for name, p in model.encoder["rnn"].named_parameters():
@@ -591,7 +592,7 @@ def test_history_is_rows_a_table_and_a_chart():
     assert isinstance(table, pandas.DataFrame) and table.shape == (3, len(monitor.scalars) + 1)
 
 
-def recorded(monitor, model, scales):
+def recorded(monitor, model, scales, as_tensor=True):
     """The blocks that were looked at, of those whose loss is scaled so."""
     found = []
     for scale in scales:
@@ -600,7 +601,7 @@ def recorded(monitor, model, scales):
             warnings.simplefilter("ignore")
             with monitor:
                 loss = loss_of(model, torch.ones(2, 5, 3)) * scale
-                monitor.loss(loss)
+                monitor.loss(loss if as_tensor else loss.item())
                 loss.backward()
         if monitor.recording:
             found.append(monitor.step)
@@ -619,14 +620,15 @@ def test_a_norm_that_jumps_is_followed_by_a_closer_look():
     assert norms[10] == pytest.approx(30 * norms[0], rel=1e-4)
 
 
+@pytest.mark.parametrize("as_tensor", [True, False])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_is_one_event_while_it_lasts(value):
+def test_a_loss_that_is_not_finite_is_one_event_while_it_lasts(value, as_tensor):
     torch.manual_seed(0)
     model = Model()
     monitor = retrograde.Monitor(model, every=4, trigger=10)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = recorded(monitor, model, [1.0] * 5 + [value] * 2 + [1.0])
+        found = recorded(monitor, model, [1.0] * 5 + [value] * 2 + [1.0], as_tensor)
     assert found[:2] == [0, 4] and 7 in found
     assert [event.step for event in monitor.events] == [5]
     assert f"the loss is {value}" in monitor.events[0].reason
@@ -720,7 +722,7 @@ def test_numbers_are_positive_integers(name, value):
 
 def test_the_window_and_how_far_there_is_a_signal():
     """What was read 12 steps before is to be told: a lag that all samples have in common."""
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     model = nn.LSTM(1, 16, batch_first=True)
     retrograde.nn.initialise(model, "chrono", horizon=30)
     x = torch.randn(64, 30, 1)
@@ -764,11 +766,50 @@ def test_what_is_learnable_is_told_where_the_past_can_be_replaced():
         assert "retrograde/LSTM/learnable" not in monitor.scalars
 
 
-def test_samples_without_a_loss_tell_nothing_of_the_reach():
-    """The first of a batch are read, and here only the last have a loss."""
-    model, x = nn.LSTM(2, 3), torch.randn(12, 16, 2)
-    monitor = retrograde.Monitor(model)
-    with monitor:
-        model(x)[0][:, -2:].square().sum().backward()
-    assert "retrograde/LSTM/gradient_norm" in monitor.scalars and not monitor.problems
-    assert not {"retrograde/LSTM/reach", "retrograde/LSTM/rate"} & set(monitor.scalars)
+class Written(nn.Module):
+    """A plain recurrence written out, time first."""
+
+    def __init__(self, inputs, hidden):
+        super().__init__()
+        self.W, self.R = nn.Linear(inputs, hidden), nn.Linear(hidden, hidden)
+
+    def forward(self, x):
+        h, outputs = x.new_zeros(x.shape[1], self.R.in_features), []
+        for x_k in x:
+            h = torch.tanh(self.W(x_k) + self.R(h))
+            outputs.append(h)
+        return torch.stack(outputs), h
+
+
+def written_step(w, x, s):
+    a = x @ w["W.weight"].T + w["W.bias"] + s["h"] @ w["R.weight"].T + w["R.bias"]
+    return {"h": torch.tanh(a)}
+
+
+WRITTEN = retrograde.Declaration(written_step, state=("h",), batch_first=False)
+
+
+@pytest.mark.parametrize("where", ["output", "state"])
+@pytest.mark.parametrize("form", ["plain", "packed", "declared"])
+def test_samples_are_read_that_have_a_loss(form, where):
+    """Of 40 the last 8."""
+    torch.manual_seed(0)
+    kind = Written if form == "declared" else nn.LSTM
+    model, x = kind(2, 3), torch.randn(12, 40, 2)
+    given = nn.utils.rnn.pack_padded_sequence(x, [12] * 39 + [8]) if form == "packed" else x
+    cells = {Written: WRITTEN} if form == "declared" else None
+    monitor = retrograde.Monitor(model, cells=cells, every=1)
+    for _ in range(2):  # the whole is put together, and then those samples alone
+        with monitor:
+            output, state = model(given)
+            if form == "packed":
+                output, _ = nn.utils.rnn.pad_packed_sequence(output)
+            h = state if form == "declared" else state[0]
+            loss = output if where == "output" else h.view(1, 40, 3)
+            loss[:, -8:].square().sum().backward()
+        assert not monitor.problems
+        assert monitor.samples_read == {type(model).__name__: (34, 38)}
+        read = monitor.flow(type(model).__name__).recorded
+        assert read.x.equal(x[:, [34, 38]])
+        assert bool(read.direct.any(0).any(1).all())
+        assert f"retrograde/{type(model).__name__}/reach" in monitor.scalars

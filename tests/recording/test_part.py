@@ -8,7 +8,7 @@ import retrograde
 
 
 @pytest.mark.parametrize("how", ["stack", "both directions", "packed", "called twice"])
-def test_the_first_samples_alone_are_those_of_the_whole(how):
+def test_samples_alone_are_those_of_the_whole(how):
     torch.manual_seed(0)
     model = nn.LSTM(3, 4, 2, bidirectional=how in ("both directions", "packed")).double()
     x = torch.randn(6, 5, 3, dtype=torch.float64)
@@ -22,7 +22,9 @@ def test_the_first_samples_alone_are_those_of_the_whole(how):
             data = out.data if how == "packed" else out
             (data * torch.arange(data.numel()).view_as(data)).sum().backward()
         recordings.append(recording)
-    whole, apart = recordings[0]["LSTM"].part(2), recordings[1].passes[0].part("LSTM", 2)
+    whole, apart = recordings[0]["LSTM"], recordings[1].passes[0].sample("LSTM", 2)
+    assert apart.samples == (1, 3)
+    whole = whole.part(apart.samples)
     for name in ("x", "initial", "direct", "inputs", "final", "lengths"):
         one, other = getattr(whole, name), getattr(apart, name)
         assert (one is None) == (other is None), name

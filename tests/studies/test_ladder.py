@@ -15,13 +15,14 @@ from retrograde.studies.ladder import (
     BATCH,
     LAGS,
     RECURRENCES,
-    Inside,
     Ladder,
     learned,
+    looked,
     made,
     passed,
 )
 from retrograde.studies.ladder_study import AMONG, STUDY, foretold, notes, ranks, spearman, starts
+from retrograde.studies.watched import Inside
 from retrograde.tasks import FirstSymbol
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -43,8 +44,8 @@ def test_the_first_symbol_is_the_answer_and_the_rest_are_distractors():
 def test_what_is_seen_inside_is_what_the_package_says(name):
     lag = 12
     model, sequences = made(RECURRENCES[name], lag, 3), drawn(lag)
-    inside = Inside(model)
-    loss, answers = inside.look(0, sequences, crossings=True)
+    inside = Inside(model, lag, samples=BATCH, entries=1)
+    loss, answers = looked(inside, 0, sequences, crossings=True)
     seen = {key: values[0] for key, values in inside.figures.items()}
     assert seen["updates"] == 0
     model.zero_grad()

@@ -34,17 +34,19 @@ FIELDS = (
 
 ONLINE = (
     *("blocks", "size", "gates", "inputs", "outputs", "fed_back", "skip", "biased"),
-    *("cell_input", "cell_output", "each_step", "networks", "parts", "parallel", "lessons"),
+    *("cell_input", "cell_output", "each_step", "peepholes"),
+    *("networks", "parts", "parallel", "lessons"),
 )
 """Those of `struct online`."""
 
 LESSON = (
-    *("hidden", "output", "state", "rate", "sequences", "x", "symbols", "y", "due", "lengths"),
-    *("possible", "answers", "before"),
+    *("hidden", "output", "by_hidden", "by_output", "state", "rate", "decay", "momentum"),
+    *("sequences", "x", "symbols", "y", "due", "lengths"),
+    *("possible", "limit", "begins", "answers", "before"),
 )
 """Those of `struct lesson`."""
 
-INTERFACE = 5
+INTERFACE = 8
 """RETROGRADE_INTERFACE in csrc/recurrence.h."""
 
 HOW = (
@@ -82,7 +84,9 @@ class Library:
             was not enough memory.
         learn: the on-line training of 1997, called in the same way.
         scan: the backward recursion of many rows, called in the same way (compiled/scan.py).
+        crossings: the same with rows told apart by crossings (compiled/crossings.py).
         sizes: how large what they make of parameters is (compiled/sizes.py).
+        sums: what they make of parameters, summed; 2 where it needs room (compiled/sums.py).
         vector: the bytes of a vector.
         instructions: the name of the instruction set.
         parallel: the address of torch's own loop over threads, 0 where torch has none.
@@ -92,7 +96,9 @@ class Library:
     backward: Mapping[torch.dtype, Callable[[object], int]]
     learn: Mapping[torch.dtype, Callable[[object], int]]
     scan: Mapping[torch.dtype, Callable[[object], int]]
+    crossings: Mapping[torch.dtype, Callable[[object], int]]
     sizes: Mapping[torch.dtype, Callable[[object], int]]
+    sums: Mapping[torch.dtype, Callable[[object], int]]
     vector: int
     instructions: str
     parallel: int
@@ -198,7 +204,9 @@ def _of(opened: ctypes.CDLL, number: int) -> Library:
         backward=functions("backward"),
         learn=functions("learn"),
         scan=functions("scan"),
+        crossings=functions("crossings"),
         sizes=functions("sizes"),
+        sums=functions("sums"),
         vector=opened.retrograde_bytes(ctypes.c_int64(number)),
         instructions=_instruction_sets(opened)[number],
         parallel=_parallel(),

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from retrograde.cells.folding import Base, Blocks, Folded, Form, Segment
+from retrograde.cells.folding import Base, Blocks, Folded, Form, Segment, Wanted
 
 MOST_TERMS, MOST_NODES, MOST_PRODUCTS = 8, 64, 64
-"""Numbers of csrc/scan.h and csrc/recurrence.h."""
+"""Numbers of csrc/step.h and csrc/recurrence.h."""
 
 _NONE = (0, 0, 0, 0)  # a factor of 1
 
@@ -62,18 +62,24 @@ class Writer:
         if folded.graph.state_size != size:
             raise Beyond
 
-    def back(self) -> None:
-        """All parts of the state before, in their order; zeros where nothing comes back to."""
+    def back(self, wanted: Wanted | None = None, at: int = 0) -> None:
+        """All parts of the state before, in their order; zeros where nothing comes back to.
+
+        Args:
+            wanted: the routes that count; None for all of them.
+            at: where the state before begins in what is written.
+        """
         graph, end = self._folded.graph, 0
         for node, slot in sorted(graph.before.items(), key=lambda each: int(each[1].start)):
             if slot.start < end:
                 raise Beyond  # the same part of the state by two names
             if slot.start > end:
-                self._node(end, slot.start - end, (), {}, None)
-            arriving = self._folded.arriving(node)
+                self._node(at + end, slot.start - end, (), {}, None)
+            arriving = self._folded.arriving(node, wanted)
             if arriving.functions:
                 raise Beyond
-            self._node(slot.start, slot.stop - slot.start, arriving.products, arriving.form, None)
+            form, products = arriving.form, arriving.products
+            self._node(at + slot.start, slot.stop - slot.start, products, form, None)
             end = slot.stop
 
     def program(self) -> Program:
@@ -99,6 +105,15 @@ class Writer:
         count = each.last - each.first
         source = self._source(each.base)
         return (*source, each.first, count, *self._factor(each.factor, height, count))
+
+    def operand(self, value: Tensor) -> Tensor:
+        """What adjoints are multiplied by, [K, B, M], as the library reads it."""
+        if value.shape[:-1] != self._shape[:2]:
+            raise Beyond
+        if value.stride(-1) != 1 and value.shape[-1] > 1:
+            value = value.contiguous()
+        self._hold(value)
+        return value
 
     def _node(
         self,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from retrograde.cells.folding import Folded
+from retrograde.cells.folding import Folded, Wanted
 from retrograde.compiled.library import Library
 from retrograde.compiled.passes import in_use
 from retrograde.compiled.program import Beyond, Program, Writer, given
@@ -22,19 +22,22 @@ class Steps:
     program: Program
 
 
-def steps_of(folded: Folded, like: Tensor) -> Steps | None:
+def steps_of(folded: Folded, like: Tensor, *wanted: Wanted | None) -> Steps | None:
     """Linearised steps for the library; None where it is not in use or cannot run them.
 
     Args:
         folded: the graph of neighbouring steps, [K, B, ...].
         like: the states before them, [K, B, S].
+        wanted: for each of several results, one behind the other, the routes that count; None for
+            all of them.
     """
     library = in_use(like)
     if library is None:
         return None
     try:
         writer = Writer(folded, like)
-        writer.back()
+        for number, routes in enumerate(wanted):
+            writer.back(routes, number * like.shape[2])
         return Steps(library, writer.program())
     except Beyond:
         return None
@@ -83,14 +86,11 @@ def pull_back(
     factors = {k: given(factor, one, dtype) for k, factor in boundaries.items()}
     assert 0 <= first and first + count <= all_steps
     assert direct is not None or most == rows[-1]
-    values = _room(start, most, count, *one)
+    values = room(start, most, count, *one)
     norms = start.new_empty(most, count)
-    behind = _room(start, most + 1, *one) if back else None
+    behind = room(start, most + 1, *one) if back else None
     numbers = (ctypes.c_int64 * count)(*rows)
-    passed = None
-    if factors:
-        at = [factors[k].data_ptr() if k in factors else 0 for k in range(count)]
-        passed = (ctypes.c_int64 * count)(*at)
+    passed = addresses(factors, count)
     parallel = library.parallel
     fields = (
         *(count, samples, size, rows[-1], first),
@@ -106,7 +106,16 @@ def pull_back(
     return Rows(values, norms, behind)
 
 
-def _room(like: Tensor, *shape: int) -> Tensor:
+def addresses(factors: Mapping[int, Tensor], count: int) -> "ctypes.Array[ctypes.c_int64] | None":
+    """Those of the factors before some of `count` steps, 0 before the others; None without any."""
+    if not factors:
+        return None
+    return (ctypes.c_int64 * count)(
+        *(factors[k].data_ptr() if k in factors else 0 for k in range(count))
+    )
+
+
+def room(like: Tensor, *shape: int) -> Tensor:
     """An uninitialised tensor, in memory of few sizes: what keeps its size is handed out again."""
     count = math.prod(shape)
     step = 1 << max(10, count.bit_length() - 3)

@@ -96,10 +96,10 @@ class Boundary:
         reads = tuple(replace(read, factor=read.factor.double()) for read in self.reads)
         return Boundary(self.state.double(), self.carried, reads)
 
-    def part(self, samples: int) -> "Boundary":
-        """That of the first samples, which must not read others."""
+    def part(self, samples: Int[Tensor, "M"]) -> "Boundary":
+        """That of some samples, by their numbers, which must not read others."""
         reads = tuple(_part(read, samples) for read in self.reads)
-        return Boundary(self.state[:samples], self.carried[:samples], reads)
+        return Boundary(self.state[samples], self.carried[samples], reads)
 
     @staticmethod
     def side_by_side(boundaries: "Sequence[Boundary]") -> "Boundary":
@@ -126,6 +126,10 @@ class Boundary:
         return Boundary(state, carried, tuple(reads))
 
 
-def _part(read: Read, samples: int) -> Read:
-    source = None if read.source is None else read.source[:samples]
-    return replace(read, factor=read.factor[:samples], source=source)
+def _part(read: Read, samples: Int[Tensor, "M"]) -> Read:
+    factor, source = read.factor[samples], None
+    if read.source is not None:
+        width = factor.shape[1]
+        own = torch.arange(len(factor), device=factor.device).unsqueeze(1)
+        source = own * width + read.source[samples] % width
+    return replace(read, factor=factor, source=source)

@@ -9,14 +9,14 @@ Every class has an exponent of its own, which stays what it is for a stretch of 
 to the next class is multiplied by the power of two that lies between the two.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from retrograde.cells.base import AbstractCell
 from retrograde.cells.program import Program, new_rows
+from retrograde.compiled import crossings as compiled
 from retrograde.engine.adjoint import AdjointSpan, AdjointStep, refuse_non_finite
 from retrograde.engine.entries import Entries
 from retrograde.engine.merging import Merging
@@ -28,6 +28,7 @@ from retrograde.engine.scaling import (
     power_of_two,
     times_power_of_two,
 )
+from retrograde.engine.scan import Entering, Pulled, plain_boundaries
 from retrograde.engine.unroll import CHUNK, Chunk, Unrolled
 
 HELD = 2**22
@@ -47,8 +48,7 @@ class PerCrossing:
         stopped: the step before those that are done.
     """
 
-    def __init__(self, cell: AbstractCell, entries: Entries, classes: int):
-        self._recurrent = frozenset(cell.recurrent_routes)
+    def __init__(self, entries: Entries, classes: int):
         self._entries, self._classes = entries, classes
         self._merging = Merging(entries, None) if entries.relative else None
         self._values = entries.direct.new_zeros(0, *entries.direct.shape[1:])
@@ -127,26 +127,28 @@ class PerCrossing:
         if opened:
             more = exponent.new_tensor(opened).repeat_interleave(classes)
             exponent = torch.cat((exponent, more))
-        values, back = self._pull_back(chunk, start, exponent, first, rows, coming.values)
-        flat = values.flatten(2)
-        sizes = torch.maximum(flat.amax(2), -flat.amin(2))
+        entering = Entering(first, rows, coming.values, back=first > 0)
+        pulled = _pull_back(chunk, start.values, entering, exponent, classes)
+        values, sizes = pulled.values, pulled.norms
         stop = self._first_out(sizes) if len(rows) > 1 else None
         if stop is None:
             self.stopped, self._complete = first - 1, False
             self._length = min(2 * self._length, CHUNK)
-            self._values, self._exponent = back, exponent
+            self._exponent = exponent
+            if pulled.back is not None:
+                self._values = pulled.back
         else:
             self.stopped, self._complete = first + stop, True
             self._length = max(1, len(rows) - 1 - stop)
             here = rows[stop] * classes
-            self._values, self._exponent = values[stop, :here].clone(), exponent[:here]
+            self._values, self._exponent = values[:here, stop].contiguous(), exponent[:here]
             first, rows = first + stop + 1, rows[stop + 1 :]
             most = rows[0] * classes
-            values, sizes = values[stop + 1 :, :most], sizes[stop + 1 :, :most]
+            values, sizes = values[:most, stop + 1 :], sizes[:most, stop + 1 :]
         lags = self._lags(first, len(rows), rows[0])
         units = exponent[:most].unsqueeze(1).expand(-1, len(rows))
         units = torch.where((lags < 0).repeat_interleave(classes, 0), 0, units)
-        return AdjointSpan(first, values.transpose(0, 1), units, sizes.T, lags, chunk)
+        return AdjointSpan(first, values, units, sizes, lags, chunk)
 
     def _centred(self, k: int) -> Scaled:
         """The rows brought into range; an empty class is on the scale of the one before it."""
@@ -166,41 +168,12 @@ class PerCrossing:
         shift = torch.where(sizes > 0, self._exponent - unit, 0)
         return Scaled(times_power_of_two(values, shift), unit)
 
-    def _pull_back(
-        self,
-        chunk: Chunk,
-        start: Scaled,
-        exponent: Int[Tensor, "M"],
-        first: int,
-        rows: Sequence[int],
-        given: Float[Tensor, "K B S"] | None,
-    ) -> tuple[Float[Tensor, "K M B S"], Float[Tensor, "N B S"]]:
-        """The rows at all steps, and what comes back to the state before them."""
-        classes, count, most = self._classes, len(rows), rows[0] * self._classes
-        step = _Step(chunk, self._recurrent, exponent, start.values, classes)
-        shape = start.values.shape[1:]
-        values = new_rows(start.values, count * most, *shape).view(count, most, *shape)
-        for number, after in enumerate(rows[1:]):
-            values[number, after * classes :] = 0
-        values[-1] = 0
-        values[-1, : len(start.values)] = start.values
-        for number in range(count - 1, 0, -1):
-            here, after = rows[number - 1], rows[number]
-            some = after * classes
-            step.pull_back(first + number, values[number, :some], values[number - 1, :some])
-            if given is not None:
-                values[number - 1, (here - 1) * classes] += given[number - 1]
-        back = new_rows(start.values, most, *shape)
-        if first:
-            step.pull_back(first, values[0], back)
-        return values, back
-
-    def _first_out(self, sizes: Float[Tensor, "K M"]) -> int | None:
+    def _first_out(self, sizes: Float[Tensor, "M K"]) -> int | None:
         """The latest step, before the last, at which a row is out of range."""
         low, high = 2.0**LEAST, 2.0 ** (CENTRE + SLACK)
-        out = ~(sizes <= high) | ((sizes > 0) & (sizes < low) & ~(sizes[-1:] < low))
-        out |= (sizes > 0) & (sizes < low) & (sizes[-1:] == 0)
-        some = torch.nonzero(out[:-1].any(1))
+        start = sizes[:, -1:]
+        out = ~(sizes <= high) | ((sizes > 0) & (sizes < low) & ~((start > 0) & (start < low)))
+        some = torch.nonzero(out[:, :-1].any(0))
         return int(some[-1]) if len(some) else None
 
     def _lags(self, first: int, count: int, rows: int) -> Int[Tensor, "E K"]:
@@ -210,23 +183,72 @@ class PerCrossing:
         return self._merging.lags(first, count)
 
 
-class _Step:
-    """Rows of all classes, pulled back through the steps of a chunk on exponents that stay."""
+def _pull_back(
+    chunk: Chunk,
+    start: Float[Tensor, "N B S"],
+    entering: Entering,
+    exponent: Int[Tensor, "M"],
+    classes: int,
+) -> Pulled:
+    """Rows of all classes pulled back from step to step, on exponents that stay.
 
-    def __init__(
-        self,
-        chunk: Chunk,
-        recurrent: frozenset[str],
-        exponent: Int[Tensor, "M"],
-        like: Tensor,
-        classes: int,
-    ):
-        self._chunk, self._classes = chunk, classes
-        self._program: Program = chunk.plan.by_crossing(recurrent)
-        unit = exponent.view(-1, classes)
-        self._moves = power_of_two(unit[:, :-1] - unit[:, 1:], like)[..., None, None]
-        self._crossed = new_rows(like, len(exponent), *like.shape[1:])
-        self._width = like.shape[-1]
+    Args:
+        chunk: what holds the steps.
+        start: the rows at the latest of the steps, complete.
+        entering: the steps, how many entries there are at each, and what the loss gives.
+        exponent: of the rows, also those that come.
+        classes: rows of an entry.
+    """
+    unit = exponent.view(-1, classes)
+    moves = power_of_two(unit[:, :-1] - unit[:, 1:], start)
+    first, count = entering.first, len(entering)
+    steps, passed = chunk.compiled_by_crossing, plain_boundaries(chunk, first, count)
+    if steps is None or passed is None:
+        return _eagerly(chunk, start, entering, moves)
+    given, at = entering.values, first - chunk.first
+    found = compiled.pull_back(steps, at, start, entering.rows, given, moves, passed, entering.back)
+    return Pulled(found.values, found.norms, found.back)
+
+
+def _eagerly(
+    chunk: Chunk, start: Float[Tensor, "N B S"], entering: Entering, moves: Float[Tensor, "E C1"]
+) -> Pulled:
+    """The same by operations of torch."""
+    rows, count, classes = entering.rows, len(entering), moves.shape[1] + 1
+    most, shape, first = rows[0] * classes, start.shape[1:], entering.first
+    values = new_rows(start, count * most, *shape).view(count, most, *shape)
+    for number, after in enumerate(rows[1:]):
+        values[number, after * classes :] = 0
+    values[-1] = 0
+    values[-1, : len(start)] = start
+    step = _Step(chunk, moves, new_rows(start, most, *shape))
+    for number in range(count - 1, 0, -1):
+        some = rows[number] * classes
+        step.pull_back(first + number, values[number, :some], values[number - 1, :some])
+        if entering.values is not None:
+            values[number - 1, (rows[number - 1] - 1) * classes] += entering.values[number - 1]
+    back = new_rows(start, most, *shape) if entering.back else None
+    if back is not None:
+        step.pull_back(first, values[0], back)
+    flat = values.flatten(2)
+    sizes = torch.maximum(flat.amax(2), -flat.amin(2))
+    return Pulled(values.transpose(0, 1), sizes.T, back)
+
+
+class _Step:
+    """Rows of all classes, pulled back through one step of a chunk.
+
+    Args:
+        chunk: what holds the steps.
+        moves: what crosses from each class to the next is multiplied by.
+        room: for what crossed.
+    """
+
+    def __init__(self, chunk: Chunk, moves: Float[Tensor, "E C1"], room: Float[Tensor, "N B S"]):
+        self._chunk, self._classes, self._crossed = chunk, moves.shape[1] + 1, room
+        self._program: Program = chunk.plan.by_crossing(frozenset(chunk.cell.recurrent_routes))
+        self._moves = moves[..., None, None]
+        self._width = room.shape[-1]
 
     def pull_back(self, k: int, rows: Float[Tensor, "N B S"], out: Float[Tensor, "N B S"]) -> None:
         """Write what comes back to the state before: what stays, and what crossed once more."""
@@ -273,7 +295,7 @@ def rows_by_crossing(unrolled: Unrolled, entries: Entries, classes: int) -> Iter
     Raises:
         NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
     """
-    rows = PerCrossing(unrolled.cell, entries, classes)
+    rows = PerCrossing(entries, classes)
     for chunk in unrolled.chunks():
         while rows.stopped >= chunk.first:
             k = rows.stopped

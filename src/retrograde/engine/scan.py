@@ -130,21 +130,28 @@ class Compiled(AbstractBackend):
     """All steps in one call of the compiled library; what it cannot run, operations of torch do."""
 
     def pull_back(self, chunk: Chunk, start: Float[Tensor, "N B S"], entering: Entering) -> Pulled:
-        steps, passed = chunk.compiled, dict[int, Tensor]()
-        for k, boundary in chunk.boundaries.items():
-            if not entering.first <= k < entering.first + len(entering):
-                continue
-            if len(boundary.reads) != 1 or boundary.reads[0].source is not None:
-                steps = None
-                break
-            passed[k - entering.first] = boundary.reads[0].factor
-        if steps is None:
+        steps, passed = chunk.compiled, plain_boundaries(chunk, entering.first, len(entering))
+        if steps is None or passed is None:
             return EAGER.pull_back(chunk, start, entering)
         first = entering.first - chunk.first
         found = compiled.pull_back(
             steps, first, start, entering.rows, entering.values, passed, entering.back
         )
         return Pulled(found.values, found.norms, found.back)
+
+
+def plain_boundaries(chunk: Chunk, first: int, count: int) -> dict[int, Tensor] | None:
+    """The factors of the boundaries before some steps, by their number among these.
+
+    None if one of them is more than factors.
+    """
+    found = dict[int, Tensor]()
+    for k, boundary in chunk.boundaries.items():
+        if first <= k < first + count:
+            if len(boundary.reads) != 1 or boundary.reads[0].source is not None:
+                return None
+            found[k - first] = boundary.reads[0].factor
+    return found
 
 
 EAGER = Eager()

@@ -18,7 +18,7 @@ from retrograde.cells.reverse_mode import CellAdjoint
 from retrograde.cells.rewiring import Factors, scaled
 from retrograde.compiled.library import library
 from retrograde.compiled.scan import Steps, steps_of
-from retrograde.compiled.sizes import Uses, uses_of
+from retrograde.compiled.uses import Uses, uses_of
 from retrograde.engine.boundary import Boundary
 from retrograde.engine.forward import Checkpoints, Forward
 from retrograde.engine.linear_states import by_blocks, linear_states
@@ -159,7 +159,15 @@ class Chunk:
     def compiled(self) -> Steps | None:
         """The same for the compiled backend; None where it is not in use or cannot run it."""
         with no_autocast(self.steps.x.device):
-            return steps_of(self.plan.folded, self.steps.previous)
+            return steps_of(self.plan.folded, self.steps.previous, None)
+
+    @cached_property
+    def compiled_by_crossing(self) -> Steps | None:
+        """What comes back without crossing recurrent weights, and behind it by them, likewise."""
+        crosses = frozenset(self.cell.recurrent_routes).__contains__
+        with no_autocast(self.steps.x.device):
+            folded, like = self.plan.folded, self.steps.previous
+            return steps_of(folded, like, lambda route: not crosses(route), crosses)
 
     @cached_property
     def compiled_uses(self) -> Uses | None:

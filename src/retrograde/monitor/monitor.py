@@ -37,6 +37,11 @@ AFTER = 3
 MOST_SAMPLES, MOST_ENTRIES = 4, 8
 """Samples and loss steps that are looked at unless the caller says otherwise, at most."""
 
+PER_SAMPLE, PER_ROW = 16, 4
+"""One in this many samples is looked at unless the caller says otherwise, and loss steps times
+samples are one in this many samples: a look then takes less than the block itself, whose forward
+and backward pass take all of them (benchmarks/README.md)."""
+
 CHECKED_EVERY = 10
 """Looks from one that holds the whole pass against its gradient, which takes as long as the pass
 itself, to the next."""
@@ -80,10 +85,12 @@ class Monitor:
     A number that there is not (no rate after a single step, no carousel in a plain RNN) or
     that is not finite is left out. Norms and counts are those of this pass alone, before clipping,
     also where gradients accumulate; with a gradient scaler they are those of the scaled loss. The
-    first six describe a part of the pass, and are exact for it: the loss of the first `samples`
-    samples at `entries` of the steps at which it enters, evenly spaced and the last included. By
-    default up to 4 samples and 8 steps, fewer of a small batch, so that a look takes little beside
-    the block itself (benchmarks/README.md). Under
+    first six describe a part of the pass, and are exact for it: the loss of `samples` of the
+    samples at `entries` of the steps at which it enters, evenly spaced and the last included. The
+    samples are evenly spread over those of the batch that have a loss, the same ones for the same
+    batch: no end of a batch that is sorted is preferred, and `samples_read` has their numbers. By
+    default up to 4 samples and 8 steps, fewer of a small batch, so that a look takes less than the
+    block itself (benchmarks/README.md). Under
     `torch.distributed` only rank 0 looks, at its own share of the batch, and talks to no other.
 
     Nothing of ours raises into a training loop. What cannot be recorded or looked at (a layer that
@@ -101,8 +108,8 @@ class Monitor:
         every: how many blocks from one that is recorded to the next; with a `budget` the least.
         log: called with the scalars and the number of the block, as `wandb.log` would take them.
         samples, entries: how much of the pass is looked at; more costs more. None for 1 to 4
-            samples, an eighth of the batch, and 2 to 8 of the steps, as many as make half of the
-            batch with the samples.
+            samples, a sixteenth of the batch, and 2 to 8 of the steps, as many as make a quarter of
+            the batch with the samples.
         needs_lag: a lag that matters, in steps; adds the scalar `needed`.
         delta: the bias that a window may have, as 0.1; adds the scalars `window` and `learnable`.
             `learnable` is there for a model with one recurrent layer that reads one way. It looks
@@ -137,6 +144,7 @@ class Monitor:
         scalars: what the latest block told, by name; empty where it was not recorded.
         recording: its `Recording`, for all further questions; empty where it was not recorded.
         problems: what stood in the way, by layer.
+        samples_read: the numbers of the samples in the batch that the scalars describe, by layer.
         step: the number of the latest block, from 0.
         history: the scalars of all looks, as rows; `history.chart()` draws reach and horizon over
             training, `history.to_dataframe()` is a table.
@@ -228,6 +236,7 @@ class Monitor:
         self.scalars: dict[str, float] = {}
         self.recording = Recording()
         self.problems: dict[str, str] = {}
+        self.samples_read: dict[str, tuple[int, ...]] = {}
         self._loss = None
 
     def start(self) -> None:
@@ -248,7 +257,12 @@ class Monitor:
             ArgumentError: for what is no single number.
         """
         if not isinstance(value, Tensor):
-            self._loss = _checks.number("the loss", value, lambda _: True, "a number")
+            is_nan = isinstance(value, float) and math.isnan(value)  # the trigger is to see it
+            self._loss = (
+                math.nan
+                if is_nan
+                else _checks.number("the loss", value, lambda _: True, "a number")
+            )
         elif value.numel() == 1:
             self._loss = value.detach()
         else:
@@ -384,8 +398,7 @@ class Monitor:
             agrees = ends_as_recorded(part, unrolled, torch.finfo(part.direct.dtype).eps)
             if agrees is False and not self._adds_up(name):
                 return {}
-            if not bool(part.direct.any()) and bool(self.recording[name].direct.any()):
-                return {}  # none of the samples that are read has a loss
+            self.samples_read[name] = tuple(part.samples or range(part.x.shape[1]))
             seen = summarise(part, unrolled)
             needed = {} if self.needs_lag is None else {"needed": seen.at(self.needs_lag)}
             if self.delta is not None:
@@ -428,14 +441,14 @@ class Monitor:
         return residual.ok
 
     def _part(self, name: str, samples: int | None = None) -> Recorded:
-        """The first samples, and some of the steps at which their loss enters, the last included.
+        """Some samples, and some of the steps at which their loss enters, the last included.
 
         Its gradient is another than that of the whole pass.
         """
         batch = self._batches.get(name) or self.recording[name].x.shape[1]
-        samples = samples or self.samples or max(1, min(MOST_SAMPLES, batch // 8))
-        entries = self.entries or max(2, min(MOST_ENTRIES, batch // (2 * samples)))
-        layer = self.recording.part(name, samples)
+        samples = samples or self.samples or max(1, min(MOST_SAMPLES, batch // PER_SAMPLE))
+        entries = self.entries or max(2, min(MOST_ENTRIES, batch // (PER_ROW * samples)))
+        layer = self.recording.sample(name, samples)
         enters = layer.direct.flatten(1).any(1)
         steps = torch.nonzero(enters).squeeze(1)
         count = min(entries, len(steps))

@@ -51,7 +51,7 @@ class WatchedPass:
         self.problems |= self._recording.refused
         for of_pass in self._recording.passes:  # of several passes in a block, the last one
             for name in of_pass:
-                found.fill(name, partial(of_pass.__getitem__, name), partial(of_pass.part, name))
+                found.fill(name, partial(of_pass.__getitem__, name), partial(of_pass.sample, name))
                 self.problems.pop(name, None)
         return found
 

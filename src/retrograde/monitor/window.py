@@ -1,6 +1,5 @@
 """The window that a layer's gradient needs, and how far its signal goes, from one look."""
 
-from dataclasses import replace
 from functools import partial
 
 from jaxtyping import Float
@@ -51,7 +50,7 @@ def learnable(recorded: Recorded, batch_size: int) -> dict[str, float]:
     if size < 2 or recorded.boundaries or not one_way(recorded):
         return {}
     flows = [
-        unasked(_samples(recorded, slice(first, first + size)))
+        unasked(recorded.part(range(first, first + size)))
         for first in range(0, groups * size, size)
     ]
     if sum(map(paired, flows)) < FEWEST_PAIRED * len(flows):
@@ -68,17 +67,3 @@ def learnable(recorded: Recorded, batch_size: int) -> dict[str, float]:
 def _unmoved(left: Float[Tensor, "T B S"], states: Float[Tensor, "T1 B S"]) -> Tensor:
     """What the loss asks whatever the states are."""
     return left
-
-
-def _samples(recorded: Recorded, some: slice) -> Recorded:
-    """Some samples of a pass."""
-    return replace(
-        recorded,
-        x=recorded.x[:, some],
-        initial=recorded.initial[some],
-        direct=recorded.direct[:, some],
-        gradients={},
-        reads=None if recorded.reads is None else recorded.reads[:, some],
-        lengths=None if recorded.lengths is None else recorded.lengths[some],
-        final=None,
-    )

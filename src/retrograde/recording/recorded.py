@@ -1,6 +1,6 @@
 """What a recording holds: layers by name, taken from one or several backward passes."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from retrograde import _checks
@@ -52,6 +52,7 @@ class Recorded:
         final: the state after the last step as the pass itself left it, shape [B, S], for the
             replayed one to be compared with; None where that is not known.
         against: what `gradients` are, if they are not autograd's of the pass that ran.
+        samples: the numbers of these samples in the batch that ran, None for all of it.
 
     Example:
         >>> import torch, retrograde
@@ -79,6 +80,7 @@ class Recorded:
     rounding: float | None = None
     final: Float[Tensor, "B S"] | None = None
     against: str = ""
+    samples: tuple[int, ...] | None = None
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
@@ -90,29 +92,61 @@ class Recorded:
         """What the cell reads at each step."""
         return self.x if self.reads is None else self.reads
 
-    def part(self, samples: int) -> "Recorded":
-        """The first samples alone, without gradients: autograd only gives those of the whole batch.
+    def part(self, samples: int | Sequence[int]) -> "Recorded":
+        """Some samples alone, without gradients: autograd only gives those of the whole batch.
 
         All of them where samples read each other's states (a batch in another order).
 
+        Args:
+            samples: the numbers of those samples; or how many of the first ones.
+
         Raises:
-            ArgumentError: if `samples` is not a positive integer.
+            ArgumentError: if `samples` is neither a positive integer nor numbers of samples.
         """
-        samples = _checks.whole("samples", samples)
+        batch = self.x.shape[1]
+        if not isinstance(samples, list | tuple | range):
+            samples = range(min(batch, _checks.whole("samples", samples)))
+        elif not samples or not all(isinstance(n, int) and 0 <= n < batch for n in samples):
+            raise ArgumentError(
+                f"samples must be numbers of samples, each from 0 to {batch - 1}; "
+                f"got {_checks.shown(samples)}"
+            )
         if any(boundary.mixes_samples for boundary in self.boundaries.values()):
             return replace(self, gradients={})
-        boundaries = {k: boundary.part(samples) for k, boundary in self.boundaries.items()}
+        some = torch.tensor(samples, device=self.x.device)
+        boundaries = {k: boundary.part(some) for k, boundary in self.boundaries.items()}
+        before = range(batch) if self.samples is None else self.samples
         return replace(
             self,
-            x=self.x[:, :samples],
-            initial=self.initial[:samples],
-            direct=self.direct[:, :samples],
+            x=self.x[:, some],
+            initial=self.initial[some],
+            direct=self.direct[:, some],
             gradients={},
-            reads=None if self.reads is None else self.reads[:, :samples],
+            reads=None if self.reads is None else self.reads[:, some],
             boundaries=boundaries,
-            lengths=None if self.lengths is None else self.lengths[:samples],
-            final=None if self.final is None else self.final[:samples],
+            lengths=None if self.lengths is None else self.lengths[some],
+            final=None if self.final is None else self.final[some],
+            samples=tuple(before[sample] for sample in samples),
         )
+
+    def sample(self, count: int) -> "Recorded":
+        """A part of so many samples, evenly spread over those that have a loss.
+
+        With fewer that have one it is all of these; with none it is spread over the whole batch.
+        Which ones were taken is in its `samples`; it is the same for the same pass.
+
+        Raises:
+            ArgumentError: if `count` is not a positive integer.
+
+        Example:
+            >>> import torch, retrograde
+            >>> model = torch.nn.RNN(1, 2)
+            >>> with retrograde.record(model) as recording:
+            ...     model(torch.ones(4, 9, 1))[0][:, 3:].sum().backward()  # 6 of 9 samples
+            >>> recording["RNN"].sample(2).samples
+            (4, 7)
+        """
+        return self.part(spread(largest_by_sample(self.direct) != 0, count))
 
     def __repr__(self) -> str:
         return f"Recorded {self.size_in_words}"
@@ -153,6 +187,27 @@ class Recorded:
     def _initial(self, letter: str) -> Tensor:
         slots = self.cell.slots.items()
         return torch.stack([self.initial[:, slot] for name, slot in slots if name[0] == letter])
+
+
+def largest_by_sample(gradient: Float[Tensor, "T B M"]) -> Float[Tensor, "B"]:
+    """The largest entry of each sample, by absolute value."""
+    found: Tensor = torch.linalg.vector_norm(gradient, torch.inf, dim=(0, 2))
+    return found
+
+
+def spread(having: Bool[Tensor, "B"], count: int) -> list[int]:
+    """The numbers of samples evenly spread over those that have something, or over all if none has.
+
+    Of N samples the i-th of n is number (2 i + 1) N / (2 n), rounded down: from the middle of the
+    i-th of n equal parts.
+
+    Raises:
+        ArgumentError: if `count` is not a positive integer.
+    """
+    count = _checks.whole("count", count)
+    some = torch.nonzero(having).squeeze(1).tolist() or range(len(having))
+    count = min(count, len(some))
+    return [some[(2 * i + 1) * len(some) // (2 * count)] for i in range(count)]
 
 
 def the_one(recording: object) -> Recorded:
@@ -201,7 +256,7 @@ class Recording(Layers):
     def __init__(self) -> None:
         self.passes: tuple[Recording, ...] = ()
         self._makers: dict[str, Callable[[], Recorded]] = {}
-        self._parts: dict[str, Callable[[int], Recorded]] = {}
+        self._samples: dict[str, Callable[[int], Recorded]] = {}
         self._made: dict[str, Recorded] = {}
         self._refused: dict[str, RetrogradeError] = {}
         self._joined: dict[str, Callable[[], Recorded]] = {}
@@ -269,7 +324,7 @@ class Recording(Layers):
         self.passes, self._made, self._refused = state["passes"], state["made"], state["refused"]
         self._joined = {}
         self._makers = {name: partial(self._made.__getitem__, name) for name in state["names"]}
-        self._parts = {}
+        self._samples = {}
 
     def only(self) -> Recorded:
         """The one recorded layer.
@@ -353,32 +408,32 @@ class Recording(Layers):
         self,
         name: str,
         maker: Callable[[], Recorded],
-        part: Callable[[int], Recorded] | None = None,
+        sample: Callable[[int], Recorded] | None = None,
     ) -> None:
         """A layer that was recorded; it is put together when it is asked for.
 
         Args:
             name: its name.
             maker: puts it together.
-            part: puts a number of its first samples together, where that takes less.
+            sample: puts a number of its samples together, where that takes less.
         """
         self._makers[name] = maker
-        if part is not None:
-            self._parts[name] = part
+        if sample is not None:
+            self._samples[name] = sample
 
-    def part(self, name: str, samples: int) -> Recorded:
-        """The first samples of a layer, as `recording[name].part(samples)`.
+    def sample(self, name: str, count: int) -> Recorded:
+        """Some samples of a layer, as `recording[name].sample(count)`.
 
         Only these are put together, where the layer itself was not asked for yet.
 
         Raises:
-            ArgumentError: if `samples` is not a positive integer.
+            ArgumentError: if `count` is not a positive integer.
         """
-        samples = _checks.whole("samples", samples)
-        if name in self._made or name in self._refused or name not in self._parts:
-            return self[name].part(samples)
+        count = _checks.whole("count", count)
+        if name in self._made or name in self._refused or name not in self._samples:
+            return self[name].sample(count)
         try:
-            return self._parts[name](samples)
+            return self._samples[name](count)
         except RetrogradeError as error:
             self._refused[name] = error
             raise

@@ -84,7 +84,7 @@ def replay(
     cells: Sequence[AbstractCell],
     masked: bool,
     held: bool,
-    samples: int | None = None,
+    samples: Int[Tensor, "B"] | None = None,
 ) -> Replayed:
     """Replay one sequence of calls.
 
@@ -93,15 +93,13 @@ def replay(
         cells: the cell of every layer and direction.
         masked: a dropout acted in any call of the layer.
         held: the state that entered a call outlives it in any sequence of the layer.
-        samples: replay the first samples alone where that takes less: of a single call.
+        samples: the samples to replay, of a single call; None for all.
 
     Raises:
         RecordingError: if the masks of a dropout cannot be drawn again, or if a declared recurrence
             does not give what its module gave.
     """
-    sequence = Timeline(segments, cells, masked, held)
-    if samples is not None and sequence.even:
-        sequence.keep(samples)
+    sequence = Timeline(segments, cells, masked, held, samples)
     return (
         _bidirectional(sequence)
         if segments[0].call.form.directions == 2

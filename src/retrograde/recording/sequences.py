@@ -35,7 +35,7 @@ from retrograde.recording.changes import (
     REPLACED,
     in_words,
 )
-from retrograde.recording.recorded import Recorded
+from retrograde.recording.recorded import Recorded, largest_by_sample, spread
 from retrograde.recording.replay import Back, Replayed, pulled_back, replay
 
 AGREES = 32
@@ -53,7 +53,8 @@ def assemble(
         name: the layer.
         calls: its calls in this pass.
         backward: the pass.
-        samples: how many of the first samples are asked for; None for all, with gradients.
+        samples: how many samples are asked for, evenly spread over those that have a loss; None for
+            all, with gradients.
 
     Raises:
         RecordingError: if the calls ran with different weights, if a dropout's masks cannot be
@@ -76,9 +77,12 @@ def assemble(
             for segment in sequence
             for read in segment.reads or ()
         ) or any(bool(segment.by_entered.any()) for sequence in sequences for segment in sequence)
-        apart = samples if len(calls) == 1 and not masked else None
+        chosen = None
+        if samples is not None and len(calls) == 1 and not (masked or calls[0].ragged):
+            chosen = spread(_has_a_loss(sequences[0][0]), samples)
+        some = None if chosen is None else torch.tensor(chosen, device=calls[0].output.device)
         replayed = Replayed.side_by_side(
-            [replay(sequence, cells, masked, held, apart) for sequence in sequences]
+            [replay(sequence, cells, masked, held, some) for sequence in sequences]
         )
         if len(sequences) > 1:
             notes.append(
@@ -103,16 +107,25 @@ def assemble(
         replayed.x,
         replayed.initial,
         replayed.direct,
-        gradients,
+        gradients if chosen is None else {},
         None if replayed.reads is replayed.x else replayed.reads,
         replayed.boundaries,
         replayed.lengths,
         tuple(notes),
         lags_end=_lags_end(sequences),
         rounding=max(call.rounding for call in calls),
-        final=_final([sequence[-1].call for sequence in sequences], replayed.initial, apart),
+        final=_final([sequence[-1].call for sequence in sequences], replayed.initial, some),
+        samples=None if chosen is None else tuple(chosen),
     )
-    return whole if samples is None else whole.part(samples)
+    return whole if samples is None or chosen is not None else whole.sample(samples)
+
+
+def _has_a_loss(segment: Segment) -> Bool[Tensor, "B"]:
+    """Which samples of a call the loss gives something to."""
+    has = segment.by_state.any(1)
+    for gradient in segment.by_output.values():
+        has |= largest_by_sample(segment.call.given_to_outputs(gradient)) != 0
+    return has
 
 
 def _lags_end(sequences: list[list[Segment]]) -> tuple[int, ...]:
@@ -121,12 +134,12 @@ def _lags_end(sequences: list[list[Segment]]) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def _final(last: list[Call], like: Tensor, samples: int | None) -> Tensor | None:
+def _final(last: list[Call], like: Tensor, samples: Tensor | None) -> Tensor | None:
     """The state in which the last calls ended; None where other samples began than ended."""
     if any(set(call.last) < set(call.cells[0].slots) for call in last if call.form.declared):
         return None
     state = torch.cat([call.state(call.last) for call in last])
-    state = state if samples is None else state[: len(like)]
+    state = state if samples is None else state[samples]
     return state if state.shape == like.shape else None
 
 
@@ -152,7 +165,8 @@ def _through_the_layer(
             f"a part of the gradient of {weight} does not come through the layer (a penalty on the "
             "weights?) and is left out"
         )
-    return torch.stack(gradients).sum(0) - sum(beside)
+    total = gradients[0] if len(gradients) == 1 else torch.stack(gradients).sum(0)
+    return total - sum(beside) if beside else total
 
 
 def _problem(name: str, calls: list[Call], backward: BackwardPass) -> str:

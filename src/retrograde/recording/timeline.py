@@ -7,9 +7,10 @@ same is seen from the layer's output.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -30,20 +31,28 @@ class Timeline:
     """The tensors of calls that follow each other, time first, one call after the other.
 
     Where samples end at steps of their own, each goes on from its own last step. Calls of fewer
-    samples leave the others as they are.
+    samples leave the others as they are. `samples` are those of a single call whose samples all
+    have the same steps that are wanted, None for all.
     """
 
     def __init__(
-        self, segments: list[Segment], cells: Sequence[AbstractCell], masked: bool, held: bool
+        self,
+        segments: list[Segment],
+        cells: Sequence[AbstractCell],
+        masked: bool,
+        held: bool,
+        samples: Int[Tensor, "B"] | None = None,
     ):
         first = segments[0].call
         self.form, self.cells = first.form, tuple(cells)
         self.calls = [segment.call for segment in segments]
         self.held = held
         self.batch = max(call.batch for call in self.calls)
+        some: Any = slice(None) if samples is None else samples
+        self._some = some
         self._place(segments)
-        self.x = self.joined([call.sequence(call.x)[0] for call in self.calls])
-        self.initial = self.padded(first.state(first.given))
+        self.x = self.joined([call.sequence(call.x)[0][:, some] for call in self.calls])
+        self.initial = self.padded(first.state(first.given)[some])
         drawn = [_masks_of(call) for call in self.calls] if masked else []
         self.masks = [self.joined(list(of_layer)) for of_layer in zip(*drawn, strict=True)]
         width = sum(cell.output_size for cell in first.top)
@@ -57,12 +66,13 @@ class Timeline:
                     into = self.given_to_state[
                         ..., self.cells[0].slots[name.removeprefix(OF_PIECE)]
                     ]
-                self.put(into, number, segment.call.given_to_outputs(gradient))
+                self.put(into, number, segment.call.given_to_outputs(gradient)[:, some])
             ends = self.ends[number]
-            (some,) = torch.nonzero(ends > 0, as_tuple=True)  # others have had no step yet
-            self.given_to_state[ends[some] - 1, some] += segment.by_state[some]
+            (there,) = torch.nonzero(ends > 0, as_tuple=True)  # others have had no step yet
+            last = ends[there] - 1, there
+            self.given_to_state[last] += segment.by_state[some][there]
             if self.given_to_entered is not None:
-                self.given_to_entered[ends[some] - 1, some] = segment.by_entered[some]
+                self.given_to_entered[last] = segment.by_entered[some][there]
         self.boundaries = self._boundaries(segments)
 
     def _place(self, segments: list[Segment]) -> None:
@@ -88,17 +98,8 @@ class Timeline:
         ended = own and bool((last < self.steps).any())
         self.lengths = last if ended else None
         self.even = not ragged and len(set(batches)) == 1
-
-    def keep(self, samples: int) -> None:
-        """Leave all but the first samples of a single call out."""
-        self.batch = min(self.batch, samples)
-        self.x, self.initial = self.x[:, :samples], self.initial[:samples]
-        self.given_to_state = self.given_to_state[:, :samples]
-        self.given_to_output = self.given_to_output[:, :samples]
-        if self.given_to_entered is not None:
-            self.given_to_entered = self.given_to_entered[:, :samples]
-        self.starts = [at[:samples] for at in self.starts]
-        self.ends = [at[:samples] for at in self.ends]
+        self.starts, self.ends = ([at[self._some] for at in of] for of in (self.starts, self.ends))
+        self.batch = max(map(len, self.starts))
 
     def padded(self, state: Float[Tensor, "b M"]) -> Float[Tensor, "B M"]:
         """A state of a call, zeros for samples that it did not have."""
@@ -224,14 +225,15 @@ class Timeline:
         disturbed = self.unroll(moved(cell, rounding), self.x)
         for number, call in enumerate(self.calls):
             if OUTPUT in call.sequences and call.output._version == call.version:
-                ran = call.outputs(call.output)
+                ran = call.outputs(call.output)[:, self._some]
                 one, other = (self.taken(each.output, number, ran) for each in (ours, disturbed))
                 inside = self.inside(ran, number)
                 check_agreement("its outputs", inside, one, other, rounding, drew=call.drew)
-            last = self.ends[number], torch.arange(call.batch, device=call.output.device)
+            last = self.ends[number], torch.arange(len(self.ends[number]), device=self.x.device)
             one, other = (each.states[last].unsqueeze(0) for each in (ours, disturbed))
-            seen = call.state({name: torch.ones_like(part) for name, part in call.last.items()})
-            ran = torch.where(seen > 0, call.state(call.last), one)
+            ones = {name: torch.ones_like(part) for name, part in call.last.items()}
+            seen, ended = (call.state(parts)[self._some] for parts in (ones, call.last))
+            ran = torch.where(seen > 0, ended, one)
             step = int(last[0].max()) - 1
             check_agreement("its last states", ran, one, other, rounding, step, call.drew)
 

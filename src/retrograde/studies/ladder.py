@@ -15,15 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from retrograde.cells.gates import with_role
-from retrograde.decomposition import decompose
-from retrograde.decomposition.summary import summarise
 from retrograde.diagnosis.examine import Progress
-from retrograde.errors import NonFiniteError
-from retrograde.monitor.history import FORGOTTEN
 from retrograde.nn import GRU, LSTM, RNN, AbstractRecurrent, initialise
-from retrograde.recording import record
 from retrograde.studies.study import Trial
+from retrograde.studies.watched import Inside, Network, short
 from retrograde.tasks import FirstSymbol, Sequences
 
 LAGS = (5, 10, 20, 50, 100, 200, 500, 1000, 2000)
@@ -157,32 +152,11 @@ RECURRENCES = {
 }
 
 
-class Reader(nn.Module):
-    """A recurrence, and a linear layer that reads its last output.
-
-    Args:
-        recurrent: the recurrence.
-        outputs: number of answers.
-    """
-
-    def __init__(self, recurrent: AbstractRecurrent, outputs: int):
-        super().__init__()
-        self.recurrent = recurrent
-        self.readout = nn.Linear(HIDDEN, outputs)
-
-    def forward(self, x: Tensor, recorded: bool = False) -> Tensor:
-        # With activations the package's own pass runs, which at 16 units is faster than torch's.
-        fast = torch.is_grad_enabled() and not recorded
-        output = self.recurrent(x, return_activations=fast)[0]
-        answer: Tensor = self.readout(output[-1])
-        return answer
-
-
-def made(recurrence: Recurrence, lag: int, seed: int) -> Reader:
+def made(recurrence: Recurrence, lag: int, seed: int) -> Network:
     """A network with the weights of a seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Reader(recurrence.make(FirstSymbol.inputs, lag), FirstSymbol.outputs)
+        return Network(recurrence.make(FirstSymbol.inputs, lag), FirstSymbol.outputs)
 
 
 @dataclass(frozen=True)
@@ -209,7 +183,7 @@ class Ladder:
 
     def trained(
         self, seed: int, budget: int, progress: Progress | None = None
-    ) -> tuple[Reader, Trial]:
+    ) -> tuple[Network, Trial]:
         """A network as it is after its training, and the trial.
 
         Args:
@@ -220,13 +194,14 @@ class Ladder:
         task, generator = FirstSymbol(self.lag), torch.Generator().manual_seed(DRAWING + seed)
         model = made(self.recurrence, self.lag, seed)
         optimiser = torch.optim.Adam(model.parameters(), RATE)
-        inside, watched = Inside(model), seed < WATCHED and self.lag <= LONGEST
+        inside = Inside(model, self.lag, samples=BATCH, entries=1)  # all of the pass
+        watched = seed < WATCHED and self.lag <= LONGEST
         latest, first = [0.0] * LATEST, list[float | None]()
         solved, finite, update = False, True, 0
         while not solved and finite and update * BATCH < budget:
             sequences = task.draw(BATCH, generator)
             if not update or (watched and update in LOOKS):
-                loss, answers = inside.look(update, sequences, crossings=watched)
+                loss, answers = looked(inside, update, sequences, crossings=watched)
             else:
                 loss, answers = passed(model, sequences)
             if self.recurrence.clip:
@@ -234,94 +209,29 @@ class Ladder:
             optimiser.step()
             optimiser.zero_grad()
             latest[update % LATEST] = share_right(answers, sequences)
-            first += [_short(loss)] if update < FIRST else []
+            first += [short(loss)] if update < FIRST else []
             finite = math.isfinite(loss)
             update += 1
             if progress is not None and update % TOLD == 0:
                 progress(update * BATCH, budget, f"seed {seed}: loss {loss:.3f}")
             solved = sum(latest) >= RIGHT * LATEST and learned(model, task, generator)
-        inside.look(update, task.draw(BATCH, generator), crossings=watched)
-        share = _short(sum(latest) / LATEST)
+        looked(inside, update, task.draw(BATCH, generator), crossings=watched)
+        share = short(sum(latest) / LATEST)
         figures = {"right": share, "first": first, "inside": inside.figures}
         return model, Trial(seed, update * BATCH, solved, figures)
 
 
-class Inside:
-    """What is seen of the backward pass while a network trains.
-
-    Args:
-        model: the network.
-
-    Attributes:
-        looks: the names and numbers of each.
-    """
-
-    def __init__(self, model: Reader):
-        self.model = model
-        self.looks: list[dict[str, Any]] = []
-
-    @property
-    def figures(self) -> dict[str, list[Any]]:
-        """A list for each quantity that the network has, with a number, or None, for each look.
-
-        updates: number of updates before the look. loss: of the sequences looked at. reach: of the
-        gradient, in steps. horizon: the lag at which 1 % of the adjoint would be left by its rate;
-        None where it does not shrink. needed: log2 of the contribution at the longest lag, where
-        the symbol is, over that at lag 0. carousel: the share that arrives by a carousel on its
-        last hop. crossings: the share of paths that cross no recurrent weights, and that of all
-        others. time_constants: the median and the largest of the units', -1 / mean(ln f), in steps;
-        None for one that is infinite.
-        """
-        names = {name for look in self.looks for name, value in look.items() if value is not None}
-        return {n: [look.get(n) for look in self.looks] for n in FIGURES if n in names}
-
-    def look(self, update: int, sequences: Sequences, crossings: bool) -> tuple[float, Tensor]:
-        """A pass as `passed` makes it, looked at.
-
-        Args:
-            update: the number of updates before it.
-            sequences: of the pass.
-            crossings: whether shares by crossing are wanted, which cost several times the rest.
-        """
-        with record(self.model) as recording:
-            loss, answers = passed(self.model, sequences, recorded=True)
-        recorded = recording["recurrent"]
-        seen: dict[str, Any] = {"updates": update, "loss": _short(loss)}
-        try:
-            summary = summarise(recorded)
-            rate = summary.rate
-            seen["reach"] = summary.reach
-            seen["horizon"] = _short(-FORGOTTEN / rate) if rate < 0 else None
-            seen["needed"] = _short(summary.at(len(summary.by_lag) - 1))
-            seen["carousel"] = _short(summary.carousel)
-            if crossings and not math.isnan(summary.carousel):
-                parts = decompose(recorded).by_crossing(max_crossings=1)
-                seen["crossings"] = [_short(float(share)) for share in parts.sum("lag").share]
-            seen["time_constants"] = self._time_constants(sequences)
-        except NonFiniteError:
-            pass
-        self.looks.append(seen)
-        return loss, answers
-
-    @torch.no_grad()
-    def _time_constants(self, sequences: Sequences) -> list[float | None] | None:
-        """The median and the largest of the units'; None without a gate that keeps the state."""
-        layer = self.model.recurrent
-        gates = with_role(layer.cells()[0].activations, "forget")
-        inside = layer(sequences.x, return_activations=True)[2][0]
-        if not gates or gates[0].name not in inside:
-            return None
-        found = -1 / inside[gates[0].name].double().log().mean((0, 1))
-        return [_short(float(found.median())), _short(float(found.max()))]
+def looked(
+    inside: Inside, update: int, sequences: Sequences, crossings: bool
+) -> tuple[float, Tensor]:
+    """A pass as `passed` makes it, looked at by the monitor."""
+    with inside.look(update, sequences.x, crossings) as monitor:
+        loss, answers = passed(inside.model, sequences, recorded=True)
+        monitor.loss(torch.tensor(loss))  # which may be NaN
+    return loss, answers
 
 
-FIGURES = (
-    *("updates", "loss", "reach", "horizon", "needed", "carousel"),
-    *("crossings", "time_constants"),
-)
-
-
-def passed(model: Reader, sequences: Sequences, recorded: bool = False) -> tuple[float, Tensor]:
+def passed(model: Network, sequences: Sequences, recorded: bool = False) -> tuple[float, Tensor]:
     """A forward and a backward pass, which leaves its gradients in `.grad`.
 
     Returns:
@@ -339,13 +249,8 @@ def share_right(answers: Tensor, sequences: Sequences) -> float:
 
 
 @torch.no_grad()
-def learned(model: Reader, task: FirstSymbol, generator: torch.Generator) -> bool:
+def learned(model: Network, task: FirstSymbol, generator: torch.Generator) -> bool:
     """Whether it answers fresh sequences as the task asks."""
     lots = task.lot(generator).tests(AT_ONCE)
     right = torch.cat([model(lot.x).argmax(1) == lot.y[-1].argmax(1) for lot in lots])
     return task.solved(right, 1 - right.float())
-
-
-def _short(value: float) -> float | None:
-    """Four digits; None for what is no finite number."""
-    return float(f"{value:.4g}") if math.isfinite(value) else None

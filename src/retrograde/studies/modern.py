@@ -16,6 +16,7 @@ from retrograde.diagnosis.examine import Progress
 from retrograde.nn import GRU, LSTM, RNN, AbstractRecurrent, initialise
 from retrograde.studies.outcomes import Results
 from retrograde.studies.study import Row, Study, Trial
+from retrograde.studies.watched import Inside, Network, short
 from retrograde.tasks import (
     AbstractTask,
     Copying,
@@ -39,6 +40,9 @@ they were, the test itself is made."""
 
 AT_ONCE = 400
 """Sequences of a test that are answered at once; all held-out digits, each of them once, are."""
+
+LOOKS = (0, 3, 10, 30, 100, 300, 1000, 2000)
+"""Updates before which the monitor looks inside; it does once more after the last one."""
 
 TOLD = 20
 """Updates from one word on the progress to the next."""
@@ -66,26 +70,6 @@ RECURRENCES: Mapping[str, tuple[str, Callable[[int], AbstractRecurrent]]] = {
     "gru": ("GRU", lambda inputs: GRU(inputs, HIDDEN)),
 }
 """By name: a title, and what makes one for a number of inputs."""
-
-
-class Answering(nn.Module):
-    """A recurrence, and a linear layer that answers at every step.
-
-    Args:
-        recurrent: the recurrence.
-        outputs: number of answers.
-    """
-
-    def __init__(self, recurrent: AbstractRecurrent, outputs: int):
-        super().__init__()
-        self.recurrent = recurrent
-        self.readout = nn.Linear(HIDDEN, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # With activations the package's own pass runs, which in these sizes is faster than torch's.
-        fast = torch.is_grad_enabled()
-        answers: Tensor = self.readout(self.recurrent(x, return_activations=fast)[0])
-        return answers
 
 
 @dataclass(frozen=True)
@@ -116,20 +100,22 @@ class Modern:
         task, generator = self.task, torch.Generator().manual_seed(DRAWING + seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = Answering(self.make(task.inputs), task.outputs)
+            model = Network(self.make(task.inputs), task.outputs, every_step=True)
+        inside = Inside(model)
         optimiser, lot = torch.optim.Adam(model.parameters(), RATE), task.lot(generator)
         test = (self.test or task).lot(generator)
         losses, judged, update, solved = list[float](), list[tuple[Tensor, Tensor]](), 0, False
         while not solved and update * BATCH < budget:
             sequences = lot.training(BATCH)
-            answers = model(sequences.x)
-            loss = task.loss(answers, sequences)
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            if update in LOOKS:
+                loss, answers = _looked(inside, update, task, sequences)
+            else:
+                loss, answers = _passed(model, task, sequences)
             nn.utils.clip_grad_norm_(model.parameters(), CLIP)
             optimiser.step()
-            losses.append(float(loss.detach()))
-            judged.append(_judged(task, answers.detach(), sequences))
+            losses.append(loss)
+            judged.append(_judged(task, answers, sequences))
             update += 1
             if not math.isfinite(losses[-1]):
                 break
@@ -139,14 +125,36 @@ class Modern:
                 solved = _solved(task, judged[-CHECKED:]) and _solved(
                     task, _test(model, task, test)
                 )
+        _looked(inside, update, task, lot.training(BATCH))
         latest = losses[-CHECKED:]
         mean = sum(latest) / len(latest)
         figures = {
-            "loss": float(f"{mean:.4g}") if math.isfinite(mean) else None,
-            "guess": float(f"{task.guess.loss:.4g}"),
-            "first": [float(f"{loss:.4g}") for loss in losses[:5] if math.isfinite(loss)],
+            "loss": short(mean),
+            "guess": short(task.guess.loss),
+            "first": [short(loss) for loss in losses[:5] if math.isfinite(loss)],
+            "inside": inside.figures,
         }
         return Trial(seed, update * BATCH, solved, figures)
+
+
+def _passed(
+    model: Network, task: AbstractTask, sequences: Sequences, recorded: bool = False
+) -> tuple[float, Tensor]:
+    """A forward and a backward pass, which leaves its gradients in `.grad`: loss and answers."""
+    answers = model(sequences.x, recorded)
+    loss = task.loss(answers, sequences)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return float(loss.detach()), answers.detach()
+
+
+def _looked(
+    inside: Inside, update: int, task: AbstractTask, sequences: Sequences
+) -> tuple[float, Tensor]:
+    """The same, looked at by the monitor."""
+    with inside.look(update, sequences.x) as monitor:
+        loss, answers = _passed(inside.model, task, sequences, recorded=True)
+        monitor.loss(torch.tensor(loss))  # which may be NaN
+    return loss, answers
 
 
 def _judged(task: AbstractTask, answers: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor]:
@@ -159,7 +167,7 @@ def _solved(task: AbstractTask, judged: Sequence[tuple[Tensor, Tensor]]) -> bool
 
 
 @torch.no_grad()
-def _test(model: Answering, task: AbstractTask, lot: Lot) -> list[tuple[Tensor, Tensor]]:
+def _test(model: Network, task: AbstractTask, lot: Lot) -> list[tuple[Tensor, Tensor]]:
     return [_judged(task, model(some.x), some) for some in lot.tests(AT_ONCE)]
 
 

@@ -46,7 +46,8 @@ class Experiment:
         rate: the learning rate.
         published: what came out.
         each_step: the weights change after each answer.
-        decay: what the rate is multiplied by after every hundred sequences.
+        decay: what the rate is multiplied by after each step of a sequence; the next one begins
+            with the whole rate.
 
     Example:
         >>> from retrograde.tasks.experiments import EXPERIMENTS
@@ -153,18 +154,22 @@ def _of_2000() -> Iterator[Experiment]:
         stream.outputs,
         blocks=4,
         size=2,
-        forget_gates=True,
         seen="cells",
         skip=True,
         biased="gates and outputs",
         spread=0.2,
         input_biases=(-0.5, -1.0, -1.5, -2.0),
-        forget_biases=(0.5, 1.0, 1.5, 2.0),
         output_biases=(-0.5, -1.0, -1.5, -2.0),
     )
-    for name, decay, perfect in (("2000-constant", 1.0, 0.18), ("2000-decayed", 0.99, 0.62)):
-        published = Published(424, None, perfect, 100)
-        yield Experiment(name, stream, network, 0.5, published, each_step=True, decay=decay)
+    forgetting = replace(network, forget_gates=True, forget_biases=(0.5, 1.0, 1.5, 2.0))
+    for name, task, plan, decay, weights, perfect in (
+        ("no-forgetting", stream, network, 1.0, 360, 0.0),
+        ("resets", ContinualReber(resets=True), network, 1.0, 360, 0.74),
+        ("constant", stream, forgetting, 1.0, 424, 0.18),
+        ("decayed", stream, forgetting, 0.99, 424, 0.62),
+    ):
+        published = Published(weights, None, perfect, 100)
+        yield Experiment(f"2000-{name}", task, plan, 0.5, published, each_step=True, decay=decay)
 
 
 EXPERIMENTS = {row.name: row for row in (*_of_1997(), *_of_2000())}
