@@ -35,7 +35,7 @@ FIELDS = (
 
 ONLINE = (
     *("blocks", "size", "gates", "inputs", "outputs", "fed_back", "skip", "biased"),
-    *("cell_input", "cell_output", "each_step", "peepholes"),
+    *("cell_input", "cell_output", "output", "each_step", "peepholes"),
     *("networks", "parts", "parallel", "lessons"),
 )
 """Those of `struct online`."""
@@ -47,7 +47,7 @@ LESSON = (
 )
 """Those of `struct lesson`."""
 
-INTERFACE = 7
+INTERFACE = 8
 """RETROGRADE_INTERFACE in csrc/recurrence.h."""
 
 HOW = (
@@ -87,6 +87,7 @@ class Library:
         scan: the backward recursion of many rows, called in the same way (compiled/scan.py).
         crossings: the same with rows told apart by crossings (compiled/crossings.py).
         sizes: how large what they make of parameters is (compiled/sizes.py).
+        sums: what they make of parameters, summed; 2 where it needs room (compiled/sums.py).
         vector: the bytes of a vector.
         instructions: the name of the instruction set.
         parallel: the address of torch's own loop over threads, 0 where torch has none.
@@ -99,6 +100,7 @@ class Library:
     scan: Mapping[torch.dtype, Callable[[object], int]]
     crossings: Mapping[torch.dtype, Callable[[object], int]]
     sizes: Mapping[torch.dtype, Callable[[object], int]]
+    sums: Mapping[torch.dtype, Callable[[object], int]]
     vector: int
     instructions: str
     parallel: int
@@ -236,6 +238,7 @@ def _of(opened: ctypes.CDLL, number: int) -> Library:
         scan=functions("scan"),
         crossings=functions("crossings"),
         sizes=functions("sizes"),
+        sums=functions("sums"),
         vector=opened.retrograde_bytes(ctypes.c_int64(number)),
         instructions=_instruction_sets(opened)[number],
         parallel=_parallel(),
