@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#define RETROGRADE_INTERFACE 6
+#define RETROGRADE_INTERFACE 8
 
 enum cell { LSTM, ELMAN, GRU, GRU_2014 };
 enum gate { INPUT = 1, FORGET = 2, CELL = 4, OUTPUT = 8, COUPLED = 16 };
@@ -57,12 +57,16 @@ struct pass {
 /* One network of blocks, and the sequences that it learns on line, one after the other. */
 struct lesson {
   /* Weights, changed: [U, D] of the hidden units, cells first and then gate by gate, from inputs,
-     what is fed back, and the bias; [O, C + I + 1] of the outputs, from cells, inputs, bias. */
+     what is fed back, the bias, and with peepholes from the state of the cell; [O, C + I + 1] of
+     the outputs, from cells, inputs, bias. */
   void *hidden, *output;
+  /* What momentum has gathered of their negative gradients, changed; NULL without momentum. */
+  void *by_hidden, *by_output;
   /* c, what is fed back and the derivatives of c by the weights of its units, [C + F + P * C * D],
      changed; NULL begins each sequence with zeros. */
   void *state;
-  double rate;
+  /* The learning rate, its factor from step to step, and momentum's from answer to answer. */
+  double rate, decay, momentum;
   /* N sequences of up to T steps: inputs [T, N, I] contiguous, or NULL and the numbers [T, N] of
      the inputs that are 1; targets [T, N, O], whether an answer is due [T, N], lengths [N]. */
   int64_t sequences;
@@ -74,6 +78,10 @@ struct lesson {
   /* The outputs that may be active [T, N, O]: a sequence ends with the first step at which one of
      them is not more active than all others. NULL for nothing of the kind. */
   const uint8_t *possible;
+  /* A sequence ends with the first answer that errs by as much; 0 for nothing of the kind. */
+  double limit;
+  /* The steps before which the state is set to zero [T, N], or NULL. */
+  const uint8_t *begins;
   /* Results: answers [T, N, O] where they are due, and the steps before such an end [N]. */
   void *answers;
   int64_t *before;
@@ -83,8 +91,9 @@ struct lesson {
 struct online {
   /* C = blocks * size cells; gates of `enum gate`, of which INPUT is always there. */
   int64_t blocks, size, gates, inputs, outputs, fed_back, skip, biased;
-  int64_t cell_input, cell_output; /* of `enum activation` */
+  int64_t cell_input, cell_output, output; /* of `enum activation` */
   int64_t each_step;               /* weights change at each answer, not after each sequence */
+  int64_t peepholes;               /* gates see the state of their cell; size is 1 */
   int64_t networks, parts;
   parallel_function parallel;
   const struct lesson *lessons;
@@ -202,11 +211,49 @@ struct sizes_of_rows {
   struct program program; /* the nodes that the groups need, none with a slot */
 };
 
-/* 0, or 1 where there was not enough memory. */
+/* What adjoints are multiplied by at each step of a chunk, [K, B, width] with these strides, in
+   elements; NULL is 1. */
+struct operand {
+  const void *at;
+  int64_t step, sample, width;
+};
+
+/* What rows make of parameters, summed over steps and samples, rows that share a number together:
+   sum_k sum_b da_kb (x) u_kb for each operand u. */
+struct sums_of_rows {
+  /* Steps, samples, the size of the state, rows, the first step in the chunk; how many sums, and
+     the numbers of each. */
+  int64_t steps, samples, size, rows, first, sums, of_sum;
+  int64_t parts;
+  parallel_function parallel;
+  /* Rows [N, K, B, S] with these strides in elements, those of a step next to each other. */
+  const void *values;
+  int64_t row, step;
+  /* The sum that each row belongs to at each step, -1 for none, and its exponent, [N, K]. */
+  const int64_t *places, *exponents;
+  /* Changed: what was added lately, [sums, of_sum], and what was put aside before as it is on quite
+     another scale, NULL before there is any. A sum holds, group by group, [P, operands side by
+     side, each padded to whole vectors], and [P] padded where there is an operand of 1. */
+  void *recent;
+  double *aside;
+  /* Changed: of each sum the exponent of what is recent, the least that is in it, and the exponent
+     of what was put aside; NO_EXPONENT for nothing, [3, sums]. */
+  int64_t *units;
+  int64_t groups;
+  const struct group *all_groups;
+  const struct segment *of_groups;
+  const struct operand *all_operands;
+  struct program program; /* the nodes that the groups need, none with a slot */
+};
+#define NO_EXPONENT (-((int64_t)1 << 40))
+
+/* 0, or 1 where there was not enough memory; of sums 2, and nothing done, where something has to be
+   put aside and there is nowhere to put it. */
 typedef int64_t (*pass_function)(const struct pass *pass);
 typedef int64_t (*scan_function)(const struct scan *scan);
 typedef int64_t (*crossings_function)(const struct crossings *crossings);
 typedef int64_t (*sizes_function)(const struct sizes_of_rows *sizes);
+typedef int64_t (*sums_function)(const struct sums_of_rows *sums);
 typedef int64_t (*online_function)(const struct online *online);
 
 struct kernels {
@@ -215,6 +262,7 @@ struct kernels {
   scan_function scan;
   crossings_function crossings;
   sizes_function sizes;
+  sums_function sums;
   online_function learn;
 };
 

@@ -14,6 +14,18 @@ PLANS = {
     "biased gates": Blocks(3, 2, 3, 1, biased="gates", spread=0.9),
     "no bias": Blocks(3, 2, 2, 2, spread=0.9),
     "2000": Blocks(3, 2, 2, 3, True, True, "cells", True, "gates and outputs", spread=0.9),
+    "2002": Blocks(
+        3,
+        2,
+        3,
+        forget_gates=True,
+        seen="cells",
+        biased="all",
+        cell_input="identity",
+        cell_output="identity",
+        spread=0.9,
+        peepholes=True,
+    ),
     "2a": Blocks(
         3, 2, 2, 2, False, False, "nothing", True, "none", "[0, 1]", "identity", spread=0.9
     ),

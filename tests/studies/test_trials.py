@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from retrograde.errors import ArgumentError, InputError
 from retrograde.studies import trials
 from retrograde.studies.online import Networks
 from retrograde.studies.trials import Trial, Trials
-from retrograde.tasks import ContinualReber, RememberedSymbol, TwoSequences
+from retrograde.tasks import ContinualReber, DistractedSymbol, RememberedSymbol, TwoSequences
 from retrograde.tasks.blocks import BlockNetwork, Blocks
 from retrograde.tasks.experiments import EXPERIMENTS, Experiment, Published
+from retrograde.tasks.task import Sequences
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -90,6 +92,27 @@ def test_strings_and_streams_of_every_experiment_can_be_learnt():
     assert trial.solved
 
 
+def test_a_test_that_one_error_fails_is_made_after_a_tenth_and_ends_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    task = DistractedSymbol(5, 2)
+    task.judged_on = 3000
+    right, drawn = list[bool](), list[int]()
+    draw = task.draw
+    monkeypatch.setattr(task, "draw", lambda count, g: drawn.append(count) or draw(count, g))
+
+    def judged(output: Tensor, sequences: Sequences) -> Tensor:
+        return torch.full(sequences.lengths.shape, right.pop(0))
+
+    monkeypatch.setattr(task, "right", judged)
+    network = Blocks(task.inputs, task.outputs, 1)
+    experiment = Experiment("quick", task, network, 0.1, Published(0, None, 1.0, 1))
+    training = Trials(experiment, (0,))
+    right += [True] * 3 + [True, False] + [False, True, True] + [True] * 3 + [True] * 6
+    assert training.run(1000) == (Trial(0, 900, solved=True),)
+    assert not right and drawn == [100] * 3 + [500] * 2 + [100] * 6 + [500] * 6
+
+
 def test_seeds_and_budget_are_checked():
     for wrong in (lambda: Trials(EASY, ("a",)), lambda: Trials(EASY, (0,)).run(0)):
         with pytest.raises(ArgumentError):
@@ -102,7 +125,6 @@ def test_streams_are_followed_to_their_first_error_and_tests_go_without_learning
     continual = replace(EXPERIMENTS["2000-decayed"], task=task)
     training = Trials(continual, (0, 1))
     assert training.run(100) == (Trial(0, 100, solved=False), Trial(1, 100, solved=False))
-    assert training._rate == pytest.approx(0.5 * 0.99)
     alone = Trials(continual, (1,))
     alone.run(100)
     assert torch.equal(alone._networks.hidden[0], training._networks.hidden[1])

@@ -1,5 +1,7 @@
 """The networks of 1997 and 2000: weight counts as printed, equations and gradients by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -31,6 +33,10 @@ PRINTED = {  # Hochreiter and Schmidhuber (1997), tables 1 to 9; Gers et al. (20
     "6a": (156, Blocks(8, 4, 2, 2, biased="all")),
     "6b": (308, Blocks(8, 8, 3, 2, biased="all")),
     "Gers 2000": (424, Blocks(7, 7, 4, 2, **GERS)),
+    "Gers 2002": (
+        17,
+        Blocks(1, 1, 1, forget_gates=True, seen="cells", biased="all", peepholes=True),
+    ),
 }
 
 
@@ -53,6 +59,10 @@ PLANS = {
     "1997": Blocks(3, 2, 2, 3, biased="all", spread=0.9),
     "2000": Blocks(3, 2, 2, 3, spread=0.9, **GERS),
     "2a": Blocks(3, 2, 2, 1, spread=0.9, **ONE_CELL),
+    "linear": Blocks(3, 2, 2, 2, biased="all", spread=0.9, output="identity"),
+    "2002": Blocks(
+        3, 2, 2, forget_gates=True, seen="cells", biased="all", spread=0.9, peepholes=True
+    ),
 }
 
 
@@ -74,22 +84,27 @@ def outputs_by_hand(weights: dict[str, Tensor], x: Tensor, plan: Blocks) -> Tens
                 total = total + weights["weight_hh"][row, u] * y_u
             return total + (weights[f"bias_{part}"][unit] if f"bias_{part}" in weights else 0.0)
 
-        gates = [
-            f(net(plan.cells + row, "gates", row)) for row in range(plan.blocks * len(plan.gates))
-        ]
+        nets = [net(plan.cells + row, "gates", row) for row in range(plan.blocks * len(plan.gates))]
+        if plan.peepholes:  # of input and forget gates
+            for row in range(2 * plan.blocks):
+                nets[row] = nets[row] + weights["weight_ch"][row] * cells[row % plan.blocks]
+        gates = [f(net_g) for net_g in nets]
         y, new = [], []
         for cell in range(plan.cells):
             block = cell // plan.size
             gate = {name: gates[n * plan.blocks + block] for n, name in enumerate(plan.gates)}
             entering = gate["input"] * g(net(cell, "cells", cell))
             new.append(gate.get("forget", 1.0) * cells[cell] + entering)
+            if plan.peepholes:  # the output gate sees the new state
+                row = 2 * plan.blocks + block
+                gate["output"] = f(nets[row] + weights["weight_ch"][row] * new[-1])
             y.append(gate.get("output", 1.0) * h(new[-1]))
         cells = new
         fed_back = (y + gates if plan.seen == "all" else y)[: plan.fed_back]
         net_k = weights["weight_ho"] @ torch.stack(y) + weights.get("bias_o", 0.0)
         if plan.skip:
             net_k = net_k + weights["weight_io"] @ x_k
-        outputs.append(f(net_k))
+        outputs.append(net_k if plan.output == "identity" else f(net_k))
     return torch.stack(outputs)
 
 
@@ -191,8 +206,14 @@ def test_plans_are_checked():
 
 
 def test_every_published_row_has_its_network():
-    assert len(EXPERIMENTS) == 5 + 2 + 9 + 8 + 3 + 2 + 2 + 2
+    assert len(EXPERIMENTS) == 5 + 2 + 2 * 9 + 8 + 2 * (3 + 2) + 2 + 4
     for row in EXPERIMENTS.values():
+        if row.reading:
+            printed = EXPERIMENTS[row.name.rpartition("-")[0]]
+            other = {"seen": "nothing"} if row.name.startswith("2c") else {"output": "identity"}
+            network = replace(printed.network, **other)
+            assert row == replace(printed, name=row.name, network=network, reading=row.reading)
+            continue
         assert row.network.weights == row.published.weights, row.name
         assert (row.network.inputs, row.network.outputs) == (row.task.inputs, row.task.outputs)
     assert EXPERIMENTS["6b"].network.input_biases == (-2, -4, -6)

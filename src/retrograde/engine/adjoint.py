@@ -30,6 +30,9 @@ from retrograde.engine.scan import Entering, backend
 from retrograde.engine.unroll import CHUNK, Chunk, Unrolled
 from retrograde.errors import NonFiniteError
 
+AHEAD = SLACK - 4
+"""Rows that left the range start anew so many powers of two from its centre, at the other end."""
+
 GATHERED = 2**21
 """Adjoints of neighbouring steps are held together up to this many numbers, 8 MiB in float32."""
 
@@ -222,7 +225,8 @@ class PerEntry:
     """One row for each entry, latest first, each with an exponent of its own.
 
     Rows are brought into range before a stretch of steps. One that leaves it within the stretch
-    ends the stretch there, and the step at which it did so is the first of the next one.
+    ends the stretch there, and the step at which it did so is the first of the next one, which
+    starts near the other end of the range: rows that shrank will shrink on.
 
     Attributes:
         count: the number of rows that have entered.
@@ -238,6 +242,7 @@ class PerEntry:
         self._exponent = torch.zeros(0, dtype=torch.int64, device=direct.device)
         self._complete = False  # whether what the loss gives to the step is there already
         self._length = CHUNK
+        self._centre = CENTRE  # the power of two near which a stretch starts
         self.stopped = len(direct) - 1
 
     @property
@@ -295,7 +300,7 @@ class PerEntry:
         length = min(self._length, steps, max(1, GATHERED // (self.count * size)))
         arrived = self.rows
         # Room for a factor of two at each step; a row that moves faster ends the stretch.
-        delta, norms = arrived.normalised(max(1, SLACK - length))
+        delta, norms = arrived.normalised(max(1, SLACK - length), self._centre)
         if delta is not arrived:
             refuse_non_finite(norms, k)
             self._newest = int(delta.exponent[-1])
@@ -319,6 +324,8 @@ class PerEntry:
             if pulled.back is not None:
                 self._values = pulled.back
             return Stretch(entering.first, pulled.values, exponent, pulled.norms, rows)
+        shrank = bool((pulled.norms[: rows[out], out] < 2.0 ** (CENTRE - SLACK)).any())
+        self._centre = CENTRE + AHEAD if shrank else CENTRE - AHEAD
         self.stopped, self._complete = entering.first + out, True
         self._length = max(1, len(rows) - 1 - out)
         self._values = pulled.values[: self.count, out].contiguous()
@@ -340,8 +347,8 @@ def _first_out(
     nothing[: len(start)] = (start == 0).unsqueeze(1)
     if entering.values is not None:
         nothing[len(start) - 1] = False  # what enters is added to it
-    for step, count in enumerate(entering.rows):
-        nothing[count:, step] = True
+    entered = torch.tensor(entering.rows, device=norms.device)
+    nothing |= torch.arange(len(norms), device=norms.device).unsqueeze(1) >= entered
     inside[:, -1] = True  # as they were started
     inside |= nothing & (norms == 0)
     out = torch.nonzero(~inside.all(0))

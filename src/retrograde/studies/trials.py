@@ -18,8 +18,11 @@ from retrograde.tasks.experiments import Experiment
 from retrograde.tasks.reber import ContinualReber, Stream
 
 CHECKED = 100
-"""Sequences that a network draws and learns before it is asked whether the task is solved. Where
-that takes a test of its own, all of them have to be right before it is made."""
+"""Sequences that a network draws and learns before it is asked whether the task is solved."""
+
+OF_TEST = 10
+"""A test of its own is made after a tenth as many sequences as it has, and no fewer than are drawn
+at once, if all of these were right."""
 
 TESTED = 500
 """Sequences of a test that are answered at once."""
@@ -58,7 +61,8 @@ class Trials:
         self._networks = Networks(experiment.network, drawn, experiment.each_step)
         self._lots = [experiment.task.lot(generator) for generator in generators]
         self._sequences = 0
-        remembered = CHECKED if experiment.task.fresh else experiment.task.judged_on
+        judged = experiment.task.judged_on
+        remembered = max(CHECKED, judged // OF_TEST) if experiment.task.fresh else judged
         self._right = torch.zeros(len(generators), remembered, dtype=torch.bool)
         self._errors = torch.zeros(len(generators), remembered)
 
@@ -97,14 +101,10 @@ class Trials:
         late = [Trial(seed, self._sequences, solved=False) for seed in self._learning]
         return tuple(sorted([*self.done, *late], key=lambda trial: self.seeds.index(trial.seed)))
 
-    @property
-    def _rate(self) -> float:
-        return self.experiment.rate * self.experiment.decay ** (self._sequences // CHECKED)
-
     def _learn(self) -> None:
         """Train each network on the next sequences of its own."""
         pools = [lot.training(CHECKED) for lot in self._lots]
-        answers = self._networks.train(pools, self._rate)
+        answers = self._networks.train(pools, self.experiment.rate)
         first = self._sequences % self._right.shape[1]
         latest = slice(first, first + CHECKED)
         for row, (pool, given) in enumerate(zip(pools, answers, strict=True)):
@@ -113,16 +113,17 @@ class Trials:
         self._sequences += CHECKED
 
     def _follow_streams(self, task: ContinualReber) -> None:
-        """Train each network on the next streams of its own, testing it after one without error."""
-        rate, streams = self._rate, cast(list[Stream], self._lots)
+        """Train each network on the next streams of its own, and test it after each of them."""
+        streams = cast(list[Stream], self._lots)
         for stream in range(CHECKED):
-            right = followed(self._networks, streams, rate)
+            right = followed(self._networks, streams, self.experiment.rate, self.experiment.decay)
             self._errors[:, stream] = torch.tensor(right)
             self._sequences += 1
+            tested = followed(self._networks, streams, 0.0)
             self._let_go(
                 [
                     row
-                    for row, symbols in enumerate(right)
+                    for row, symbols in enumerate(tested)
                     if symbols == task.steps and self._predicts(row, task)
                 ]
             )
@@ -131,8 +132,8 @@ class Trials:
             lot.forget()  # a checkpoint holds the generator, and nothing that it has drawn
 
     def _predicts(self, row: int, task: ContinualReber) -> bool:
-        """Whether a network predicts all the streams of a test."""
-        copies = [self._networks.weights(row)] * task.judged_on
+        """Whether a network predicts all the streams of a test, the first of which it has."""
+        copies = [self._networks.weights(row)] * (task.judged_on - 1)
         streams = [task.lot(self._lots[row].generator) for _ in copies]
         right = followed(Networks(self.experiment.network, copies), streams, 0.0)
         return all(symbols == task.steps for symbols in right)
@@ -144,7 +145,8 @@ class Trials:
             return False
         if not task.fresh:
             return task.solved(right, errors)
-        return bool(right.all()) and self._tested(row)
+        due = self._sequences % len(right) == 0
+        return due and bool(right.all()) and self._tested(row)
 
     def _tested(self, row: int) -> bool:
         """Whether a network solves the task on sequences that are drawn for the test."""
@@ -154,6 +156,8 @@ class Trials:
             output = self._networks.answers(row, sequences)
             right.append(task.right(output, sequences))
             errors.append(task.errors(output, sequences))
+            if task.flawless and not right[-1].all():
+                return False
         return task.solved(torch.cat(right), torch.cat(errors))
 
     def _let_go(self, solved: list[int]) -> None:
@@ -218,8 +222,16 @@ class Trials:
         self._right, self._errors = state["right"], state["errors"]
 
 
-def followed(networks: Networks, streams: Sequence[Stream], rate: float) -> list[int]:
+def followed(
+    networks: Networks, streams: Sequence[Stream], rate: float, decay: float = 1.0
+) -> list[int]:
     """Train each network on one stream, to its first error or its end.
+
+    Args:
+        networks: that are trained.
+        streams: one for each.
+        rate: the learning rate at the first symbol.
+        decay: what it is multiplied by after each symbol.
 
     Returns:
         The symbols that each predicts before its first error.
@@ -234,7 +246,8 @@ def followed(networks: Networks, streams: Sequence[Stream], rate: float) -> list
             min(most, steps[row] - right[row]) if going[row] else 0 for row in range(len(streams))
         ]
         some = [stream.take(size) for stream, size in zip(streams, sizes, strict=True)]
-        before = networks.follow(some, [rate] * len(streams))
+        rates = [rate * decay**symbols for symbols in right]
+        before = networks.follow(some, rates, decay, ContinualReber.limit)
         for row, stream in enumerate(streams):
             stream.move(min(before[row] + 1, sizes[row]))
             right[row] += before[row]

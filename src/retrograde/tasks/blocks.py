@@ -52,9 +52,13 @@ class Blocks:
             (1997), of the cells alone (2000), or nothing (task 2a of 1997).
         skip: whether the outputs see the inputs, too.
         biased: the units that have biases: "none", "gates", "hidden", "gates and outputs" or "all".
-        cell_input: the range of g, and `cell_output` that of h (the papers' logistic functions).
+        cell_input: the range of g, `cell_output` that of h, and `output` that of the outputs (the
+            papers' logistic functions), or "identity".
         spread: weights, and the biases not named below, are uniform in [-spread, spread].
         input_biases, forget_biases, output_biases: of the gates, block by block.
+        peepholes: whether the gates of a block see the state of its cell (2002): input and forget
+            gate that before the step, the output gate that after it. Blocks then have one cell
+            each, and all three gates.
 
     Raises:
         ArgumentError: for values that fit no network.
@@ -80,6 +84,8 @@ class Blocks:
     input_biases: tuple[float, ...] = ()
     forget_biases: tuple[float, ...] = ()
     output_biases: tuple[float, ...] = ()
+    peepholes: bool = False
+    output: str = "[0, 1]"
 
     def __post_init__(self) -> None:
         for name in ("inputs", "outputs", "blocks", "size"):
@@ -87,8 +93,13 @@ class Blocks:
         _checks.positive("spread", self.spread)
         _checks.one_of("seen", self.seen, ("all", "cells", "nothing"))
         _checks.one_of("biased", self.biased, BIASED)
-        for name in ("cell_input", "cell_output"):
+        for name in ("cell_input", "cell_output", "output"):
             _checks.one_of(name, getattr(self, name), ("identity", *SQUASHES))
+        if self.peepholes and (self.size > 1 or len(self.gates) < 3):
+            raise ArgumentError(
+                "networks with peepholes have one cell in each block, and input, forget and output "
+                f"gates; got size={self.size} and the gates {', '.join(self.gates)}"
+            )
         for gate in ("input", "forget", "output"):
             biases = getattr(self, f"{gate}_biases")
             there = gate in self.gates and "gates" in BIASED[self.biased]
@@ -126,6 +137,7 @@ class Blocks:
             "weight_hh": (self.cells + gates, self.fed_back),
             "bias_cells": (self.cells * ("cells" in biased),),
             "bias_gates": (gates * ("gates" in biased),),
+            "weight_ch": (gates * self.peepholes,),
             "weight_ho": (self.outputs, self.cells),
             "weight_io": (self.outputs, self.inputs * self.skip),
             "bias_o": (self.outputs * ("outputs" in biased),),
@@ -175,15 +187,26 @@ class Blocks:
         if self.fed_back:
             net = net + y @ weights["weight_hh"].mT
         cells, gates = net[..., : self.cells], net[..., self.cells :]
-        gates = torch.sigmoid(gates + weights.get("bias_gates", 0.0))
+        gates = gates + weights.get("bias_gates", 0.0)
         cells, _ = squash(self.cell_input, cells + weights.get("bias_cells", 0.0))
-        shared = dict(zip(self.gates, torch.split(gates, self.blocks, -1), strict=True))
-        i, f, o = (
-            shared[gate].repeat_interleave(self.size, -1) if gate in shared else 1.0
-            for gate in ("input", "forget", "output")
-        )
-        c = f * state["c"] + i * cells
-        h = o * squash(self.cell_output, c)[0]
+        nets = dict(zip(self.gates, torch.split(gates, self.blocks, -1), strict=True))
+        if self.peepholes:
+            seeing = torch.split(weights["weight_ch"], self.blocks)
+            peepholes = dict(zip(self.gates, seeing, strict=True))
+        opened = {}
+
+        def gate(name: str, c: Tensor) -> Tensor | float:
+            if name not in nets:
+                return 1.0
+            net = nets[name]
+            if self.peepholes:
+                net = net + (c.detach() if truncated else c) * peepholes[name]
+            opened[name] = torch.sigmoid(net)
+            return opened[name].repeat_interleave(self.size, -1)
+
+        c = gate("forget", state["c"]) * state["c"] + gate("input", state["c"]) * cells
+        h = gate("output", c) * squash(self.cell_output, c)[0]
+        gates = torch.cat([opened[name] for name in self.gates], -1)
         fed_back = {"all": (h, gates), "cells": (h,), "nothing": (h[..., :0],)}[self.seen]
         return {"c": c, "y": torch.cat(fed_back, -1), "h": h}
 
@@ -220,7 +243,7 @@ class BlockLayer(nn.Module):
 
 
 class BlockNetwork(nn.Module):
-    """A whole network: the hidden layer and logistic outputs, x [T, B, I] to [T, B, O].
+    """A whole network: the hidden layer and the outputs, x [T, B, I] to [T, B, O].
 
     Args:
         plan: of the network.
@@ -258,7 +281,7 @@ class BlockNetwork(nn.Module):
         net = self.hidden(x) @ weights["weight_ho"].mT
         if self.plan.skip:
             net = net + x @ weights["weight_io"].mT
-        return torch.sigmoid(net + weights.get("bias_o", 0.0))
+        return squash(self.plan.output, net + weights.get("bias_o", 0.0))[0]
 
 
 def _step(module: nn.Module, weights: Weights, x: Tensor, state: dict[str, Tensor]) -> object:

@@ -21,6 +21,7 @@ from retrograde.tasks.task import (
     Lot,
     Sequences,
     Symbols,
+    largest_errors,
     ranked,
     symbols,
     within,
@@ -59,9 +60,11 @@ class Strings(Sequences):
 
     Attributes:
         possible: the symbols that may come next, [T, N, 7].
+        begins: the steps before which the state of a network is set to zero, [T, N]; None for none.
     """
 
     possible: Bool[Tensor, "T N 7"]
+    begins: Bool[Tensor, "T N"] | None = None
 
 
 NODES = tuple(EMBEDDED)
@@ -245,8 +248,11 @@ class StringSets(Lot):
 class ContinualReber(EmbeddedReber):
     """An endless stream of embedded Reber strings, whose ends are not marked.
 
-    All the symbols that may come next are to be active: the target of each of them is 1. That the
-    targets mark all of them is our reading of the paper.
+    A symbol is predicted if each output errs by less than .49, where all the symbols that may come
+    next have the target 1. Both are our reading of a secondary source, which gives the .49: with
+    the symbol that came as the only target no answer to a choice of two is right, and with a larger
+    limit .5 everywhere always is.
+
     A training stream ends with its first error or after 100,000 symbols. The task is solved
     *perfectly* when ten streams of 100,000 symbols are predicted without an error, and *well* if
     errors come after more than 1000 symbols on average; `right` asks the former of each stream,
@@ -254,6 +260,8 @@ class ContinualReber(EmbeddedReber):
 
     Args:
         steps: symbols of a stream.
+        resets: whether the state of a network is to be set to zero at the beginning of each string,
+            as the paper does for comparison.
 
     Example:
         >>> import torch
@@ -265,9 +273,11 @@ class ContinualReber(EmbeddedReber):
 
     paper: ClassVar[str] = "Gers, Schmidhuber and Cummins (2000)"
     judged_on = 10
+    limit = 0.49
 
-    def __init__(self, steps: int = 100_000):
+    def __init__(self, steps: int = 100_000, resets: bool = False):
         self.steps = _checks.whole("steps", steps)
+        self.resets = _checks.flag("resets", resets)
 
     @property
     def guess(self) -> Guess:
@@ -282,18 +292,19 @@ class ContinualReber(EmbeddedReber):
             stream.begin()
             drawn.append(stream.take(self.steps))
             stream.move(self.steps)
-        x, y, due, possible = (
-            torch.cat([getattr(each, part) for each in drawn], 1)
-            for part in ("x", "y", "due", "possible")
-        )
-        return Strings(x, y, due, torch.full((count,), self.steps), possible)
+        parts = ("x", "y", "due", "possible", *(("begins",) if self.resets else ()))
+        x, y, due, *rest = (torch.cat([getattr(each, part) for each in drawn], 1) for part in parts)
+        return Strings(x, y, due, torch.full((count,), self.steps), *rest)
 
     def lot(self, generator: torch.Generator) -> "Stream":
         return Stream(self, generator)
 
+    def right(self, output: Float[Tensor, "T N O"], sequences: Sequences) -> Bool[Tensor, "N"]:
+        return largest_errors(output, sequences) < self.limit
+
     def run(self, output: Float[Tensor, "T N O"], strings: Strings) -> list[int]:
         """The symbols that each stream predicts before its first error."""
-        wrong = ~foretold(output, strings)
+        wrong = ~((output - strings.y).abs() < self.limit).all(2)
         first = torch.where(wrong.any(0), wrong.int().argmax(0), len(wrong))
         return [int(count) for count in first]
 
@@ -332,7 +343,8 @@ class Stream(Lot):
         possible = POSSIBLE[nodes[1:]]
         due = torch.ones(steps, 1, dtype=torch.bool)
         read = Symbols(numbers[:-1], len(SYMBOLS), lengths)
-        return Strings(read, possible.float(), due, lengths, possible)
+        begins = nodes[:-1] == 0 if self.task.resets else None
+        return Strings(read, possible.float(), due, lengths, possible, begins)
 
     def move(self, steps: int) -> None:
         """Go on behind so many of them."""
