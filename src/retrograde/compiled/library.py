@@ -46,7 +46,7 @@ LESSON = (
 )
 """Those of `struct lesson`."""
 
-INTERFACE = 7
+INTERFACE = 8
 """RETROGRADE_INTERFACE in csrc/recurrence.h."""
 
 HOW = (
