@@ -86,6 +86,7 @@ class Library:
         scan: the backward recursion of many rows, called in the same way (compiled/scan.py).
         crossings: the same with rows told apart by crossings (compiled/crossings.py).
         sizes: how large what they make of parameters is (compiled/sizes.py).
+        sums: what they make of parameters, summed; 2 where it needs room (compiled/sums.py).
         vector: the bytes of a vector.
         instructions: the name of the instruction set.
         parallel: the address of torch's own loop over threads, 0 where torch has none.
@@ -97,6 +98,7 @@ class Library:
     scan: Mapping[torch.dtype, Callable[[object], int]]
     crossings: Mapping[torch.dtype, Callable[[object], int]]
     sizes: Mapping[torch.dtype, Callable[[object], int]]
+    sums: Mapping[torch.dtype, Callable[[object], int]]
     vector: int
     instructions: str
     parallel: int
@@ -204,6 +206,7 @@ def _of(opened: ctypes.CDLL, number: int) -> Library:
         scan=functions("scan"),
         crossings=functions("crossings"),
         sizes=functions("sizes"),
+        sums=functions("sums"),
         vector=opened.retrograde_bytes(ctypes.c_int64(number)),
         instructions=_instruction_sets(opened)[number],
         parallel=_parallel(),
