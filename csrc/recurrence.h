@@ -91,7 +91,7 @@ struct lesson {
 struct online {
   /* C = blocks * size cells; gates of `enum gate`, of which INPUT is always there. */
   int64_t blocks, size, gates, inputs, outputs, fed_back, skip, biased;
-  int64_t cell_input, cell_output; /* of `enum activation` */
+  int64_t cell_input, cell_output, output; /* of `enum activation` */
   int64_t each_step;               /* weights change at each answer, not after each sequence */
   int64_t peepholes;               /* gates see the state of their cell; size is 1 */
   int64_t networks, parts;
