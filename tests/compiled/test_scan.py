@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from retrograde.cells import Elman
 from retrograde.compiled import library as loading
 from retrograde.compiled import passes, sizes
 from retrograde.decomposition.by_time import contribution_norms
