@@ -107,7 +107,6 @@ def learn(
     for lesson, given, steps in zip(lessons, answers, before, strict=True):
         fields += _fields(plan, lesson, given, steps, held)
     of_lessons = (ctypes.c_int64 * len(fields))(*fields)
-    parallel = library.parallel
     values = (ctypes.c_int64 * len(ONLINE))(
         *(plan.blocks, plan.size, sum(GATES[gate] for gate in plan.gates)),
         *(plan.inputs, plan.outputs, plan.fed_back, int(plan.skip)),
@@ -115,7 +114,7 @@ def learn(
         *(FUNCTIONS[each] for each in (plan.cell_input, plan.cell_output, plan.output)),
         int(plan.each_step),
         int(plan.peepholes),
-        *(len(lessons), torch.get_num_threads() if parallel else 1, parallel),
+        *(len(lessons), *library.threads),
         ctypes.addressof(of_lessons),
     )
     if library.learn[dtype](values):

@@ -5,7 +5,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from retrograde.cells.folding import Folded, Wanted
@@ -91,10 +90,9 @@ def pull_back(
     behind = room(start, most + 1, *one) if back else None
     numbers = (ctypes.c_int64 * count)(*rows)
     passed = addresses(factors, count)
-    parallel = library.parallel
     fields = (
         *(count, samples, size, rows[-1], first),
-        *(torch.get_num_threads() if parallel else 1, parallel),
+        *library.threads,
         ctypes.addressof(numbers),
         *(start.data_ptr(), 0 if direct is None else direct.data_ptr()),
         0 if passed is None else ctypes.addressof(passed),
