@@ -19,7 +19,11 @@ from retrograde.tasks.reber import ContinualReber, Stream
 
 CHECKED = 100
 """Sequences that a network draws and learns before it is asked whether the task is solved. Where
-that takes a test of its own, all of them have to be right before it is made."""
+that takes a test of its own, all of them have to be right before it is made, or the latest of those
+that end with their first error."""
+
+LATEST = 10
+"""Of such sequences."""
 
 TESTED = 500
 """Sequences of a test that are answered at once."""
@@ -54,8 +58,14 @@ class Trials:
         self.done: list[Trial] = []
         self._learning = list(self.seeds)
         generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
-        drawn = [experiment.network.draw(generator) for generator in generators]
-        self._networks = Networks(experiment.network, drawn, experiment.each_step)
+        dtype = torch.float64 if experiment.double else torch.float32
+        drawn = [
+            {name: weight.to(dtype) for name, weight in experiment.network.draw(each).items()}
+            for each in generators
+        ]
+        self._networks = Networks(
+            experiment.network, drawn, experiment.each_step, experiment.momentum
+        )
         self._lots = [experiment.task.lot(generator) for generator in generators]
         self._sequences = 0
         remembered = CHECKED if experiment.task.fresh else experiment.task.judged_on
@@ -100,7 +110,7 @@ class Trials:
     def _learn(self) -> None:
         """Train each network on the next sequences of its own."""
         pools = [lot.training(CHECKED) for lot in self._lots]
-        answers = self._networks.train(pools, self.experiment.rate)
+        answers = self._networks.train(pools, self.experiment.rate, self.experiment.task.limit)
         first = self._sequences % self._right.shape[1]
         latest = slice(first, first + CHECKED)
         for row, (pool, given) in enumerate(zip(pools, answers, strict=True)):
@@ -141,7 +151,8 @@ class Trials:
             return False
         if not task.fresh:
             return task.solved(right, errors)
-        return bool(right.all()) and self._tested(row)
+        latest = right[-LATEST:] if task.limit else right
+        return bool(latest.all()) and self._tested(row)
 
     def _tested(self, row: int) -> bool:
         """Whether a network solves the task on sequences that are drawn for the test."""
@@ -174,6 +185,8 @@ class Trials:
             "sequences": self._sequences,
             "hidden": self._networks.hidden,
             "output": self._networks.output,
+            "by_hidden": self._networks.by_hidden,
+            "by_output": self._networks.by_output,
             "drawing": [lot.generator.get_state() for lot in self._lots],
             "right": self._right,
             "errors": self._errors,
@@ -208,7 +221,8 @@ class Trials:
         self.done = [Trial(**trial) for trial in state["done"]]
         rest = [row for row, seed in enumerate(self.seeds) if seed in state["learning"]]
         self._learning, self._sequences = state["learning"], state["sequences"]
-        self._networks.hidden, self._networks.output = state["hidden"], state["output"]
+        for part in ("hidden", "output", "by_hidden", "by_output"):
+            setattr(self._networks, part, state[part])
         self._lots = [self._lots[row] for row in rest]
         for lot, drawing in zip(self._lots, state["drawing"], strict=True):
             lot.generator.set_state(drawing)

@@ -44,10 +44,12 @@ class Experiment:
         task: what was to be learnt.
         network: the plan of the network.
         rate: the learning rate.
-        published: what came out.
+        published: what came out, where a table says so.
         each_step: the weights change after each answer.
         decay: what the rate is multiplied by after each step of a sequence; the next one begins
             with the whole rate.
+        momentum: what remains of a change of the weights at the next one.
+        double: whether the network computes in double precision.
 
     Example:
         >>> from retrograde.tasks.experiments import EXPERIMENTS
@@ -59,9 +61,11 @@ class Experiment:
     task: AbstractTask
     network: Blocks
     rate: float
-    published: Published
+    published: Published | None
     each_step: bool = False
     decay: float = 1.0
+    momentum: float = 0.0
+    double: bool = False
 
 
 def _fitting(task: AbstractTask, blocks: int, size: int, spread: float = 0.1) -> Blocks:
