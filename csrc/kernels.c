@@ -105,7 +105,8 @@ static const real EXP[] = {
 #include "step.h"
 #include "scan.h"
 #include "sizes.h"
+#include "sums.h"
 #include "crossings.h"
 
 const struct kernels RETROGRADE_NAME = {VECTOR_BYTES, forward, backward, scan,
-                                        crossings,    sizes,   learn};
+                                        crossings,    sizes,   sums,     learn};

@@ -100,3 +100,8 @@ EXPORTED int64_t retrograde_sizes(
     int64_t set, int64_t is_double, const struct sizes_of_rows *sizes) {
   return kernels_of(set, is_double)->sizes(sizes);
 }
+
+EXPORTED int64_t retrograde_sums(
+    int64_t set, int64_t is_double, const struct sums_of_rows *sums) {
+  return kernels_of(set, is_double)->sums(sums);
+}

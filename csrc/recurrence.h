@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#define RETROGRADE_INTERFACE 7
+#define RETROGRADE_INTERFACE 9
 
 enum cell { LSTM, ELMAN, GRU, GRU_2014 };
 enum gate { INPUT = 1, FORGET = 2, CELL = 4, OUTPUT = 8, COUPLED = 16 };
@@ -91,7 +91,7 @@ struct lesson {
 struct online {
   /* C = blocks * size cells; gates of `enum gate`, of which INPUT is always there. */
   int64_t blocks, size, gates, inputs, outputs, fed_back, skip, biased;
-  int64_t cell_input, cell_output; /* of `enum activation` */
+  int64_t cell_input, cell_output, output; /* of `enum activation` */
   int64_t each_step;               /* weights change at each answer, not after each sequence */
   int64_t peepholes;               /* gates see the state of their cell; size is 1 */
   int64_t networks, parts;
@@ -162,6 +162,10 @@ struct scan {
   const int64_t *boundaries;
   /* Results: [N, K, B, S], [N, K], and [N, B, S] or NULL, where N is rows[0]. */
   void *values, *norms, *back;
+  /* NULL, or a further result, [N, K]: rows that leave the range are multiplied by powers of two on
+     the way, and 2^exponent is what a row at a step is in units of, beside those that it came in. All
+     that the loss gives must be rows of their own then, and all samples are one task. */
+  int64_t *exponents;
   struct program program;
 };
 
@@ -211,11 +215,49 @@ struct sizes_of_rows {
   struct program program; /* the nodes that the groups need, none with a slot */
 };
 
-/* 0, or 1 where there was not enough memory. */
+/* What adjoints are multiplied by at each step of a chunk, [K, B, width] with these strides, in
+   elements; NULL is 1. */
+struct operand {
+  const void *at;
+  int64_t step, sample, width;
+};
+
+/* What rows make of parameters, summed over steps and samples, rows that share a number together:
+   sum_k sum_b da_kb (x) u_kb for each operand u. */
+struct sums_of_rows {
+  /* Steps, samples, the size of the state, rows, the first step in the chunk; how many sums, and
+     the numbers of each. */
+  int64_t steps, samples, size, rows, first, sums, of_sum;
+  int64_t parts;
+  parallel_function parallel;
+  /* Rows [N, K, B, S] with these strides in elements, those of a step next to each other. */
+  const void *values;
+  int64_t row, step;
+  /* The sum that each row belongs to at each step, -1 for none, and its exponent, [N, K]. */
+  const int64_t *places, *exponents;
+  /* Changed: what was added lately, [sums, of_sum], and what was put aside before as it is on quite
+     another scale, NULL before there is any. A sum holds, group by group, [P, operands side by
+     side, each padded to whole vectors], and [P] padded where there is an operand of 1. */
+  void *recent;
+  double *aside;
+  /* Changed: of each sum the exponent of what is recent, the least that is in it, and the exponent
+     of what was put aside; NO_EXPONENT for nothing, [3, sums]. */
+  int64_t *units;
+  int64_t groups;
+  const struct group *all_groups;
+  const struct segment *of_groups;
+  const struct operand *all_operands;
+  struct program program; /* the nodes that the groups need, none with a slot */
+};
+#define NO_EXPONENT (-((int64_t)1 << 40))
+
+/* 0, or 1 where there was not enough memory; of sums 2, and nothing done, where something has to be
+   put aside and there is nowhere to put it. */
 typedef int64_t (*pass_function)(const struct pass *pass);
 typedef int64_t (*scan_function)(const struct scan *scan);
 typedef int64_t (*crossings_function)(const struct crossings *crossings);
 typedef int64_t (*sizes_function)(const struct sizes_of_rows *sizes);
+typedef int64_t (*sums_function)(const struct sums_of_rows *sums);
 typedef int64_t (*online_function)(const struct online *online);
 
 struct kernels {
@@ -224,6 +266,7 @@ struct kernels {
   scan_function scan;
   crossings_function crossings;
   sizes_function sizes;
+  sums_function sums;
   online_function learn;
 };
 

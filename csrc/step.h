@@ -226,6 +226,28 @@ static void through_step(
   }
 }
 
+/* The adjoints of the blocks of a group side by side for one of the rows, [B, blocks * height]. */
+INLINE void side_by_side(
+    const struct group *group, const struct segment *segments, const struct work_rows *w,
+    int64_t at, int64_t step, int64_t samples, real *out, int64_t out_row) {
+  const int64_t H = group->height;
+  for (const struct segment *s = segments; s < segments + group->segments; s++) {
+    const struct rows source = w->registers[s->source];
+    for (int64_t b = 0; b < samples; b++) {
+      const real *from = source.at + b * source.sample + at * source.row + s->start;
+      for (int64_t block = 0; block < s->blocks; block++) {
+        real *to = out + b * out_row + (s->first + block) * H;
+        const real *f = s->factor.at ? factor_at(&s->factor, step, b, block) : 0;
+        int64_t j = 0;
+        for (; j + V <= H; j += V)
+          store(to + j, f ? load(from + j) * load(f + j) : load(from + j));
+        for (; j < H; j++)
+          to[j] = f ? from[j] * f[j] : from[j];
+      }
+    }
+  }
+}
+
 /* What a program needs; the weights are not packed yet. */
 static struct runner runner_of(const struct program *p) {
   struct runner r = {.program = p};

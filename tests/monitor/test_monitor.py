@@ -592,7 +592,7 @@ def test_history_is_rows_a_table_and_a_chart():
     assert isinstance(table, pandas.DataFrame) and table.shape == (3, len(monitor.scalars) + 1)
 
 
-def recorded(monitor, model, scales):
+def recorded(monitor, model, scales, as_tensor=True):
     """The blocks that were looked at, of those whose loss is scaled so."""
     found = []
     for scale in scales:
@@ -601,7 +601,7 @@ def recorded(monitor, model, scales):
             warnings.simplefilter("ignore")
             with monitor:
                 loss = loss_of(model, torch.ones(2, 5, 3)) * scale
-                monitor.loss(loss)
+                monitor.loss(loss if as_tensor else loss.item())
                 loss.backward()
         if monitor.recording:
             found.append(monitor.step)
@@ -620,14 +620,15 @@ def test_a_norm_that_jumps_is_followed_by_a_closer_look():
     assert norms[10] == pytest.approx(30 * norms[0], rel=1e-4)
 
 
+@pytest.mark.parametrize("as_tensor", [True, False])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_is_one_event_while_it_lasts(value):
+def test_a_loss_that_is_not_finite_is_one_event_while_it_lasts(value, as_tensor):
     torch.manual_seed(0)
     model = Model()
     monitor = retrograde.Monitor(model, every=4, trigger=10)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = recorded(monitor, model, [1.0] * 5 + [value] * 2 + [1.0])
+        found = recorded(monitor, model, [1.0] * 5 + [value] * 2 + [1.0], as_tensor)
     assert found[:2] == [0, 4] and 7 in found
     assert [event.step for event in monitor.events] == [5]
     assert f"the loss is {value}" in monitor.events[0].reason

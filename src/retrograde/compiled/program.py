@@ -106,6 +106,15 @@ class Writer:
         source = self._source(each.base)
         return (*source, each.first, count, *self._factor(each.factor, height, count))
 
+    def operand(self, value: Tensor) -> Tensor:
+        """What adjoints are multiplied by, [K, B, M], as the library reads it."""
+        if value.shape[:-1] != self._shape[:2]:
+            raise Beyond
+        if value.stride(-1) != 1 and value.shape[-1] > 1:
+            value = value.contiguous()
+        self._hold(value)
+        return value
+
     def _node(
         self,
         slot: int,

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from retrograde import _checks
 from retrograde.engine.adjoint import AdjointSpan
-from retrograde.engine.scaling import NO_EXPONENT, Scaled, power_of_two
+from retrograde.engine.gradients import rows_together
+from retrograde.engine.scaling import NO_EXPONENT, Scaled
 from retrograde.errors import ArgumentError
 
 Bins = str | Sequence[int]
@@ -63,31 +64,23 @@ class LagBins:
     ) -> tuple[Float[Tensor, "M K B S"], Int[Tensor, "M K"]]:
         """At each step a row for each class and bin, and the largest exponent of its nonzero rows.
 
-        Rows come entry by entry, latest first; so do the sums, class by class, farthest bin first.
-
         Args:
             span: the rows.
             lags: their lags, if they are to count as rows of other steps.
         """
-        steps, device = len(span), span.values.device
+        exponent = torch.where(span.norms > 0, span.exponent, NO_EXPONENT)
+        return rows_together(span.values, self.places(span, lags), exponent, self.rows)
+
+    def places(
+        self, span: AdjointSpan, lags: Int[Tensor, "E K"] | None = None
+    ) -> Int[Tensor, "N K"]:
+        """The number of the sum that each row belongs to.
+
+        Rows come entry by entry, latest first; so do the sums, class by class, farthest bin first.
+        """
         farther = self._farther(span.lags if lags is None else lags)
-        last = torch.arange(self._count - 1, self.rows, self._count, device=device)
-        bins = (last.view(-1, 1) - farther.unsqueeze(1)).flatten(0, 1)  # of each row, [N, K]
-        place = (bins * steps + torch.arange(steps, device=device)).flatten()
-        exponent = torch.where(span.norms > 0, span.exponent, NO_EXPONENT).flatten()
-        top = exponent.new_full((self.rows * steps,), NO_EXPONENT)
-        top.scatter_reduce_(0, place, exponent, "amax")
-        order = place.argsort(stable=True)
-        weights = power_of_two(exponent - top[place], span.values)
-        sums = torch.nn.functional.embedding_bag(
-            order,
-            span.values.flatten(0, 1).flatten(1),
-            torch.searchsorted(place[order], torch.arange(len(top), device=device)),
-            mode="sum",
-            per_sample_weights=weights[order],
-        )
-        shape = self.rows, steps
-        return sums.view(*shape, *span.values.shape[2:]), top.view(shape)
+        last = torch.arange(self._count - 1, self.rows, self._count, device=span.values.device)
+        return (last.view(-1, 1) - farther.unsqueeze(1)).flatten(0, 1)
 
     def alone(
         self, values: Float[Tensor, "K B S"], exponent: Int[Tensor, "K"], lags: Int[Tensor, "K"]

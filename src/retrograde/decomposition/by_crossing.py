@@ -25,8 +25,7 @@ class Crossings(AbstractLabels):
         bins = LagBins(self.lags, classes)
         sums = AdjointSums(unrolled.cell, classes * len(self.lags))
         for span in rows_by_crossing(unrolled, entries, classes):
-            for piece in span.pieces(bins.rows):
-                sums.add(piece, *bins.sum(piece))
+            sums.add_rows(span, bins.places(span))
         labels = (*map(str, range(self.max_crossings)), f"{self.max_crossings}+")
         axes = ({"crossing": labels}, {"lag": self.lags})
         return {

@@ -64,8 +64,7 @@ class LagSums:
         self._sums = AdjointSums(cell, len(lags))
 
     def update(self, span: AdjointSpan) -> None:
-        for piece in span.pieces(self._bins.rows):
-            self._sums.add(piece, *self._bins.sum(piece))
+        self._sums.add_rows(span, self._bins.places(span))
 
     def result(self) -> dict[str, Parts]:
         axes = ({"lag": self._lags},)

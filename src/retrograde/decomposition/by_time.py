@@ -19,7 +19,8 @@ from torch import Tensor
 from retrograde.cells.forward_mode import jvp_of_parameters
 from retrograde.cells.reverse_mode import FormedGradients
 from retrograde.cells.reverse_mode import Uses as PulledUses
-from retrograde.compiled.sizes import Uses, squares
+from retrograde.compiled.sizes import squares
+from retrograde.compiled.uses import Uses
 from retrograde.decomposition.parts import Parts
 from retrograde.decomposition.rows import shares, summed
 from retrograde.engine.adjoint import AdjointSpan, backpropagate
@@ -60,7 +61,7 @@ def contribution_norms(span: AdjointSpan) -> Iterator[tuple[str, bool, Float[Ten
     on with True.
     """
     compiled = span.chunk.compiled_uses
-    if compiled is not None:
+    if compiled is not None and compiled.products is not None:
         yield from _compiled_norms(span, compiled)
         return
     for uses in span.adjoint.uses:

@@ -115,12 +115,12 @@ class _Sums:
     contributions: Float[Tensor, "E T"]
 
     def __init__(self, unrolled: Unrolled, entries: Entries):
-        cell, states, steps = unrolled.cell, unrolled.states, len(unrolled)
-        self._carousel = frozenset(cell.routes) - frozenset(cell.recurrent_routes)
+        states, steps = unrolled.states, len(unrolled)
         shape = (len(entries), steps)
         self.contributions = states.new_full(shape, -torch.inf, dtype=torch.float64)
-        # Near lags, far lags (the two make up the gradient), and what comes along the carousel.
-        self._sums = ParameterSums(cell.parameters, 3)
+        self._carousel = frozenset[str]()
+        # The whole gradient, that of near lags, and what comes along the carousel.
+        self._sums = ParameterSums(unrolled.cell.parameters, 3)
         self._near = entries.lag_table.flip(0) < NEAR
         # What comes along the carousel to the step before the ones that are done.
         self._arriving = Scaled(
@@ -129,7 +129,8 @@ class _Sums:
 
     def update(self, span: AdjointSpan) -> None:
         rows, first, count = len(span.norms), span.first, len(span)
-        delta, pulled = span.values, span.adjoint
+        delta, graph = span.values, span.chunk.graph
+        self._carousel = frozenset(graph.routes) - frozenset(graph.recurrent_routes)
         sizes = _log2_norms(span)
         table = slice(len(self.contributions) - rows, None)
         self.contributions[table, span.steps] = (sizes + span.exponent).flip(0)
@@ -139,23 +140,22 @@ class _Sums:
         top = torch.maximum(exponent.amax(), self._arriving.exponent)
         top = self._sums.units(top.expand(3))[:1]
         weight = power_of_two(exponent - top, delta)
-        summed = torch.stack((weight * near, weight * ~near))
-        parts = torch.einsum("mnk,nkbs->mkbs", summed, delta)
-        leaving = pulled.along(self._carousel).unflatten(1, (count, -1))  # type: ignore[no-untyped-call]
-        leaving = torch.einsum("nk,nkbs->kbs", weight, leaving)
+        weighted = weight[..., None, None] * delta
+        whole, of_near = weighted.sum(0), (weighted * near[..., None, None]).sum(0)
+        leaving = span.pull_back(whole.unsqueeze(0)).along(self._carousel).view_as(whole)
         for k, boundary in span.chunk.boundaries.items():
             if first <= k < first + count:
                 leaving[k - first] = boundary.pull_back(leaving[k - first].unsqueeze(0))[0]
         last = self._arriving.values * power_of_two(self._arriving.exponent - top, delta)
-        parts = torch.cat((parts, torch.cat((leaving[1:], last)).unsqueeze(0)))
+        parts = torch.stack((whole, of_near, torch.cat((leaving[1:], last))))
         self._arriving = Scaled(leaving[:1], top)
         self._sums.add(span.pull_back(parts))
 
     def shares(self) -> tuple[float, float]:
         """Those of near lags and of the carousel."""
         sums = joined_rows(list(self._sums.result().values()))
-        whole = Scaled(sums.values[:2], sums.exponent[:2]).total()
-        near, _, carousel = shares(sums, whole).tolist()
+        whole = Scaled(sums.values[:1], sums.exponent[:1])
+        _, near, carousel = shares(sums, whole).tolist()
         return near, carousel if self._carousel else math.nan
 
 

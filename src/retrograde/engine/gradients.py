@@ -13,6 +13,8 @@ from torch import Tensor
 from retrograde.cells.base import AbstractCell
 from retrograde.cells.precision import no_autocast
 from retrograde.cells.reverse_mode import CellAdjoint
+from retrograde.compiled.sums import Sums
+from retrograde.compiled.uses import Uses
 from retrograde.engine.adjoint import AdjointSpan
 from retrograde.engine.scaling import NO_EXPONENT, Scaled, power_of_two
 from retrograde.engine.unroll import Chunk
@@ -112,10 +114,15 @@ def far_apart(exponents: Int[Tensor, "M K"]) -> bool:
 
 
 class AdjointSums:
-    """The same from adjoint rows of neighbouring steps, span by span."""
+    """The same from adjoint rows of neighbouring steps, span by span.
+
+    The library adds up what it can run, operations of torch do the rest.
+    """
 
     def __init__(self, cell: AbstractCell, rows: int):
-        self._sums = ParameterSums(cell.parameters, rows)
+        self._parameters, self._rows = cell.parameters, rows
+        self._sums: ParameterSums | None = None
+        self._compiled: Sums | None = None
         self._gathered: list[tuple[Float[Tensor, "M _ B S"], Int[Tensor, "M _"]]] = []
         self._numbers = 0
 
@@ -123,6 +130,11 @@ class AdjointSums:
         self, span: AdjointSpan, values: Float[Tensor, "M K B S"], exponent: Int[Tensor, "M K"]
     ) -> None:
         """Rows at the steps of a span; spans come in the order of the recursion, last one first."""
+        uses = span.chunk.compiled_uses
+        if uses is not None:
+            places = torch.arange(self._rows).unsqueeze(1).expand_as(exponent)
+            self._by_library(uses, span.here.start, values, places, exponent)
+            return
         self._gathered.insert(0, (values, exponent))
         self._numbers += values.numel()
         if span.first == span.chunk.first or self._numbers + values.numel() > SUMMED:
@@ -130,11 +142,42 @@ class AdjointSums:
             self._add(span.chunk, span.first, torch.cat(every, 1), torch.cat(exponents, 1))
             self._gathered, self._numbers = [], 0
 
+    def add_rows(self, span: AdjointSpan, places: Int[Tensor, "N K"]) -> None:
+        """The rows of a span, those with the same number at a step as one; -1 leaves one out."""
+        uses = span.chunk.compiled_uses
+        exponent = torch.where(span.norms > 0, span.exponent, NO_EXPONENT)
+        if uses is not None:
+            self._by_library(uses, span.here.start, span.values, places, exponent)
+            return
+        stop = len(span)
+        for piece in span.pieces(self._rows):
+            here = slice(stop - len(piece), stop)
+            some = places[:, here], exponent[:, here]
+            self.add(piece, *rows_together(piece.values, *some, self._rows))
+            stop = here.start
+
+    def _by_library(
+        self,
+        uses: Uses,
+        first: int,
+        values: Float[Tensor, "N K B S"],
+        places: Int[Tensor, "N K"],
+        exponent: Int[Tensor, "N K"],
+    ) -> None:
+        if self._compiled is None:
+            self._compiled = Sums(self._rows, NO_EXPONENT)
+        self._compiled.add(uses, first, values, places, exponent)
+
     def add_steps(
         self, chunk: Chunk, values: Float[Tensor, "M K B S"], exponent: Int[Tensor, "M K"]
     ) -> None:
         """Rows at all steps of a chunk; chunks come in any order. `values` are overwritten."""
-        self._add(chunk, chunk.first, values, exponent)
+        uses = chunk.compiled_uses
+        if uses is not None:
+            places = torch.arange(self._rows).unsqueeze(1).expand_as(exponent)
+            self._by_library(uses, 0, values, places, exponent)
+        else:
+            self._add(chunk, chunk.first, values, exponent)
 
     def _add(
         self,
@@ -149,6 +192,8 @@ class AdjointSums:
             self._add(chunk, k + half, values[:, half:], exponent[:, half:])
             self._add(chunk, k, values[:, :half], exponent[:, :half])
             return
+        if self._sums is None:
+            self._sums = ParameterSums(self._parameters, self._rows)
         top = exponent.amax(1)
         units, rows = self._sums.units(top), None
         if bool((top == NO_EXPONENT).any()):  # where a block of loss steps is far, most bins
@@ -160,4 +205,74 @@ class AdjointSums:
 
     def result(self) -> dict[str, Scaled]:
         """The sums, by parameter."""
-        return self._sums.result()
+        if self._compiled is None:
+            sums = self._sums or ParameterSums(self._parameters, self._rows)
+            return sums.result()
+        found = _found(self._compiled, self._parameters)
+        if self._sums is not None:  # some chunks were none that the library can run
+            more = self._sums.result()
+            found = {name: total.plus(more[name]) for name, total in found.items()}
+        return found
+
+
+def _found(sums: Sums, parameters: Mapping[str, Tensor]) -> dict[str, Scaled]:
+    """What the library has summed, by parameter."""
+    (recent, _, aside), count = sums.units, sums.units.shape[1]
+    unit = torch.maximum(recent, aside)
+    kind = torch.float64 if sums.some_aside else None
+    found = {
+        name: value.new_zeros(count, *value.shape, dtype=kind) for name, value in parameters.items()
+    }
+    for side, latest, before in sums.found():
+        total = found[side.parameter]
+        total = total.mT if side.columns else total
+        # Two biases may be two rows of one parameter.
+        total = total.flatten(1) if side.width is None else total
+        column = -1, *[1] * (latest.ndim - 1)
+        part = torch.where((recent == NO_EXPONENT).view(column), 0, latest)
+        if before is not None:
+            scale = [power_of_two(each - unit, before).view(column) for each in (recent, aside)]
+            part = part * scale[0] + torch.where(scale[1] > 0, before * scale[1], 0)
+        total[:, side.first : side.first + side.height] += part
+    unit = torch.where(unit == NO_EXPONENT, 0, unit)
+    rows = {name: Scaled(total, unit) for name, total in found.items()}
+    if not sums.some_aside:
+        return rows
+    rows = {name: each.normalised()[0] for name, each in rows.items()}
+    return {
+        name: Scaled(each.values.to(parameters[name].dtype), each.exponent)
+        for name, each in rows.items()
+    }
+
+
+def rows_together(
+    values: Float[Tensor, "N K B S"],
+    places: Int[Tensor, "N K"],
+    exponent: Int[Tensor, "N K"],
+    count: int,
+) -> tuple[Float[Tensor, "M K B S"], Int[Tensor, "M K"]]:
+    """Rows that have the same number at a step as one, on the largest exponent among them.
+
+    Args:
+        values: the rows.
+        places: the number of each at each step, -1 to leave it out.
+        exponent: of each row, NO_EXPONENT for one of zeros.
+        count: how many numbers there are.
+    """
+    steps, device = values.shape[1], values.device
+    place = places * steps + torch.arange(steps, device=device)
+    place = torch.where(places < 0, count * steps, place).flatten()
+    exponent = exponent.flatten()
+    top = exponent.new_full((count * steps + 1,), NO_EXPONENT)
+    top.scatter_reduce_(0, place, exponent, "amax")
+    order = place.argsort(stable=True)
+    weights = power_of_two(exponent - top[place], values)
+    sums = torch.nn.functional.embedding_bag(
+        order,
+        values.flatten(0, 1).flatten(1),
+        torch.searchsorted(place[order], torch.arange(len(top), device=device)),
+        mode="sum",
+        per_sample_weights=weights[order],
+    )
+    shape = count, steps
+    return sums[:-1].view(*shape, *values.shape[2:]), top[:-1].view(shape)

@@ -20,10 +20,15 @@ SLACK = 24
 """Nothing is rescaled while all norms are within 2^(CENTRE - SLACK) and 2^(CENTRE + SLACK)."""
 
 
-def in_range(sizes: Float[Tensor, "N"], slack: int = SLACK) -> bool:
+ORDINARY = 72
+"""Norms within 2^(CENTRE - ORDINARY) and 2^(CENTRE + ORDINARY) are normal numbers whose squares a
+single power of two brings to the centre."""
+
+
+def in_range(sizes: Float[Tensor, "N"], slack: int = SLACK, centre: int = CENTRE) -> bool:
     """Whether all rows, of these sizes, are near enough to the centre to be left as they are."""
     least, most = torch.aminmax(sizes)
-    return float(least) >= 2.0 ** (CENTRE - slack) and float(most) <= 2.0 ** (CENTRE + slack)
+    return float(least) >= 2.0 ** (centre - slack) and float(most) <= 2.0 ** (centre + slack)
 
 
 def power_of_two(exponent: Int[Tensor, "*R"], like: Tensor) -> Float[Tensor, "*R"]:
@@ -46,9 +51,9 @@ def factors_to_centre(sizes: Float[Tensor, "N"]) -> tuple[Float[Tensor, "N"], In
     return power_of_two(shift, sizes), -shift
 
 
-def _shift_to_centre(sizes: Float[Tensor, "N"]) -> Int[Tensor, "N"]:
-    """The e with which sizes times 2^e are near 2^CENTRE; 0 for a size of 0."""
-    shift = CENTRE - torch.frexp(sizes).exponent.to(torch.int64)
+def _shift_to_centre(sizes: Float[Tensor, "N"], centre: int = CENTRE) -> Int[Tensor, "N"]:
+    """The e with which sizes times 2^e are near 2^centre; 0 for a size of 0."""
+    shift = centre - torch.frexp(sizes).exponent.to(torch.int64)
     return torch.where(sizes > 0, shift, 0)
 
 
@@ -95,23 +100,30 @@ class Scaled:
         """Plain numbers, exponent 0."""
         return Scaled(values, values.new_zeros(values.shape[0], dtype=torch.int64))
 
-    def normalised(self, slack: int = SLACK) -> "tuple[Scaled, Float[Tensor, 'N']]":
-        """The same numbers with the norms of the values in range, and those norms.
+    def normalised(
+        self, slack: int = SLACK, centre: int = CENTRE
+    ) -> "tuple[Scaled, Float[Tensor, 'N']]":
+        """The same numbers with the norms of the values near 2^centre, and those norms.
 
         Nothing is touched while all norms are within the slack; else all are centred at once.
         """
         norms = row_norms(self.values)
-        if in_range(norms, slack):
+        if in_range(norms, slack, centre):
             return self, norms
-        centred = self.centred(norms)
+        if in_range(norms, ORDINARY):
+            shift = _shift_to_centre(norms, centre)
+            factors = power_of_two(shift, norms)
+            column = factors.view(-1, *[1] * (self.values.ndim - 1))
+            return Scaled(self.values * column, self.exponent - shift), norms * factors
+        centred = self.centred(norms, centre)
         return (self, norms) if centred is self else (centred, row_norms(centred.values))
 
-    def centred(self, norms: Float[Tensor, "N"]) -> "Scaled":
-        """The same numbers with every norm near 2^CENTRE; a row of zeros stays zero."""
+    def centred(self, norms: Float[Tensor, "N"], centre: int = CENTRE) -> "Scaled":
+        """The same numbers with every norm near 2^centre; a row of zeros stays zero."""
         extreme = torch.nonzero((norms == 0) | ~norms.isfinite()).squeeze(1)
         size = norms.clone()  # where the squares left the range, the largest entry must do
         size[extreme] = as_vectors(self.values[extreme]).abs().amax(1)
-        shift = _shift_to_centre(size)
+        shift = _shift_to_centre(size, centre)
         if not bool(shift.any()):
             return self
         return Scaled(times_power_of_two(self.values, shift), self.exponent - shift)

@@ -18,7 +18,7 @@ from retrograde.cells.reverse_mode import CellAdjoint
 from retrograde.cells.rewiring import Factors, scaled
 from retrograde.compiled.library import library
 from retrograde.compiled.scan import Steps, steps_of
-from retrograde.compiled.sizes import Uses, uses_of
+from retrograde.compiled.uses import Uses, uses_of
 from retrograde.engine.boundary import Boundary
 from retrograde.engine.forward import Checkpoints, Forward
 from retrograde.engine.linear_states import by_blocks, linear_states

@@ -257,7 +257,12 @@ class Monitor:
             ArgumentError: for what is no single number.
         """
         if not isinstance(value, Tensor):
-            self._loss = _checks.number("the loss", value, lambda _: True, "a number")
+            is_nan = isinstance(value, float) and math.isnan(value)  # the trigger is to see it
+            self._loss = (
+                math.nan
+                if is_nan
+                else _checks.number("the loss", value, lambda _: True, "a number")
+            )
         elif value.numel() == 1:
             self._loss = value.detach()
         else:

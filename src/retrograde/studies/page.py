@@ -51,6 +51,7 @@ class StudyPage:
     def of(cls, study: Study, results: Results) -> "StudyPage":
         """The results of a study, which may be those of a few of its trials."""
         titles, rows = (study.table or partial(published_beside_ours, study))(results)
+        notes = study.notes(results) if study.notes else ()
         tables = study.tables(results) if study.tables else {}
         drawn = study.charts(results) if study.charts else {}
         return cls(
@@ -59,7 +60,7 @@ class StudyPage:
             study.success,
             tuple(titles),
             tuple(tuple(row) for row in rows),
-            (*_cut_short(study, results), *_run_on(results)),
+            (*notes, *_cut_short(study, results), *_run_on(results)),
             {heading: of for heading, of in tables.items() if of[1]},
             {name: partial(_itself, chart) for name, chart in drawn.items()},
         )

@@ -90,7 +90,7 @@ class Row:
         >>> from retrograde.studies import STUDIES
         >>> row = STUDIES["2a"].row("2a")
         >>> row.budget, row.published.succeeded
-        (16000, 1.0)
+        (51000, 1.0)
     """
 
     name: str
@@ -115,7 +115,8 @@ class Study:
         together: number of trials that are trained side by side, where that is faster than one
             after the other. A checkpoint holds as many.
         table: of the results, in place of published figures beside ours: titles, and rows.
-        tables: what else the results say, by heading.
+        notes: what else the results say, in sentences.
+        tables: the same as further tables, by heading.
         found: what came of trials, in place of how many of them were solved.
         charts: of the results, by a name that stands in no other; each says what it shows.
 
@@ -123,7 +124,7 @@ class Study:
         >>> from retrograde.studies import STUDIES
         >>> study = STUDIES["4"]
         >>> [row.name for row in study.rows]
-        ['4-100', '4-500', '4-1000']
+        ['4-100', '4-100-linear', '4-500', '4-500-linear', '4-1000', '4-1000-linear']
         >>> study.row("4-100").published.sequences
         74000
     """
@@ -136,6 +137,7 @@ class Study:
     counts: str = "sequences"
     together: int = 1
     table: Callable[[Any], Table] | None = None
+    notes: Callable[[Any], Sequence[str]] | None = None
     tables: Callable[[Any], Mapping[str, Table]] | None = None
     found: Callable[[Sequence[Trial]], str] | None = None
     charts: Callable[[Any], Mapping[str, Any]] | None = None

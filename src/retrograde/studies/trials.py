@@ -18,12 +18,14 @@ from retrograde.tasks.experiments import Experiment
 from retrograde.tasks.reber import ContinualReber, Stream
 
 CHECKED = 100
-"""Sequences that a network draws and learns before it is asked whether the task is solved. Where
-that takes a test of its own, all of them have to be right before it is made, or the latest of those
-that end with their first error."""
+"""Sequences that a network draws and learns before it is asked whether the task is solved."""
+
+OF_TEST = 10
+"""A test of its own is made after a tenth as many sequences as it has, and no fewer than are drawn
+at once, if all of these were right."""
 
 LATEST = 10
-"""Of such sequences."""
+"""Of sequences that end with their first error as many have to be right as these, the latest."""
 
 TESTED = 500
 """Sequences of a test that are answered at once."""
@@ -68,7 +70,8 @@ class Trials:
         )
         self._lots = [experiment.task.lot(generator) for generator in generators]
         self._sequences = 0
-        remembered = CHECKED if experiment.task.fresh else experiment.task.judged_on
+        judged = experiment.task.judged_on
+        remembered = max(CHECKED, judged // OF_TEST) if experiment.task.fresh else judged
         self._right = torch.zeros(len(generators), remembered, dtype=torch.bool)
         self._errors = torch.zeros(len(generators), remembered)
 
@@ -152,7 +155,8 @@ class Trials:
         if not task.fresh:
             return task.solved(right, errors)
         latest = right[-LATEST:] if task.limit else right
-        return bool(latest.all()) and self._tested(row)
+        due = self._sequences % len(right) == 0
+        return due and bool(latest.all()) and self._tested(row)
 
     def _tested(self, row: int) -> bool:
         """Whether a network solves the task on sequences that are drawn for the test."""
@@ -162,6 +166,8 @@ class Trials:
             output = self._networks.answers(row, sequences)
             right.append(task.right(output, sequences))
             errors.append(task.errors(output, sequences))
+            if task.flawless and not right[-1].all():
+                return False
         return task.solved(torch.cat(right), torch.cat(errors))
 
     def _let_go(self, solved: list[int]) -> None:

@@ -50,6 +50,8 @@ class Experiment:
             with the whole rate.
         momentum: what remains of a change of the weights at the next one.
         double: whether the network computes in double precision.
+        reading: how it departs from what is printed, where another reading of the paper is tried;
+            the name then is that of the printed row and a word more, and `published` the same.
 
     Example:
         >>> from retrograde.tasks.experiments import EXPERIMENTS
@@ -66,10 +68,20 @@ class Experiment:
     decay: float = 1.0
     momentum: float = 0.0
     double: bool = False
+    reading: str = ""
 
 
 def _fitting(task: AbstractTask, blocks: int, size: int, spread: float = 0.1) -> Blocks:
     return Blocks(task.inputs, task.outputs, blocks, size, spread=spread)
+
+
+def _linear(printed: Experiment) -> Experiment:
+    return replace(
+        printed,
+        name=f"{printed.name}-linear",
+        network=replace(printed.network, output="identity"),
+        reading="the output is linear",
+    )
 
 
 def _of_1997() -> Iterator[Experiment]:
@@ -112,7 +124,14 @@ def _of_1997() -> Iterator[Experiment]:
     ):
         distracted = DistractedSymbol(q, p)
         network, published = _fitting(distracted, 2, 1, 0.2), Published(weights, sequences, 1.0, 20)
-        yield Experiment(f"2c-{q}-{p}", distracted, network, 0.01, published)
+        printed = Experiment(f"2c-{q}-{p}", distracted, network, 0.01, published)
+        yield printed
+        yield replace(
+            printed,
+            name=f"{printed.name}-unfed",
+            network=replace(network, seen="nothing"),
+            reading="the hidden layer sees the inputs alone",
+        )
     for name, noise, length, informative, rate, sequences in (
         ("3a", "plain", 100, 3, 1.0, 39_850),
         ("3a", "plain", 100, 1, 1.0, 64_330),
@@ -135,12 +154,15 @@ def _of_1997() -> Iterator[Experiment]:
     for length, sequences in ((100, 74_000), (500, 209_000), (1000, 853_000)):
         adding = Adding(length)
         network = replace(_fitting(adding, 2, 2), biased="all", input_biases=(-3.0, -6.0))
-        yield Experiment(f"4-{length}", adding, network, 0.5, Published(93, sequences, 1.0, 10))
+        published = Published(93, sequences, 1.0, 10)
+        printed = Experiment(f"4-{length}", adding, network, 0.5, published)
+        yield from (printed, _linear(printed))
     for wrong, sequences in ((140, 482_000), (13, 1_273_000)):
         product = Multiplication(100, wrong)
         network = replace(_fitting(product, 2, 2), biased="all")
         published = Published(93, sequences, 1.0, 10)
-        yield Experiment(f"5-{wrong}", product, network, 0.1, published)
+        printed = Experiment(f"5-{wrong}", product, network, 0.1, published)
+        yield from (printed, _linear(printed))
     for name, relevant, blocks, rate, weights, sequences, trials in (
         ("6a", 2, 2, 0.5, 156, 31_390, 20),
         ("6b", 3, 3, 0.1, 308, 571_100, 10),

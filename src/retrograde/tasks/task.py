@@ -87,6 +87,7 @@ class AbstractTask(ABC):
         fresh: they are drawn for the test; otherwise they are the latest ones of the training.
         limit: an error of an answer at which the training leaves a sequence, as some papers do; 0
             for none.
+        flawless: one that is wrong is enough to fail.
 
     Example:
         >>> import torch
@@ -102,6 +103,7 @@ class AbstractTask(ABC):
     judged_on: int
     fresh: bool = True
     limit: float = 0.0
+    flawless: bool = False
 
     @property
     @abstractmethod
