@@ -1,7 +1,7 @@
 """Timing with and without peepholes, after Gers, Schraudolph and Schmidhuber (2002).
 
 One cell, trained on line with momentum, measures the distance of two spikes, makes spikes at equal
-distances, or a cosine out of nothing. The rate is so small that single precision would lose changes.
+distances, or a cosine. The rate is so small that single precision would lose its changes.
 """
 
 from collections.abc import Sequence
