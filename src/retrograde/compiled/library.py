@@ -47,7 +47,7 @@ LESSON = (
 )
 """Those of `struct lesson`."""
 
-INTERFACE = 8
+INTERFACE = 9
 """RETROGRADE_INTERFACE in csrc/recurrence.h."""
 
 HOW = (

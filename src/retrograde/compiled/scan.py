@@ -49,6 +49,7 @@ class Rows:
     values: Tensor
     norms: Tensor
     back: Tensor | None
+    back_norms: Tensor | None = None
 
 
 def pull_back(
@@ -59,6 +60,7 @@ def pull_back(
     direct: Tensor | None,
     boundaries: Mapping[int, Tensor],
     back: bool,
+    scales: Tensor | None,
 ) -> Rows:
     """Pull rows back through neighbouring steps.
 
@@ -72,6 +74,7 @@ def pull_back(
             each, by the number of the step among these.
         back: whether what comes back to the state before the earliest is asked for; it has one more
             row, without a value.
+        scales: what each row at the latest step is multiplied by first, [N0]; None for nothing.
 
     Raises:
         MemoryError: where there is not enough.
@@ -82,26 +85,32 @@ def pull_back(
     one = (samples, size)
     start = given(start, (rows[-1], *one), dtype)
     direct = None if direct is None else given(direct, (count, *one), dtype)
+    scales = None if scales is None else given(scales, (rows[-1],), dtype)
     factors = {k: given(factor, one, dtype) for k, factor in boundaries.items()}
     assert 0 <= first and first + count <= all_steps
     assert direct is not None or most == rows[-1]
     values = room(start, most, count, *one)
     norms = start.new_empty(most, count)
     behind = room(start, most + 1, *one) if back else None
+    sizes = start.new_empty(most) if back else None
     numbers = (ctypes.c_int64 * count)(*rows)
     passed = addresses(factors, count)
     fields = (
         *(count, samples, size, rows[-1], first),
         *library.threads,
         ctypes.addressof(numbers),
-        *(start.data_ptr(), 0 if direct is None else direct.data_ptr()),
+        *map(_address, (start, scales, direct)),
         0 if passed is None else ctypes.addressof(passed),
-        *(values.data_ptr(), norms.data_ptr(), 0 if behind is None else behind.data_ptr()),
+        *map(_address, (values, norms, behind, sizes)),
         *program.fields,
     )
     if library.scan[dtype]((ctypes.c_int64 * len(fields))(*fields)):
         raise MemoryError("there is not enough memory for a pass of this size")
-    return Rows(values, norms, behind)
+    return Rows(values, norms, behind, sizes)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def addresses(factors: Mapping[int, Tensor], count: int) -> "ctypes.Array[ctypes.c_int64] | None":

@@ -21,9 +21,13 @@ from retrograde.engine.entries import Entries
 from retrograde.engine.scaling import (
     CENTRE,
     NO_EXPONENT,
+    ORDINARY,
     SLACK,
     Scaled,
+    factors_to_centre,
+    in_range,
     power_of_two,
+    row_norms,
     times_power_of_two,
 )
 from retrograde.engine.scan import Entering, backend
@@ -33,8 +37,8 @@ from retrograde.errors import NonFiniteError
 AHEAD = SLACK - 4
 """Rows that left the range start anew so many powers of two from its centre, at the other end."""
 
-GATHERED = 2**21
-"""Adjoints of neighbouring steps are held together up to this many numbers, 8 MiB in float32."""
+GATHERED = 2**22
+"""Adjoints of neighbouring steps are held together up to this many numbers, 16 MiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -239,6 +243,7 @@ class PerEntry:
         self._newest = 0  # the exponent of the newest row
         direct = entries.direct
         self._values = direct.new_empty(1, *direct.shape[1:])  # the last row is spare
+        self._norms: Tensor | None = direct.new_empty(0)  # of the others, where they are known
         self._exponent = torch.zeros(0, dtype=torch.int64, device=direct.device)
         self._complete = False  # whether what the loss gives to the step is there already
         self._length = CHUNK
@@ -252,7 +257,7 @@ class PerEntry:
 
     def become(self, rows: Scaled) -> None:
         """Go on with other rows; the newest must be what it was."""
-        values = rows.values
+        values, self._norms = rows.values, None
         self._values = torch.cat((values, torch.empty_like(values[:1])))
         self._exponent = rows.exponent
         self._more += len(rows.exponent) - self.count
@@ -279,6 +284,9 @@ class PerEntry:
             values[newest] = joined.values
             self._exponent = torch.cat((self._exponent[:-1], joined.exponent))
             self._newest = int(joined.exponent)
+        if self._norms is not None and self.count:
+            own = row_norms(values[self.count - 1 : self.count])
+            self._norms = torch.cat((self._norms[: self.count - 1], own))
 
     def skip(self) -> None:
         """Pass a step before any entry."""
@@ -298,18 +306,14 @@ class PerEntry:
         size = self._values[0].numel()
         steps = k - max(first, chunk.first) + 1
         length = min(self._length, steps, max(1, GATHERED // (self.count * size)))
-        arrived = self.rows
         # Room for a factor of two at each step; a row that moves faster ends the stretch.
-        delta, norms = arrived.normalised(max(1, SLACK - length), self._centre)
-        if delta is not arrived:
-            refuse_non_finite(norms, k)
-            self._newest = int(delta.exponent[-1])
+        delta, norms, scales = self._into_range(k, max(1, SLACK - length))
         coming = self._entries.coming(
             k, length, self.count, self._more, self._newest, GATHERED // size
         )
         entering = Entering(coming.first, coming.rows, coming.values, back=coming.first > 0)
         opened = coming.opened
-        pulled = backend().pull_back(chunk, delta.values, entering)
+        pulled = backend().pull_back(chunk, delta.values, entering, scales)
         exponent, rows = delta.exponent, entering.rows
         if opened:
             exponent = torch.cat((exponent, exponent.new_tensor(opened)))
@@ -322,18 +326,41 @@ class PerEntry:
             self.stopped, self._complete = entering.first - 1, False
             self._length = min(2 * self._length, CHUNK)
             if pulled.back is not None:
-                self._values = pulled.back
+                self._values, self._norms = pulled.back, pulled.back_norms
             return Stretch(entering.first, pulled.values, exponent, pulled.norms, rows)
         shrank = bool((pulled.norms[: rows[out], out] < 2.0 ** (CENTRE - SLACK)).any())
         self._centre = CENTRE + AHEAD if shrank else CENTRE - AHEAD
         self.stopped, self._complete = entering.first + out, True
         self._length = max(1, len(rows) - 1 - out)
         self._values = pulled.values[: self.count, out].contiguous()
+        self._norms = pulled.norms[: self.count, out]
         kept = rows[out + 1 :]
         some = slice(kept[0]), slice(out + 1, None)
         return Stretch(
             self.stopped + 1, pulled.values[some], exponent[: kept[0]], pulled.norms[some], kept
         )
+
+    def _into_range(
+        self, k: int, slack: int
+    ) -> tuple[Scaled, Float[Tensor, "N"], Float[Tensor, "N"] | None]:
+        """The rows at step k, their norms in range, and what is still to be multiplied with them.
+
+        Raises:
+            NonFiniteError: if one is infinite or NaN.
+        """
+        arrived, norms = self.rows, self._norms
+        if norms is None:
+            norms = row_norms(arrived.values)
+        if in_range(norms, slack, self._centre):
+            return arrived, norms, None
+        if in_range(norms, ORDINARY):
+            scales, units = factors_to_centre(norms, self._centre)
+            delta, norms = Scaled(arrived.values, arrived.exponent + units), norms * scales
+        else:
+            scales, (delta, norms) = None, arrived.normalised(slack, self._centre)
+            refuse_non_finite(norms, k)
+        self._newest = int(delta.exponent[-1])
+        return delta, norms, scales
 
 
 def _first_out(
