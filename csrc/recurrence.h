@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#define RETROGRADE_INTERFACE 9
+#define RETROGRADE_INTERFACE 11
 
 enum cell { LSTM, ELMAN, GRU, GRU_2014 };
 enum gate { INPUT = 1, FORGET = 2, CELL = 4, OUTPUT = 8, COUPLED = 16 };
@@ -164,6 +164,10 @@ struct scan {
   /* Results: rows [N, K, B, S] and what comes back [N, B, S] or NULL, where N is rows[0]; their
      norms, [N, K] and [N]. */
   void *values, *norms, *back, *back_norms;
+  /* NULL, or a further result, [N, K]: rows that leave the range are multiplied by powers of two on
+     the way, and 2^exponent is what a row at a step is in units of, beside those that it came in. All
+     that the loss gives must be rows of their own then, and all samples are one task. */
+  int64_t *exponents;
   struct program program;
 };
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from retrograde.cells.folding import Folded, Wanted
@@ -50,6 +51,7 @@ class Rows:
     norms: Tensor
     back: Tensor | None
     back_norms: Tensor | None = None
+    exponents: Tensor | None = None
 
 
 def pull_back(
@@ -61,6 +63,7 @@ def pull_back(
     boundaries: Mapping[int, Tensor],
     back: bool,
     scales: Tensor | None,
+    ranged: bool,
 ) -> Rows:
     """Pull rows back through neighbouring steps.
 
@@ -75,6 +78,8 @@ def pull_back(
         back: whether what comes back to the state before the earliest is asked for; it has one more
             row, without a value.
         scales: what each row at the latest step is multiplied by first, [N0]; None for nothing.
+        ranged: whether rows are brought into range on the way; all that the loss gives must be rows
+            of their own then.
 
     Raises:
         MemoryError: where there is not enough.
@@ -93,6 +98,7 @@ def pull_back(
     norms = start.new_empty(most, count)
     behind = room(start, most + 1, *one) if back else None
     sizes = start.new_empty(most) if back else None
+    exponents = torch.empty(most, count, dtype=torch.int64) if ranged else None
     numbers = (ctypes.c_int64 * count)(*rows)
     passed = addresses(factors, count)
     fields = (
@@ -101,12 +107,12 @@ def pull_back(
         ctypes.addressof(numbers),
         *map(_address, (start, scales, direct)),
         0 if passed is None else ctypes.addressof(passed),
-        *map(_address, (values, norms, behind, sizes)),
+        *map(_address, (values, norms, behind, sizes, exponents)),
         *program.fields,
     )
     if library.scan[dtype]((ctypes.c_int64 * len(fields))(*fields)):
         raise MemoryError("there is not enough memory for a pass of this size")
-    return Rows(values, norms, behind, sizes)
+    return Rows(values, norms, behind, sizes, exponents)
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -37,8 +37,8 @@ from retrograde.errors import NonFiniteError
 AHEAD = SLACK - 4
 """Rows that left the range start anew so many powers of two from its centre, at the other end."""
 
-GATHERED = 2**22
-"""Adjoints of neighbouring steps are held together up to this many numbers, 16 MiB in float32."""
+GATHERED = 2**21
+"""Adjoints of neighbouring steps are held together up to this many numbers, 8 MiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -206,14 +206,14 @@ class Stretch:
     Attributes:
         first: the earliest step.
         values: the adjoints of the states after the steps, [N, K, B, S].
-        exponent: 2**exponent is what the values of a row are in units of, [N].
+        exponent: 2**exponent is what the values of a row at a step are in units of, [N, K].
         norms: the norms of the values, [N, K].
         rows: the number of rows that have entered at each step; the others are 0.
     """
 
     first: int
     values: Float[Tensor, "N K B S"]
-    exponent: Int[Tensor, "N"]
+    exponent: Int[Tensor, "N K"]
     norms: Float[Tensor, "N K"]
     rows: Sequence[int]
 
@@ -222,7 +222,7 @@ class Stretch:
 
     def at_steps(self, lags: Int[Tensor, "M K"]) -> Int[Tensor, "M K"]:
         """The exponents of the last M rows at each step; 0 where one has not entered yet."""
-        return torch.where(lags < 0, 0, self.exponent[-len(lags) :, None])
+        return torch.where(lags < 0, 0, self.exponent[-len(lags) :])
 
 
 class PerEntry:
@@ -305,23 +305,32 @@ class PerEntry:
         """
         size = self._values[0].numel()
         steps = k - max(first, chunk.first) + 1
-        length = min(self._length, steps, max(1, GATHERED // (self.count * size)))
-        # Room for a factor of two at each step; a row that moves faster ends the stretch.
-        delta, norms, scales = self._into_range(k, max(1, SLACK - length))
+        length = min(steps, max(1, GATHERED // (self.count * size)))
+        most = len(self._entries) + self._more
+        ranged = self._entries.single and backend().ranges(chunk, most)
+        slack = SLACK
+        if not ranged:  # room for a factor of two at each step; one that moves faster ends it
+            length = min(self._length, length)
+            slack = max(1, SLACK - length)
+        delta, norms, scales = self._into_range(k, slack)
         coming = self._entries.coming(
             k, length, self.count, self._more, self._newest, GATHERED // size
         )
-        entering = Entering(coming.first, coming.rows, coming.values, back=coming.first > 0)
+        back = coming.first > 0
+        entering = Entering(coming.first, coming.rows, coming.values, back, ranged)
         opened = coming.opened
         pulled = backend().pull_back(chunk, delta.values, entering, scales)
         exponent, rows = delta.exponent, entering.rows
         if opened:
             exponent = torch.cat((exponent, exponent.new_tensor(opened)))
+        exponent = exponent.unsqueeze(1).expand_as(pulled.norms)
+        if pulled.exponents is not None:
+            exponent = exponent + pulled.exponents
         out = _first_out(pulled.norms, norms, entering) if len(rows) > 1 else None
         self.count = rows[0 if out is None else out]
         if self.count > len(norms):
             self._newest = opened[self.count - len(norms) - 1]
-        self._exponent = exponent[: self.count]
+        self._exponent = exponent[: self.count, out or 0].contiguous()
         if out is None:
             self.stopped, self._complete = entering.first - 1, False
             self._length = min(2 * self._length, CHUNK)
@@ -337,7 +346,7 @@ class PerEntry:
         kept = rows[out + 1 :]
         some = slice(kept[0]), slice(out + 1, None)
         return Stretch(
-            self.stopped + 1, pulled.values[some], exponent[: kept[0]], pulled.norms[some], kept
+            self.stopped + 1, pulled.values[some], exponent[some], pulled.norms[some], kept
         )
 
     def _into_range(
@@ -399,7 +408,10 @@ def rows_of_entries(unrolled: Unrolled, entries: Entries) -> Iterator[AdjointSpa
             part = rows.stretch(chunk, rows.stopped)
             lags = entries.lags_between(part.first, len(part), part.rows[0])
             units = part.at_steps(lags)
-            yield AdjointSpan(part.first, part.values, units, part.norms, lags, chunk)
+            span = AdjointSpan(part.first, part.values, units, part.norms, lags, chunk)
+            del part
+            yield span
+            del span  # the next one finds room where it was, if nobody kept it
 
 
 def backpropagate(unrolled: Unrolled, entries: Entries) -> Iterator[AdjointStep]:
