@@ -387,6 +387,34 @@ def test_a_second_derivative_of_what_torch_has():
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("kind, options", [KINDS[3], KINDS[-7]])
+def test_what_torch_transforms_or_traces(kind, options):
+    """Step by step, so that it can be differentiated again, forwards, for each sample, exported."""
+    module = getattr(retrograde.nn, kind)(2, 3, **options, dtype=torch.float64)
+    x, weights = drawn(4, 2, 2, dtype=torch.float64, seed=1), dict(module.named_parameters())
+
+    def loss(weights, x):
+        return torch.func.functional_call(module, weights, (x,))[0].square().sum()
+
+    with unchecked():
+        expected = torch.autograd.grad(loss(weights, x), [*weights.values()])
+        found = torch.func.grad(loss)(weights, x)
+        each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 1))(weights, x.unsqueeze(2))
+        _, along = torch.func.jvp(lambda weights: loss(weights, x), (weights,), (found,))
+        hessian = torch.func.hessian(lambda x: loss(weights, x))(x).reshape(x.numel(), -1)
+        exported = torch.export.export(module, (x,), strict=False).module()
+        torch.testing.assert_close(exported(x)[0], module(x)[0])
+    for name, one in zip(weights, expected, strict=True):
+        torch.testing.assert_close(found[name], one)
+        torch.testing.assert_close(each[name].sum(0), one)
+    torch.testing.assert_close(along, sum(one.square().sum() for one in expected))
+    torch.testing.assert_close(hessian, hessian.mT)
+    assert torch.linalg.matrix_rank(hessian) == x.numel()
+    cut = getattr(retrograde.nn, kind)(2, 3, **options, truncated=True, dtype=torch.float64)
+    with pytest.raises(BackendError, match="truncated or clipped inside"):
+        torch.func.grad(lambda x: cut(x)[0].sum())(x)
+
+
 @needs_library
 @pytest.mark.parametrize("kind", ("GRU", "LSTM"))
 def test_saved_tensors_may_come_back_with_other_strides(kind):

@@ -120,6 +120,16 @@ def weights_of(cell: AbstractCell) -> tuple[Tensor | None, ...]:
     return tuple(getattr(cell, name, None) for name in WEIGHTS)
 
 
+def followed() -> bool:
+    """Whether torch traces or transforms what runs, and so has to see every operation."""
+    return bool(
+        torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or forward_ad._current_level >= 0
+    )
+
+
 def in_use(x: Tensor, *others: Tensor | None) -> Library | None:
     """The library, if it is there and can read these; None if torch operations are to run.
 
@@ -129,14 +139,7 @@ def in_use(x: Tensor, *others: Tensor | None) -> Library | None:
     if torch.compiler.is_compiling():
         return None
     found = library()
-    if (
-        found is None
-        or x.dtype not in found.forward
-        or torch._C._get_tracing_state() is not None
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-        or forward_ad._current_level >= 0
-    ):
+    if found is None or x.dtype not in found.forward or followed():
         return None
     kinds, dtype = (Tensor, Parameter), x.dtype
     for tensor in (x, *others):
