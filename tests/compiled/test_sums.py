@@ -131,7 +131,7 @@ def test_every_instruction_set_and_any_number_of_threads(monkeypatch, threads):
 
 
 def test_a_sum_of_no_rows_is_zero_where_others_are_put_aside():
-    """Whatever the memory set apart for it holds: deterministic torch fills it with NaN."""
+    """Whatever the memory held before: deterministic torch fills it with NaN."""
     chunk = chunk_of(cell_of("lstm-2002", 2, 5), 6, 3)
     exponent = torch.tensor([0, 0, 200, 200, -300, -300]).expand(3, -1)
     before = torch.are_deterministic_algorithms_enabled()
