@@ -119,7 +119,7 @@ class Monitor:
             outputs: where the target follows from the present input alone no lag is named, and
             elsewhere the lag may lie a bin too far; `retrograde.horizon` tells it exactly. It takes
             16 samples at the least; there is no such scalar where they cannot tell. It is asked at
-            every tenth look, the first included, which then costs as much as some hundred steps
+            every tenth look, the first included, which then costs as much as a hundred steps
             (benchmarks/README.md): give a `budget`.
         budget: the share of the time of training that looks may take, as 0.01. Where a look is dear
             it looks less often: the time of blocks is measured as they pass, and the next look is
