@@ -24,6 +24,9 @@ OF_TEST = 10
 """A test of its own is made after a tenth as many sequences as it has, and no fewer than are drawn
 at once, if all of these were right."""
 
+LATEST = 10
+"""Of sequences that end with their first error as many have to be right as these, the latest."""
+
 TESTED = 500
 """Sequences of a test that are answered at once."""
 
@@ -57,8 +60,14 @@ class Trials:
         self.done: list[Trial] = []
         self._learning = list(self.seeds)
         generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
-        drawn = [experiment.network.draw(generator) for generator in generators]
-        self._networks = Networks(experiment.network, drawn, experiment.each_step)
+        dtype = torch.float64 if experiment.double else torch.float32
+        drawn = [
+            {name: weight.to(dtype) for name, weight in experiment.network.draw(each).items()}
+            for each in generators
+        ]
+        self._networks = Networks(
+            experiment.network, drawn, experiment.each_step, experiment.momentum
+        )
         self._lots = [experiment.task.lot(generator) for generator in generators]
         self._sequences = 0
         judged = experiment.task.judged_on
@@ -104,7 +113,7 @@ class Trials:
     def _learn(self) -> None:
         """Train each network on the next sequences of its own."""
         pools = [lot.training(CHECKED) for lot in self._lots]
-        answers = self._networks.train(pools, self.experiment.rate)
+        answers = self._networks.train(pools, self.experiment.rate, self.experiment.task.limit)
         first = self._sequences % self._right.shape[1]
         latest = slice(first, first + CHECKED)
         for row, (pool, given) in enumerate(zip(pools, answers, strict=True)):
@@ -145,8 +154,9 @@ class Trials:
             return False
         if not task.fresh:
             return task.solved(right, errors)
+        latest = right[-LATEST:] if task.limit else right
         due = self._sequences % len(right) == 0
-        return due and bool(right.all()) and self._tested(row)
+        return due and bool(latest.all()) and self._tested(row)
 
     def _tested(self, row: int) -> bool:
         """Whether a network solves the task on sequences that are drawn for the test."""
@@ -181,6 +191,8 @@ class Trials:
             "sequences": self._sequences,
             "hidden": self._networks.hidden,
             "output": self._networks.output,
+            "by_hidden": self._networks.by_hidden,
+            "by_output": self._networks.by_output,
             "drawing": [lot.generator.get_state() for lot in self._lots],
             "right": self._right,
             "errors": self._errors,
@@ -215,7 +227,8 @@ class Trials:
         self.done = [Trial(**trial) for trial in state["done"]]
         rest = [row for row, seed in enumerate(self.seeds) if seed in state["learning"]]
         self._learning, self._sequences = state["learning"], state["sequences"]
-        self._networks.hidden, self._networks.output = state["hidden"], state["output"]
+        for part in ("hidden", "output", "by_hidden", "by_output"):
+            setattr(self._networks, part, state[part])
         self._lots = [self._lots[row] for row in rest]
         for lot, drawing in zip(self._lots, state["drawing"], strict=True):
             lot.generator.set_state(drawing)
