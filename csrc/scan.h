@@ -97,7 +97,6 @@ static void hand_out_in_range(
     int64_t rows, int64_t k) {
   const struct scan *p = run->scan;
   const int64_t B = p->samples, S = p->size, K = p->steps, N = p->rows[0];
-  const int64_t after = k + 1 < K ? between(p->rows[k + 1] - first, most) : 0;
   for (int64_t n = 0; n < most; n++) {
     const int64_t at = (first + n) * K + k;
     real *to = (real *)p->values + at * B * S;
@@ -114,7 +113,7 @@ static void hand_out_in_range(
       for (int64_t b = 0; b < B; b++)
         squares[b * N * K] = 0;
     }
-    p->exponents[at] = (n < after ? p->exponents[at + 1] : 0) - by;
+    p->exponents[at] = (k + 1 < K ? p->exponents[at + 1] : 0) - by; /* 0 before it entered */
   }
 }
 
