@@ -69,19 +69,20 @@ class StudyPage:
     def of_tables(cls, studies: Iterable[Study]) -> "StudyPage":
         """All rows that stand in a paper, with the results that come with the package."""
         rows: list[Sequence[str]] = []
-        notes: dict[str, None] = {}
+        cut, machines = dict[str, None](), dict[str, None]()
         for study in studies:
             found = shipped(study.name) or Results(study.name, ())
             table = published_beside_ours(study, found)[1]
             rows += [row for row, of in zip(table, study.rows, strict=True) if of.published]
-            notes |= dict.fromkeys(_run_on(found))
+            cut |= dict.fromkeys(_cut_short(study, found))
+            machines |= dict.fromkeys(_run_on(found))
         return cls(
             "The old experiments, run again",
             "Mean number of training sequences until a task was solved, over the trials that did",
             "as each study says",
             TITLES,
             tuple(tuple(row) for row in rows),
-            tuple(notes),
+            (*cut, *machines),
         )
 
     def __rich__(self) -> Any:
