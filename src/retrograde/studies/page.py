@@ -60,7 +60,7 @@ class StudyPage:
             study.success,
             tuple(titles),
             tuple(tuple(row) for row in rows),
-            (*notes, *_cut_short(study, results), *_run_on(results)),
+            (*notes, *_cut_short([(study, results)]), *_run_on(results)),
             {heading: of for heading, of in tables.items() if of[1]},
             {name: partial(_itself, chart) for name, chart in drawn.items()},
         )
@@ -69,12 +69,12 @@ class StudyPage:
     def of_tables(cls, studies: Iterable[Study]) -> "StudyPage":
         """All rows that stand in a paper, with the results that come with the package."""
         rows: list[Sequence[str]] = []
-        cut, machines = dict[str, None](), dict[str, None]()
+        several, machines = list[tuple[Study, Results]](), dict[str, None]()
         for study in studies:
             found = shipped(study.name) or Results(study.name, ())
             table = published_beside_ours(study, found)[1]
             rows += [row for row, of in zip(table, study.rows, strict=True) if of.published]
-            cut |= dict.fromkeys(_cut_short(study, found))
+            several.append((study, found))
             machines |= dict.fromkeys(_run_on(found))
         return cls(
             "The old experiments, run again",
@@ -82,7 +82,7 @@ class StudyPage:
             "as each study says",
             TITLES,
             tuple(tuple(row) for row in rows),
-            (*cut, *machines),
+            (*_cut_short(several), *machines),
         )
 
     def __rich__(self) -> Any:
@@ -183,17 +183,21 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1g} s"
 
 
-def _cut_short(study: Study, results: Results) -> list[str]:
-    """What was run with a smaller budget than its row's, a sentence for each budget."""
-    cut: dict[int, list[str]] = {}
-    for part in results.parts:
-        if part.budget < study.row(part.row).budget:
-            cut.setdefault(part.budget, []).append(part.row)
+def _cut_short(several: Iterable[tuple[Study, Results]]) -> list[str]:
+    """What was run with a smaller budget than its row's, and failed with it, in a sentence."""
+    cut = [
+        f"{part.row} ({part.budget:,})"
+        for study, results in several
+        for part in results.parts
+        for row in study.rows
+        if part.row == row.name and part.budget < row.budget
+        if not all(trial.solved for trial in part.trials)
+    ]
+    if not cut:
+        return []
     return [
-        f"Cut short: trials of {', '.join(dict.fromkeys(rows))} ended after {budget:,} "
-        f"{study.counts}, fewer than their rows allow; one that had not solved its task by then "
-        "may have done so later."
-        for budget, rows in cut.items()
+        "Cut short: trials that failed had smaller budgets than their rows have, and may have "
+        f"needed more: {', '.join(cut)}."
     ]
 
 
