@@ -95,7 +95,6 @@ static void scan_tasks(int64_t begin, int64_t end, void *context) {
 
     for (int64_t k = K - 1; k >= 0; k--) {
       const int64_t rows = between(p->rows[k] - first, most);
-      const int64_t after = k + 1 < K ? between(p->rows[k + 1] - first, most) : 0;
       for (int64_t n = 0; n < most; n++) {
         const int64_t at = (first + n) * K + k;
         real *to = (real *)p->values + (at * B + sample) * S;
@@ -114,7 +113,7 @@ static void scan_tasks(int64_t begin, int64_t end, void *context) {
           multiply(registers, n, samples, S, (real)ldexp(1, (int)by));
           hand_out_all(registers, n, samples, S, to, squares, N * K);
         }
-        p->exponents[at] = (n < after ? p->exponents[at + 1] : 0) - by;
+        p->exponents[at] = (k + 1 < K ? p->exponents[at + 1] : 0) - by; /* 0 before it entered */
       }
       if (k == 0 && !p->back)
         break;

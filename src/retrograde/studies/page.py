@@ -60,7 +60,7 @@ class StudyPage:
             study.success,
             tuple(titles),
             tuple(tuple(row) for row in rows),
-            (*notes, *_cut_short([(study, results)]), *_run_on(results)),
+            (*notes, *_cut_short(study, results), *_run_on(results)),
             {heading: of for heading, of in tables.items() if of[1]},
             {name: partial(_itself, chart) for name, chart in drawn.items()},
         )
@@ -69,20 +69,19 @@ class StudyPage:
     def of_tables(cls, studies: Iterable[Study]) -> "StudyPage":
         """All rows that stand in a paper, with the results that come with the package."""
         rows: list[Sequence[str]] = []
-        several, machines = list[tuple[Study, Results]](), dict[str, None]()
+        notes: dict[str, None] = {}
         for study in studies:
             found = shipped(study.name) or Results(study.name, ())
             table = published_beside_ours(study, found)[1]
             rows += [row for row, of in zip(table, study.rows, strict=True) if of.published]
-            several.append((study, found))
-            machines |= dict.fromkeys(_run_on(found))
+            notes |= dict.fromkeys(_run_on(found))
         return cls(
             "The old experiments, run again",
             "Mean number of training sequences until a task was solved, over the trials that did",
             "as each study says",
             TITLES,
             tuple(tuple(row) for row in rows),
-            (*_cut_short(several), *machines),
+            tuple(notes),
         )
 
     def __rich__(self) -> Any:
@@ -164,7 +163,8 @@ def _found(ours: Outcome) -> tuple[str, str, str]:
         sequences = f"{mean:,.0f}{_between(interval, '{:,.0f}')}"
     share, interval = ours.share
     percent = interval[0] * 100, interval[1] * 100
-    solved = f"{100 * share:.0f} % of {ours.trials}{_between(percent, '{:.0f}')}"
+    by = "" if ours.budget is None else f" by {ours.budget:,}"
+    solved = f"{100 * share:.0f} % of {ours.trials}{_between(percent, '{:.0f}')}{by}"
     return sequences, solved, duration(ours.seconds / ours.trials)
 
 
@@ -183,21 +183,23 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1g} s"
 
 
-def _cut_short(several: Iterable[tuple[Study, Results]]) -> list[str]:
-    """What was run with a smaller budget than its row's, and failed with it, in a sentence."""
+def _cut_short(study: Study, results: Results) -> list[str]:
+    """What was run with a smaller budget than its row's, and failed with it, in a sentence.
+
+    The table of published figures says it beside the share that was solved.
+    """
+    budgets = {row.name: row.budget for row in study.rows}
     cut = [
         f"{part.row} ({part.budget:,})"
-        for study, results in several
         for part in results.parts
-        for row in study.rows
-        if part.row == row.name and part.budget < row.budget
-        if not all(trial.solved for trial in part.trials)
+        if part.budget < budgets.get(part.row, 0)
+        if study.table is not None and not all(trial.solved for trial in part.trials)
     ]
     if not cut:
         return []
     return [
-        "Cut short: trials that failed had smaller budgets than their rows have, and may have "
-        f"needed more: {', '.join(cut)}."
+        f"Cut short: trials that failed had fewer {study.counts} than their rows allow, and may "
+        f"have needed more: {', '.join(cut)}."
     ]
 
 
