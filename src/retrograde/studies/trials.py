@@ -19,7 +19,8 @@ from retrograde.tasks.reber import ContinualReber, Stream
 
 CHECKED = 100
 """Sequences that a network draws and learns before it is asked whether the task is solved. Where
-that takes a test of its own, all of them have to be right before it is made."""
+that takes a test of its own, all of them have to be right before it is made, unless weights change
+at each step: then a test follows each time, and ends with the first hundred that are not right."""
 
 TESTED = 500
 """Sequences of a test that are answered at once."""
@@ -56,6 +57,8 @@ class Trials:
         generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
         drawn = [experiment.network.draw(generator) for generator in generators]
         self._networks = Networks(experiment.network, drawn, experiment.each_step)
+        if experiment.cells_after:
+            self._networks.without_cells()
         self._lots = [experiment.task.lot(generator) for generator in generators]
         self._sequences = 0
         remembered = CHECKED if experiment.task.fresh else experiment.task.judged_on
@@ -97,8 +100,14 @@ class Trials:
         late = [Trial(seed, self._sequences, solved=False) for seed in self._learning]
         return tuple(sorted([*self.done, *late], key=lambda trial: self.seeds.index(trial.seed)))
 
+    def _drawn(self, seed: int) -> dict[str, torch.Tensor]:
+        """The first weights of a network."""
+        return self.experiment.network.draw(torch.Generator().manual_seed(seed))
+
     def _learn(self) -> None:
         """Train each network on the next sequences of its own."""
+        if 0 < self._sequences == self.experiment.cells_after:
+            self._networks.add_cells([self._drawn(seed) for seed in self._learning])
         pools = [lot.training(CHECKED) for lot in self._lots]
         answers = self._networks.train(pools, self.experiment.rate)
         first = self._sequences % self._right.shape[1]
@@ -141,15 +150,19 @@ class Trials:
             return False
         if not task.fresh:
             return task.solved(right, errors)
-        return bool(right.all()) and self._tested(row)
+        # of a network that changes within a sequence, answers that were right tell nothing
+        return (self.experiment.each_step or bool(right.all())) and self._tested(row)
 
     def _tested(self, row: int) -> bool:
         """Whether a network solves the task on sequences that are drawn for the test."""
         task = self.experiment.task
         right, errors = list[Bool[Tensor, "N"]](), list[Float[Tensor, "N"]]()
-        for sequences in self._lots[row].tests(TESTED):
+        each_step = self.experiment.each_step
+        for sequences in self._lots[row].tests(CHECKED if each_step else TESTED):
             output = self._networks.answers(row, sequences)
             right.append(task.right(output, sequences))
+            if each_step and not right[-1].all():
+                return False
             errors.append(task.errors(output, sequences))
         return task.solved(torch.cat(right), torch.cat(errors))
 
