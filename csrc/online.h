@@ -8,11 +8,16 @@
    from lane to lane: the state of the lane's own cell. Lanes beyond the last one hold finite numbers that
    nothing reads. */
 
+/* A function as a multiple of the logistic one; 0 for the identity. */
+struct function {
+  real factor, shift;
+};
+
 struct plan {
   int64_t C, S, blocks, I, F, D, rows, O, lanes, traced, shown;
   int64_t i_at, f_at, o_at;                /* the first lanes of the gates */
   int64_t lane_row, trace_row, output_row; /* padded */
-  real factor, shift, output_factor, output_shift;
+  struct function cell_input, cell_output, output;
 };
 
 struct learner {
@@ -27,12 +32,17 @@ struct learner {
   real *same;                          /* [2 S - 1, lane_row]: whether one so far away is the same */
 };
 
-/* The numbers of a function, as multiples of the logistic one; 0 for the identity. */
-INLINE real factor_of(int64_t activation) {
-  return activation == IDENTITY ? 0 : activation == WIDE_SIGMOID ? 4 : activation == SIGMOID ? 1 : 2;
-}
-INLINE real shift_of(int64_t activation) {
-  return activation == WIDE_SIGMOID ? -2 : activation == CENTRED_SIGMOID ? -1 : 0;
+static struct function function_of(int64_t activation) {
+  switch (activation) {
+  case SIGMOID:
+    return (struct function){1, 0};
+  case CENTRED_SIGMOID:
+    return (struct function){2, -1};
+  case WIDE_SIGMOID:
+    return (struct function){4, -2};
+  default:
+    return (struct function){0, 0};
+  }
 }
 
 static struct plan plan_of(const struct online *p) {
@@ -51,10 +61,9 @@ static struct plan plan_of(const struct online *p) {
   s.lane_row = padded_to(s.lanes, V);
   s.trace_row = padded_to(s.traced, V);
   s.output_row = padded_to(s.O, V);
-  s.factor = factor_of(p->cell_input);
-  s.shift = shift_of(p->cell_input);
-  s.output_factor = factor_of(p->cell_output);
-  s.output_shift = shift_of(p->cell_output);
+  s.cell_input = function_of(p->cell_input);
+  s.cell_output = function_of(p->cell_output);
+  s.output = function_of(p->output);
   return s;
 }
 
@@ -145,8 +154,8 @@ static void exchange(struct plan s, const struct lesson *l, struct learner n, in
 static void prepare(const struct online *p, struct plan s, struct learner n) {
   for (int64_t lane = 0; lane < s.lanes; lane++) {
     int cell = lane < s.C;
-    n.factor[lane] = cell ? s.factor : 1;
-    n.shift[lane] = cell ? s.shift : 0;
+    n.factor[lane] = cell ? s.cell_input.factor : 1;
+    n.shift[lane] = cell ? s.cell_input.shift : 0;
     n.biased[lane] = !!(p->biased & (cell ? BIASED_CELLS : BIASED_GATES));
     for (int64_t away = 1 - s.S; away < s.S; away++) {
       int64_t other = lane + away;
@@ -162,6 +171,14 @@ INLINE vec squash(vec net, vec factor, vec shift, vec *slope) {
   vec sigma = sigmoid(net);
   *slope = factor * sigma * (1 - sigma);
   return factor * sigma + shift;
+}
+
+/* The same of a function, or of the identity. */
+INLINE vec apply(struct function f, vec net, vec *slope) {
+  if (f.factor)
+    return squash(net, all(f.factor), all(f.shift), slope);
+  *slope = all(1);
+  return net;
 }
 
 /* Rows of the matrices that belong to the inputs of a step; others would be multiplied by 0. */
@@ -215,13 +232,11 @@ INLINE void step_of_cells(
       EACH_CELL(j) store(n.keep + part * s.C + j, load(n.value + s.f_at + j));
   }
   EACH_CELL(j) {
-    vec c = load(n.c + j), slope = all(1);
+    vec c = load(n.c + j), slope;
     if (p->gates & FORGET)
       c *= load(n.value + s.f_at + j);
     c += load(n.value + s.i_at + j) * load(n.value + j);
-    vec y = c;
-    if (p->cell_output != IDENTITY)
-      y = squash(c, all(s.output_factor), all(s.output_shift), &slope);
+    vec y = apply(s.cell_output, c, &slope);
     if (p->peepholes && p->gates & OUTPUT) { /* its gate sees the state of this step */
       vec seen = c * load(n.w + s.D * lane_row + s.o_at + j), opening;
       store(n.value + s.o_at + j, squash(load(n.net + s.o_at + j) + seen, all(1), all(0), &opening));
@@ -266,7 +281,7 @@ static void answer(
     if (p->skip)
       for (int64_t d = x.first; d < x.last; d++)
         net += n.m[d] * load(w + (s.C + d) * s.output_row);
-    vec given = squash(net, all(1), all(0), &slope);
+    vec given = apply(s.output, net, &slope);
     store_some(answers + v, given, count);
     vec delta = first((load_some(y + v, count) - given) * slope, count);
     store(n.delta + v, delta);

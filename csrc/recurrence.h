@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#define RETROGRADE_INTERFACE 8
+#define RETROGRADE_INTERFACE 9
 
 enum cell { LSTM, ELMAN, GRU, GRU_2014 };
 enum gate { INPUT = 1, FORGET = 2, CELL = 4, OUTPUT = 8, COUPLED = 16 };
@@ -91,7 +91,7 @@ struct lesson {
 struct online {
   /* C = blocks * size cells; gates of `enum gate`, of which INPUT is always there. */
   int64_t blocks, size, gates, inputs, outputs, fed_back, skip, biased;
-  int64_t cell_input, cell_output; /* of `enum activation` */
+  int64_t cell_input, cell_output, output; /* of `enum activation` */
   int64_t each_step;               /* weights change at each answer, not after each sequence */
   int64_t peepholes;               /* gates see the state of their cell; size is 1 */
   int64_t networks, parts;
@@ -162,6 +162,10 @@ struct scan {
   const int64_t *boundaries;
   /* Results: [N, K, B, S], [N, K], and [N, B, S] or NULL, where N is rows[0]. */
   void *values, *norms, *back;
+  /* NULL, or a further result, [N, K]: rows that leave the range are multiplied by powers of two on
+     the way, and 2^exponent is what a row at a step is in units of, beside those that it came in. All
+     that the loss gives must be rows of their own then, and all samples are one task. */
+  int64_t *exponents;
   struct program program;
 };
 

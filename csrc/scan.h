@@ -5,6 +5,10 @@
 #define GROUPED_ROWS 48   /* rows that samples of few rows are taken together for */
 #define SMALL_SCAN 400000 /* multiplications, below which a second thread does not pay */
 
+#define CENTRE 32 /* these as in engine/scaling.py and engine/adjoint.py */
+#define SLACK 24
+#define AHEAD 20
+
 struct scan_run {
   const struct scan *scan;
   struct runner runner;
@@ -31,6 +35,35 @@ INLINE double hand_out(const real *from, int64_t size, real *to) {
     total += (double)from[j] * from[j];
   }
   return total;
+}
+
+/* The power of two that brings a row of this squared norm back into range (engine/scaling.py), to
+   the end of it that is farther from where it went; 0 for a row that is inside, or without a norm. */
+INLINE int64_t into_range(double square) {
+  const double least = ldexp(1, 2 * (CENTRE - SLACK)), most = ldexp(1, 2 * (CENTRE + SLACK));
+  if ((square >= least && square <= most) || !(square > 0) || !isfinite(square))
+    return 0;
+  int exponent;
+  frexp(square, &exponent);
+  return (square < least ? CENTRE + AHEAD : CENTRE - AHEAD) - exponent / 2;
+}
+
+/* A row of some samples to where it is asked for; returns the sum of its squares. */
+INLINE double hand_out_all(
+    const struct rows *from, int64_t n, int64_t samples, int64_t size, real *to, double *squares,
+    int64_t of_sample) {
+  double total = 0;
+  for (int64_t b = 0; b < samples; b++) {
+    const real *row = from->at + b * from->sample + n * from->row;
+    total += squares[b * of_sample] = hand_out(row, size, to + b * size);
+  }
+  return total;
+}
+
+static void multiply(const struct rows *rows, int64_t n, int64_t samples, int64_t size, real by) {
+  for (int64_t b = 0; b < samples; b++)
+    for (int64_t j = 0; j < size; j++)
+      rows->at[b * rows->sample + n * rows->row + j] *= by;
 }
 
 INLINE int64_t between(int64_t value, int64_t most) {
@@ -62,17 +95,27 @@ static void scan_tasks(int64_t begin, int64_t end, void *context) {
 
     for (int64_t k = K - 1; k >= 0; k--) {
       const int64_t rows = between(p->rows[k] - first, most);
-      for (int64_t b = 0; b < samples; b++)
-        for (int64_t n = 0; n < most; n++) {
-          real *to = (real *)p->values + (((first + n) * K + k) * B + sample + b) * S;
-          double *squares = run->squares + ((sample + b) * N + first + n) * K + k;
-          if (n < rows)
-            *squares = hand_out(registers[0].at + b * registers[0].sample + n * row, S, to);
-          else {
-            memset(to, 0, (size_t)S * sizeof(real));
-            *squares = 0;
-          }
+      const int64_t after = k + 1 < K ? between(p->rows[k + 1] - first, most) : 0;
+      for (int64_t n = 0; n < most; n++) {
+        const int64_t at = (first + n) * K + k;
+        real *to = (real *)p->values + (at * B + sample) * S;
+        double *squares = run->squares + sample * N * K + at, total = 0;
+        if (n < rows)
+          total = hand_out_all(registers, n, samples, S, to, squares, N * K);
+        else {
+          memset(to, 0, (size_t)(samples * S) * sizeof(real));
+          for (int64_t b = 0; b < samples; b++)
+            squares[b * N * K] = 0;
         }
+        if (!p->exponents)
+          continue;
+        const int64_t by = into_range(total);
+        if (by) {
+          multiply(registers, n, samples, S, (real)ldexp(1, (int)by));
+          hand_out_all(registers, n, samples, S, to, squares, N * K);
+        }
+        p->exponents[at] = (n < after ? p->exponents[at + 1] : 0) - by;
+      }
       if (k == 0 && !p->back)
         break;
       if (rows)
@@ -119,8 +162,8 @@ static int64_t scan(const struct scan *p) {
   int64_t work = run.runner.work * N * B * K;
   int64_t threads = work < SMALL_SCAN || !p->parallel || p->parts < 1 ? 1 : p->parts;
   int64_t together = N < GROUPED_ROWS ? GROUPED_ROWS / N : 1;
-  run.groups = (B + together - 1) / together;
-  if (run.groups < threads)
+  run.groups = p->exponents ? 1 : (B + together - 1) / together;
+  if (run.groups < threads && !p->exponents)
     run.groups = threads < B ? threads : B;
   run.row_parts = run.groups < threads ? (threads + run.groups - 1) / run.groups : 1;
   if (run.row_parts > N)

@@ -5,14 +5,25 @@
    da_b are the adjoints of some blocks side by side, which all parameters that follow from them
    share. Nothing is kept of them but these sums. */
 
-#define TOGETHER 32 /* rows times samples that go through the nodes together */
-#define CORNER 4    /* a tile of products of samples */
+#define TOGETHER 128 /* rows times samples that go through the nodes together */
+#define CORNER (NR > 2 ? 4 : 3) /* a tile of products of samples, as registers allow */
+#define TILE_SIZE (CORNER * CORNER)
 
 struct sizes_run {
   const struct sizes_of_rows *sizes;
   struct runner runner;
   real *scratch;
   int64_t of_part, parts, rows, width; /* rows at a time; numbers of a row of the widest group */
+  int64_t tiles, operands;             /* of products of samples; of all groups */
+  real *weights; /* what products of samples are multiplied by, [step][group][tile][operand] */
+  double *units; /* that these are in, [step][operand] */
+  int whole;     /* rows can be read where they lie */
+};
+
+/* What one row at a time needs. */
+struct work_sizes {
+  real *adjoints;     /* those of a group, [B in whole corners, width] */
+  real *square, *own; /* for each operand of a group the lanes of two sums */
 };
 
 INLINE real sum_of(vec x) {
@@ -24,24 +35,52 @@ INLINE real sum_of(vec x) {
   return lanes[0];
 }
 
-/* products[i, j] = <row i, row j> for i <= j, of rows that come in whole corners. */
-static void products_of_rows(
-    int64_t count, const real *rows, int64_t row, int64_t vectors, double *products) {
-  if (count == 1) {
-    vec sum[4] = {{0}};
-    int64_t v = 0;
-    for (; v + 4 <= vectors; v += 4)
-      UNROLL for (int64_t k = 0; k < 4; k++) {
-        vec value = load(rows + (v + k) * V);
-        sum[k] += value * value;
+INLINE int64_t tiles_of(int64_t samples) {
+  int64_t corners = (samples + CORNER - 1) / CORNER;
+  return corners * (corners + 1) / 2;
+}
+
+/* The products <u_b, u_b'> of each operand as weights, in the order of `add_products`. Each pair of
+   samples comes once, and so counts twice. The largest is brought into range. */
+static void find_weights(const struct sizes_run *run) {
+  const struct sizes_of_rows *p = run->sizes;
+  const int64_t B = p->samples;
+  real *weights = run->weights;
+  double *unit = run->units;
+  for (int64_t step = p->first; step < p->first + p->steps; step++) {
+    const double *of = p->operands + step * B * B;
+    for (const struct group *g = p->all_groups; g < p->all_groups + p->groups; g++)
+      for (int64_t u = 0; u < g->operands; u++, of += p->all_steps * B * B) {
+        double most = 0;
+        for (int64_t b = 0; b < B; b++)
+          most = of[b * B + b] > most ? of[b * B + b] : most;
+        int exponent = 0;
+        if (most > 0x1p-1000 && most < 0x1p+1000)
+          frexp(most, &exponent);
+        const double scale = ldexp(1, -exponent);
+        *unit++ = ldexp(1, exponent);
+        real *to = weights + u * TILE_SIZE;
+        for (int64_t i = 0; i < B; i += CORNER)
+          for (int64_t j = i; j < B; j += CORNER, to += g->operands * TILE_SIZE)
+            for (int64_t a = i; a < i + CORNER; a++)
+              for (int64_t b = j; b < j + CORNER; b++) {
+                double counts = a > b || b >= B ? 0 : a < b ? 2 : 1;
+                to[(a - i) * CORNER + b - j] = counts ? (real)(counts * of[a * B + b] * scale) : 0;
+              }
+        if (u == g->operands - 1)
+          weights += run->tiles * g->operands * TILE_SIZE;
       }
-    for (; v < vectors; v++)
-      sum[0] += load(rows + v * V) * load(rows + v * V);
-    products[0] = sum_of((sum[0] + sum[1]) + (sum[2] + sum[3]));
-    return;
   }
-  for (int64_t i = 0; i < count; i += CORNER)
-    for (int64_t j = i; j < count; j += CORNER) {
+}
+
+/* sum_{a,b} <row a, row b> weight[a, b] for each operand, and the part of it with a = b. */
+static void add_products(
+    int64_t samples, const real *rows, int64_t row, int64_t vectors, int64_t operands,
+    const real *weights, real *square, real *own) {
+  memset(square, 0, (size_t)(operands * V) * sizeof(real));
+  memset(own, 0, (size_t)(operands * V) * sizeof(real));
+  for (int64_t i = 0; i < samples; i += CORNER)
+    for (int64_t j = i; j < samples; j += CORNER) {
       vec sum[CORNER][CORNER] = {{{0}}};
       const real *left = rows + i * row, *right = rows + j * row;
       for (int64_t v = 0; v < vectors; v++, left += V, right += V) {
@@ -52,42 +91,67 @@ static void products_of_rows(
           UNROLL for (int64_t b = 0; b < CORNER; b++) sum[a][b] += one * some[b];
         }
       }
-      for (int64_t a = 0; a < CORNER && i + a < count; a++)
-        for (int64_t b = 0; b < CORNER && j + b < count; b++)
-          if (i + a <= j + b)
-            products[(i + a) * count + j + b] = sum_of(sum[a][b]);
+      for (int64_t u = 0; u < operands; u++, weights += TILE_SIZE) {
+        vec total = load(square + u * V), itself = {0};
+        UNROLL for (int64_t a = 0; a < CORNER; a++) {
+          vec part = sum[a][0] * weights[a * CORNER];
+          UNROLL for (int64_t b = 1; b < CORNER; b++) part += sum[a][b] * weights[a * CORNER + b];
+          total += part;
+          itself += sum[a][a] * weights[a * CORNER + a];
+        }
+        store(square + u * V, total);
+        if (i == j)
+          store(own + u * V, load(own + u * V) + itself);
+      }
     }
+}
+
+/* The same of a single sample. */
+static void add_square(
+    const real *row, int64_t vectors, int64_t operands, const real *weights, real *square) {
+  vec sum[4] = {{0}};
+  int64_t v = 0;
+  for (; v + 4 <= vectors; v += 4)
+    UNROLL for (int64_t k = 0; k < 4; k++) {
+      vec value = load(row + (v + k) * V);
+      sum[k] += value * value;
+    }
+  for (; v < vectors; v++)
+    sum[0] += load(row + v * V) * load(row + v * V);
+  sum[0] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  for (int64_t u = 0; u < operands; u++)
+    store(square + u * V, sum[0] * weights[u * TILE_SIZE]);
 }
 
 /* One row of all samples at one step: what its adjoints make of the operands of every group. */
 static void sizes_of_row(
-    const struct sizes_run *run, const struct work_rows *w, int64_t n, int64_t k, int64_t at,
-    real *adjoints, double *products) {
+    const struct sizes_run *run, const struct work_rows *rows, const struct work_sizes *w,
+    int64_t n, int64_t k, int64_t at) {
   const struct sizes_of_rows *p = run->sizes;
   const int64_t B = p->samples, step = p->first + k;
   const double doubt = 16384 * (sizeof(real) == 4 ? 0x1p-23 : 0x1p-52);
   const struct segment *s = p->of_groups;
+  const real *weights = run->weights + k * run->tiles * run->operands * TILE_SIZE;
+  const double *unit = run->units + k * run->operands;
   int64_t operand = 0;
   for (const struct group *g = p->all_groups; g < p->all_groups + p->groups; g++) {
     const int64_t P = g->blocks * g->height;
-    side_by_side(g, s, w, at, step, B, adjoints, run->width);
+    side_by_side(g, s, rows, at, step, B, w->adjoints, run->width);
     s += g->segments;
     const int64_t padded = padded_to(P, V);
     for (int64_t b = 0; b < B && P < padded; b++)
-      memset(adjoints + b * run->width + P, 0, (size_t)(padded - P) * sizeof(real));
-    products_of_rows(B, adjoints, run->width, padded / V, products);
+      memset(w->adjoints + b * run->width + P, 0, (size_t)(padded - P) * sizeof(real));
+    if (B == 1)
+      add_square(w->adjoints, padded / V, g->operands, weights, w->square);
+    else
+      add_products(
+          B, w->adjoints, run->width, padded / V, g->operands, weights, w->square, w->own);
+    weights += run->tiles * g->operands * TILE_SIZE;
     for (int64_t u = 0; u < g->operands; u++, operand++) {
-      const double *of = p->operands + (operand * p->all_steps + step) * B * B;
-      double square = 0, own = 0;
-      for (int64_t a = 0; a < B; a++) {
-        own += products[a * B + a] * of[a * B + a];
-        for (int64_t b = a + 1; b < B; b++)
-          square += products[a * B + b] * of[a * B + b];
-      }
-      square = 2 * square + own;
       const int64_t to = (operand * p->rows + n) * p->steps + k;
-      p->squares[to] = square;
-      p->cancels[to] = B > 1 && square < doubt * ((double)B * own);
+      const double square = sum_of(load(w->square + u * V));
+      p->squares[to] = square * unit[operand];
+      p->cancels[to] = B > 1 && square < doubt * ((double)B * sum_of(load(w->own + u * V)));
     }
   }
 }
@@ -95,42 +159,56 @@ static void sizes_of_row(
 static void sizes_parts(int64_t begin, int64_t end, void *context) {
   const struct sizes_run *run = context;
   const struct sizes_of_rows *p = run->sizes;
-  const int64_t B = p->samples, S = p->size;
+  const int64_t B = p->samples, S = p->size, corners = padded_to(B, CORNER);
   const int64_t control = flush_denormals();
   for (int64_t part = begin; part < end; part++) {
     int64_t first = p->rows * part / run->parts, last = p->rows * (part + 1) / run->parts;
     real *free_ = run->scratch + part * run->of_part;
-    struct work_rows w = work_on(&run->runner, S, B, run->rows, 1, &free_);
-    real *adjoints = taken(&free_, padded_to(B, CORNER) * run->width);
-    memset(adjoints, 0, (size_t)(padded_to(B, CORNER) * run->width) * sizeof(real));
-    double *products = (double *)taken(&free_, B * B * (int64_t)(sizeof(double) / sizeof(real)));
-    for (; first < last; first += run->rows) {
-      int64_t rows = last - first < run->rows ? last - first : run->rows;
-      for (int64_t k = 0; k < p->steps; k++) {
-        for (int64_t b = 0; b < B; b++)
-          for (int64_t n = 0; n < rows; n++)
-            memcpy(
-                w.registers[0].at + b * w.registers[0].sample + n * w.registers[0].row,
-                (const real *)p->values + (first + n) * p->row + k * p->step + b * S,
-                (size_t)S * sizeof(real));
+    struct work_rows rows = work_on(&run->runner, S, B, run->rows, 1, &free_);
+    const struct rows copied = rows.registers[0];
+    struct work_sizes w;
+    w.adjoints = taken(&free_, corners * run->width);
+    w.square = taken(&free_, run->operands * V);
+    w.own = taken(&free_, run->operands * V);
+    memset(w.adjoints, 0, (size_t)(corners * run->width) * sizeof(real));
+    for (int64_t k = 0; k < p->steps; k++)
+      for (int64_t n = first; n < last; n += run->rows) {
+        int64_t here = last - n < run->rows ? last - n : run->rows;
+        const real *values = (const real *)p->values + n * p->row + k * p->step;
+        if (run->whole) /* they are only read */
+          rows.registers[0] = (struct rows){(real *)(uintptr_t)values, S, p->row};
+        else
+          for (int64_t b = 0; b < B; b++)
+            for (int64_t row = 0; row < here; row++)
+              memcpy(
+                  copied.at + b * copied.sample + row * copied.row,
+                  values + row * p->row + b * S, (size_t)S * sizeof(real));
         through_step(
-            &run->runner, &w, w.registers[0], p->first + k, 0, B, rows, p->rows <= FEW_ROWS);
-        for (int64_t n = 0; n < rows; n++)
-          sizes_of_row(run, &w, first + n, k, n, adjoints, products);
+            &run->runner, &rows, rows.registers[0], p->first + k, 0, B, here,
+            p->rows <= FEW_ROWS || !p->program.products);
+        for (int64_t row = 0; row < here; row++)
+          sizes_of_row(run, &rows, &w, n + row, k, row);
       }
-    }
   }
   restore_denormals(control);
 }
 
 static int64_t sizes(const struct sizes_of_rows *p) {
-  struct sizes_run run = {.sizes = p, .runner = runner_of(&p->program)};
+  struct sizes_run run = {.sizes = p, .runner = runner_of(&p->program), .whole = p->size % V == 0};
   const int64_t B = p->samples, N = p->rows;
   int64_t work = 0;
+  run.tiles = tiles_of(B);
   for (const struct group *g = p->all_groups; g < p->all_groups + p->groups; g++) {
     run.width = most_of(run.width, odd_row(g->blocks * g->height + V));
+    run.operands += g->operands;
+    run.whole &= g->height % V == 0;
     work += g->blocks * g->height * B;
   }
+  for (const struct node *node = p->program.all_nodes;
+       node < p->program.all_nodes + p->program.nodes; node++)
+    run.whole &= node->width % V == 0;
+  for (int64_t i = 0; i < p->program.products; i++)
+    run.whole &= p->program.all_products[i].height % V == 0;
   work = (work + run.runner.work) * N * B * p->steps;
   run.parts = work < SMALL_SCAN || !p->parallel || p->parts < 1 ? 1 : p->parts;
   if (run.parts > N)
@@ -140,12 +218,19 @@ static int64_t sizes(const struct sizes_of_rows *p) {
   if (run.rows > most)
     run.rows = most;
   run.of_part = of_work(&run.runner, p->size, B, run.rows, 1) +
-                padded_to(B, CORNER) * run.width + 2 * B * B + 128;
+                padded_to(B, CORNER) * run.width + 2 * run.operands * V + 3 * 64;
+  const int64_t of_weights = padded_to(p->steps * run.tiles * run.operands * TILE_SIZE, 64);
+  const int64_t of_units =
+      padded_to(p->steps * run.operands, 64) * (int64_t)(sizeof(double) / sizeof(real));
   void *raw;
-  real *free_ = memory(run.runner.of_packed + run.parts * run.of_part, &raw);
+  real *free_ =
+      memory(run.runner.of_packed + of_weights + of_units + run.parts * run.of_part, &raw);
   if (!free_)
     return 1;
   pack_all(&run.runner, &free_);
+  run.weights = taken(&free_, of_weights);
+  run.units = (double *)taken(&free_, of_units);
+  find_weights(&run);
   run.scratch = free_;
   if (run.parts < 2 || p->parallel(0, run.parts, 1, sizes_parts, &run))
     sizes_parts(0, run.parts, &run);

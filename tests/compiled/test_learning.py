@@ -46,6 +46,7 @@ def plans(draw: st.DrawFn) -> Blocks:
         biased=draw(st.sampled_from(sorted(BIASED))),
         cell_input=draw(RANGES),
         cell_output=draw(RANGES),
+        output=draw(RANGES),
         spread=0.7,
         peepholes=peepholes,
     )

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from retrograde.cells import Elman
 from retrograde.compiled import library as loading
 from retrograde.compiled import passes, sizes
 from retrograde.decomposition.by_time import contribution_norms
@@ -109,6 +110,48 @@ def test_every_instruction_set(monkeypatch, kind):
             chunk = chunk_of(cell_of(kind, 2, 29), 5, 3)
             start = drawn(rows, 3, chunk.cell.state_size)
             compare(chunk, CASES["both"](chunk, rows), start, 1e-13)
+            compare_norms(chunk, drawn(rows, 5, 3, chunk.cell.state_size), 1e-10)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+@pytest.mark.parametrize("factor", (2.0**-5, 2.0**-1, 2.0**5))
+def test_few_rows_are_kept_in_range(monkeypatch, factor, dtype):
+    """Against float64, which holds all of them as they are; in every instruction set."""
+    weights = (drawn(9, 2), factor * torch.linalg.qr(drawn(9, 9))[0], drawn(9), drawn(9))
+    cells = [
+        Elman(*(weight.to(kind) for weight in weights), activation="identity")
+        for kind in (dtype, torch.float64)
+    ]
+    x, initial = 0 * drawn(90, 3, 2), 0 * drawn(3, 9)
+    chunk, exact = (
+        unroll(cell, x.to(kind), initial.to(kind)).chunk(0, 90)
+        for cell, kind in zip(cells, (dtype, torch.float64), strict=True)
+    )
+    assert COMPILED.ranges(chunk, 16) and not COMPILED.ranges(chunk, 17)
+    start, opened = 2.0**32 * drawn(2, 3, 9), [step in (3, 50, 51) for step in range(90)]
+    given = entering(exact, 2, lambda step: opened[step])
+    given = replace(
+        given, values=2.0**32 * given.values * torch.tensor(opened[::-1])[:, None, None]
+    )
+    theirs = EAGER.pull_back(exact, start, given)
+    library = ctypes.CDLL(str(loading.PATH))
+    for number in range(len(loading._instruction_sets(library))):
+        one = loading._of(library, number)
+        monkeypatch.setattr(passes, "library", lambda one=one: one)
+        again, values = replace(chunk), given.values.to(dtype)
+        ours = COMPILED.pull_back(
+            again, start.to(dtype), replace(given, values=values, ranged=True)
+        )
+        entered = theirs.norms > 0
+        assert bool((ours.norms[entered] >= 2.0**8).all() & (ours.norms[entered] <= 2.0**56).all())
+        assert not ours.values[~entered].any() and not ours.exponents[~entered].any()
+        found = ours.values.double() * torch.exp2(ours.exponents.double())[..., None, None]
+        tolerance = 1e-4 if dtype == torch.float32 else 1e-12  # 90 steps of rounding
+        atol = tolerance * theirs.norms[..., None, None]
+        assert bool(((found - theirs.values).abs() <= atol).all())
+        back = ours.back[:-1].double() * torch.exp2(ours.exponents[:, 0].double())[:, None, None]
+        assert bool(((back - theirs.back[:-1]).abs() <= factor * atol[:, 0]).all())
+        assert ours.exponents.any()
 
 
 @pytest.mark.parametrize("batch, rows", ((5, 20), (1, 80), (70, 1)))
@@ -288,12 +331,29 @@ def test_sizes_of_any_batch(kind):
         (1, 1, 1, torch.float64),
         (1, 19, 30, torch.float32),
         (6, 19, 3, torch.float64),
+        (5, 32, 9, torch.float32),  # whole vectors, which are read where they lie
         (21, 33, 12, torch.float32),
     ):
         chunk = chunk_of(cell_of(kind, 2, hidden, dtype), 4, batch)
         values = drawn(rows, 4, batch, chunk.cell.state_size, dtype=dtype, seed=5)
         values[0, 1] = 0
         compare_norms(chunk, values, 1e-8 if dtype == torch.float64 else 2e-3)
+
+
+@pytest.mark.parametrize("power", (70, -70))
+def test_sizes_of_inputs_whose_squares_leave_the_range(power):
+    """2^140 and 2^-140 are beyond float32; weights that undo it make the rest what it was."""
+    found = []
+    for factor in (1.0, 2.0**power):
+        cell = cell_of("lstm-2002", 2, 7, torch.float32)
+        weights = dict(cell.parameters, weight_ih=cell.weight_ih / factor)
+        x = factor * drawn(3, 5, 2, dtype=torch.float32)
+        initial = drawn(5, cell.state_size, dtype=torch.float32)
+        chunk = unroll(cell.with_parameters(weights), x, initial).chunk(0, 3)
+        found.append(norms_of(chunk, drawn(4, 3, 5, cell.state_size, dtype=torch.float32)))
+    for key, log2 in found[0].items():
+        shift = power if key[0] == "weight_ih" else 0
+        torch.testing.assert_close(found[1][key], log2 + shift, rtol=0, atol=1e-9)
 
 
 def test_sizes_of_samples_that_cancel_are_those_of_the_parts():

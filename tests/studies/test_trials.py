@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from retrograde.errors import ArgumentError, InputError
 from retrograde.studies import trials
 from retrograde.studies.online import Networks
 from retrograde.studies.trials import Trial, Trials
-from retrograde.tasks import ContinualReber, RememberedSymbol, TwoSequences
+from retrograde.tasks import ContinualReber, DistractedSymbol, RememberedSymbol, TwoSequences
 from retrograde.tasks.blocks import BlockNetwork, Blocks
 from retrograde.tasks.experiments import EXPERIMENTS, Experiment, Published
+from retrograde.tasks.task import Sequences
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -145,6 +147,27 @@ def test_a_solution_of_2b_is_unlearnt_where_all_steps_are_to_be_predicted(
     networks.train([task.draw(100, drawing)], EXPERIMENTS["2b"].rate)
     right = task.right(networks.answers(0, tested), tested)
     assert bool(right.all()) == stays and (stays or right.float().mean() < 0.6)
+
+
+def test_a_test_that_one_error_fails_is_made_after_a_tenth_and_ends_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    task = DistractedSymbol(5, 2)
+    task.judged_on = 3000
+    right, drawn = list[bool](), list[int]()
+    draw = task.draw
+    monkeypatch.setattr(task, "draw", lambda count, g: drawn.append(count) or draw(count, g))
+
+    def judged(output: Tensor, sequences: Sequences) -> Tensor:
+        return torch.full(sequences.lengths.shape, right.pop(0))
+
+    monkeypatch.setattr(task, "right", judged)
+    network = Blocks(task.inputs, task.outputs, 1)
+    experiment = Experiment("quick", task, network, 0.1, Published(0, None, 1.0, 1))
+    training = Trials(experiment, (0,))
+    right += [True] * 3 + [True, False] + [False, True, True] + [True] * 3 + [True] * 6
+    assert training.run(1000) == (Trial(0, 900, solved=True),)
+    assert not right and drawn == [100] * 3 + [500] * 2 + [100] * 6 + [500] * 6
 
 
 def test_seeds_and_budget_are_checked():

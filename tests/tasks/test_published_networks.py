@@ -1,5 +1,7 @@
 """The networks of 1997 and 2000: weight counts as printed, equations and gradients by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -57,6 +59,7 @@ PLANS = {
     "1997": Blocks(3, 2, 2, 3, biased="all", spread=0.9),
     "2000": Blocks(3, 2, 2, 3, spread=0.9, **GERS),
     "2a": Blocks(3, 2, 2, 1, spread=0.9, **ONE_CELL),
+    "linear": Blocks(3, 2, 2, 2, biased="all", spread=0.9, output="identity"),
     "2002": Blocks(
         3, 2, 2, forget_gates=True, seen="cells", biased="all", spread=0.9, peepholes=True
     ),
@@ -101,7 +104,7 @@ def outputs_by_hand(weights: dict[str, Tensor], x: Tensor, plan: Blocks) -> Tens
         net_k = weights["weight_ho"] @ torch.stack(y) + weights.get("bias_o", 0.0)
         if plan.skip:
             net_k = net_k + weights["weight_io"] @ x_k
-        outputs.append(f(net_k))
+        outputs.append(net_k if plan.output == "identity" else f(net_k))
     return torch.stack(outputs)
 
 
@@ -202,9 +205,25 @@ def test_plans_are_checked():
             Blocks(**{"inputs": 2, "outputs": 1, "blocks": 2, **wrong})
 
 
+READINGS: dict[str, dict[str, object]] = {
+    "direct": {
+        "skip": True,
+        "biased": "gates and outputs",
+        "input_biases": (-0.5, -1.0, -1.5),
+    },
+    "unfed": {"seen": "nothing"},
+    "linear": {"output": "identity"},
+}
+
+
 def test_every_published_row_has_its_network():
-    assert len(EXPERIMENTS) == 5 + 2 + 9 + 8 + 3 + 2 + 2 + 4
+    assert len(EXPERIMENTS) == 5 + 3 + 2 + 2 * 9 + 8 + 2 * (3 + 2) + 2 + 4
     for row in EXPERIMENTS.values():
+        if row.reading:
+            printed = EXPERIMENTS[row.name.rpartition("-")[0]]
+            network = replace(printed.network, **READINGS[row.name.rpartition("-")[2]])
+            assert row == replace(printed, name=row.name, network=network, reading=row.reading)
+            continue
         assert row.network.weights == row.published.weights, row.name
         assert (row.network.inputs, row.network.outputs) == (row.task.inputs, row.task.outputs)
     assert EXPERIMENTS["6b"].network.input_biases == (-2, -4, -6)

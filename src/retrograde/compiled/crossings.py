@@ -3,7 +3,6 @@
 import ctypes
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from retrograde.compiled.program import given
@@ -54,10 +53,9 @@ def pull_back(
     behind = room(start, most * classes, *one) if back else None
     numbers = (ctypes.c_int64 * count)(*entries)
     passed = addresses(factors, count)
-    parallel = library.parallel
     fields = (
         *(count, samples, size, classes, entries[-1], first),
-        *(torch.get_num_threads() if parallel else 1, parallel),
+        *library.threads,
         ctypes.addressof(numbers),
         *(start.data_ptr(), 0 if direct is None else direct.data_ptr()),
         0 if passed is None else ctypes.addressof(passed),

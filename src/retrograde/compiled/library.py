@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import struct
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ FIELDS = (
 
 ONLINE = (
     *("blocks", "size", "gates", "inputs", "outputs", "fed_back", "skip", "biased"),
-    *("cell_input", "cell_output", "each_step", "peepholes"),
+    *("cell_input", "cell_output", "output", "each_step", "peepholes"),
     *("networks", "parts", "parallel", "lessons"),
 )
 """Those of `struct online`."""
@@ -46,7 +47,7 @@ LESSON = (
 )
 """Those of `struct lesson`."""
 
-INTERFACE = 8
+INTERFACE = 9
 """RETROGRADE_INTERFACE in csrc/recurrence.h."""
 
 HOW = (
@@ -90,6 +91,7 @@ class Library:
         vector: the bytes of a vector.
         instructions: the name of the instruction set.
         parallel: the address of torch's own loop over threads, 0 where torch has none.
+        process: the number of the process that loaded it.
     """
 
     forward: Mapping[torch.dtype, Callable[[object], int]]
@@ -102,6 +104,18 @@ class Library:
     vector: int
     instructions: str
     parallel: int
+    process: int
+
+    @property
+    def threads(self) -> tuple[int, int]:
+        """How many threads a pass may use, and the address of torch's loop over them, 0 for none.
+
+        A process that was forked after the library was in use has one: threads of OpenMP do not
+        outlive a fork, and torch would wait for them forever.
+        """
+        if not self.parallel or os.getpid() != self.process:
+            return 1, 0
+        return torch.get_num_threads(), self.parallel
 
 
 def backend() -> Backend:
@@ -161,9 +175,11 @@ def _loaded(path: Path) -> Library:
     """
     if sys.maxsize < 2**32:
         raise BackendError("the compiled backend needs a 64-bit processor")
-    if not path.exists():
+    if not path.is_file():
         raise BackendError(f"the compiled backend was not built. {HOW}")
     try:
+        if _cut_short(path):
+            raise OSError("the file is cut short")
         opened = ctypes.CDLL(str(path))
         opened.retrograde_interface.restype = ctypes.c_int64
         interface = opened.retrograde_interface()
@@ -174,6 +190,22 @@ def _loaded(path: Path) -> Library:
     if interface != INTERFACE * 1000 + len(FIELDS + ONLINE + LESSON):
         raise BackendError(f"{path.name} was built for another version of this package. {HOW}")
     return _of(opened, len(_instruction_sets(opened)) - 1)
+
+
+def _cut_short(path: Path) -> bool:
+    """Whether an ELF file ends before what is loaded of it: the loader would end the process."""
+    with path.open("rb") as file:
+        header = file.read(64)
+        if len(header) < 64 or not header.startswith(b"\x7fELF\x02\x01"):  # 64 bits, little-endian
+            return False
+        (start,) = struct.unpack_from("<Q", header, 32)
+        size, count = struct.unpack_from("<HH", header, 54)
+        file.seek(start)
+        table = file.read(size * count)
+    if size != 56 or len(table) < size * count:
+        return True
+    ends = [at + length for _, _, at, _, _, length, _, _ in struct.iter_unpack("<IIQQQQQQ", table)]
+    return path.stat().st_size < max(ends, default=0)
 
 
 def _instruction_sets(opened: ctypes.CDLL) -> tuple[str, ...]:
@@ -210,6 +242,7 @@ def _of(opened: ctypes.CDLL, number: int) -> Library:
         vector=opened.retrograde_bytes(ctypes.c_int64(number)),
         instructions=_instruction_sets(opened)[number],
         parallel=_parallel(),
+        process=os.getpid(),
     )
 
 

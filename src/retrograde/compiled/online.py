@@ -22,7 +22,8 @@ class Plan:
     """The networks of one call, as `retrograde.tasks.blocks.Blocks` plans them.
 
     Attributes:
-        inputs, outputs, blocks, size, gates, fed_back, skip, cell_input, cell_output: of the plan.
+        inputs, outputs, blocks, size, gates, fed_back, skip: of the plan.
+        cell_input, cell_output, output: the ranges of its functions.
         biased: the units with biases, from "cells", "gates" and "outputs".
         each_step: the weights change after each answer, not after each sequence.
         peepholes: gates see the state of their cell; blocks have one cell each.
@@ -38,6 +39,7 @@ class Plan:
     biased: frozenset[str]
     cell_input: str
     cell_output: str
+    output: str
     each_step: bool
     peepholes: bool
 
@@ -105,14 +107,14 @@ def learn(
     for lesson, given, steps in zip(lessons, answers, before, strict=True):
         fields += _fields(plan, lesson, given, steps, held)
     of_lessons = (ctypes.c_int64 * len(fields))(*fields)
-    parallel = library.parallel
     values = (ctypes.c_int64 * len(ONLINE))(
         *(plan.blocks, plan.size, sum(GATES[gate] for gate in plan.gates)),
         *(plan.inputs, plan.outputs, plan.fed_back, int(plan.skip)),
         sum(BIASED[units] for units in plan.biased),
-        *(FUNCTIONS[plan.cell_input], FUNCTIONS[plan.cell_output], int(plan.each_step)),
+        *(FUNCTIONS[each] for each in (plan.cell_input, plan.cell_output, plan.output)),
+        int(plan.each_step),
         int(plan.peepholes),
-        *(len(lessons), torch.get_num_threads() if parallel else 1, parallel),
+        *(len(lessons), *library.threads),
         ctypes.addressof(of_lessons),
     )
     if library.learn[dtype](values):

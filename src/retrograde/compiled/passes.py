@@ -345,8 +345,7 @@ def _begin(library: Library, kind: Kind, x: Tensor, hidden: int, reverse: bool) 
     """The fields up to the strides of x."""
     steps, samples, inputs = x.shape
     step, sample, _ = x.stride()
-    parallel = library.parallel
-    threads = torch.get_num_threads() if parallel else 1
+    threads, parallel = library.threads
     sizes = (steps, samples, inputs, hidden, threads, int(reverse))
     return (*kind.fields, *sizes, parallel, x.data_ptr(), step, sample)
 

@@ -50,6 +50,7 @@ class Rows:
     values: Tensor
     norms: Tensor
     back: Tensor | None
+    exponents: Tensor | None = None
 
 
 def pull_back(
@@ -60,6 +61,7 @@ def pull_back(
     direct: Tensor | None,
     boundaries: Mapping[int, Tensor],
     back: bool,
+    ranged: bool,
 ) -> Rows:
     """Pull rows back through neighbouring steps.
 
@@ -73,6 +75,8 @@ def pull_back(
             each, by the number of the step among these.
         back: whether what comes back to the state before the earliest is asked for; it has one more
             row, without a value.
+        ranged: whether rows are brought into range on the way; all that the loss gives must be rows
+            of their own then.
 
     Raises:
         MemoryError: where there is not enough.
@@ -89,21 +93,22 @@ def pull_back(
     values = room(start, most, count, *one)
     norms = start.new_empty(most, count)
     behind = room(start, most + 1, *one) if back else None
+    exponents = torch.empty(most, count, dtype=torch.int64) if ranged else None
     numbers = (ctypes.c_int64 * count)(*rows)
     passed = addresses(factors, count)
-    parallel = library.parallel
     fields = (
         *(count, samples, size, rows[-1], first),
-        *(torch.get_num_threads() if parallel else 1, parallel),
+        *library.threads,
         ctypes.addressof(numbers),
         *(start.data_ptr(), 0 if direct is None else direct.data_ptr()),
         0 if passed is None else ctypes.addressof(passed),
         *(values.data_ptr(), norms.data_ptr(), 0 if behind is None else behind.data_ptr()),
+        0 if exponents is None else exponents.data_ptr(),
         *program.fields,
     )
     if library.scan[dtype]((ctypes.c_int64 * len(fields))(*fields)):
         raise MemoryError("there is not enough memory for a pass of this size")
-    return Rows(values, norms, behind)
+    return Rows(values, norms, behind, exponents)
 
 
 def addresses(factors: Mapping[int, Tensor], count: int) -> "ctypes.Array[ctypes.c_int64] | None":

@@ -33,10 +33,9 @@ def squares(
         values = values.contiguous()
     found = torch.empty(len(products), rows, steps, dtype=torch.float64)
     cancels = torch.empty(found.shape, dtype=torch.bool)
-    parallel = library.parallel
     fields = (
         *(steps, samples, size, rows, first, all_steps),
-        *(torch.get_num_threads() if parallel else 1, parallel),
+        *library.threads,
         *(values.data_ptr(), *values.stride()[:2]),
         *(products.data_ptr(), found.data_ptr(), cancels.data_ptr()),
         *uses.groups,

@@ -68,7 +68,7 @@ class Sums:
         library = uses.library
         fields = (
             *(steps, samples, size, rows, first, sums, uses.of_sum),
-            *(torch.get_num_threads() if library.parallel else 1, library.parallel),
+            *library.threads,
             *(values.data_ptr(), *values.stride()[:2]),
             *(places.data_ptr(), exponents.data_ptr(), self._recent.data_ptr()),
             0 if self._aside is None else self._aside.data_ptr(),

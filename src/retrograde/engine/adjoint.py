@@ -202,14 +202,14 @@ class Stretch:
     Attributes:
         first: the earliest step.
         values: the adjoints of the states after the steps, [N, K, B, S].
-        exponent: 2**exponent is what the values of a row are in units of, [N].
+        exponent: 2**exponent is what the values of a row at a step are in units of, [N, K].
         norms: the norms of the values, [N, K].
         rows: the number of rows that have entered at each step; the others are 0.
     """
 
     first: int
     values: Float[Tensor, "N K B S"]
-    exponent: Int[Tensor, "N"]
+    exponent: Int[Tensor, "N K"]
     norms: Float[Tensor, "N K"]
     rows: Sequence[int]
 
@@ -218,7 +218,7 @@ class Stretch:
 
     def at_steps(self, lags: Int[Tensor, "M K"]) -> Int[Tensor, "M K"]:
         """The exponents of the last M rows at each step; 0 where one has not entered yet."""
-        return torch.where(lags < 0, 0, self.exponent[-len(lags) :, None])
+        return torch.where(lags < 0, 0, self.exponent[-len(lags) :])
 
 
 class PerEntry:
@@ -297,27 +297,36 @@ class PerEntry:
         """
         size = self._values[0].numel()
         steps = k - max(first, chunk.first) + 1
-        length = min(self._length, steps, max(1, GATHERED // (self.count * size)))
+        length = min(steps, max(1, GATHERED // (self.count * size)))
+        most = len(self._entries) + self._more
+        ranged = self._entries.single and backend().ranges(chunk, most)
+        slack = SLACK
+        if not ranged:  # room for a factor of two at each step; one that moves faster ends it
+            length = min(self._length, length)
+            slack = max(1, SLACK - length)
         arrived = self.rows
-        # Room for a factor of two at each step; a row that moves faster ends the stretch.
-        delta, norms = arrived.normalised(max(1, SLACK - length), self._centre)
+        delta, norms = arrived.normalised(slack, self._centre)
         if delta is not arrived:
             refuse_non_finite(norms, k)
             self._newest = int(delta.exponent[-1])
         coming = self._entries.coming(
             k, length, self.count, self._more, self._newest, GATHERED // size
         )
-        entering = Entering(coming.first, coming.rows, coming.values, back=coming.first > 0)
+        back = coming.first > 0
+        entering = Entering(coming.first, coming.rows, coming.values, back, ranged)
         opened = coming.opened
         pulled = backend().pull_back(chunk, delta.values, entering)
         exponent, rows = delta.exponent, entering.rows
         if opened:
             exponent = torch.cat((exponent, exponent.new_tensor(opened)))
+        exponent = exponent.unsqueeze(1).expand_as(pulled.norms)
+        if pulled.exponents is not None:
+            exponent = exponent + pulled.exponents
         out = _first_out(pulled.norms, norms, entering) if len(rows) > 1 else None
         self.count = rows[0 if out is None else out]
         if self.count > len(norms):
             self._newest = opened[self.count - len(norms) - 1]
-        self._exponent = exponent[: self.count]
+        self._exponent = exponent[: self.count, out or 0].contiguous()
         if out is None:
             self.stopped, self._complete = entering.first - 1, False
             self._length = min(2 * self._length, CHUNK)
@@ -332,7 +341,7 @@ class PerEntry:
         kept = rows[out + 1 :]
         some = slice(kept[0]), slice(out + 1, None)
         return Stretch(
-            self.stopped + 1, pulled.values[some], exponent[: kept[0]], pulled.norms[some], kept
+            self.stopped + 1, pulled.values[some], exponent[some], pulled.norms[some], kept
         )
 
 

@@ -91,6 +91,11 @@ class Entries:
         return len(self.blocks)
 
     @cached_property
+    def single(self) -> bool:
+        """Whether every row is that of a single step."""
+        return all(first == last for first, last in self.blocks)
+
+    @cached_property
     def _ends(self) -> Int[Tensor, "2 E"]:
         """First and last steps of the blocks, latest block first: the order of the rows."""
         ends = torch.tensor(self.blocks, dtype=torch.int64, device=self.direct.device)

@@ -252,6 +252,5 @@ def merged_rows(
             part = rows.stretch(chunk, k, until + 1)
             merging.opened(part.rows[0])
             lags = torch.zeros_like(part.norms, dtype=torch.int64)
-            units = part.exponent.unsqueeze(1).expand_as(lags)
-            whole = AdjointSpan(part.first, part.values, units, part.norms, lags, chunk)
+            whole = AdjointSpan(part.first, part.values, part.exponent, part.norms, lags, chunk)
             yield merging.span(whole, parents)

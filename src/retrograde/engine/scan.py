@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from retrograde.cells.clipped import ClippedPass
@@ -23,6 +23,10 @@ from retrograde.cells.rewiring import Factors
 from retrograde.compiled import scan as compiled
 from retrograde.compiled.library import library
 from retrograde.engine.unroll import Chunk, Unrolled
+
+FEW_ROWS = 48
+"""The library takes all samples of up to so many rows together (GROUPED_ROWS in csrc/scan.h), and
+so knows on the way how large a row is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +40,14 @@ class Entering:
         values: what the loss gives at each step, in units of the row that takes it, [K, B, S]; what
             stands at the latest step is not used. None if it gives nothing at the others.
         back: whether what comes back to the state before the earliest step is asked for.
+        ranged: whether the backend is to keep the rows in range, as it said that it can.
     """
 
     first: int
     rows: Sequence[int]
     values: Float[Tensor, "K B S"] | None
     back: bool = True
+    ranged: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -57,11 +63,14 @@ class Pulled:
         norms: their L2 norms over batch and state, [N, K].
         back: what comes back to the state before the earliest step, if it was asked for; its last
             row has no value yet and is for what may enter there.
+        exponents: 2**exponent is what a row at a step is in units of, beside those in which it
+            started or entered, [N, K]; None if it is in no other.
     """
 
     values: Float[Tensor, "N K B S"]
     norms: Float[Tensor, "N K"]
     back: Float[Tensor, "N1 B S"] | None
+    exponents: Int[Tensor, "N K"] | None = None
 
 
 class AbstractBackend(ABC):
@@ -70,8 +79,13 @@ class AbstractBackend(ABC):
         rows_{k-1} = J_k^T rows_k + what the loss gives to s_{k-1}
 
     It need not care what leaves the range on the way: whoever calls brings the rows into range
-    before, and uses nothing after the step at which one has left it.
+    before, and uses nothing after the step at which one has left it. It may say that it keeps few
+    rows in range itself, where every row is that of a single loss step.
     """
+
+    def ranges(self, chunk: Chunk, rows: int) -> bool:
+        """Whether it can keep up to so many rows of a chunk in range."""
+        return False
 
     @abstractmethod
     def pull_back(self, chunk: Chunk, start: Float[Tensor, "N B S"], entering: Entering) -> Pulled:
@@ -129,15 +143,17 @@ class Eager(AbstractBackend):
 class Compiled(AbstractBackend):
     """All steps in one call of the compiled library; what it cannot run, operations of torch do."""
 
+    def ranges(self, chunk: Chunk, rows: int) -> bool:
+        few = rows * chunk.steps.previous.shape[1] <= FEW_ROWS
+        return few and not chunk.boundaries and chunk.compiled is not None
+
     def pull_back(self, chunk: Chunk, start: Float[Tensor, "N B S"], entering: Entering) -> Pulled:
         steps, passed = chunk.compiled, plain_boundaries(chunk, entering.first, len(entering))
         if steps is None or passed is None:
             return EAGER.pull_back(chunk, start, entering)
-        first = entering.first - chunk.first
-        found = compiled.pull_back(
-            steps, first, start, entering.rows, entering.values, passed, entering.back
-        )
-        return Pulled(found.values, found.norms, found.back)
+        first, e = entering.first - chunk.first, entering
+        found = compiled.pull_back(steps, first, start, e.rows, e.values, passed, e.back, e.ranged)
+        return Pulled(found.values, found.norms, found.back, found.exponents)
 
 
 def plain_boundaries(chunk: Chunk, first: int, count: int) -> dict[int, Tensor] | None:

@@ -300,7 +300,8 @@ class Networks:
             if not answering:
                 continue
             shown = torch.cat((h, x, one), 1)
-            answer, answer_slope = squash("[0, 1]", (self.output @ shown.unsqueeze(2)).squeeze(2))
+            answer_net = (self.output @ shown.unsqueeze(2)).squeeze(2)
+            answer, answer_slope = squash(plan.output, answer_net)
             answers[k] = answer * due
             delta = (sequences.y[k] - answer) * due * answer_slope
             if self.each_step:
@@ -364,6 +365,7 @@ class Networks:
             BIASED[plan.biased],
             plan.cell_input,
             plan.cell_output,
+            plan.output,
             self.each_step,
             plan.peepholes,
         )

@@ -90,7 +90,7 @@ class Row:
         >>> from retrograde.studies import STUDIES
         >>> row = STUDIES["2a"].row("2a")
         >>> row.budget, row.published.succeeded
-        (16000, 1.0)
+        (51000, 1.0)
     """
 
     name: str
@@ -122,7 +122,7 @@ class Study:
         >>> from retrograde.studies import STUDIES
         >>> study = STUDIES["4"]
         >>> [row.name for row in study.rows]
-        ['4-100', '4-500', '4-1000']
+        ['4-100', '4-100-linear', '4-500', '4-500-linear', '4-1000', '4-1000-linear']
         >>> study.row("4-100").published.sequences
         74000
     """

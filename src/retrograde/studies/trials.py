@@ -18,9 +18,12 @@ from retrograde.tasks.experiments import Experiment
 from retrograde.tasks.reber import ContinualReber, Stream
 
 CHECKED = 100
-"""Sequences that a network draws and learns before it is asked whether the task is solved. Where
-that takes a test of its own, all of them have to be right before it is made, unless weights change
-at each step: then a test follows each time, and ends with the first hundred that are not right."""
+"""Sequences that a network draws and learns before it is asked whether the task is solved."""
+
+OF_TEST = 10
+"""A test of its own is made after a tenth as many sequences as it has, and no fewer than are drawn
+at once, if all of these were right. Where weights change at each step, it is made each time: what a
+network answered while it changed is not what it would answer now."""
 
 TESTED = 500
 """Sequences of a test that are answered at once."""
@@ -61,7 +64,9 @@ class Trials:
             self._networks.without_cells()
         self._lots = [experiment.task.lot(generator) for generator in generators]
         self._sequences = 0
-        remembered = CHECKED if experiment.task.fresh else experiment.task.judged_on
+        remembered = experiment.task.judged_on
+        if experiment.task.fresh:
+            remembered = max(CHECKED, remembered // OF_TEST)
         self._right = torch.zeros(len(generators), remembered, dtype=torch.bool)
         self._errors = torch.zeros(len(generators), remembered)
 
@@ -146,24 +151,26 @@ class Trials:
     def _solved(self, row: int) -> bool:
         """Whether a network has solved the task, by its latest sequences or by a test."""
         task, right, errors = self.experiment.task, self._right[row], self._errors[row]
+        if self.experiment.each_step:
+            return self._tested(row)
         if self._sequences < len(right):
             return False
         if not task.fresh:
             return task.solved(right, errors)
-        # of a network that changes within a sequence, answers that were right tell nothing
-        return (self.experiment.each_step or bool(right.all())) and self._tested(row)
+        due = self._sequences % len(right) == 0
+        return due and bool(right.all()) and self._tested(row)
 
     def _tested(self, row: int) -> bool:
         """Whether a network solves the task on sequences that are drawn for the test."""
         task = self.experiment.task
         right, errors = list[Bool[Tensor, "N"]](), list[Float[Tensor, "N"]]()
-        each_step = self.experiment.each_step
-        for sequences in self._lots[row].tests(CHECKED if each_step else TESTED):
+        often = self.experiment.each_step
+        for sequences in self._lots[row].tests(CHECKED if often else TESTED):
             output = self._networks.answers(row, sequences)
             right.append(task.right(output, sequences))
-            if each_step and not right[-1].all():
-                return False
             errors.append(task.errors(output, sequences))
+            if task.flawless and not right[-1].all():
+                return False
         return task.solved(torch.cat(right), torch.cat(errors))
 
     def _let_go(self, solved: list[int]) -> None:

@@ -52,7 +52,8 @@ class Blocks:
             (1997), of the cells alone (2000), or nothing (task 2a of 1997).
         skip: whether the outputs see the inputs, too.
         biased: the units that have biases: "none", "gates", "hidden", "gates and outputs" or "all".
-        cell_input: the range of g, and `cell_output` that of h (the papers' logistic functions).
+        cell_input: the range of g, `cell_output` that of h, and `output` that of the outputs (the
+            papers' logistic functions), or "identity".
         spread: weights, and the biases not named below, are uniform in [-spread, spread].
         input_biases, forget_biases, output_biases: of the gates, block by block.
         peepholes: whether the gates of a block see the state of its cell (2002): input and forget
@@ -84,6 +85,7 @@ class Blocks:
     forget_biases: tuple[float, ...] = ()
     output_biases: tuple[float, ...] = ()
     peepholes: bool = False
+    output: str = "[0, 1]"
 
     def __post_init__(self) -> None:
         for name in ("inputs", "outputs", "blocks", "size"):
@@ -91,7 +93,7 @@ class Blocks:
         _checks.positive("spread", self.spread)
         _checks.one_of("seen", self.seen, ("all", "cells", "nothing"))
         _checks.one_of("biased", self.biased, BIASED)
-        for name in ("cell_input", "cell_output"):
+        for name in ("cell_input", "cell_output", "output"):
             _checks.one_of(name, getattr(self, name), ("identity", *SQUASHES))
         if self.peepholes and (self.size > 1 or len(self.gates) < 3):
             raise ArgumentError(
@@ -241,7 +243,7 @@ class BlockLayer(nn.Module):
 
 
 class BlockNetwork(nn.Module):
-    """A whole network: the hidden layer and logistic outputs, x [T, B, I] to [T, B, O].
+    """A whole network: the hidden layer and the outputs, x [T, B, I] to [T, B, O].
 
     Args:
         plan: of the network.
@@ -279,7 +281,7 @@ class BlockNetwork(nn.Module):
         net = self.hidden(x) @ weights["weight_ho"].mT
         if self.plan.skip:
             net = net + x @ weights["weight_io"].mT
-        return torch.sigmoid(net + weights.get("bias_o", 0.0))
+        return squash(self.plan.output, net + weights.get("bias_o", 0.0))[0]
 
 
 def _step(module: nn.Module, weights: Weights, x: Tensor, state: dict[str, Tensor]) -> object:

@@ -50,6 +50,8 @@ class Experiment:
             with the whole rate.
         cells_after: the sequences that the outputs learn from the inputs alone, before the cells
             are added to the network.
+        reading: how it departs from what is printed, where another reading of the paper is tried;
+            the name then is that of the printed row and a word more, and `published` the same.
 
     Example:
         >>> from retrograde.tasks.experiments import EXPERIMENTS
@@ -65,6 +67,7 @@ class Experiment:
     each_step: bool = False
     decay: float = 1.0
     cells_after: int = 0
+    reading: str = ""
 
 
 ALONE = 300
@@ -75,6 +78,31 @@ it is that of the last step, about 1/2, from then on."""
 
 def _fitting(task: AbstractTask, blocks: int, size: int, spread: float = 0.1) -> Blocks:
     return Blocks(task.inputs, task.outputs, blocks, size, spread=spread)
+
+
+def _linear(printed: Experiment) -> Experiment:
+    return replace(
+        printed,
+        name=f"{printed.name}-linear",
+        network=replace(printed.network, output="identity"),
+        reading="the output is linear",
+    )
+
+
+def _direct(printed: Experiment) -> Experiment:
+    blocks = range(printed.network.blocks)
+    network = replace(
+        printed.network,
+        skip=True,
+        biased="gates and outputs",
+        input_biases=tuple(-0.5 - block / 2 for block in blocks),
+    )
+    return replace(
+        printed,
+        name=f"{printed.name}-direct",
+        network=network,
+        reading="outputs see inputs and have biases; input gates begin at -0.5, -1 and -1.5",
+    )
 
 
 def _of_1997() -> Iterator[Experiment]:
@@ -92,7 +120,10 @@ def _of_1997() -> Iterator[Experiment]:
             output_biases=tuple(-1.0 - block for block in range(blocks)),
         )
         published = Published(264 if size == 1 else 276, sequences, succeeded, 30)
-        yield Experiment(f"1-{blocks}x{size}-{rate}", reber, network, rate, published, True)
+        printed = Experiment(f"1-{blocks}x{size}-{rate}", reber, network, rate, published, True)
+        yield printed
+        if size == 2:
+            yield _direct(printed)
     for name, between, sequences in (("2a", "ordered", 5_040), ("2b", "random", 5_680)):
         remembered = RememberedSymbol(100, between)  # type: ignore[arg-type]
         network = replace(
@@ -125,7 +156,14 @@ def _of_1997() -> Iterator[Experiment]:
     ):
         distracted = DistractedSymbol(q, p)
         network, published = _fitting(distracted, 2, 1, 0.2), Published(weights, sequences, 1.0, 20)
-        yield Experiment(f"2c-{q}-{p}", distracted, network, 0.01, published)
+        printed = Experiment(f"2c-{q}-{p}", distracted, network, 0.01, published)
+        yield printed
+        yield replace(
+            printed,
+            name=f"{printed.name}-unfed",
+            network=replace(network, seen="nothing"),
+            reading="the hidden layer sees the inputs alone",
+        )
     for name, noise, length, informative, rate, sequences in (
         ("3a", "plain", 100, 3, 1.0, 39_850),
         ("3a", "plain", 100, 1, 1.0, 64_330),
@@ -148,12 +186,15 @@ def _of_1997() -> Iterator[Experiment]:
     for length, sequences in ((100, 74_000), (500, 209_000), (1000, 853_000)):
         adding = Adding(length)
         network = replace(_fitting(adding, 2, 2), biased="all", input_biases=(-3.0, -6.0))
-        yield Experiment(f"4-{length}", adding, network, 0.5, Published(93, sequences, 1.0, 10))
+        published = Published(93, sequences, 1.0, 10)
+        printed = Experiment(f"4-{length}", adding, network, 0.5, published)
+        yield from (printed, _linear(printed))
     for wrong, sequences in ((140, 482_000), (13, 1_273_000)):
         product = Multiplication(100, wrong)
         network = replace(_fitting(product, 2, 2), biased="all")
         published = Published(93, sequences, 1.0, 10)
-        yield Experiment(f"5-{wrong}", product, network, 0.1, published)
+        printed = Experiment(f"5-{wrong}", product, network, 0.1, published)
+        yield from (printed, _linear(printed))
     for name, relevant, blocks, rate, weights, sequences, trials in (
         ("6a", 2, 2, 0.5, 156, 31_390, 20),
         ("6b", 3, 3, 0.1, 308, 571_100, 10),

@@ -42,7 +42,7 @@ class RememberedSymbol(AbstractTask):
     """
 
     paper: ClassVar[str] = "Hochreiter and Schmidhuber (1997), section 5.2, tasks 2a and 2b"
-    judged_on = 10_000
+    judged_on, flawless = 10_000, True
 
     def __init__(self, lag: int = 100, between: Literal["ordered", "random"] = "ordered"):
         self.lag = _checks.whole("lag", lag, least=2)
@@ -106,7 +106,7 @@ class DistractedSymbol(AbstractTask):
 
     paper: ClassVar[str] = "Hochreiter and Schmidhuber (1997), section 5.2, task 2c"
     outputs = 2
-    judged_on = 10_000
+    judged_on, flawless = 10_000, True
 
     def __init__(self, distance: int = 50, distractors: int = 50):
         self.distance = _checks.whole("distance", distance)

@@ -85,6 +85,7 @@ class AbstractTask(ABC):
         paper: where it comes from.
         judged_on: the number of sequences that `solved` looks at.
         fresh: they are drawn for the test; otherwise they are the latest ones of the training.
+        flawless: one that is wrong is enough to fail.
 
     Example:
         >>> import torch
@@ -99,6 +100,7 @@ class AbstractTask(ABC):
     paper: ClassVar[str]
     judged_on: int
     fresh: bool = True
+    flawless: bool = False
 
     @property
     @abstractmethod

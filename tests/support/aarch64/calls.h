@@ -2,6 +2,16 @@
 
 #include "../../../csrc/recurrence.h"
 
+/* The functions that take a struct, and which one. */
+#define EACH_PASS(_)                                                                               \
+  _(forward, pass)                                                                                 \
+  _(backward, pass)                                                                                \
+  _(learn, online)                                                                                 \
+  _(scan, scan)                                                                                    \
+  _(crossings, crossings)                                                                          \
+  _(sizes, sizes_of_rows)                                                                          \
+  _(sums, sums_of_rows)
+
 struct call {
   char name[32];
   int64_t process, set, is_double, fields;

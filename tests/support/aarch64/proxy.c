@@ -66,8 +66,4 @@ const char *retrograde_set(int64_t set) {
   int64_t retrograde_##name(int64_t set, int64_t is_double, const struct type *fields) {           \
     return run(#name, set, is_double, fields).number;                                              \
   }
-CALL(forward, pass)
-CALL(backward, pass)
-CALL(learn, online)
-CALL(scan, scan)
-CALL(sizes, sizes_of_rows)
+EACH_PASS(CALL)

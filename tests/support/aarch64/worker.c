@@ -106,32 +106,28 @@ int main(int arguments, char **argument) {
     void *function = dlsym(library, call.name);
     if (!function)
       fail(dlerror());
-/* A copy of the struct, in which the parts are run here. */
-#define RUN(type)                                                                                  \
-  do {                                                                                             \
-    int64_t (*run)(int64_t, int64_t, const struct type *) = function;                              \
-    struct type copy = *(const struct type *)(uintptr_t)call.fields;                               \
-    copy.parallel = copy.parallel ? in_turn : 0;                                                   \
-    answer.number = run(call.set, call.is_double, &copy);                                          \
-  } while (0)
 #define IS(other) (!strcmp(call.name, "retrograde_" other))
     if (IS("interface")) {
       int64_t (*run)(void) = function;
       answer.number = run();
-    } else if (IS("bytes")) {
+    }
+    if (IS("bytes")) {
       int64_t (*run)(int64_t) = function;
       answer.number = run(call.set);
-    } else if (IS("set")) {
+    }
+    if (IS("set")) {
       const char *(*run)(int64_t) = function, *name = run(call.set);
       snprintf(answer.text, sizeof answer.text, "%s", name ? name : "");
-    } else if (IS("learn"))
-      RUN(online);
-    else if (IS("scan"))
-      RUN(scan);
-    else if (IS("sizes"))
-      RUN(sizes_of_rows);
-    else
-      RUN(pass);
+    }
+/* A copy of the struct, in which the parts are run here. */
+#define RUN(name, type)                                                                            \
+  if (IS(#name)) {                                                                                 \
+    int64_t (*run)(int64_t, int64_t, const struct type *) = function;                              \
+    struct type copy = *(const struct type *)(uintptr_t)call.fields;                               \
+    copy.parallel = copy.parallel ? in_turn : 0;                                                   \
+    answer.number = run(call.set, call.is_double, &copy);                                          \
+  }
+    EACH_PASS(RUN)
     give_back();
     close(memory);
     if (write(1, &answer, sizeof answer) != sizeof answer)
