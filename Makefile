@@ -89,7 +89,6 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/clipping_cost.py
 	$(BIN)/python benchmarks/spectra_cost.py
 	$(BIN)/python benchmarks/explorer_cost.py
-	$(BIN)/python benchmarks/adding_inner_targets.py
 
 docs: .venv/dev
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --doctree-dir build/doctrees --builder html docs site

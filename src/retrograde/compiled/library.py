@@ -47,7 +47,7 @@ LESSON = (
 )
 """Those of `struct lesson`."""
 
-INTERFACE = 9
+INTERFACE = 10
 """RETROGRADE_INTERFACE in csrc/recurrence.h."""
 
 HOW = (

@@ -64,6 +64,7 @@ def _thousand(results: Results) -> dict[str, float]:
         **_solved(results, name_of("chrono", MANY), "chrono"),
         **_solved(results, name_of("rnn", MANY), "rnn"),
         **_solved(shipped("2c"), "2c-1000-1000", "published"),
+        **_solved(shipped("2c"), "2c-1000-1000-unfed", "unfed"),
     }
 
 
@@ -177,6 +178,11 @@ CLAIMS = (
                 "the LSTM of 1997, trained as in its paper (experiment 2c), solves a task of lag "
                 "{many:.0f} ({published:.0f} of {published_of:.0f} trials)",
                 _most("published"),
+            ),
+            Statement(
+                "it does where its hidden layer sees the inputs alone ({unfed:.0f} of "
+                "{unfed_of:.0f})",
+                _most("unfed"),
             ),
             Statement(
                 "the LSTM of 1997, trained with Adam, learns a symbol {many:.0f} steps back with "
