@@ -9,11 +9,12 @@
 
 #include <stdint.h>
 
-#define RETROGRADE_INTERFACE 10
+#define RETROGRADE_INTERFACE 11
 
 enum cell { LSTM, ELMAN, GRU, GRU_2014 };
 enum gate { INPUT = 1, FORGET = 2, CELL = 4, OUTPUT = 8, COUPLED = 16 };
-enum activation { TANH, RELU, SIGMOID, IDENTITY, WIDE_SIGMOID, CENTRED_SIGMOID };
+enum activation { TANH, RELU, SIGMOID, IDENTITY, WIDE_SIGMOID, CENTRED_SIGMOID,
+                  SOFTPLUS, RELU_SIGMOID };
 
 typedef void (*range_function)(int64_t begin, int64_t end, void *context);
 typedef int32_t (*parallel_function)(

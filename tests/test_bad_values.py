@@ -814,7 +814,9 @@ ROWS: dict[str, Row] = {
         },
     ),
     "tasks.Adding": Row(tasks.Adding, {"length": 50}, {"length": COUNT}),
-    "tasks.ContinualReber": Row(tasks.ContinualReber, {"steps": 50}, {"steps": COUNT}),
+    "tasks.ContinualReber": Row(
+        tasks.ContinualReber, {"steps": 50, "resets": True}, {"steps": COUNT, "resets": FLAG}
+    ),
     "tasks.Copying": Row(tasks.Copying, {"delay": 50}, {"delay": COUNT}),
     "tasks.DistractedSymbol": Row(
         tasks.DistractedSymbol,
@@ -829,8 +831,8 @@ ROWS: dict[str, Row] = {
     ),
     "tasks.PeriodicFunction": Row(
         tasks.PeriodicFunction,
-        {"shape": "cosine", "period": 10, "periods": 3},
-        {"shape": NAME, "period": COUNT, "periods": COUNT},
+        {"shape": "cosine", "period": 10, "periods": 3, "tested": 5},
+        {"shape": NAME, "period": COUNT, "periods": COUNT, "tested": COUNT},
     ),
     "tasks.RememberedSymbol": Row(
         tasks.RememberedSymbol, {"lag": 5, "between": "random"}, {"lag": COUNT, "between": NAME}
@@ -842,8 +844,8 @@ ROWS: dict[str, Row] = {
     ),
     "tasks.Spikes": Row(
         tasks.Spikes,
-        {"what": "measure", "shortest": 10, "spikes": 3},
-        {"what": NAME, "shortest": COUNT, "spikes": COUNT},
+        {"what": "measure", "shortest": 10, "spikes": 3, "tested": 5, "alike": False},
+        {"what": NAME, "shortest": COUNT, "spikes": COUNT, "tested": COUNT, "alike": FLAG},
     ),
     "tasks.TemporalOrder": Row(tasks.TemporalOrder, {"relevant": 2}, {"relevant": COUNT}),
     "tasks.TwoSequences": Row(

@@ -21,7 +21,8 @@ from retrograde.studies.ladder import (
     made,
     passed,
 )
-from retrograde.studies.ladder_study import AMONG, STUDY, foretold, notes, ranks, spearman, starts
+from retrograde.studies.ladder_study import STUDY, foretelling, starts
+from retrograde.studies.looks import AMONG, foretold, ranks, spearman
 from retrograde.studies.watched import Inside
 from retrograde.tasks import FirstSymbol
 
@@ -200,7 +201,10 @@ def test_rank_correlations_are_those_of_scipy():
     ]
     infinite = spearman([1.0, math.inf, 2.0, -math.inf], [2, 9, 3, 1])
     assert infinite.value == pytest.approx(1)
-    assert math.isnan(spearman([1, 1, 1], [0, 1, 0]).value) and "none" in str(spearman([], []))
+    alike = spearman([1] * 30, [0, 1] * 15)
+    assert math.isnan(alike.value) and str(alike) == "none is told of 30 trials"
+    assert not spearman([1, 2, 3], [1, 2, 3]).told and "none" in str(spearman([], []))
+    assert str(found) == f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f}) of 60"
 
 
 def results_with(reaches, solved) -> Results:
@@ -222,7 +226,7 @@ def test_what_the_results_say_of_the_reach_before_training():
     some = results_with([1, 2, 3, 4, 5, 6], [0, 0, 0, 1, 1, 1])
     found = starts(some)
     assert len(found) == 24
-    by_row = AMONG["seeds of the same recurrence and lag"]
+    by_row = AMONG["seeds of the same recurrence and task"]
     assert foretold("reach", found, True, by_row).value == pytest.approx(
         spearmanr([1, 2, 3, 4, 5, 6] * 4, [0, 0, 0, 1, 1, 1] * 4).statistic
     )
@@ -230,10 +234,12 @@ def test_what_the_results_say_of_the_reach_before_training():
     assert foretold("needed", found, True).value == pytest.approx(
         -foretold("reach", found, True).value
     )
-    words = notes(some)
-    assert words[0].startswith("Rank correlation of the reach before training, among all trials")
-    assert sum("the horizon" in each for each in words) == 0  # it is the same in all of them
-    assert not any("lag by lag" in each for each in words)  # 12 trials of a lag are too few
+    (titles, rows), (_, by_lag) = foretelling(some).values()
+    assert titles[2:] == ("with success", "with the sequences it took")
+    among_all = str(foretold("reach", found, True)), "none is told of 12 trials"
+    assert rows[0] == ("reach", "all trials", *among_all)
+    assert not any(row[0] == "horizon" for row in rows)  # it is the same in all of them
+    assert by_lag == []  # 12 trials of a lag are too few
 
 
 def test_trials_of_different_lags_are_not_compared_where_they_should_not_be():
@@ -243,4 +249,4 @@ def test_trials_of_different_lags_are_not_compared_where_they_should_not_be():
     found = starts(Results("ladder", easy + hard))
     assert len(found) == 8
     assert foretold("reach", found, True).value < 0
-    assert foretold("reach", found, True, AMONG["trials of the same lag"]).value > 0.7
+    assert foretold("reach", found, True, AMONG["trials of the same task"]).value > 0.7

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,21 @@ def test_the_page_shows_published_beside_ours(tmp_path: Path):
     text = (tmp_path / "page.html").read_text()
     for word in ("How far do seeds count?", "2,000 (1,000 to 3,000)", "Solved: the seed is even."):
         assert word in text
+
+
+def test_what_was_cut_short_is_said_and_further_tables_are_shown(tmp_path: Path):
+    study = replace(COUNTING, tables=lambda _: {"More of it": (("a", "b"), [("x < y", "z")])})
+    whole = Part("first", 100, HERE, (Trial(0, 100, False),))
+    cut = Part("second", 30, HERE, (Trial(0, 30, False),))
+    page = StudyPage.of(study, Results("counting", (whole, cut)))
+    assert page.notes[0].startswith("Cut short: trials of second ended after 30 sequences")
+    assert "More of it" in str(page) and "x < y" in str(page)
+    page.to_html(tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "<h2>More of it</h2>" in text and "<td>x &lt; y</td>" in text and "Cut short" in text
+    assert not any(
+        "Cut short" in note for note in StudyPage.of(study, Results("c", (whole,))).notes
+    )
 
 
 def test_the_page_of_old_experiments_holds_what_the_shipped_results_say():

@@ -157,6 +157,24 @@ def test_other_settings_and_other_files_are_refused(tmp_path: Path):
         run(PLAN, tmp_path / "nowhere" / "a.json")
 
 
+@pytest.mark.parametrize(
+    ("row", "budget", "trial", "words"),
+    [
+        ("third", 100, Trial(0, 5, True), "trials of third, a row that .* counting does not have"),
+        ("first", 0, Trial(0, 0, False), "trials of first with a budget of 0 sequences"),
+        ("first", 100, Trial(-3, 5, True), "a trial of first with the seed -3, not from 0 to"),
+        ("first", 100, Trial(2**32, 5, True), "a trial of first with the seed 4294967296"),
+        ("first", 100, Trial(0, 200, True), "with 200 sequences, where the budget was 100"),
+    ],
+)
+def test_trials_that_no_run_writes_are_not_merged(tmp_path: Path, row, budget, trial, words):
+    given, out = tmp_path / "given.json", tmp_path / "out.json"
+    Results("counting", (Part(row, budget, HERE, (trial,)),)).to_json(given)
+    with pytest.raises(InputError, match=f"given.json holds {words}.*give another file"):
+        running.merge(COUNTING, [given], out)
+    assert not out.exists()
+
+
 def test_results_that_contradict_each_other_are_refused():
     one, other = Trial(0, 100, True), Trial(0, 200, True)
     results = [Results("s", (Part("r", 300, HERE, (trial,)),)) for trial in (one, other)]

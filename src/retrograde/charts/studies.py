@@ -21,6 +21,9 @@ from retrograde.charts.figure import figure
 COLUMNS = 3
 """Panels side by side."""
 
+LAST = 1000
+"""The update up to which an axis goes at least."""
+
 BEFORE = 0.5
 """Where the look before the first update stands on a logarithmic axis."""
 
@@ -139,11 +142,12 @@ def _row(
     rows += [(name, 1, None, outcome[name]) for name in names if not quantity.curves[name]]
     kinds = {"network": "string", "update": "number", "value": "number", "outcome": "string"}
     ends = [min(values), max(values)]
+    last = max(LAST, *(at for _, at, _, _ in rows))
     scale = alt.Scale(type="log" if quantity.log else "linear", domain=ends, nice=not quantity.log)
     x = alt.X(
         "update:Q",
         title="update",
-        scale=alt.Scale(type="log", nice=False, domain=[BEFORE, 1000]),
+        scale=alt.Scale(type="log", nice=False, domain=[BEFORE, last]),
         axis=alt.Axis(values=[1, 10, 100, 1000]),
     )
     outcomes = alt.Scale(domain=["solved", "not solved"], range=[INK, COUNTER])

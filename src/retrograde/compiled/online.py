@@ -100,7 +100,7 @@ def learn(
         MemoryError: where there is not enough.
     """
     dtype = lessons[0].hidden.dtype
-    answers = [torch.zeros_like(lesson.y, dtype=dtype) for lesson in lessons]
+    answers = [torch.zeros(lesson.y.shape, dtype=dtype) for lesson in lessons]
     before = [torch.zeros_like(lesson.lengths) for lesson in lessons]
     held = list[Tensor]()  # until the call is over
     fields = list[int]()

@@ -7,16 +7,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from retrograde.cells import Clipped, Cut
 from retrograde.cells.base import AbstractCell
 from retrograde.cells.plan import Plan
 from retrograde.cells.precision import no_autocast
 from retrograde.cells.reverse_mode import CellAdjoint
 from retrograde.cells.rewiring import scaled
+from retrograde.compiled.passes import followed
 from retrograde.engine import ParameterSums, Unrolled, unroll
 from retrograde.engine.linear_adjoints import linear_adjoints
 from retrograde.engine.linear_states import by_blocks
 from retrograde.engine.scan import Summed
 from retrograde.engine.unroll import stacked
+from retrograde.errors import BackendError
 from retrograde.nn.once import Once
 
 Note = Callable[[Tensor, int], None]
@@ -35,9 +38,31 @@ def run(
 
     Differentiable once, with respect to x, the initial state and the parameters. In the backward
     pass of a clipped cell its policy acts, and `note` is told what it did.
+
+    Where torch traces or transforms (torch.func, torch.export, torch.jit.trace) the steps run one
+    by one, so that it sees all operations, and can differentiate them again.
     """
+    if not torch.compiler.is_dynamo_compiling() and followed():
+        if not isinstance(cell, Clipped | Cut):
+            return _step_by_step(cell, x, initial)
+        if not torch._C._len_torch_dispatch_stack() and torch._C._get_tracing_state() is None:
+            raise BackendError(
+                "torch.func and forward-mode differentiation need the derivative, and a recurrence "
+                "that is truncated or clipped inside gives something else in its backward pass. "
+                "Use torch.autograd.grad, or a layer that does neither"
+            )
     states: Tensor = _Recurrence.apply(cell, note, x, initial, *cell.parameters.values())  # type: ignore[no-untyped-call]
     return states
+
+
+def _step_by_step(
+    cell: AbstractCell, x: Float[Tensor, "T B I"], initial: Float[Tensor, "B S"]
+) -> Float[Tensor, "T B S"]:
+    states = [initial]
+    with no_autocast(x.device):
+        for x_k in x:
+            states.append(cell.step(x_k, states[-1]).state)
+    return torch.stack(states[1:])
 
 
 class _Recurrence(torch.autograd.Function):

@@ -2,14 +2,18 @@
 
 from retrograde import _checks
 from retrograde.errors import InputError
-from retrograde.studies import ladder_study, modern, tables
+from retrograde.studies import ladder_study, modern, tables, timing
 from retrograde.studies.claims.study import STUDY as CLAIMS
 from retrograde.studies.outcomes import Machine, Outcome, Part, Results, merged, shipped
 from retrograde.studies.page import StudyPage
 from retrograde.studies.study import Row, Run, Study, Trial
 
 STUDIES: dict[str, Study] = {
-    study.name: study for study in (*tables.published(), ladder_study.STUDY, modern.STUDY, CLAIMS)
+    study.name: study
+    for study in (
+        *(*tables.published(), timing.STUDY),
+        *(ladder_study.STUDY, modern.STUDY, CLAIMS),
+    )
 }
 """All studies by name, in the order in which they are listed."""
 

@@ -8,14 +8,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from retrograde.diagnosis.examine import Progress
 from retrograde.nn import GRU, LSTM, RNN, AbstractRecurrent, initialise
+from retrograde.studies import looks
 from retrograde.studies.outcomes import Results
-from retrograde.studies.study import Row, Study, Trial
+from retrograde.studies.study import Row, Study, Table, Trial
 from retrograde.studies.watched import Inside, Network, short
 from retrograde.tasks import (
     AbstractTask,
@@ -185,7 +187,7 @@ TASKS: Mapping[str, tuple[str, AbstractTask, AbstractTask | None]] = {
 """By name: a title, what is trained on, and what the test is made on if that is something else."""
 
 
-def table(results: Results) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+def table(results: Results) -> Table:
     """How many trials solved each task, and their mean loss at the end beside that of guessing."""
     titles = ["task", "recurrence", "solved", "sequences", "loss", "guessing"]
     rows = []
@@ -208,6 +210,34 @@ def table(results: Results) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
     return titles, rows
 
 
+def _name_of(task: str, recurrence: str) -> str:
+    return f"{task}-{recurrence}"
+
+
+def foretelling(results: Results) -> dict[str, Table]:
+    """Rank correlations of what is seen before training."""
+    found = [
+        looks.start(row, task, trial)
+        for task in TASKS
+        for row in (_name_of(task, recurrence) for recurrence in RECURRENCES)
+        for trial in results.trials(row)
+    ]
+    told = looks.foretelling(found, ("reach", "horizon"))
+    return {"Rank correlation of what is seen before training": told}
+
+
+def drawn(results: Results) -> dict[str, Any]:
+    """The first seed of each recurrence while it trains, side by side, task by task."""
+    found = {}
+    for task, (title, *_) in TASKS.items():
+        trials = {
+            words: results.trials(_name_of(task, name)) for name, (words, _) in RECURRENCES.items()
+        }
+        if first := {words: of[0] for words, of in trials.items() if of}:
+            found[f"inside, {title}"] = looks.inside(first, title)
+    return found
+
+
 STUDY = Study(
     "modern",
     "Later benchmarks of long memory",
@@ -215,7 +245,7 @@ STUDY = Study(
     "as each task of retrograde.tasks says, on fresh sequences or held-out images",
     tuple(
         Row(
-            f"{task}-{name}",
+            _name_of(task, name),
             f"{what}: {title}",
             Modern(trained, test, make),
             TRIALS,
@@ -225,4 +255,6 @@ STUDY = Study(
         for name, (title, make) in RECURRENCES.items()
     ),
     table=table,
+    tables=foretelling,
+    charts=drawn,
 )

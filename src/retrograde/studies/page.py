@@ -27,6 +27,7 @@ class StudyPage:
         paper: where the table stands.
         success: when a trial counts as solved.
         titles, rows: the table.
+        tables: further ones, by heading.
         notes: what else there is to say.
         charts: what draws them, by name.
 
@@ -43,13 +44,15 @@ class StudyPage:
     titles: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...]
+    tables: Mapping[str, Table] = field(default_factory=dict)
     charts: Mapping[str, Callable[[], Any]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, study: Study, results: Results) -> "StudyPage":
         """The results of a study, which may be those of a few of its trials."""
         titles, rows = (study.table or partial(published_beside_ours, study))(results)
-        notes = [*(study.notes(results) if study.notes else ()), *_run_on(results)]
+        notes = study.notes(results) if study.notes else ()
+        tables = study.tables(results) if study.tables else {}
         drawn = study.charts(results) if study.charts else {}
         return cls(
             study.title,
@@ -57,7 +60,8 @@ class StudyPage:
             study.success,
             tuple(titles),
             tuple(tuple(row) for row in rows),
-            tuple(notes),
+            (*notes, *_cut_short(study, results), *_run_on(results)),
+            {heading: of for heading, of in tables.items() if of[1]},
             {name: partial(_itself, chart) for name, chart in drawn.items()},
         )
 
@@ -82,14 +86,12 @@ class StudyPage:
 
     def __rich__(self) -> Any:
         Text = rich().Text  # noqa: N806
-        table = rich().Table(box=None, pad_edge=False)
-        for column in self.titles:
-            table.add_column(Text(plain(column)), overflow="fold")
-        for row in self.rows:
-            table.add_row(*(Text(plain(word)) for word in row))
-        head = Text(plain(self.title), style="bold")
-        about = Text(plain(f"{self.paper}. Solved: {self.success}."))
-        return rich().Group(head, about, "", table, *(Text(plain(note)) for note in self.notes))
+        parts = [Text(plain(self.title), style="bold")]
+        parts += [Text(plain(f"{self.paper}. Solved: {self.success}.")), Text("")]
+        parts.append(_table(self.titles, self.rows))
+        for heading, (titles, rows) in self.tables.items():
+            parts += [Text(""), Text(plain(heading), style="bold"), _table(titles, rows)]
+        return rich().Group(*parts, *(Text(plain(note)) for note in self.notes))
 
     def __str__(self) -> str:
         return as_text(self.__rich__())
@@ -116,6 +118,16 @@ class StudyPage:
             )
         )
         _files.write_text(path, _files.encodable(text))
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
+    """A table for a terminal."""
+    table = rich().Table(box=None, pad_edge=False)
+    for column in titles:
+        table.add_column(rich().Text(plain(column)), overflow="fold")
+    for row in rows:
+        table.add_row(*(rich().Text(plain(word)) for word in row))
+    return table
 
 
 def published_beside_ours(study: Study, results: Results) -> Table:
@@ -168,6 +180,20 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {name}"
     return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1g} s"
+
+
+def _cut_short(study: Study, results: Results) -> list[str]:
+    """What was run with a smaller budget than its row's, a sentence for each budget."""
+    cut: dict[int, list[str]] = {}
+    for part in results.parts:
+        if part.budget < study.row(part.row).budget:
+            cut.setdefault(part.budget, []).append(part.row)
+    return [
+        f"Cut short: trials of {', '.join(dict.fromkeys(rows))} ended after {budget:,} "
+        f"{study.counts}, fewer than their rows allow; one that had not solved its task by then "
+        "may have done so later."
+        for budget, rows in cut.items()
+    ]
 
 
 def _run_on(results: Results) -> list[str]:

@@ -26,6 +26,11 @@ from retrograde.studies import STUDIES
 from retrograde.studies.outcomes import Machine, Part, Results, merged
 from retrograde.studies.study import Study, Trial
 
+MOST_SEED = 2**32 - 1
+
+ROUNDED = 100
+"""A budget may be rounded up to a multiple of this."""
+
 FINE = 1000
 """Parts of a trial in which progress is told."""
 
@@ -119,7 +124,7 @@ class Folder:
         with suppress(OSError):
             self.parts.rmdir()
 
-    def found(self, study: str) -> Results:
+    def found(self, study: Study) -> Results:
         """All trials that are through.
 
         Raises:
@@ -228,7 +233,7 @@ def run(
     folder.create()
     rank, ranks = launched()
     ours = list(plan.portions(processes * ranks))[rank::ranks]
-    work = plan.missing(folder.found(plan.study.name), ours)
+    work = plan.missing(folder.found(plan.study), ours)
     until = None if minutes is None else time.monotonic() + 60 * minutes
     try:
         if processes == 1 or len(work) < 2:
@@ -240,7 +245,7 @@ def run(
     except OutOfTimeError:
         pass
     finally:
-        found = folder.found(plan.study.name)
+        found = folder.found(plan.study)
         complete = not plan.missing(found)
         if found.parts and (ranks == 1 or complete):
             found.to_json(out)
@@ -269,25 +274,46 @@ def merge(study: Study, files: Sequence[Path], out: Path) -> Results:
         raise InputError(f"there are no results in {_checks.listed(map(_files.named, files))}")
     if out.exists():
         given = [out, *given]
-    found = _read(study.name, given)
+    found = _read(study, given)
     found.to_json(out)
     return found
 
 
-def _read(study: str, files: Sequence[Path]) -> Results:
+def _read(study: Study, files: Sequence[Path]) -> Results:
     """The trials in several files.
 
     Raises:
-        InputError: if a file cannot be read, or is of another study.
+        InputError: if a file cannot be read, is of another study, or holds what no run of this one
+            writes.
     """
     found = [Results.from_json(file) for file in files]
     for file, results in zip(files, found, strict=True):
-        if results.study != study:
+        if results.study != study.name:
             raise InputError(
                 f"{_files.named(file)} holds results of the study {results.study}, not of "
-                f"{study}; give another file"
+                f"{study.name}; give another file"
             )
-    return merged([Results(study, ()), *found])
+        for part in results.parts:
+            if wrong := _no_trials_of(study, part):
+                raise InputError(f"{_files.named(file)} holds {wrong}; give another file")
+    return merged([Results(study.name, ()), *found])
+
+
+def _no_trials_of(study: Study, part: Part) -> str:
+    """What is wrong with trials as results of a study; nothing if they can be some."""
+    if part.row not in (row.name for row in study.rows):
+        return f"trials of {part.row}, a row that the study {study.name} does not have"
+    if part.budget < 1:
+        return f"trials of {part.row} with a budget of {part.budget} {study.counts}"
+    for trial in part.trials:
+        if not 0 <= trial.seed <= MOST_SEED:
+            return f"a trial of {part.row} with the seed {trial.seed}, not from 0 to {MOST_SEED}"
+        if not 0 <= trial.sequences < part.budget + ROUNDED:
+            return (
+                f"a trial of {part.row} with {trial.sequences} {study.counts}, where the budget "
+                f"was {part.budget}"
+            )
+    return ""
 
 
 def do(study: Study, work: Work, folder: Folder, progress: Progress) -> tuple[Trial, ...]:
@@ -304,10 +330,12 @@ def do(study: Study, work: Work, folder: Folder, progress: Progress) -> tuple[Tr
 
 def line(study: Study, work: Work, trials: Sequence[Trial]) -> str:
     """What is told when trials are through."""
+    seconds = sum(trial.seconds for trial in trials)
+    if study.found is not None:
+        return f"{work.words}: {study.found(trials)}; {seconds:,.0f} s"
     solved = [trial for trial in trials if trial.solved]
     mean = sum(trial.sequences for trial in solved) / max(len(solved), 1)
     after = f" after {mean:,.0f} {study.counts} on average" if solved else ""
-    seconds = sum(trial.seconds for trial in trials)
     return f"{work.words}: {len(solved)} of {len(trials)} solved{after}; {seconds:,.0f} s"
 
 

@@ -116,6 +116,8 @@ class Study:
             after the other. A checkpoint holds as many.
         table: of the results, in place of published figures beside ours: titles, and rows.
         notes: what else the results say, in sentences.
+        tables: the same as further tables, by heading.
+        found: what came of trials, in place of how many of them were solved.
         charts: of the results, by a name that stands in no other; each says what it shows.
 
     Example:
@@ -136,6 +138,8 @@ class Study:
     together: int = 1
     table: Callable[[Any], Table] | None = None
     notes: Callable[[Any], Sequence[str]] | None = None
+    tables: Callable[[Any], Mapping[str, Table]] | None = None
+    found: Callable[[Sequence[Trial]], str] | None = None
     charts: Callable[[Any], Mapping[str, Any]] | None = None
 
     def row(self, name: str) -> Row:

@@ -152,6 +152,7 @@ def expected(row: Row) -> float | None:
 def row(experiment: Experiment) -> Row:
     """A row of a table, with a budget of several times what the paper's networks needed."""
     published = experiment.published
+    assert published is not None
     budget = STREAMS if published.sequences is None else PATIENCE * published.sequences
     return Row(
         experiment.name,

@@ -22,8 +22,11 @@ CHECKED = 100
 
 OF_TEST = 10
 """A test of its own is made after a tenth as many sequences as it has, and no fewer than are drawn
-at once, if all of these were right. Where weights change at each step, it is made each time: what a
-network answered while it changed is not what it would answer now."""
+at once, if all of these were right. Where weights change at each step, and one error ends a test, it
+is made each time: what a network answered while it changed is not what it would answer now."""
+
+LATEST = 10
+"""Of sequences that end with their first error as many have to be right as these, the latest."""
 
 TESTED = 500
 """Sequences of a test that are answered at once."""
@@ -58,8 +61,14 @@ class Trials:
         self.done: list[Trial] = []
         self._learning = list(self.seeds)
         generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
-        drawn = [experiment.network.draw(generator) for generator in generators]
-        self._networks = Networks(experiment.network, drawn, experiment.each_step)
+        dtype = torch.float64 if experiment.double else torch.float32
+        drawn = [
+            {name: weight.to(dtype) for name, weight in experiment.network.draw(each).items()}
+            for each in generators
+        ]
+        self._networks = Networks(
+            experiment.network, drawn, experiment.each_step, experiment.momentum
+        )
         if experiment.cells_after:
             self._networks.without_cells()
         self._lots = [experiment.task.lot(generator) for generator in generators]
@@ -105,6 +114,11 @@ class Trials:
         late = [Trial(seed, self._sequences, solved=False) for seed in self._learning]
         return tuple(sorted([*self.done, *late], key=lambda trial: self.seeds.index(trial.seed)))
 
+    @property
+    def _often(self) -> bool:
+        """Whether a test is made each time."""
+        return self.experiment.each_step and self.experiment.task.flawless
+
     def _drawn(self, seed: int) -> dict[str, torch.Tensor]:
         """The first weights of a network."""
         return self.experiment.network.draw(torch.Generator().manual_seed(seed))
@@ -114,7 +128,7 @@ class Trials:
         if 0 < self._sequences == self.experiment.cells_after:
             self._networks.add_cells([self._drawn(seed) for seed in self._learning])
         pools = [lot.training(CHECKED) for lot in self._lots]
-        answers = self._networks.train(pools, self.experiment.rate)
+        answers = self._networks.train(pools, self.experiment.rate, self.experiment.task.limit)
         first = self._sequences % self._right.shape[1]
         latest = slice(first, first + CHECKED)
         for row, (pool, given) in enumerate(zip(pools, answers, strict=True)):
@@ -151,21 +165,21 @@ class Trials:
     def _solved(self, row: int) -> bool:
         """Whether a network has solved the task, by its latest sequences or by a test."""
         task, right, errors = self.experiment.task, self._right[row], self._errors[row]
-        if self.experiment.each_step:
+        if self._often:
             return self._tested(row)
         if self._sequences < len(right):
             return False
         if not task.fresh:
             return task.solved(right, errors)
+        latest = right[-LATEST:] if task.limit else right
         due = self._sequences % len(right) == 0
-        return due and bool(right.all()) and self._tested(row)
+        return due and bool(latest.all()) and self._tested(row)
 
     def _tested(self, row: int) -> bool:
         """Whether a network solves the task on sequences that are drawn for the test."""
         task = self.experiment.task
         right, errors = list[Bool[Tensor, "N"]](), list[Float[Tensor, "N"]]()
-        often = self.experiment.each_step
-        for sequences in self._lots[row].tests(CHECKED if often else TESTED):
+        for sequences in self._lots[row].tests(CHECKED if self._often else TESTED):
             output = self._networks.answers(row, sequences)
             right.append(task.right(output, sequences))
             errors.append(task.errors(output, sequences))
@@ -194,6 +208,8 @@ class Trials:
             "sequences": self._sequences,
             "hidden": self._networks.hidden,
             "output": self._networks.output,
+            "by_hidden": self._networks.by_hidden,
+            "by_output": self._networks.by_output,
             "drawing": [lot.generator.get_state() for lot in self._lots],
             "right": self._right,
             "errors": self._errors,
@@ -228,7 +244,8 @@ class Trials:
         self.done = [Trial(**trial) for trial in state["done"]]
         rest = [row for row, seed in enumerate(self.seeds) if seed in state["learning"]]
         self._learning, self._sequences = state["learning"], state["sequences"]
-        self._networks.hidden, self._networks.output = state["hidden"], state["output"]
+        for part in ("hidden", "output", "by_hidden", "by_output"):
+            setattr(self._networks, part, state[part])
         self._lots = [self._lots[row] for row in rest]
         for lot, drawing in zip(self._lots, state["drawing"], strict=True):
             lot.generator.set_state(drawing)

@@ -44,12 +44,14 @@ class Experiment:
         task: what was to be learnt.
         network: the plan of the network.
         rate: the learning rate.
-        published: what came out.
+        published: what came out, where a table says so.
         each_step: the weights change after each answer.
         decay: what the rate is multiplied by after each step of a sequence; the next one begins
             with the whole rate.
         cells_after: the sequences that the outputs learn from the inputs alone, before the cells
             are added to the network.
+        momentum: what remains of a change of the weights at the next one.
+        double: whether the network computes in double precision.
         reading: how it departs from what is printed, where another reading of the paper is tried;
             the name then is that of the printed row and a word more, and `published` the same.
 
@@ -63,10 +65,12 @@ class Experiment:
     task: AbstractTask
     network: Blocks
     rate: float
-    published: Published
+    published: Published | None
     each_step: bool = False
     decay: float = 1.0
     cells_after: int = 0
+    momentum: float = 0.0
+    double: bool = False
     reading: str = ""
 
 

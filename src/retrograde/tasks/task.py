@@ -85,6 +85,8 @@ class AbstractTask(ABC):
         paper: where it comes from.
         judged_on: the number of sequences that `solved` looks at.
         fresh: they are drawn for the test; otherwise they are the latest ones of the training.
+        limit: an error of an answer at which the training leaves a sequence, as some papers do; 0
+            for none.
         flawless: one that is wrong is enough to fail.
 
     Example:
@@ -100,6 +102,7 @@ class AbstractTask(ABC):
     paper: ClassVar[str]
     judged_on: int
     fresh: bool = True
+    limit: float = 0.0
     flawless: bool = False
 
     @property

@@ -1,6 +1,6 @@
 """Streams of spikes whose distances are to be measured or made, and periodic functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import pi
 from typing import ClassVar, Literal
 
@@ -9,23 +9,44 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from retrograde import _checks
-from retrograde.tasks.task import AbstractTask, Guess, Sequences, largest_errors, whole_numbers
+from retrograde.tasks.task import (
+    AbstractTask,
+    Guess,
+    Lot,
+    Sequences,
+    largest_errors,
+    whole_numbers,
+    within,
+)
+
+
+class Streams(Lot):
+    """Streams to learn, and a longer one for each test."""
+
+    task: "Spikes | PeriodicFunction"
+
+    def tests(self, most: int) -> Iterator[Sequences]:
+        yield self.task.test(self.generator)
 
 
 class Spikes(AbstractTask):
     """Spikes at T(n) = T(n - 1) + F + I(n), where I(n) is 0 or 1.
 
-    - "measure" (the paper's MSD): the network reads the spikes and tells I(n) at each of them.
+    - "measure" (the paper's MSD, or with one spike in a stream its NMSD): the network reads the
+      spikes and tells I(n) at each of them.
     - "generate" (GTS): it reads I(n), from one spike to the next, and is to give the spikes.
 
     A stream is right if no answer errs by 0.49 or more. The paper's training stops a stream at its
-    first error or after 100 correct spikes; the task is solved when 1000 streams are right. Its
-    abstract says that peepholes let a network distinguish 50 steps from 49.
+    first error or after 100 correct spikes, and tests the network on another one; the task is
+    solved when 1000 spikes of that are right. Its abstract says that peepholes let a network
+    distinguish 50 steps from 49.
 
     Args:
         what: "measure" or "generate".
         shortest: F.
-        spikes: of each stream.
+        spikes: of each stream to learn.
+        tested: spikes of a test: one stream, or as many streams where each has one spike.
+        alike: whether I(n) is always 0, so that all distances are F.
 
     Example:
         >>> import torch
@@ -38,44 +59,59 @@ class Spikes(AbstractTask):
 
     paper: ClassVar[str] = "Gers, Schraudolph and Schmidhuber (2002), JMLR 3"
     inputs = outputs = 1
-    judged_on = 1000
+    judged_on, limit = 1, 0.49
 
     def __init__(
         self,
         what: Literal["measure", "generate"] = "measure",
         shortest: int = 10,
         spikes: int = 100,
+        tested: int = 1000,
+        alike: bool = False,
     ):
-        self.what = _checks.one_of("what", what, ("measure", "generate"))
+        _checks.one_of("what", what, ("measure", "generate"))
+        self.what: Literal["measure", "generate"] = what
         self.shortest = _checks.whole("shortest", shortest)
         self.spikes = _checks.whole("spikes", spikes)
+        self.tested = _checks.whole("tested", tested)
+        self.alike = _checks.flag("alike", alike)
+
+    def test(self, generator: torch.Generator) -> Sequences:
+        """The sequences of a test."""
+        if self.spikes == 1:
+            return self.draw(self.tested, generator)
+        return Spikes(self.what, self.shortest, self.tested, alike=self.alike).draw(1, generator)
+
+    def lot(self, generator: torch.Generator) -> Streams:
+        return Streams(self, generator)
 
     @property
     def guess(self) -> Guess:
         """Of an answer that counts no steps: the same at every step that counts."""
         if self.what == "measure":
-            return Guess(1 / 4, 0.5**self.spikes)
-        often = 1 / (self.shortest + 1 / 2)
+            return Guess(0.0, 1.0) if self.alike else Guess(1 / 4, 0.5**self.spikes)
+        often = 1 / (self.shortest + (0.0 if self.alike else 1 / 2))
         return Guess(often * (1 - often), 0.0)
 
     def draw(self, count: int, generator: torch.Generator) -> Sequences:
         count = _checks.whole("count", count)
-        more = whole_numbers(0, 1, self.spikes * count, generator).view(self.spikes, count)
+        more = whole_numbers(0, 0 if self.alike else 1, self.spikes * count, generator)
+        more = more.view(self.spikes, count)
         ends = (self.shortest + more).cumsum(0)  # T(n), counted from 1
         lengths = ends[-1]
-        steps = torch.arange(int(lengths.max())).unsqueeze(1)
-        due = steps < lengths
-        spike = torch.zeros(due.shape, dtype=torch.bool)
-        spike.scatter_(0, ends - 1, True)
-        waiting = torch.searchsorted(ends.T.contiguous(), steps.T.expand(count, -1) + 1)
-        held = more.T.gather(1, waiting.clamp(max=self.spikes - 1)).T.float() * due
-        spiking = spike.float()
-        x, y = (spiking, held * spike) if self.what == "measure" else (held, spiking)
-        counts = spike if self.what == "measure" else due
-        return Sequences(x.unsqueeze(2), y.unsqueeze(2), counts, lengths)
+        nothing = torch.zeros(int(lengths.max()), count)
+        spike = nothing.scatter(0, ends - 1, 1.0)
+        if self.what == "measure":
+            told = nothing.scatter(0, ends - 1, more.float())
+            return Sequences(spike.unsqueeze(2), told.unsqueeze(2), spike.bool(), lengths)
+        changes = more.float().diff(dim=0, prepend=torch.zeros(1, count))
+        starts = torch.cat((torch.zeros(1, count, dtype=torch.int64), ends[:-1]))
+        due = within(len(nothing), lengths)
+        held = nothing.scatter(0, starts, changes).cumsum(0) * due
+        return Sequences(held.unsqueeze(2), spike.unsqueeze(2), due, lengths)
 
     def right(self, output: Float[Tensor, "T N O"], sequences: Sequences) -> Bool[Tensor, "N"]:
-        return largest_errors(output, sequences) < 0.49
+        return largest_errors(output, sequences) < self.limit
 
 
 SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -89,13 +125,15 @@ SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
 class PeriodicFunction(AbstractTask):
     """Generate a periodic function with no input at all (the paper's PFG).
 
-    A stream is right if no step errs by 0.3 or more; a thousand periods must be. The phase at which
-    each function begins is ours.
+    A stream is right if no step errs by 0.3 or more. Training stops a stream at its first error or
+    after 100 periods; a test asks for a thousand. The phase at which each function begins is ours.
+    The input of the network is always 0.
 
     Args:
         shape: "cosine", "triangle" or "rectangle".
         period: F, in steps.
-        periods: of each stream.
+        periods: of each stream to learn.
+        tested: periods of the stream of a test.
 
     Example:
         >>> import torch
@@ -106,18 +144,28 @@ class PeriodicFunction(AbstractTask):
     """
 
     paper: ClassVar[str] = "Gers, Schraudolph and Schmidhuber (2002), JMLR 3"
-    inputs, outputs = 0, 1
-    judged_on = 1
+    inputs = outputs = 1
+    judged_on, limit = 1, 0.3
 
     def __init__(
         self,
         shape: Literal["cosine", "triangle", "rectangle"] = "cosine",
         period: int = 10,
-        periods: int = 1000,
+        periods: int = 100,
+        tested: int = 1000,
     ):
-        self.shape = _checks.one_of("shape", shape, SHAPES)
+        _checks.one_of("shape", shape, SHAPES)
+        self.shape: Literal["cosine", "triangle", "rectangle"] = shape
         self.period = _checks.whole("period", period, least=2)
         self.periods = _checks.whole("periods", periods)
+        self.tested = _checks.whole("tested", tested)
+
+    def test(self, generator: torch.Generator) -> Sequences:
+        """The sequence of a test."""
+        return PeriodicFunction(self.shape, self.period, self.tested).draw(1, generator)
+
+    def lot(self, generator: torch.Generator) -> Streams:
+        return Streams(self, generator)
 
     @property
     def guess(self) -> Guess:
@@ -133,7 +181,7 @@ class PeriodicFunction(AbstractTask):
         count = _checks.whole("count", count)
         y = self._period().repeat(self.periods).view(-1, 1, 1).expand(-1, count, -1)
         due = torch.ones(len(y), count, dtype=torch.bool)
-        return Sequences(torch.zeros(len(y), count, 0), y, due, torch.full((count,), len(y)))
+        return Sequences(torch.zeros(len(y), count, 1), y, due, torch.full((count,), len(y)))
 
     def right(self, output: Float[Tensor, "T N O"], sequences: Sequences) -> Bool[Tensor, "N"]:
-        return largest_errors(output, sequences) < 0.3
+        return largest_errors(output, sequences) < self.limit

@@ -84,6 +84,7 @@ STUDY = Study(
         for claim in CLAIMS.values()
     ),
     counts="networks",
+    found=lambda trials: ", ".join(trial.figures["verdict"] for trial in trials),
     table=lambda results: (
         ("claim", "verdict", "measured"),
         list(_rows_of_results(results)),
