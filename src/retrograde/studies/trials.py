@@ -22,8 +22,8 @@ CHECKED = 100
 
 OF_TEST = 10
 """A test of its own is made after a tenth as many sequences as it has, and no fewer than are drawn
-at once, if all of these were right. Where weights change at each step, and one error ends a test, it
-is made each time: what a network answered while it changed is not what it would answer now."""
+at once, if all of these were right. Where weights change at each step, and one error ends a test,
+it is made each time: what a network answered while it changed is not what it would answer now."""
 
 LATEST = 10
 """Of sequences that end with their first error as many have to be right as these, the latest."""
