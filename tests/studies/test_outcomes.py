@@ -117,6 +117,12 @@ def test_shipped_results_are_of_their_study(name: str):
     assert StudyPage.of(study, found).rows
 
 
+def test_a_study_says_how_its_other_readings_depart_from_the_paper():
+    notes = StudyPage.of(STUDIES["4"], Results("4", ())).notes
+    assert notes == ("In the rows -linear, the output is linear, unlike in the paper.",)
+    assert StudyPage.of(STUDIES["6a"], Results("6a", ())).notes == ()
+
+
 BEGINNINGS = [
     (name, part.row)
     for name in SHIPPED
