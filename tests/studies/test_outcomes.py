@@ -46,6 +46,8 @@ def test_what_did_not_solve_the_task_is_not_in_the_mean():
     assert outcome.sequences[0] == 200.0 and found.outcome("second") is None
     none = Results("counting", (Part("first", 900, HERE, trials[2:]),)).outcome("first")
     assert none.sequences is None and none.share[0] == 0.0
+    assert outcome.budget == none.budget == 900
+    assert StudyPage.of(COUNTING, found).rows[0][4] == "67 % of 3 (21 to 94) by 900"
 
 
 def test_the_page_shows_published_beside_ours(tmp_path: Path):

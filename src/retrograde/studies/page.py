@@ -163,7 +163,8 @@ def _found(ours: Outcome) -> tuple[str, str, str]:
         sequences = f"{mean:,.0f}{_between(interval, '{:,.0f}')}"
     share, interval = ours.share
     percent = interval[0] * 100, interval[1] * 100
-    solved = f"{100 * share:.0f} % of {ours.trials}{_between(percent, '{:.0f}')}"
+    by = "" if ours.budget is None else f" by {ours.budget:,}"
+    solved = f"{100 * share:.0f} % of {ours.trials}{_between(percent, '{:.0f}')}{by}"
     return sequences, solved, duration(ours.seconds / ours.trials)
 
 
