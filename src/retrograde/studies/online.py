@@ -216,7 +216,8 @@ class Networks:
             alone = Networks(self.plan, [self.weights(which)])
             return alone.train([sequences], 0.0)[0]
         with torch.no_grad():
-            output = BlockNetwork(self.plan, self.weights(which))(sequences.x)
+            x = sequences.x.to(self.hidden.dtype)
+            output = BlockNetwork(self.plan, self.weights(which))(x)
         return torch.where(sequences.due.unsqueeze(2), output, 0.0)
 
     def learn(self, sequences: Sequences, rate: float) -> Float[Tensor, "T M O"]:
