@@ -75,7 +75,6 @@ def main(trials: int = 10, budget: int = 26_000) -> None:
                 right &= (told | ~beside(strings, "due")).flatten(1).all(1)
         for trial in right.nonzero().flatten().tolist():
             needed.setdefault(trial, learnt + TESTED)
-        print(learnt + TESTED, sorted(needed.items()), flush=True)
     row = {
         "trials": trials,
         "solved": len(needed),
