@@ -2,11 +2,15 @@
 
 Cases that are compared take turns, round by round, so that whatever else the machine does meets
 them all; ratios are formed within a round, and every figure is given with its spread over rounds.
+Every benchmark that takes its threads and its clock from here also runs with --one-thread, and with
+--processor-time, which leaves out what neighbours take from one thread.
 """
 
 import json
 import platform
 import statistics
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +23,9 @@ from torch.utils.benchmark import timer
 
 import retrograde
 
-THREADS = 2
+THREADS = 1 if "--one-thread" in sys.argv else 2
+CLOCK = time.process_time if "--processor-time" in sys.argv else timer
+"""torch's clock waits for an accelerator."""
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -66,14 +72,12 @@ def interleaved(
     cases: Mapping[str, Callable[[], object]],
     rounds: int,
     before: Callable[[], object] = lambda: None,
-    clock: Callable[[], float] = timer,
+    clock: Callable[[], float] = CLOCK,
 ) -> dict[str, list[float]]:
     """Seconds that each case takes in each round, after one round of warming up.
 
-    torch's clock waits for an accelerator; time.process_time leaves out what neighbours take from
-    one thread. `before` runs before each case and is not timed. torch's
-    `Timer` is not used: it repeats one case many times, and cases that take turns meet the same
-    neighbours.
+    `before` runs before each case and is not timed. torch's `Timer` is not used: it repeats one
+    case many times, and cases that take turns meet the same neighbours.
     """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(rounds + 1):

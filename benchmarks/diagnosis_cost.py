@@ -3,10 +3,16 @@
 The sizes of the issue: 32 samples, 200 steps, 128 hidden units, an LSTM and a linear output layer,
 the loss at the last step or at every one. The unit is one forward and backward pass of that model,
 timed in the same round.
+
+With `--long` it is a sequence of 3000 steps, 8 samples, 64 hidden units, the loss at every step and
+no remedies, on one thread and in its processor time, and what `horizon` takes of the same batch.
+Progress tells the parts: the tables are the pass with a row for each block of loss steps, from
+which the parts by time, lag and route follow; the report adds the parts by crossing.
 """
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,8 +25,9 @@ import retrograde
 from retrograde.tasks.trial_set.models import Forecaster, squared
 
 SIZE = Size(T=200, B=32, I=8, H=128)
+LONG = Size(T=3000, B=8, I=4, H=64)
 ROUNDS = 2
-WHOLE, PAGE = 60.0, 3.0
+WHOLE, PAGE, PASSES = 60.0, 3.0, 10.0
 """Targets in seconds."""
 
 WRITE = """
@@ -65,7 +72,46 @@ def page(report: retrograde.Report) -> float:
     return float(done.stdout)
 
 
+def measure_long() -> list[float]:
+    """Processor seconds of a diagnosis, of its tables, experiments and report, and of a horizon."""
+    torch.manual_seed(0)
+    model = Forecaster(nn.LSTM(LONG.I, LONG.H), LONG.H, False)
+    batch = torch.randn(LONG.T, LONG.B, LONG.I), torch.randn(LONG.T, LONG.B, 1)
+    told = list[float]()
+    start = time.process_time()
+    retrograde.diagnose(
+        model,
+        batch,
+        squared,
+        remedies=None,
+        progress=lambda *_: told.append(time.process_time()),
+    )
+    done = time.process_time()
+    _, taken_apart, tried, written = told
+    retrograde.horizon(model, batch, squared)
+    horizon = time.process_time() - done
+    return [done - start, tried - taken_apart, written - tried, done - written, horizon]
+
+
+def long_sequence() -> None:
+    torch.set_num_threads(1)
+    measure_long()  # warm
+    columns = zip(*(measure_long() for _ in range(ROUNDS)), strict=True)
+    names = ("diagnose, no remedies", "its tables", "its experiments", "its report", "horizon")
+    rows = []
+    for name, seconds in zip(names, columns, strict=True):
+        target = PASSES if name == names[0] else None
+        found = Spread.of(seconds)
+        met = None if target is None else found.median <= target
+        rows.append({"what": name, "processor seconds": found, "target": target, "met": met})
+    question = f"{LONG}, loss at every step, one thread: how long does a diagnosis take?"
+    answer("diagnosis_cost_long", question, rows)
+
+
 def main() -> None:
+    if "--long" in sys.argv:
+        long_sequence()
+        return
     torch.set_num_threads(THREADS)
     rows = []
     for name, last in (("loss at the last step", True), ("loss at every step", False)):

@@ -5,7 +5,7 @@ and without `record` take turns; so do whole runs of RUN steps with and without 
 looks at one of every hundred. What recording adds grows less than the step itself; that is shown by
 a second size. What a look of the monitor takes depends on the number of steps, layers and
 directions: at four sizes steps that it looks at take turns with plain ones, and what a run pays is
-one such step among every hundred, 1 + (times without - 1) / 100.
+one such step among every hundred, 1 + (times without - 1) / 100. `--looks` measures these alone.
 """
 
 import sys
@@ -169,15 +169,21 @@ def rows(
     ]
 
 
+def recording_and_runs() -> list[dict[str, object]]:
+    return [
+        *rows(SMALL, steps(SMALL), STEP_ROUNDS, RECORDING),
+        *rows(LARGER, steps(LARGER), LARGER_ROUNDS),
+        *rows(SMALL, runs(SMALL), RUN_ROUNDS, MONITORING),
+    ]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(THREADS)
     answer(
         __file__,
         "What do recording and the monitor cost?",
         [
-            *rows(SMALL, steps(SMALL), STEP_ROUNDS, RECORDING),
-            *rows(LARGER, steps(LARGER), LARGER_ROUNDS),
-            *rows(SMALL, runs(SMALL), RUN_ROUNDS, MONITORING),
+            *(() if "--looks" in sys.argv else recording_and_runs()),
             *(row for case in MONITORED for row in rows(case, looks(case), LOOK_ROUNDS)),
             *rows(TOLD, learnable_looks(TOLD), LEARNABLE_ROUNDS),
         ],

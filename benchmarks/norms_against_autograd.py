@@ -4,7 +4,9 @@ What a user can do today is to run the LSTM step by step, each step with its own
 weights, so that the gradient of a copy is the contribution of that step. One call of autograd per
 entry step t then gives C[t,0..t]. The same with 16 entry steps in one batched call
 (`is_grads_batched`) is the quickest use of autograd that we found. Retrograde's pass gives the
-norms of all four parameters; `decompose` gives shares, lags and the residual as well.
+norms of all four parameters; `decompose` gives shares, lags and the residual as well. What the
+matrix products of the norms would take alone, at the rate of one large product, is the least time
+they can take.
 """
 
 from collections.abc import Iterator
@@ -89,20 +91,35 @@ def check(norms: Tensor, log2: dict[str, Tensor]) -> None:
         raise SystemExit(f"the norms differ by up to {worst} in log2; nothing was timed")
 
 
+def operations(size: Size) -> int:
+    """Of the products that the norms cannot do without: 2 for each multiplication and addition.
+
+    Each row of each sample goes back through two products with matrices of H x H, of delta_h and of
+    delta_c + delta_h dc/dh; then the samples' adjoints of 4H numbers are multiplied by each other.
+    """
+    T, B, H = size.T, size.B, size.H
+    pulled_back = T * (T - 1) // 2 * B * 2 * H * H
+    of_samples = T * (T + 1) // 2 * (B * (B + 1) // 2) * 4 * H
+    return 2 * (pulled_back + of_samples)
+
+
 def rows(size: Size, target: float) -> Iterator[dict[str, object]]:
     model, x, output_adjoint, recorded = lstm_pass(size)
     check(by_autograd(model, x, output_adjoint, torch.float64), by_retrograde(recorded))
     peer, batched = "autograd, step by step", f"autograd, {AT_ONCE} steps at once"
     ours, full = "norms of all parameters", "retrograde.decompose"
+    least, large = "the products alone", torch.randn(1024, 1024)
     seconds = interleaved(
         {
             peer: lambda: by_autograd(model, x, output_adjoint),
             batched: lambda: by_batched_autograd(model, x, output_adjoint),
             ours: lambda: by_retrograde(recorded),
             full: lambda: retrograde.decompose(recorded),
+            least: lambda: large @ large,
         },
         ROUNDS,
     )
+    seconds[least] = [each * operations(size) / (2 * 1024**3) for each in seconds[least]]
     for name, values in seconds.items():
         faster = ratios(seconds[peer], values)
         yield {

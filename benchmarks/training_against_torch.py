@@ -3,7 +3,8 @@
 One step is forward, backward and Adam. `retrograde.backend()` runs what torch does not have, and
 what it has as a loop of operations: one call of a C library for each pass, or, where that was not
 built, loops of torch operations with the pull-back written by hand. The last rows have a loss at
-the last of 500 steps, whose gradients leave the normal range of float32 on the way back.
+the last of 500 steps, whose gradients leave the normal range of float32 on the way back, and what
+their products and functions would take if all steps could be computed at once.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ SIZES = {
 out, as a share of nn.LSTM's time; and how many rounds."""
 OWN = {"return_activations": True}
 LONG, OF_LONG = Size(T=500, B=8, I=8, H=64), 0.25
+REACHED = 172
+"""How many of these steps a gradient comes back to."""
 PLAIN, OF_PLAIN = (Size(T=100, B=1, I=32, H=32), Size(T=100, B=8, I=64, H=64)), 1 / 3
 
 
@@ -72,6 +75,26 @@ def long(size: Size) -> dict[str, Case]:
     }
 
 
+def at_once(size: Size, reached: int) -> Callable[[], None]:
+    """The products and functions of a step of training, in a few operations of torch.
+
+    Forwards all gates of each step, three sigmoids and two tanh; backwards, for the steps that are
+    reached, the gradients of h before them and of the weights.
+    """
+    T, B, I, H = size.T, size.B, size.I, size.H  # noqa: E741
+    seen, weights = torch.randn(T * B, I + H), torch.randn(I + H, 4 * H)
+    gradients, values = torch.randn(reached * B, 4 * H), torch.randn(T * B, H)
+
+    def run() -> None:
+        seen @ weights
+        for function in 3 * [torch.sigmoid] + 2 * [torch.tanh]:
+            function(values)
+        gradients @ weights[I:].T
+        gradients.T @ seen[: reached * B]
+
+    return run
+
+
 def clipped(layer: nn.Module) -> nn.Module:
     """With Graves's clipping of the pre-activations at every step."""
     retrograde.nn.clip_inside(layer, retrograde.clipping.PreActivationValue(1e-4))
@@ -96,12 +119,15 @@ def rows(
     rounds: int,
     loss: str = "every step",
     loss_on: Callable[[Tensor], Tensor] = lambda error: error,
+    reached: int = 0,
 ) -> Iterator[dict[str, object]]:
     torch.manual_seed(0)
     steps = {name: training(case, size, loss_on) for name, case in cases.items()}
+    if reached:
+        steps["products and functions at once"] = at_once(size, reached)
     seconds = interleaved(steps, rounds)
     for name, values in seconds.items():
-        case = cases[name]
+        case = cases.get(name, Case(nn.Identity(), {}, "torch.nn.LSTM"))
         share = ratios(values, seconds[case.beside])
         yield {
             "size": str(size),
@@ -120,7 +146,8 @@ def every_row() -> Iterator[dict[str, object]]:
         yield from rows(size, generations(size), rounds)
     for size in PLAIN:
         yield from rows(size, plain(size), 20)
-    yield from rows(LONG, long(LONG), 7, "the last step", lambda error: error[-1])
+    last = "the last step", lambda error: error[-1]
+    yield from rows(LONG, long(LONG), 40, *last, REACHED)
 
 
 if __name__ == "__main__":

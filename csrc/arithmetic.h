@@ -32,6 +32,15 @@ INLINE void store_some(real *to, vec value, int64_t n) {
     to[k] = value[k];
 }
 
+INLINE real sum_of(vec x) {
+  real lanes[V];
+  store(lanes, x);
+  UNROLL for (int64_t half = V / 2; half > 0; half /= 2)
+    for (int64_t k = 0; k < half; k++)
+      lanes[k] += lanes[k + half];
+  return lanes[0];
+}
+
 INLINE vec first(vec value, int64_t n) {
   for (int64_t k = n; k < V; k++)
     value[k] = 0;
@@ -62,24 +71,46 @@ INLINE vec power_of_two(int_vec exponent) {
   return (vec)((exponent + EXPONENT_BIAS) << MANTISSA_BITS);
 }
 
-/* 1 / (1 + exp(-x)). The power of two is applied in halves, as it may itself be out of range. */
-INLINE vec sigmoid(vec x) {
+/* The power of two is applied in halves, as it may itself be out of range. */
+INLINE vec exponential(vec x) {
   int_vec exponent;
-  vec p = reduced_expm1(at_most(at_least(-x, -EXP_LIMIT), EXP_LIMIT), &exponent);
+  vec p = reduced_expm1(at_most(at_least(x, -EXP_LIMIT), EXP_LIMIT), &exponent);
   int_vec half = exponent >> 1;
-  vec e = (1 + p) * power_of_two(half) * power_of_two(exponent - half);
-  return 1 / (1 + e);
+  return (1 + p) * power_of_two(half) * power_of_two(exponent - half);
 }
+
+/* exp(x) - 1 where exp(x) is in the normal range. */
+INLINE vec expm1_in_range(vec x) {
+  int_vec exponent;
+  vec p = reduced_expm1(x, &exponent);
+  vec scale = power_of_two(exponent);
+  return scale * p + (scale - 1);
+}
+
+INLINE vec sigmoid(vec x) { return 1 / (1 + exponential(-x)); }
 
 /* e / (e + 2) with e = exp(2|x|) - 1, and the sign of x, also that of 0. */
 INLINE vec hyperbolic_tangent(vec x) {
   int_vec sign = (int_vec)x & (int_vec)all((real)-0.0);
   vec size = (vec)((int_vec)x ^ sign);
-  int_vec exponent;
-  vec p = reduced_expm1(at_most(size + size, TANH_LIMIT), &exponent);
-  vec scale = power_of_two(exponent);
-  vec e = scale * p + (scale - 1);
+  vec e = expm1_in_range(at_most(size + size, TANH_LIMIT));
   return (vec)((int_vec)(e / (e + 2)) | sign);
+}
+
+/* log(1 + exp(x)) = max(x, 0) + log(1 + e) with e = exp(-|x|), and x itself above SOFTPLUS_LINE, as
+   torch has it. log(1 + e) = 2 (s + s^3 / 3 + s^5 / 5 + ...) with s = e / (2 + e) <= 1/3. */
+INLINE vec softplus(vec x) {
+  vec e = exponential(choose((int_vec)(x < 0), x, -x)), s = e / (2 + e), square = s * s;
+  vec q = {0};
+  for (int k = LOG_TERMS - 1; k > 0; k--)
+    q = q * square + (real)2 / (2 * k + 1);
+  vec y = choose((int_vec)(x < 0), (vec){0}, x) + (s + s + s * square * q);
+  return choose((int_vec)(x > SOFTPLUS_LINE), x, y);
+}
+
+/* 1 - exp(-y), the slope of softplus at the value y. */
+INLINE vec softplus_slope(vec y) {
+  return choose((int_vec)(y > SOFTPLUS_LINE), all(1), -expm1_in_range(-at_most(y, SOFTPLUS_LINE)));
 }
 
 INLINE vec activated(int64_t activation, vec x) {
@@ -94,6 +125,10 @@ INLINE vec activated(int64_t activation, vec x) {
     return 4 * sigmoid(x) - 2;
   case CENTRED_SIGMOID:
     return 2 * sigmoid(x) - 1;
+  case SOFTPLUS:
+    return softplus(x);
+  case RELU_SIGMOID:
+    return choose((int_vec)(x < 0), sigmoid(x), x + (real)0.5);
   default:
     return x;
   }
@@ -112,6 +147,10 @@ INLINE vec slope(int64_t activation, vec y) {
     return 1 - y * y / 4;
   case CENTRED_SIGMOID:
     return (1 - y * y) / 2;
+  case SOFTPLUS:
+    return softplus_slope(y);
+  case RELU_SIGMOID:
+    return choose((int_vec)(y < (real)0.5), y * (1 - y), all(1));
   default:
     return all(1);
   }

@@ -74,6 +74,7 @@ typedef int64_t integer;
 #define MANTISSA_BITS 52
 #define EXP_LIMIT 746.0
 #define TANH_LIMIT 44.0
+#define LOG_TERMS 17 /* 3^-34 / 35 is below the rounding */
 static const real EXP[] = {
     0x1.0000000000001p-1,  0x1.5555555555558p-3,  0x1.5555555553d67p-5,  0x1.111111110f808p-7,
     0x1.6c16c1788a1f2p-10, 0x1.a01a01b009f52p-13, 0x1.a019b913fad3ap-16, 0x1.71ddf6ba48e19p-19,
@@ -90,11 +91,13 @@ typedef int32_t integer;
 #define MANTISSA_BITS 23
 #define EXP_LIMIT 104.0f
 #define TANH_LIMIT 20.0f
+#define LOG_TERMS 8
 static const real EXP[] = {
     0x1.0000000000000p-1f, 0x1.5554dc0000000p-3f, 0x1.5554b80000000p-5f,
     0x1.120b660000000p-7f, 0x1.6d753a0000000p-10f,
 };
 #endif
+#define SOFTPLUS_LINE 20 /* above, torch takes softplus for a line */
 #define EXP_DEGREE ((int)(sizeof EXP / sizeof *EXP) - 1)
 
 #include "arithmetic.h"

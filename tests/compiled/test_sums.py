@@ -128,3 +128,18 @@ def test_every_instruction_set_and_any_number_of_threads(monkeypatch, threads):
         torch.set_num_threads(before)
     for name, total in other.items():
         assert torch.equal(total.values, found[-1][name].values)
+
+
+def test_a_sum_of_no_rows_is_zero_where_others_are_put_aside():
+    """Whatever the memory held before: deterministic torch fills it with NaN."""
+    chunk = chunk_of(cell_of("lstm-2002", 2, 5), 6, 3)
+    exponent = torch.tensor([0, 0, 200, 200, -300, -300]).expand(3, -1)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = summed(chunk, 3, exponent, torch.tensor([[0], [1], [3]]).expand(3, 6), (6,))
+    finally:
+        torch.use_deterministic_algorithms(before)
+    for total in found.values():
+        assert total.values.isfinite().all() and not total.values[2].any()
+        assert total.values[[0, 1, 3]].flatten(1).any(1).all()

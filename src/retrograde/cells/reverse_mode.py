@@ -1,7 +1,7 @@
 """Rows of adjoints pulled back through a step, to the state before, the input and parameters."""
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from jaxtyping import Float
@@ -140,6 +140,16 @@ class CellAdjoint:
             for (delta, derivative), edge in zip(rows, self._plan.functions, strict=True)
         ]
         return tuple(uses), tuple(formed)
+
+    def of_rows(self, some: slice) -> "CellAdjoint":
+        """That of some of the rows, with what gradients follow from worked out for all at once."""
+        uses, formed = self._kept
+        found = CellAdjoint(self._plan, self.delta[some], self._steps)
+        found.__dict__["_kept"] = (
+            tuple(replace(of_all, adjoint=of_all.adjoint[some]) for of_all in uses),
+            tuple(replace(of_all, delta=of_all.delta[some]) for of_all in formed),
+        )
+        return found
 
     @property
     def uses(self) -> tuple[Uses, ...]:

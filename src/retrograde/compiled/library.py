@@ -47,7 +47,7 @@ LESSON = (
 )
 """Those of `struct lesson`."""
 
-INTERFACE = 10
+INTERFACE = 12
 """RETROGRADE_INTERFACE in csrc/recurrence.h."""
 
 HOW = (

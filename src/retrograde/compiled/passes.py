@@ -19,7 +19,10 @@ from retrograde.compiled.library import FIELDS, Library, library
 CELLS = {"lstm": 0, "elman": 1, "gru-torch": 2, "gru-2014": 3}
 GATES = {"input": 1, "forget": 2, "cell": 4, "output": 8}
 COUPLED = 16
-ACTIVATIONS = ("tanh", "relu", "sigmoid", "identity", "4*sigmoid-2", "2*sigmoid-1")
+ACTIVATIONS = (
+    *("tanh", "relu", "sigmoid", "identity", "4*sigmoid-2", "2*sigmoid-1"),
+    *("softplus", "relu+sigmoid"),
+)
 """Numbers of csrc/recurrence.h."""
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_ch")
@@ -61,10 +64,8 @@ def lstm(name: str) -> Kind | None:
 
 
 @cache
-def elman(activation: str) -> Kind | None:
-    """A plain RNN; None for an activation function that the library lacks."""
-    if activation not in ACTIVATIONS:
-        return None
+def elman(activation: str) -> Kind:
+    """A plain RNN."""
     same = f"rnn_{activation}" if activation in ("tanh", "relu") else ""
     fields = (CELLS["elman"], 0, ACTIVATIONS.index(activation), 0)
     return Kind(fields, (1, 0), (), torch=same)

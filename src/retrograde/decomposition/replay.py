@@ -30,13 +30,18 @@ def replay(recorded: Recorded) -> Unrolled:
     Raises:
         NonFiniteError: if a NaN or an infinity was recorded or comes up, with its place.
     """
-    unrolled = unroll(
-        recorded.cell,
-        recorded.inputs,
-        recorded.initial,
-        boundaries=recorded.boundaries,
-        lengths=recorded.lengths,
-    )
+    if recorded.states is None:
+        unrolled = unroll(
+            recorded.cell,
+            recorded.inputs,
+            recorded.initial,
+            boundaries=recorded.boundaries,
+            lengths=recorded.lengths,
+        )
+    else:
+        unrolled = Unrolled(
+            recorded.cell, recorded.inputs, recorded.states, boundaries=recorded.boundaries
+        )
     place = first_non_finite(recorded, unrolled)
     if place:
         raise NonFiniteError(f"{place}. A decomposition needs a finite pass", place)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retrograde._words import half_life_in_words
+from retrograde.cells.reverse_mode import CellAdjoint
 from retrograde.decomposition.adjoints import AdjointNorms, Adjoints
 from retrograde.decomposition.by_time import FORMED
 from retrograde.decomposition.lags import mean_by_lag, reach_of
@@ -131,10 +132,6 @@ class _Sums:
         rows, first, count = len(span.norms), span.first, len(span)
         delta, graph = span.values, span.chunk.graph
         self._carousel = frozenset(graph.routes) - frozenset(graph.recurrent_routes)
-        sizes = _log2_norms(span)
-        table = slice(len(self.contributions) - rows, None)
-        self.contributions[table, span.steps] = (sizes + span.exponent).flip(0)
-
         near = self._near[:rows, span.steps]
         exponent = torch.where(span.norms > 0, span.exponent, NO_EXPONENT)
         top = torch.maximum(exponent.amax(), self._arriving.exponent)
@@ -149,7 +146,11 @@ class _Sums:
         last = self._arriving.values * power_of_two(self._arriving.exponent - top, delta)
         parts = torch.stack((whole, of_near, torch.cat((leaving[1:], last))))
         self._arriving = Scaled(leaving[:1], top)
-        self._sums.add(span.pull_back(parts))
+        pulled = span.pull_back(torch.cat((parts, delta)))  # in one walk through the steps
+        self._sums.add(pulled.of_rows(slice(0, 3)))
+        sizes = _log2_norms(span, pulled.of_rows(slice(3, None)))
+        table = slice(len(self.contributions) - rows, None)
+        self.contributions[table, span.steps] = (sizes + span.exponent).flip(0)
 
     def shares(self) -> tuple[float, float]:
         """Those of near lags and of the carousel."""
@@ -159,7 +160,7 @@ class _Sums:
         return near, carousel if self._carousel else math.nan
 
 
-def _log2_norms(span: AdjointSpan) -> Float[Tensor, "N K"]:
+def _log2_norms(span: AdjointSpan, pulled: CellAdjoint) -> Float[Tensor, "N K"]:
     """log2 of the norm of every contribution to all parameters together, one for each row and step.
 
     From Gram matrices as in by_time.py, of all parameters that share an adjoint at once. Where
@@ -167,7 +168,7 @@ def _log2_norms(span: AdjointSpan) -> Float[Tensor, "N K"]:
     """
     rows, steps = span.exponent.shape
     squares = torch.zeros(rows, steps, dtype=torch.float64, device=span.values.device)
-    for uses in span.adjoint.uses:
+    for uses in pulled.uses:
         da = uses.adjoint.unflatten(1, (steps, -1))  # type: ignore[no-untyped-call]
         gram = da @ da.mT
         of_operands = torch.zeros_like(gram[0])
@@ -178,7 +179,7 @@ def _log2_norms(span: AdjointSpan) -> Float[Tensor, "N K"]:
                 operand = operand.unflatten(0, (steps, -1))  # type: ignore[no-untyped-call]
                 of_operands += operand @ operand.mT
         squares += (gram.double() * of_operands).sum((-1, -2))
-    for k, formed in enumerate(span.formed):
+    for k, formed in enumerate(span.formed if span.chunk.plan.functions else ()):
         for some, gradients in (block for each in formed for block in each.blocks(FORMED)):
             for gradient in gradients.values():
                 squares[some, k] += as_vectors(gradient).double().square().sum(1)

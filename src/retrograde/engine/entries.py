@@ -173,7 +173,17 @@ class Entries:
             most: how many rows times steps may be held.
         """
         counts, factors, opened = [rows], [0.0], list[int]()
-        for step in range(k - 1, k - length, -1):
+        step, last = k - 1, k - length
+        while step > last:
+            if self.single:  # nothing happens before the next one opens
+                entered = rows + len(opened) - more
+                opens = self.blocks[-1 - entered][1] if entered < len(self.blocks) else -1
+                none = max(0, step - max(opens, last))
+                counts += [counts[-1]] * none
+                factors += [0.0] * none
+                step -= none
+                if step == last:
+                    break
             count, factor = counts[-1], 0.0
             if self.opens(step, count - more):
                 if (count + 1) * (len(counts) + 1) > most:
@@ -187,6 +197,7 @@ class Entries:
                 factor = 2.0**-newest if self.exponents[step] is not None else 0.0
             counts.append(count)
             factors.append(factor)
+            step -= 1
         first, values = k - len(counts) + 1, None
         if any(factors):
             given = self.direct[first : k + 1]

@@ -232,7 +232,8 @@ def _found(sums: Sums, parameters: Mapping[str, Tensor]) -> dict[str, Scaled]:
         part = torch.where((recent == NO_EXPONENT).view(column), 0, latest)
         if before is not None:
             scale = [power_of_two(each - unit, before).view(column) for each in (recent, aside)]
-            part = part * scale[0] + torch.where(scale[1] > 0, before * scale[1], 0)
+            before = torch.where((aside == NO_EXPONENT).view(column), 0, before)
+            part = part * scale[0] + before * scale[1]
         total[:, side.first : side.first + side.height] += part
     unit = torch.where(unit == NO_EXPONENT, 0, unit)
     rows = {name: Scaled(total, unit) for name, total in found.items()}

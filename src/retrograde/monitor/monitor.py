@@ -6,7 +6,6 @@ A failure of its own is counted and reported once; training goes on.
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -87,8 +86,9 @@ class Monitor:
     also where gradients accumulate; with a gradient scaler they are those of the scaled loss. The
     first six describe a part of the pass, and are exact for it: the loss of `samples` of the
     samples at `entries` of the steps at which it enters, evenly spaced and the last included. The
-    samples are evenly spread over those of the batch that have a loss, the same ones for the same
-    batch: no end of a batch that is sorted is preferred, and `samples_read` has their numbers. By
+    samples are evenly spread over the batch, or over those that have a loss where one of these has
+    none: always the same ones of a batch, and no end of one that is sorted. `samples_read` has
+    their numbers. By
     default up to 4 samples and 8 steps, fewer of a small batch, so that a look takes less than the
     block itself (benchmarks/README.md). Under
     `torch.distributed` only rank 0 looks, at its own share of the batch, and talks to no other.
@@ -119,7 +119,7 @@ class Monitor:
             outputs: where the target follows from the present input alone no lag is named, and
             elsewhere the lag may lie a bin too far; `retrograde.horizon` tells it exactly. It takes
             16 samples at the least; there is no such scalar where they cannot tell. It is asked at
-            every tenth look, the first included, which then costs as much as some hundred steps
+            every tenth look, the first included, which then costs as much as a hundred steps
             (benchmarks/README.md): give a `budget`.
         budget: the share of the time of training that looks may take, as 0.01. Where a look is dear
             it looks less often: the time of blocks is measured as they pass, and the next look is
@@ -454,7 +454,7 @@ class Monitor:
         count = min(entries, len(steps))
         ends = torch.arange(1, count + 1, device=steps.device) * len(steps) // max(1, count) - 1
         kept = torch.zeros_like(enters).index_fill_(0, steps[ends], True)
-        return replace(layer, direct=torch.where(kept.view(-1, 1, 1), layer.direct, 0))
+        return layer.of_loss(torch.where(kept.view(-1, 1, 1), layer.direct, 0))
 
     def _warn(self) -> None:
         if self.problems:

@@ -244,7 +244,7 @@ class RNN(AbstractRecurrent):
     def _layer(self, weights: Mapping[str, Tensor]) -> cells.AbstractLayer:
         return cells.Elman(**weights, activation=self.nonlinearity)
 
-    def _kind(self, inside: bool) -> passes.Kind | None:
+    def _kind(self, inside: bool) -> passes.Kind:
         return passes.elman(self.nonlinearity)
 
     def _kernel(self) -> Callable[..., Any] | None:

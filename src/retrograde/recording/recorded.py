@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from retrograde import _checks
@@ -53,6 +53,8 @@ class Recorded:
             replayed one to be compared with; None where that is not known.
         against: what `gradients` are, if they are not autograd's of the pass that ran.
         samples: the numbers of these samples in the batch that ran, None for all of it.
+        states: the states of this very cell over these very inputs, the initial one first, where
+            putting the pass together took them; None elsewhere.
 
     Example:
         >>> import torch, retrograde
@@ -81,6 +83,7 @@ class Recorded:
     final: Float[Tensor, "B S"] | None = None
     against: str = ""
     samples: tuple[int, ...] | None = None
+    states: Float[Tensor, "T1 B S"] | None = field(default=None, init=False, repr=False)
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
@@ -129,11 +132,22 @@ class Recorded:
             samples=tuple(before[sample] for sample in samples),
         )
 
-    def sample(self, count: int) -> "Recorded":
-        """A part of so many samples, evenly spread over those that have a loss.
+    def of_loss(self, direct: Float[Tensor, "T B S"]) -> "Recorded":
+        """The same pass of another loss, which gives `direct` to each state; without gradients."""
+        return replace(self, direct=direct, gradients={}).with_states(self.states)
 
-        With fewer that have one it is all of these; with none it is spread over the whole batch.
-        Which ones were taken is in its `samples`; it is the same for the same pass.
+    def with_states(self, states: Float[Tensor, "T1 B S"] | None) -> "Recorded":
+        """The same with the states that its cell has over its inputs. No copy or part has them."""
+        found = replace(self)
+        object.__setattr__(found, "states", states)
+        return found
+
+    def sample(self, count: int) -> "Recorded":
+        """A part of so many samples, evenly spread over the batch.
+
+        Where one of these has no loss, they are spread over those that have one; with fewer that
+        have one it is all of them. Which ones were taken is in `samples` of the part; they are the
+        same for the same pass.
 
         Raises:
             ArgumentError: if `count` is not a positive integer.
@@ -146,7 +160,7 @@ class Recorded:
             >>> recording["RNN"].sample(2).samples
             (4, 7)
         """
-        return self.part(spread(largest_by_sample(self.direct) != 0, count))
+        return self.part(spread([self.direct], count))
 
     def __repr__(self) -> str:
         return f"Recorded {self.size_in_words}"
@@ -189,25 +203,37 @@ class Recorded:
         return torch.stack([self.initial[:, slot] for name, slot in slots if name[0] == letter])
 
 
-def largest_by_sample(gradient: Float[Tensor, "T B M"]) -> Float[Tensor, "B"]:
-    """The largest entry of each sample, by absolute value."""
-    found: Tensor = torch.linalg.vector_norm(gradient, torch.inf, dim=(0, 2))
-    return found
-
-
-def spread(having: Bool[Tensor, "B"], count: int) -> list[int]:
-    """The numbers of samples evenly spread over those that have something, or over all if none has.
+def spread(given: Sequence[Float[Tensor, "_ B M"]], count: int) -> list[int]:
+    """The numbers of samples evenly spread over a batch; where one of them has nothing, over those
+    that have something, if any has.
 
     Of N samples the i-th of n is number (2 i + 1) N / (2 n), rounded down: from the middle of the
     i-th of n equal parts.
 
+    Args:
+        given: what the loss gives to the samples.
+        count: how many there are to be.
+
     Raises:
         ArgumentError: if `count` is not a positive integer.
     """
-    count = _checks.whole("count", count)
-    some = torch.nonzero(having).squeeze(1).tolist() or range(len(having))
-    count = min(count, len(some))
-    return [some[(2 * i + 1) * len(some) // (2 * count)] for i in range(count)]
+    count, every = _checks.whole("count", count), range(given[0].shape[1])
+
+    def have(samples: Sequence[int]) -> list[int]:
+        has = (
+            torch.stack([(one[:, list(samples)] != 0).any(2).any(0) for one in given])
+            .any(0)
+            .tolist()
+        )
+        return [sample for sample, any_ in zip(samples, has, strict=True) if any_]
+
+    first = _evenly(every, count)
+    return first if have(first) == first else _evenly(have(every) or every, count)
+
+
+def _evenly(samples: Sequence[int], count: int) -> list[int]:
+    count = min(count, len(samples))
+    return [samples[(2 * i + 1) * len(samples) // (2 * count)] for i in range(count)]
 
 
 def the_one(recording: object) -> Recorded:

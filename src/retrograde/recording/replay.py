@@ -7,7 +7,7 @@ as given by the loss to the layer below.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +23,7 @@ from retrograde.engine import (
     input_adjoints,
     with_factors,
 )
+from retrograde.engine.forward import Checkpoints
 from retrograde.recording.calls import Call, Segment, StateRead
 from retrograde.recording.timeline import Timeline, unchanged
 
@@ -39,6 +40,7 @@ class Replayed:
         direct: what the loss gives to each state, [T, B, S].
         boundaries: the steps whose entering state is not simply the state before.
         lengths: the steps of each sample, None if all run to the end.
+        states: the states of the cell, the initial one first, if it was run.
     """
 
     cell: AbstractCell
@@ -48,6 +50,7 @@ class Replayed:
     direct: Float[Tensor, "T B S"]
     boundaries: Mapping[int, Boundary]
     lengths: Int[Tensor, "B"] | None
+    states: Float[Tensor, "T1 B S"] | None = None
 
     @staticmethod
     def side_by_side(runs: "Sequence[Replayed]") -> "Replayed":
@@ -214,7 +217,10 @@ def _bidirectional(sequence: Timeline) -> Replayed:
                 given = given * masks[number - 1]
     reads = torch.cat([unrolled.x for _, _, unrolled in pairs], -1)
     cell = SideBySide(sequence.cells, sequence.form.suffixes)
-    return _whole(sequence, cell, reads, direct)
+    whole = _whole(sequence, cell, reads, direct)
+    if sequence.held or any(isinstance(of.trajectory, Checkpoints) for _, _, of in pairs):
+        return whole
+    return replace(whole, states=torch.cat([of.states for _, _, of in pairs], -1))
 
 
 def _as_output(

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from retrograde.cells import policy_of
@@ -35,7 +35,7 @@ from retrograde.recording.changes import (
     REPLACED,
     in_words,
 )
-from retrograde.recording.recorded import Recorded, largest_by_sample, spread
+from retrograde.recording.recorded import Recorded, spread
 from retrograde.recording.replay import Back, Replayed, pulled_back, replay
 
 AGREES = 32
@@ -79,7 +79,7 @@ def assemble(
         ) or any(bool(segment.by_entered.any()) for sequence in sequences for segment in sequence)
         chosen = None
         if samples is not None and len(calls) == 1 and not (masked or calls[0].ragged):
-            chosen = spread(_has_a_loss(sequences[0][0]), samples)
+            chosen = spread(_given_by_the_loss(sequences[0][0]), samples)
         some = None if chosen is None else torch.tensor(chosen, device=calls[0].output.device)
         replayed = Replayed.side_by_side(
             [replay(sequence, cells, masked, held, some) for sequence in sequences]
@@ -117,15 +117,15 @@ def assemble(
         final=_final([sequence[-1].call for sequence in sequences], replayed.initial, some),
         samples=None if chosen is None else tuple(chosen),
     )
-    return whole if samples is None or chosen is not None else whole.sample(samples)
+    if samples is None:
+        return whole
+    return whole.sample(samples) if chosen is None else whole.with_states(replayed.states)
 
 
-def _has_a_loss(segment: Segment) -> Bool[Tensor, "B"]:
-    """Which samples of a call the loss gives something to."""
-    has = segment.by_state.any(1)
-    for gradient in segment.by_output.values():
-        has |= largest_by_sample(segment.call.given_to_outputs(gradient)) != 0
-    return has
+def _given_by_the_loss(segment: Segment) -> list[Float[Tensor, "_ B M"]]:
+    """What the loss gives to the samples of a call."""
+    outputs = [segment.call.given_to_outputs(gradient) for gradient in segment.by_output.values()]
+    return [*outputs, segment.by_state.unsqueeze(0)]
 
 
 def _lags_end(sequences: list[list[Segment]]) -> tuple[int, ...]:
