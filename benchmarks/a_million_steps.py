@@ -5,13 +5,15 @@ times are told apart: the pass that is recorded, `nn.LSTM` forward and backward;
 sums and compares with autograd, with exact sums and shares by lag; and `flow.sizes`, root mean
 squares by lag with their intervals, from which reach and half-life follow. In one thread and in
 processor time, so that a busy neighbour does not count; the peak of the resident memory is that of
-the whole process. Linux only.
+the whole process. Linux only. `--steps N` takes N steps alone.
 """
 
 import resource
 import time
+from dataclasses import replace
 
 import torch
+import typer
 from _measure import Size, answer, lstm_pass
 
 import retrograde
@@ -48,6 +50,12 @@ def measure(size: Size) -> dict[str, object]:
     }
 
 
-if __name__ == "__main__":
+def main(steps: int = 0) -> None:
+    """All sizes, or a pass of so many steps alone."""
     torch.set_num_threads(1)
-    answer(__file__, "Taking a million steps apart", [measure(size) for size in SIZES])
+    sizes = (replace(SIZES[-1], T=steps),) if steps else SIZES
+    answer(__file__, "Taking a million steps apart", [measure(size) for size in sizes])
+
+
+if __name__ == "__main__":
+    typer.run(main)

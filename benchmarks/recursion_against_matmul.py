@@ -7,6 +7,7 @@ rows go through one Jacobian for each sample) its rate is above that of what it 
 Products are timed in the same rounds.
 """
 
+from collections import deque
 from collections.abc import Callable
 
 import torch
@@ -46,7 +47,7 @@ def recursions() -> dict[str, Callable[[], object]]:
     entries = Entries.of(recorded.direct)
     octaves = lag_bins("octaves", SIZE.T)
     return {
-        "stream": lambda: [None for _ in rows_of_entries(unrolled, entries)],
+        "stream": lambda: deque(rows_of_entries(unrolled, entries), maxlen=0),  # keeps none
         "stream + by_lag": lambda: fold(unrolled, entries, [LagSums(octaves, cell)]),
         "stream + norms": lambda: fold(
             unrolled, entries, [ContributionNorms(entries, SIZE.T, parameters)]

@@ -32,6 +32,15 @@ INLINE void store_some(real *to, vec value, int64_t n) {
     to[k] = value[k];
 }
 
+INLINE real sum_of(vec x) {
+  real lanes[V];
+  store(lanes, x);
+  UNROLL for (int64_t half = V / 2; half > 0; half /= 2)
+    for (int64_t k = 0; k < half; k++)
+      lanes[k] += lanes[k + half];
+  return lanes[0];
+}
+
 INLINE vec first(vec value, int64_t n) {
   for (int64_t k = n; k < V; k++)
     value[k] = 0;

@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#define RETROGRADE_INTERFACE 11
+#define RETROGRADE_INTERFACE 12
 
 enum cell { LSTM, ELMAN, GRU, GRU_2014 };
 enum gate { INPUT = 1, FORGET = 2, CELL = 4, OUTPUT = 8, COUPLED = 16 };
@@ -157,12 +157,14 @@ struct scan {
   parallel_function parallel;
   /* Rows at each step, [K]; from the last step to the first they never become fewer. */
   const int64_t *rows;
-  /* Rows at the last step, [started, B, S]; what the loss gives at each step, [K, B, S] or NULL. */
-  const void *start, *given;
+  /* Rows at the last step, [started, B, S], each of which is multiplied by a number first, NULL for
+     1; what the loss gives at each step, [K, B, S] or NULL. */
+  const void *start, *scales, *given;
   /* Addresses of factors [B, S] between each step and the one before, NULL for none. */
   const int64_t *boundaries;
-  /* Results: [N, K, B, S], [N, K], and [N, B, S] or NULL, where N is rows[0]. */
-  void *values, *norms, *back;
+  /* Results: rows [N, K, B, S] and what comes back [N, B, S] or NULL, where N is rows[0]; their
+     norms, [N, K] and [N]. */
+  void *values, *norms, *back, *back_norms;
   /* NULL, or a further result, [N, K]: rows that leave the range are multiplied by powers of two on
      the way, and 2^exponent is what a row at a step is in units of, beside those that it came in. All
      that the loss gives must be rows of their own then, and all samples are one task. */

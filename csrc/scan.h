@@ -12,7 +12,7 @@
 struct scan_run {
   const struct scan *scan;
   struct runner runner;
-  double *squares; /* of the norms, [B, N, K] */
+  double *squares, *back_squares; /* of the norms, [B, N, K] and [B, N] */
   real *scratch;
   int64_t of_task;
   int64_t groups, row_parts; /* tasks: groups of samples times parts of the rows */
@@ -27,14 +27,35 @@ INLINE double hand_out(const real *from, int64_t size, real *to) {
     store(to + j, value);
     sum += value * value;
   }
-  double total = 0;
-  for (int64_t k = 0; k < V; k++)
-    total += sum[k];
+  double total = sum_of(sum);
   for (; j < size; j++) {
     to[j] = from[j];
     total += (double)from[j] * from[j];
   }
   return total;
+}
+
+/* A row to where it is worked on, times a number. */
+INLINE void take_in(const real *from, int64_t size, const real *scale, real *to) {
+  if (!scale) {
+    memcpy(to, from, (size_t)size * sizeof(real));
+    return;
+  }
+  int64_t j = 0;
+  for (; j + V <= size; j += V)
+    store(to + j, load(from + j) * all(*scale));
+  for (; j < size; j++)
+    to[j] = from[j] * *scale;
+}
+
+/* Norms of rows over all samples. */
+static void norms_of(int64_t samples, int64_t count, const double *squares, real *norms) {
+  for (int64_t i = 0; i < count; i++) {
+    double total = 0;
+    for (int64_t b = 0; b < samples; b++)
+      total += squares[b * count + i];
+    norms[i] = (real)sqrt(total);
+  }
 }
 
 /* The power of two that brings a row of this squared norm back into range (engine/scaling.py), to
@@ -70,6 +91,32 @@ INLINE int64_t between(int64_t value, int64_t most) {
   return value < 0 ? 0 : value > most ? most : value;
 }
 
+/* All rows at a step, those that left the range times a power of two. */
+static void hand_out_in_range(
+    const struct scan_run *run, const struct rows *all_rows, int64_t first, int64_t most,
+    int64_t rows, int64_t k) {
+  const struct scan *p = run->scan;
+  const int64_t B = p->samples, S = p->size, K = p->steps, N = p->rows[0];
+  for (int64_t n = 0; n < most; n++) {
+    const int64_t at = (first + n) * K + k;
+    real *to = (real *)p->values + at * B * S;
+    double *squares = run->squares + at;
+    int64_t by = 0;
+    if (n < rows) {
+      by = into_range(hand_out_all(all_rows, n, B, S, to, squares, N * K));
+      if (by) {
+        multiply(all_rows, n, B, S, (real)ldexp(1, (int)by));
+        hand_out_all(all_rows, n, B, S, to, squares, N * K);
+      }
+    } else {
+      memset(to, 0, (size_t)(B * S) * sizeof(real));
+      for (int64_t b = 0; b < B; b++)
+        squares[b * N * K] = 0;
+    }
+    p->exponents[at] = (k + 1 < K ? p->exponents[at + 1] : 0) - by; /* 0 before it entered */
+  }
+}
+
 static void scan_tasks(int64_t begin, int64_t end, void *context) {
   const struct scan_run *run = context;
   const struct scan *p = run->scan;
@@ -88,34 +135,26 @@ static void scan_tasks(int64_t begin, int64_t end, void *context) {
     const int64_t started = between(p->started - first, most);
     for (int64_t b = 0; b < samples; b++)
       for (int64_t n = 0; n < started; n++)
-        memcpy(
-            registers[0].at + b * registers[0].sample + n * row,
-            (const real *)p->start + ((first + n) * B + sample + b) * S,
-            (size_t)S * sizeof(real));
+        take_in(
+            (const real *)p->start + ((first + n) * B + sample + b) * S, S,
+            p->scales ? (const real *)p->scales + first + n : 0,
+            registers[0].at + b * registers[0].sample + n * row);
 
     for (int64_t k = K - 1; k >= 0; k--) {
       const int64_t rows = between(p->rows[k] - first, most);
-      const int64_t after = k + 1 < K ? between(p->rows[k + 1] - first, most) : 0;
-      for (int64_t n = 0; n < most; n++) {
-        const int64_t at = (first + n) * K + k;
-        real *to = (real *)p->values + (at * B + sample) * S;
-        double *squares = run->squares + sample * N * K + at, total = 0;
-        if (n < rows)
-          total = hand_out_all(registers, n, samples, S, to, squares, N * K);
-        else {
-          memset(to, 0, (size_t)(samples * S) * sizeof(real));
-          for (int64_t b = 0; b < samples; b++)
-            squares[b * N * K] = 0;
+      if (p->exponents)
+        hand_out_in_range(run, registers, first, most, rows, k);
+      for (int64_t b = 0; b < samples && !p->exponents; b++)
+        for (int64_t n = 0; n < most; n++) {
+          real *to = (real *)p->values + (((first + n) * K + k) * B + sample + b) * S;
+          double *squares = run->squares + ((sample + b) * N + first + n) * K + k;
+          if (n < rows)
+            *squares = hand_out(registers[0].at + b * registers[0].sample + n * row, S, to);
+          else {
+            memset(to, 0, (size_t)S * sizeof(real));
+            *squares = 0;
+          }
         }
-        if (!p->exponents)
-          continue;
-        const int64_t by = into_range(total);
-        if (by) {
-          multiply(registers, n, samples, S, (real)ldexp(1, (int)by));
-          hand_out_all(registers, n, samples, S, to, squares, N * K);
-        }
-        p->exponents[at] = (n < after ? p->exponents[at + 1] : 0) - by;
-      }
       if (k == 0 && !p->back)
         break;
       if (rows)
@@ -149,9 +188,9 @@ static void scan_tasks(int64_t begin, int64_t end, void *context) {
     }
     for (int64_t b = 0; p->back && b < samples; b++)
       for (int64_t n = 0; n < most; n++)
-        memcpy(
-            (real *)p->back + ((first + n) * B + sample + b) * S,
-            registers[0].at + b * registers[0].sample + n * row, (size_t)S * sizeof(real));
+        run->back_squares[(sample + b) * N + first + n] = hand_out(
+            registers[0].at + b * registers[0].sample + n * row, S,
+            (real *)p->back + ((first + n) * B + sample + b) * S);
   }
   restore_denormals(control);
 }
@@ -173,22 +212,20 @@ static int64_t scan(const struct scan *p) {
   int64_t rows = (N + run.row_parts - 1) / run.row_parts;
   run.of_task =
       of_work(&run.runner, p->size, samples, rows, 0) + samples * rows * odd_row(p->size + V) + 64;
-  int64_t of_squares = padded_to(B * N * K, 64) * (int64_t)(sizeof(double) / sizeof(real));
+  int64_t of_squares = padded_to(B * N * (K + 1), 64) * (int64_t)(sizeof(double) / sizeof(real));
   void *raw;
   real *free_ = memory(of_squares + run.runner.of_packed + tasks * run.of_task, &raw);
   if (!free_)
     return 1;
   run.squares = (double *)taken(&free_, of_squares);
+  run.back_squares = run.squares + B * N * K;
   pack_all(&run.runner, &free_);
   run.scratch = free_;
   if (tasks < 2 || threads < 2 || p->parallel(0, tasks, 1, scan_tasks, &run))
     scan_tasks(0, tasks, &run);
-  for (int64_t i = 0; i < N * K; i++) {
-    double total = 0;
-    for (int64_t b = 0; b < B; b++)
-      total += run.squares[b * N * K + i];
-    ((real *)p->norms)[i] = (real)sqrt(total);
-  }
+  norms_of(B, N * K, run.squares, p->norms);
+  if (p->back)
+    norms_of(B, N, run.back_squares, p->back_norms);
   free(raw);
   return 0;
 }

@@ -26,15 +26,6 @@ struct work_sizes {
   real *square, *own; /* for each operand of a group the lanes of two sums */
 };
 
-INLINE real sum_of(vec x) {
-  real lanes[V];
-  store(lanes, x);
-  UNROLL for (int64_t half = V / 2; half > 0; half /= 2)
-    for (int64_t k = 0; k < half; k++)
-      lanes[k] += lanes[k + half];
-  return lanes[0];
-}
-
 INLINE int64_t tiles_of(int64_t samples) {
   int64_t corners = (samples + CORNER - 1) / CORNER;
   return corners * (corners + 1) / 2;

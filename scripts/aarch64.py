@@ -44,8 +44,10 @@ def build() -> None:
 
 def main(arguments: list[str]) -> int:
     missing = [package for program, package in NEEDED.items() if not shutil.which(program)]
-    if missing or sys.platform != "linux":
-        print(f"skipped: it needs Linux, and of Debian's packages {', '.join(missing) or 'none'}")
+    if sys.platform != "linux":
+        missing = ["Linux"]
+    if missing:
+        print(f"skipped: it needs {', '.join(missing)}")
         return 0
     build()
     environment = {"PYTHONPATH": str(BUILT), "RETROGRADE_BACKEND": "compiled"}

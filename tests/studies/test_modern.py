@@ -3,8 +3,20 @@
 import pytest
 import torch
 
+import retrograde
 from retrograde.studies import STUDIES, Machine, Part, Results, results
-from retrograde.studies.modern import BATCH, RECURRENCES, STUDY, TASKS, Modern, table
+from retrograde.studies.modern import (
+    BATCH,
+    DRAWING,
+    RECURRENCES,
+    STUDY,
+    TASKS,
+    Modern,
+    drawn,
+    foretelling,
+    table,
+)
+from retrograde.studies.watched import Network
 from retrograde.tasks import FirstSymbol, SequentialDigits
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -40,6 +52,31 @@ class Never(FirstSymbol):
         return sequences
 
 
+def test_what_is_kept_of_a_look_is_what_a_monitor_tells():
+    """The first look of a trial, beside a monitor around the same pass."""
+    _, task, _ = TASKS["order"]
+    (trial,) = Modern(task, None, LSTM)([3], BATCH)
+    inside = trial.figures["inside"]
+    assert inside["updates"] == [0, 1] and "needed" not in inside
+    torch.manual_seed(3)
+    network = Network(LSTM(task.inputs), task.outputs, every_step=True)
+    sequences = task.lot(torch.Generator().manual_seed(DRAWING + 3)).training(BATCH)
+    monitor = retrograde.Monitor(network, every=1)
+    with monitor:
+        task.loss(network(sequences.x, recorded=True), sequences).backward()
+    seen = {name.rpartition("/")[2]: value for name, value in monitor.scalars.items()}
+    assert inside["reach"][0] == seen["reach"]
+    assert inside["carousel"][0] == pytest.approx(seen["share_carousel"], rel=1e-3)
+    ((_, horizon),) = monitor.history.horizon("recurrent")
+    assert inside["horizon"][0] == pytest.approx(horizon, rel=1e-3)
+    crossings = monitor.flow("recurrent").by_crossing(max_crossings=1).sum("lag").share
+    assert inside["crossings"][0] == pytest.approx(crossings.tolist(), rel=1e-3, abs=1e-4)
+    gates = retrograde.spectrum(monitor.recording).memory.time_constants
+    assert inside["time_constants"][0][1] == pytest.approx(
+        max(float(each.max()) for each in gates.values()), rel=1e-2
+    )
+
+
 def test_digits_are_tested_on_images_that_no_training_sees():
     pytest.importorskip("sklearn")
     for name in ("digits", "permuted"):
@@ -57,6 +94,14 @@ def test_rows_and_table():
     found = Results("modern", (Part(row.name, BATCH, Machine.here(), tuple(trials)),))
     (line,) = table(found)[1]
     assert line[:3] == ["adding, T = 100", "LSTM, forget bias 1", "0 of 1"] and line[5] == "0.167"
+
+
+def test_networks_stand_side_by_side_and_few_trials_tell_nothing():
+    charts = drawn(results("modern"))
+    assert list(charts) == [f"inside, {title}" for title, *_ in TASKS.values()]
+    (told,) = foretelling(results("modern")).values()
+    assert told[1] and all(len(row) == len(told[0]) for row in told[1])
+    assert list(foretelling(Results("modern", ())).values()) == [(told[0], [])]
 
 
 @pytest.mark.parametrize("part", results("modern").parts, ids=lambda part: part.row)

@@ -46,6 +46,8 @@ def test_what_did_not_solve_the_task_is_not_in_the_mean():
     assert outcome.sequences[0] == 200.0 and found.outcome("second") is None
     none = Results("counting", (Part("first", 900, HERE, trials[2:]),)).outcome("first")
     assert none.sequences is None and none.share[0] == 0.0
+    assert outcome.budget == none.budget == 900
+    assert StudyPage.of(COUNTING, found).rows[0][4] == "67 % of 3 (21 to 94) by 900"
 
 
 def test_the_page_shows_published_beside_ours(tmp_path: Path):
@@ -67,11 +69,15 @@ def test_the_page_shows_published_beside_ours(tmp_path: Path):
 
 
 def test_what_was_cut_short_is_said_and_further_tables_are_shown(tmp_path: Path):
-    study = replace(COUNTING, tables=lambda _: {"More of it": (("a", "b"), [("x < y", "z")])})
+    more = {"More of it": (("a", "b"), [("x < y", "z")])}
+    study = replace(COUNTING, table=lambda _: (("c",), []), tables=lambda _: more)
     whole = Part("first", 100, HERE, (Trial(0, 100, False),))
     cut = Part("second", 30, HERE, (Trial(0, 30, False),))
     page = StudyPage.of(study, Results("counting", (whole, cut)))
-    assert page.notes[0].startswith("Cut short: trials of second ended after 30 sequences")
+    assert page.notes[0].startswith("Cut short: trials that failed had fewer sequences")
+    assert page.notes[0].endswith("needed more: second (30).")
+    solved = replace(cut, trials=(Trial(0, 30, True),))
+    assert "Cut short" not in str(StudyPage.of(study, Results("counting", (solved,))))
     assert "More of it" in str(page) and "x < y" in str(page)
     page.to_html(tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()

@@ -83,13 +83,70 @@ def test_strings_and_streams_of_every_experiment_can_be_learnt():
     for name in ("1-3x2-0.5", "2c-50-50"):
         (trial,) = Trials(EXPERIMENTS[name], (0,)).run(budget=100)
         assert trial == Trial(0, 100, solved=False)
-    short = replace(
-        EXPERIMENTS["2a"],
-        task=RememberedSymbol(5),
-        network=replace(EXPERIMENTS["2a"].network, inputs=6, outputs=6),
-    )
-    (trial,) = Trials(short, (0,)).run(budget=3000)
+    (trial,) = Trials(remembering(5), (0,)).run(budget=3000)
     assert trial.solved
+
+
+def remembering(lag: int, **of: object) -> Experiment:
+    network = replace(EXPERIMENTS["2a"].network, inputs=lag + 1, outputs=lag + 1)
+    return replace(EXPERIMENTS["2a"], task=RememberedSymbol(lag), network=network, **of)
+
+
+def test_cells_are_added_as_they_were_drawn(tmp_path: Path):
+    """Until then the outputs learn from the inputs alone: a logistic regression, by hand."""
+    added = remembering(5, cells_after=100)
+    training, checkpoint = Trials(added, (1,)), tmp_path / "training.pt"
+    training.run(100, checkpoint)
+    generator = torch.Generator().manual_seed(1)
+    drawn = added.network.draw(generator)
+    learnt = added.task.lot(generator).training(100)
+    by_hand = drawn["weight_io"].clone()
+    read, due = learnt.x[:, :].float().transpose(0, 1), learnt.y.transpose(0, 1)
+    for x, y in zip(read.flatten(0, 1), due.flatten(0, 1), strict=True):
+        answer = torch.sigmoid(by_hand @ x)
+        by_hand.addr_((y - answer) * answer * (1 - answer), x)
+    weights = training._networks.weights(0)
+    torch.testing.assert_close(weights["weight_io"], by_hand, rtol=0, atol=1e-4)
+    assert torch.equal(weights["weight_ho"], drawn["weight_ho"])
+    at_once, later = Trials(added, (1,)), Trials(added, (1,))
+    at_once.run(200)
+    later.run(200, checkpoint)
+    for part in ("hidden", "output"):
+        assert torch.equal(getattr(later._networks, part), getattr(at_once._networks, part))
+    training._networks.add_cells([training._drawn(1)])
+    opened = training._networks.weights(0)
+    assert torch.equal(opened["weight_ih"], drawn["weight_ih"])
+    assert bool((later._networks.weights(0)["weight_ih"] - opened["weight_ih"]).abs().amax() < 10)
+
+
+@pytest.mark.parametrize(("between", "stays"), [("ordered", True), ("random", False)])
+def test_a_solution_of_2b_is_unlearnt_where_all_steps_are_to_be_predicted(
+    between: str, stays: bool
+):
+    """Of 2a it stays. The cell keeps 1 for x and 0 for y, and only x and y read it."""
+    lag, drawing = 20, torch.Generator().manual_seed(0)
+    task = RememberedSymbol(lag, between)  # type: ignore[arg-type]
+    x, y = lag - 1, lag
+    hidden = torch.zeros(2, lag + 1)
+    hidden[1] = -8.0
+    hidden[:, x] = 4.0
+    cell, direct = torch.zeros(lag + 1, 1), torch.full((lag + 1, lag + 1), -5.0)
+    cell[x], cell[y] = 10.0, -10.0
+    if between == "ordered":
+        direct[x] -= 10.0
+        direct[x, lag - 2], direct[y, lag - 2] = -5.0, 5.0
+        for symbol in range(lag - 2):
+            direct[symbol + 1, symbol] = 5.0
+        direct[0, x] = direct[0, y] = 5.0
+    else:
+        direct[y] = 5.0
+    by_hand = {"weight_ih": hidden, "weight_ho": cell, "weight_io": direct}
+    networks = Networks(remembering(lag).network, [by_hand], each_step=True)
+    tested = task.draw(100, drawing)
+    assert bool(task.right(networks.answers(0, tested), tested).all())
+    networks.train([task.draw(100, drawing)], EXPERIMENTS["2b"].rate)
+    right = task.right(networks.answers(0, tested), tested)
+    assert bool(right.all()) == stays and (stays or right.float().mean() < 0.6)
 
 
 def test_a_test_that_one_error_fails_is_made_after_a_tenth_and_ends_with_it(

@@ -205,13 +205,23 @@ def test_plans_are_checked():
             Blocks(**{"inputs": 2, "outputs": 1, "blocks": 2, **wrong})
 
 
+READINGS: dict[str, dict[str, object]] = {
+    "direct": {
+        "skip": True,
+        "biased": "gates and outputs",
+        "input_biases": (-0.5, -1.0, -1.5),
+    },
+    "unfed": {"seen": "nothing"},
+    "linear": {"output": "identity"},
+}
+
+
 def test_every_published_row_has_its_network():
-    assert len(EXPERIMENTS) == 5 + 2 + 2 * 9 + 8 + 2 * (3 + 2) + 2 + 4
+    assert len(EXPERIMENTS) == 5 + 3 + 2 + 2 * 9 + 8 + 2 * (3 + 2) + 2 + 4
     for row in EXPERIMENTS.values():
         if row.reading:
             printed = EXPERIMENTS[row.name.rpartition("-")[0]]
-            other = {"seen": "nothing"} if row.name.startswith("2c") else {"output": "identity"}
-            network = replace(printed.network, **other)
+            network = replace(printed.network, **READINGS[row.name.rpartition("-")[2]])
             assert row == replace(printed, name=row.name, network=network, reading=row.reading)
             continue
         assert row.network.weights == row.published.weights, row.name

@@ -47,13 +47,14 @@ LESSON = (
 )
 """Those of `struct lesson`."""
 
-INTERFACE = 11
+INTERFACE = 12
 """RETROGRADE_INTERFACE in csrc/recurrence.h."""
 
 HOW = (
     "To have it, install from source where there is a C compiler (gcc or clang): "
-    "pip install --no-binary retrograde retrograde"
+    "pip install --force-reinstall --no-deps --no-cache-dir --no-binary retrograde retrograde"
 )
+"""pip would be content with what is installed, or with what it once built without a compiler."""
 
 
 class Backend(str):

@@ -50,6 +50,7 @@ class Rows:
     values: Tensor
     norms: Tensor
     back: Tensor | None
+    back_norms: Tensor | None = None
     exponents: Tensor | None = None
 
 
@@ -61,6 +62,7 @@ def pull_back(
     direct: Tensor | None,
     boundaries: Mapping[int, Tensor],
     back: bool,
+    scales: Tensor | None,
     ranged: bool,
 ) -> Rows:
     """Pull rows back through neighbouring steps.
@@ -75,6 +77,7 @@ def pull_back(
             each, by the number of the step among these.
         back: whether what comes back to the state before the earliest is asked for; it has one more
             row, without a value.
+        scales: what each row at the latest step is multiplied by first, [N0]; None for nothing.
         ranged: whether rows are brought into range on the way; all that the loss gives must be rows
             of their own then.
 
@@ -87,12 +90,14 @@ def pull_back(
     one = (samples, size)
     start = given(start, (rows[-1], *one), dtype)
     direct = None if direct is None else given(direct, (count, *one), dtype)
+    scales = None if scales is None else given(scales, (rows[-1],), dtype)
     factors = {k: given(factor, one, dtype) for k, factor in boundaries.items()}
     assert 0 <= first and first + count <= all_steps
     assert direct is not None or most == rows[-1]
     values = room(start, most, count, *one)
     norms = start.new_empty(most, count)
     behind = room(start, most + 1, *one) if back else None
+    sizes = start.new_empty(most) if back else None
     exponents = torch.empty(most, count, dtype=torch.int64) if ranged else None
     numbers = (ctypes.c_int64 * count)(*rows)
     passed = addresses(factors, count)
@@ -100,15 +105,18 @@ def pull_back(
         *(count, samples, size, rows[-1], first),
         *library.threads,
         ctypes.addressof(numbers),
-        *(start.data_ptr(), 0 if direct is None else direct.data_ptr()),
+        *map(_address, (start, scales, direct)),
         0 if passed is None else ctypes.addressof(passed),
-        *(values.data_ptr(), norms.data_ptr(), 0 if behind is None else behind.data_ptr()),
-        0 if exponents is None else exponents.data_ptr(),
+        *map(_address, (values, norms, behind, sizes, exponents)),
         *program.fields,
     )
     if library.scan[dtype]((ctypes.c_int64 * len(fields))(*fields)):
         raise MemoryError("there is not enough memory for a pass of this size")
-    return Rows(values, norms, behind, exponents)
+    return Rows(values, norms, behind, sizes, exponents)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def addresses(factors: Mapping[int, Tensor], count: int) -> "ctypes.Array[ctypes.c_int64] | None":

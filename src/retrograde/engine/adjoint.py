@@ -21,9 +21,13 @@ from retrograde.engine.entries import Entries
 from retrograde.engine.scaling import (
     CENTRE,
     NO_EXPONENT,
+    ORDINARY,
     SLACK,
     Scaled,
+    factors_to_centre,
+    in_range,
     power_of_two,
+    row_norms,
     times_power_of_two,
 )
 from retrograde.engine.scan import Entering, backend
@@ -239,6 +243,7 @@ class PerEntry:
         self._newest = 0  # the exponent of the newest row
         direct = entries.direct
         self._values = direct.new_empty(1, *direct.shape[1:])  # the last row is spare
+        self._norms: Tensor | None = direct.new_empty(0)  # of the others, where they are known
         self._exponent = torch.zeros(0, dtype=torch.int64, device=direct.device)
         self._complete = False  # whether what the loss gives to the step is there already
         self._length = CHUNK
@@ -252,7 +257,7 @@ class PerEntry:
 
     def become(self, rows: Scaled) -> None:
         """Go on with other rows; the newest must be what it was."""
-        values = rows.values
+        values, self._norms = rows.values, None
         self._values = torch.cat((values, torch.empty_like(values[:1])))
         self._exponent = rows.exponent
         self._more += len(rows.exponent) - self.count
@@ -279,6 +284,9 @@ class PerEntry:
             values[newest] = joined.values
             self._exponent = torch.cat((self._exponent[:-1], joined.exponent))
             self._newest = int(joined.exponent)
+        if self._norms is not None and self.count:
+            own = row_norms(values[self.count - 1 : self.count])
+            self._norms = torch.cat((self._norms[: self.count - 1], own))
 
     def skip(self) -> None:
         """Pass a step before any entry."""
@@ -304,18 +312,14 @@ class PerEntry:
         if not ranged:  # room for a factor of two at each step; one that moves faster ends it
             length = min(self._length, length)
             slack = max(1, SLACK - length)
-        arrived = self.rows
-        delta, norms = arrived.normalised(slack, self._centre)
-        if delta is not arrived:
-            refuse_non_finite(norms, k)
-            self._newest = int(delta.exponent[-1])
+        delta, norms, scales = self._into_range(k, slack)
         coming = self._entries.coming(
             k, length, self.count, self._more, self._newest, GATHERED // size
         )
         back = coming.first > 0
         entering = Entering(coming.first, coming.rows, coming.values, back, ranged)
         opened = coming.opened
-        pulled = backend().pull_back(chunk, delta.values, entering)
+        pulled = backend().pull_back(chunk, delta.values, entering, scales)
         exponent, rows = delta.exponent, entering.rows
         if opened:
             exponent = torch.cat((exponent, exponent.new_tensor(opened)))
@@ -331,18 +335,41 @@ class PerEntry:
             self.stopped, self._complete = entering.first - 1, False
             self._length = min(2 * self._length, CHUNK)
             if pulled.back is not None:
-                self._values = pulled.back
+                self._values, self._norms = pulled.back, pulled.back_norms
             return Stretch(entering.first, pulled.values, exponent, pulled.norms, rows)
         shrank = bool((pulled.norms[: rows[out], out] < 2.0 ** (CENTRE - SLACK)).any())
         self._centre = CENTRE + AHEAD if shrank else CENTRE - AHEAD
         self.stopped, self._complete = entering.first + out, True
         self._length = max(1, len(rows) - 1 - out)
         self._values = pulled.values[: self.count, out].contiguous()
+        self._norms = pulled.norms[: self.count, out]
         kept = rows[out + 1 :]
         some = slice(kept[0]), slice(out + 1, None)
         return Stretch(
             self.stopped + 1, pulled.values[some], exponent[some], pulled.norms[some], kept
         )
+
+    def _into_range(
+        self, k: int, slack: int
+    ) -> tuple[Scaled, Float[Tensor, "N"], Float[Tensor, "N"] | None]:
+        """The rows at step k, their norms in range, and what is still to be multiplied with them.
+
+        Raises:
+            NonFiniteError: if one is infinite or NaN.
+        """
+        arrived, norms = self.rows, self._norms
+        if norms is None:
+            norms = row_norms(arrived.values)
+        if in_range(norms, slack, self._centre):
+            return arrived, norms, None
+        if in_range(norms, ORDINARY):
+            scales, units = factors_to_centre(norms, self._centre)
+            delta, norms = Scaled(arrived.values, arrived.exponent + units), norms * scales
+        else:
+            scales, (delta, norms) = None, arrived.normalised(slack, self._centre)
+            refuse_non_finite(norms, k)
+        self._newest = int(delta.exponent[-1])
+        return delta, norms, scales
 
 
 def _first_out(
@@ -381,7 +408,10 @@ def rows_of_entries(unrolled: Unrolled, entries: Entries) -> Iterator[AdjointSpa
             part = rows.stretch(chunk, rows.stopped)
             lags = entries.lags_between(part.first, len(part), part.rows[0])
             units = part.at_steps(lags)
-            yield AdjointSpan(part.first, part.values, units, part.norms, lags, chunk)
+            span = AdjointSpan(part.first, part.values, units, part.norms, lags, chunk)
+            del part
+            yield span
+            del span  # the next one finds room where it was, if nobody kept it
 
 
 def backpropagate(unrolled: Unrolled, entries: Entries) -> Iterator[AdjointStep]:

@@ -37,3 +37,4 @@ def fold(
     for span in rows:
         for each in folds:
             each.update(span)
+        del span  # the next one finds room where it was

@@ -44,10 +44,12 @@ def power_of_two(exponent: Int[Tensor, "*R"], like: Tensor) -> Float[Tensor, "*R
     return (field << mantissa).view(torch.float64 if mantissa == 52 else torch.float32)
 
 
-def factors_to_centre(sizes: Float[Tensor, "N"]) -> tuple[Float[Tensor, "N"], Int[Tensor, "N"]]:
-    """Factors 2^e that bring sizes near 2^CENTRE, and -e; as far as a factor itself can reach."""
+def factors_to_centre(
+    sizes: Float[Tensor, "N"], centre: int = CENTRE
+) -> tuple[Float[Tensor, "N"], Int[Tensor, "N"]]:
+    """Factors 2^e that bring sizes near 2^centre, and -e; as far as a factor itself can reach."""
     limit = 1022 if sizes.dtype == torch.float64 else 126
-    shift = _shift_to_centre(sizes).clamp(-limit, limit)
+    shift = _shift_to_centre(sizes, centre).clamp(-limit, limit)
     return power_of_two(shift, sizes), -shift
 
 
@@ -111,10 +113,9 @@ class Scaled:
         if in_range(norms, slack, centre):
             return self, norms
         if in_range(norms, ORDINARY):
-            shift = _shift_to_centre(norms, centre)
-            factors = power_of_two(shift, norms)
+            factors, units = factors_to_centre(norms, centre)
             column = factors.view(-1, *[1] * (self.values.ndim - 1))
-            return Scaled(self.values * column, self.exponent - shift), norms * factors
+            return Scaled(self.values * column, self.exponent + units), norms * factors
         centred = self.centred(norms, centre)
         return (self, norms) if centred is self else (centred, row_norms(centred.values))
 

@@ -22,6 +22,7 @@ from retrograde.cells.program import new_rows
 from retrograde.cells.rewiring import Factors
 from retrograde.compiled import scan as compiled
 from retrograde.compiled.library import library
+from retrograde.engine.scaling import row_norms
 from retrograde.engine.unroll import Chunk, Unrolled
 
 FEW_ROWS = 48
@@ -63,6 +64,7 @@ class Pulled:
         norms: their L2 norms over batch and state, [N, K].
         back: what comes back to the state before the earliest step, if it was asked for; its last
             row has no value yet and is for what may enter there.
+        back_norms: the norms of its other rows.
         exponents: 2**exponent is what a row at a step is in units of, beside those in which it
             started or entered, [N, K]; None if it is in no other.
     """
@@ -70,6 +72,7 @@ class Pulled:
     values: Float[Tensor, "N K B S"]
     norms: Float[Tensor, "N K"]
     back: Float[Tensor, "N1 B S"] | None
+    back_norms: Float[Tensor, "N"] | None = None
     exponents: Int[Tensor, "N K"] | None = None
 
 
@@ -88,21 +91,36 @@ class AbstractBackend(ABC):
         return False
 
     @abstractmethod
-    def pull_back(self, chunk: Chunk, start: Float[Tensor, "N B S"], entering: Entering) -> Pulled:
+    def pull_back(
+        self,
+        chunk: Chunk,
+        start: Float[Tensor, "N B S"],
+        entering: Entering,
+        scales: Float[Tensor, "N"] | None = None,
+    ) -> Pulled:
         """Pull rows back from step to step.
 
         Args:
             chunk: what holds the steps.
             start: the rows at the latest of the steps, complete.
             entering: the steps, and what the loss gives on the way.
+            scales: what each of these rows is multiplied by first; None for nothing.
         """
 
 
 class Eager(AbstractBackend):
     """Step by step, each operation on its own."""
 
-    def pull_back(self, chunk: Chunk, start: Float[Tensor, "N B S"], entering: Entering) -> Pulled:
+    def pull_back(
+        self,
+        chunk: Chunk,
+        start: Float[Tensor, "N B S"],
+        entering: Entering,
+        scales: Float[Tensor, "N"] | None = None,
+    ) -> Pulled:
         count, most = len(entering), entering.rows[0]
+        if scales is not None:
+            start = start * scales.view(-1, 1, 1)
         if count == 1:
             values = start.unsqueeze(0)
         else:
@@ -114,7 +132,8 @@ class Eager(AbstractBackend):
             if rows < most:
                 values[step, rows:] = 0
         norms: Tensor = torch.linalg.vector_norm(values.flatten(2), dim=2)
-        return Pulled(values.transpose(0, 1).contiguous(), norms.T, back)
+        sizes = None if back is None else row_norms(back[:-1])
+        return Pulled(values.transpose(0, 1).contiguous(), norms.T, back, sizes)
 
     def _through(
         self, chunk: Chunk, values: Float[Tensor, "K N B S"], entering: Entering
@@ -147,13 +166,21 @@ class Compiled(AbstractBackend):
         few = rows * chunk.steps.previous.shape[1] <= FEW_ROWS
         return few and not chunk.boundaries and chunk.compiled is not None
 
-    def pull_back(self, chunk: Chunk, start: Float[Tensor, "N B S"], entering: Entering) -> Pulled:
+    def pull_back(
+        self,
+        chunk: Chunk,
+        start: Float[Tensor, "N B S"],
+        entering: Entering,
+        scales: Float[Tensor, "N"] | None = None,
+    ) -> Pulled:
         steps, passed = chunk.compiled, plain_boundaries(chunk, entering.first, len(entering))
         if steps is None or passed is None:
-            return EAGER.pull_back(chunk, start, entering)
+            return EAGER.pull_back(chunk, start, entering, scales)
         first, e = entering.first - chunk.first, entering
-        found = compiled.pull_back(steps, first, start, e.rows, e.values, passed, e.back, e.ranged)
-        return Pulled(found.values, found.norms, found.back, found.exponents)
+        found = compiled.pull_back(
+            steps, first, start, e.rows, e.values, passed, e.back, scales, e.ranged
+        )
+        return Pulled(found.values, found.norms, found.back, found.back_norms, found.exponents)
 
 
 def plain_boundaries(chunk: Chunk, first: int, count: int) -> dict[int, Tensor] | None:

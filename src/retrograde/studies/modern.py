@@ -230,10 +230,8 @@ def drawn(results: Results) -> dict[str, Any]:
     """The first seed of each recurrence while it trains, side by side, task by task."""
     found = {}
     for task, (title, *_) in TASKS.items():
-        trials = {
-            words: results.trials(_name_of(task, name)) for name, (words, _) in RECURRENCES.items()
-        }
-        if first := {words: of[0] for words, of in trials.items() if of}:
+        trials = {name.upper(): results.trials(_name_of(task, name)) for name in RECURRENCES}
+        if first := {name: of[0] for name, of in trials.items() if of}:
             found[f"inside, {title}"] = looks.inside(first, title)
     return found
 

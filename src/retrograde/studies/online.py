@@ -29,6 +29,9 @@ from retrograde.tasks.blocks import BIASED, BlockNetwork, Blocks, squash
 from retrograde.tasks.reber import Strings
 from retrograde.tasks.task import Sequences, Symbols, ranked
 
+CLOSED = -1000.0
+"""A net input at which a logistic unit is exactly 0."""
+
 
 class Networks:
     """M networks of one plan, each with weights and sequences of its own.
@@ -106,6 +109,24 @@ class Networks:
             for name, (matrix, rows, columns) in self._places.items()
             if name in self.plan.shapes()
         }
+
+    def without_cells(self) -> None:
+        """Close all input gates: the networks are those without cells.
+
+        The states of the cells stay 0, and so do all derivatives by weights from and to them.
+        Needs inputs of one 1 at each step, and no biases.
+        """
+        self.hidden[self._input_gates()] = CLOSED
+
+    def add_cells(self, drawn: Sequence[Mapping[str, Tensor]]) -> None:
+        """Open the input gates again, with weights as they were drawn."""
+        like = Networks(self.plan, drawn)
+        self.hidden[self._input_gates()] = like.hidden[self._input_gates()]
+
+    def _input_gates(self) -> tuple[slice, slice, slice]:
+        """Their weights from the inputs."""
+        cells, blocks = self.plan.cells, self.plan.blocks
+        return slice(None), slice(cells, cells + blocks), slice(self.plan.inputs)
 
     def only(self, which: Sequence[int]) -> None:
         """Keep these networks, and let go of the others."""
@@ -195,7 +216,8 @@ class Networks:
             alone = Networks(self.plan, [self.weights(which)])
             return alone.train([sequences], 0.0)[0]
         with torch.no_grad():
-            output = BlockNetwork(self.plan, self.weights(which))(sequences.x)
+            x = sequences.x.to(self.hidden.dtype)
+            output = BlockNetwork(self.plan, self.weights(which))(x)
         return torch.where(sequences.due.unsqueeze(2), output, 0.0)
 
     def learn(self, sequences: Sequences, rate: float) -> Float[Tensor, "T M O"]:

@@ -88,6 +88,7 @@ class Outcome:
         sequences: the mean over those that did, with an interval from resampled trials; None where
             none did, and without an interval where only one did.
         seconds: of CPU time, of all trials together.
+        budget: the sequences that those without success were trained on; None where there are none.
 
     Example:
         >>> from retrograde.studies import results
@@ -101,6 +102,7 @@ class Outcome:
     share: tuple[float, Interval]
     sequences: tuple[float, Interval | None] | None
     seconds: float
+    budget: int | None
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ def outcome(trials: Sequence[Trial]) -> Outcome | None:
         (len(solved) / len(trials), wilson(len(solved), len(trials))),
         (float(np.mean(solved)), resampled(solved)) if solved else None,
         sum(trial.seconds for trial in trials),
+        max((trial.sequences for trial in trials if not trial.solved), default=None),
     )
 
 

@@ -163,7 +163,8 @@ def _found(ours: Outcome) -> tuple[str, str, str]:
         sequences = f"{mean:,.0f}{_between(interval, '{:,.0f}')}"
     share, interval = ours.share
     percent = interval[0] * 100, interval[1] * 100
-    solved = f"{100 * share:.0f} % of {ours.trials}{_between(percent, '{:.0f}')}"
+    by = "" if ours.budget is None else f" by {ours.budget:,}"
+    solved = f"{100 * share:.0f} % of {ours.trials}{_between(percent, '{:.0f}')}{by}"
     return sequences, solved, duration(ours.seconds / ours.trials)
 
 
@@ -183,16 +184,22 @@ def duration(seconds: float) -> str:
 
 
 def _cut_short(study: Study, results: Results) -> list[str]:
-    """What was run with a smaller budget than its row's, a sentence for each budget."""
-    cut: dict[int, list[str]] = {}
-    for part in results.parts:
-        if part.budget < study.row(part.row).budget:
-            cut.setdefault(part.budget, []).append(part.row)
+    """What was run with a smaller budget than its row's, and failed with it, in a sentence.
+
+    The table of published figures says it beside the share that was solved.
+    """
+    budgets = {row.name: row.budget for row in study.rows}
+    cut = [
+        f"{part.row} ({part.budget:,})"
+        for part in results.parts
+        if part.budget < budgets.get(part.row, 0)
+        if study.table is not None and not all(trial.solved for trial in part.trials)
+    ]
+    if not cut:
+        return []
     return [
-        f"Cut short: trials of {', '.join(dict.fromkeys(rows))} ended after {budget:,} "
-        f"{study.counts}, fewer than their rows allow; one that had not solved its task by then "
-        "may have done so later."
-        for budget, rows in cut.items()
+        f"Cut short: trials that failed had fewer {study.counts} than their rows allow, and may "
+        f"have needed more: {', '.join(cut)}."
     ]
 
 

@@ -22,7 +22,8 @@ CHECKED = 100
 
 OF_TEST = 10
 """A test of its own is made after a tenth as many sequences as it has, and no fewer than are drawn
-at once, if all of these were right."""
+at once, if all of these were right. Where weights change at each step, and one error ends a test,
+it is made each time: what a network answered while it changed is not what it would answer now."""
 
 LATEST = 10
 """Of sequences that end with their first error as many have to be right as these, the latest."""
@@ -68,10 +69,13 @@ class Trials:
         self._networks = Networks(
             experiment.network, drawn, experiment.each_step, experiment.momentum
         )
+        if experiment.cells_after:
+            self._networks.without_cells()
         self._lots = [experiment.task.lot(generator) for generator in generators]
         self._sequences = 0
-        judged = experiment.task.judged_on
-        remembered = max(CHECKED, judged // OF_TEST) if experiment.task.fresh else judged
+        remembered = experiment.task.judged_on
+        if experiment.task.fresh:
+            remembered = max(CHECKED, remembered // OF_TEST)
         self._right = torch.zeros(len(generators), remembered, dtype=torch.bool)
         self._errors = torch.zeros(len(generators), remembered)
 
@@ -110,8 +114,19 @@ class Trials:
         late = [Trial(seed, self._sequences, solved=False) for seed in self._learning]
         return tuple(sorted([*self.done, *late], key=lambda trial: self.seeds.index(trial.seed)))
 
+    @property
+    def _often(self) -> bool:
+        """Whether a test is made each time."""
+        return self.experiment.each_step and self.experiment.task.flawless
+
+    def _drawn(self, seed: int) -> dict[str, torch.Tensor]:
+        """The first weights of a network."""
+        return self.experiment.network.draw(torch.Generator().manual_seed(seed))
+
     def _learn(self) -> None:
         """Train each network on the next sequences of its own."""
+        if 0 < self._sequences == self.experiment.cells_after:
+            self._networks.add_cells([self._drawn(seed) for seed in self._learning])
         pools = [lot.training(CHECKED) for lot in self._lots]
         answers = self._networks.train(pools, self.experiment.rate, self.experiment.task.limit)
         first = self._sequences % self._right.shape[1]
@@ -150,6 +165,8 @@ class Trials:
     def _solved(self, row: int) -> bool:
         """Whether a network has solved the task, by its latest sequences or by a test."""
         task, right, errors = self.experiment.task, self._right[row], self._errors[row]
+        if self._often:
+            return self._tested(row)
         if self._sequences < len(right):
             return False
         if not task.fresh:
@@ -162,7 +179,7 @@ class Trials:
         """Whether a network solves the task on sequences that are drawn for the test."""
         task = self.experiment.task
         right, errors = list[Bool[Tensor, "N"]](), list[Float[Tensor, "N"]]()
-        for sequences in self._lots[row].tests(TESTED):
+        for sequences in self._lots[row].tests(CHECKED if self._often else TESTED):
             output = self._networks.answers(row, sequences)
             right.append(task.right(output, sequences))
             errors.append(task.errors(output, sequences))

@@ -195,7 +195,7 @@ class EmbeddedReber(AbstractTask):
 
     paper: ClassVar[str] = "Hochreiter and Schmidhuber (1997), section 5.1"
     inputs = outputs = len(SYMBOLS)
-    judged_on = 512
+    judged_on, flawless = 512, True
 
     @property
     def guess(self) -> Guess:
