@@ -39,7 +39,7 @@ test-sanitizers: .venv/dev
 	rm -rf build/sanitized
 	CFLAGS="-O1 -g $(SANITIZE)" LDFLAGS="$(SANITIZE)" $(PIP) --no-deps --target build/sanitized .
 	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" \
-	ASAN_OPTIONS=detect_leaks=0 MALLOC_PERTURB_=165 PYTHONPATH=build/sanitized RETROGRADE_BACKEND=compiled \
+	ASAN_OPTIONS=detect_leaks=0:max_malloc_fill_size=1073741824 PYTHONPATH=build/sanitized RETROGRADE_BACKEND=compiled \
 	$(BIN)/python -m pytest -q tests/compiled
 
 test-aarch64: .venv/dev
