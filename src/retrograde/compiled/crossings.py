@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from retrograde.compiled.program import given
-from retrograde.compiled.scan import Rows, Steps, addresses, room
+from retrograde.compiled.scan import Rows, Steps, address, addresses, room
 
 
 def pull_back(
@@ -57,10 +57,9 @@ def pull_back(
         *(count, samples, size, classes, entries[-1], first),
         *library.threads,
         ctypes.addressof(numbers),
-        *(start.data_ptr(), 0 if direct is None else direct.data_ptr()),
+        *map(address, (start, direct)),
         0 if passed is None else ctypes.addressof(passed),
-        moves.data_ptr(),
-        *(values.data_ptr(), sizes.data_ptr(), 0 if behind is None else behind.data_ptr()),
+        *map(address, (moves, values, sizes, behind)),
         *program.fields,
     )
     if library.crossings[dtype]((ctypes.c_int64 * len(fields))(*fields)):

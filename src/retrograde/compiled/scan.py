@@ -105,9 +105,9 @@ def pull_back(
         *(count, samples, size, rows[-1], first),
         *library.threads,
         ctypes.addressof(numbers),
-        *map(_address, (start, scales, direct)),
+        *map(address, (start, scales, direct)),
         0 if passed is None else ctypes.addressof(passed),
-        *map(_address, (values, norms, behind, sizes, exponents)),
+        *map(address, (values, norms, behind, sizes, exponents)),
         *program.fields,
     )
     if library.scan[dtype]((ctypes.c_int64 * len(fields))(*fields)):
@@ -115,7 +115,8 @@ def pull_back(
     return Rows(values, norms, behind, sizes, exponents)
 
 
-def _address(tensor: Tensor | None) -> int:
+def address(tensor: Tensor | None) -> int:
+    """That of a tensor, 0 for none."""
     return 0 if tensor is None else tensor.data_ptr()
 
 

@@ -88,10 +88,9 @@ class Monitor:
     samples at `entries` of the steps at which it enters, evenly spaced and the last included. The
     samples are evenly spread over the batch, or over those that have a loss where one of these has
     none: always the same ones of a batch, and no end of one that is sorted. `samples_read` has
-    their numbers. By
-    default up to 4 samples and 8 steps, fewer of a small batch, so that a look takes less than the
-    block itself (benchmarks/README.md). Under
-    `torch.distributed` only rank 0 looks, at its own share of the batch, and talks to no other.
+    their numbers. By default up to 4 samples and 8 steps, fewer of a small batch, so that a look
+    takes less than the block itself (benchmarks/README.md). Under `torch.distributed` only rank 0
+    looks, at its own share of the batch, and talks to no other.
 
     Nothing of ours raises into a training loop. What cannot be recorded or looked at (a layer that
     is refused, a block without a backward pass, a NaN, a mistake of ours), and a layer whose parts,
@@ -257,12 +256,9 @@ class Monitor:
             ArgumentError: for what is no single number.
         """
         if not isinstance(value, Tensor):
-            is_nan = isinstance(value, float) and math.isnan(value)  # the trigger is to see it
-            self._loss = (
-                math.nan
-                if is_nan
-                else _checks.number("the loss", value, lambda _: True, "a number")
-            )
+            if not (isinstance(value, float) and math.isnan(value)):  # which the trigger is to see
+                value = _checks.number("the loss", value, lambda _: True, "a number")
+            self._loss = value
         elif value.numel() == 1:
             self._loss = value.detach()
         else:

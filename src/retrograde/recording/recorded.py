@@ -220,12 +220,9 @@ def spread(given: Sequence[Float[Tensor, "_ B M"]], count: int) -> list[int]:
     count, every = _checks.whole("count", count), range(given[0].shape[1])
 
     def have(samples: Sequence[int]) -> list[int]:
-        has = (
-            torch.stack([(one[:, list(samples)] != 0).any(2).any(0) for one in given])
-            .any(0)
-            .tolist()
-        )
-        return [sample for sample, any_ in zip(samples, has, strict=True) if any_]
+        some = list(samples)
+        found = torch.stack([(one[:, some] != 0).any(2).any(0) for one in given]).any(0)
+        return [sample for sample, has in zip(some, found.tolist(), strict=True) if has]
 
     first = _evenly(every, count)
     return first if have(first) == first else _evenly(have(every) or every, count)

@@ -11,8 +11,11 @@ from retrograde.studies.study import Row, Run, Study, Trial
 STUDIES: dict[str, Study] = {
     study.name: study
     for study in (
-        *(*tables.published(), timing.STUDY),
-        *(ladder_study.STUDY, modern.STUDY, CLAIMS),
+        *tables.published(),
+        timing.STUDY,
+        ladder_study.STUDY,
+        modern.STUDY,
+        CLAIMS,
     )
 }
 """All studies by name, in the order in which they are listed."""

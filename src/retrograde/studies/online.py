@@ -162,10 +162,9 @@ class Networks:
         if limit or self.momentum:  # steps at which a network ends, or stands still, are its own
             for which, pool in enumerate(pools):
                 for n in range(pool.due.shape[1]):
-                    state, one = torch.zeros_like(self.state[which : which + 1]), _only(pool, n)
-                    answers[which][:, n] = self._alone(which, one, rate, state, limit=limit)[0][
-                        :, 0
-                    ]
+                    state = torch.zeros_like(self.state[which : which + 1])
+                    given, _ = self._alone(which, _only(pool, n), rate, state, limit=limit)
+                    answers[which][:, n] = given[:, 0]
             return answers
         for n in range(pools[0].due.shape[1]):
             given = self.learn(_side_by_side([_only(pool, n) for pool in pools]), rate)

@@ -27,6 +27,7 @@ from retrograde.studies.outcomes import Machine, Part, Results, merged
 from retrograde.studies.study import Study, Trial
 
 MOST_SEED = 2**32 - 1
+"""The largest seed of a trial."""
 
 ROUNDED = 100
 """A budget may be rounded up to a multiple of this."""
