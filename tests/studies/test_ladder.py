@@ -226,7 +226,7 @@ def test_what_the_results_say_of_the_reach_before_training():
     some = results_with([1, 2, 3, 4, 5, 6], [0, 0, 0, 1, 1, 1])
     found = starts(some)
     assert len(found) == 24
-    by_row = AMONG["seeds of the same recurrence and task"]
+    by_row = AMONG["seeds of one recurrence and task"]
     assert foretold("reach", found, True, by_row).value == pytest.approx(
         spearmanr([1, 2, 3, 4, 5, 6] * 4, [0, 0, 0, 1, 1, 1] * 4).statistic
     )

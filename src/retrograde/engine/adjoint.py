@@ -367,7 +367,8 @@ class PerEntry:
             delta, norms = Scaled(arrived.values, arrived.exponent + units), norms * scales
         else:
             scales, (delta, norms) = None, arrived.normalised(slack, self._centre)
-            refuse_non_finite(norms, k)
+            if delta is not arrived:  # what the loss gives as NaN stays NaN, as in autograd
+                refuse_non_finite(norms, k)
         self._newest = int(delta.exponent[-1])
         return delta, norms, scales
 

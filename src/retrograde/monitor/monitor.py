@@ -107,8 +107,10 @@ class Monitor:
         every: how many blocks from one that is recorded to the next; with a `budget` the least.
         log: called with the scalars and the number of the block, as `wandb.log` would take them.
         samples, entries: how much of the pass is looked at; more costs more. None for 1 to 4
-            samples, a sixteenth of the batch, and 2 to 8 of the steps, as many as make a quarter of
-            the batch with the samples.
+            samples, a sixteenth of the batch, and 2 to 8 of the steps at which the loss enters, as
+            many as make a quarter of the batch with the samples. In layers that read both ways,
+            one above another, what a lower one is given by the one above enters at every step;
+            that is read at some of the steps, too.
         needs_lag: a lag that matters, in steps; adds the scalar `needed`.
         delta: the bias that a window may have, as 0.1; adds the scalars `window` and `learnable`.
             `learnable` is there for a model with one recurrent layer that reads one way. It looks

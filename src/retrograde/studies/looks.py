@@ -64,7 +64,7 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> Correlation:
     Example:
         >>> from retrograde.studies.looks import spearman
         >>> print(spearman([float(n) for n in range(30)], [float(n // 2) for n in range(30)]))
-        1.00 (1.00 to 1.00) of 30
+        1.00 (0.99 to 1.00) of 30
     """
     value, low, high = math.nan, math.nan, math.nan
     if len(x):
@@ -163,7 +163,7 @@ def foretold(
 AMONG: Mapping[str, Callable[[Start], Any] | None] = {
     "all trials": None,
     "trials of the same task": lambda start: start.task,
-    "seeds of the same recurrence and task": lambda start: start.group,
+    "seeds of one recurrence and task": lambda start: start.group,
 }
 """Which trials are compared with each other. A longer lag is harder, and lets a reach be longer."""
 
