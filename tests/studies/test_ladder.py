@@ -202,8 +202,8 @@ def test_rank_correlations_are_those_of_scipy():
     infinite = spearman([1.0, math.inf, 2.0, -math.inf], [2, 9, 3, 1])
     assert infinite.value == pytest.approx(1)
     alike = spearman([1] * 30, [0, 1] * 15)
-    assert math.isnan(alike.value) and str(alike) == "none is told of 30 trials"
-    assert not spearman([1, 2, 3], [1, 2, 3]).told and "none" in str(spearman([], []))
+    assert math.isnan(alike.value) and str(alike) == "all alike: 30 trials"
+    assert not spearman([1, 2, 3], [1, 2, 3]).told and "too few" in str(spearman([], []))
     assert str(found) == f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f}) of 60"
 
 
@@ -236,7 +236,7 @@ def test_what_the_results_say_of_the_reach_before_training():
     )
     (titles, rows), (_, by_lag) = foretelling(some).values()
     assert titles[2:] == ("with success", "with the sequences it took")
-    among_all = str(foretold("reach", found, True)), "none is told of 12 trials"
+    among_all = str(foretold("reach", found, True)), "too few: 12 trials"
     assert rows[0] == ("reach", "all trials", *among_all)
     assert not any(row[0] == "horizon" for row in rows)  # it is the same in all of them
     assert by_lag == []  # 12 trials of a lag are too few

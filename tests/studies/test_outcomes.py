@@ -125,7 +125,7 @@ def test_shipped_results_are_of_their_study(name: str):
 
 def test_a_study_says_how_its_other_readings_depart_from_the_paper():
     notes = StudyPage.of(STUDIES["4"], Results("4", ())).notes
-    assert notes == ("In the rows -linear, the output is linear, unlike in the paper.",)
+    assert notes == ("Rows that end with linear depart from the paper: the output is linear.",)
     assert StudyPage.of(STUDIES["6a"], Results("6a", ())).notes == ()
 
 

@@ -465,31 +465,35 @@ def study(
     ] = None,
     trials: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Of each row; as many as it has if not given."),
+        typer.Option(
+            min=1, metavar="N", help="Trials of each row; as many as it has if not given."
+        ),
     ] = None,
     budget: Annotated[
         int | None,
         typer.Option(
             min=1,
             metavar="SEQUENCES",
-            help="Of each trial, which else fails; that of its row if not given.",
+            help="A trial fails after so many sequences; those of its row if not given.",
         ),
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(min=0, help="Stop after that long; the same command goes on."),
+        typer.Option(min=0, help="Stop after so many minutes; the same command goes on."),
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**32 - 1, help="Of the first trial; the next ones follow.")
+        int,
+        typer.Option(min=0, max=2**32 - 1, help="Seed of the first trial; the next ones follow."),
     ] = 0,
     processes: Annotated[
-        int, typer.Option(min=1, metavar="N", help="How many work on this machine.")
+        int, typer.Option(min=1, metavar="N", help="Processes on this machine.")
     ] = 1,
     threads: Threads = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="The results, or a folder for them; retrograde-study-NAME.json."
+            metavar="FILE",
+            help="The results, or a folder for them; retrograde-study-NAME.json if not given.",
         ),
     ] = None,
     html: Html = None,

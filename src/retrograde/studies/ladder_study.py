@@ -142,6 +142,7 @@ STUDY = Study(
     f"{BUDGET:,} training sequences",
     rows(),
     table=table,
+    notes=lambda results: looks.WORDS,
     tables=foretelling,
     charts=drawn,
 )

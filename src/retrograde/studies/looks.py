@@ -29,6 +29,17 @@ PREDICTORS = {
 }
 """What is known before the first update, by its name among a trial's figures."""
 
+WORDS = (
+    "Reach: the largest lag at which the gradient is still 1 % of what it is at lag 0. Horizon: "
+    "the lag at which 1 % of the gradient with respect to the state would be left, at the rate at "
+    "which it shrinks. Log2 at the lag: the contribution at the lag of the task over that at lag "
+    "0. Share of carousel: of the gradient that crosses no recurrent weights. Time constant: of "
+    "the unit that forgets slowest, by its forget gate.",
+    "Correlations are Spearman's, with a 95 % interval and the number of trials, and are not given "
+    f"for fewer than {FEW}.",
+)
+"""What the words in charts and tables mean."""
+
 
 @dataclass(frozen=True)
 class Correlation:
@@ -52,7 +63,7 @@ class Correlation:
 
     def __str__(self) -> str:
         if not self.told:
-            return f"none is told of {self.trials} trials"
+            return f"{'too few' if self.trials < FEW else 'all alike'}: {self.trials} trials"
         return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f}) of {self.trials}"
 
 

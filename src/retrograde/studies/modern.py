@@ -253,6 +253,7 @@ STUDY = Study(
         for name, (title, make) in RECURRENCES.items()
     ),
     table=table,
+    notes=lambda results: looks.WORDS,
     tables=foretelling,
     charts=drawn,
 )

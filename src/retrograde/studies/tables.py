@@ -185,5 +185,7 @@ def _readings(rows: Sequence[Row], results: object) -> list[str]:
         experiment = one.run.experiment
         if experiment.reading:
             ending = experiment.name.rpartition("-")[2]
-            found.append(f"In the rows -{ending}, {experiment.reading}, unlike in the paper.")
+            found.append(
+                f"Rows that end with {ending} depart from the paper: {experiment.reading}."
+            )
     return list(dict.fromkeys(found))
