@@ -164,7 +164,7 @@ def test_other_settings_and_other_files_are_refused(tmp_path: Path):
         ("first", 0, Trial(0, 0, False), "trials of first with a budget of 0 sequences"),
         ("first", 100, Trial(-3, 5, True), "a trial of first with the seed -3, not from 0 to"),
         ("first", 100, Trial(2**32, 5, True), "a trial of first with the seed 4294967296"),
-        ("first", 100, Trial(0, 200, True), "a trial of first with 200 sequences, where the budget was 100"),
+        ("first", 100, Trial(0, 200, True), "a trial of first with 200 .* the budget was 100"),
     ],
 )
 def test_trials_that_no_run_writes_are_not_merged(tmp_path: Path, row, budget, trial, words):
