@@ -3,6 +3,7 @@
 import json
 import pickle
 import resource
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,6 +119,18 @@ def test_what_another_command_keeps_stays(tmp_path: Path):
     (parts / "first.7-9.pt").unlink()
     run(PLAN, out)
     assert not parts.exists()
+
+
+def test_the_folder_is_there_again_after_another_command_removed_it(tmp_path: Path):
+    """When all of its own trials were through."""
+    out, parts = tmp_path / "out.json", tmp_path / "out.json.parts"
+
+    def removed(done: int, total: int, _: str) -> None:
+        if done < total:
+            shutil.rmtree(parts, ignore_errors=True)
+
+    plan = Plan(STUDIES["6a"], trials=2, budget=300)
+    assert run(plan, out, progress=removed) == run(plan, tmp_path / "alone.json")
 
 
 def test_work_on_other_seeds_has_another_name():

@@ -110,7 +110,8 @@ class Folder:
         return self.parts / f"{work.name}.pt"
 
     def keep(self, results: Results, work: Work) -> None:
-        """Keep trials that are through."""
+        """Keep trials that are through; another command may have removed the folder."""
+        self.create()
         results.to_json(self.parts / f"{work.name}.json")
         self.checkpoint(work).unlink(missing_ok=True)
 

@@ -107,6 +107,7 @@ class Trials:
             if checkpoint is not None and (
                 self._sequences % KEPT == 0 or self._sequences >= budget or not self._learning
             ):
+                checkpoint.parent.mkdir(exist_ok=True)  # another command may have removed it
                 _files.write(checkpoint, lambda file: torch.save(self._state(), file))
             if progress is not None:
                 learning = f"{len(self._learning)} of {len(self.seeds)} networks are learning"
