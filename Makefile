@@ -90,6 +90,7 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/spectra_cost.py
 	$(BIN)/python benchmarks/explorer_cost.py
 	$(BIN)/python benchmarks/reber_whole_gradient.py
+	$(BIN)/python benchmarks/flat_outputs.py
 
 docs: .venv/dev
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --doctree-dir build/doctrees --builder html docs site
