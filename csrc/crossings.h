@@ -12,7 +12,7 @@ struct crossings_run {
   real *largest; /* sizes of entries, [B, N, K] */
   real *scratch;
   int64_t of_task;
-  int64_t groups, entry_parts; /* tasks: groups of samples times parts of the entries */
+  struct tasks tasks; /* parts of the entries */
 };
 
 /* A row to where it is asked for, and the size of its largest entry; NaN if one is not finite. */
@@ -54,9 +54,8 @@ static void crossings_tasks(int64_t begin, int64_t end, void *context) {
   const int64_t B = p->samples, S = p->size, K = p->steps, C = p->classes, E = p->entries[0];
   const int64_t control = flush_denormals();
   for (int64_t task = begin; task < end; task++) {
-    int64_t group = task / run->entry_parts, part = task % run->entry_parts;
-    int64_t sample = B * group / run->groups, samples = B * (group + 1) / run->groups - sample;
-    int64_t first = E * part / run->entry_parts, most = E * (part + 1) / run->entry_parts - first;
+    int64_t sample, samples, first, most;
+    task_of(&run->tasks, task, B, E, &sample, &samples, &first, &most);
     real *free_ = run->scratch + task * run->of_task;
     struct work_rows w = work_on(&run->runner, S, samples, most * C, 0, &free_);
     const struct rows here = w.registers[0];
@@ -124,16 +123,10 @@ static int64_t crossings(const struct crossings *p) {
   struct crossings_run run = {.crossings = p, .runner = runner_of(&p->program)};
   int64_t work = run.runner.work * N * B * K;
   int64_t threads = work < SMALL_SCAN || !p->parallel || p->parts < 1 ? 1 : p->parts;
-  int64_t together = N < GROUPED_ROWS ? GROUPED_ROWS / N : 1;
-  run.groups = (B + together - 1) / together;
-  if (run.groups < threads)
-    run.groups = threads < B ? threads : B;
-  run.entry_parts = run.groups < threads ? (threads + run.groups - 1) / run.groups : 1;
-  if (run.entry_parts > E)
-    run.entry_parts = E;
-  int64_t tasks = run.groups * run.entry_parts;
-  int64_t samples = (B + run.groups - 1) / run.groups;
-  int64_t rows = (E + run.entry_parts - 1) / run.entry_parts * C;
+  run.tasks = tasks_of(B, E, N, threads);
+  int64_t tasks = run.tasks.groups * run.tasks.parts;
+  int64_t samples = (B + run.tasks.groups - 1) / run.tasks.groups;
+  int64_t rows = (E + run.tasks.parts - 1) / run.tasks.parts * C;
   run.of_task = of_work(&run.runner, p->size, samples, rows, 0) +
                 samples * rows * odd_row(2 * p->size + V) + 64;
   int64_t of_largest = padded_to(B * N * K, 64);

@@ -2,7 +2,6 @@
 
        rows_{k-1} = J_k^T rows_k + what the loss gives to s_{k-1} */
 
-#define GROUPED_ROWS 48   /* rows that samples of few rows are taken together for */
 #define SMALL_SCAN 400000 /* multiplications, below which a second thread does not pay */
 
 #define CENTRE 32 /* these as in engine/scaling.py and engine/adjoint.py */
@@ -15,7 +14,7 @@ struct scan_run {
   double *squares, *back_squares; /* of the norms, [B, N, K] and [B, N] */
   real *scratch;
   int64_t of_task;
-  int64_t groups, row_parts; /* tasks: groups of samples times parts of the rows */
+  struct tasks tasks; /* parts of the rows */
 };
 
 /* A row to where it is asked for, and the sum of its squares. */
@@ -123,9 +122,8 @@ static void scan_tasks(int64_t begin, int64_t end, void *context) {
   const int64_t B = p->samples, S = p->size, K = p->steps, N = p->rows[0];
   const int64_t control = flush_denormals();
   for (int64_t task = begin; task < end; task++) {
-    int64_t group = task / run->row_parts, part = task % run->row_parts;
-    int64_t sample = B * group / run->groups, samples = B * (group + 1) / run->groups - sample;
-    int64_t first = N * part / run->row_parts, most = N * (part + 1) / run->row_parts - first;
+    int64_t sample, samples, first, most;
+    task_of(&run->tasks, task, B, N, &sample, &samples, &first, &most);
     real *free_ = run->scratch + task * run->of_task;
     struct work_rows w = work_on(&run->runner, S, samples, most, 0, &free_);
     struct rows *registers = w.registers, before = w.registers[0];
@@ -200,16 +198,11 @@ static int64_t scan(const struct scan *p) {
   struct scan_run run = {.scan = p, .runner = runner_of(&p->program)};
   int64_t work = run.runner.work * N * B * K;
   int64_t threads = work < SMALL_SCAN || !p->parallel || p->parts < 1 ? 1 : p->parts;
-  int64_t together = N < GROUPED_ROWS ? GROUPED_ROWS / N : 1;
-  run.groups = p->exponents ? 1 : (B + together - 1) / together;
-  if (run.groups < threads && !p->exponents)
-    run.groups = threads < B ? threads : B;
-  run.row_parts = run.groups < threads ? (threads + run.groups - 1) / run.groups : 1;
-  if (run.row_parts > N)
-    run.row_parts = N;
-  int64_t tasks = run.groups * run.row_parts;
-  int64_t samples = (B + run.groups - 1) / run.groups;
-  int64_t rows = (N + run.row_parts - 1) / run.row_parts;
+  /* All samples of a row together, where its norm decides how it is kept in range. */
+  run.tasks = tasks_of(p->exponents ? 1 : B, N, N, threads);
+  int64_t tasks = run.tasks.groups * run.tasks.parts;
+  int64_t samples = (B + run.tasks.groups - 1) / run.tasks.groups;
+  int64_t rows = (N + run.tasks.parts - 1) / run.tasks.parts;
   run.of_task =
       of_work(&run.runner, p->size, samples, rows, 0) + samples * rows * odd_row(p->size + V) + 64;
   int64_t of_squares = padded_to(B * N * (K + 1), 64) * (int64_t)(sizeof(double) / sizeof(real));

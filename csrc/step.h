@@ -317,3 +317,33 @@ static struct work_rows work_on(
   w.jacobians = taken(free_, r->jacobians);
   return w;
 }
+
+#define GROUPED_ROWS 48 /* rows that samples of few rows are taken together for */
+
+/* How a pass is shared out: groups of samples, times parts of the units in which rows go. */
+struct tasks {
+  int64_t groups, parts;
+};
+
+/* Enough tasks for all threads, and enough rows in each of them. */
+static struct tasks tasks_of(int64_t B, int64_t units, int64_t rows, int64_t threads) {
+  int64_t together = rows < GROUPED_ROWS ? GROUPED_ROWS / rows : 1;
+  struct tasks t = {.groups = (B + together - 1) / together};
+  if (t.groups < threads)
+    t.groups = threads < B ? threads : B;
+  t.parts = t.groups < threads ? (threads + t.groups - 1) / t.groups : 1;
+  if (t.parts > units)
+    t.parts = units;
+  return t;
+}
+
+/* The samples of a task, and its units. */
+static void task_of(
+    const struct tasks *t, int64_t task, int64_t B, int64_t units, int64_t *sample,
+    int64_t *samples, int64_t *first, int64_t *most) {
+  int64_t group = task / t->parts, part = task % t->parts;
+  *sample = B * group / t->groups;
+  *samples = B * (group + 1) / t->groups - *sample;
+  *first = units * part / t->parts;
+  *most = units * (part + 1) / t->parts - *first;
+}

@@ -85,7 +85,9 @@ class Monitor:
     that is not finite is left out. Norms and counts are those of this pass alone, before clipping,
     also where gradients accumulate; with a gradient scaler they are those of the scaled loss. The
     first six describe a part of the pass, and are exact for it: the loss of `samples` of the
-    samples at `entries` of the steps at which it enters, evenly spaced and the last included. The
+    samples at `entries` of the steps at which it enters, evenly spaced and the last included. (What
+    a layer that reads both ways is given by one above it enters at every step, and counts as loss
+    there: its numbers then are estimates of what all of these steps give.) The
     samples are evenly spread over the batch, or over those that have a loss where one of these has
     none: always the same ones of a batch, and no end of one that is sorted. `samples_read` has
     their numbers. By default up to 4 samples and 8 steps, fewer of a small batch, so that a look
@@ -108,9 +110,7 @@ class Monitor:
         log: called with the scalars and the number of the block, as `wandb.log` would take them.
         samples, entries: how much of the pass is looked at; more costs more. None for 1 to 4
             samples, a sixteenth of the batch, and 2 to 8 of the steps at which the loss enters, as
-            many as make a quarter of the batch with the samples. In layers that read both ways,
-            one above another, what a lower one is given by the one above enters at every step;
-            that is read at some of the steps, too.
+            many as make a quarter of the batch with the samples.
         needs_lag: a lag that matters, in steps; adds the scalar `needed`.
         delta: the bias that a window may have, as 0.1; adds the scalars `window` and `learnable`.
             `learnable` is there for a model with one recurrent layer that reads one way. It looks
