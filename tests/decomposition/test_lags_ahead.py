@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import retrograde
-from retrograde.decomposition.flow import unasked
+from retrograde.decomposition.from_recording import unasked
 
 
 @pytest.mark.parametrize("max_rows", [None, 5])

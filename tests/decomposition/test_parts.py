@@ -167,7 +167,7 @@ def test_shares_are_those_of_the_parts_whatever_autograd_gave(flow, error):
         name: gradient * (1 + error * torch.randn_like(gradient))
         for name, gradient in flow.recorded.gradients.items()
     }
-    other = replace(flow, recorded=replace(flow.recorded, gradients=given), _found={})
+    other = replace(flow, recorded=replace(flow.recorded, gradients=given))
     for name in flow.parameters:
         share = other.by_time(name).share
         tolerance = EXACT if error == 1 else {"rtol": 1e-4, "atol": 1e-5}

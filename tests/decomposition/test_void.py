@@ -17,7 +17,7 @@ import retrograde
 from retrograde import VoidDecompositionWarning
 from retrograde.cells import from_function
 from retrograde.decomposition import Residual
-from retrograde.decomposition import flow as flow_module
+from retrograde.decomposition import whole as whole_module
 from retrograde.decomposition.check import check, fused_gradient
 from retrograde.decomposition.residual import Allowance, residual
 from retrograde.diagnosis import trials
@@ -238,7 +238,7 @@ def test_most_passes_need_no_measurement(monkeypatch):
     def refuse(*_):
         raise AssertionError("measured")
 
-    monkeypatch.setattr(flow_module, "moved_by_rounding", refuse)
+    monkeypatch.setattr(whole_module, "moved_by_rounding", refuse)
     for kind in (nn.RNN, nn.LSTM, nn.GRU):
         for seed in range(4):
             torch.manual_seed(seed)

@@ -6,7 +6,7 @@ from torch import nn
 
 import retrograde
 from retrograde.clipping import PreActivationValue
-from retrograde.decomposition.flow import unasked
+from retrograde.decomposition.from_recording import unasked
 from retrograde.engine import lags
 from retrograde.engine.lags import PerLag, parts_by_lag
 from retrograde.errors import NonFiniteError

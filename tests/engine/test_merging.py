@@ -7,6 +7,7 @@ import torch
 from scipy import stats
 
 import retrograde
+from retrograde.decomposition import resolution
 from retrograde.decomposition.bins import lag_bins
 from retrograde.decomposition.by_lag import LagSums
 from retrograde.decomposition.lags import mean_by_lag, reach_of
@@ -206,6 +207,16 @@ def test_sizes_far_out_of_range():
     assert float((sizes.log2[STATE] + middle).abs()[:17].max()) == 0
     assert sizes.rate == pytest.approx(-1, rel=0.05)
     assert torch.equal(sizes.interval[STATE], sizes.log2[STATE].expand(2, -1))
+
+
+def test_rows_are_merged_where_their_tables_would_not_fit_into_memory(monkeypatch):
+    """A loss at few of the steps has few rows, however long the sequence."""
+    monkeypatch.setattr(resolution, "TABLES", 8 * 10 * 200 * 40)  # 40 rows of 200 steps
+    for every, relative in ((1, 16), (4, 16), (5, None), (200, None)):
+        flow = retrograde.decompose(a_pass(200, lstm(), every=every))
+        assert flow.entries.relative == relative
+        assert flow.entries.resolution == (12 if relative else 1)
+    assert retrograde.decompose(flow.recorded, max_rows=200).entries.relative is None
 
 
 def test_merged_rows_answer_every_question_but_those_by_loss_step():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import retrograde
-from retrograde.decomposition.flow import unasked
+from retrograde.decomposition.from_recording import unasked
 from retrograde.horizons.another_past import paired, parts_of_the_past, windows_of
 
 T, B = 6, 4

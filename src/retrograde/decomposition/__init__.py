@@ -1,7 +1,8 @@
 """Questions to one backward pass: each is a fold over the engine's stream of adjoint steps."""
 
 from retrograde.decomposition.at_lags import NormsAtLags
-from retrograde.decomposition.flow import Flow, decompose
+from retrograde.decomposition.flow import Flow
+from retrograde.decomposition.from_recording import decompose
 from retrograde.decomposition.parts import Parts
 from retrograde.decomposition.residual import Residual
 

@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retrograde.cells import GRU, LSTM, AbstractCell, Elman, SideBySide, Stacked
-from retrograde.decomposition.flow import rounding_of, unasked
+from retrograde.decomposition.from_recording import unasked
 from retrograde.decomposition.residual import Allowance, Residual, residual
+from retrograde.decomposition.rounding import rounding_of
 from retrograde.engine import Scaled
 from retrograde.recording import Recorded
 

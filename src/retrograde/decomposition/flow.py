@@ -2,9 +2,9 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from retrograde import _checks, charts, plots
 from retrograde._notebook import card
 from retrograde.cells import AbstractCell, Cut, SideBySide, clipped, unclipped
 from retrograde.clipping import AbstractInside, AbstractPolicy, chain
-from retrograde.decomposition.adjoints import AdjointNorms, Adjoints
+from retrograde.decomposition.adjoints import Adjoints
 from retrograde.decomposition.all_reduced import (
     AbstractPass,
     AllReduced,
@@ -27,48 +27,34 @@ from retrograde.decomposition.at_lags import NormsAtLags, norms_at_lags
 from retrograde.decomposition.bins import Bins, lag_bins
 from retrograde.decomposition.by_crossing import Crossings
 from retrograde.decomposition.by_input import INPUT, by_input
-from retrograde.decomposition.by_lag import Lags, LagSums
+from retrograde.decomposition.by_lag import Lags
 from retrograde.decomposition.by_parameter import by_parameter
 from retrograde.decomposition.by_phase import by_phase
-from retrograde.decomposition.by_route import Routes, RouteSums
-from retrograde.decomposition.by_time import ContributionNorms, ContributionShares, parts_by_time
+from retrograde.decomposition.by_route import Routes
 from retrograde.decomposition.by_unit import Units
 from retrograde.decomposition.clipped import ClippedFlow, factors_at_the_end
+from retrograde.decomposition.contribution import contribution
 from retrograde.decomposition.labels import AbstractLabels
-from retrograde.decomposition.lags import REACH, mean_by_lag, reach_of
+from retrograde.decomposition.lags import REACH, reach_of
 from retrograde.decomposition.non_finite import NonFinite, first_overflow
 from retrograde.decomposition.parts import Parts, together
+from retrograde.decomposition.passes import Passes
 from retrograde.decomposition.processes import Processes
-from retrograde.decomposition.replay import ends_as_recorded, replay
-from retrograde.decomposition.residual import Allowance, Residual, residual
-from retrograde.decomposition.rounding import moved_by_rounding, whole_gradient
-from retrograde.decomposition.rows import log2_of_sum, near
-from retrograde.decomposition.sizes import STATE, LagSizes, Sizes
+from retrograde.decomposition.residual import Residual, void_in_words
+from retrograde.decomposition.resolution import rows_for, telling
+from retrograde.decomposition.rounding import whole_gradient
+from retrograde.decomposition.sizes import Sizes
 from retrograde.decomposition.summary import NEAR, Summary, growth
-from retrograde.engine import Entries, Scaled, Unrolled, fold, with_factors
-from retrograde.engine.entries import BLOCK_ROWS, FULL_ROWS
+from retrograde.decomposition.whole import Whole
+from retrograde.engine import Entries, Scaled, Unrolled, with_factors
 from retrograde.engine.lags import parts_by_lag
 from retrograde.engine.unitwise import is_unitwise
 from retrograde.errors import ArgumentError, VoidDecompositionWarning
-from retrograde.recording import Recorded, Recording
-from retrograde.recording.recorded import the_one
+from retrograde.recording import Recorded
 from retrograde.truncation import Horizon, Measures
 from retrograde.truncation.cuts import cut_every
 from retrograde.truncation.horizon import ENDS
-from retrograde.truncation.truncated import KINDS, Truncation
-
-LOW = 2.0**-10
-"""The rounding error from which on a precision is low: that of float16."""
-
-
-RELATIVE = 16
-"""Lags are known to this part of themselves where rows are merged and the caller did not say."""
-
-TABLES = 2**31
-"""Rows are merged by default where the tables by loss step and use step take more bytes."""
-
-SEED = 0
-"""Seed of the random signs of companion rows."""
+from retrograde.truncation.truncated import KINDS
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,10 +85,6 @@ class Flow(AbstractPass):
     recorded: Recorded
     unrolled: Unrolled
     entries: Entries
-    _found: dict[AbstractLabels, Mapping[str, Parts]] = field(default_factory=dict)
-    _starts: set[int] = field(default_factory=set)
-    _ahead: set[AbstractLabels] = field(default_factory=set)
-    _truncated: dict[tuple[str, int], Mapping[str, Measures]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"Flow of {self.recorded.size_in_words}"
@@ -111,61 +93,17 @@ class Flow(AbstractPass):
         return card(repr(self), lambda: str(self.summary()), self.chart)
 
     @cached_property
-    def gradient(self) -> Mapping[str, Scaled]:
-        """The whole gradient of each parameter, as one row [1, ...] that holds the summed loss."""
-        return whole_gradient(self.unrolled, self.recorded.direct)
+    def _whole(self) -> Whole:
+        return Whole(self.recorded, self.unrolled)
 
     @cached_property
-    def _tables(self) -> tuple[Mapping[str, Parts], Adjoints]:
-        """What most questions need, from a single pass."""
-        if self.entries.relative:
-            raise ArgumentError(
-                "rows were merged as their lags grew, so that there is no number for every loss "
-                "step and use step. Use flow.sizes, or decompose(recording, max_rows=...)"
-            )
-        norms = ContributionNorms(self.entries, self.steps, self.parameters)
-        known = self._autograds
-        shares = ContributionShares(self.entries, self.steps, known or self.gradient)
-        adjoints = AdjointNorms(self.entries, self.steps)
-        octaves = lag_bins("octaves", self.steps)
-        starts = self._starts.union(each.start for each in octaves)
-        lags = Lags(lag_bins(sorted(starts), self.steps))
-        sums = LagSums(lags.lags, self._cell)
-        apart = is_unitwise(self.unrolled)  # their lags need no pass of rows
-        routes = {
-            labels: RouteSums(labels.lags, self._cell, self.entries)
-            for labels in self._ahead
-            if isinstance(labels, Routes)
-        }
-        folds = [norms, shares, adjoints, *(() if apart else (sums,)), *routes.values()]
-        fold(self.unrolled, self.entries, folds)
-        by_lag = lags.parts(self.unrolled, self.entries) if apart else sums.result()
-        self._found.update((labels, found.result()) for labels, found in routes.items())
-        self._found[lags] = by_lag
-        whole = {name: parts.scaled.total() for name, parts in by_lag.items()}
-        if known and not all(near(known[name], whole[name]) for name in known):
-            shares = ContributionShares(self.entries, self.steps, whole)
-            fold(self.unrolled, self.entries, [shares])
-        parts = parts_by_time(self.unrolled, self.entries, whole, norms, shares)
-        return parts, adjoints.result()
+    def _passes(self) -> Passes:
+        return Passes(self.entries, self._whole)
 
     @property
-    def _octaves(self) -> Lags:
-        """The bins that are summed in the first pass where rows are merged."""
-        octaves = lag_bins("octaves", self.steps)
-        return Lags(lag_bins(sorted(self._starts.union(b.start for b in octaves)), self.steps))
-
-    @cached_property
-    def _of_lags(self) -> Sizes:
-        """Sizes where rows are merged, whose companions take several times the work of sums."""
-        found, lags = LagSizes(self.entries, self.steps, self.parameters), self._octaves
-        sums = LagSums(lags.lags, self._cell)
-        missing = lags not in self._found and not is_unitwise(self.unrolled)
-        folds = [found, *((sums,) if missing else ())]
-        fold(self.unrolled, self.entries, folds, torch.Generator().manual_seed(SEED))
-        if missing:
-            self._found[lags] = sums.result()
-        return found.result()
+    def gradient(self) -> Mapping[str, Scaled]:
+        """The whole gradient of each parameter, as one row [1, ...] that holds the summed loss."""
+        return self._whole.gradient
 
     @property
     def sizes(self) -> Sizes:
@@ -188,24 +126,7 @@ class Flow(AbstractPass):
                 "every loss step or block of them has a row of its own here: by_time has its "
                 "contributions. Sizes by lag are found by decompose(recording, relative=16)"
             )
-        return self._of_lags
-
-    @property
-    def _log2_by_lag(self) -> Float[Tensor, "T"]:
-        """log2 of the mean contribution at each lag; root mean squares where rows are merged."""
-        if self.entries.relative:
-            return self._of_lags.log2_by_lag()
-        return self.by_time().log2_mean_by_lag
-
-    @property
-    def _autograds(self) -> Mapping[str, Scaled]:
-        """Autograd's gradient, which saves a pass for our own; empty where it is less precise."""
-        given, dtype = self.recorded.gradients, self.entries.direct.dtype
-        if not self._compares_with_autograd or self._rounding > torch.finfo(dtype).eps:
-            return {}
-        if any(name not in given or not given[name].isfinite().all() for name in self.parameters):
-            return {}
-        return {name: Scaled.of(given[name].to(dtype).unsqueeze(0)) for name in self.parameters}
+        return self._passes.sizes
 
     def walked(self, starts: Iterable[int] = (), routes: bool = False) -> "Flow":
         """The same flow, its backward pass done: what is not finite on the way is raised here.
@@ -217,16 +138,13 @@ class Flow(AbstractPass):
         Raises:
             NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
         """
-        if routes and not self.entries.relative:
-            self._ahead.add(Routes(lag_bins("octaves", self.steps)))
-        self._starts.update(starts)
-        _ = self._of_lags if self.entries.relative else self._tables
+        self._passes.walk(starts, routes)
         return self
 
     @property
     def adjoints(self) -> Adjoints:
         """Sizes of the adjoint of the state for every loss step and use step."""
-        return self._tables[1]
+        return self._passes.adjoints
 
     @property
     def _cell(self) -> AbstractCell:
@@ -258,31 +176,12 @@ class Flow(AbstractPass):
         returns, and what a `Recorded.part` leads to, is compared with its own gradient, pulled
         back in one row.
         """
-        if not self.entries.relative:
-            _ = self._tables  # the pass for the sizes of all pairs has the sums as well
-        parts = self._summed
-
-        def cancelling() -> dict[str, float]:
-            sizes = {name: self._log2_of_sizes(name) for name in parts}
-            return {
-                name: float(torch.exp2(size - parts[name].log2_norms()))
-                for name, size in sizes.items()
-            }
-
+        passes = self._passes
+        sums = passes.sums()
         if self.entries.relative:
-            return self._compared(parts, {}, cancelling)
-        return self._compared(parts, cancelling())
-
-    def _log2_of_sizes(self, name: str) -> float:
-        """log2 of the sum of the norms of all contributions, or of a bound for it."""
-        if self.entries.relative:
-            return self._of_lags.log2_of_sum(name)
-        return float(log2_of_sum(self.by_time(name).log2.flatten()))
-
-    @property
-    def _summed(self) -> Mapping[str, Scaled]:
-        """The sum of the parts of each parameter, as one row."""
-        return {name: self.by_lag(name).scaled.total() for name in self.parameters}
+            later = partial(passes.cancelling, sums)
+            return self._whole.residual(sums, passes.grown, sizes=later)
+        return self._whole.residual(sums, passes.grown, passes.cancelling(sums))
 
     @property
     def whole_residual(self) -> Residual:
@@ -290,101 +189,15 @@ class Flow(AbstractPass):
 
         It shows a wrong recording as well as `residual` does, at a fraction of the cost.
         """
-        return self._compared(self.gradient, {})
-
-    def _compared(
-        self,
-        parts: Mapping[str, Scaled],
-        cancelling: Mapping[str, float],
-        sizes: Callable[[], Mapping[str, float]] | None = None,
-    ) -> Residual:
-        """The residual of some parts, and whether the precision of the pass allows it."""
-        against = self.recorded.against
-        if not self._compares_with_autograd:
-            against = "its own gradient, pulled back in one row,"
-        allowance = Allowance(
-            self._rounding,
-            self.steps,
-            cancelling,
-            lambda: self._moved_by_rounding,
-            self._likely_reason,
-            sizes,
-        )
-        return residual(parts, self._compared_with, allowance, against)
+        return self._whole.residual(self.gradient, self._passes.grown)
 
     @property
-    def _compared_with(self) -> Mapping[str, Tensor]:
-        """The gradients that the parts should sum to."""
-        if self._compares_with_autograd:
-            return self.recorded.gradients
-        return {name: row.plain().squeeze(0) for name, row in self.gradient.items()}
-
-    @property
-    def _compares_with_autograd(self) -> bool:
-        return self._cell is self.recorded.cell and bool(self.recorded.gradients)
-
-    @property
-    def _rounding(self) -> float:
-        """The coarsest rounding error in what the parts are compared with, and in the parts."""
-        if self._compares_with_autograd:
-            return rounding_of(self.recorded)
-        return float(torch.finfo(self.entries.direct.dtype).eps)
-
-    @cached_property
-    def _moved_by_rounding(self) -> Mapping[str, float]:
-        return moved_by_rounding(replace(self.recorded, cell=self._cell), self._rounding)
-
-    @cached_property
     def forward_agrees(self) -> bool | None:
         """Whether the forward pass, run again, ends in the state that the recorded one ended in.
 
         To a hundredth, or 32 rounding errors in low precision. None where that is not known.
         """
-        return ends_as_recorded(self.recorded, self.unrolled, self._rounding)
-
-    def _likely_reason(self, off: Mapping[str, float], sensitive: bool) -> str:
-        """Why the parts may not add up to the gradient, in words."""
-        if sensitive:
-            grown = self._grown
-            amplified = (
-                f"the pass amplifies rounding errors as it does the adjoint, by 2^{grown:.0f}"
-                if grown >= 1
-                else "its contributions cancel, or its units are saturated"
-            )
-            return (
-                f"rounding alone decides this gradient: {amplified}. A model in float64 may give "
-                "numbers that mean something"
-            )
-        if self.forward_agrees is False:
-            return (
-                "the forward pass, run again with the recorded weights, ends in another state: "
-                "weights were changed in between, or the layer does more than its class"
-            )
-        if self.recorded.against:
-            return (
-                f"the cell does not do what led to {self.recorded.against}: its step differs, or "
-                "its pull-back is not the derivative of its step"
-            )
-        reasons = (
-            f"only the gradient of {', '.join(off)} differs, so the adjoints are right: a hook "
-            "on the weight changes it, or a part of it does not come through the layer"
-            if len(off) < len(self.parameters)
-            else "a hook that changes gradients on their way back, an operation in the backward "
-            "pass that is not the derivative, or weights that changed between the passes"
-        )
-        if self._rounding >= LOW:
-            reasons += "; or low precision, for example underflow. Compare with float32"
-        return reasons
-
-    @property
-    def _grown(self) -> float:
-        """How far the adjoint grows above what it was at lag 0, in powers of two."""
-        if self.entries.relative:
-            log2 = self._of_lags.log2[STATE]
-            grows = log2 - log2[0]
-        else:
-            grows = self.adjoints.log2_growth_by_lag
-        return float(grows[grows.isfinite()].max()) if bool(grows.isfinite().any()) else 0.0
+        return self._whole.forward_agrees
 
     @property
     def reach_is_lower_bound(self) -> bool:
@@ -423,14 +236,12 @@ class Flow(AbstractPass):
         `reach_is_lower_bound` the gradient may reach further than that. Where rows are merged it is
         the root mean square that is compared, and `sizes.reach(name)` is that of one parameter.
         """
-        return reach_of(self._log2_by_lag)
+        return reach_of(self._passes.log2_by_lag())
 
     @property
     def half_life(self) -> float:
         """Steps in which the adjoint of the state halves; negative (doubling) if it grows."""
-        if not self.entries.relative:
-            return self.adjoints.half_life
-        rate = self._of_lags.rate
+        rate = self._passes.rate
         return -1 / rate if rate else math.inf
 
     def by_time(self, parameter: str | None = None) -> Parts:
@@ -440,11 +251,7 @@ class Flow(AbstractPass):
             ArgumentError: for a parameter that this layer does not have.
         """
         name = self._known(parameter)
-        return self._tables[0][name] if name else self._whole_by_time
-
-    @cached_property
-    def _whole_by_time(self) -> Parts:
-        return together(tuple(self._tables[0].values()))
+        return self._passes.by_time[name] if name else self._passes.whole_by_time
 
     def by_lag(self, parameter: str | None = None, bins: Bins = "octaves") -> Parts:
         """The sum of C[t,k] over all pairs whose lag falls in a bin.
@@ -463,7 +270,7 @@ class Flow(AbstractPass):
         """
         lags = lag_bins(bins, self.steps)
         if parameter == INPUT:
-            return by_input(self.unrolled, self._with_edges(lags), lags)
+            return by_input(self.unrolled, telling(self.entries, lags), lags)
         return self._by(Lags(lags), parameter)
 
     def norms_at_lags(self) -> NormsAtLags:
@@ -561,40 +368,10 @@ class Flow(AbstractPass):
         return self._by(Units(lag_bins(bins, self.steps)), parameter)
 
     def _by(self, labels: AbstractLabels, parameter: str | None) -> Parts:
-        """The parts with these labels, from the pass that sorts by them or one made before."""
+        """The parts with these labels, of one parameter or of all as one vector."""
         name = self._known(parameter)
-        if self.entries.relative and isinstance(labels, Lags):
-            octaves = self._octaves  # whose pass has most bins
-            if octaves.divides(labels) and self._with_edges(labels.lags) is self.entries:
-                if octaves not in self._found:
-                    self._found[octaves] = octaves.parts(self.unrolled, self.entries)
-        if labels not in self._found:
-            rows = self._rows_for(labels)
-            finer = [each for each in self._found if isinstance(each, Lags)]
-            known = [
-                each
-                for each in finer
-                if isinstance(labels, Lags) and each.divides(labels) and rows is self.entries
-            ]
-            self._found[labels] = (
-                known[0].joined(self._found[known[0]], labels)
-                if known and isinstance(labels, Lags)
-                else labels.parts(self.unrolled, rows)
-            )
-        parts = self._found[labels]
+        parts = self._passes.parts(labels)
         return parts[name] if name else together(tuple(parts.values()))
-
-    def _rows_for(self, labels: AbstractLabels) -> Entries:
-        """The rows in which a question is answered."""
-        return self._with_edges(labels.lags) if isinstance(labels, Lags) else self.entries
-
-    def _with_edges(self, lags: tuple[range, ...]) -> Entries:
-        """The rows that tell bins exactly; merged ones do for octaves, which are many."""
-        relative, edge = self.entries.relative, lags[-1].start
-        if not relative or edge <= relative or lags == lag_bins("octaves", self.steps):
-            return self.entries
-        edge = max(bin_.start for bin_ in lags if bin_.start <= FULL_ROWS)
-        return replace(self.entries, exact=edge)
 
     def horizon(self, kind: str = "sliding") -> Horizon:
         """What truncated back-propagation would leave of this gradient, for every K at once.
@@ -656,14 +433,9 @@ class Flow(AbstractPass):
 
     def truncated(self, kind: str, most: int | None = None) -> Mapping[str, Measures]:
         """What is left of the gradient of each parameter for K = 1 .. `most`, T if None."""
-        key = kind, most or self.steps
-        if key not in self._truncated:
-            truncation, count = Truncation(kind, self.gradient), self.lags_that_count
-            truncation.take(parts_by_lag(self.unrolled, self.entries.direct, count))
-            self._truncated[key] = truncation.result(key[1])
-        return self._truncated[key]
+        return self._passes.truncated(kind, most or self.steps)
 
-    @cached_property
+    @property
     def lags_that_count(self) -> int:
         """The first lag from which on all parts together are below the rounding of the gradient.
 
@@ -671,19 +443,7 @@ class Flow(AbstractPass):
         has. T if that is not so at any lag, for one parameter at least. Where several loss steps
         share a row, the norm is that of their sum.
         """
-        counts = 1
-        for name in self.parameters:
-            if self.entries.relative:
-                sums = self._of_lags.log2_by_lag(name)
-            else:
-                parts = self._tables[0][name]
-                sums = mean_by_lag(parts.log2, parts.lags)
-            sums = sums + math.log2(max(1, len(self.entries)))
-            beyond = torch.logcumsumexp(sums.flip(0) * math.log(2), 0).flip(0) / math.log(2)
-            eps = math.log2(torch.finfo(self.entries.direct.dtype).eps)
-            whole = float(self.gradient[name].log2_norms())
-            counts = max(counts, int((beyond > whole + eps).sum()))
-        return counts
+        return self._passes.lags_that_count
 
     def lag_by_lag(self) -> Iterator[Mapping[str, Scaled]]:
         """The part of each lag, one after the other: a row [1, ...] for each parameter.
@@ -814,17 +574,17 @@ class Flow(AbstractPass):
 
     def _share(self) -> tuple[Share, Mapping[str, Scaled], Mapping[str, Tensor]]:
         """What the other processes are to know of this pass, its sum and what that should be."""
-        weights, gradients = self._cell.parameters, self._compared_with
+        weights, gradients = self._cell.parameters, self._whole.expected
         shapes = ", ".join(f"{name} {list(weight.shape)}" for name, weight in weights.items())
         share = Share(
             f"{type(self._cell).__name__} with {shapes}; routes {', '.join(self.routes)}",
             {name: fingerprint(weight) for name, weight in weights.items()},
             self.steps,
-            self._rounding,
+            self._whole.rounding,
             self.residual,
             {name: float(torch.linalg.vector_norm(g.double())) for name, g in gradients.items()},
         )
-        return share, self._summed, gradients
+        return share, self._passes.sums(), gradients
 
     def with_rows(self, max_rows: int | None = None, relative: int | None = None) -> "Flow":
         """The same pass with its loss steps in other rows: coarser lags, less memory.
@@ -839,14 +599,12 @@ class Flow(AbstractPass):
             raise ArgumentError(
                 f"give max_rows or relative; got max_rows={max_rows} and relative={relative}"
             )
-        direct = self.recorded.direct
-        if relative is not None:
-            return Flow(self.recorded, self.unrolled, Entries.merging(direct, relative))
-        return Flow(self.recorded, self.unrolled, Entries.of(direct, max_rows))
+        entries = rows_for(self.recorded.direct, len(self.parameters), max_rows, relative)
+        return Flow(self.recorded, self.unrolled, entries)
 
     def by_parameter(self) -> Parts:
         """The blocks of the gradient itself: layer by layer, gate by gate, weight by weight."""
-        return by_parameter(self._cell, self._summed)
+        return by_parameter(self._cell, self._passes.sums())
 
     def summary(self) -> Summary:
         """The few numbers that say most, as `Monitor` logs them; `print` shows them in five lines.
@@ -869,11 +627,11 @@ class Flow(AbstractPass):
             carousel = float(routes.select(route=kept).share.sum())
         return Summary(
             self.reach,
-            self._of_lags.rate if self.entries.relative else self.adjoints.rate,
+            self._passes.rate,
             float(near),
             carousel,
             math.nan if self.entries.relative else growth(self.adjoints),
-            self._log2_by_lag,
+            self._passes.log2_by_lag(),
         )
 
     def chart(self) -> Any:
@@ -893,7 +651,7 @@ class Flow(AbstractPass):
 
     @property
     def _lag_curve(self) -> tuple[Tensor, int, float, float]:
-        return self._log2_by_lag.cpu(), self.reach, self.half_life, REACH
+        return self._passes.log2_by_lag().cpu(), self.reach, self.half_life, REACH
 
     def contribution(self, parameter: str, t: int, k: int) -> Float[Tensor, "*R"]:
         """C[t,k] itself: the part of dL/dW that enters at step t and uses the weights at step k.
@@ -908,16 +666,7 @@ class Flow(AbstractPass):
                 f"contribution needs a parameter and steps 0 <= k <= t < {self.steps}; got "
                 f"{parameter!r}, t={t}, k={k}"
             )
-        direct = torch.zeros_like(self.entries.direct)
-        direct[t] = self.entries.direct[t]
-        entries = Entries.of(direct)
-        if not len(entries):  # the loss does not enter at t
-            return torch.zeros_like(self._cell.parameters[name])
-        before = [range(0, t - k), range(t - k, t - k + 1), range(t - k + 1, self.steps)]
-        lags = tuple(lag for lag in before if lag)
-        sums = LagSums(lags, self._cell)
-        fold(self.unrolled, entries, [sums])
-        return sums.result()[name].parts()[lags.index(range(t - k, t - k + 1))]
+        return contribution(self.unrolled, self.entries.direct, name, t, k)
 
     def names(self, parameter: str | None = None) -> tuple[str, ...]:
         """One parameter, or all of them for None.
@@ -935,83 +684,3 @@ class Flow(AbstractPass):
                 + ", ".join(self.parameters)
             )
         return parameter
-
-
-def decompose(
-    recording: Recording | Recorded, *, max_rows: int | None = None, relative: int | None = None
-) -> Flow:
-    """Take a recorded backward pass apart, exactly.
-
-        C[t,k] = da_k (x) u_k   with   delta_{k-1} = J_k^T delta_k,   started by dL/dh_t alone
-
-    Args:
-        recording: what `record` recorded, if it holds one layer; else one of its values,
-            `recording["encoder.lstm"]`.
-        max_rows: how many rows the loss steps may take up. By default each of up to 1024 loss
-            steps has its own; more share 512 rows in blocks of neighbouring steps. Sums over
-            loss steps stay exact, only lags are then known to the width of a block.
-        relative: merge the rows of neighbouring loss steps as their lag grows, so that lags up to
-            this number are exact and those beyond are known to 1/relative of themselves: about
-            `relative * log2(T / relative)` rows, however long the sequence. Sums stay exact;
-            instead of `by_time` there are `sizes` by lag. So by default (16) where the tables of
-            `by_time` would take more than 2 GiB; `flow.entries.relative` says it.
-
-    Returns:
-        The `Flow`. Its losses are the ones that ran: a mean over the batch gives small numbers, a
-        sum large ones.
-
-    Raises:
-        ArgumentError: if the recording holds several layers, for anything that is no recording, and
-            for a `max_rows` or `relative` that is not a positive integer, or both of them.
-        NonFiniteError: if a NaN or an infinity was recorded, with the first place (step, layer,
-            gate, route) and the growth that led there, in words and as its `place`.
-
-    Warns:
-        VoidDecompositionWarning: if the residual is larger than the precision of the pass allows
-            (see `Residual`), with the likely reason.
-
-    Example:
-        >>> import torch, retrograde
-        >>> model = torch.nn.RNN(1, 2)
-        >>> with retrograde.record(model) as recording:
-        ...     model(torch.ones(5, 1, 1))[0].sum().backward()
-        >>> retrograde.decompose(recording).by_lag("weight_hh_l0").lags
-        (range(0, 1), range(1, 2), range(2, 3), range(3, 5))
-    """
-    recorded, max_rows = the_one(recording), _checks.optional_whole("max_rows", max_rows)
-    relative = _checks.optional_whole("relative", relative)
-    if max_rows is not None and relative is not None:
-        raise ArgumentError(
-            f"give max_rows or relative, not both; got max_rows={max_rows} and relative={relative}"
-        )
-    flow = unasked(recorded, max_rows, relative)
-    if not flow.residual.ok:  # the pass runs here, so that its errors are raised here
-        warnings.warn(
-            void_in_words(recorded.name, flow.residual), VoidDecompositionWarning, stacklevel=2
-        )
-    return flow
-
-
-def rounding_of(recorded: Recorded) -> float:
-    """The coarsest rounding error in a pass, its gradients and its analysis."""
-    kinds = {value.dtype for value in (recorded.direct, *recorded.gradients.values())}
-    return max(recorded.rounding or 0.0, *(torch.finfo(kind).eps for kind in kinds))
-
-
-def unasked(recorded: Recorded, max_rows: int | None = None, relative: int | None = None) -> Flow:
-    """The `Flow` of a recording to which no question was put yet, its residual neither."""
-    direct, tables = recorded.direct, 2 * len(recorded.cell.parameters) + 2
-    if max_rows is None and relative is None:
-        if 8 * tables * len(direct) * min(len(direct), BLOCK_ROWS) > TABLES:
-            relative = RELATIVE
-    entries = Entries.merging(direct, relative) if relative else Entries.of(direct, max_rows)
-    return Flow(recorded, replay(recorded), entries)
-
-
-def void_in_words(name: str, found: Residual) -> str:
-    """What is wrong with the decomposition of a layer that is void."""
-    return (
-        f"{name!r}: the parts do not add up to {found.against}: the residual is "
-        f"{float(found):.1e}, and the precision of the pass allows {found.bound:.1e}. What rests "
-        f"on them is void. The likely reason: {found.note}"
-    )

@@ -1,8 +1,12 @@
-"""Sizes over lag: their mean, and how far back it reaches."""
+"""Sizes over lag: their mean, how far back it reaches, and from where on nothing counts."""
+
+import math
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from retrograde.engine.scaling import Scaled
 
 POOLED = 104
 """Largest number of rows or columns in the picture of a map."""
@@ -28,3 +32,17 @@ def reach_of(log2_mean: Float[Tensor, "T"]) -> int:
     floor = log2_mean[0] + torch.log2(torch.tensor(REACH, dtype=log2_mean.dtype))
     within = torch.nonzero((log2_mean >= floor) & log2_mean.isfinite())
     return int(within.max()) if len(within) else 0
+
+
+def lags_that_count(log2_mean: Float[Tensor, "T"], rows: int, gradient: Scaled) -> int:
+    """The first lag from which on all contributions together are below a gradient's rounding.
+
+    Args:
+        log2_mean: log2 of the mean norm of the contributions at each lag, or of a bound for it.
+        rows: how many there are at a lag, at most.
+        gradient: their sum, as one row.
+    """
+    sums = log2_mean + math.log2(max(1, rows))
+    beyond = torch.logcumsumexp(sums.flip(0) * math.log(2), 0).flip(0) / math.log(2)
+    eps = math.log2(torch.finfo(gradient.values.dtype).eps)
+    return int((beyond > float(gradient.log2_norms()) + eps).sum())

@@ -171,6 +171,15 @@ def residual(
     return Residual(largest, "; ".join(notes), bound, against, sensitive)
 
 
+def void_in_words(name: str, found: Residual) -> str:
+    """What is wrong with the decomposition of a layer that is void."""
+    return (
+        f"{name!r}: the parts do not add up to {found.against}: the residual is "
+        f"{float(found):.1e}, and the precision of the pass allows {found.bound:.1e}. What rests "
+        f"on them is void. The likely reason: {found.note}"
+    )
+
+
 def of_mean(
     parts: Mapping[str, Scaled],
     gradients: Mapping[str, Tensor],

@@ -21,6 +21,12 @@ from retrograde.errors import NonFiniteError
 from retrograde.recording import Recorded
 
 
+def rounding_of(recorded: Recorded) -> float:
+    """The coarsest rounding error in a pass, its gradients and its analysis."""
+    kinds = {value.dtype for value in (recorded.direct, *recorded.gradients.values())}
+    return max(recorded.rounding or 0.0, *(torch.finfo(kind).eps for kind in kinds))
+
+
 def whole_gradient(unrolled: Unrolled, direct: Tensor) -> dict[str, Scaled]:
     """The gradient of each parameter as one row [1, ...] that holds the summed loss."""
     lags = Lags((range(0, max(1, len(unrolled))),))

@@ -16,7 +16,7 @@ from retrograde.cells.gates import CONSTANT
 from retrograde.cells.leaves import leaves
 from retrograde.decomposition import Flow
 from retrograde.decomposition.adjoints import AdjointNorms, Adjoints
-from retrograde.decomposition.flow import unasked
+from retrograde.decomposition.from_recording import unasked
 from retrograde.decomposition.non_finite import NonFinite
 from retrograde.decomposition.summary import NEAR
 from retrograde.diagnosis.activity import Activity, Units, look

@@ -19,7 +19,7 @@ from retrograde.declarations.matching import Declared
 from retrograde.decomposition import Flow
 from retrograde.decomposition.all_reduced import SAME, fingerprint
 from retrograde.decomposition.by_phase import by_phase
-from retrograde.decomposition.flow import unasked
+from retrograde.decomposition.from_recording import unasked
 from retrograde.decomposition.processes import Processes
 from retrograde.diagnosis.batches import Batches, calls_next, draw, is_source
 from retrograde.diagnosis.copies import copied_model, untouched

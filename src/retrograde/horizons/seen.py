@@ -11,7 +11,8 @@ from torch import Tensor
 from retrograde import _checks
 from retrograde.decomposition import Parts
 from retrograde.decomposition.bins import lag_bins
-from retrograde.decomposition.flow import unasked, void_in_words
+from retrograde.decomposition.from_recording import unasked
+from retrograde.decomposition.residual import void_in_words
 from retrograde.engine import Scaled
 from retrograde.errors import VoidDecompositionWarning
 from retrograde.recording import Recorded, Recording

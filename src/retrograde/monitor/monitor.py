@@ -15,8 +15,8 @@ from retrograde import _checks
 from retrograde.declarations.matching import Declared, checked
 from retrograde.decomposition import Flow, decompose
 from retrograde.decomposition.check import check
-from retrograde.decomposition.flow import void_in_words
 from retrograde.decomposition.replay import ends_as_recorded, replay
+from retrograde.decomposition.residual import void_in_words
 from retrograde.decomposition.summary import summarise
 from retrograde.errors import ArgumentError, RecordingError
 from retrograde.monitor.history import History, Smoothed

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retrograde.decomposition.bins import lag_bins
-from retrograde.decomposition.flow import unasked
+from retrograde.decomposition.from_recording import unasked
 from retrograde.horizons.another_past import FEWEST_PAIRED, paired, parts_of_the_past
 from retrograde.horizons.curvature import readout_of_the_loss
 from retrograde.horizons.over_batches import TRAINING_STEPS
