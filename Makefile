@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test suite style types test-sanitizers test-aarch64 test-install test-oldest test-portability test-integrations study-quick lint bench docs clean
+.PHONY: help demo test suite style types test-sanitizers test-aarch64 test-compilers test-install test-oldest test-portability test-integrations study-quick lint bench docs clean
 
 help:
 	@echo "make demo   two forecasters of CO2, and how far back their gradients reach"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint   ruff and mypy"
 	@echo "make test-sanitizers  the compiled backend under the address and undefined-behaviour sanitizers"
 	@echo "make test-aarch64  the compiled backend as a 64-bit ARM processor runs it, in an emulator"
+	@echo "make test-compilers  the compiled backend as each compiler at hand builds it, at each level of optimisation"
 	@echo "make test-install  the wheel in an environment of its own: core dependencies, then [cli]"
 	@echo "make test-oldest   the tests of the core with the oldest versions allowed (downloads 3 GB)"
 	@echo "make test-portability  pages, numerics and demo under other instruction sets (SETTINGS='plain avx2-2')"
@@ -44,6 +45,9 @@ test-sanitizers: .venv/dev
 
 test-aarch64: .venv/dev
 	$(BIN)/python scripts/aarch64.py
+
+test-compilers: .venv/dev
+	$(BIN)/python scripts/compilers.py
 
 test-install: .venv/created
 	$(BIN)/python scripts/installation.py core

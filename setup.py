@@ -6,6 +6,8 @@ it cannot be built the package is complete without it, and `retrograde.backend()
 
 import os
 import platform
+import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -14,9 +16,14 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
+LEVELS = re.findall(r"(?:^|\s)-O(\S*)", os.environ.get("CFLAGS", ""))
+"""Of optimisation, as the environment asks for them. Distributions ask for 2 whatever they build;
+any other level is meant."""
+
 OPTIONS = [
     *("-std=gnu11", "-fvisibility=hidden", "-Wno-psabi", "-Wall", "-Wextra"),
-    *([] if "-O" in os.environ.get("CFLAGS", "") else ["-O3", "-g0"]),
+    *(["-O3"] if LEVELS[-1:] in ([], ["2"]) else []),
+    *([] if LEVELS else ["-g0"]),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
 ]
 """None of them changes what arithmetic means, as -ffast-math would."""
@@ -30,6 +37,9 @@ if platform.machine() in ("x86_64", "AMD64"):
         "-mprefer-vector-width=512",
     ]
 
+SOURCES = runpy.run_path("src/retrograde/compiled/sources.py")
+"""The number that package and library know each other by."""
+
 TYPES = {"float": [], "double": ["-DRETROGRADE_DOUBLE"]}
 
 
@@ -37,7 +47,8 @@ class Build(build_ext):
     """Compiles kernels.c once for each instruction set and type."""
 
     def build_extension(self, ext: Extension) -> None:
-        objects, built = list[str](), list[str]()
+        number = SOURCES["number_of"](Path("csrc"))
+        objects, built = list[str](), [f"-DRETROGRADE_SOURCES={number}"]
         for name, options in SETS.items():
             try:
                 for kind, definition in TYPES.items():
@@ -54,6 +65,9 @@ class Build(build_ext):
         self.compiler.link_shared_object(
             objects, self.get_ext_fullpath(ext.name), libraries=ext.libraries
         )
+        if not self.inplace:
+            beside = Path(self.get_ext_fullpath(ext.name)).with_name(SOURCES["BUILT_FROM"].name)
+            beside.write_text(f"{number}\n")
 
     def _compiled(self, ext: Extension, file: str, folder: str, options: list[str]) -> list[str]:
         return self.compiler.compile(

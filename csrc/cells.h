@@ -95,10 +95,12 @@ INLINE void lstm_ahead(
    becomes NaN. */
 static vec held(const struct back *s, vec d, int64_t n) {
   vec size = choose((int_vec)(d < 0), -d, d);
-  int_vec larger = (int_vec)(size > s->limit);
+  vec brought = choose((int_vec)(size > s->limit), d * (s->limit / size), d);
+  /* Compared once more, number by number: gcc 12 cannot compile a mask for vectors of doubles
+     without SSE4 that reaches its use by more than one way. */
   for (int64_t k = 0; k < n; k++)
-    *s->clipped += larger[k] != 0;
-  return choose(larger, d * (s->limit / size), d);
+    *s->clipped += size[k] > s->limit;
+  return brought;
 }
 #define HELD(value)                                                                                \
   do {                                                                                             \

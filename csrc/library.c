@@ -56,11 +56,8 @@ static const struct set sets[] = {
 #endif
 };
 
-/* The version of the structs, and their size in numbers of 8 bytes. */
-EXPORTED int64_t retrograde_interface(void) {
-  int64_t bytes = sizeof(struct pass) + sizeof(struct online) + sizeof(struct lesson);
-  return RETROGRADE_INTERFACE * 1000 + bytes / 8;
-}
+/* The number of the sources that it was built from (compiled/sources.py). */
+EXPORTED int64_t retrograde_interface(void) { return RETROGRADE_SOURCES; }
 
 /* The name of an instruction set that this processor has, NULL for any other number. */
 EXPORTED const char *retrograde_set(int64_t set) {

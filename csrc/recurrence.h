@@ -9,8 +9,6 @@
 
 #include <stdint.h>
 
-#define RETROGRADE_INTERFACE 12
-
 enum cell { LSTM, ELMAN, GRU, GRU_2014 };
 enum gate { INPUT = 1, FORGET = 2, CELL = 4, OUTPUT = 8, COUPLED = 16 };
 enum activation { TANH, RELU, SIGMOID, IDENTITY, WIDE_SIGMOID, CENTRED_SIGMOID,

@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -462,40 +461,3 @@ def test_several_gradients_at_once():
     peephole = retrograde.nn.LSTM(2, 3, generation="peephole", dtype=torch.float64)
     with pytest.raises(BackendError, match="one after the other"):
         torch.autograd.grad(peephole(x)[0], peephole.weight_hh_l0, grads, is_grads_batched=True)
-
-
-def test_the_environment_chooses():
-    with using("eager"):
-        assert retrograde.backend() == "eager"
-        assert "RETROGRADE_BACKEND=eager asks for it" in retrograde.backend().note
-    with using("fast"), pytest.raises(BackendError, match="one of eager, compiled; got 'fast'"):
-        retrograde.backend()
-    with using(None):
-        assert retrograde.backend() == BACKENDS[-1]
-
-
-def test_a_library_that_is_not_there_or_not_ours(tmp_path, monkeypatch):
-    """Everything runs without it, and says how to have it; to ask for it is an error."""
-    whole = Path(torch._C.__file__).read_bytes()
-    for name, content, reason in (
-        ("none.so", None, "was not built"),
-        ("foreign.so", b"\x7fELF and nothing more", "no library of this"),
-        ("half.so", whole[: len(whole) // 2], "no library of this"),  # its loader would crash
-    ):
-        path = tmp_path / name
-        if content is not None:
-            path.write_bytes(content)
-        monkeypatch.setattr(loading, "PATH", path)
-        with using(None):
-            backend = retrograde.backend()
-            assert backend == "eager" and reason in backend.note and "pip install" in backend.note
-            retrograde.nn.GRU(2, 3, generation="gru-2014")(torch.zeros(4, 1, 2))
-        with using("compiled"), pytest.raises(BackendError, match=reason):
-            retrograde.backend()
-
-
-@needs_library
-def test_a_library_of_another_version(monkeypatch):
-    monkeypatch.setattr(loading, "INTERFACE", 0)
-    with using(None):
-        assert "another version" in retrograde.backend().note

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from retrograde import _checks
+from retrograde.compiled import sources
 from retrograde.errors import BackendError
 
 VARIABLE = "RETROGRADE_BACKEND"
@@ -46,9 +47,6 @@ LESSON = (
     *("possible", "limit", "begins", "answers", "before"),
 )
 """Those of `struct lesson`."""
-
-INTERFACE = 12
-"""RETROGRADE_INTERFACE in csrc/recurrence.h."""
 
 HOW = (
     "To have it, install from source where there is a C compiler (gcc or clang): "
@@ -183,12 +181,12 @@ def _loaded(path: Path) -> Library:
             raise OSError("the file is cut short")
         opened = ctypes.CDLL(str(path))
         opened.retrograde_interface.restype = ctypes.c_int64
-        interface = opened.retrograde_interface()
+        built_from, expected = opened.retrograde_interface(), sources.expected()
     except (OSError, AttributeError) as error:
         raise BackendError(
             f"{path.name} is no library of this package: {_checks.shown(str(error))}. {HOW}"
         ) from None
-    if interface != INTERFACE * 1000 + len(FIELDS + ONLINE + LESSON):
+    if built_from != expected:
         raise BackendError(f"{path.name} was built for another version of this package. {HOW}")
     return _of(opened, len(_instruction_sets(opened)) - 1)
 
