@@ -196,7 +196,15 @@ struct group {
   int64_t height, blocks, segments, operands;
 };
 
-/* How large what rows make of parameters is: || sum_b da_b (x) u_b || for each operand u. */
+/* What adjoints are multiplied by at each step of a chunk, [K, B, width] with these strides, in
+   elements; NULL is 1. */
+struct operand {
+  const void *at;
+  int64_t step, sample, width;
+};
+
+/* How large what rows make of parameters is, || sum_b da_b (x) u_b || for each operand u, and its
+   product <sum_b da_b (x) u_b, G> = sum_b <da_b, G u_b> with a gradient G. */
 struct sizes_of_rows {
   /* Steps, samples, the size of the state, rows, the first step in the chunk, steps of that. */
   int64_t steps, samples, size, rows, first, all_steps;
@@ -205,22 +213,20 @@ struct sizes_of_rows {
   /* Rows [N, K, B, S] with these strides in elements, those of a step next to each other. */
   const void *values;
   int64_t row, step;
-  /* Products <u_b, u_b'> of the operands of all groups, [U, all steps, B, B]. */
+  /* Products <u_b, u_b'> of the operands of all groups, [U, all steps, B, B]; NULL where no sizes
+     are asked for. */
   const double *operands;
   /* Results: the squares, and whether they cancel too far to be trusted, [U, N, K]. */
   double *squares;
   uint8_t *cancels;
+  /* G u of each operand, none of them NULL; NULL where no products are asked for. The result,
+     [U, N, K]. */
+  const struct operand *images;
+  double *inner;
   int64_t groups;
   const struct group *all_groups;
   const struct segment *of_groups;
   struct program program; /* the nodes that the groups need, none with a slot */
-};
-
-/* What adjoints are multiplied by at each step of a chunk, [K, B, width] with these strides, in
-   elements; NULL is 1. */
-struct operand {
-  const void *at;
-  int64_t step, sample, width;
 };
 
 /* What rows make of parameters, summed over steps and samples, rows that share a number together:

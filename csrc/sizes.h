@@ -2,6 +2,10 @@
 
        || sum_b da_b (x) u_b ||^2 = sum_{b,b'} <da_b, da_b'> <u_b, u_b'>
 
+   and how much of a given gradient G is in them:
+
+       < sum_b da_b (x) u_b, G > = sum_b < da_b, G u_b >
+
    da_b are the adjoints of some blocks side by side, which all parameters that follow from them
    share. Nothing is kept of them but these sums. */
 
@@ -114,6 +118,22 @@ static void add_square(
     store(square + u * V, sum[0] * weights[u * TILE_SIZE]);
 }
 
+/* sum_b <row b, image b>. */
+static double inner_product(
+    int64_t samples, const real *rows, int64_t row, int64_t width, const struct operand *image,
+    int64_t step) {
+  const real *at = (const real *)image->at + step * image->step;
+  vec sum[4] = {{0}};
+  for (int64_t b = 0; b < samples; b++, rows += row, at += image->sample) {
+    int64_t j = 0;
+    for (; j + 4 * V <= width; j += 4 * V)
+      UNROLL for (int64_t k = 0; k < 4; k++) sum[k] += load(rows + j + k * V) * load(at + j + k * V);
+    for (; j < width; j += V)
+      sum[0] += load_some(rows + j, width - j) * load_some(at + j, width - j);
+  }
+  return sum_of((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
 /* One row of all samples at one step: what its adjoints make of the operands of every group. */
 static void sizes_of_row(
     const struct sizes_run *run, const struct work_rows *rows, const struct work_sizes *w,
@@ -129,6 +149,13 @@ static void sizes_of_row(
     const int64_t P = g->blocks * g->height;
     side_by_side(g, s, rows, at, step, B, w->adjoints, run->width);
     s += g->segments;
+    for (int64_t u = 0; p->images && u < g->operands; u++)
+      p->inner[((operand + u) * p->rows + n) * p->steps + k] =
+          inner_product(B, w->adjoints, run->width, P, p->images + operand + u, step);
+    if (!p->operands) {
+      operand += g->operands;
+      continue;
+    }
     const int64_t padded = padded_to(P, V);
     for (int64_t b = 0; b < B && P < padded; b++)
       memset(w->adjoints + b * run->width + P, 0, (size_t)(padded - P) * sizeof(real));
@@ -188,7 +215,7 @@ static int64_t sizes(const struct sizes_of_rows *p) {
   struct sizes_run run = {.sizes = p, .runner = runner_of(&p->program), .whole = p->size % V == 0};
   const int64_t B = p->samples, N = p->rows;
   int64_t work = 0;
-  run.tiles = tiles_of(B);
+  run.tiles = p->operands ? tiles_of(B) : 0;
   for (const struct group *g = p->all_groups; g < p->all_groups + p->groups; g++) {
     run.width = most_of(run.width, odd_row(g->blocks * g->height + V));
     run.operands += g->operands;
@@ -221,7 +248,8 @@ static int64_t sizes(const struct sizes_of_rows *p) {
   pack_all(&run.runner, &free_);
   run.weights = taken(&free_, of_weights);
   run.units = (double *)taken(&free_, of_units);
-  find_weights(&run);
+  if (p->operands)
+    find_weights(&run);
   run.scratch = free_;
   if (run.parts < 2 || p->parallel(0, run.parts, 1, sizes_parts, &run))
     sizes_parts(0, run.parts, &run);

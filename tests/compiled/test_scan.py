@@ -365,9 +365,66 @@ def test_sizes_of_samples_that_cancel_are_those_of_the_parts():
     x, initial = drawn(3, 1, 2).expand(-1, 2, -1), drawn(1, 5).expand(2, -1)
     chunk = unroll(cell, x, initial).chunk(0, 3)
     values = drawn(7, 3, 1, 5) * torch.tensor([1, -1 + 2.0**-20], dtype=torch.float64)[:, None]
-    (squares, *_), (cancels, *_) = sizes.squares(chunk.compiled_uses, 0, values)
-    assert cancels.all() and (squares < 1e-9 * values.square().sum((2, 3))).all()
+    found = sizes.sizes_of(chunk.compiled_uses, 0, values)
+    assert found.cancels.all() and (found.squares < 1e-9 * values.square().sum((2, 3))).all()
     compare_norms(chunk, values, 1e-6)
+
+
+def pushed(cell, x, before, change):
+    """The change of the state after a step that goes with one of a parameter, by autograd."""
+    weights = dict(cell.parameters)
+
+    def state(changed):
+        return cell.with_parameters(weights | changed).step(x, before).state
+
+    with using("eager"):
+        return torch.func.jvp(state, ({n: weights[n] for n in change},), (change,))[1]
+
+
+def compare_products(chunk, values, tolerance, first=0):
+    """What the library gives for each parameter against <values, push of its change>."""
+    uses, cell, count = chunk.compiled_uses, chunk.cell, values.shape[1]
+    change = {
+        name: drawn(weight.numel(), dtype=weight.dtype, seed=6).view_as(weight)
+        for name, weight in cell.parameters.items()
+    }
+    images = sizes.images_of(uses, change)
+    alone = sizes.sizes_of(uses, first, values, images, squares=False)
+    both = sizes.sizes_of(uses, first, values, images)
+    assert alone.squares is None and alone.cancels is None
+    assert torch.equal(alone.inner, both.inner)
+    assert torch.equal(both.squares, sizes.sizes_of(uses, first, values).squares)
+    for name, direction in change.items():
+        own = [number for number, side in enumerate(uses.sides) if side.parameter == name]
+        steps = chunk.steps.x[first : first + count], chunk.steps.previous[first : first + count]
+        by_state = pushed(cell, *steps, {name: direction})
+        expected = torch.einsum("nkbs,kbs->nk", values.double(), by_state.double())
+        scale = tolerance * float(values.double().flatten(2).norm(dim=2).max() * by_state.norm())
+        torch.testing.assert_close(both.inner[own].sum(0), expected, rtol=0, atol=scale)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
+def test_products_with_a_gradient(problem):
+    chunk = chunk_of(problem.make(), 5, 3)
+    if chunk.plan.functions:
+        return
+    values = drawn(19, 5, 3, chunk.cell.state_size, seed=4)
+    compare_products(chunk, values, 1e-13)
+    compare_products(chunk, values[::3, 1:4], 1e-13, first=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_with_a_gradient_of_any_batch(kind):
+    for batch, hidden, rows, dtype in (
+        (1, 1, 1, torch.float64),
+        (1, 19, 30, torch.float32),
+        (6, 19, 3, torch.float64),
+        (5, 32, 9, torch.float32),
+        (3, 71, 2, torch.float32),  # more than four vectors and a remainder
+    ):
+        chunk = chunk_of(cell_of(kind, 2, hidden, dtype), 4, batch)
+        values = drawn(rows, 4, batch, chunk.cell.state_size, dtype=dtype, seed=5)
+        compare_products(chunk, values, 1e-13 if dtype == torch.float64 else 1e-5)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)

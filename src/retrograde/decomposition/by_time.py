@@ -9,7 +9,7 @@ Reference for the Gram form: Xuechen Li et al., "Large Language Models Can Be St
 Private Learners", ICLR (2022), arXiv 2110.05679 ("ghost clipping").
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -19,8 +19,7 @@ from torch import Tensor
 from retrograde.cells.forward_mode import jvp_of_parameters
 from retrograde.cells.reverse_mode import FormedGradients
 from retrograde.cells.reverse_mode import Uses as PulledUses
-from retrograde.compiled.sizes import squares
-from retrograde.compiled.uses import Uses
+from retrograde.compiled.sizes import Sizes, images_of, sizes_of
 from retrograde.decomposition.parts import Parts
 from retrograde.decomposition.rows import shares, summed
 from retrograde.engine.adjoint import AdjointSpan, backpropagate
@@ -42,122 +41,159 @@ class ContributionNorms:
     def __init__(self, entries: Entries, steps: int, parameters: Iterable[str]):
         self._tables = _tables(entries, steps, parameters, -torch.inf)
 
-    def update(self, span: AdjointSpan) -> None:
+    def update(self, span: AdjointSpan, found: Sizes | None = None) -> None:
+        """Take a span, of which the library may have found the sizes already."""
         rows = len(span.exponent)
-        for name, further, log2 in contribution_norms(span):
-            table, found = self._tables[name][span.steps, :rows], log2.T
+        for name, further, log2 in contribution_norms(span, found):
+            table, sizes = self._tables[name][span.steps, :rows], log2.T
             if further:  # squared norms of further rows of the same parameter add up
-                found = torch.logaddexp2(2 * table, 2 * found) / 2
-            table.copy_(found)
+                sizes = torch.logaddexp2(2 * table, 2 * sizes) / 2
+            table.copy_(sizes)
 
     def result(self) -> dict[str, Float[Tensor, "E T"]]:
         return _by_entry(self._tables)
 
 
-def contribution_norms(span: AdjointSpan) -> Iterator[tuple[str, bool, Float[Tensor, "N K"]]]:
+def contribution_norms(
+    span: AdjointSpan, found: Sizes | None = None
+) -> Iterator[tuple[str, bool, Float[Tensor, "N K"]]]:
     """log2 of the norm of what each row makes of each parameter.
 
     A parameter whose rows follow from several adjoints comes several times, from the second time
     on with True.
+
+    Args:
+        span: the rows.
+        found: what the library found of them; None asks it, if it can be asked.
     """
     compiled = span.chunk.compiled_uses
     if compiled is not None and compiled.products is not None:
-        yield from _compiled_norms(span, compiled)
+        if found is None or found.squares is None:
+            found = sizes_of(compiled, span.here.start, span.values)
+        yield from _compiled_norms(span, found)
         return
     for uses in span.adjoint.uses:
         log2 = _log2_norms(*_by_step(uses, len(span))) + span.exponent.unsqueeze(-1)
         for column, (name, first, _) in enumerate(uses.operands):
             yield name, first > 0, log2[..., column]
-    found: dict[str, Tensor] = {}
+    formed_log2: dict[str, Tensor] = {}
     for k, formed in enumerate(span.formed):
         for some, gradients in _blocks(formed):
             for name, parts in gradients.items():
-                if name not in found:
-                    found[name] = torch.full_like(span.norms, -torch.inf, dtype=torch.float64)
-                found[name][some, k] = Scaled(parts, span.exponent[some, k]).log2_norms()
-    for name, log2 in found.items():
+                if name not in formed_log2:
+                    formed_log2[name] = torch.full_like(span.norms, -torch.inf, dtype=torch.float64)
+                formed_log2[name][some, k] = Scaled(parts, span.exponent[some, k]).log2_norms()
+    for name, log2 in formed_log2.items():
         yield name, False, log2
 
 
 def _compiled_norms(
-    span: AdjointSpan, compiled: Uses
+    span: AdjointSpan, found: Sizes
 ) -> Iterator[tuple[str, bool, Float[Tensor, "N K"]]]:
     """The same by the compiled library, which forms parts only where the sum of squares cancels."""
-    both = squares(compiled, span.here.start, span.values)
-    for number, ((_, named), found, cancels) in enumerate(
-        zip(span.chunk.plan.uses, *both, strict=True)
-    ):
-        log2 = torch.log2(found.clamp(min=0)) / 2
+    assert found.squares is not None and found.cancels is not None
+    plan = span.chunk.plan
+    counts = [len(named) for _, named in plan.uses]
+    log2 = torch.log2(found.squares.clamp(min=0)) / 2
+    groups = zip(torch.split(log2, counts), torch.split(found.cancels, counts), strict=True)
+    for number, (sizes, cancels) in enumerate(groups):
         if bool(cancels.any()):
             some = cancels.any(0)
             rows = torch.nonzero(some.any(1)).squeeze(1)
             pulled = span.pull_back(span.values[rows]).uses[number]
             adjoint, operands = _by_step(pulled, len(span))
             step = torch.arange(len(span), device=some.device).expand(len(rows), -1)[some[rows]]
-            log2[:, some] = _by_forming(adjoint[some[rows]], step, operands).T
-        log2 += span.exponent
-        for row, (use, first) in zip(log2, named, strict=True):
-            yield use.parameter, first > 0, row
+            sizes[:, some] = _by_forming(adjoint[some[rows]], step, operands).T
+    log2 += span.exponent
+    every = (each for _, named in plan.uses for each in named)
+    for row, (use, first) in zip(log2, every, strict=True):
+        yield use.parameter, first > 0, row
 
 
 class ContributionShares:
     """The fold behind the shares of `by_time`: <C[t,k], G> over <G, G> for every parameter.
 
-        <C[t,k], G> = <delta_k, push_k(G)>
+        <C[t,k], G> = <delta_k, push_k(G)> = sum_b <da_b, G u_b>
 
     push_k(G) is the change of s_k that goes with the change G of the weights at step k, so that
-    neither the part nor its factors are needed.
+    neither the part nor its factors are needed. The library has the factors at hand, and takes the
+    change of the pre-activations, G u.
 
     Args:
         entries: the rows.
         steps: T.
         gradient: the whole gradient G of each parameter, or what comes near to it.
+        norms: a fold that finds the sizes of the same contributions; the library can be asked for
+            both at once.
     """
 
-    def __init__(self, entries: Entries, steps: int, gradient: Mapping[str, Scaled]):
+    def __init__(
+        self,
+        entries: Entries,
+        steps: int,
+        gradient: Mapping[str, Scaled],
+        norms: ContributionNorms | None = None,
+    ):
         self._gradient = {name: whole.normalised()[0] for name, whole in gradient.items()}
         self._square = {
             name: float(whole.values.double().square().sum())
             for name, whole in self._gradient.items()
         }
-        self._tables = _tables(entries, steps, gradient, 0.0)
+        self._tables, self._norms = _tables(entries, steps, gradient, 0.0), norms
         self._chunk: Chunk | None = None
-        self._pushed: Tensor | None = None
+        self._pushed: Tensor | None = None  # of steps that the library cannot run
+        self._images: tuple[Tensor, ...] = ()
 
     def update(self, span: AdjointSpan) -> None:
-        graph = span.chunk.graph
+        uses, found = span.chunk.compiled_uses, None
         if self._chunk is not span.chunk:
-            self._chunk = span.chunk
-            whole = {name: self._gradient[name].values.squeeze(0) for name in graph.parameters}
-            self._pushed = jvp_of_parameters(graph, whole) if whole else None
-        if self._pushed is not None:
+            self._enter(span.chunk)
+        if uses is not None:
+            both = self._norms is not None and uses.products is not None
+            found = sizes_of(uses, span.here.start, span.values, self._images, both)
+            assert found.inner is not None
+            self._add(span, [side.parameter for side in uses.sides], found.inner)
+        elif self._pushed is not None:
             pushed = self._pushed[:, span.here].flatten(2).permute(1, 2, 0)  # [K, B*S, U]
-            inner = torch.bmm(span.values.flatten(2).transpose(0, 1), pushed).transpose(0, 1)
-            share = self._shares(graph.parameters, inner, span.exponent)
-            for column, name in enumerate(graph.parameters):
-                self._tables[name][span.steps, : len(share)] += share[..., column].T
+            inner = torch.bmm(span.values.flatten(2).transpose(0, 1), pushed)
+            self._add(span, span.chunk.graph.parameters, inner.permute(2, 1, 0))
         for k, formed in enumerate(span.formed):
             for some, gradients in _blocks(formed):
-                columns = [
+                rows = [
                     as_vectors(parts) @ self._gradient[name].values.flatten()
                     for name, parts in gradients.items()
                 ]
-                share = self._shares(gradients, torch.stack(columns, -1), span.exponent[some, k])
-                for column, name in enumerate(gradients):
-                    self._tables[name][span.first + k, some] += share[:, column]
+                share = self._shares(list(gradients), torch.stack(rows), span.exponent[some, k])
+                for one, name in zip(share, gradients, strict=True):
+                    self._tables[name][span.first + k, some] += one
+        if self._norms is not None:
+            self._norms.update(span, found)
+
+    def _enter(self, chunk: Chunk) -> None:
+        """What is needed of the steps of a chunk."""
+        self._chunk, uses, graph = chunk, chunk.compiled_uses, chunk.graph
+        whole = {name: self._gradient[name].values.squeeze(0) for name in graph.parameters}
+        if uses is not None:
+            self._images = images_of(uses, whole)
+        else:
+            self._pushed = jvp_of_parameters(graph, whole) if whole else None
+
+    def _add(self, span: AdjointSpan, names: Sequence[str], inner: Float[Tensor, "U N K"]) -> None:
+        """Add what <C, G> is in units of the rows to the tables of some parameters."""
+        share = self._shares(names, inner, span.exponent)
+        for name, one in zip(names, share, strict=True):
+            self._tables[name][span.steps, : len(span.exponent)] += one.T
 
     def _shares(
-        self,
-        names: Collection[str],
-        inner: Float[Tensor, "*R U"],
-        exponent: Int[Tensor, "*R"],
-    ) -> Float[Tensor, "*R U"]:
-        """<C, G> in units of 2^exponent, a column for each name, as shares."""
-        inner = inner.double()
-        square = inner.new_tensor([self._square[name] for name in names])
-        scale = torch.cat([self._gradient[name].exponent for name in names])
-        share = torch.where(square > 0, inner / square, 0)
-        return share * torch.exp2((exponent.unsqueeze(-1) - scale).double())
+        self, names: Sequence[str], inner: Float[Tensor, "U *R"], exponent: Int[Tensor, "*R"]
+    ) -> Float[Tensor, "U *R"]:
+        """<C, G> in units of 2^exponent, a row for each name, as shares."""
+        column = len(names), *[1] * exponent.ndim
+        square = inner.new_tensor([self._square[name] for name in names], dtype=torch.float64)
+        scale = torch.cat([self._gradient[name].exponent for name in names]).view(column)
+        square = square.view(column)
+        share = torch.where(square > 0, inner.double() / square, 0)
+        return share * torch.exp2((exponent - scale).double())
 
     def result(self, whole: Mapping[str, Scaled]) -> dict[str, Float[Tensor, "E T"]]:
         """The shares in what the parts sum to, so that they sum to 1."""

@@ -86,7 +86,7 @@ class Passes:
             )
         norms = ContributionNorms(entries, steps, self._names)
         known = self._whole.at_hand
-        shares = ContributionShares(entries, steps, known or self._whole.gradient)
+        shares = ContributionShares(entries, steps, known or self._whole.gradient, norms)
         adjoints = AdjointNorms(entries, steps)
         lags = self._octaves
         sums = LagSums(lags.lags, self._unrolled.cell)
@@ -94,7 +94,7 @@ class Passes:
         routes = {
             labels: RouteSums(labels.lags, self._unrolled.cell, entries) for labels in self._ahead
         }
-        folds = [norms, shares, adjoints, *(() if apart else (sums,)), *routes.values()]
+        folds = [shares, adjoints, *(() if apart else (sums,)), *routes.values()]
         fold(self._unrolled, entries, folds)
         by_lag = lags.parts(self._unrolled, entries) if apart else sums.result()
         self._found.update((labels, found.result()) for labels, found in routes.items())
