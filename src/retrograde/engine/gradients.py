@@ -219,24 +219,31 @@ def _found(sums: Sums, parameters: Mapping[str, Tensor]) -> dict[str, Scaled]:
     """What the library has summed, by parameter."""
     (recent, _, aside), count = sums.units, sums.units.shape[1]
     unit = torch.maximum(recent, aside)
-    kind = torch.float64 if sums.some_aside else None
-    found = {
-        name: value.new_zeros(count, *value.shape, dtype=kind) for name, value in parameters.items()
-    }
-    for side, latest, before in sums.found():
-        total = found[side.parameter]
-        total = total.mT if side.columns else total
-        # Two biases may be two rows of one parameter.
-        total = total.flatten(1) if side.width is None else total
-        column = -1, *[1] * (latest.ndim - 1)
-        part = torch.where((recent == NO_EXPONENT).view(column), 0, latest)
+    some_empty = bool((recent == NO_EXPONENT).any())
+    found = dict[str, Tensor]()
+    for side, part, before in sums.found():
+        name, value = side.parameter, parameters[side.parameter]
+        column = -1, *[1] * (part.ndim - 1)
+        if some_empty:
+            part = torch.where((recent == NO_EXPONENT).view(column), 0, part)
         if before is not None:
             scale = [power_of_two(each - unit, before).view(column) for each in (recent, aside)]
             before = torch.where((aside == NO_EXPONENT).view(column), 0, before)
             part = part * scale[0] + before * scale[1]
+        if name not in found and part.shape[1:] == value.shape and not side.columns:
+            found[name] = part.clone(memory_format=torch.contiguous_format)
+            continue
+        if name not in found:
+            found[name] = part.new_zeros(count, *value.shape)
+        total = found[name].mT if side.columns else found[name]
+        # Two biases may be two rows of one parameter.
+        total = total.flatten(1) if side.width is None else total
         total[:, side.first : side.first + side.height] += part
     unit = torch.where(unit == NO_EXPONENT, 0, unit)
-    rows = {name: Scaled(total, unit) for name, total in found.items()}
+    rows = {
+        name: Scaled(found[name] if name in found else value.new_zeros(count, *value.shape), unit)
+        for name, value in parameters.items()
+    }
     if not sums.some_aside:
         return rows
     rows = {name: each.normalised()[0] for name, each in rows.items()}
