@@ -16,6 +16,7 @@ from retrograde.cells.base import AbstractCell, CellStep
 from retrograde.cells.leaves import gate_of
 from retrograde.cells.reverse_mode import pull_back
 from retrograde.engine import Entries, Unrolled, backpropagate
+from retrograde.engine.scaling import all_finite
 from retrograde.recording import Recorded
 
 BEFORE = 16
@@ -56,23 +57,23 @@ class NonFinite:
 def first_non_finite(recorded: Recorded, unrolled: Unrolled) -> NonFinite | None:
     """The first place in weights, inputs, forward pass and loss; None if all are finite."""
     for name, weight in recorded.cell.parameters.items():
-        if not bool(weight.isfinite().all()):
+        if not all_finite(weight):
             return _in_weight(recorded, name, weight)
-    if not bool(recorded.inputs.isfinite().all()):
+    if not all_finite(recorded.inputs):
         what = f"the input of {recorded.name!r}"
         advice = "look at the data, or at the layers before"
         words = _first(recorded.inputs, what, ("step", "sample", "feature"), advice)
         return NonFinite(
             recorded.name, "input", _step(recorded.inputs), None, None, None, None, words
         )
-    if not bool(recorded.initial.isfinite().all()):
+    if not all_finite(recorded.initial):
         what = f"the initial state of {recorded.name!r}"
         words = _first(recorded.initial, what, ("sample", "unit"), "look where it is made")
         name = _slot(recorded.cell, recorded.initial)
         return NonFinite(recorded.name, "initial state", None, name, None, None, None, words)
     if not unrolled.finite:
         return _in_state(recorded, unrolled)
-    if not bool(recorded.direct.isfinite().all()):
+    if not all_finite(recorded.direct):
         step = _step(recorded.direct)
         name = _slot(recorded.cell, recorded.direct[step])
         what = f"dL/d{name} of {recorded.name!r}"

@@ -333,7 +333,8 @@ class PerEntry:
         self._exponent = exponent[: self.count, out or 0].contiguous()
         if out is None:
             self.stopped, self._complete = entering.first - 1, False
-            self._length = min(2 * self._length, CHUNK)
+            longer = 2 * len(rows) if len(rows) >= CHUNK else min(2 * len(rows), CHUNK)
+            self._length = max(self._length, longer)
             if pulled.back is not None:
                 self._values, self._norms = pulled.back, pulled.back_norms
             return Stretch(entering.first, pulled.values, exponent, pulled.norms, rows)

@@ -31,6 +31,14 @@ def in_range(sizes: Float[Tensor, "N"], slack: int = SLACK, centre: int = CENTRE
     return float(least) >= 2.0 ** (centre - slack) and float(most) <= 2.0 ** (centre + slack)
 
 
+def all_finite(values: Tensor) -> bool:
+    """Whether there is no NaN and no infinity among some numbers.
+
+    A finite sum has none; a sum that is not finite may still be one of finite numbers.
+    """
+    return bool(values.sum().isfinite()) or bool(values.isfinite().all())
+
+
 def power_of_two(exponent: Int[Tensor, "*R"], like: Tensor) -> Float[Tensor, "*R"]:
     """2**exponent, exact, in the data type of `like`.
 

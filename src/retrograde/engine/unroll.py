@@ -22,13 +22,14 @@ from retrograde.compiled.uses import Uses, uses_of
 from retrograde.engine.boundary import Boundary
 from retrograde.engine.forward import Checkpoints, Forward
 from retrograde.engine.linear_states import by_blocks, linear_states
+from retrograde.engine.scaling import all_finite
 from retrograde.errors import ArgumentError
 
 CHUNK = 64
 """Steps that are recomputed together. Only the states are kept over the whole sequence."""
 
-SMALL = 2**17
-"""More steps than that are, while their states are no more numbers than this, half a MiB in
+SMALL = 2**19
+"""More steps than that are, while their states are no more numbers than this, 2 MiB in
 float32: each time costs the same few operations, however few samples and units there are."""
 
 KEPT = 2**27
@@ -74,9 +75,9 @@ class Unrolled:
     def finite(self) -> bool:
         """Whether all states are."""
         if not isinstance(self.trajectory, Checkpoints):
-            return bool(self.trajectory.isfinite().all())
+            return all_finite(self.trajectory)
         return all(
-            bool(self.between(steps.start, steps.stop).isfinite().all())
+            all_finite(self.between(steps.start, steps.stop))
             for steps in self.trajectory.forward.segments()
         )
 
