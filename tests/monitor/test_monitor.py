@@ -97,6 +97,41 @@ def test_every_contribution_has_the_size_that_by_time_finds(kind):
     torch.testing.assert_close(seen.contributions, flow.by_time().log2, rtol=0, atol=1e-7)
 
 
+def shares_and_what_is_lost(recorded):
+    flow, lost = retrograde.decompose(recorded), []
+    seen = _Sums(flow.unrolled, flow.entries)
+    found = seen._lost
+    seen._lost = lambda *args: lost.append(found(*args)) or lost[-1]
+    fold(flow.unrolled, flow.entries, [seen])
+    return seen.shares(), torch.cat([each.flatten() for each in lost])
+
+
+def recording_in(dtype, loss, x):
+    torch.manual_seed(1)
+    model = nn.LSTM(3, 5).to(dtype)
+    with retrograde.record(model) as recording:
+        loss(model(x.to(dtype))[0]).backward()
+    return recording["LSTM"]
+
+
+def test_what_is_lost_in_rounding_need_not_be_summed():
+    x = torch.randn(200, 2, 3)
+    found, lost = shares_and_what_is_lost(recording_in(torch.float32, lambda h: h[-1].sum(), x))
+    assert bool(lost.any()) and not bool(lost.all())
+    flow = retrograde.decompose(recording_in(torch.float64, lambda h: h[-1].sum(), x))
+    summary = flow.summary()
+    assert found == pytest.approx((summary.near, summary.carousel), rel=1e-5)  # float32
+
+
+def test_samples_that_cancel_are_not_taken_for_lost():
+    """What two samples of one input leave of each other is 2^-13 of either at each step."""
+    x, sign = torch.randn(30, 1, 3).expand(-1, 2, -1), torch.tensor([1, 2.0**-13 - 1]).view(2, 1)
+    found, _ = shares_and_what_is_lost(recording_in(torch.float32, lambda h: (h * sign).sum(), x))
+    flow = retrograde.decompose(recording_in(torch.float64, lambda h: (h * sign).sum(), x))
+    summary = flow.summary()
+    assert found == pytest.approx((summary.near, summary.carousel), rel=0.02)  # 2^13 roundings
+
+
 def of_layer(monitor, layer):
     start = f"retrograde/{layer}/"
     return {

@@ -31,6 +31,9 @@ from retrograde.engine.unroll import Chunk, Unrolled
 FORMED = 2**22
 """The numbers of parts that are formed at a time, 16 MiB in float32."""
 
+CANCELS = 2**14
+"""A sum of squares below so many eps of what its terms could make is not to be trusted."""
+
 Operands = Sequence[Float[Tensor, "K B _"] | None]
 """What the adjoints of each step are multiplied by to give gradients; None for those of biases."""
 
@@ -333,7 +336,7 @@ def _by_gram(
     squares = torch.bmm(gram.flatten(2).transpose(0, 1), of_operands.flatten(1, 2))
     own = torch.diagonal(gram, dim1=2, dim2=3).transpose(0, 1)
     bound = torch.bmm(own, batch * torch.diagonal(of_operands, dim1=1, dim2=2).mT)
-    cancels = squares < 2**14 * torch.finfo(adjoint.dtype).eps * bound
+    cancels = squares < CANCELS * torch.finfo(adjoint.dtype).eps * bound
     return squares.transpose(0, 1), cancels.transpose(0, 1)
 
 

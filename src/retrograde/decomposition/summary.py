@@ -8,24 +8,28 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from retrograde._words import half_life_in_words
-from retrograde.cells.reverse_mode import CellAdjoint
+from retrograde.compiled.sizes import sizes_of
 from retrograde.decomposition.adjoints import AdjointNorms, Adjoints
-from retrograde.decomposition.by_time import FORMED
+from retrograde.decomposition.by_time import CANCELS, FORMED
 from retrograde.decomposition.lags import mean_by_lag, reach_of
 from retrograde.decomposition.replay import replay
-from retrograde.decomposition.rows import joined as joined_rows
-from retrograde.decomposition.rows import shares
-from retrograde.engine import AdjointSpan, Entries, ParameterSums, Scaled, Unrolled
+from retrograde.decomposition.rows import shares_in_first
+from retrograde.engine import AdjointSpan, Entries, Scaled, Unrolled
 from retrograde.engine.adjoint import joined, rows_of_entries
+from retrograde.engine.gradients import AdjointSums
 from retrograde.engine.scaling import NO_EXPONENT, as_vectors, power_of_two
 from retrograde.recording import Recorded
 
 NEAR = 11
 """Lags 0-10 are near."""
+
+BELOW = 24
+"""What is so many powers of two below the rounding of the largest contribution is left out of sums:
+all of it together is nothing beside what rounding leaves."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,59 +120,79 @@ class _Sums:
     contributions: Float[Tensor, "E T"]
 
     def __init__(self, unrolled: Unrolled, entries: Entries):
-        states, steps = unrolled.states, len(unrolled)
-        shape = (len(entries), steps)
-        self.contributions = states.new_full(shape, -torch.inf, dtype=torch.float64)
-        self._carousel = frozenset[str]()
-        # The whole gradient, that of near lags, and what comes along the carousel.
-        self._sums = ParameterSums(unrolled.cell.parameters, 3)
-        self._near = entries.lag_table.flip(0) < NEAR
-        # What comes along the carousel to the step before the ones that are done.
-        self._arriving = Scaled(
-            torch.zeros_like(states[:1]), entries.steps.new_full((1,), NO_EXPONENT)
-        )
+        cell, shape = unrolled.cell, (len(entries), len(unrolled))
+        self.contributions = unrolled.x.new_full(shape, -torch.inf, dtype=torch.float64)
+        self._carousel = frozenset(cell.routes) - frozenset(cell.recurrent_routes)
+        self._by_lag = AdjointSums(cell, 2)  # near lags, and all others
+        self._along = AdjointSums(cell, 1)  # what comes along the carousel
+        self._arriving: Scaled | None = None  # the same, to the step before the ones that are done
+        self._largest = unrolled.x.new_full((), -torch.inf, dtype=torch.float64)
+        self._rounding = math.log2(torch.finfo(unrolled.x.dtype).eps)
 
     def update(self, span: AdjointSpan) -> None:
-        rows, first, count = len(span.norms), span.first, len(span)
-        delta, graph = span.values, span.chunk.graph
-        self._carousel = frozenset(graph.routes) - frozenset(graph.recurrent_routes)
-        near = self._near[:rows, span.steps]
+        sizes, known = _log2_norms(span)
+        table = slice(len(self.contributions) - len(sizes), None)
+        self.contributions[table, span.steps] = sizes.flip(0)
+        self._largest = torch.maximum(self._largest, sizes.amax())
+        places = torch.where(self._lost(sizes, known), -1, (span.lags >= NEAR).long())
+        self._by_lag.add_rows(span, places)
+        if self._carousel:
+            arriving = self._along_the_carousel(span)
+            lost = self._lost(*_log2_norms(arriving))
+            units = torch.where(lost, NO_EXPONENT, arriving.exponent)
+            self._along.add(span, arriving.values, units)
+
+    def _lost(self, sizes: Float[Tensor, "N K"], known: Bool[Tensor, "N K"]) -> Tensor:
+        """What is nothing beside the rounding of the sums."""
+        return known & (sizes < self._largest + self._rounding - BELOW)
+
+    def _along_the_carousel(self, span: AdjointSpan) -> AdjointSpan:
+        """What comes to each step along the carousel, of all rows together as one."""
         exponent = torch.where(span.norms > 0, span.exponent, NO_EXPONENT)
-        top = torch.maximum(exponent.amax(), self._arriving.exponent)
-        top = self._sums.units(top.expand(3))[:1]
-        weight = power_of_two(exponent - top, delta)
-        weighted = weight[..., None, None] * delta
-        whole, of_near = weighted.sum(0), (weighted * near[..., None, None]).sum(0)
+        top = exponent.amax(0)
+        whole = (power_of_two(exponent - top, span.values)[..., None, None] * span.values).sum(0)
         leaving = span.pull_back(whole.unsqueeze(0)).along(self._carousel).view_as(whole)
         for k, boundary in span.chunk.boundaries.items():
-            if first <= k < first + count:
-                leaving[k - first] = boundary.pull_back(leaving[k - first].unsqueeze(0))[0]
-        last = self._arriving.values * power_of_two(self._arriving.exponent - top, delta)
-        parts = torch.stack((whole, of_near, torch.cat((leaving[1:], last))))
-        self._arriving = Scaled(leaving[:1], top)
-        pulled = span.pull_back(torch.cat((parts, delta)))  # in one walk through the steps
-        self._sums.add(pulled.of_rows(slice(0, 3)))
-        sizes = _log2_norms(span, pulled.of_rows(slice(3, None)))
-        table = slice(len(self.contributions) - rows, None)
-        self.contributions[table, span.steps] = (sizes + span.exponent).flip(0)
+            if span.first <= k < span.first + len(span):
+                passed = leaving[k - span.first]
+                passed.copy_(boundary.pull_back(passed.unsqueeze(0))[0])
+        last = self._arriving or Scaled(
+            torch.zeros_like(leaving[:1]), torch.full_like(top[:1], NO_EXPONENT)
+        )
+        self._arriving = Scaled(leaving[:1], top[:1])
+        values = torch.cat((leaving[1:], last.values)).unsqueeze(0)
+        units = torch.cat((top[1:], last.exponent)).unsqueeze(0)
+        return AdjointSpan(span.first, values, units, span.norms, span.lags, span.chunk)
 
     def shares(self) -> tuple[float, float]:
         """Those of near lags and of the carousel."""
-        sums = joined_rows(list(self._sums.result().values()))
-        whole = Scaled(sums.values[:1], sums.exponent[:1])
-        _, near, carousel = shares(sums, whole).tolist()
-        return near, carousel if self._carousel else math.nan
+        sums = [[of_both] for of_both in self._by_lag.result().values()]
+        if not self._carousel:
+            return float(shares_in_first(sums, 2)[0]), math.nan
+        for of_both, along in zip(sums, self._along.result().values(), strict=True):
+            of_both.append(along)
+        near, _, carousel = shares_in_first(sums, 2).tolist()
+        return near, carousel
 
 
-def _log2_norms(span: AdjointSpan, pulled: CellAdjoint) -> Float[Tensor, "N K"]:
-    """log2 of the norm of every contribution to all parameters together, one for each row and step.
+def _log2_norms(span: AdjointSpan) -> tuple[Float[Tensor, "N K"], Bool[Tensor, "N K"]]:
+    """log2 of the norm of what each row makes of all parameters together at each step of a span.
 
     From Gram matrices as in by_time.py, of all parameters that share an adjoint at once. Where
     samples cancel to less than a thousandth of their sizes, rounding shows; a reach does not ask.
+
+    Returns:
+        Also where they do not cancel as far.
     """
-    rows, steps = span.exponent.shape
-    squares = torch.zeros(rows, steps, dtype=torch.float64, device=span.values.device)
-    for uses in pulled.uses:
+    compiled = span.chunk.compiled_uses
+    if compiled is not None and compiled.products is not None:
+        found = sizes_of(compiled, span.here.start, span.values)
+        assert found.squares is not None and found.cancels is not None
+        return _halved(found.squares.sum(0)) + span.exponent, ~found.cancels.any(0)
+    (rows, steps), batch = span.exponent.shape, span.values.shape[2]
+    total = torch.zeros(rows, steps, dtype=torch.float64, device=span.values.device)
+    bound = torch.zeros_like(total)
+    for uses in span.adjoint.uses:
         da = uses.adjoint.unflatten(1, (steps, -1))  # type: ignore[no-untyped-call]
         gram = da @ da.mT
         of_operands = torch.zeros_like(gram[0])
@@ -178,9 +202,17 @@ def _log2_norms(span: AdjointSpan, pulled: CellAdjoint) -> Float[Tensor, "N K"]:
             else:
                 operand = operand.unflatten(0, (steps, -1))  # type: ignore[no-untyped-call]
                 of_operands += operand @ operand.mT
-        squares += (gram.double() * of_operands).sum((-1, -2))
-    for k, formed in enumerate(span.formed if span.chunk.plan.functions else ()):
+        both = gram.double() * of_operands
+        total += both.sum((-1, -2))
+        bound += batch * torch.diagonal(both, dim1=-2, dim2=-1).sum(-1)
+    known = total >= CANCELS * torch.finfo(span.values.dtype).eps * bound
+    for k, formed in enumerate(span.formed):
         for some, gradients in (block for each in formed for block in each.blocks(FORMED)):
             for gradient in gradients.values():
-                squares[some, k] += as_vectors(gradient).double().square().sum(1)
+                total[some, k] += as_vectors(gradient).double().square().sum(1)
+    return _halved(total) + span.exponent, known
+
+
+def _halved(squares: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+    """log2 of square roots."""
     return torch.log2(squares.clamp(min=0)) / 2
