@@ -106,6 +106,7 @@ static const real EXP[] = {
 #include "passes.h"
 #include "online.h"
 #include "step.h"
+#include "summing.h"
 #include "scan.h"
 #include "sizes.h"
 #include "sums.h"

@@ -167,6 +167,15 @@ struct scan {
      the way, and 2^exponent is what a row at a step is in units of, beside those that it came in. All
      that the loss gives must be rows of their own then, and all samples are one task. */
   int64_t *exponents;
+  /* Sums of rows instead of rows, where `sums` is not 0: the number of the sum that each row belongs
+     to at each step, -1 for none, [N, K], and what a row is in units of, [N]. `values` are then the
+     sums [sums, K, B, S], and `exponents` what these are in units of, NO_EXPONENT for nothing,
+     [sums, K]. Rows are kept in range sample by sample; what comes back is in units of
+     2^back_exponents, [N], beside those of each row. No norms but those of what comes back are
+     found, and all that the loss gives must be rows of their own. */
+  int64_t sums;
+  const int64_t *places, *units;
+  int64_t *back_exponents;
   struct program program;
 };
 
@@ -259,7 +268,7 @@ struct sums_of_rows {
 #define NO_EXPONENT (-((int64_t)1 << 40))
 
 /* 0, or 1 where there was not enough memory; of sums 2, and nothing done, where something has to be
-   put aside and there is nowhere to put it. */
+   put aside and there is nowhere to put it; of a scan that sums rows 2 where a row is not finite. */
 typedef int64_t (*pass_function)(const struct pass *pass);
 typedef int64_t (*scan_function)(const struct scan *scan);
 typedef int64_t (*crossings_function)(const struct crossings *crossings);

@@ -4,14 +4,16 @@
 
 #define SMALL_SCAN 400000 /* multiplications, below which a second thread does not pay */
 
-#define CENTRE 32 /* these as in engine/scaling.py and engine/adjoint.py */
-#define SLACK 24
-#define AHEAD 20
-
 struct scan_run {
   const struct scan *scan;
   struct runner runner;
   double *squares, *back_squares; /* of the norms, [B, N, K] and [B, N] */
+  /* Where rows are summed: the units of the sums, [part, B, K, sums], the sums of all parts of the
+     rows but the first, the scales of the rows, [B, N]; whether all rows are finite. */
+  int64_t *sum_units;
+  real *more;
+  struct scales scales;
+  int finite;
   real *scratch;
   int64_t of_task;
   struct tasks tasks; /* parts of the rows */
@@ -57,17 +59,6 @@ static void norms_of(int64_t samples, int64_t count, const double *squares, real
   }
 }
 
-/* The power of two that brings a row of this squared norm back into range (engine/scaling.py), to
-   the end of it that is farther from where it went; 0 for a row that is inside, or without a norm. */
-INLINE int64_t into_range(double square) {
-  const double least = ldexp(1, 2 * (CENTRE - SLACK)), most = ldexp(1, 2 * (CENTRE + SLACK));
-  if ((square >= least && square <= most) || !(square > 0) || !isfinite(square))
-    return 0;
-  int exponent;
-  frexp(square, &exponent);
-  return (square < least ? CENTRE + AHEAD : CENTRE - AHEAD) - exponent / 2;
-}
-
 /* A row of some samples to where it is asked for; returns the sum of its squares. */
 INLINE double hand_out_all(
     const struct rows *from, int64_t n, int64_t samples, int64_t size, real *to, double *squares,
@@ -78,12 +69,6 @@ INLINE double hand_out_all(
     total += squares[b * of_sample] = hand_out(row, size, to + b * size);
   }
   return total;
-}
-
-static void multiply(const struct rows *rows, int64_t n, int64_t samples, int64_t size, real by) {
-  for (int64_t b = 0; b < samples; b++)
-    for (int64_t j = 0; j < size; j++)
-      rows->at[b * rows->sample + n * rows->row + j] *= by;
 }
 
 INLINE int64_t between(int64_t value, int64_t most) {
@@ -104,7 +89,9 @@ static void hand_out_in_range(
     if (n < rows) {
       by = into_range(hand_out_all(all_rows, n, B, S, to, squares, N * K));
       if (by) {
-        multiply(all_rows, n, B, S, (real)ldexp(1, (int)by));
+        for (int64_t b = 0; b < B; b++)
+          multiply(
+              all_rows->at + b * all_rows->sample + n * all_rows->row, S, (real)ldexp(1, (int)by));
         hand_out_all(all_rows, n, B, S, to, squares, N * K);
       }
     } else {
@@ -116,8 +103,78 @@ static void hand_out_in_range(
   }
 }
 
+INLINE struct scales scales_at(const struct scan_run *run, int64_t sample, int64_t first) {
+  const int64_t at = sample * run->scan->rows[0] + first;
+  return (struct scales){run->scales.units + at, run->scales.there + at};
+}
+
+/* All rows of some samples at a step into their sums. */
+static void sum_step(
+    struct scan_run *run, const struct rows *all_rows, int64_t part, int64_t sample,
+    int64_t samples, int64_t first, int64_t rows, int64_t k) {
+  const struct scan *p = run->scan;
+  const int64_t B = p->samples, S = p->size, K = p->steps;
+  real *sums = part ? run->more + (part - 1) * p->sums * K * B * S : (real *)p->values;
+  for (int64_t b = sample; b < sample + samples; b++) {
+    struct rows one = {all_rows->at + (b - sample) * all_rows->sample, 0, all_rows->row};
+    const struct scales scales = scales_at(run, b, first);
+    if (!bring_into_range(&one, rows, S, &scales))
+      __atomic_store_n(&run->finite, 0, __ATOMIC_RELAXED);
+    sum_sample(
+        p, &one, first, rows, k, &scales, run->sum_units + ((part * B + b) * K + k) * p->sums,
+        sums + (k * B + b) * S);
+  }
+}
+
+/* Sums of all parts and samples in the same units. */
+static void join_sums(const struct scan_run *run) {
+  const struct scan *p = run->scan;
+  const int64_t B = p->samples, S = p->size, K = p->steps, M = p->sums;
+  for (int64_t m = 0; m < M; m++)
+    for (int64_t k = 0; k < K; k++) {
+      int64_t top = NO_EXPONENT;
+      for (int64_t i = 0; i < run->tasks.parts * B; i++)
+        top = most_of(top, run->sum_units[(i * K + k) * M + m]);
+      p->exponents[m * K + k] = top;
+      for (int64_t i = 0; i < run->tasks.parts * B; i++) {
+        const int64_t unit = run->sum_units[(i * K + k) * M + m];
+        const int64_t at = ((m * K + k) * B + i % B) * S, part = i / B;
+        if (unit == NO_EXPONENT)
+          continue;
+        real *to = (real *)p->values + at;
+        const real scale = (real)two_to(unit - top);
+        if (part)
+          add_rows(
+              1, (const real *[]){run->more + (part - 1) * M * K * B * S + at}, &scale, 1, 1, S,
+              to, S);
+        else if (unit != top)
+          multiply(to, S, scale);
+      }
+    }
+}
+
+/* What comes back, each row in the same units in all samples. */
+static void join_back(const struct scan_run *run) {
+  const struct scan *p = run->scan;
+  const int64_t B = p->samples, S = p->size, N = p->rows[0];
+  for (int64_t n = 0; n < N; n++) {
+    int64_t top = NO_EXPONENT;
+    for (int64_t b = 0; b < B; b++)
+      if (run->scales.there[b * N + n])
+        top = most_of(top, run->scales.units[b * N + n]);
+    p->back_exponents[n] = top == NO_EXPONENT ? 0 : top;
+    for (int64_t b = 0; b < B; b++) {
+      const int64_t unit = run->scales.units[b * N + n];
+      if (!run->scales.there[b * N + n] || unit == top)
+        continue;
+      multiply((real *)p->back + (n * B + b) * S, S, (real)two_to(unit - top));
+      run->back_squares[b * N + n] *= two_to(2 * (unit - top));
+    }
+  }
+}
+
 static void scan_tasks(int64_t begin, int64_t end, void *context) {
-  const struct scan_run *run = context;
+  struct scan_run *run = context;
   const struct scan *p = run->scan;
   const int64_t B = p->samples, S = p->size, K = p->steps, N = p->rows[0];
   const int64_t control = flush_denormals();
@@ -140,9 +197,11 @@ static void scan_tasks(int64_t begin, int64_t end, void *context) {
 
     for (int64_t k = K - 1; k >= 0; k--) {
       const int64_t rows = between(p->rows[k] - first, most);
-      if (p->exponents)
+      if (p->sums)
+        sum_step(run, registers, task % run->tasks.parts, sample, samples, first, rows, k);
+      else if (p->exponents)
         hand_out_in_range(run, registers, first, most, rows, k);
-      for (int64_t b = 0; b < samples && !p->exponents; b++)
+      for (int64_t b = 0; b < samples && !p->sums && !p->exponents; b++)
         for (int64_t n = 0; n < most; n++) {
           real *to = (real *)p->values + (((first + n) * K + k) * B + sample + b) * S;
           double *squares = run->squares + ((sample + b) * N + first + n) * K + k;
@@ -184,11 +243,18 @@ static void scan_tasks(int64_t begin, int64_t end, void *context) {
             to[j] += given[j];
       }
     }
-    for (int64_t b = 0; p->back && b < samples; b++)
+    for (int64_t b = 0; p->back && b < samples; b++) {
+      if (p->sums) {
+        struct rows one = {registers[0].at + b * registers[0].sample, 0, row};
+        const struct scales scales = scales_at(run, sample + b, first);
+        if (!bring_into_range(&one, most, S, &scales))
+          __atomic_store_n(&run->finite, 0, __ATOMIC_RELAXED);
+      }
       for (int64_t n = 0; n < most; n++)
         run->back_squares[(sample + b) * N + first + n] = hand_out(
             registers[0].at + b * registers[0].sample + n * row, S,
             (real *)p->back + ((first + n) * B + sample + b) * S);
+    }
   }
   restore_denormals(control);
 }
@@ -199,26 +265,43 @@ static int64_t scan(const struct scan *p) {
   int64_t work = run.runner.work * N * B * K;
   int64_t threads = work < SMALL_SCAN || !p->parallel || p->parts < 1 ? 1 : p->parts;
   /* All samples of a row together, where its norm decides how it is kept in range. */
-  run.tasks = tasks_of(p->exponents ? 1 : B, N, N, threads);
+  run.tasks = tasks_of(p->exponents && !p->sums ? 1 : B, N, N, threads);
   int64_t tasks = run.tasks.groups * run.tasks.parts;
   int64_t samples = (B + run.tasks.groups - 1) / run.tasks.groups;
   int64_t rows = (N + run.tasks.parts - 1) / run.tasks.parts;
   run.of_task =
       of_work(&run.runner, p->size, samples, rows, 0) + samples * rows * odd_row(p->size + V) + 64;
-  int64_t of_squares = padded_to(B * N * (K + 1), 64) * (int64_t)(sizeof(double) / sizeof(real));
+  const int64_t wide = (int64_t)(sizeof(double) / sizeof(real)), parts = run.tasks.parts;
+  int64_t of_squares = padded_to(B * N * (p->sums ? 1 : K + 1), 64) * wide;
+  const int64_t of_units = padded_to(parts * B * K * p->sums, 64) * wide;
+  const int64_t of_scales = p->sums ? padded_to(B * N, 64) * wide : 0;
+  const int64_t of_more = padded_to((parts - 1) * p->sums * K * B * p->size, 64);
   void *raw;
-  real *free_ = memory(of_squares + run.runner.of_packed + tasks * run.of_task, &raw);
+  real *free_ = memory(
+      of_squares + of_units + 2 * of_scales + of_more + run.runner.of_packed + tasks * run.of_task,
+      &raw);
   if (!free_)
     return 1;
-  run.squares = (double *)taken(&free_, of_squares);
-  run.back_squares = run.squares + B * N * K;
+  run.back_squares = (double *)taken(&free_, of_squares);
+  run.squares = run.back_squares + B * N;
+  run.sum_units = (int64_t *)taken(&free_, of_units);
+  run.scales.units = (int64_t *)taken(&free_, of_scales);
+  run.scales.there = (uint8_t *)taken(&free_, of_scales);
+  run.more = taken(&free_, of_more);
+  run.finite = 1;
+  memset(run.scales.units, 0, (size_t)of_scales * sizeof(real));
   pack_all(&run.runner, &free_);
   run.scratch = free_;
   if (tasks < 2 || threads < 2 || p->parallel(0, tasks, 1, scan_tasks, &run))
     scan_tasks(0, tasks, &run);
-  norms_of(B, N * K, run.squares, p->norms);
+  if (p->sums)
+    join_sums(&run);
+  else
+    norms_of(B, N * K, run.squares, p->norms);
+  if (p->sums && p->back)
+    join_back(&run);
   if (p->back)
     norms_of(B, N, run.back_squares, p->back_norms);
   free(raw);
-  return 0;
+  return run.finite ? 0 : 2;
 }

@@ -74,27 +74,6 @@ static void pack_operands(const struct sums_run *run) {
   }
 }
 
-INLINE double two_to(int64_t exponent) {
-  return exponent < -1022 ? 0 : ldexp(1, (int)exponent);
-}
-
-/* to [B, .] (+)= the sum of some rows at one step, each times a weight. */
-INLINE void add_rows(
-    int64_t count, const real *const *rows, const real *weights, int add, int64_t samples,
-    int64_t size, real *to, int64_t to_row) {
-  for (int64_t b = 0; b < samples; b++)
-    for (int64_t j = 0; j < size; j += V) {
-      vec sum = add ? load(to + b * to_row + j) : (vec){0};
-      if (j + V <= size)
-        for (int64_t n = 0; n < count; n++)
-          sum += all(weights[n]) * load(rows[n] + b * size + j);
-      else
-        for (int64_t n = 0; n < count; n++)
-          sum += all(weights[n]) * load_some(rows[n] + b * size + j, size - j);
-      store(to + b * to_row + j, sum);
-    }
-}
-
 /* The rows of a sum at one step as one, in units of 2^unit. */
 static void sum_rows(
     const struct sums_run *run, int64_t m, int64_t k, int64_t unit, real *to, int64_t to_row) {

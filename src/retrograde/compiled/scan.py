@@ -13,6 +13,9 @@ from retrograde.compiled.library import Library
 from retrograde.compiled.passes import in_use
 from retrograde.compiled.program import Beyond, Program, Writer, given
 
+NOT_FINITE = 2
+"""What the library answers where a row that is summed is not finite."""
+
 
 @dataclass(frozen=True, eq=False)
 class Steps:
@@ -54,6 +57,17 @@ class Rows:
     exponents: Tensor | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class RowSums:
+    """What a pass that sums rows gives; see `AbstractBackend.sum_back`."""
+
+    values: Tensor
+    exponents: Tensor
+    back: Tensor | None
+    back_norms: Tensor | None
+    back_exponents: Tensor | None
+
+
 def pull_back(
     steps: Steps,
     first: int,
@@ -84,21 +98,83 @@ def pull_back(
     Raises:
         MemoryError: where there is not enough.
     """
-    library, program = steps.library, steps.program
-    (all_steps, samples, size), dtype = program.shape, program.dtype
-    count, most = len(rows), rows[0]
-    one = (samples, size)
-    start = given(start, (rows[-1], *one), dtype)
-    direct = None if direct is None else given(direct, (count, *one), dtype)
-    scales = None if scales is None else given(scales, (rows[-1],), dtype)
-    factors = {k: given(factor, one, dtype) for k, factor in boundaries.items()}
-    assert 0 <= first and first + count <= all_steps
-    assert direct is not None or most == rows[-1]
+    count, most, one = len(rows), rows[0], steps.program.shape[1:]
     values = room(start, most, count, *one)
     norms = start.new_empty(most, count)
     behind = room(start, most + 1, *one) if back else None
     sizes = start.new_empty(most) if back else None
     exponents = torch.empty(most, count, dtype=torch.int64) if ranged else None
+    results = (values, norms, behind, sizes, exponents)
+    _run(steps, first, start, rows, direct, boundaries, scales, results)
+    return Rows(values, norms, behind, sizes, exponents)
+
+
+def sum_back(
+    steps: Steps,
+    first: int,
+    start: Tensor,
+    rows: Sequence[int],
+    direct: Tensor | None,
+    boundaries: Mapping[int, Tensor],
+    back: bool,
+    sums: int,
+    places: Tensor,
+    units: Tensor,
+) -> RowSums | None:
+    """The same, of which sums of rows are asked for; None where a row is not finite.
+
+    Args:
+        steps, first, start, rows, direct, boundaries, back: as in `pull_back`; all that the loss
+            gives must be rows of their own.
+        sums: how many there are.
+        places: the number of the sum that each row belongs to at each step, -1 for none, [N, K].
+        units: the exponent of each row, [N].
+
+    Raises:
+        MemoryError: where there is not enough.
+    """
+    count, most, one = len(rows), rows[0], steps.program.shape[1:]
+    assert places.shape == (most, count) and units.shape == (most,)
+    assert places.dtype == units.dtype == torch.int64
+    assert -1 <= int(places.min()) and int(places.max()) < sums
+    values = room(start, sums, count, *one)
+    exponents = torch.empty(sums, count, dtype=torch.int64)
+    behind = room(start, most + 1, *one) if back else None
+    sizes = start.new_empty(most) if back else None
+    units_back = torch.empty(most, dtype=torch.int64) if back else None
+    results = (values, None, behind, sizes, exponents)
+    of_sums = (places.contiguous(), units.contiguous(), units_back)
+    if not _run(steps, first, start, rows, direct, boundaries, None, results, sums, of_sums):
+        return None
+    return RowSums(values, exponents, behind, sizes, units_back)
+
+
+def _run(
+    steps: Steps,
+    first: int,
+    start: Tensor,
+    rows: Sequence[int],
+    direct: Tensor | None,
+    boundaries: Mapping[int, Tensor],
+    scales: Tensor | None,
+    results: Sequence[Tensor | None],
+    sums: int = 0,
+    of_sums: Sequence[Tensor | None] = (None, None, None),
+) -> bool:
+    """Call the library; whether all rows are finite, where they are summed.
+
+    Raises:
+        MemoryError: where there is not enough.
+    """
+    library, program = steps.library, steps.program
+    (all_steps, samples, size), dtype = program.shape, program.dtype
+    count, one = len(rows), (samples, size)
+    start = given(start, (rows[-1], *one), dtype)
+    direct = None if direct is None else given(direct, (count, *one), dtype)
+    scales = None if scales is None else given(scales, (rows[-1],), dtype)
+    factors = {k: given(factor, one, dtype) for k, factor in boundaries.items()}
+    assert 0 <= first and first + count <= all_steps
+    assert direct is not None or rows[0] == rows[-1]
     numbers = (ctypes.c_int64 * count)(*rows)
     passed = addresses(factors, count)
     fields = (
@@ -107,12 +183,17 @@ def pull_back(
         ctypes.addressof(numbers),
         *map(address, (start, scales, direct)),
         0 if passed is None else ctypes.addressof(passed),
-        *map(address, (values, norms, behind, sizes, exponents)),
+        *map(address, results),
+        sums,
+        *map(address, of_sums),
         *program.fields,
     )
-    if library.scan[dtype]((ctypes.c_int64 * len(fields))(*fields)):
+    failed = library.scan[dtype]((ctypes.c_int64 * len(fields))(*fields))
+    if failed == NOT_FINITE:
+        return False
+    if failed:
         raise MemoryError("there is not enough memory for a pass of this size")
-    return Rows(values, norms, behind, sizes, exponents)
+    return True
 
 
 def address(tensor: Tensor | None) -> int:

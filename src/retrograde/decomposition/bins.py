@@ -78,8 +78,12 @@ class LagBins:
 
         Rows come entry by entry, latest first; so do the sums, class by class, farthest bin first.
         """
-        farther = self._farther(span.lags if lags is None else lags)
-        last = torch.arange(self._count - 1, self.rows, self._count, device=span.values.device)
+        return self.of_lags(span.lags if lags is None else lags)
+
+    def of_lags(self, lags: Int[Tensor, "E K"]) -> Int[Tensor, "N K"]:
+        """The same of entries with these lags."""
+        farther = self._farther(lags)
+        last = torch.arange(self._count - 1, self.rows, self._count, device=lags.device)
         return (last.view(-1, 1) - farther.unsqueeze(1)).flatten(0, 1)
 
     def alone(

@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from retrograde.cells.base import AbstractCell
 from retrograde.decomposition.bins import LagBins
 from retrograde.decomposition.labels import AbstractLabels
 from retrograde.decomposition.parts import Parts
-from retrograde.engine.adjoint import AdjointSpan
+from retrograde.engine.adjoint import AdjointSpan, SummedSpan
 from retrograde.engine.entries import Entries
 from retrograde.engine.fold import fold
 from retrograde.engine.gradients import AdjointSums
@@ -61,10 +63,18 @@ class LagSums:
 
     def __init__(self, lags: tuple[range, ...], cell: AbstractCell):
         self._lags, self._bins = lags, LagBins(lags)
-        self._sums = AdjointSums(cell, len(lags))
+        self._sums, self.sums = AdjointSums(cell, len(lags)), len(lags)
 
     def update(self, span: AdjointSpan) -> None:
-        self._sums.add_rows(span, self._bins.places(span))
+        self._sums.add_rows(span, self.places(span.lags))
+
+    def places(self, lags: Int[Tensor, "E K"]) -> Int[Tensor, "E K"]:
+        """The number of the sum that rows with these lags belong to."""
+        return self._bins.of_lags(lags)
+
+    def add(self, span: SummedSpan) -> None:
+        """Rows that were summed by these numbers on their way."""
+        self._sums.add(span, span.values, span.exponent)
 
     def result(self) -> dict[str, Parts]:
         axes = ({"lag": self._lags},)

@@ -7,7 +7,7 @@ Spans of neighbouring steps are all that a decomposition sees; each is a fold ov
 only its own result.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, runtime_checkable
@@ -200,6 +200,46 @@ class Fold(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class SummedSpan:
+    """Sums of adjoint rows at some neighbouring use steps.
+
+    Attributes:
+        first: the earliest step.
+        values: the sums, [M, K, B, S].
+        exponent: of each sum at each step, NO_EXPONENT where it has no row, [M, K].
+        chunk: what holds these steps.
+    """
+
+    first: int
+    values: Float[Tensor, "M K B S"]
+    exponent: Int[Tensor, "M K"]
+    chunk: Chunk
+
+    @property
+    def here(self) -> slice:
+        """The steps as a slice of those of the chunk."""
+        start = self.first - self.chunk.first
+        return slice(start, start + self.values.shape[1])
+
+
+@runtime_checkable
+class SummingFold(Fold, Protocol):
+    """A fold that needs no rows where those that share a sum come as one.
+
+    Attributes:
+        sums: how many there are.
+    """
+
+    sums: int
+
+    def places(self, lags: Int[Tensor, "E K"]) -> Int[Tensor, "E K"]:
+        """The number of the sum that rows with these lags belong to."""
+
+    def add(self, span: SummedSpan) -> None:
+        """Take some neighbouring steps instead of `update`, the last ones first."""
+
+
+@dataclass(frozen=True, eq=False)
 class Stretch:
     """Rows at neighbouring steps, whatever they stand for; the newest is the last.
 
@@ -350,6 +390,50 @@ class PerEntry:
             self.stopped + 1, pulled.values[some], exponent[some], pulled.norms[some], kept
         )
 
+    def sum_into(
+        self,
+        fold: SummingFold,
+        chunk: Chunk,
+        k: int,
+        lags: Callable[[int, int, int], Int[Tensor, "E K"]],
+        first: int = 0,
+    ) -> bool:
+        """Pull the rows at step k, complete, back through earlier ones, and hand over sums alone.
+
+        Args:
+            fold: what takes them.
+            chunk: what holds the step.
+            k: the step.
+            lags: of so many rows at so many neighbouring steps from the first on.
+            first: the earliest step to go to.
+
+        Returns:
+            Whether this was done; if not, nothing was.
+        """
+        if not self._entries.single or chunk.compiled is None:
+            return False
+        numbers = max(self.count, fold.sums * self._values[0].numel())
+        length = min(k - max(first, chunk.first) + 1, max(1, GATHERED // numbers))
+        coming = self._entries.coming(k, length, self.count, self._more, self._newest, GATHERED)
+        rows, steps = coming.rows[0], len(coming.rows)
+        if rows < 2 * fold.sums:
+            return False  # no fewer numbers than those of the rows
+        exponent = torch.cat((self._exponent, self._exponent.new_tensor(coming.opened)))
+        entering = Entering(coming.first, coming.rows, coming.values, back=coming.first > 0)
+        places = fold.places(lags(coming.first, steps, rows))
+        start = self._values[: self.count]
+        summed = backend().sum_back(chunk, start, entering, exponent, places, fold.sums)
+        if summed is None:
+            return False
+        self.count, self.stopped, self._complete = rows, coming.first - 1, False
+        if summed.back is not None:
+            assert summed.back_exponents is not None
+            self._values, self._norms = summed.back, summed.back_norms
+            self._exponent = exponent + summed.back_exponents
+            self._newest = int(self._exponent[-1])
+        fold.add(SummedSpan(coming.first, summed.values, summed.exponents, chunk))
+        return True
+
     def _into_range(
         self, k: int, slack: int
     ) -> tuple[Scaled, Float[Tensor, "N"], Float[Tensor, "N"] | None]:
@@ -394,8 +478,12 @@ def _first_out(
 
 
 @torch.no_grad()
-def rows_of_entries(unrolled: Unrolled, entries: Entries) -> Iterator[AdjointSpan]:
+def rows_of_entries(
+    unrolled: Unrolled, entries: Entries, summing: SummingFold | None = None
+) -> Iterator[AdjointSpan]:
     """The rows at all steps in spans, for k = T-1 .. 0; steps before any entry are left out.
+
+    Steps of which `summing` could be given the sums are left out as well.
 
     Raises:
         NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
@@ -406,6 +494,8 @@ def rows_of_entries(unrolled: Unrolled, entries: Entries) -> Iterator[AdjointSpa
             rows.enter(rows.stopped)
             if not rows.count:
                 rows.skip()
+                continue
+            if summing and rows.sum_into(summing, chunk, rows.stopped, entries.lags_between):
                 continue
             part = rows.stretch(chunk, rows.stopped)
             lags = entries.lags_between(part.first, len(part), part.rows[0])

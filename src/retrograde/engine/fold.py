@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import torch
 
-from retrograde.engine.adjoint import Fold, rows_of_entries
+from retrograde.engine.adjoint import Fold, SummingFold, rows_of_entries
 from retrograde.engine.entries import Entries
 from retrograde.engine.merging import merged_rows
 from retrograde.engine.unroll import Unrolled
@@ -29,10 +29,12 @@ def fold(
         NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
     """
     folds = tuple(folds)
+    alone = folds[0] if len(folds) == 1 and generator is None else None
+    summing = alone if isinstance(alone, SummingFold) else None
     rows = (
-        merged_rows(unrolled, entries, generator)
+        merged_rows(unrolled, entries, generator, summing)
         if entries.relative
-        else rows_of_entries(unrolled, entries)
+        else rows_of_entries(unrolled, entries, summing)
     )
     for span in rows:
         for each in folds:

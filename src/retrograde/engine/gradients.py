@@ -15,7 +15,7 @@ from retrograde.cells.precision import no_autocast
 from retrograde.cells.reverse_mode import CellAdjoint
 from retrograde.compiled.sums import Sums
 from retrograde.compiled.uses import Uses
-from retrograde.engine.adjoint import AdjointSpan
+from retrograde.engine.adjoint import AdjointSpan, SummedSpan
 from retrograde.engine.scaling import NO_EXPONENT, Scaled, power_of_two
 from retrograde.engine.unroll import Chunk
 
@@ -127,7 +127,10 @@ class AdjointSums:
         self._numbers = 0
 
     def add(
-        self, span: AdjointSpan, values: Float[Tensor, "M K B S"], exponent: Int[Tensor, "M K"]
+        self,
+        span: AdjointSpan | SummedSpan,
+        values: Float[Tensor, "M K B S"],
+        exponent: Int[Tensor, "M K"],
     ) -> None:
         """Rows at the steps of a span; spans come in the order of the recursion, last one first."""
         uses = span.chunk.compiled_uses

@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from retrograde.engine.adjoint import AdjointSpan, PerEntry, Signed
+from retrograde.engine.adjoint import AdjointSpan, PerEntry, Signed, SummingFold
 from retrograde.engine.entries import Entries
 from retrograde.engine.scaling import NO_EXPONENT, Scaled, power_of_two
 from retrograde.engine.unroll import CHUNK, Unrolled
@@ -82,10 +82,15 @@ class Merging:
 
     def opened(self, count: int) -> None:
         """Note which entries have opened rows, given the number of all rows."""
-        for _ in range(count - self._copies * self._merged - len(self._rows)):
-            first, last = self._entries.blocks[-1 - self._opened]
-            self._rows.append(Row(first, last, 1))
-            self._opened += 1
+        more = self._coming(count)
+        self._rows += more
+        self._opened += len(more)
+
+    def _coming(self, count: int) -> list[Row]:
+        """What the rows will stand for that have not been opened yet, given the number of all."""
+        new = count - self._copies * self._merged - len(self._rows)
+        stop = len(self._entries) - self._opened
+        return [Row(*block, 1) for block in reversed(self._entries.blocks[stop - new : stop])]
 
     def pairs(self, k: int) -> list[int] | None:
         """Merge what the rows stand for, where there are no companions, and no numbers.
@@ -99,10 +104,16 @@ class Merging:
         self._rows = merged
         return numbers
 
-    def lags(self, first: int, count: int) -> Int[Tensor, "E K"]:
-        """Of the rows at neighbouring steps; -1 where one has not entered yet."""
+    def lags(self, first: int, count: int, rows: int | None = None) -> Int[Tensor, "E K"]:
+        """Of the rows at neighbouring steps; -1 where one has not entered yet.
+
+        Args:
+            first, count: the steps.
+            rows: the number of all rows by then, if some will have been opened that are not yet.
+        """
         device = self._entries.direct.device
-        ends = torch.tensor([(row.first, row.last) for row in self._rows], device=device)
+        every = self._rows if rows is None else self._rows + self._coming(rows)
+        ends = torch.tensor([(row.first, row.last) for row in every], device=device)
         steps = torch.arange(first, first + count, device=device)
         begin, last = ends.T.unsqueeze(-1)
         return torch.where(last >= steps, (torch.maximum(begin, steps) + last) // 2 - steps, -1)
@@ -175,7 +186,8 @@ class Merging:
             whole: all rows; their lags are not known yet.
             parents: what `merge` gave before these steps.
         """
-        merged, device, lags = self._merged, whole.norms.device, self.lags(whole.first, len(whole))
+        merged, device = self._merged, whole.norms.device
+        lags = self.lags(whole.first, len(whole))
         if not merged or not self._copies:
             own = _some(whole, slice(None), lags)
         else:
@@ -221,14 +233,20 @@ def _summed(
 
 @torch.no_grad()
 def merged_rows(
-    unrolled: Unrolled, entries: Entries, generator: torch.Generator | None = None
+    unrolled: Unrolled,
+    entries: Entries,
+    generator: torch.Generator | None = None,
+    summing: SummingFold | None = None,
 ) -> Iterator[AdjointSpan]:
     """The rows at all steps in spans, for k = T-1 .. 0; steps before any entry are left out.
+
+    Steps of which `summing` could be given the sums are left out as well.
 
     Args:
         unrolled: the pass.
         entries: where the loss enters, from `Entries.merging`.
         generator: draws the signs of companion rows; without one there are none.
+        summing: takes sums of rows; there must be no companions.
 
     Raises:
         NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
@@ -249,6 +267,9 @@ def merged_rows(
                 if merged is not None:
                     rows.become(merged[0])
                     parents = merged[1]
+            if summing and rows.sum_into(summing, chunk, k, merging.lags, until + 1):
+                merging.opened(rows.count)
+                continue
             part = rows.stretch(chunk, k, until + 1)
             merging.opened(part.rows[0])
             lags = torch.zeros_like(part.norms, dtype=torch.int64)

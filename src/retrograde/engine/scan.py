@@ -76,6 +76,27 @@ class Pulled:
     exponents: Int[Tensor, "N K"] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class RowSums:
+    """Sums of rows at neighbouring steps.
+
+    Attributes:
+        values: the sums, [M, K, B, S].
+        exponents: 2**exponent is what a sum at a step is in units of, NO_EXPONENT where it has no
+            row, [M, K].
+        back: what comes back to the state before the earliest step, if it was asked for; its last
+            row has no value yet and is for what may enter there.
+        back_norms: the norms of its other rows, [N].
+        back_exponents: those of them, [N].
+    """
+
+    values: Float[Tensor, "M K B S"]
+    exponents: Int[Tensor, "M K"]
+    back: Float[Tensor, "N1 B S"] | None
+    back_norms: Float[Tensor, "N"] | None
+    back_exponents: Int[Tensor, "N"] | None
+
+
 class AbstractBackend(ABC):
     """What runs the recursion through neighbouring steps of a chunk, in plain numbers.
 
@@ -106,6 +127,27 @@ class AbstractBackend(ABC):
             entering: the steps, and what the loss gives on the way.
             scales: what each of these rows is multiplied by first; None for nothing.
         """
+
+    def sum_back(
+        self,
+        chunk: Chunk,
+        start: Float[Tensor, "N B S"],
+        entering: Entering,
+        units: Int[Tensor, "N"],
+        places: Int[Tensor, "N K"],
+        sums: int,
+    ) -> RowSums | None:
+        """Pull rows back and keep nothing but sums of them, in whatever range they are.
+
+        Every row must be that of a single loss step. None where it cannot, or a row is not finite.
+
+        Args:
+            chunk, start, entering: as in `pull_back`.
+            units: the exponent of each row, those that enter on the way among them.
+            places: the number of the sum that each row belongs to at each step, -1 for none.
+            sums: how many there are.
+        """
+        return None
 
 
 class Eager(AbstractBackend):
@@ -181,6 +223,27 @@ class Compiled(AbstractBackend):
             steps, first, start, e.rows, e.values, passed, e.back, scales, e.ranged
         )
         return Pulled(found.values, found.norms, found.back, found.back_norms, found.exponents)
+
+    def sum_back(
+        self,
+        chunk: Chunk,
+        start: Float[Tensor, "N B S"],
+        entering: Entering,
+        units: Int[Tensor, "N"],
+        places: Int[Tensor, "N K"],
+        sums: int,
+    ) -> RowSums | None:
+        steps, passed = chunk.compiled, plain_boundaries(chunk, entering.first, len(entering))
+        if steps is None or passed is None:
+            return None
+        first, e = entering.first - chunk.first, entering
+        found = compiled.sum_back(
+            steps, first, start, e.rows, e.values, passed, e.back, sums, places, units
+        )
+        if found is None:
+            return None
+        back = found.back, found.back_norms, found.back_exponents
+        return RowSums(found.values, found.exponents, *back)
 
 
 def plain_boundaries(chunk: Chunk, first: int, count: int) -> dict[int, Tensor] | None:
