@@ -1,6 +1,6 @@
 """Calls of the library, all of them: tensors are checked here before their addresses are passed."""
 
-import ctypes
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -26,7 +26,9 @@ ACTIVATIONS = (
 """Numbers of csrc/recurrence.h."""
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_ch")
-_Array = ctypes.c_int64 * len(FIELDS)
+_PASS = struct.Struct(f"{len(FIELDS)}q")
+_BACKWARD = (0,) * (len(FIELDS) - FIELDS.index("by_h"))
+"""`struct pass`, and the fields that the forward pass does not read."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ class Pass(NamedTuple):
     Attributes:
         states: the parts of the state after each step, [T, B, H] each.
         last: those after the last step that ran, [1, B, H].
-        kept: the activations [T, B, K * H padded to whole vectors], None where none were kept.
+        kept: the activations [T, B, K, H padded to whole vectors], None where none were kept.
     """
 
     states: tuple[Tensor, ...]
@@ -200,16 +202,10 @@ def forward(
     if keep and kind.activations:
         lanes = library.vector // x.element_size()
         padded = -(-hidden // lanes) * lanes
-        kept = x.new_empty(steps, samples, len(kind.activations) * padded)
-    values = _Array(
-        *_begin(library, kind, x, hidden, reverse),
-        *_addresses(weights),
-        *_addresses(_two(initial)),
-        *_addresses(_two(states)),
-        *_addresses(_two(last)),
-        _address(kept),
-    )
-    _call(library.forward[x.dtype], values)
+        kept = x.new_empty(steps, samples, len(kind.activations), padded)
+    tensors = (*weights, *_two(initial), *_two(states), *_two(last), kept)
+    begin = _begin(library, kind, x, hidden, reverse)
+    _call(library.forward[x.dtype], (*begin, *_addresses(tensors), *_BACKWARD))
     return Pass(states, last, kept)
 
 
@@ -223,10 +219,8 @@ def activations_of(kind: Kind, h: Tensor, kept: Tensor | None) -> dict[str, Tens
     """
     if kept is None:  # an Elman network, whose output is its activation
         return {"hidden": h}
-    hidden, count = h.shape[-1], len(kind.activations)
-    each = kept.view(*h.shape[:-1], count, -1)
-    if each.shape[-1] > hidden:
-        each = each[..., :hidden]
+    hidden = h.shape[-1]
+    each = kept if kept.shape[-1] == hidden else kept[..., :hidden]
     had = dict(zip(kind.activations, each.unbind(-2), strict=True))
     if kind.parts == ("h",):
         return had
@@ -266,7 +260,9 @@ def backward(
     reverse: bool = False,
     altered: Altered = DERIVATIVE,
 ) -> Gradients:
-    """The gradients of a loss. Numbers below the normal range of the type count as 0.
+    """The gradients of a loss that are wanted.
+
+    Numbers below the normal range of the type count as 0.
 
     Args:
         library, kind, x, initial, weights, reverse: as the forward pass had them; of the biases it
@@ -288,15 +284,15 @@ def backward(
     steps, samples, inputs = x.shape
     rows, hidden = w_hh.shape
     all_steps, one = (steps, samples, hidden), (1, samples, hidden)
-    assert all(states.shape == all_steps for states in passed.states)
+    assert all([states.shape == all_steps for states in passed.states])
     # Hooks on saved tensors (torch.autograd.graph) may give them back with other strides.
-    kept = None if passed.kept is None else passed.kept.contiguous()
-    passed = Pass(tuple(states.contiguous() for states in passed.states), passed.last, kept)
+    kept = _dense(passed.kept)
+    states = [_dense(part) for part in passed.states]
     direct = [_rows(_like(given, x, all_steps)) for given in direct]
     last = [_dense(_like(given, x, one)) for given in last]
     if by_kept is not None:
-        assert passed.kept is not None
-        by_kept = _dense(_like(by_kept, x, passed.kept.shape))
+        assert kept is not None
+        by_kept = _dense(_like(by_kept, x, kept.shape))
     count = 1 + len(kind.parts)
     by_x = x.new_empty(x.shape) if needs[0] else None
     by_initial = [x.new_empty(samples, hidden) if need else None for need in needs[1:count]]
@@ -309,35 +305,25 @@ def backward(
         x.new_empty(rows) if of_weights[3] else None,
         w_ch.new_empty(w_ch.shape) if w_ch is not None and of_weights[4] else None,
     ]
-    strides = [
-        n for given in _two(direct) for n in (given.stride()[:2] if given is not None else _NO)
-    ]
+    strides = [(0, 0) if given is None else given.stride()[:2] for given in _two(direct)]
     limit = clipped = None
     if altered.max_value is not None:
         limit = x.new_full((1,), altered.max_value)
         clipped = torch.zeros(torch.get_num_threads(), dtype=torch.int64)
-    values = _Array(
+    before = (*weights, *_two(initial), *_two(states), None, None, kept, *_two(direct), by_kept)
+    results = (*_two(last), by_x, *by_weights, *_two(by_initial))
+    values = (
         *_begin(library, kind, x, hidden, reverse),
-        *_addresses(weights),
-        *_addresses(_two(initial)),
-        *_addresses(_two(passed.states)),
-        *_NO,
-        _address(passed.kept),
-        *_addresses(_two(direct)),
-        _address(by_kept),
-        *strides,
-        *_addresses(_two(last)),
-        _address(by_x),
-        *_addresses(by_weights),
-        *_addresses(_two(by_initial)),
-        int(altered.truncated),
+        *_addresses(before),
+        *(*strides[0], *strides[1]),
+        *_addresses(results),
+        altered.truncated,
         *_addresses((limit, clipped)),
     )
     _call(library.backward[x.dtype], values)
+    if not of_weights[1]:
+        by_weights[1] = None
     return Gradients(by_x, by_initial, by_weights, clipped)
-
-
-_NO = (0, 0)
 
 
 def _two(parts: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
@@ -350,21 +336,17 @@ def _begin(library: Library, kind: Kind, x: Tensor, hidden: int, reverse: bool) 
     steps, samples, inputs = x.shape
     step, sample, _ = x.stride()
     threads, parallel = library.threads
-    sizes = (steps, samples, inputs, hidden, threads, int(reverse))
+    sizes = (steps, samples, inputs, hidden, threads, reverse)
     return (*kind.fields, *sizes, parallel, x.data_ptr(), step, sample)
 
 
-def _call(function: Callable[[object], int], values: object) -> None:
-    if function(values):
+def _call(function: Callable[[object], int], values: Sequence[int]) -> None:
+    if function(_PASS.pack(*values)):
         raise MemoryError("there is not enough memory for a pass of this size")
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:
-    return [_address(tensor) for tensor in tensors]
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
 def _rows(tensor: Tensor | None) -> Tensor | None:
@@ -377,6 +359,10 @@ def _rows(tensor: Tensor | None) -> Tensor | None:
 
 
 def _dense(tensor: Tensor | None) -> Tensor | None:
+    if tensor is None or (
+        tensor.is_contiguous() and not (tensor.is_neg() or tensor._is_zerotensor())
+    ):
+        return tensor
     rows = _rows(tensor)
     return None if rows is None else rows.contiguous()
 
@@ -405,13 +391,13 @@ def _checked(
         *((rows, inputs), (rows, hidden), (rows,), (rows,), (peepholes * hidden,)),
         *[(samples, hidden)] * len(kind.parts),
     )
-    held = [_dense(tensor) for tensor in (*weights, *initial)]
     assert rows == blocks * hidden and x.shape[2] == inputs
-    assert (held[4] is None) == (peepholes == 0)
-    for tensor, shape in zip(held, shapes, strict=True):
-        assert tensor is None or (
-            tensor.shape == shape and tensor.dtype == x.dtype and tensor.is_cpu
-        )
+    assert (weights[4] is None) == (peepholes == 0)
+    held, dtype = list[Tensor | None](), x.dtype
+    for tensor, shape in zip((*weights, *initial), shapes, strict=True):
+        if tensor is not None:
+            assert tensor.shape == shape and tensor.dtype == dtype and tensor.is_cpu
+        held.append(_dense(tensor))
     rowed = _rows(x)
     assert rowed is not None
     return rowed, held[: len(weights)], held[len(weights) :]

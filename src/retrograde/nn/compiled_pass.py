@@ -31,7 +31,7 @@ def compiled(
         [tensor is not None and tensor.requires_grad for tensor in (x, *initial, *weights)]
     ):
         given = (x, *initial, *weights)
-        results = _Compiled.apply(library, (kind, reverse, altered), note, inside, *given)  # type: ignore[no-untyped-call]
+        results = _Compiled.apply((library, kind, reverse, altered, note, inside), *given)  # type: ignore[no-untyped-call]
         count = len(kind.parts)
         kept = results[2 * count] if len(results) > 2 * count else None
         return passes.Pass(results[:count], results[count : 2 * count], kept)
@@ -44,19 +44,16 @@ class _Compiled(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        library: Library,
-        which: tuple[passes.Kind, bool, passes.Altered],
-        note: Note | None,
-        inside: bool,
+        of: tuple[Library, passes.Kind, bool, passes.Altered, Note | None, bool],
         x: Tensor,
         *tensors: Tensor | None,
     ) -> Any:
         ctx.set_materialize_grads(False)
-        kind, reverse, _ = which
+        library, kind, reverse, _, _, inside = of
         count = len(kind.parts)
         initial, weights = tensors[:count], tensors[count:]
         passed = passes.forward(library, kind, x, initial, weights, reverse)
-        ctx.of, ctx.note, ctx.inside = (library, *which), note, inside
+        ctx.of = of
         ctx.save_for_backward(x, *tensors, *passed.states, passed.kept)
         kept = (passed.kept,) if inside and passed.kept is not None else ()
         output, *others = passed.states  # the output may be changed in place, as torch's may
@@ -64,36 +61,35 @@ class _Compiled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        library, kind, reverse, altered = ctx.of
+        library, kind, reverse, altered, note, _ = ctx.of
         count = len(kind.parts)
         x, *tensors = ctx.saved_tensors
         initial, weights = tensors[:count], tensors[count : -count - 1]
         passed = passes.Pass(tensors[-count - 1 : -1], (), tensors[-1])
         by_kept = grads[2 * count] if len(grads) > 2 * count else None
-        needs = ctx.needs_input_grad[4:]
-        if any(grad is not None and _is_batched(grad) for grad in grads):
+        needs = ctx.needs_input_grad[1:]
+        if any([grad is not None and _is_batched(grad) for grad in grads]):
             several = _by_torch(kind, altered, reverse, x, initial, weights, grads, needs)
             if several is None:
                 raise BackendError(BATCHED)
-            return None, None, None, None, *several
+            return None, *several
         of_states = grads[:count], grads[count : 2 * count]
         found = passes.backward(
             library, kind, x, initial, weights, passed, *of_states, by_kept, needs, reverse, altered
         )
-        if found.clipped is not None and ctx.note is not None:
+        if found.clipped is not None and note is not None:
             looked_at = passed.states[0].numel() * kind.blocks[0]
-            ctx.note(found.clipped.sum(), looked_at)
+            note(found.clipped.sum(), looked_at)
         results = [found.x, *found.initial, *found.weights]
-        results = [r if needed else None for r, needed in zip(results, needs, strict=True)]
         if torch.is_grad_enabled():  # create_graph=True: someone may differentiate again
             again = _by_torch(kind, altered, reverse, x, initial, weights, grads, needs)
             if again is not None:
-                return None, None, None, None, *again
+                return None, *again
             wanted = [result for result in results if result is not None]
             sources = [tensor for tensor in (*grads, x, *tensors) if tensor is not None]
             given = iter(Once.apply(len(wanted), *wanted, *sources))  # type: ignore[no-untyped-call]
             results = [None if result is None else next(given) for result in results]
-        return None, None, None, None, *results
+        return None, *results
 
 
 BATCHED = (

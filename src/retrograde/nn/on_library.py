@@ -24,20 +24,40 @@ class Layers(Protocol):
     input_size: int
     hidden_size: int
     num_layers: int
+    bias: bool
     batch_first: bool
     dropout: float
     bidirectional: bool
     training: bool
+    _parameters: dict[str, nn.Parameter | None]
 
 
 Result = tuple[Tensor, tuple[Tensor, ...], tuple[Mapping[str, Tensor], ...]]
 
 
 @cache
-def names_of(layers: int, bidirectional: bool) -> tuple[tuple[str, ...], ...]:
-    """The names of the weights, by layer and direction in torch's order, by `passes.WEIGHTS`."""
+def names_of(
+    layers: int, bidirectional: bool, bias: bool, peepholes: bool
+) -> tuple[tuple[str, ...], ...]:
+    """The names of the weights, by layer and direction in torch's order, by `passes.WEIGHTS`.
+
+    The name of a weight that is not there is "".
+    """
+    there = {"weight_ih", "weight_hh"}
+    there |= {"bias_ih", "bias_hh"} if bias else set()
+    there |= {"weight_ch"} if peepholes else set()
     every = Position.every(layers, bidirectional)
-    return tuple(tuple(name + at.suffix for name in passes.WEIGHTS) for at in every)
+    return tuple(
+        tuple(name + at.suffix if name in there else "" for name in passes.WEIGHTS) for at in every
+    )
+
+
+def _weight(module: Layers, name: str) -> Tensor | None:
+    """A parameter, or what stands in its place where the module is parametrized."""
+    if not name:
+        return None
+    own = module._parameters.get(name)
+    return getattr(module, name) if own is None else own
 
 
 def through_library(
@@ -63,7 +83,10 @@ def through_library(
     layers, both, first = module.num_layers, module.bidirectional, module.batch_first
     if type(x) is not Tensor or x.ndim != 3 or x.shape[2] != module.input_size or not x.numel():
         return None
-    weights = [[getattr(module, name, None) for name in names] for names in names_of(layers, both)]
+    weights = [
+        [_weight(module, name) for name in names]
+        for names in names_of(layers, both, module.bias, kind.blocks[1] > 0)
+    ]
     library = passes.in_use(x, *[weight for layer in weights for weight in layer])
     if library is None or torch.is_autocast_enabled("cpu"):
         return None
@@ -79,8 +102,8 @@ def through_library(
         initial = list(zip(*(part.unbind() for part in given), strict=True))
     if first:
         x = x.transpose(0, 1)
-    last = list[tuple[Tensor, ...]]()
-    activations = list[dict[str, Tensor]]()
+    last: list[tuple[Tensor, ...]] = []
+    activations: list[dict[str, Tensor]] = []
     directions = 1 + both
     for start in range(0, count, directions):
         outputs = []
