@@ -12,6 +12,7 @@ from retrograde.engine.scaling import (
     SLACK,
     Scaled,
     aligned,
+    all_finite,
     power_of_two,
     row_norms,
     times_power_of_two,
@@ -109,3 +110,16 @@ def test_normalising_centres_the_norms_and_changes_no_number(dtype, sizes):
     )
     log2[~nonzero] = -torch.inf  # float32 rounds what is below its smallest number to zero
     torch.testing.assert_close(some.log2_norms(), log2, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, *DTYPES])
+def test_a_single_number_that_is_not_finite_is_seen(dtype):
+    largest = torch.finfo(dtype).max
+    values = torch.linspace(-1, 1, 7 * 5 * 3).to(dtype).view(7, 5, 3)
+    values[0, 0, 0], values[6, 4, 2] = -largest, largest
+    assert all_finite(values) and all_finite(values.transpose(0, 2)) and all_finite(values[:0])
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        for place in ((0, 0, 0), (3, 2, 1), (6, 4, 2)):
+            spoilt = values.clone()
+            spoilt[place] = bad
+            assert not all_finite(spoilt)

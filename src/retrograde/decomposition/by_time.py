@@ -48,10 +48,10 @@ class ContributionNorms:
         """Take a span, of which the library may have found the sizes already."""
         rows = len(span.exponent)
         for name, further, log2 in contribution_norms(span, found):
-            table, sizes = self._tables[name][span.steps, :rows], log2.T
+            table = self._tables[name][:rows, span.steps]
             if further:  # squared norms of further rows of the same parameter add up
-                sizes = torch.logaddexp2(2 * table, 2 * sizes) / 2
-            table.copy_(sizes)
+                log2 = torch.logaddexp2(2 * table, 2 * log2) / 2
+            table.copy_(log2)
 
     def result(self) -> dict[str, Float[Tensor, "E T"]]:
         return _by_entry(self._tables)
@@ -146,6 +146,7 @@ class ContributionShares:
         self._chunk: Chunk | None = None
         self._pushed: Tensor | None = None  # of steps that the library cannot run
         self._images: tuple[Tensor, ...] = ()
+        self._units: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}  # 1 / <G, G> of parameters
 
     def update(self, span: AdjointSpan) -> None:
         uses, found = span.chunk.compiled_uses, None
@@ -155,7 +156,7 @@ class ContributionShares:
             both = self._norms is not None and uses.products is not None
             found = sizes_of(uses, span.here.start, span.values, self._images, both)
             assert found.inner is not None
-            self._add(span, [side.parameter for side in uses.sides], found.inner)
+            self._add(span, tuple(side.parameter for side in uses.sides), found.inner)
         elif self._pushed is not None:
             pushed = self._pushed[:, span.here].flatten(2).permute(1, 2, 0)  # [K, B*S, U]
             inner = torch.bmm(span.values.flatten(2).transpose(0, 1), pushed)
@@ -166,9 +167,10 @@ class ContributionShares:
                     as_vectors(parts) @ self._gradient[name].values.flatten()
                     for name, parts in gradients.items()
                 ]
-                share = self._shares(list(gradients), torch.stack(rows), span.exponent[some, k])
-                for one, name in zip(share, gradients, strict=True):
-                    self._tables[name][span.first + k, some] += one
+                names = tuple(gradients)
+                share = self._shares(names, torch.stack(rows), span.exponent[some, k])
+                for name, one in zip(names, share, strict=True):
+                    self._tables[name][some, span.first + k] += one
         if self._norms is not None:
             self._norms.update(span, found)
 
@@ -181,22 +183,24 @@ class ContributionShares:
         else:
             self._pushed = jvp_of_parameters(graph, whole) if whole else None
 
-    def _add(self, span: AdjointSpan, names: Sequence[str], inner: Float[Tensor, "U N K"]) -> None:
+    def _add(
+        self, span: AdjointSpan, names: tuple[str, ...], inner: Float[Tensor, "U N K"]
+    ) -> None:
         """Add what <C, G> is in units of the rows to the tables of some parameters."""
         share = self._shares(names, inner, span.exponent)
         for name, one in zip(names, share, strict=True):
-            self._tables[name][span.steps, : len(span.exponent)] += one.T
+            self._tables[name][: len(one), span.steps] += one
 
     def _shares(
-        self, names: Sequence[str], inner: Float[Tensor, "U *R"], exponent: Int[Tensor, "*R"]
+        self, names: tuple[str, ...], inner: Float[Tensor, "U *R"], exponent: Int[Tensor, "*R"]
     ) -> Float[Tensor, "U *R"]:
         """<C, G> in units of 2^exponent, a row for each name, as shares."""
-        column = len(names), *[1] * exponent.ndim
-        square = inner.new_tensor([self._square[name] for name in names], dtype=torch.float64)
-        scale = torch.cat([self._gradient[name].exponent for name in names]).view(column)
-        square = square.view(column)
-        share = torch.where(square > 0, inner.double() / square, 0)
-        return share * torch.exp2((exponent - scale).double())
+        if names not in self._units:
+            square = inner.new_tensor([self._square[name] for name in names], dtype=torch.float64)
+            scale = torch.cat([self._gradient[name].exponent for name in names])
+            self._units[names] = torch.where(square > 0, 1 / square, 0), scale.double()
+        share, scale = (each.view(-1, *[1] * exponent.ndim) for each in self._units[names])
+        return inner.double() * share * torch.exp2(exponent - scale)
 
     def result(self, whole: Mapping[str, Scaled]) -> dict[str, Float[Tensor, "E T"]]:
         """The shares in what the parts sum to, so that they sum to 1."""
@@ -210,15 +214,15 @@ class ContributionShares:
 def _tables(
     entries: Entries, steps: int, parameters: Iterable[str], fill: float
 ) -> dict[str, Tensor]:
-    """One table a parameter, use step by use step with the latest entry first, as rows come."""
-    shape = (steps, len(entries))
+    """One table a parameter, a row for each entry, the latest first, as rows come."""
+    shape = (len(entries), steps)
     new = entries.direct.new_full
     return {name: new(shape, fill, dtype=torch.float64) for name in parameters}
 
 
 def _by_entry(tables: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "E T"]]:
-    """The tables turned round: a row for each entry, the earliest first."""
-    return {name: table.T.flip(0) for name, table in tables.items()}
+    """The tables with the earliest entry first."""
+    return {name: table.flip(0) for name, table in tables.items()}
 
 
 def parts_by_time(

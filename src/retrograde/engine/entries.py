@@ -80,7 +80,7 @@ class Entries:
         """
         _checks.tensor("direct", direct, ["T", "B", "S"])
         max_rows = _checks.optional_whole("max_rows", max_rows)
-        steps = torch.nonzero(direct.flatten(1).any(1)).squeeze(1).tolist()
+        steps = torch.nonzero(_sizes(direct)).squeeze(1).tolist()
         if max_rows is None:
             max_rows = FULL_ROWS if len(steps) <= FULL_ROWS else BLOCK_ROWS
         width = max(1, -(-len(steps) // max_rows))
@@ -119,7 +119,11 @@ class Entries:
     @cached_property
     def _scales(self) -> tuple[Float[Tensor, "T"], Int[Tensor, "T"]]:
         """For every step a factor 2^e that brings dL/ds_k near the centre, and the exponent -e."""
-        return factors_to_centre(self.direct.abs().flatten(1).amax(1))
+        return factors_to_centre(self._largest)
+
+    @cached_property
+    def _largest(self) -> Float[Tensor, "T"]:
+        return _sizes(self.direct)
 
     def at(self, k: int) -> Scaled:
         """dL/ds_k without what comes through later steps, as one row."""
@@ -141,16 +145,14 @@ class Entries:
     @cached_property
     def exponents(self) -> list[int | None]:
         """Those of dL/ds_k for every step; None where it is zero."""
-        some = self.direct.flatten(1).any(1).tolist()
+        some = (self._largest != 0).tolist()
         found: list[int] = self._scales[1].tolist()
         return [exponent if any_ else None for exponent, any_ in zip(found, some, strict=True)]
 
     def near(self, k: int, exponent: int) -> bool:
         """Whether dL/ds_k can be added to a row in units of 2^exponent without loss."""
         own = self.exponents[k]
-        if own is None:
-            return True
-        return abs(own - exponent) <= CENTRE and abs(exponent) <= REPRESENTABLE
+        return own is None or _near(own, exponent)
 
     def add(self, k: int, row: Float[Tensor, "B S"], exponent: int) -> bool:
         """Add dL/ds_k to a row in units of 2^exponent; whether their scales are near enough."""
@@ -175,34 +177,37 @@ class Entries:
         counts, factors, opened = [rows], [0.0], list[int]()
         step, last = k - 1, k - length
         while step > last:
-            if self.single:  # nothing happens before the next one opens
-                entered = rows + len(opened) - more
-                opens = self.blocks[-1 - entered][1] if entered < len(self.blocks) else -1
-                none = max(0, step - max(opens, last))
-                counts += [counts[-1]] * none
-                factors += [0.0] * none
-                step -= none
-                if step == last:
-                    break
-            count, factor = counts[-1], 0.0
-            if self.opens(step, count - more):
-                if (count + 1) * (len(counts) + 1) > most:
-                    break
-                newest = self.exponents[step] or 0
-                opened.append(newest)
-                count, factor = count + 1, 2.0**-newest
-            elif self.covers(step, count - more):
-                if not self.near(step, newest):
-                    break
-                factor = 2.0**-newest if self.exponents[step] is not None else 0.0
-            counts.append(count)
-            factors.append(factor)
+            entered, stop = counts[-1] - more, last
+            if entered < len(self.blocks):
+                stop = max(last, self.blocks[-1 - entered][1])
+            added = self._added(range(stop + 1, step + 1), newest)
+            counts += [counts[-1]] * len(added)
+            factors += added
+            step -= len(added)
+            if step > stop or step == last or (counts[-1] + 1) * (len(counts) + 1) > most:
+                break
+            newest = self.exponents[step] or 0
+            opened.append(newest)
+            counts.append(counts[-1] + 1)
+            factors.append(2.0**-newest)
             step -= 1
         first, values = k - len(counts) + 1, None
         if any(factors):
             given = self.direct[first : k + 1]
             values = given * given.new_tensor(factors[::-1]).view(-1, 1, 1)
         return Coming(first, counts[::-1], values, opened)
+
+    def _added(self, steps: range, exponent: int) -> list[float]:
+        """What dL/ds_k is multiplied by where it is added to a row in units of 2^exponent.
+
+        At the latest of some steps and before, up to one on quite another scale.
+        """
+        found = list[float]()
+        for own in reversed(self.exponents[steps.start : steps.stop]):
+            if own is not None and not _near(own, exponent):
+                break
+            found.append(0.0 if own is None else 2.0**-exponent)
+        return found
 
     def opens(self, k: int, rows: int) -> bool:
         """Whether step k is the first entry, going backwards, of row number `rows`."""
@@ -234,3 +239,15 @@ class Entries:
     def lag_table(self) -> Int[Tensor, "E T"]:
         """The lag of every row (in order of time) at every use step, -1 where the use is later."""
         return self._lags.T.flip(0)
+
+
+def _sizes(direct: Float[Tensor, "T B S"]) -> Float[Tensor, "T"]:
+    """The largest entry of each step, NaN where there is one; faster than any()."""
+    if not direct.numel():
+        return direct.new_zeros(len(direct))
+    return direct.abs().flatten(1).amax(1)
+
+
+def _near(one: int, other: int) -> bool:
+    """Whether numbers in units of powers of two can be added in those of the other."""
+    return abs(one - other) <= CENTRE and abs(other) <= REPRESENTABLE
