@@ -4,48 +4,193 @@
 
    The program gives A^T v and, behind it, R^T v of every row. Each class n of an entry has an
    exponent of its own, so that what crosses to the next class is multiplied by a power of two; the
-   last class keeps what crosses from it. */
+   last class keeps what crosses from it. Where all that is asked of the rows are sums by class and
+   bin of lags, these are formed while the rows are at hand, and the rows are not handed out. */
 
 struct crossings_run {
   const struct crossings *crossings;
   struct runner runner;
-  real *largest; /* sizes of entries, [B, N, K] */
+  real *largest;      /* sizes of rows, [B, N, 1 + K]: what comes back first */
+  int64_t *sum_units; /* exponents of the sums of each sample, [B, sums, K] */
+  uint8_t *some;      /* of each vector of the state how anything comes back to it */
   real *scratch;
   int64_t of_task;
   struct tasks tasks; /* parts of the entries */
 };
 
-/* A row to where it is asked for, and the size of its largest entry; NaN if one is not finite. */
-INLINE real hand_out_largest(const real *from, int64_t size, real *to) {
-  vec most = {0}, nothing = {0};
-  for (int64_t j = 0; j < size; j += V) {
-    vec value = load_some(from + j, size - j);
-    store_some(to + j, value, size - j);
-    vec large = choose((int_vec)(value < 0), -value, value);
-    most = choose((int_vec)(large > most), large, most);
-    nothing += value - value;
+enum comes_back { STAYS = 1, CROSSES = 2 };
+
+/* The size of a number as its bits, which ascend with it, infinity and NaN last. */
+INLINE int_vec size_bits(vec value) {
+  return (int_vec)value & (integer)(((uint64_t)1 << (8 * sizeof(real) - 1)) - 1);
+}
+INLINE int_vec larger(int_vec one, int_vec other) {
+  return (int_vec)choose(one > other, (vec)one, (vec)other);
+}
+
+/* The largest of some sizes; NaN if one is not finite. */
+INLINE real largest_of(int_vec sizes) {
+  integer lanes[V];
+  memcpy(lanes, &sizes, sizeof lanes);
+  UNROLL for (int64_t half = V / 2; half > 0; half /= 2)
+    for (int64_t k = 0; k < half; k++)
+      lanes[k] = lanes[k] > lanes[k + half] ? lanes[k] : lanes[k + half];
+  real found;
+  memcpy(&found, lanes, sizeof found);
+  return found + (found - found);
+}
+
+static real largest_in(const real *row, int64_t size) {
+  int_vec most = {0};
+  for (int64_t j = 0; j < size; j += V)
+    most = larger(most, size_bits(load_some(row + j, size - j)));
+  return largest_of(most);
+}
+
+/* to [size] (+)= the sum of some rows, each times a weight. */
+INLINE void add_weighted(
+    int64_t count, const real *const *rows, const real *weights, int add, int64_t size, real *to) {
+  int64_t j = 0;
+  for (; j + V <= size; j += V) {
+    vec sum = add ? load(to + j) : (vec){0};
+    UNROLL for (int64_t i = 0; i < count; i++) sum += all(weights[i]) * load(rows[i] + j);
+    store(to + j, sum);
   }
-  real found = 0;
-  for (int64_t k = 0; k < V; k++)
-    found = most[k] > found ? most[k] : found;
-  return found + sum_of(nothing);
+  for (; j < size; j++) {
+    real sum = add ? to[j] : 0;
+    for (int64_t i = 0; i < count; i++)
+      sum += weights[i] * rows[i][j];
+    to[j] = sum;
+  }
 }
 
 /* The classes of an entry at the step before: what stays in each, and what crossed into it. */
 INLINE void cross(
-    int64_t classes, int64_t size, const real *moves, const real *passed, const real *from,
-    int64_t from_row, real *to, int64_t to_row) {
+    int64_t classes, int64_t size, const uint8_t *some, const real *moves, const real *passed,
+    const real *from, int64_t from_row, real *to, int64_t to_row, real *largest, int64_t by_row) {
   for (int64_t n = 0; n < classes; n++) {
     const real *stays = from + n * from_row, *crosses = stays + size;
-    for (int64_t j = 0; j < size; j += V) {
-      vec sum = load(stays + j);
-      if (n > 0)
-        sum += load(crosses - from_row + j) * all(moves[n - 1]);
-      if (n == classes - 1)
-        sum += load(crosses + j);
-      store(to + n * to_row + j, passed ? sum * load_some(passed + j, size - j) : sum);
+    int_vec most = {0};
+    for (int64_t j = 0; j < size; j += V, some++) {
+      vec sum = *some & STAYS ? load(stays + j) : (vec){0};
+      if (*some & CROSSES) {
+        if (n > 0)
+          sum += load(crosses - from_row + j) * all(moves[n - 1]);
+        if (n == classes - 1)
+          sum += load(crosses + j);
+      }
+      if (passed)
+        sum *= load_some(passed + j, size - j);
+      if (size - j < V)
+        sum = first(sum, size - j);
+      most = larger(most, size_bits(sum));
+      store(to + n * to_row + j, sum);
     }
+    some -= padded_to(size, V) / V;
+    largest[n * by_row] = largest_of(most);
   }
+}
+
+/* Where the size of a row of a sample at step k is kept; at step -1 that of what comes back. */
+INLINE real *size_at(const struct crossings_run *run, int64_t b, int64_t row, int64_t k) {
+  const struct crossings *p = run->crossings;
+  return run->largest + (b * p->entries[0] * p->classes + row) * (p->steps + 1) + k + 1;
+}
+
+/* The rows of a class whose entries are in a bin, from number `start` up to `end`, as one. */
+static void sum_of_bin(
+    const struct crossings_run *run, struct rows here, int64_t first, int64_t start, int64_t end,
+    int64_t n, int64_t sample, int64_t k) {
+  const struct crossings *p = run->crossings;
+  const int64_t C = p->classes, S = p->size, K = p->steps;
+  const int64_t sum = n * p->bins + p->places[start * K + k];
+  real *to = (real *)p->sums + ((sum * K + k) * p->samples + sample) * S;
+  int64_t *unit = run->sum_units + (sample * C * p->bins + sum) * K + k, count = 0;
+  const real *rows[4];
+  real weights[4];
+  for (int64_t e = start; e < end; e++)
+    if (*size_at(run, sample, e * C + n, k) != 0)
+      *unit = most_of(*unit, p->units[e * C + n]);
+  if (*unit == NO_EXPONENT)
+    return;
+  int add = 0;
+  for (int64_t e = start; e < end; e++) {
+    if (*size_at(run, sample, e * C + n, k) != 0) {
+      rows[count] = here.at + ((e - first) * C + n) * here.row;
+      weights[count++] = (real)two_to(p->units[e * C + n] - *unit);
+    }
+    if (count < 4 && e + 1 < end)
+      continue;
+    if (count == 4)
+      add_weighted(4, rows, weights, add, S, to);
+    else if (count == 3)
+      add_weighted(3, rows, weights, add, S, to);
+    else if (count == 2)
+      add_weighted(2, rows, weights, add, S, to);
+    else if (count == 1)
+      add_weighted(1, rows, weights, add, S, to);
+    add = 1;
+    count = 0;
+  }
+}
+
+/* The rows of a sample at a step to where they are asked for, themselves or summed. */
+static void hand_out_classes(
+    const struct crossings_run *run, struct rows here, int64_t first, int64_t most,
+    int64_t entries, int64_t sample, int64_t k) {
+  const struct crossings *p = run->crossings;
+  const int64_t B = p->samples, S = p->size, K = p->steps, C = p->classes;
+  for (int64_t n = 0; p->values && n < most * C; n++) {
+    real *to = (real *)p->values + (((first * C + n) * K + k) * B + sample) * S;
+    if (n < entries * C)
+      memcpy(to, here.at + n * here.row, (size_t)S * sizeof(real));
+    else
+      memset(to, 0, (size_t)S * sizeof(real));
+  }
+  if (!p->bins)
+    return;
+  for (int64_t start = first, end; start < first + entries; start = end) {
+    const int64_t bin = p->places[start * K + k];
+    for (end = start + 1; end < first + entries && p->places[end * K + k] == bin; end++)
+      ;
+    for (int64_t n = 0; n < C; n++)
+      sum_of_bin(run, here, first, start, end, n, sample, k);
+  }
+}
+
+/* What the loss gives at a step has crossed nothing: a new entry, or part of the newest one. */
+static void enter(
+    const struct crossings_run *run, struct rows here, int64_t first, int64_t most,
+    int64_t entries_after, int64_t sample, int64_t k) {
+  const struct crossings *p = run->crossings;
+  const int64_t C = p->classes, newest = p->entries[k] - 1 - first;
+  if (!p->given || newest < 0 || newest >= most)
+    return;
+  const real *given = (const real *)p->given + (k * p->samples + sample) * p->size;
+  real *to = here.at + newest * C * here.row;
+  if (p->entries[k] > entries_after)
+    memset(to, 0, (size_t)(C * here.row) * sizeof(real));
+  for (int64_t j = 0; j < p->size; j++)
+    to[j] += given[j];
+  *size_at(run, sample, (first + newest) * C, k) = largest_in(to, p->size);
+}
+
+/* The rows of a sample at the last step without what the loss gives there. */
+static void arrive(
+    const struct crossings_run *run, struct rows here, int64_t first, int64_t started,
+    int64_t sample) {
+  const struct crossings *p = run->crossings;
+  const int64_t C = p->classes, S = p->size, of_row = p->samples * S;
+  for (int64_t e = 0; e < started; e++)
+    for (int64_t n = 0; n < C; n++) {
+      real *to = here.at + (e * C + n) * here.row;
+      for (int64_t i = p->sources[first + e]; i < p->sources[first + e + 1]; i++) {
+        const real *from = (const real *)p->start + (i * C + n) * of_row + sample * S;
+        add_weighted(
+            1, &from, (const real *)p->weights + i * C + n, i > p->sources[first + e], S, to);
+      }
+      *size_at(run, sample, (first + e) * C + n, p->steps - 1) = largest_in(to, S);
+    }
 }
 
 static void crossings_tasks(int64_t begin, int64_t end, void *context) {
@@ -62,27 +207,16 @@ static void crossings_tasks(int64_t begin, int64_t end, void *context) {
     const int64_t wide = odd_row(2 * S + V);
     const struct rows both = {taken(&free_, samples * most * C * wide), most * C * wide, wide};
 
-    for (int64_t b = 0; b < samples; b++)
-      for (int64_t n = 0; n < between(p->started - first, most) * C; n++)
-        memcpy(
-            here.at + b * here.sample + n * here.row,
-            (const real *)p->start + ((first * C + n) * B + sample + b) * S,
-            (size_t)S * sizeof(real));
-
     for (int64_t k = K - 1; k >= 0; k--) {
       const int64_t entries = between(p->entries[k] - first, most);
-      for (int64_t b = 0; b < samples; b++)
-        for (int64_t n = 0; n < most * C; n++) {
-          const int64_t row = first * C + n;
-          real *to = (real *)p->values + ((row * K + k) * B + sample + b) * S;
-          real *largest = run->largest + ((sample + b) * E * C + row) * K + k;
-          if (n < entries * C)
-            *largest = hand_out_largest(here.at + b * here.sample + n * here.row, S, to);
-          else {
-            memset(to, 0, (size_t)S * sizeof(real));
-            *largest = 0;
-          }
-        }
+      const int64_t after = k + 1 < K ? p->entries[k + 1] : p->started;
+      for (int64_t b = 0; b < samples; b++) {
+        const struct rows one = {here.at + b * here.sample, 0, here.row};
+        if (k == K - 1)
+          arrive(run, one, first, between(p->started - first, most), sample + b);
+        enter(run, one, first, most, after, sample + b, k);
+        hand_out_classes(run, one, first, most, entries, sample + b, k);
+      }
       if (k == 0 && !p->back)
         break;
       if (entries)
@@ -93,21 +227,10 @@ static void crossings_tasks(int64_t begin, int64_t end, void *context) {
       for (int64_t b = 0; b < samples; b++)
         for (int64_t e = 0; e < entries; e++)
           cross(
-              C, S, (const real *)p->moves + (first + e) * (C - 1),
+              C, S, run->some, (const real *)p->moves + (first + e) * (C - 1),
               passed ? passed + (sample + b) * S : 0, both.at + b * both.sample + e * C * wide,
-              wide, here.at + b * here.sample + e * C * here.row, here.row);
-      /* What the loss gives has crossed nothing: a new entry, or part of the newest one. */
-      const int64_t before = k ? p->entries[k - 1] : 0, newest = before - 1 - first;
-      if (!p->given || newest < 0 || newest >= most)
-        continue;
-      for (int64_t b = 0; b < samples; b++) {
-        const real *given = (const real *)p->given + ((k - 1) * B + sample + b) * S;
-        real *to = here.at + b * here.sample + newest * C * here.row;
-        if (before > p->entries[k])
-          memset(to, 0, (size_t)(C * here.row) * sizeof(real));
-        for (int64_t j = 0; j < S; j++)
-          to[j] += given[j];
-      }
+              wide, here.at + b * here.sample + e * C * here.row, here.row,
+              size_at(run, sample + b, (first + e) * C, k - 1), K + 1);
     }
     for (int64_t b = 0; p->back && b < samples; b++)
       for (int64_t n = 0; n < most * C; n++)
@@ -118,37 +241,94 @@ static void crossings_tasks(int64_t begin, int64_t end, void *context) {
   restore_denormals(control);
 }
 
+/* Which vectors of the state anything comes back to, and how. */
+static void find_some(const struct crossings_run *run) {
+  const struct program *program = &run->crossings->program;
+  const int64_t S = run->crossings->size;
+  memset(run->some, 0, (size_t)(padded_to(S, V) / V));
+  for (const struct node *node = program->all_nodes; node < program->all_nodes + program->nodes;
+       node++) {
+    if (node->slot < 0 || !(node->products || node->terms))
+      continue;
+    const int64_t start = node->slot % S, how = node->slot < S ? STAYS : CROSSES;
+    for (int64_t v = start / V; v * V < start + node->width; v++)
+      run->some[v] |= (uint8_t)how;
+  }
+}
+
+/* The size of a row over all samples; NaN stays. */
+static real largest_of_samples(const struct crossings_run *run, int64_t row, int64_t k) {
+  real most = 0;
+  for (int64_t b = 0; b < run->crossings->samples && most == most; b++) {
+    real of_sample = *size_at(run, b, row, k);
+    most = of_sample <= most ? most : of_sample;
+  }
+  return most;
+}
+
+/* Sums of all samples on one exponent, the largest. */
+static void join_units(const struct crossings_run *run) {
+  const struct crossings *p = run->crossings;
+  const int64_t B = p->samples, S = p->size, sums = p->classes * p->bins * p->steps;
+  for (int64_t i = 0; i < sums; i++) {
+    int64_t most = NO_EXPONENT;
+    for (int64_t b = 0; b < B; b++)
+      most = most_of(most, run->sum_units[b * sums + i]);
+    p->sum_units[i] = most;
+    for (int64_t b = 0; b < B; b++) {
+      const int64_t own = run->sum_units[b * sums + i];
+      real *sum = (real *)p->sums + (i * B + b) * S;
+      if (own == NO_EXPONENT)
+        memset(sum, 0, (size_t)S * sizeof(real));
+      else if (own < most) {
+        const real factor = (real)two_to(own - most);
+        for (int64_t j = 0; j < S; j++)
+          sum[j] *= factor;
+      }
+    }
+  }
+}
+
 static int64_t crossings(const struct crossings *p) {
   const int64_t B = p->samples, K = p->steps, C = p->classes, E = p->entries[0], N = E * C;
   struct crossings_run run = {.crossings = p, .runner = runner_of(&p->program)};
   int64_t work = run.runner.work * N * B * K;
   int64_t threads = work < SMALL_SCAN || !p->parallel || p->parts < 1 ? 1 : p->parts;
   run.tasks = tasks_of(B, E, N, threads);
+  /* What is in a bin must be one task's. */
+  if (p->bins)
+    run.tasks.parts = 1;
   int64_t tasks = run.tasks.groups * run.tasks.parts;
   int64_t samples = (B + run.tasks.groups - 1) / run.tasks.groups;
   int64_t rows = (E + run.tasks.parts - 1) / run.tasks.parts * C;
   run.of_task = of_work(&run.runner, p->size, samples, rows, 0) +
                 samples * rows * odd_row(2 * p->size + V) + 64;
-  int64_t of_largest = padded_to(B * N * K, 64);
+  const int64_t in_reals = (int64_t)(sizeof(int64_t) / sizeof(real));
+  int64_t of_largest = padded_to(B * N * (K + 1), 64), of_some = padded_to(p->size, 64);
+  int64_t units = B * C * p->bins * K, of_units = padded_to(units * in_reals, 64);
   void *raw;
-  real *free_ = memory(of_largest + run.runner.of_packed + tasks * run.of_task, &raw);
+  real *free_ = memory(
+      of_largest + of_some + of_units + run.runner.of_packed + tasks * run.of_task, &raw);
   if (!free_)
     return 1;
   run.largest = taken(&free_, of_largest);
+  memset(run.largest, 0, (size_t)of_largest * sizeof(real));
+  run.sum_units = (int64_t *)taken(&free_, of_units);
+  for (int64_t i = 0; i < units; i++)
+    run.sum_units[i] = NO_EXPONENT;
+  run.some = (uint8_t *)taken(&free_, of_some);
+  find_some(&run);
   pack_all(&run.runner, &free_);
   run.scratch = free_;
   if (tasks < 2 || threads < 2 || p->parallel(0, tasks, 1, crossings_tasks, &run))
     crossings_tasks(0, tasks, &run);
-  for (int64_t i = 0; i < N * K; i++) {
-    real most = 0;
-    for (int64_t b = 0; b < B; b++) {
-      real of_sample = run.largest[b * N * K + i];
-      most = of_sample <= most ? most : of_sample; /* NaN stays */
-      if (most != most)
-        break;
-    }
-    ((real *)p->sizes)[i] = most;
+  for (int64_t row = 0; row < N; row++) {
+    for (int64_t k = 0; k < K; k++)
+      ((real *)p->sizes)[row * K + k] = largest_of_samples(&run, row, k);
+    if (p->back)
+      ((real *)p->back_sizes)[row] = largest_of_samples(&run, row, -1);
   }
+  join_units(&run);
   free(raw);
   return 0;
 }

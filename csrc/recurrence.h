@@ -189,14 +189,25 @@ struct crossings {
   parallel_function parallel;
   /* Entries at each step, [K]; from the last step to the first they never become fewer. */
   const int64_t *entries;
-  /* Rows at the last step, [started * classes, B, S]; what the loss gives, [K, B, S] or NULL. */
-  const void *start, *given;
+  /* The rows of an entry at the last step are sums of those of neighbouring ones that arrive there:
+     number sources[e] up to sources[e + 1] of [A * classes, B, S], times weights [A * classes]. */
+  const int64_t *sources;
+  const void *start, *weights;
+  /* What the loss gives at each step, [K, B, S] or NULL: an entry of its own, or part of the newest. */
+  const void *given;
   const int64_t *boundaries; /* as in struct scan */
   /* What crosses from each class to the next is multiplied by, [E, classes - 1]. */
   const void *moves;
-  /* Results: [N, K, B, S], sizes of the largest entries [N, K], and [N, B, S] or NULL, where N is
-     E * classes and E is entries[0]. */
-  void *values, *sizes, *back;
+  /* Results, NULL for one that is not asked for: rows [N, K, B, S], and what comes back [N, B, S],
+     where N is E * classes and E is entries[0]; the sizes of their largest entries, [N, K] and [N]. */
+  void *values, *sizes, *back, *back_sizes;
+  /* Further results, where `bins` is the number of bins: for each class and bin the sum of the rows
+     of all entries in it, [classes * bins, K, B, S], and its exponent, NO_EXPONENT for nothing. The
+     bin of each entry at each step, [E, K], neighbours next to each other; the exponents of rows. */
+  int64_t bins;
+  const int64_t *places, *units;
+  void *sums;
+  int64_t *sum_units;
   struct program program;
 };
 

@@ -14,7 +14,8 @@ from retrograde.decomposition.by_time import contribution_norms
 from retrograde.engine import crossings, forward, unroll
 from retrograde.engine.adjoint import AdjointSpan
 from retrograde.engine.boundary import Boundary, Read
-from retrograde.engine.scan import COMPILED, EAGER, Entering, backend
+from retrograde.engine.scaling import NO_EXPONENT
+from retrograde.engine.scan import COMPILED, EAGER, Entering, backend, plain_boundaries
 from support.backends import BACKENDS, using
 from support.chunks import KINDS, cell_of, chunk_of, drawn
 from support.problems import MORE, PROBLEMS
@@ -219,22 +220,60 @@ def test_any_layout_and_boundaries():
 CLASSES = 3
 
 
+STARTS = torch.tensor([2, 3, 6])  # of all bins but the nearest
+
+
 def compare_crossings(chunk, given, entries, tolerance):
-    """Both backends, relative to the largest number of a result, on exponents of their own."""
+    """Both backends, relative to the largest number of a result, on exponents of their own.
+
+    More rows arrive than there are entries at the last step, where neighbours are added.
+    """
     most, (B, S), dtype = given.rows[0], chunk.steps.state.shape[1:], chunk.steps.state.dtype
-    start = drawn(entries * CLASSES, B, S, dtype=dtype, seed=6)
+    sources = [n + n // 2 for n in range(entries + 1)]  # one, then two, and so on
+    values = drawn(sources[-1] * CLASSES, B, S, dtype=dtype, seed=6)
+    weights = torch.exp2(torch.arange(len(values)) % 3 - 1).to(dtype)
     exponent = torch.arange(most * CLASSES) * 7 % 5
+    lags = (torch.tensor(given.rows).sub(1) // 2 - torch.arange(most).unsqueeze(1)).clamp(min=-1)
     found = []
     for name in ("compiled", "eager"):
         with using(name):
-            found.append(crossings._pull_back(replace(chunk), start, given, exponent, CLASSES))
+            arriving, own = crossings.Arriving(values, weights, sources), replace(chunk)
+            asked = own, arriving, given, exponent, CLASSES, lags
+            found.append(crossings._pull_back(*asked, None))
+            summed = crossings._pull_back(*asked, STARTS)
+            pays = name == "compiled" and own.compiled_by_crossing is not None
+            pays = pays and plain_boundaries(own, given.first, len(given)) is not None
+            assert (summed.units is None) != (pays and torch.get_num_threads() <= B)
+            if summed.units is not None:
+                compare_sums(found[-1], summed, exponent, lags, tolerance)
     ours, theirs = found
     assert (ours.back is None) == (theirs.back is None) == (not given.back)
-    for result in ("values", "norms", *(("back",) if given.back else ())):
+    back = ("back", "back_sizes") if given.back else ()
+    for result in ("values", "sizes", *back):
         one, other = getattr(ours, result), getattr(theirs, result)
         atol = tolerance * float(other.abs().max())
         torch.testing.assert_close(one, other, rtol=0, atol=atol)
     return ours
+
+
+def compare_sums(rows, summed, exponent, lags, tolerance):
+    """Sums by class and bin against the rows themselves, of which all else is the same."""
+    for result in ("sizes", "back", "back_sizes"):
+        one, other = getattr(rows, result), getattr(summed, result)
+        assert one is other is None or torch.equal(one, other)
+    bins, there = len(STARTS) + 1, rows.sizes > 0
+    plain = rows.values.double() * torch.exp2(exponent.double()).view(-1, 1, 1, 1)
+    places = torch.bucketize(lags, STARTS, right=True)
+    places = (places.unsqueeze(1) + bins * torch.arange(CLASSES).view(-1, 1)).flatten(0, 1)
+    for number in range(bins * CLASSES):
+        some = (places == number) & there
+        expected = (plain * some[..., None, None]).sum(0)
+        top = torch.where(some, exponent.unsqueeze(1), NO_EXPONENT).amax(0)
+        assert torch.equal(summed.units[number], top)
+        unit = torch.where(top == NO_EXPONENT, 0, top).double()
+        found = summed.values[number].double() * torch.exp2(unit).view(-1, 1, 1)
+        atol = tolerance * float(plain.abs().max())
+        torch.testing.assert_close(found, expected, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS + MORE, ids=lambda problem: problem.name)
@@ -275,7 +314,7 @@ def test_rows_by_crossing_with_any_number_of_threads(batch, entries):
             torch.set_num_threads(before)
     for other in found[1:]:
         assert torch.equal(other.values, found[0].values) and torch.equal(other.back, found[0].back)
-        assert torch.equal(other.norms, found[0].norms)
+        assert torch.equal(other.sizes, found[0].sizes)
 
 
 def test_rows_by_crossing_say_what_is_not_finite():
@@ -284,10 +323,12 @@ def test_rows_by_crossing_say_what_is_not_finite():
         given = CASES["both"](chunk, 6)
         given.values[1, 1, 4] = value
         exponent = torch.zeros(given.rows[0] * CLASSES, dtype=torch.int64)
+        lags = torch.zeros(given.rows[0], len(given), dtype=torch.int64)
         start = drawn(6 * CLASSES, 2, chunk.cell.state_size)
-        found = crossings._pull_back(chunk, start, given, exponent, CLASSES)
+        arriving = crossings.Arriving(start, torch.ones(len(start), dtype=start.dtype), range(7))
+        found = crossings._pull_back(chunk, arriving, given, exponent, CLASSES, lags, None)
         wrong = ~found.values.isfinite().flatten(2).all(2)
-        assert wrong.any() and torch.equal(wrong, ~found.norms.isfinite())
+        assert wrong.any() and torch.equal(wrong, ~found.sizes.isfinite())
 
 
 def test_the_environment_chooses():

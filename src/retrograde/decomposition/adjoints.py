@@ -1,6 +1,7 @@
 """The size of the adjoint itself along time, and the half-life that follows from it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -23,12 +24,12 @@ class Adjoints:
     log2: Float[Tensor, "E T"]
     lags: Int[Tensor, "E T"]
 
-    @property
+    @cached_property
     def log2_mean_by_lag(self) -> Float[Tensor, "T"]:
         """log2 of the mean norm of the adjoint at each lag 0 .. T-1; -inf where there is none."""
         return mean_by_lag(self.log2, self.lags)
 
-    @property
+    @cached_property
     def log2_growth_by_lag(self) -> Float[Tensor, "T"]:
         """log2 of the mean norm at each lag over that of the same entries at lag 0.
 
@@ -46,7 +47,7 @@ class Adjoints:
         """
         return -1 / self.rate if self.rate else float("inf")
 
-    @property
+    @cached_property
     def rate(self) -> float:
         """Growth of the adjoint in powers of two per step back; negative if it shrinks.
 

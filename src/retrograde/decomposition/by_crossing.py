@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from retrograde.decomposition.bins import LagBins
+import torch
+
 from retrograde.decomposition.labels import AbstractLabels
 from retrograde.decomposition.parts import Parts
-from retrograde.engine.crossings import rows_by_crossing
+from retrograde.engine.crossings import gradients_by_crossing
 from retrograde.engine.entries import Entries
-from retrograde.engine.gradients import AdjointSums
 from retrograde.engine.unroll import Unrolled
 
 
@@ -22,13 +22,8 @@ class Crossings(AbstractLabels):
     def parts(self, unrolled: Unrolled, entries: Entries) -> Mapping[str, Parts]:
         """One pass with a row for every loss step and number of crossings."""
         classes = self.max_crossings + 1
-        bins = LagBins(self.lags, classes)
-        sums = AdjointSums(unrolled.cell, classes * len(self.lags))
-        for span in rows_by_crossing(unrolled, entries, classes):
-            sums.add_rows(span, bins.places(span))
+        starts = torch.tensor([bin_.start for bin_ in self.lags[1:]], dtype=torch.int64)
+        found = gradients_by_crossing(unrolled, entries, classes, starts)
         labels = (*map(str, range(self.max_crossings)), f"{self.max_crossings}+")
         axes = ({"crossing": labels}, {"lag": self.lags})
-        return {
-            name: Parts.of(axes, name, bins.nearest_first(total))
-            for name, total in sums.result().items()
-        }
+        return {name: Parts.of(axes, name, total) for name, total in found.items()}

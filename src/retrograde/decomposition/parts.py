@@ -7,6 +7,7 @@ stands here once; a decomposition is a file beside this one that says which rows
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -341,7 +342,7 @@ class Parts:
         """(parameter, gate) of each block; the gate is None where a cell has none."""
         return tuple(zip(self._labels("parameter"), self._labels("gate"), strict=True))
 
-    @property
+    @cached_property
     def log2_mean_by_lag(self) -> Float[Tensor, "K"]:
         """By time: log2 of the mean norm of the pairs at each lag 0 .. T-1; -inf for none."""
         self._labels("loss_step")

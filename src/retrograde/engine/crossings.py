@@ -9,7 +9,8 @@ Every class has an exponent of its own, which stays what it is for a stretch of 
 to the next class is multiplied by the power of two that lies between the two.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from retrograde.cells.program import Program, new_rows
 from retrograde.compiled import crossings as compiled
-from retrograde.engine.adjoint import AdjointSpan, AdjointStep, refuse_non_finite
+from retrograde.engine.adjoint import AdjointSpan, AdjointStep, SummedSpan, refuse_non_finite
 from retrograde.engine.entries import Entries
+from retrograde.engine.gradients import AdjointSums
 from retrograde.engine.merging import Merging
 from retrograde.engine.scaling import (
     CENTRE,
@@ -28,7 +30,7 @@ from retrograde.engine.scaling import (
     power_of_two,
     times_power_of_two,
 )
-from retrograde.engine.scan import Entering, Pulled, plain_boundaries
+from retrograde.engine.scan import Entering, plain_boundaries
 from retrograde.engine.unroll import CHUNK, Chunk, Unrolled
 
 HELD = 2**22
@@ -38,6 +40,56 @@ LEAST, APART = -48, 64
 """A stretch ends where the largest entry of a row falls below 2^LEAST: no squares are taken of
 these rows, and their entries are ordinary numbers down to 2^-126. Where a class is more than
 2^APART below the one before, what comes from there will soon be all that it holds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Arriving:
+    """What comes back to a step, and the rows that become of it there.
+
+    Attributes:
+        values: what comes back, all classes of an entry one after the other, [A * C, B, S].
+        weights: what each of these rows is multiplied by, [A * C].
+        sources: those that each entry at the step is the sum of: where they begin, and the end.
+    """
+
+    values: Float[Tensor, "N B S"]
+    weights: Float[Tensor, "N"]
+    sources: Sequence[int]
+
+    def rows(self, classes: int) -> Float[Tensor, "M B S"]:
+        """The rows at the step, without what the loss gives there."""
+        count = torch.tensor(self.sources, device=self.values.device).diff()
+        target = torch.arange(len(count), device=count.device).repeat_interleave(count)
+        target = target.unsqueeze(1) * classes + torch.arange(classes, device=count.device)
+        total = self.values.new_zeros(len(count) * classes, *self.values.shape[1:])
+        return total.index_add_(0, target.flatten(), self.values * self.weights.view(-1, 1, 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """What `PerCrossing` gives of neighbouring steps.
+
+    Attributes:
+        chunk: what holds the steps.
+        first: the earliest one.
+        exponent: 2**exponent is what each row is in units of, [N].
+        lags: of each entry at each step, -1 where it has not entered yet, [E, K].
+        pulled: the rows, or their sums by class and bin where it has `units`.
+    """
+
+    chunk: Chunk
+    first: int
+    exponent: Int[Tensor, "N"]
+    lags: Int[Tensor, "E K"]
+    pulled: compiled.Crossed
+
+    def span(self) -> AdjointSpan:
+        """The rows; their norms are the sizes of their largest entries."""
+        classes, steps = len(self.exponent) // len(self.lags), self.lags.shape[1]
+        units = self.exponent.unsqueeze(1).expand(-1, steps)
+        units = torch.where((self.lags < 0).repeat_interleave(classes, 0), 0, units)
+        pulled = self.pulled
+        return AdjointSpan(self.first, pulled.values, units, pulled.sizes, self.lags, self.chunk)
 
 
 class PerCrossing:
@@ -52,9 +104,9 @@ class PerCrossing:
         self._entries, self._classes = entries, classes
         self._merging = Merging(entries, None) if entries.relative else None
         self._values = entries.direct.new_zeros(0, *entries.direct.shape[1:])
+        self._sizes = entries.direct.new_zeros(0)  # of the largest entry of each row
         self._exponent = torch.zeros(0, dtype=torch.int64, device=entries.direct.device)
         self._more = 0  # groups than entries that have opened one
-        self._complete = False  # whether what the loss gives to the step is there already
         self._length = CHUNK
         self.stopped = len(entries.direct) - 1
 
@@ -62,111 +114,103 @@ class PerCrossing:
     def count(self) -> int:
         return len(self._exponent) // self._classes
 
-    def enter(self, k: int) -> None:
-        """Add what the loss gives to s_k, which has crossed nothing yet."""
-        if self._complete:
-            return
-        self._complete = True
-        entries, classes, opened = self._entries, self._classes, self.count - self._more
-        if entries.opens(k, opened):
-            entering = entries.at(k)
-            rows = entering.values.new_zeros(classes, *entering.values.shape[1:])
-            rows[0] = entering.values[0]
-            self._values = torch.cat((self._values, rows))
-            self._exponent = torch.cat((self._exponent, entering.exponent.expand(classes)))
-        elif entries.covers(k, opened):
-            newest = slice(len(self._values) - classes, len(self._values) - classes + 1)
-            joined = Scaled(self._values[newest], self._exponent[newest]).plus(entries.at(k))
-            self._values[newest], self._exponent[newest] = joined.values, joined.exponent
+    def stretch(self, chunk: Chunk, starts: Int[Tensor, "M1"] | None = None) -> Stretch | None:
+        """The rows at the next step, and at as many earlier ones as they stay in range.
 
-    def skip(self) -> None:
-        """Pass a step before any entry."""
-        self.stopped, self._complete = self.stopped - 1, False
+        Args:
+            chunk: what holds the step.
+            starts: where all bins of lags but the nearest begin; the library may then give the sums
+                of rows by class and bin in their place.
 
-    def merge(self, k: int) -> None:
-        """Add up the rows of neighbouring entries that are near to each other beside their lag."""
-        if self._merging is None:
-            return
-        self._merging.opened(self.count)
-        numbers = list(range(self.count))
-        while pairs := self._merging.pairs(k):
-            numbers = [pairs[number] for number in numbers]
-        if numbers[-1] + 1 == self.count:
-            return
-        target = torch.tensor(numbers, device=self._exponent.device).unsqueeze(1) * self._classes
-        target = (target + torch.arange(self._classes, device=target.device)).flatten()
-        scale = Scaled(self._values, self._exponent).log2_scale()
-        count = (numbers[-1] + 1) * self._classes
-        top = scale.new_full((count,), NO_EXPONENT).scatter_reduce_(0, target, scale, "amax")
-        top = torch.where(top == NO_EXPONENT, 0, top)
-        shift = (self._exponent - top[target]).clamp(max=0)
-        total = self._values.new_zeros(count, *self._values.shape[1:])
-        total.index_add_(0, target, times_power_of_two(self._values, shift))
-        self._more -= self.count - numbers[-1] - 1
-        self._values, self._exponent = total, top
-
-    def stretch(self, chunk: Chunk, k: int) -> AdjointSpan:
-        """The rows at step k, complete, and at as many earlier ones as they stay in range.
+        Returns:
+            The rows; None at a step before any entry.
 
         Raises:
             NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
         """
-        classes, start = self._classes, self._centred(k)
-        size = start.values[0].numel()
-        length = min(self._length, k - chunk.first + 1, max(1, HELD // (len(start.values) * size)))
-        coming = self._entries.coming(
-            k,
-            length,
-            self.count,
-            self._more,
-            int(start.exponent[-classes]),
-            HELD // size // classes,
-        )
-        first, rows, opened = coming.first, coming.rows, coming.opened
-        most, exponent = rows[0] * classes, start.exponent
-        if opened:
-            more = exponent.new_tensor(opened).repeat_interleave(classes)
-            exponent = torch.cat((exponent, more))
-        entering = Entering(first, rows, coming.values, back=first > 0)
-        pulled = _pull_back(chunk, start.values, entering, exponent, classes)
-        values, sizes = pulled.values, pulled.norms
-        stop = self._first_out(sizes) if len(rows) > 1 else None
-        if stop is None:
-            self.stopped, self._complete = first - 1, False
-            self._length = min(2 * self._length, CHUNK)
-            self._exponent = exponent
-            if pulled.back is not None:
-                self._values = pulled.back
-        else:
-            self.stopped, self._complete = first + stop, True
-            self._length = max(1, len(rows) - 1 - stop)
-            here = rows[stop] * classes
-            self._values, self._exponent = values[:here, stop].contiguous(), exponent[:here]
-            first, rows = first + stop + 1, rows[stop + 1 :]
-            most = rows[0] * classes
-            values, sizes = values[:most, stop + 1 :], sizes[:most, stop + 1 :]
-        lags = self._lags(first, len(rows), rows[0])
-        units = exponent[:most].unsqueeze(1).expand(-1, len(rows))
-        units = torch.where((lags < 0).repeat_interleave(classes, 0), 0, units)
-        return AdjointSpan(first, values, units, sizes, lags, chunk)
+        k, entries, classes = self.stopped, self._entries, self._classes
+        opened = self.count - self._more
+        opens = entries.opens(k, opened)
+        if not self.count and not opens:
+            self.stopped -= 1
+            return None
+        covers = entries.covers(k, opened) and entries.exponents[k] is not None
+        given = entries.at(k) if opens or covers else None
+        arriving, exponent = self._arrive(k, given, opens)
+        count = len(exponent) // classes
+        numbers = max(count, 0 if starts is None else len(starts) + 1) * classes
+        numbers *= entries.direct[0].numel()  # at a step
+        length = min(self._length, k - chunk.first + 1, max(1, HELD // numbers))
+        self._length = min(2 * self._length, CHUNK)
+        while True:
+            entering, units = self._coming(k, length, exponent, given)
+            lags = self._lags(entering)
+            pulled = _pull_back(chunk, arriving, entering, units, classes, lags, starts)
+            refuse_non_finite(pulled.sizes[:, -1], k)
+            stop = self._first_out(pulled.sizes)
+            if stop is None:
+                break
+            self._length = length = len(entering) - 1 - stop  # the later ones alone
+        self.stopped, self._exponent = entering.first - 1, units
+        if pulled.back is not None and pulled.back_sizes is not None:
+            self._values, self._sizes = pulled.back, pulled.back_sizes
+        return Stretch(chunk, entering.first, units, lags, pulled)
 
-    def _centred(self, k: int) -> Scaled:
-        """The rows brought into range; an empty class is on the scale of the one before it."""
-        values = self._values
-        flat = values.flatten(1)
-        sizes = torch.maximum(flat.amax(1), -flat.amin(1))
+    def _arrive(
+        self, k: int, given: Scaled | None, opens: bool
+    ) -> tuple[Arriving, Int[Tensor, "M"]]:
+        """The rows at step k brought into range, neighbouring entries merged, and their exponents.
+
+        An empty class is on the scale of the one before it.
+        """
+        sizes, old, classes = self._sizes, self._exponent, self._classes
         refuse_non_finite(sizes, k)
-        inside = (sizes >= 2.0 ** (CENTRE - SLACK)) & (sizes <= 2.0 ** (CENTRE + SLACK))
-        shift = torch.where(
-            inside | (sizes == 0), 0, torch.frexp(sizes).exponent.to(torch.int64) - CENTRE
-        )
-        own = torch.where(sizes > 0, self._exponent + shift, NO_EXPONENT).view(-1, self._classes)
-        apart = APART * torch.arange(self._classes, device=own.device)
+        numbers = self._merge(k, self.count + opens)
+        limit = 1022 if sizes.dtype == torch.float64 else 126  # what a weight can be
+        shift = (torch.frexp(sizes).exponent.to(torch.int64) - CENTRE).clamp(min=-limit)
+        scale = torch.where(sizes > 0, old + shift, NO_EXPONENT).view(-1, classes)
+        target = torch.tensor(numbers[: self.count], dtype=torch.int64, device=old.device)
+        own = scale.new_full((numbers[-1] + 1, classes), NO_EXPONENT)
+        own.scatter_reduce_(0, target.unsqueeze(1).expand_as(scale), scale, "amax")
+        if given is not None:
+            own[-1, 0] = torch.maximum(own[-1, 0], given.exponent[0])
+        apart = APART * torch.arange(classes, device=own.device)
         least = (own + apart).cummax(1).values - apart
         unit = torch.where(own == NO_EXPONENT, _last_known(own), torch.maximum(own, least))
-        unit = torch.where(unit == NO_EXPONENT, 0, unit).flatten()
-        shift = torch.where(sizes > 0, self._exponent - unit, 0)
-        return Scaled(times_power_of_two(values, shift), unit)
+        unit = torch.where(unit == NO_EXPONENT, 0, unit)
+        moved = torch.where(sizes > 0, old - unit[target].flatten(), 0)
+        begin = [n for n in range(self.count) if n == 0 or numbers[n] != numbers[n - 1]]
+        weights = power_of_two(moved, self._values)
+        return Arriving(self._values, weights, [*begin, self.count]), unit.flatten()
+
+    def _merge(self, k: int, count: int) -> list[int]:
+        """The number that each of the entries has once those near beside their lag are merged."""
+        numbers = list(range(count))
+        if self._merging is None:
+            return numbers
+        self._merging.opened(count)
+        while pairs := self._merging.pairs(k):
+            numbers = [pairs[number] for number in numbers]
+        self._more -= count - numbers[-1] - 1
+        return numbers
+
+    def _coming(
+        self, k: int, length: int, exponent: Int[Tensor, "N"], given: Scaled | None
+    ) -> tuple[Entering, Int[Tensor, "M"]]:
+        """Up to so many steps that end with k, what the loss gives there, and all exponents."""
+        entries, classes = self._entries, self._classes
+        count, newest = len(exponent) // classes, int(exponent[-classes])
+        most = HELD // entries.direct[0].numel() // classes
+        coming = entries.coming(k, length, count, self._more, newest, most)
+        first, values, units = coming.first, coming.values, exponent
+        if given is not None:
+            if values is None:
+                values = torch.zeros_like(entries.direct[first : k + 1])
+            values[-1:] = times_power_of_two(given.values, given.exponent - newest)
+        if coming.opened:
+            more = exponent.new_tensor(coming.opened).repeat_interleave(classes)
+            units = torch.cat((exponent, more))
+        return Entering(first, coming.rows, values, back=first > 0), units
 
     def _first_out(self, sizes: Float[Tensor, "M K"]) -> int | None:
         """The latest step, before the last, at which a row is out of range."""
@@ -176,63 +220,94 @@ class PerCrossing:
         some = torch.nonzero(out[:, :-1].any(0))
         return int(some[-1]) if len(some) else None
 
-    def _lags(self, first: int, count: int, rows: int) -> Int[Tensor, "E K"]:
+    def _lags(self, entering: Entering) -> Int[Tensor, "E K"]:
+        first, count, rows = entering.first, len(entering), entering.rows[0]
         if self._merging is None:
             return self._entries.lags_between(first, count, rows)
         self._merging.opened(rows)
-        return self._merging.lags(first, count)
+        return self._merging.lags(first, count)[:rows]  # a longer stretch has opened more
 
 
 def _pull_back(
     chunk: Chunk,
-    start: Float[Tensor, "N B S"],
+    arriving: Arriving,
     entering: Entering,
     exponent: Int[Tensor, "M"],
     classes: int,
-) -> Pulled:
+    lags: Int[Tensor, "E K"],
+    starts: Int[Tensor, "M1"] | None,
+) -> compiled.Crossed:
     """Rows of all classes pulled back from step to step, on exponents that stay.
 
     Args:
         chunk: what holds the steps.
-        start: the rows at the latest of the steps, complete.
-        entering: the steps, how many entries there are at each, and what the loss gives.
+        arriving: what comes back to the latest of the steps.
+        entering: the steps, how many entries there are at each, and what the loss gives, at the
+            latest one, too.
         exponent: of the rows, also those that come.
         classes: rows of an entry.
+        lags: of the entries.
+        starts: where bins begin; the rows may be summed by them.
     """
     unit = exponent.view(-1, classes)
-    moves = power_of_two(unit[:, :-1] - unit[:, 1:], start)
+    moves = power_of_two(unit[:, :-1] - unit[:, 1:], arriving.values)
     first, count = entering.first, len(entering)
     steps, passed = chunk.compiled_by_crossing, plain_boundaries(chunk, first, count)
     if steps is None or passed is None:
-        return _eagerly(chunk, start, entering, moves)
-    given, at = entering.values, first - chunk.first
-    found = compiled.pull_back(steps, at, start, entering.rows, given, moves, passed, entering.back)
-    return Pulled(found.values, found.norms, found.back)
+        return _eagerly(chunk, arriving, entering, moves)
+    binned = None
+    if starts is not None and compiled.sums_pay(steps):
+        binned = compiled.Binned(len(starts) + 1, _bins(starts, lags), exponent)
+    return compiled.pull_back(
+        steps,
+        first - chunk.first,
+        arriving.values,
+        arriving.weights,
+        arriving.sources,
+        entering.rows,
+        entering.values,
+        moves,
+        passed,
+        entering.back,
+        binned,
+    )
+
+
+def _bins(starts: Int[Tensor, "M1"], lags: Int[Tensor, "*R"]) -> Int[Tensor, "*R"]:
+    """The bin of each lag, the nearest first."""
+    return torch.bucketize(lags.contiguous(), starts.to(lags.device), right=True)
 
 
 def _eagerly(
-    chunk: Chunk, start: Float[Tensor, "N B S"], entering: Entering, moves: Float[Tensor, "E C1"]
-) -> Pulled:
+    chunk: Chunk, arriving: Arriving, entering: Entering, moves: Float[Tensor, "E C1"]
+) -> compiled.Crossed:
     """The same by operations of torch."""
     rows, count, classes = entering.rows, len(entering), moves.shape[1] + 1
-    most, shape, first = rows[0] * classes, start.shape[1:], entering.first
-    values = new_rows(start, count * most, *shape).view(count, most, *shape)
-    for number, after in enumerate(rows[1:]):
+    most, like, first = rows[0] * classes, arriving.values, entering.first
+    values = new_rows(like, count * most, *like.shape[1:]).view(count, most, *like.shape[1:])
+    started = arriving.rows(classes)
+    for number, after in enumerate((*rows[1:], len(started) // classes)):
         values[number, after * classes :] = 0
-    values[-1] = 0
-    values[-1, : len(start)] = start
-    step = _Step(chunk, moves, new_rows(start, most, *shape))
-    for number in range(count - 1, 0, -1):
+    values[-1, : len(started)] = started
+    step = _Step(chunk, moves, new_rows(like, most, *like.shape[1:]))
+    back = new_rows(like, most, *like.shape[1:]) if entering.back else None
+    for number in range(count - 1, -1, -1):
         some = rows[number] * classes
-        step.pull_back(first + number, values[number, :some], values[number - 1, :some])
         if entering.values is not None:
-            values[number - 1, (rows[number - 1] - 1) * classes] += entering.values[number - 1]
-    back = new_rows(start, most, *shape) if entering.back else None
-    if back is not None:
-        step.pull_back(first, values[0], back)
-    flat = values.flatten(2)
-    sizes = torch.maximum(flat.amax(2), -flat.amin(2))
-    return Pulled(values.transpose(0, 1), sizes.T, back)
+            values[number, some - classes] += entering.values[number]
+        before = values[number - 1, :some] if number else back
+        if before is not None:
+            step.pull_back(first + number, values[number, :some], before)
+    sizes = _largest(values).T
+    return compiled.Crossed(
+        sizes, back, None if back is None else _largest(back), values.transpose(0, 1), None
+    )
+
+
+def _largest(rows: Float[Tensor, "*N B S"]) -> Float[Tensor, "*N"]:
+    """The size of the largest entry of each."""
+    flat = rows.flatten(-2)
+    return torch.maximum(flat.amax(-1), -flat.amin(-1))
 
 
 class _Step:
@@ -285,6 +360,18 @@ def _last_known(exponents: Int[Tensor, "E C"]) -> Int[Tensor, "E C"]:
     return exponents.gather(1, last)
 
 
+def _stretches(
+    unrolled: Unrolled, entries: Entries, classes: int, starts: Int[Tensor, "M1"] | None = None
+) -> Iterator[Stretch]:
+    """The rows at all steps, for k = T-1 .. 0; see `PerCrossing.stretch`."""
+    rows = PerCrossing(entries, classes)
+    for chunk in unrolled.chunks():
+        while rows.stopped >= chunk.first:
+            found = rows.stretch(chunk, starts)
+            if found is not None:
+                yield found
+
+
 @torch.no_grad()
 def rows_by_crossing(unrolled: Unrolled, entries: Entries, classes: int) -> Iterator[AdjointSpan]:
     """The rows at all steps in spans, for k = T-1 .. 0, with `classes` rows for each entry.
@@ -295,16 +382,37 @@ def rows_by_crossing(unrolled: Unrolled, entries: Entries, classes: int) -> Iter
     Raises:
         NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
     """
-    rows = PerCrossing(entries, classes)
-    for chunk in unrolled.chunks():
-        while rows.stopped >= chunk.first:
-            k = rows.stopped
-            rows.enter(k)
-            if not rows.count:
-                rows.skip()
-                continue
-            rows.merge(k)
-            yield rows.stretch(chunk, k)
+    for stretch in _stretches(unrolled, entries, classes):
+        yield stretch.span()
+
+
+@torch.no_grad()
+def gradients_by_crossing(
+    unrolled: Unrolled, entries: Entries, classes: int, starts: Int[Tensor, "M1"]
+) -> dict[str, Scaled]:
+    """The gradient of each parameter by class and bin of lags: row `n * bins + bin`, nearest first.
+
+    Args:
+        unrolled: the pass.
+        entries: where the loss enters, and in which rows.
+        classes: how many there are; the last one holds all that crossed that often or more.
+        starts: the first lag of each bin but the nearest.
+
+    Raises:
+        NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
+    """
+    bins = len(starts) + 1
+    sums = AdjointSums(unrolled.cell, classes * bins)
+    for stretch in _stretches(unrolled, entries, classes, starts):
+        pulled = stretch.pulled
+        if pulled.units is not None:
+            span = SummedSpan(stretch.first, pulled.values, pulled.units, stretch.chunk)
+            sums.add(span, span.values, span.exponent)
+        else:
+            of_class = bins * torch.arange(classes, device=stretch.lags.device).view(-1, 1)
+            places = _bins(starts, stretch.lags).unsqueeze(1) + of_class
+            sums.add_rows(stretch.span(), places.flatten(0, 1))
+    return sums.result()
 
 
 def backpropagate_by_crossing(
