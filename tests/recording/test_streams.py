@@ -124,6 +124,44 @@ def test_the_join_rejects_a_forgotten_pass(monkeypatch):
         check_joined(nn.LSTM, True)
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_a_gradient_that_is_handed_from_window_to_window_ends_lags_and_the_recording_says_so(kind):
+    """Each window begins with leaves, whose gradients the window before starts with in its turn."""
+    torch.manual_seed(1)
+    layer = kind(2, 3).double()
+    x, wanted = torch.randn(STEPS, 2, 2).double(), torch.randn(STEPS, 2, 3).double()
+    start = tuple(torch.randn(2, 3).double() for _ in range(2 if kind is nn.LSTM else 1))
+    given, made, losses = [tuple(part.unsqueeze(0) for part in start)], [], []
+    with retrograde.record(layer) as recording:
+        for x_, wanted_ in zip(x.split(LENGTHS), wanted.split(LENGTHS), strict=True):
+            output, state = layer(x_, packed(given[-1]))
+            losses.append((output * wanted_).sum())
+            made.append(parts_of(state))
+            given.append(tuple(part.detach().requires_grad_() for part in made[-1]))
+        back = tuple(torch.zeros_like(part) for part in made[-1])
+        for number in reversed(range(len(LENGTHS))):
+            later = made[number] if number < len(LENGTHS) - 1 else ()
+            roots, gradients = [losses[number], *later], [None, *back[: len(later)]]
+            torch.autograd.backward(roots, gradients)
+            back = tuple(part.grad for part in given[number])
+    expected = contributions(layer, x, wanted, start, detached=False)
+    torch.testing.assert_close(layer.weight_hh_l0.grad, expected.sum((0, 1)))
+    joined, name = recording.joined(), "LSTM" if kind is nn.LSTM else "GRU"
+    assert joined.lags_end == (5, 8) and joined.x.shape == x.shape
+    assert "a backward pass started at the state before steps 5, 8" in " ".join(joined.notes)
+    flow = retrograde.decompose(joined)
+    assert flow.reach_is_lower_bound and flow.residual.ok
+    found, edges = flow.by_time("weight_hh_l0").parts(), (0, 5, 8, STEPS)
+    torch.testing.assert_close(sum(flow.by_lag("weight_hh_l0").parts()), expected.sum((0, 1)))
+    for begin, end in zip(edges, edges[1:], strict=False):  # the last step has what comes later
+        here = expected[begin : end - 1, begin:end].sum((0, 1))
+        last = expected[end - 1 :, begin:end].sum((0, 1))
+        torch.testing.assert_close(found[begin : end - 1].sum((0, 1)), here)
+        torch.testing.assert_close(found[end - 1].sum(0), last)
+    ends = [alone[name].lags_end for alone in recording.passes]  # the last window came first
+    assert ends == [(), (3,), (5,)]
+
+
 class Stream:
     """Truncated training, a window at a time."""
 

@@ -134,6 +134,8 @@ class Call:
         origin: where its state came from, if from another call of the layer.
         tails: tensors computed from its results, and from the state that entered it, that the loss
             reads and no later call.
+        by_hand: a backward pass started at its last state with a given gradient, where the next
+            call began with that state as a leaf.
         branches: its state came from a call whose state another one continues.
         fed_back: its input was computed from results of earlier calls of the layer.
         ragged: samples have steps of their own, in it or in a call before.
@@ -161,6 +163,7 @@ class Call:
     rerun: bool = False
     origin: StateOrigin | None = None
     tails: tuple[Intermediate, ...] = ()
+    by_hand: bool = False
     branches: bool = False
     fed_back: bool = False
     ragged: bool = False

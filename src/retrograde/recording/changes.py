@@ -22,6 +22,11 @@ FED_BACK = (
     "as given by the loss to those outputs, so that lags through the input end there"
 )
 
+BY_HAND = (
+    "a backward pass started at the state before {}, with a gradient that was handed to it: that "
+    "counts as given by the loss, and lags end there"
+)
+
 
 def in_words(changes: Sequence[tuple[int, str]]) -> list[str]:
     """One sentence for each kind of change, with the steps at which it happened."""

@@ -28,6 +28,7 @@ from retrograde.recording.calls import (
 )
 from retrograde.recording.changes import (
     BRANCHED,
+    BY_HAND,
     CHANGED,
     COMPUTED,
     DETACHED,
@@ -130,7 +131,7 @@ def _given_by_the_loss(segment: Segment) -> list[Float[Tensor, "_ B M"]]:
 
 def _lags_end(sequences: list[list[Segment]]) -> tuple[int, ...]:
     """The steps before which lags end in any sequence."""
-    found = {k for sequence in sequences for k, each in _by_step(sequence) if each.ends}
+    found = {k for sequence in sequences for k, _, ends in _before_calls(sequence) if ends}
     return tuple(sorted(found))
 
 
@@ -257,7 +258,7 @@ def _sequences_of(
                 sequence.append(after[sequence[-1]])
             sequences.append(_segments(sequence, backward))
     changes = [
-        [(step, change) for step, segment in _by_step(sequence) for change in segment.changes]
+        [(k, change) for k, changes, _ in _before_calls(sequence) for change in changes]
         for sequence in sequences
     ]
     every = (note for of_sequence in changes for note in in_words(of_sequence))
@@ -513,9 +514,11 @@ class _LossGradients:
         return {name: part for (place, name), part in self._parts.items() if place == where}
 
 
-def _by_step(sequence: list[Segment]) -> Iterator[tuple[int, Segment]]:
-    """The calls of a sequence, each with its first step."""
+def _before_calls(sequence: list[Segment]) -> Iterator[tuple[int, tuple[str, ...], bool]]:
+    """For the first step of each call, and the one after the last: changes, whether lags end."""
     step = 0
     for segment in sequence:
-        yield step, segment
+        yield step, segment.changes, segment.ends
         step += len(segment.call.sequence(segment.call.x)[0])
+        if segment.call.by_hand:
+            yield step, (BY_HAND,), True

@@ -137,7 +137,8 @@ class StateTracker:
         )
         if place.given:
             call.origin = self._handed_on(call, place) or self._attached(call, place)
-        elif tensors.given:
+        leaves = all(_is_leaf(edge) for edge in place.given.values())
+        if call.origin is None and tensors.given and leaves:
             call.origin = self._detached(call, earlier)
         if call.origin:
             before = call.origin.before
@@ -279,6 +280,21 @@ class StateTracker:
                 return StateOrigin(ref(before))
         return None
 
+    def _find_by_hand(self, places: Mapping[Call, _CallEdges], roots: Roots) -> None:
+        """Find the calls at whose state the pass starts, where the next call began with a leaf.
+
+        What has come back to such a leaf the loop hands on, as in `state.backward(leaf.grad)`.
+        """
+        leaves = {
+            call.origin.before
+            for call, place in places.items()
+            if call.origin and place.given and not call.origin.letters
+        }
+        for edge in (edge_of(root) for root, _ in roots):
+            if edge in self._results:
+                call, name = self._results[edge]
+                call.by_hand |= call in leaves and name in call.last
+
     def _find_tails(
         self,
         places: Mapping[Call, _CallEdges],
@@ -393,6 +409,7 @@ class StateTracker:
         inside = {
             edge[0]: place.into for place in places.values() for edge in place.results.values()
         }
+        self._find_by_hand(places, roots)
         self._find_tails(places, starts, inside)
         self._find_fed_back(places)
         intermediates = {edge: tuple(of.values()) for edge, of in self._intermediates.items()}
@@ -507,6 +524,11 @@ def _terms(
     return tuple(
         (*readable[site], shape_at(site), term) for site, each in terms.items() for term in each
     )
+
+
+def _is_leaf(edge: Edge) -> bool:
+    """Whether gradients end at a tensor: nothing that it was computed from gets one."""
+    return type(edge[0]).__name__ == "AccumulateGrad"
 
 
 def _edges(tensors: Mapping[str, Tensor]) -> dict[str, Edge]:
