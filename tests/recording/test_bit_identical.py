@@ -240,12 +240,10 @@ def recorded(model):
 
 
 def disturbed(model):
-    """A gradient off by its last bit, once in the training."""
+    """A weight off by its last bit, at every step; that of a gradient is lost in the update."""
     recorded(model)
-    if not hasattr(model, "seen"):
-        model.seen = True
-        grad = model.head.bias.grad
-        grad.copy_(torch.nextafter(grad, grad + 1))
+    with torch.no_grad():
+        model.head.bias.copy_(torch.nextafter(model.head.bias, model.head.bias + 1))
 
 
 def different(name, watch=recorded):
