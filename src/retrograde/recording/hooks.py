@@ -219,9 +219,14 @@ class LayerRecorder:
                 if check is not None:
                     check(to)
                 before = store(to).get(key)
+                if not first and self._may_be_changed(key[0]):
+                    kept = gradient if before is None else before + gradient
+                    store(to)[key] = kept.detach()  # until it is seen as it leaves
+                    self._keep_as_it_leaves(edge, store(to), key, before)
+                    return
                 copy = add(store(to), key, gradient)
                 if not first:
-                    self._keep_after_hooks(edge, store(to), key, before, gradient, copy)
+                    self._notice_changes(edge, key[0], gradient, copy)
 
         arrived = unserializable_hook(arrived)  # type: ignore[no-untyped-call]
         handle = tensor.register_hook(arrived)  # type: ignore[no-untyped-call]
@@ -250,24 +255,42 @@ class LayerRecorder:
         beside = any(key[0] == self.name for key in backward.beside)
         return beside and any(to is not backward for to in self._differentiated)
 
-    def _keep_after_hooks(
-        self,
-        edge: Edge,
-        store: dict[Any, Tensor],
-        key: tuple[Any, ...],
-        before: Tensor | None,
-        gradient: Tensor,
-        copy: Tensor,
+    def _may_be_changed(self, call: Call) -> bool:
+        """Whether hooks of the user's may change the gradient of a call's result."""
+        return not (call.form.transparent or self.tracker.continued(call))
+
+    def _keep_as_it_leaves(
+        self, edge: Edge, store: dict[Any, Tensor], key: tuple[Any, ...], before: Tensor | None
     ) -> None:
         """Keep a gradient as the user's own hooks, on the tensor or on its node, leave it.
 
         Args:
             edge, store, key: where it arrives and where it is kept.
             before: what was kept there before it came, if anything.
+        """
+
+        def left(gradients: tuple[Tensor | None, ...]) -> None:
+            handle.remove()
+            with self._guarded():
+                after = gradients[edge[1]]
+                if after is None:
+                    store[key] = store[key].clone()
+                else:
+                    after = after.detach()
+                    store[key] = after.clone() if before is None else before + after
+
+        handle = edge[0].register_prehook(left)
+
+    def _notice_changes(self, edge: Edge, call: Call, gradient: Tensor, copy: Tensor) -> None:
+        """Notice if the user's own hooks change a gradient that comes back from later steps.
+
+        Args:
+            edge: where it arrives.
+            call: the call whose result it is of.
             gradient, copy: the gradient, and a copy of it as it arrived.
         """
-        # Of a step of a loop a change is only noticed; one through .data leaves a residual.
-        version, transparent = gradient._version, key[0].form.transparent
+        # Of a step of a loop one through .data is not noticed; it leaves a residual.
+        version, transparent = gradient._version, call.form.transparent
 
         def left(gradients: tuple[Tensor | None, ...]) -> None:
             handle.remove()
@@ -275,13 +298,8 @@ class LayerRecorder:
             if transparent and after is gradient and version == gradient._version:
                 return
             with self._guarded():
-                if after is None or same_numbers(after, copy):
-                    return
-                call = key[0]
-                if call.form.transparent or self.tracker.continued(call):
+                if after is not None and not same_numbers(after, copy):
                     self._gradient_changed()
-                after = after.detach()
-                store[key] = after.clone() if before is None else before + after
 
         handle = edge[0].register_prehook(left)
 
