@@ -1,6 +1,7 @@
 """States kept at checkpoints alone: those that are found again from there are the very same."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from retrograde.cells import Elman
 from retrograde.engine import forward
 from retrograde.engine.forward import Checkpoints
 from retrograde.errors import VoidDecompositionWarning
+from support.problems import MORE, PROBLEMS
 
 unroll = sys.modules["retrograde.engine.unroll"]
 STEPS = 23
@@ -83,3 +85,39 @@ def test_what_is_not_finite_is_found_without_all_states_at_hand(short):
     unrolled = engine.unroll(ramp, torch.ones(STEPS, 1, 1))
     assert not unrolled.finite and "states" not in vars(unrolled)
     assert engine.unroll(ramp, torch.zeros(STEPS, 1, 1)).finite
+
+
+def of_step(step):
+    """All that a step holds, by name; those of layers inside by their numbers."""
+    inside = {
+        f"{number}.{name}": value
+        for number, layer in enumerate(step.layers)
+        for name, value in of_step(layer).items()
+    }
+    own = {"x": step.x, "previous": step.previous, "state": step.state}
+    return {**own, **step.activations, **inside}
+
+
+@pytest.mark.parametrize("problem", PROBLEMS + MORE, ids=lambda problem: problem.name)
+def test_steps_that_the_library_handed_out_are_those_that_it_ran(problem):
+    torch.manual_seed(0)
+    cell = problem.make()
+    x, initial = (
+        torch.randn(*shape).double() for shape in ((7, 3, cell.input_size), (3, cell.state_size))
+    )
+    unrolled = engine.unroll(cell, x, initial)
+    again = replace(unrolled)
+    assert again.run is None
+    found, expected = of_step(unrolled.steps(2, 6)), of_step(again.steps(2, 6))
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=1e-13)
+
+
+def test_few_steps_are_handed_out(monkeypatch):
+    """Not so many that they would take more memory than what they save, and none by operations."""
+    cell, x = Elman(torch.randn(3, 2), torch.randn(3, 3)), torch.randn(7, 4, 2)
+    handed_out = retrograde.backend() == "compiled"
+    assert (engine.unroll(cell, x).run is not None) == handed_out
+    monkeypatch.setattr(unroll, "FEW", 8 * 4 * 3 - 1)
+    assert engine.unroll(cell, x).run is None

@@ -33,11 +33,11 @@ def test_samples_alone_are_those_of_the_whole(how):
         assert (one is None) == (other is None), name
         if one is not None:
             torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-14)
-    assert (apart.states is not None) == (how == "both directions")
-    if apart.states is not None:  # they are kept for that very cell and those very inputs
-        assert replace(apart, x=apart.x).states is None
+    assert (apart.ran is not None) == (how == "both directions")
+    if apart.ran is not None:  # they are kept for that very cell and those very inputs
+        assert replace(apart, x=apart.x).ran is None
         again = replay(replace(apart)).states
-        torch.testing.assert_close(apart.states, again, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(apart.ran.states, again, rtol=1e-12, atol=1e-14)
     assert apart.gradients == {} and apart.boundaries.keys() == whole.boundaries.keys()
     torch.testing.assert_close(  # and nothing is lost for who asks for all of it
         recordings[1]["LSTM"].direct, recordings[0]["LSTM"].direct, rtol=0, atol=0

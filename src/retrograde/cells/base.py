@@ -44,6 +44,17 @@ class CellStep:
     activations: Mapping[str, Float[Tensor, "*L H"]] = field(default_factory=dict)
     layers: "tuple[CellStep, ...]" = ()
 
+    def between(self, start: int, stop: int) -> "CellStep":
+        """Some of many steps along the first axis."""
+        some = slice(start, stop)
+        return CellStep(
+            self.x[some],
+            self.previous[some],
+            self.state[some],
+            {name: values[some] for name, values in self.activations.items()},
+            tuple(layer.between(start, stop) for layer in self.layers),
+        )
+
     @staticmethod
     def stack(
         steps: "Sequence[CellStep]",

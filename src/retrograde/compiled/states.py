@@ -1,9 +1,8 @@
 """The states of a cell over a sequence, in one call of the library for each layer."""
 
-import torch
 from torch import Tensor
 
-from retrograde.cells import AbstractCell, SideBySide, Stacked
+from retrograde.cells import AbstractCell, CellStep, SideBySide, Stacked
 from retrograde.compiled import passes
 from retrograde.compiled.library import Library
 
@@ -16,30 +15,42 @@ def library_for(cell: AbstractCell, x: Tensor, initial: Tensor) -> Library | Non
     return passes.in_use(x, initial, *weights)
 
 
-def states_of(library: Library, cell: AbstractCell, x: Tensor, initial: Tensor) -> Tensor:
-    """The states after each step, [T, B, S].
+def run(
+    library: Library, cell: AbstractCell, x: Tensor, states: Tensor, initial: Tensor, keep: bool
+) -> CellStep:
+    """Write the states after each step, behind the one before them.
 
     Args:
         library: what `library_for` gave.
         cell: the recurrence.
         x: [T, B, I].
-        initial: the state before, [B, S].
+        states: [T+1, B, S], of which all but the first are written.
+        initial: the state that enters the first step, if it is another than the one before it.
+        keep: whether the activations are wanted.
+
+    Returns:
+        The steps, without their activations unless they are wanted.
     """
+    layers = list[CellStep]()
     if isinstance(cell, Stacked | SideBySide):
-        found, at = list[Tensor](), 0
-        for layer, part in zip(cell.layers, cell.split(initial), strict=True):
-            x_of = x[..., at : at + layer.input_size]
-            found.append(states_of(library, layer, x_of, part))
-            if isinstance(cell, Stacked):
-                x = found[-1][..., layer.output]
-            else:
+        read, at = x, 0
+        parts = zip(cell.layers, cell.split(states), cell.split(initial), strict=True)
+        for layer, of_layer, start in parts:
+            if isinstance(cell, SideBySide):
+                read = x[..., at : at + layer.input_size]
                 at += layer.input_size
-        return torch.cat(found, -1) if len(found) > 1 else found[0]
+            layers.append(run(library, layer, read, of_layer, start, keep))
+            if isinstance(cell, Stacked):
+                read = layers[-1].state[..., layer.output]
+        return CellStep(x, states[:-1], states[1:], layers=tuple(layers))
     kind, weights = passes.kind_of(cell), passes.weights_of(cell)
     assert kind is not None
-    starts = initial.chunk(len(kind.parts), -1)
-    states = passes.forward(library, kind, x, starts, weights, keep=False).states
-    return torch.cat(states, -1) if len(states) > 1 else states[0]
+    count = len(kind.parts)
+    found = passes.forward(library, kind, x, initial.chunk(count, -1), weights, keep=keep)
+    for part, written in zip(states[1:].chunk(count, -1), found.states, strict=True):
+        part.copy_(written)
+    kept = passes.activations_of(kind, found.states[0], found.kept) if keep else {}
+    return CellStep(x, states[:-1], states[1:], kept)
 
 
 def _layers(cell: AbstractCell) -> tuple[AbstractCell, ...]:

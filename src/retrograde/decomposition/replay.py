@@ -30,17 +30,14 @@ def replay(recorded: Recorded) -> Unrolled:
     Raises:
         NonFiniteError: if a NaN or an infinity was recorded or comes up, with its place.
     """
-    if recorded.states is None:
+    unrolled = recorded.ran
+    if unrolled is None:
         unrolled = unroll(
             recorded.cell,
             recorded.inputs,
             recorded.initial,
             boundaries=recorded.boundaries,
             lengths=recorded.lengths,
-        )
-    else:
-        unrolled = Unrolled(
-            recorded.cell, recorded.inputs, recorded.states, boundaries=recorded.boundaries
         )
     place = first_non_finite(recorded, unrolled)
     if place:

@@ -21,7 +21,7 @@ from torch import Tensor
 from retrograde.cells.base import AbstractCell, CellStep
 from retrograde.cells.precision import no_autocast
 from retrograde.compiled.library import Library
-from retrograde.compiled.states import library_for, states_of
+from retrograde.compiled.states import library_for, run
 from retrograde.engine.boundary import Boundary
 
 SEGMENT = 2**12
@@ -81,13 +81,22 @@ class Forward:
                 if kept is not None:
                     kept.append(step)
 
+    @torch.no_grad()
+    def at_once(self, states: Float[Tensor, "T1 B S"]) -> CellStep | None:
+        """Write all states in one call of the compiled library, and give the steps with all their
+        activations; None where it is not in use, or a state is not simply handed on."""
+        library = library_for(self.cell, self.x, states[0])
+        if library is None or self.boundaries or self.lengths is not None or not len(self.x):
+            return None
+        return run(library, self.cell, self.x, states, states[0], keep=True)
+
     def _compiled(self, library: Library, steps: range, states: Float[Tensor, "K1 B S"]) -> None:
         """The same by the compiled library, from boundary to boundary."""
         here = {k for k in self.boundaries if k in steps}
         for first, last in pairwise(sorted({steps.start, steps.stop, *here})):
             some = states[first - steps.start : last - steps.start + 1]
             entering = self.boundaries[first].entering(some[0]) if first in here else some[0]
-            some[1:] = states_of(library, self.cell, self.x[first:last], entering)
+            run(library, self.cell, self.x[first:last], some, entering, keep=False)
             if self.lengths is not None:
                 ran = (self.lengths - first).clamp(min=0)
                 step = torch.arange(1, len(some), device=ran.device).unsqueeze(1).minimum(ran)

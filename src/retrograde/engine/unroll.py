@@ -1,7 +1,7 @@
 """The forward pass as a value: the states, and any step recomputed from the state before it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -32,6 +32,10 @@ SMALL = 2**19
 """More steps than that are, while their states are no more numbers than this, 2 MiB in
 float32: each time costs the same few operations, however few samples and units there are."""
 
+FEW = 2**20
+"""Up to so many numbers of states the activations of all steps are held as well, where the library
+hands them out with the states."""
+
 KEPT = 2**27
 """States that take more bytes than this are kept at checkpoints alone, and found again from there
 (forward.py)."""
@@ -56,9 +60,21 @@ class Unrolled:
     kept: tuple[CellStep, ...] = ()
     boundaries: Mapping[int, Boundary] = field(default_factory=dict)
     factors: tuple[Factors, ...] = ()
+    _run: CellStep | None = field(default=None, init=False, repr=False)
 
     def __len__(self) -> int:
         return self.x.shape[0]
+
+    def with_steps(self, steps: CellStep | None) -> "Unrolled":
+        """The same with all its steps, [T, B, ...]. Nothing made of it by `replace` has them."""
+        found = replace(self)
+        object.__setattr__(found, "_run", steps)
+        return found
+
+    @property
+    def run(self) -> CellStep | None:
+        """All steps, where running them handed out the activations and these are few."""
+        return self._run
 
     @cached_property
     def states(self) -> Float[Tensor, "T1 B S"]:
@@ -88,6 +104,8 @@ class Unrolled:
 
     def steps(self, start: int, stop: int) -> CellStep:
         """Steps start..stop-1, all at once."""
+        if self._run is not None:
+            return self._run.between(start, stop)
         x, states = self.x[start:stop], self.between(start, stop)
         previous, states = states[:-1], states[1:]
         here = {k: boundary for k, boundary in self.boundaries.items() if start <= k < stop}
@@ -289,6 +307,10 @@ def unroll(
         return Unrolled(cell, x, _checkpoints(forward, start), (), forward.boundaries)
     states, kept = x.new_empty(len(x) + 1, *expected), list[CellStep]()
     states[0] = start
+    if not keep and numbers <= FEW:
+        run = forward.at_once(states)
+        if run is not None:
+            return Unrolled(cell, x, states).with_steps(run)
     for steps in forward.segments():
         forward.run(steps, states[steps.start : steps.stop + 1], kept if keep else None)
     return Unrolled(cell, x, states, tuple(kept), forward.boundaries)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from retrograde import _checks
 from retrograde._notebook import card
 from retrograde.cells import AbstractCell
-from retrograde.engine import Boundary
+from retrograde.engine import Boundary, Unrolled
 from retrograde.errors import ArgumentError, RecordingError, RetrogradeError
 
 MOST_SHOWN = 8
@@ -53,8 +53,8 @@ class Recorded:
             replayed one to be compared with; None where that is not known.
         against: what `gradients` are, if they are not autograd's of the pass that ran.
         samples: the numbers of these samples in the batch that ran, None for all of it.
-        states: the states of this very cell over these very inputs, the initial one first, where
-            putting the pass together took them; None elsewhere.
+        ran: this very cell run over these very inputs, where putting the pass together took that;
+            None elsewhere.
 
     Example:
         >>> import torch, retrograde
@@ -83,7 +83,7 @@ class Recorded:
     final: Float[Tensor, "B S"] | None = None
     against: str = ""
     samples: tuple[int, ...] | None = None
-    states: Float[Tensor, "T1 B S"] | None = field(default=None, init=False, repr=False)
+    ran: Unrolled | None = field(default=None, init=False, repr=False)
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
@@ -134,12 +134,12 @@ class Recorded:
 
     def of_loss(self, direct: Float[Tensor, "T B S"]) -> "Recorded":
         """The same pass of another loss, which gives `direct` to each state; without gradients."""
-        return replace(self, direct=direct, gradients={}).with_states(self.states)
+        return replace(self, direct=direct, gradients={}).with_run(self.ran)
 
-    def with_states(self, states: Float[Tensor, "T1 B S"] | None) -> "Recorded":
-        """The same with the states that its cell has over its inputs. No copy or part has them."""
+    def with_run(self, ran: Unrolled | None) -> "Recorded":
+        """The same with its cell run over its inputs. No copy or part has that."""
         found = replace(self)
-        object.__setattr__(found, "states", states)
+        object.__setattr__(found, "ran", ran)
         return found
 
     def sample(self, count: int) -> "Recorded":

@@ -8,17 +8,19 @@ as given by the loss to the layer below.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from retrograde.cells import AbstractCell, Carrying, SideBySide, Stacked
+from retrograde.cells import AbstractCell, Carrying, CellStep, SideBySide, Stacked
 from retrograde.engine import (
     Boundary,
     Entries,
     Scaled,
+    Unrolled,
     backpropagate,
     input_adjoints,
     with_factors,
@@ -40,7 +42,7 @@ class Replayed:
         direct: what the loss gives to each state, [T, B, S].
         boundaries: the steps whose entering state is not simply the state before.
         lengths: the steps of each sample, None if all run to the end.
-        states: the states of the cell, the initial one first, if it was run.
+        ran: the cell run over what it reads, if it was.
     """
 
     cell: AbstractCell
@@ -50,7 +52,7 @@ class Replayed:
     direct: Float[Tensor, "T B S"]
     boundaries: Mapping[int, Boundary]
     lengths: Int[Tensor, "B"] | None
-    states: Float[Tensor, "T1 B S"] | None = None
+    ran: Unrolled | None = None
 
     @staticmethod
     def side_by_side(runs: "Sequence[Replayed]") -> "Replayed":
@@ -220,7 +222,18 @@ def _bidirectional(sequence: Timeline) -> Replayed:
     whole = _whole(sequence, cell, reads, direct)
     if sequence.held or any(isinstance(of.trajectory, Checkpoints) for _, _, of in pairs):
         return whole
-    return replace(whole, states=torch.cat([of.states for _, _, of in pairs], -1))
+    return replace(whole, ran=_joined(whole, [of for _, _, of in pairs]))
+
+
+def _joined(whole: Replayed, parts: Sequence[Unrolled]) -> Unrolled:
+    """Cells side by side, each of which was run."""
+    states = torch.cat([of.states for of in parts], -1)
+    joined = Unrolled(whole.cell, whole.reads, states, boundaries=whole.boundaries)
+    layers = [of.run.layers for of in parts if of.run is not None]
+    if len(layers) < len(parts):
+        return joined
+    steps = CellStep(whole.reads, states[:-1], states[1:], layers=tuple(chain(*layers)))
+    return joined.with_steps(steps)
 
 
 def _as_output(

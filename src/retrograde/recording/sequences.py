@@ -120,7 +120,7 @@ def assemble(
     )
     if samples is None:
         return whole
-    return whole.sample(samples) if chosen is None else whole.with_states(replayed.states)
+    return whole.sample(samples) if chosen is None else whole.with_run(replayed.ran)
 
 
 def _given_by_the_loss(segment: Segment) -> list[Float[Tensor, "_ B M"]]:
