@@ -11,6 +11,26 @@ typedef integer int_vec __attribute__((vector_size(VECTOR_BYTES)));
 
 INLINE vec load(const real *from) { return *(const unaligned_vec *)from; }
 INLINE void store(real *to, vec value) { *(unaligned_vec *)to = value; }
+
+/* To memory past the caches, for what is read much later, and what need not be evicted from them
+   then; `to` is aligned to a vector. Other threads see it after `streamed`. */
+INLINE void stream(real *to, vec value) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512((void *)to, (__m512i)value);
+#elif defined(__AVX__)
+  _mm256_stream_si256((void *)to, (__m256i)value);
+#elif defined(__SSE2__)
+  _mm_stream_si128((void *)to, (__m128i)value);
+#else
+  store(to, value);
+#endif
+}
+INLINE void streamed(void) {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
 INLINE vec all(real value) { return value - (vec){0}; }
 
 /* The first n numbers, and zeros. */

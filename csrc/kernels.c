@@ -39,8 +39,8 @@
 #define UNROLL _Pragma("GCC unroll 8")
 #endif
 
-#if defined(__SSE__)
-#include <xmmintrin.h>
+#if defined(__SSE2__)
+#include <immintrin.h>
 /* Numbers below the normal range become 0: arithmetic on them is slow on some processors. */
 INLINE int64_t flush_denormals(void) {
   int64_t control = _mm_getcsr();

@@ -19,10 +19,18 @@ struct scan_run {
   struct tasks tasks; /* parts of the rows */
 };
 
-/* A row to where it is asked for, and the sum of its squares. */
-INLINE double hand_out(const real *from, int64_t size, real *to) {
+#define STREAMED (1 << 20) /* bytes of rows, from which on a cache has no room for them */
+
+/* A row to where it is asked for, past the caches or not, and the sum of its squares. */
+INLINE double hand_out(const real *from, int64_t size, int past, real *to) {
   vec sum = {0};
   int64_t j = 0;
+  if (past && (uintptr_t)to % VECTOR_BYTES == 0)
+    for (; j + V <= size; j += V) {
+      vec value = load(from + j);
+      stream(to + j, value);
+      sum += value * value;
+    }
   for (; j + V <= size; j += V) {
     vec value = load(from + j);
     store(to + j, value);
@@ -66,7 +74,7 @@ INLINE double hand_out_all(
   double total = 0;
   for (int64_t b = 0; b < samples; b++) {
     const real *row = from->at + b * from->sample + n * from->row;
-    total += squares[b * of_sample] = hand_out(row, size, to + b * size);
+    total += squares[b * of_sample] = hand_out(row, size, 0, to + b * size);
   }
   return total;
 }
@@ -177,6 +185,7 @@ static void scan_tasks(int64_t begin, int64_t end, void *context) {
   struct scan_run *run = context;
   const struct scan *p = run->scan;
   const int64_t B = p->samples, S = p->size, K = p->steps, N = p->rows[0];
+  const int past = N * K * B * S * (int64_t)sizeof(real) > STREAMED;
   const int64_t control = flush_denormals();
   for (int64_t task = begin; task < end; task++) {
     int64_t sample, samples, first, most;
@@ -206,7 +215,8 @@ static void scan_tasks(int64_t begin, int64_t end, void *context) {
           real *to = (real *)p->values + (((first + n) * K + k) * B + sample + b) * S;
           double *squares = run->squares + ((sample + b) * N + first + n) * K + k;
           if (n < rows)
-            *squares = hand_out(registers[0].at + b * registers[0].sample + n * row, S, to);
+            *squares = hand_out(
+                registers[0].at + b * registers[0].sample + n * row, S, past, to);
           else {
             memset(to, 0, (size_t)S * sizeof(real));
             *squares = 0;
@@ -252,10 +262,11 @@ static void scan_tasks(int64_t begin, int64_t end, void *context) {
       }
       for (int64_t n = 0; n < most; n++)
         run->back_squares[(sample + b) * N + first + n] = hand_out(
-            registers[0].at + b * registers[0].sample + n * row, S,
+            registers[0].at + b * registers[0].sample + n * row, S, 0,
             (real *)p->back + ((first + n) * B + sample + b) * S);
     }
   }
+  streamed();
   restore_denormals(control);
 }
 
