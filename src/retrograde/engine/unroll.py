@@ -32,7 +32,7 @@ SMALL = 2**19
 """More steps than that are, while their states are no more numbers than this, 2 MiB in
 float32: each time costs the same few operations, however few samples and units there are."""
 
-FEW = 2**20
+FEW = 2**22
 """Up to so many numbers of states the activations of all steps are held as well, where the library
 hands them out with the states."""
 
