@@ -289,7 +289,7 @@ def test_layout_makes_no_difference():
 @needs_library
 def test_no_steps_no_inputs():
     """What a module refuses the door takes: nothing moves, and nothing is added up."""
-    for kind in (passes.lstm("lstm-2002"), passes.GRUS["gru-2014"], passes.elman("tanh")):
+    for kind in (passes.LSTMS["lstm-2002"], passes.GRUS["gru-2014"], passes.ELMANS["tanh"]):
         blocks, holes = kind.blocks
         sizes = ((4 * blocks, 3), (4 * blocks, 4), (4 * blocks,), (4 * blocks,), (4 * holes,))
         weights = [drawn(*s, dtype=torch.float64, seed=n) for n, s in enumerate(sizes)]

@@ -3,7 +3,6 @@
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from retrograde.cells import GRU, GRU2014, LSTM, AbstractCell, Clipped, Cut, Elman
-from retrograde.cells.generations import generation
+from retrograde.cells.generations import Generation, generations
 from retrograde.clipping import PreActivationValue
 from retrograde.compiled.library import FIELDS, Library, library
 
@@ -36,6 +35,7 @@ class Kind:
     """What the library has to know of a cell besides its weights.
 
     Attributes:
+        name: of its family and of what it is there, for `named`.
         fields: the first four of `struct pass`.
         blocks: how many gates have weights, and how many have a peephole.
         activations: the names of what it keeps of each step, in order.
@@ -43,6 +43,7 @@ class Kind:
         torch: the name of torch's own function that computes the same, "" if there is none.
     """
 
+    name: str
     fields: tuple[int, int, int, int]
     blocks: tuple[int, int]
     activations: tuple[str, ...]
@@ -50,43 +51,44 @@ class Kind:
     torch: str = ""
 
 
-@cache
-def lstm(name: str) -> Kind | None:
-    """An LSTM of a generation; None for one whose gates see each other."""
-    row = generation(name)
-    if row.gate_recurrence:
-        return None
+def _lstm(row: Generation) -> Kind:
     gates = sum(GATES[gate] for gate in row.gates) + COUPLED * row.coupled
     functions = ACTIVATIONS.index(row.cell_activation), ACTIVATIONS.index(row.state_activation)
+    fields = CELLS["lstm"], gates, *functions
     blocks = len(row.gates), len(row.peephole_gates)
     same = "lstm" if row.name in ("lstm-2000", "np") else ""
-    return Kind(
-        (CELLS["lstm"], gates, *functions), blocks, (*row.gates, "squashed"), ("h", "c"), same
-    )
+    return Kind(f"lstm {row.name}", fields, blocks, (*row.gates, "squashed"), ("h", "c"), same)
 
 
-@cache
-def elman(activation: str) -> Kind:
-    """A plain RNN."""
+def _elman(activation: str) -> Kind:
     same = f"rnn_{activation}" if activation in ("tanh", "relu") else ""
-    fields = (CELLS["elman"], 0, ACTIVATIONS.index(activation), 0)
-    return Kind(fields, (1, 0), (), torch=same)
+    fields = CELLS["elman"], 0, ACTIVATIONS.index(activation), 0
+    return Kind(f"elman {activation}", fields, (1, 0), (), torch=same)
 
 
-GRUS = {
-    name: Kind(
-        (CELLS[name], 0, 0, 0), (3, 0), ("reset", "update", "candidate", "inner"), torch=same
-    )
-    for name, same in (("gru-torch", "gru"), ("gru-2014", ""))
-}
+def _gru(name: str, same: str) -> Kind:
+    activations = ("reset", "update", "candidate", "inner")
+    return Kind(f"gru {name}", (CELLS[name], 0, 0, 0), (3, 0), activations, torch=same)
+
+
+LSTMS = {name: _lstm(row) for name, row in generations.items() if not row.gate_recurrence}
+"""By generation; without that whose gates see each other."""
+ELMANS = {activation: _elman(activation) for activation in ACTIVATIONS}
+GRUS = {"gru-torch": _gru("gru-torch", "gru"), "gru-2014": _gru("gru-2014", "")}
+
+
+def named(name: str) -> Kind:
+    """A kind by its name."""
+    family, which = name.split(" ")
+    return {"lstm": LSTMS, "elman": ELMANS, "gru": GRUS}[family][which]
 
 
 def kind_of(cell: AbstractCell) -> Kind | None:
     """What the library knows of a cell; None if it does not have it."""
     if type(cell) is LSTM:
-        return lstm(cell.generation)
+        return LSTMS.get(cell.generation)
     if type(cell) is Elman:
-        return elman(cell.activation)
+        return ELMANS[cell.activation]
     if type(cell) in (GRU, GRU2014):
         return GRUS["gru-torch" if type(cell) is GRU else "gru-2014"]
     return None
@@ -200,13 +202,17 @@ def forward(
     last = tuple([x.new_empty(1, samples, hidden) for _ in kind.parts])
     kept = None
     if keep and kind.activations:
-        lanes = library.vector // x.element_size()
-        padded = -(-hidden // lanes) * lanes
-        kept = x.new_empty(steps, samples, len(kind.activations), padded)
+        kept = x.new_empty(steps, samples, len(kind.activations), padded(library, x, hidden))
     tensors = (*weights, *_two(initial), *_two(states), *_two(last), kept)
     begin = _begin(library, kind, x, hidden, reverse)
     _call(library.forward[x.dtype], (*begin, *_addresses(tensors), *_BACKWARD))
     return Pass(states, last, kept)
+
+
+def padded(library: Library, x: Tensor, hidden: int) -> int:
+    """How many numbers the activations of `hidden` units take, in whole vectors."""
+    lanes = library.vector // x.element_size()
+    return -(-hidden // lanes) * lanes
 
 
 def activations_of(kind: Kind, h: Tensor, kept: Tensor | None) -> dict[str, Tensor]:

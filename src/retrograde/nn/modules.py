@@ -83,7 +83,9 @@ class LSTM(AbstractRecurrent):
 
     def _kind(self, inside: bool) -> passes.Kind | None:
         on_torch = self._is_torchs and not inside and self.weight_hh_l0.dtype == torch.float32
-        return None if on_torch else passes.lstm(self.generation)
+        if on_torch and not torch.compiler.is_compiling():  # it does not trace its own kernel
+            return None
+        return passes.LSTMS.get(self.generation)
 
     def _kernel(self) -> Callable[..., Any] | None:
         return torch.lstm if self._is_torchs else None
@@ -245,7 +247,7 @@ class RNN(AbstractRecurrent):
         return cells.Elman(**weights, activation=self.nonlinearity)
 
     def _kind(self, inside: bool) -> passes.Kind:
-        return passes.elman(self.nonlinearity)
+        return passes.ELMANS[self.nonlinearity]
 
     def _kernel(self) -> Callable[..., Any] | None:
         return {"tanh": torch.rnn_tanh, "relu": torch.rnn_relu}.get(self.nonlinearity)

@@ -5,8 +5,8 @@ runs on the library is read straight from the module here. Whatever is unusual a
 without a batch, under autocast, a wrong shape) takes the general way, which also words the errors.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from retrograde.cells import Position
 from retrograde.compiled import passes
 from retrograde.nn.compiled_pass import compiled
+from retrograde.nn.traced_pass import traced, usable
 
 
 @runtime_checkable
@@ -35,7 +36,6 @@ class Layers(Protocol):
 Result = tuple[Tensor, tuple[Tensor, ...], tuple[Mapping[str, Tensor], ...]]
 
 
-@cache
 def names_of(
     layers: int, bidirectional: bool, bias: bool, peepholes: bool
 ) -> tuple[tuple[str, ...], ...]:
@@ -52,12 +52,23 @@ def names_of(
     )
 
 
+_names = cache(names_of)
+
+
 def _weight(module: Layers, name: str) -> Tensor | None:
     """A parameter, or what stands in its place where the module is parametrized."""
     if not name:
         return None
     own = module._parameters.get(name)
     return getattr(module, name) if own is None else own
+
+
+def _runner(x: Tensor, weights: list[Tensor | None]) -> Callable[..., passes.Pass] | None:
+    """What runs a pass of the library, if it can read these."""
+    if torch.compiler.is_compiling():
+        return traced if usable(x, *weights) else None
+    library = passes.in_use(x, *weights)
+    return None if library is None else partial(compiled, library)
 
 
 def through_library(
@@ -83,12 +94,11 @@ def through_library(
     layers, both, first = module.num_layers, module.bidirectional, module.batch_first
     if type(x) is not Tensor or x.ndim != 3 or x.shape[2] != module.input_size or not x.numel():
         return None
-    weights = [
-        [_weight(module, name) for name in names]
-        for names in names_of(layers, both, module.bias, kind.blocks[1] > 0)
-    ]
-    library = passes.in_use(x, *[weight for layer in weights for weight in layer])
-    if library is None or torch.is_autocast_enabled("cpu"):
+    named = names_of if torch.compiler.is_compiling() else _names  # which it warns of
+    names = named(layers, both, module.bias, kind.blocks[1] > 0)
+    weights = [[_weight(module, name) for name in some] for some in names]
+    run = _runner(x, [weight for layer in weights for weight in layer])
+    if run is None or torch.is_autocast_enabled("cpu"):
         return None
     parts, count, samples = len(kind.parts), len(weights), x.shape[0 if first else 1]
     initial: Sequence[Sequence[Tensor | None]] = [[None] * parts] * count
@@ -108,15 +118,13 @@ def through_library(
     for start in range(0, count, directions):
         outputs = []
         for number in range(start, start + directions):
-            passed = compiled(
-                library, kind, x, initial[number], weights[number], number > start, inside
-            )
+            passed = run(kind, x, initial[number], weights[number], number > start, inside)
             outputs.append(passed.states[0])
             last.append(passed.last)
             if inside:
-                named = dict(zip(kind.parts, passed.states, strict=True))
-                named |= passes.activations_of(kind, passed.states[0], passed.kept)
-                activations.append(named)
+                within = dict(zip(kind.parts, passed.states, strict=True))
+                within |= passes.activations_of(kind, passed.states[0], passed.kept)
+                activations.append(within)
         x = torch.cat(outputs, -1) if both else outputs[0]
         if module.dropout and module.training and start + directions < count:
             x = nn.functional.dropout(x, module.dropout)

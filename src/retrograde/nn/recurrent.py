@@ -140,8 +140,7 @@ class AbstractRecurrent(nn.Module):
         """
         _checks.flag("return_activations", return_activations)
         plain = not (self.truncated or self.clipping)
-        traced = torch.compiler.is_compiling()
-        kind = self._kind(return_activations) if plain and not traced else None
+        kind = self._kind(return_activations) if plain else None
         if kind is not None:
             found = through_library(kind, self, input, hx, return_activations)
             if found is not None:
