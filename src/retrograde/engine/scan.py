@@ -131,7 +131,7 @@ class AbstractBackend(ABC):
     def sum_back(
         self,
         chunk: Chunk,
-        start: Float[Tensor, "N B S"],
+        start: Float[Tensor, "N0 B S"],
         entering: Entering,
         units: Int[Tensor, "N"],
         places: Int[Tensor, "N K"],
@@ -227,7 +227,7 @@ class Compiled(AbstractBackend):
     def sum_back(
         self,
         chunk: Chunk,
-        start: Float[Tensor, "N B S"],
+        start: Float[Tensor, "N0 B S"],
         entering: Entering,
         units: Int[Tensor, "N"],
         places: Int[Tensor, "N K"],
