@@ -1,6 +1,6 @@
 """Arithmetic of parts: sums of rows, and the share of each in a whole."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -21,27 +21,24 @@ def shares(parts: Scaled, whole: Scaled | None = None) -> Float[Tensor, "N"]:
     return inner * torch.exp2((parts.exponent - whole.exponent).double())
 
 
-def shares_in_first(parts: Iterable[Sequence[Scaled]], count: int) -> Float[Tensor, "N"]:
+def shares_in_first(parts: Sequence[Sequence[Scaled]], count: int) -> Float[Tensor, "N"]:
     """Signed share <row, G> / <G, G> of each row in G, the sum of the first `count`; NaN if 0.
 
     Args:
         parts: of each parameter the rows, some in one tensor and others behind them in the next.
         count: how many of the rows make up the whole.
     """
-    found, scales = list[Tensor](), list[Tensor]()
-    for some in parts:
-        rows = torch.cat([as_vectors(one.values) for one in some]).double()
-        exponent = torch.cat([one.exponent for one in some])
-        exponent = torch.where(rows.abs().amax(1) > 0, exponent, NO_EXPONENT)
-        top = exponent.amax()
-        weights = torch.exp2((exponent - top).double())
-        whole = weights[:count] @ rows[:count]
-        found.append(torch.cat((weights * (rows @ whole), (whole @ whole).unsqueeze(0))))
-        scales.append(top)
-    top = torch.stack(scales)
-    units = torch.exp2(2 * (top - top.amax()).double())
-    inner = units @ torch.stack(found)
-    return inner[:-1] / inner[-1]
+    every = [torch.cat([as_vectors(one.values) for one in some]).double() for some in parts]
+    largest = torch.stack([torch.linalg.vector_norm(rows, torch.inf, dim=1) for rows in every])
+    exponent = torch.stack([torch.cat([one.exponent for one in some]) for some in parts])
+    exponent = torch.where(largest > 0, exponent, NO_EXPONENT)
+    weights = torch.exp2((exponent - exponent.amax()).double())
+    found, square = torch.zeros_like(weights[0]), weights.new_zeros(())
+    for rows, weight in zip(every, weights, strict=True):
+        whole = weight[:count] @ rows[:count]
+        found += weight * (rows @ whole)
+        square += whole @ whole
+    return found / square
 
 
 def near(one: Scaled, other: Scaled) -> bool:

@@ -31,6 +31,9 @@ BELOW = 24
 """What is so many powers of two below the rounding of the largest contribution is left out of sums:
 all of it together is nothing beside what rounding leaves."""
 
+MANY = 2**14
+"""With fewer weights adding up costs less than to know what need not be added."""
+
 
 @dataclass(frozen=True, eq=False)
 class Summary:
@@ -128,6 +131,7 @@ class _Sums:
         self._arriving: Scaled | None = None  # the same, to the step before the ones that are done
         self._largest = unrolled.x.new_full((), -torch.inf, dtype=torch.float64)
         self._rounding = math.log2(torch.finfo(unrolled.x.dtype).eps)
+        self._many = sum(weight.numel() for weight in cell.parameters.values()) > MANY
 
     def update(self, span: AdjointSpan) -> None:
         sizes, known = _log2_norms(span)
@@ -138,8 +142,10 @@ class _Sums:
         self._by_lag.add_rows(span, places)
         if self._carousel:
             arriving = self._along_the_carousel(span)
-            lost = self._lost(*_log2_norms(arriving))
-            units = torch.where(lost, NO_EXPONENT, arriving.exponent)
+            units = arriving.exponent
+            if self._many:
+                lost = self._lost(*_log2_norms(arriving))
+                units = torch.where(lost, NO_EXPONENT, units)
             self._along.add(span, arriving.values, units)
 
     def _lost(self, sizes: Float[Tensor, "N K"], known: Bool[Tensor, "N K"]) -> Tensor:
