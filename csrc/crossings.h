@@ -47,23 +47,6 @@ static real largest_in(const real *row, int64_t size) {
   return largest_of(most);
 }
 
-/* to [size] (+)= the sum of some rows, each times a weight. */
-INLINE void add_weighted(
-    int64_t count, const real *const *rows, const real *weights, int add, int64_t size, real *to) {
-  int64_t j = 0;
-  for (; j + V <= size; j += V) {
-    vec sum = add ? load(to + j) : (vec){0};
-    UNROLL for (int64_t i = 0; i < count; i++) sum += all(weights[i]) * load(rows[i] + j);
-    store(to + j, sum);
-  }
-  for (; j < size; j++) {
-    real sum = add ? to[j] : 0;
-    for (int64_t i = 0; i < count; i++)
-      sum += weights[i] * rows[i][j];
-    to[j] = sum;
-  }
-}
-
 /* The classes of an entry at the step before: what stays in each, and what crossed into it. */
 INLINE void cross(
     int64_t classes, int64_t size, const uint8_t *some, const real *moves, const real *passed,
@@ -122,13 +105,13 @@ static void sum_of_bin(
     if (count < 4 && e + 1 < end)
       continue;
     if (count == 4)
-      add_weighted(4, rows, weights, add, S, to);
+      add_rows(4, rows, weights, add, 1, S, to, S);
     else if (count == 3)
-      add_weighted(3, rows, weights, add, S, to);
+      add_rows(3, rows, weights, add, 1, S, to, S);
     else if (count == 2)
-      add_weighted(2, rows, weights, add, S, to);
+      add_rows(2, rows, weights, add, 1, S, to, S);
     else if (count == 1)
-      add_weighted(1, rows, weights, add, S, to);
+      add_rows(1, rows, weights, add, 1, S, to, S);
     add = 1;
     count = 0;
   }
@@ -186,8 +169,8 @@ static void arrive(
       real *to = here.at + (e * C + n) * here.row;
       for (int64_t i = p->sources[first + e]; i < p->sources[first + e + 1]; i++) {
         const real *from = (const real *)p->start + (i * C + n) * of_row + sample * S;
-        add_weighted(
-            1, &from, (const real *)p->weights + i * C + n, i > p->sources[first + e], S, to);
+        add_rows(
+            1, &from, (const real *)p->weights + i * C + n, i > p->sources[first + e], 1, S, to, S);
       }
       *size_at(run, sample, (first + e) * C + n, p->steps - 1) = largest_in(to, S);
     }

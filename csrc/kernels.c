@@ -111,6 +111,7 @@ static const real EXP[] = {
 #include "sizes.h"
 #include "sums.h"
 #include "crossings.h"
+#include "routes.h"
 
-const struct kernels RETROGRADE_NAME = {VECTOR_BYTES, forward, backward, scan,
-                                        crossings,    sizes,   sums,     learn};
+const struct kernels RETROGRADE_NAME = {VECTOR_BYTES, forward, backward, scan, crossings,
+                                        routes,       sizes,   sums,     learn};

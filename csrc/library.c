@@ -93,6 +93,10 @@ EXPORTED int64_t retrograde_crossings(
   return kernels_of(set, is_double)->crossings(crossings);
 }
 
+EXPORTED int64_t retrograde_routes(int64_t set, int64_t is_double, const struct routes *routes) {
+  return kernels_of(set, is_double)->routes(routes);
+}
+
 EXPORTED int64_t retrograde_sizes(
     int64_t set, int64_t is_double, const struct sizes_of_rows *sizes) {
   return kernels_of(set, is_double)->sizes(sizes);

@@ -211,6 +211,29 @@ struct crossings {
   struct program program;
 };
 
+/* What comes back from neighbouring steps by each route; the program gives as many times as wide
+   rows, what comes back by each of them one behind the other. */
+struct routes {
+  /* Steps, samples, the size of the state, rows, the first step in the chunk; bins, routes. */
+  int64_t steps, samples, size, rows, first, bins, ways;
+  int64_t parts;
+  parallel_function parallel;
+  /* Rows [N, K, B, S] with these strides in elements, those of a step next to each other; the bin
+     that each belongs to at the step before, neighbours next to each other, and its exponent,
+     NO_EXPONENT for a row of zeros, [N, K]. */
+  const void *values;
+  int64_t row, step;
+  const int64_t *places, *exponents;
+  const int64_t *boundaries; /* as in struct scan */
+  /* Results: sums [ways * bins, K, B, S] of what comes back from each step but the first, at the
+     place of the step before it; from the first one, [ways * bins, B, S]; the exponents of what comes
+     back from each step, [ways * bins, K]. Sums without rows, of exponent NO_EXPONENT, are not
+     written. */
+  void *sums, *last;
+  int64_t *units;
+  struct program program;
+};
+
 /* Adjoints of some blocks side by side, [B, blocks * height], and how many operands they have. */
 struct group {
   int64_t height, blocks, segments, operands;
@@ -283,6 +306,7 @@ struct sums_of_rows {
 typedef int64_t (*pass_function)(const struct pass *pass);
 typedef int64_t (*scan_function)(const struct scan *scan);
 typedef int64_t (*crossings_function)(const struct crossings *crossings);
+typedef int64_t (*routes_function)(const struct routes *routes);
 typedef int64_t (*sizes_function)(const struct sizes_of_rows *sizes);
 typedef int64_t (*sums_function)(const struct sums_of_rows *sums);
 typedef int64_t (*online_function)(const struct online *online);
@@ -292,6 +316,7 @@ struct kernels {
   pass_function forward, backward;
   scan_function scan;
   crossings_function crossings;
+  routes_function routes;
   sizes_function sizes;
   sums_function sums;
   online_function learn;

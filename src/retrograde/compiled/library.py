@@ -85,6 +85,7 @@ class Library:
         learn: the on-line training of 1997, called in the same way.
         scan: the backward recursion of many rows, called in the same way (compiled/scan.py).
         crossings: the same with rows told apart by crossings (compiled/crossings.py).
+        routes: what comes back from steps by each route (compiled/routes.py).
         sizes: how large what they make of parameters is (compiled/sizes.py).
         sums: what they make of parameters, summed; 2 where it needs room (compiled/sums.py).
         vector: the bytes of a vector.
@@ -98,6 +99,7 @@ class Library:
     learn: Mapping[torch.dtype, Callable[[object], int]]
     scan: Mapping[torch.dtype, Callable[[object], int]]
     crossings: Mapping[torch.dtype, Callable[[object], int]]
+    routes: Mapping[torch.dtype, Callable[[object], int]]
     sizes: Mapping[torch.dtype, Callable[[object], int]]
     sums: Mapping[torch.dtype, Callable[[object], int]]
     vector: int
@@ -236,6 +238,7 @@ def _of(opened: ctypes.CDLL, number: int) -> Library:
         learn=functions("learn"),
         scan=functions("scan"),
         crossings=functions("crossings"),
+        routes=functions("routes"),
         sizes=functions("sizes"),
         sums=functions("sums"),
         vector=opened.retrograde_bytes(ctypes.c_int64(number)),

@@ -86,17 +86,6 @@ class LagBins:
         last = torch.arange(self._count - 1, self.rows, self._count, device=lags.device)
         return (last.view(-1, 1) - farther.unsqueeze(1)).flatten(0, 1)
 
-    def alone(
-        self, values: Float[Tensor, "K B S"], exponent: Int[Tensor, "K"], lags: Int[Tensor, "K"]
-    ) -> tuple[Float[Tensor, "M K B S"], Int[Tensor, "M K"]]:
-        """The same of a single row at each step, where there are no classes."""
-        bins, steps = self._count - 1 - self._farther(lags), torch.arange(len(lags))
-        total = values.new_zeros(self._count, *values.shape)
-        top = exponent.new_full((self._count, len(exponent)), NO_EXPONENT)
-        steps = steps.to(bins.device)
-        total[bins, steps], top[bins, steps] = values, exponent
-        return total, top
-
     def _farther(self, lags: Int[Tensor, "*R"]) -> Int[Tensor, "*R"]:
         """The number of the bin of each lag, the nearest first."""
         return torch.bucketize(lags.contiguous(), self._starts.to(lags.device), right=True)

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from retrograde.cells.base import AbstractCell
+from retrograde.compiled.routes import pull_back
 from retrograde.decomposition.bins import LagBins
 from retrograde.decomposition.labels import AbstractLabels
 from retrograde.decomposition.parts import Parts
@@ -20,6 +21,7 @@ from retrograde.engine.entries import Entries
 from retrograde.engine.fold import fold
 from retrograde.engine.gradients import AdjointSums
 from retrograde.engine.scaling import NO_EXPONENT
+from retrograde.engine.scan import plain_boundaries
 from retrograde.engine.unroll import Unrolled
 
 DIRECT = "direct"
@@ -54,41 +56,73 @@ class RouteSums:
 
     def _take(self, span: AdjointSpan) -> None:
         """What the loss gives to some steps, and what comes back to them along each route."""
-        newest = torch.where(span.lags >= 0, span.lags, len(self._entries.direct)).amin(0)
-        direct, entered = self._bins.alone(*self._entries.between(span.first, len(span)), newest)
-        leaving, exponent = self._leaving(span)
+        bins, steps, shape = self._bins.rows, len(span), span.values.shape[2:]
+        rows = (len(self._ways) - 1) * bins
+        values = span.values.new_empty(rows + 1, steps, *shape)  # the last is what the loss gives
+        first, units = self._leaving(span, values[:rows])
         if self._arriving is None:
-            nothing = torch.zeros_like(leaving[:, :, :1])
-            self._arriving = nothing, torch.full_like(exponent[:, :1], NO_EXPONENT)
-        arriving = torch.cat((leaving[:, :, 1:], self._arriving[0]), 2)
-        exponent_of = torch.cat((exponent[:, 1:], self._arriving[1]), 1)
-        self._arriving = leaving[:, :, :1], exponent[:, :1]
+            self._arriving = torch.zeros_like(first), torch.full_like(units[:, 0], NO_EXPONENT)
+        values[:rows, -1], arriving = self._arriving
+        self._arriving = first, units[:, 0]
+        values[rows], entered = self._entries.between(span.first, steps)
+        some = values[rows].flatten(1).any(1)
+        exponents = torch.cat(
+            (
+                torch.cat((units[:, 1:], arriving.unsqueeze(1)), 1),
+                torch.where(some, entered, NO_EXPONENT).unsqueeze(0),
+            )
+        )
+        lags = torch.where(span.lags >= 0, span.lags, len(self._entries.direct))
+        direct = self._bins.of_lags(lags.amin(0, keepdim=True))
+        back = bins + torch.arange(rows, device=direct.device).unsqueeze(1).expand(-1, steps)
+        self._sums.add(span, values, exponents, torch.cat((back, direct)))
 
-        values = torch.cat((direct, arriving.flatten(0, 1)))
-        exponents = torch.cat((entered, exponent_of.repeat(len(arriving), 1)))
-        some = values.flatten(2).any(2)
-        self._sums.add(span, values, torch.where(some, exponents, NO_EXPONENT))
+    def _leaving(
+        self, span: AdjointSpan, out: Float[Tensor, "R K B S"]
+    ) -> tuple[Float[Tensor, "R B S"], Int[Tensor, "R K"]]:
+        """What goes from each step to the step before, by route, in the bins it has there.
 
-    def _leaving(self, span: AdjointSpan) -> tuple[Float[Tensor, "R M K B S"], Int[Tensor, "M K"]]:
-        """What goes from each step to the step before, by route, in the bins it has there."""
+        Args:
+            span: the rows.
+            out: takes it, at the place of the step before; its last place is left as it is.
+
+        Returns:
+            What goes from the earliest step, and the exponents of what goes from each.
+        """
         steps, rows = len(span), len(span.lags)
         before = (
             torch.where(span.lags < 0, -1, span.lags + 1)
             if self._entries.relative
             else self._entries.lags_between(span.first - 1, steps, rows)
         )
+        chunk, passed = span.chunk, plain_boundaries(span.chunk, span.first, steps)
+        compiled = None if chunk.compiled_uses is None else chunk.compiled_by_route
+        if compiled is not None and passed is not None and len(out):
+            exponent = torch.where(span.norms > 0, span.exponent, NO_EXPONENT)
+            places, bins = self._bins.of_lags(before), self._bins.rows
+            at = span.here.start
+            return pull_back(compiled, at, span.values, places, exponent, bins, passed, out)
         sums, exponent = self._bins.sum(span, before)
-        by_route = span.pull_back(sums).by_route()
-        if not by_route:  # a truncated plain RNN has none
-            return sums.new_zeros(0, *sums.shape), exponent
-        routes = torch.stack(list(by_route.values())).view(-1, *sums.shape)
+        routes = [
+            self._past_boundaries(span, rows.view_as(sums))
+            for rows in span.pull_back(sums).by_route().values()
+        ]
+        if not routes:  # a truncated plain RNN has none
+            return out[:, 0], exponent.new_zeros(0, steps)
+        leaving = torch.cat(routes)
+        out[:, :-1] = leaving[:, 1:]
+        some = leaving.flatten(2).any(2)
+        return leaving[:, 0], torch.where(some, exponent.repeat(len(routes), 1), NO_EXPONENT)
+
+    @staticmethod
+    def _past_boundaries(
+        span: AdjointSpan, rows: Float[Tensor, "M K B S"]
+    ) -> Float[Tensor, "M K B S"]:
+        """What comes back from the steps, past the boundaries before them."""
         for k, boundary in span.chunk.boundaries.items():
-            if span.first <= k < span.first + steps:
-                some = routes[:, :, k - span.first]
-                routes[:, :, k - span.first] = boundary.pull_back(some.flatten(0, 1)).view(
-                    some.shape
-                )
-        return routes, exponent
+            if span.first <= k < span.first + len(span):
+                rows[:, k - span.first] = boundary.pull_back(rows[:, k - span.first])
+        return rows
 
     def result(self) -> dict[str, Parts]:
         axes = ({"route": self._ways}, {"lag": self._lags})

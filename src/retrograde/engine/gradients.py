@@ -129,15 +129,26 @@ class AdjointSums:
     def add(
         self,
         span: AdjointSpan | SummedSpan,
-        values: Float[Tensor, "M K B S"],
-        exponent: Int[Tensor, "M K"],
+        values: Float[Tensor, "N K B S"],
+        exponent: Int[Tensor, "N K"],
+        places: Int[Tensor, "N K"] | None = None,
     ) -> None:
-        """Rows at the steps of a span; spans come in the order of the recursion, last one first."""
+        """Rows at the steps of a span; spans come in the order of the recursion, last one first.
+
+        Args:
+            span: the steps.
+            values: a row for each sum.
+            exponent: of each row, NO_EXPONENT for one that counts for nothing.
+            places: the numbers of the sums that the rows belong to, where they are others.
+        """
         uses = span.chunk.compiled_uses
         if uses is not None:
-            places = torch.arange(self._rows).unsqueeze(1).expand_as(exponent)
+            if places is None:
+                places = torch.arange(self._rows).unsqueeze(1).expand_as(exponent)
             self._by_library(uses, span.here.start, values, places, exponent)
             return
+        if places is not None:
+            values, exponent = rows_together(values, places, exponent, self._rows)
         self._gathered.insert(0, (values, exponent))
         self._numbers += values.numel()
         if span.first == span.chunk.first or self._numbers + values.numel() > SUMMED:

@@ -189,6 +189,13 @@ class Chunk:
             return steps_of(folded, like, lambda route: not crosses(route), crosses)
 
     @cached_property
+    def compiled_by_route(self) -> Steps | None:
+        """What comes back by each route, one behind the other, likewise."""
+        with no_autocast(self.steps.x.device):
+            ways = (route.__eq__ for route in self.graph.routes)
+            return steps_of(self.plan.folded, self.steps.previous, *ways)
+
+    @cached_property
     def compiled_uses(self) -> Uses | None:
         """What gradients follow from, likewise."""
         with no_autocast(self.steps.x.device):

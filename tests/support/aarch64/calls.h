@@ -9,6 +9,7 @@
   _(learn, online)                                                                                 \
   _(scan, scan)                                                                                    \
   _(crossings, crossings)                                                                          \
+  _(routes, routes)                                                                                \
   _(sizes, sizes_of_rows)                                                                          \
   _(sums, sums_of_rows)
 
