@@ -10,14 +10,17 @@
 #define AHEAD 20
 
 /* The power of two that brings a row of this squared norm back into range (engine/scaling.py), to
-   the end of it that is farther from where it went; 0 for a row that is inside, or without a norm. */
+   the end of it that is farther from where it went, or as near as a power of two itself can; 0 for a
+   row that is inside, or without a norm. */
 INLINE int64_t into_range(double square) {
+  const int64_t farthest = sizeof(real) == 4 ? 126 : 1022;
   const double least = ldexp(1, 2 * (CENTRE - SLACK)), most = ldexp(1, 2 * (CENTRE + SLACK));
   if ((square >= least && square <= most) || !(square > 0) || !isfinite(square))
     return 0;
   int exponent;
   frexp(square, &exponent);
-  return (square < least ? CENTRE + AHEAD : CENTRE - AHEAD) - exponent / 2;
+  const int64_t by = (square < least ? CENTRE + AHEAD : CENTRE - AHEAD) - exponent / 2;
+  return by < farthest ? by : farthest;
 }
 
 INLINE double two_to(int64_t exponent) {

@@ -158,6 +158,29 @@ def test_few_rows_are_kept_in_range(monkeypatch, factor, dtype):
         assert ours.exponents.any()
 
 
+def test_a_row_that_falls_farther_than_a_power_of_two_reaches_is_kept(monkeypatch):
+    """Behind a closed gate: from 2^26 to 2^-78, which 2^130 would bring back, were it a float32."""
+    weights = (drawn(9, 2), 2.0**-104 * torch.linalg.qr(drawn(9, 9))[0], drawn(9), drawn(9))
+    x, initial = 0 * drawn(3, 3, 2), 0 * drawn(3, 9)
+    chunk, exact = (
+        unroll(
+            Elman(*(weight.to(kind) for weight in weights), activation="identity"),
+            *(x.to(kind), initial.to(kind)),
+        ).chunk(0, 3)
+        for kind in (torch.float32, torch.float64)
+    )
+    start, given = 2.0**24 * drawn(2, 3, 9), Entering(0, [2, 2, 2], None, False)
+    theirs = EAGER.pull_back(exact, start, given)
+    library = ctypes.CDLL(str(loading.PATH))
+    for number in range(len(loading._instruction_sets(library))):
+        one = loading._of(library, number)
+        monkeypatch.setattr(passes, "library", lambda one=one: one)
+        again = replace(given, ranged=True)
+        ours = COMPILED.pull_back(replace(chunk), start.to(torch.float32), again)
+        found = ours.values.double() * torch.exp2(ours.exponents.double())[..., None, None]
+        assert bool(((found - theirs.values).abs() <= 1e-5 * theirs.norms[..., None, None]).all())
+
+
 @pytest.mark.parametrize("batch, rows", ((5, 20), (1, 80), (70, 1)))
 def test_any_number_of_threads_gives_the_same_bits(batch, rows):
     """Samples are shared out, or rows where there are fewer samples than threads."""
