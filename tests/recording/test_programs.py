@@ -9,6 +9,7 @@ import sys
 from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import reduce
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import retrograde
+from support.backends import BACKENDS, using
 from support.programs import (
     COUNT,
     ELEMENTWISE,
@@ -636,28 +638,47 @@ def not_moved(self, delta):
 
 
 FAULTS = {
-    "factors are left out": ("engine.boundary", "Boundary.pull_back", without_factors, "h scaled"),
+    "factors are left out": (
+        "engine.boundary",
+        "Boundary.pull_back",
+        without_factors,
+        "h scaled",
+        "eager",  # the library is given the factors themselves
+    ),
+    "factors do not reach the library": (
+        "engine.scan",
+        "plain_boundaries",
+        lambda *_: {},
+        "h scaled",
+        "compiled",
+    ),
     "entries stay in their places": (
         "engine.boundary",
         "Boundary.pull_back",
         not_moved,
         "reorder beams",
+        None,
     ),
     "what is mixed at the end is not found": (
         "recording.states",
         "StateTracker._find_tails",
         lambda *_: None,
         "masked update",
+        None,
     ),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_rejected(fault, monkeypatch):
-    module, place, planted, name = FAULTS[fault]
-    owner, method = place.split(".")
-    monkeypatch.setattr(getattr(sys.modules[f"retrograde.{module}"], owner), method, planted)
+    module, place, planted, name, backend = FAULTS[fault]
+    if backend not in (None, *BACKENDS):
+        pytest.skip("there is no library")
+    *owners, function = place.split(".")
+    owner = reduce(getattr, owners, sys.modules[f"retrograde.{module}"])
+    monkeypatch.setattr(owner, function, planted)
     (program, *_) = [program for own, program in NAMED.items() if own.startswith(name)]
-    with unchecked(), pytest.raises((AssertionError, retrograde.VoidDecompositionWarning)):
+    found = pytest.raises((AssertionError, retrograde.VoidDecompositionWarning))
+    with using(backend), unchecked(), found:
         last = replace(program.calls[-1], ops=program.calls[0].ops)  # the loss reads it too
         check(replace(program, calls=(*program.calls[:-1], last)))

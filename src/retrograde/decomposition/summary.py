@@ -168,7 +168,8 @@ class _Sums:
         self._arriving = Scaled(leaving[:1], top[:1])
         values = torch.cat((leaving[1:], last.values)).unsqueeze(0)
         units = torch.cat((top[1:], last.exponent)).unsqueeze(0)
-        return AdjointSpan(span.first, values, units, span.norms, span.lags, span.chunk)
+        norms: Tensor = torch.linalg.vector_norm(values.flatten(2), dim=2)
+        return AdjointSpan(span.first, values, units, norms, span.lags, span.chunk)
 
     def shares(self) -> tuple[float, float]:
         """Those of near lags and of the carousel."""
