@@ -249,29 +249,6 @@ static real largest_of_samples(const struct crossings_run *run, int64_t row, int
   return most;
 }
 
-/* Sums of all samples on one exponent, the largest. */
-static void join_units(const struct crossings_run *run) {
-  const struct crossings *p = run->crossings;
-  const int64_t B = p->samples, S = p->size, sums = p->classes * p->bins * p->steps;
-  for (int64_t i = 0; i < sums; i++) {
-    int64_t most = NO_EXPONENT;
-    for (int64_t b = 0; b < B; b++)
-      most = most_of(most, run->sum_units[b * sums + i]);
-    p->sum_units[i] = most;
-    for (int64_t b = 0; b < B; b++) {
-      const int64_t own = run->sum_units[b * sums + i];
-      real *sum = (real *)p->sums + (i * B + b) * S;
-      if (own == NO_EXPONENT)
-        memset(sum, 0, (size_t)S * sizeof(real));
-      else if (own < most) {
-        const real factor = (real)two_to(own - most);
-        for (int64_t j = 0; j < S; j++)
-          sum[j] *= factor;
-      }
-    }
-  }
-}
-
 static int64_t crossings(const struct crossings *p) {
   const int64_t B = p->samples, K = p->steps, C = p->classes, E = p->entries[0], N = E * C;
   struct crossings_run run = {.crossings = p, .runner = runner_of(&p->program)};
@@ -311,7 +288,7 @@ static int64_t crossings(const struct crossings *p) {
     if (p->back)
       ((real *)p->back_sizes)[row] = largest_of_samples(&run, row, -1);
   }
-  join_units(&run);
+  join_sums(1, B, C * p->bins * K, p->size, run.sum_units, p->sums, 0, p->sum_units);
   free(raw);
   return 0;
 }

@@ -8,7 +8,7 @@ struct scan_run {
   const struct scan *scan;
   struct runner runner;
   double *squares, *back_squares; /* of the norms, [B, N, K] and [B, N] */
-  /* Where rows are summed: the units of the sums, [part, B, K, sums], the sums of all parts of the
+  /* Where rows are summed: the units of the sums, [part, B, sums, K], the sums of all parts of the
      rows but the first, the scales of the rows, [B, N]; whether all rows are finite. */
   int64_t *sum_units;
   real *more;
@@ -129,36 +129,9 @@ static void sum_step(
     if (!bring_into_range(&one, rows, S, &scales))
       __atomic_store_n(&run->finite, 0, __ATOMIC_RELAXED);
     sum_sample(
-        p, &one, first, rows, k, &scales, run->sum_units + ((part * B + b) * K + k) * p->sums,
+        p, &one, first, rows, k, &scales, run->sum_units + (part * B + b) * p->sums * K + k,
         sums + (k * B + b) * S);
   }
-}
-
-/* Sums of all parts and samples in the same units. */
-static void join_sums(const struct scan_run *run) {
-  const struct scan *p = run->scan;
-  const int64_t B = p->samples, S = p->size, K = p->steps, M = p->sums;
-  for (int64_t m = 0; m < M; m++)
-    for (int64_t k = 0; k < K; k++) {
-      int64_t top = NO_EXPONENT;
-      for (int64_t i = 0; i < run->tasks.parts * B; i++)
-        top = most_of(top, run->sum_units[(i * K + k) * M + m]);
-      p->exponents[m * K + k] = top;
-      for (int64_t i = 0; i < run->tasks.parts * B; i++) {
-        const int64_t unit = run->sum_units[(i * K + k) * M + m];
-        const int64_t at = ((m * K + k) * B + i % B) * S, part = i / B;
-        if (unit == NO_EXPONENT)
-          continue;
-        real *to = (real *)p->values + at;
-        const real scale = (real)two_to(unit - top);
-        if (part)
-          add_rows(
-              1, (const real *[]){run->more + (part - 1) * M * K * B * S + at}, &scale, 1, 1, S,
-              to, S);
-        else if (unit != top)
-          multiply(to, S, scale);
-      }
-    }
 }
 
 /* What comes back, each row in the same units in all samples. */
@@ -306,7 +279,8 @@ static int64_t scan(const struct scan *p) {
   if (tasks < 2 || threads < 2 || p->parallel(0, tasks, 1, scan_tasks, &run))
     scan_tasks(0, tasks, &run);
   if (p->sums)
-    join_sums(&run);
+    join_sums(
+        parts, B, p->sums * K, p->size, run.sum_units, p->values, run.more, p->exponents);
   else
     norms_of(B, N * K, run.squares, p->norms);
   if (p->sums && p->back)

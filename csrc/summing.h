@@ -93,19 +93,20 @@ static int bring_into_range(
   return finite;
 }
 
-/* Rows of a sample at step k, each added to its sum. The rows are numbers first, first + 1, ... */
+/* Rows of a sample at step k, each added to its sum, and the exponents of these, [sums, K] from step
+   k on. The rows are numbers first, first + 1, ... */
 static void sum_sample(
     const struct scan *p, const struct rows *rows, int64_t first, int64_t count, int64_t k,
     const struct scales *scales, int64_t *tops, real *sums) {
   const int64_t K = p->steps, S = p->size, row_of_sums = K * p->samples * S;
   const int64_t *places = p->places + first * K + k;
   for (int64_t m = 0; m < p->sums; m++) {
-    tops[m] = NO_EXPONENT;
+    tops[m * K] = NO_EXPONENT;
     memset(sums + m * row_of_sums, 0, (size_t)S * sizeof(real));
   }
   for (int64_t n = 0; n < count; n++)
     if (scales->there[n] && places[n * K] >= 0) {
-      int64_t *top = tops + places[n * K];
+      int64_t *top = tops + places[n * K] * K;
       *top = most_of(*top, p->units[first + n] + scales->units[n]);
     }
   const real *some[4];
@@ -126,6 +127,31 @@ static void sum_sample(
       break;
     place = places[n * K];
     some[found] = rows->at + n * rows->row;
-    weights[found++] = (real)two_to(p->units[first + n] + scales->units[n] - tops[place]);
+    weights[found++] = (real)two_to(p->units[first + n] + scales->units[n] - tops[place * K]);
+  }
+}
+
+/* `count` sums [count, B, S] that each sample has in units of its own, in those of the largest one.
+   Other parts of the rows have theirs in `more`, one behind the other, which are added. */
+static void join_sums(
+    int64_t parts, int64_t samples, int64_t count, int64_t size, const int64_t *units, real *sums,
+    const real *more, int64_t *joined) {
+  for (int64_t i = 0; i < count; i++) {
+    int64_t top = NO_EXPONENT;
+    for (int64_t n = 0; n < parts * samples; n++)
+      top = most_of(top, units[n * count + i]);
+    joined[i] = top;
+    for (int64_t n = 0; n < parts * samples; n++) {
+      const int64_t unit = units[n * count + i], at = (i * samples + n % samples) * size;
+      const real scale = (real)two_to(unit - top);
+      real *to = sums + at;
+      if (n >= samples && unit != NO_EXPONENT) {
+        const real *from = more + (n / samples - 1) * count * samples * size + at;
+        add_rows(1, &from, &scale, 1, 1, size, to, size);
+      } else if (n < samples && unit == NO_EXPONENT)
+        memset(to, 0, (size_t)size * sizeof(real));
+      else if (n < samples && unit != top)
+        multiply(to, size, scale);
+    }
   }
 }
