@@ -15,6 +15,17 @@ def library_for(cell: AbstractCell, x: Tensor, initial: Tensor) -> Library | Non
     return passes.in_use(x, initial, *weights)
 
 
+def numbers_kept(library: Library, cell: AbstractCell, x: Tensor) -> int:
+    """How many numbers the activations of all steps take, which are held in whole vectors."""
+    numbers = 0
+    for layer in _layers(cell):
+        kind = passes.kind_of(layer)
+        assert kind is not None
+        hidden = layer.state_size // len(kind.parts)
+        numbers += len(kind.activations) * passes.padded(library, x, hidden)
+    return numbers * x.shape[0] * x.shape[1]
+
+
 def run(
     library: Library, cell: AbstractCell, x: Tensor, states: Tensor, initial: Tensor, keep: bool
 ) -> CellStep:

@@ -21,7 +21,7 @@ from torch import Tensor
 from retrograde.cells.base import AbstractCell, CellStep
 from retrograde.cells.precision import no_autocast
 from retrograde.compiled.library import Library
-from retrograde.compiled.states import library_for, run
+from retrograde.compiled.states import library_for, numbers_kept, run
 from retrograde.engine.boundary import Boundary
 
 SEGMENT = 2**12
@@ -82,11 +82,14 @@ class Forward:
                     kept.append(step)
 
     @torch.no_grad()
-    def at_once(self, states: Float[Tensor, "T1 B S"]) -> CellStep | None:
+    def at_once(self, states: Float[Tensor, "T1 B S"], most: int) -> CellStep | None:
         """Write all states in one call of the compiled library, and give the steps with all their
-        activations; None where it is not in use, or a state is not simply handed on."""
+        activations; None where these are more numbers than `most`, where the library is not in use,
+        or a state is not simply handed on."""
         library = library_for(self.cell, self.x, states[0])
         if library is None or self.boundaries or self.lengths is not None or not len(self.x):
+            return None
+        if numbers_kept(library, self.cell, self.x) > most:
             return None
         return run(library, self.cell, self.x, states, states[0], keep=True)
 

@@ -32,8 +32,8 @@ SMALL = 2**19
 """More steps than that are, while their states are no more numbers than this, 2 MiB in
 float32: each time costs the same few operations, however few samples and units there are."""
 
-FEW = 2**22
-"""Up to so many numbers of states the activations of all steps are held as well, where the library
+FEW = 2**23
+"""Activations of all steps are held up to this many numbers, 32 MiB in float32, where the library
 hands them out with the states."""
 
 KEPT = 2**27
@@ -314,10 +314,9 @@ def unroll(
         return Unrolled(cell, x, _checkpoints(forward, start), (), forward.boundaries)
     states, kept = x.new_empty(len(x) + 1, *expected), list[CellStep]()
     states[0] = start
-    if not keep and numbers <= FEW:
-        run = forward.at_once(states)
-        if run is not None:
-            return Unrolled(cell, x, states).with_steps(run)
+    run = None if keep else forward.at_once(states, FEW)
+    if run is not None:
+        return Unrolled(cell, x, states).with_steps(run)
     for steps in forward.segments():
         forward.run(steps, states[steps.start : steps.stop + 1], kept if keep else None)
     return Unrolled(cell, x, states, tuple(kept), forward.boundaries)
