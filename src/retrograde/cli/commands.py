@@ -56,17 +56,25 @@ Target = Annotated[
     ),
 ]
 Device = Annotated[
-    str | None, typer.Option(help="Move model and batch there first: cpu, cuda, cuda:1, mps.")
+    str | None,
+    typer.Option(
+        metavar="DEVICE", help="Move model and batch there first: cpu, cuda, cuda:1, mps."
+    ),
 ]
 Quiet = Annotated[
     bool, typer.Option("--quiet", help="Print nothing but errors; files are still written.")
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(min=1, help="How many threads torch computes with; as many as it likes if not."),
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="How many threads torch computes with; as many as it likes if not.",
+    ),
 ]
 Seed = Annotated[
-    int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same numbers.")
+    int,
+    typer.Option(min=0, max=2**32 - 1, metavar="N", help="The same seed gives the same numbers."),
 ]
 
 
@@ -168,13 +176,19 @@ def demo(
 def diagnose(
     target: Target,
     fail_on: Annotated[
-        FailOn, typer.Option(help="Exit with 1 if there is a finding at least this severe.")
+        FailOn,
+        typer.Option(
+            metavar="SEVERITY",
+            help="Exit with 1 if there is a finding at least this severe: info, warning, error or "
+            "never.",
+        ),
     ] = FailOn.WARNING,
     needs_lag: Annotated[
-        int | None, typer.Option(min=1, help="The lag that matters to you, in steps.")
+        int | None, typer.Option(min=1, metavar="N", help="The lag that matters to you, in steps.")
     ] = None,
     layer: Annotated[
-        str | None, typer.Option(help="Look at this layer only, named as in the report.")
+        str | None,
+        typer.Option(metavar="NAME", help="Look at this layer only, named as in the report."),
     ] = None,
     html: Html = None,
     json: Json = None,
@@ -262,12 +276,14 @@ def horizon(
     kind: Annotated[
         Kind,
         typer.Option(
+            metavar="KIND",
             help="Every loss step looks back over K steps (sliding), the state is detached every "
-            "K steps (chunks), or the forward pass, too, starts K steps before the loss (window)."
+            "K steps (chunks), or the forward pass, too, starts K steps before the loss (window).",
         ),
     ] = Kind.SLIDING,
     layer: Annotated[
-        str | None, typer.Option(help="Look at this layer only, named as in the model.")
+        str | None,
+        typer.Option(metavar="NAME", help="Look at this layer only, named as in the model."),
     ] = None,
     checkpoint: Annotated[
         list[Path] | None,
@@ -290,7 +306,12 @@ def horizon(
         ),
     ] = None,
     past: Annotated[
-        Past, typer.Option(help="What stands in for the past to see whether the model uses it.")
+        Past,
+        typer.Option(
+            metavar="PAST",
+            help="What stands in for the past to see whether the model uses it: another-sample, "
+            "mean or zeros.",
+        ),
     ] = Past.ANOTHER_SAMPLE,
     html: Html = None,
     json: Json = None,
