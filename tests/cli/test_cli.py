@@ -3,11 +3,8 @@
 import collections
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -127,16 +124,6 @@ def diagnosed(monkeypatch):
 
     monkeypatch.setattr("retrograde.report.diagnose", instead)
     return seen
-
-
-def arguments(*command):
-    """The command in a process of its own, as the console script calls it."""
-    return [sys.executable, "-c", "from retrograde.cli import main; main()", *command]
-
-
-def environment(**more):
-    source = str(Path(retrograde.__file__).parent.parent)
-    return {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", **more}
 
 
 def test_a_module_is_named_as_python_imports_it(run, diagnosed):
@@ -514,19 +501,6 @@ def wait_for(path):
     raise AssertionError(f"there is still no {path}")
 
 
-def hear_ctrl_c():
-    """As in a terminal: a job in the background, which the tests may be, is deaf to it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def interrupt(process, started):
-    """Wait until it has started, then press Ctrl-C."""
-    wait_for(started)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
-    return process.returncode, out + err
-
-
 SLOW_TO_WRITE = """
 import pathlib, time
 
@@ -542,25 +516,16 @@ pathlib.Path.replace = replace
 @pytest.mark.parametrize("while_writing", [False, True])
 def test_ctrl_c_leaves_nothing_behind(folder, while_writing):
     (folder / "a.json").write_text("what was there")
-    command = arguments(
-        "diagnose",
-        "slow.py:good" if while_writing else "user.py:sleeps",
-        *("--no-remedies", "--json", "a.json", "--html", "a.html"),
-    )
     (folder / "slow.py").write_text(USER + SLOW_TO_WRITE)
     before = {path.name for path in folder.iterdir()} | {"__pycache__", "started"}
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(
-        command,
-        env=environment(),
-        stdout=pipe,
-        stderr=pipe,
-        text=True,
-        preexec_fn=hear_ctrl_c,
-    )
-    code, said = interrupt(process, folder / "started")
-    assert code == 130
-    assert said == "interrupted; no file was left half-written\n"
+    subject = "slow.py:good" if while_writing else "user.py:sleeps"
+    files = ["--json", "a.json"] if while_writing else ["--json", "a.json", "--html", "a.html"]
+    started = processes.start("retrograde", "diagnose", subject, "--no-remedies", *files)
+    wait_for(folder / "started")
+    started.interrupt()
+    done = started.done(timeout=30)
+    assert done.returncode == 130
+    assert done.stdout + done.stderr == "interrupted; no file was left half-written\n"
     assert {path.name for path in folder.iterdir()} <= before
     assert (folder / "a.json").read_text() == "what was there"
 
@@ -570,13 +535,10 @@ def test_on_a_terminal_a_bar_moves_from_the_first_second(folder, options, shown)
     import pty
 
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        arguments("diagnose", "user.py:sleeps", *options),
-        env=environment(TERM="xterm"),
-        stdout=subprocess.PIPE,
+    started = processes.start(
+        *("retrograde", "diagnose", "user.py:sleeps", *options),
         stderr=theirs,
-        text=True,
-        preexec_fn=hear_ctrl_c,
+        environment={"TERM": "xterm"},
     )
     os.close(theirs)
     wait_for(folder / "started")
@@ -586,10 +548,9 @@ def test_on_a_terminal_a_bar_moves_from_the_first_second(folder, options, shown)
         seen = os.read(ours, 100_000).decode()
     except BlockingIOError:
         seen = ""
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    started.interrupt()
+    assert started.done(timeout=30).returncode == 130
     os.close(ours)
-    assert process.returncode == 130
     assert ("loading user.py:sleeps" in seen and "0:00:0" in seen) == shown
 
 
@@ -613,14 +574,7 @@ def test_output_that_is_closed_or_full_is_a_message_and_exit_2(command, where, w
         with open("/dev/full", "w") as full:
             found = told(*command, stdout=full)
     elif where == "closed":
-        closed = subprocess.run(
-            arguments(*command),
-            env=environment(),
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=lambda: os.close(1),
-        )
-        found = closed.returncode, closed.stderr
+        found = told(*command, stdout=processes.CLOSED)
     else:
         ours, theirs = os.pipe()
         os.close(ours)

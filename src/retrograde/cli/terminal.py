@@ -55,7 +55,8 @@ class _Output:
     """A text stream as it is, but for its errors. It is None where there is none from the start."""
 
     def __init__(self, stream: Any):
-        self._stream = stream or open(os.open(os.devnull, os.O_RDONLY), "w")  # refuses all
+        # One that refuses all, and stays open as standard streams do.
+        self._stream = stream or open(os.open(os.devnull, os.O_RDONLY), "w", closefd=False)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
