@@ -262,8 +262,9 @@ class Flow(AbstractPass):
                 layer that reads both ways reads x twice, each direction in its own order.)
             bins: "octaves" (0, 1, 2, 3-4, 5-8, ...), "every" (each lag on its own; the parts then
                 take T times the memory of the gradient), or the first lag of each bin. Where rows
-                are merged, first lags that are given are exact up to 1024, at the cost of a row
-                for each lag up to there; those of octaves are known as lags are.
+                are merged or stand for blocks of loss steps, first lags that are given are exact
+                up to 1024, at the cost of a row for each lag up to there; those of octaves are
+                exact up to 16, and known to a sixteenth of themselves, or to what `relative` says.
 
         Raises:
             ArgumentError: for an unknown parameter or bins that do not ascend from 0.

@@ -15,7 +15,7 @@ from retrograde.decomposition.by_time import ContributionNorms, ContributionShar
 from retrograde.decomposition.labels import AbstractLabels
 from retrograde.decomposition.lags import lags_that_count
 from retrograde.decomposition.parts import Parts, together
-from retrograde.decomposition.resolution import telling
+from retrograde.decomposition.resolution import by_lag_in, telling
 from retrograde.decomposition.rows import log2_of_sum, near
 from retrograde.decomposition.sizes import ALL, STATE, LagSizes, Sizes
 from retrograde.decomposition.whole import Whole
@@ -33,17 +33,18 @@ SEED = 0
 class Passes:
     """What the backward passes over one set of rows have found so far.
 
-    Rows of single loss steps, or of blocks of them, give tables by loss step and use step and all
-    bins of lags in a first pass. Merged rows give bins of lags in a first pass and sizes, which
-    take companion rows, in one of their own.
+    Rows of single loss steps give tables by loss step and use step and all bins of lags in a first
+    pass, rows of blocks the tables alone. Merged rows give bins of lags in a first pass and sizes,
+    which take companion rows, in one of their own.
 
     Args:
-        entries: the rows.
+        entries: the rows of the tables.
         whole: the gradient that the parts sum to.
     """
 
     def __init__(self, entries: Entries, whole: Whole):
         self._entries, self._whole, self._unrolled = entries, whole, whole.unrolled
+        self._by_lag = by_lag_in(entries)
         self._names, self._steps = tuple(whole.unrolled.cell.parameters), len(whole.unrolled)
         self._found: dict[AbstractLabels, Mapping[str, Parts]] = {}
         self._starts: set[int] = set()
@@ -51,7 +52,7 @@ class Passes:
         self._truncated: dict[tuple[str, int], Mapping[str, Measures]] = {}
 
     def walk(self, starts: Iterable[int], routes: bool) -> None:
-        """Make the first pass, with bins of lags, and routes, that will be asked for."""
+        """Make the first passes, with bins of lags, and routes, that will be asked for."""
         self._starts.update(starts)
         if self._entries.relative:
             _ = self.sizes
@@ -59,6 +60,19 @@ class Passes:
         if routes:
             self._ahead.add(Routes(lag_bins("octaves", self._steps)))
         _ = self._tables
+        if self._by_lag is not self._entries and (sums := self._sums_by_lag()):
+            fold(self._unrolled, self._by_lag, list(sums.values()))
+            self._found.update((labels, each.result()) for labels, each in sums.items())
+
+    def _sums_by_lag(self) -> dict[AbstractLabels, LagSums | RouteSums]:
+        """The folds of the first pass that sums by lag, those that were not made yet."""
+        cell, lags = self._unrolled.cell, self._octaves
+        found: dict[AbstractLabels, LagSums | RouteSums] = {}
+        if not is_unitwise(self._unrolled):  # whose lags need no pass of rows
+            found[lags] = LagSums(lags.lags, cell)
+        for routes in self._ahead:
+            found[routes] = RouteSums(routes.lags, cell, self._by_lag)
+        return {labels: each for labels, each in found.items() if labels not in self._found}
 
     @property
     def by_time(self) -> Mapping[str, Parts]:
@@ -76,8 +90,8 @@ class Passes:
         return together(tuple(self.by_time.values()))
 
     @cached_property
-    def _tables(self) -> tuple[Mapping[str, Parts], Adjoints]:
-        """What most questions need, from a single pass."""
+    def _tables(self) -> tuple[Mapping[str, Parts], Adjoints, Mapping[str, Scaled]]:
+        """What most questions need, from a single pass; and the gradient."""
         entries, steps = self._entries, self._steps
         if entries.relative:
             raise ArgumentError(
@@ -88,22 +102,17 @@ class Passes:
         known = self._whole.at_hand
         shares = ContributionShares(entries, steps, known or self._whole.gradient, norms)
         adjoints = AdjointNorms(entries, steps)
-        lags = self._octaves
-        sums = LagSums(lags.lags, self._unrolled.cell)
-        apart = is_unitwise(self._unrolled)  # their lags need no pass of rows
-        routes = {
-            labels: RouteSums(labels.lags, self._unrolled.cell, entries) for labels in self._ahead
-        }
-        folds = [shares, adjoints, *(() if apart else (sums,)), *routes.values()]
-        fold(self._unrolled, entries, folds)
-        by_lag = lags.parts(self._unrolled, entries) if apart else sums.result()
-        self._found.update((labels, found.result()) for labels, found in routes.items())
-        self._found[lags] = by_lag
+        sums = self._sums_by_lag() if entries is self._by_lag else {}
+        every = [] if sums else [LagSums(lag_bins((0,), steps), self._unrolled.cell)]
+        fold(self._unrolled, entries, [shares, adjoints, *sums.values(), *every])
+        self._found.update((labels, each.result()) for labels, each in sums.items())
+        by_lag = every[0].result() if every else self.parts(self._octaves)
         whole = {name: parts.scaled.total() for name, parts in by_lag.items()}
         if known and not all(near(known[name], whole[name]) for name in known):
             shares = ContributionShares(entries, steps, whole)
             fold(self._unrolled, entries, [shares])
-        return parts_by_time(self._unrolled, entries, whole, norms, shares), adjoints.result()
+        by_time = parts_by_time(self._unrolled, entries, whole, norms, shares)
+        return by_time, adjoints.result(), whole
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -126,11 +135,11 @@ class Passes:
     def parts(self, labels: AbstractLabels) -> Mapping[str, Parts]:
         """The parts with these labels, from the pass that sorts by them or one made before."""
         if labels not in self._found:
-            rows = self._entries
-            if isinstance(labels, Lags):
-                rows, octaves = telling(rows, labels.lags), self._octaves
-                if rows is self._entries and rows.relative and octaves.divides(labels):
-                    self._make(octaves, rows)  # whose pass has most bins
+            rows, octaves = self._by_lag, self._octaves
+            if isinstance(labels, Lags) and not (self._starts and octaves.divides(labels)):
+                rows = telling(rows, labels.lags)
+            if rows is self._by_lag and rows.relative and octaves.divides(labels):
+                self._make(octaves, rows)  # whose pass has most bins
             self._make(labels, rows)
         return self._found[labels]
 
@@ -138,7 +147,7 @@ class Passes:
         """Find what is not there yet, from finer bins of the same rows where there are any."""
         if labels in self._found:
             return
-        if isinstance(labels, Lags) and rows is self._entries:
+        if isinstance(labels, Lags) and rows is self._by_lag:
             for finer in self._found:
                 if isinstance(finer, Lags) and finer.divides(labels):
                     self._found[labels] = finer.joined(self._found[finer], labels)
@@ -148,7 +157,7 @@ class Passes:
     def sums(self) -> Mapping[str, Scaled]:
         """The sum of the parts of each parameter, as one row."""
         if not self._entries.relative:
-            _ = self._tables  # the pass for the sizes of all pairs has the sums as well
+            return self._tables[2]  # the pass for the sizes of all pairs has the sums as well
         parts = self.parts(Lags(lag_bins("octaves", self._steps)))
         return {name: each.scaled.total() for name, each in parts.items()}
 

@@ -48,8 +48,19 @@ def rows_for(
     return entries
 
 
+def by_lag_in(entries: Entries) -> Entries:
+    """The rows that questions by lag are answered from: merged ones in place of blocks.
+
+    A block of loss steps knows lags to its width alone, and a merged row to a part of the lag.
+    """
+    if entries.relative or entries.single:
+        return entries
+    return Entries.merging(entries.direct, RELATIVE)
+
+
 def telling(entries: Entries, lags: tuple[range, ...]) -> Entries:
     """The rows that tell bins exactly; merged ones do for octaves, which are many."""
+    entries = by_lag_in(entries)
     relative, edge = entries.relative, lags[-1].start
     if not relative or edge <= relative or lags == lag_bins("octaves", len(entries.direct)):
         return entries

@@ -14,9 +14,13 @@ from torch import Tensor
 from retrograde._words import half_life_in_words
 from retrograde.compiled.sizes import sizes_of
 from retrograde.decomposition.adjoints import AdjointNorms, Adjoints
+from retrograde.decomposition.bins import lag_bins
+from retrograde.decomposition.by_lag import Lags
 from retrograde.decomposition.by_time import CANCELS, FORMED
 from retrograde.decomposition.lags import mean_by_lag, reach_of
+from retrograde.decomposition.parts import together
 from retrograde.decomposition.replay import replay
+from retrograde.decomposition.resolution import telling
 from retrograde.decomposition.rows import shares_in_first
 from retrograde.engine import AdjointSpan, Entries, Scaled, Unrolled
 from retrograde.engine.adjoint import joined, rows_of_entries
@@ -105,7 +109,12 @@ def summarise(recorded: Recorded, unrolled: Unrolled | None = None) -> Summary:
             seen.update(span)
     adjoints = norms.result()
     by_lag = mean_by_lag(seen.contributions, entries.lag_table)
-    return Summary(reach_of(by_lag), adjoints.rate, *seen.shares(), growth(adjoints), by_lag)
+    near, carousel = seen.shares()
+    if not entries.single:  # near lags are finer than blocks
+        lags = lag_bins((0, NEAR), len(unrolled))
+        parts = Lags(lags).parts(unrolled, telling(entries, lags))
+        near = float(together(tuple(parts.values())).share[0])
+    return Summary(reach_of(by_lag), adjoints.rate, near, carousel, growth(adjoints), by_lag)
 
 
 def growth(adjoints: Adjoints) -> float:

@@ -108,7 +108,7 @@ class Entries:
 
     @property
     def resolution(self) -> int:
-        """Width of the widest row, in steps; lags are exact if it is 1.
+        """Width of the widest row, in steps; what rows say of lags is exact if it is 1.
 
         With `relative` it is that of the rows farthest away, and near ones are narrower.
         """
