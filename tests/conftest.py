@@ -3,7 +3,6 @@
 import os
 
 import hypothesis
-import jaxtyping
 import pytest
 import torch
 
@@ -27,8 +26,6 @@ CHECKED = frozenset(
     }
 )
 """The modules that run under type checks: between them they reach every cell and every shape."""
-
-jaxtyping.config.update("jaxtyping_disable", True)  # while modules of tests are imported, too
 
 
 @pytest.fixture(autouse=True)

@@ -6,37 +6,97 @@ and methods most are never called with checks on. Here all of that waits for the
 to be checked, and the check of an inner function is compiled once. (jaxtyping hands over no code,
 only a signature, so that the checks of two functions with the same name and annotations are the
 same.)
+
+What a check says follows from types and shapes. So it is made once for all of what is given and
+returned that are the same, which spares a recursion the checks of all its steps but one.
 """
 
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
+from types import FunctionType
 from typing import Any
 
 import jaxtyping
 from beartype import beartype
 from jaxtyping import _decorator
+from torch import Tensor
 
-_inner: dict[object, Callable[..., Any]] = {}
+_inner: dict[Hashable, Callable[..., Any]] = {}
+_passed: dict[Hashable, set[Hashable]] = {}
 _at_once = _decorator.jaxtyped
+_on = False
 
 
 def _late(fn: Any = _decorator._sentinel, *, typechecker: Any = _decorator._sentinel) -> Any:
     """`jaxtyping.jaxtyped`, done at the first call that is to be checked."""
     if not inspect.isfunction(fn):
         return _at_once(fn, typechecker=typechecker)  # which comes back for the functions in it
-    decorated: list[Callable[..., Any]] = []
+    checking: list[Callable[..., Any]] = []
 
     @functools.wraps(fn)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        if jaxtyping.config.jaxtyping_disable:
+        if not _on:
             return fn(*args, **kwargs)
-        if not decorated:
-            decorated.append(_at_once(fn, typechecker=typechecker))
-        return decorated[0](*args, **kwargs)
+        if not checking:
+            checking.append(_checking(fn, typechecker))
+        return checking[0](*args, **kwargs)
 
     return wrapped
+
+
+def _checking(fn: Callable[..., Any], typechecker: Any) -> Callable[..., Any]:
+    """The function, checked where what is given or returned is of a kind not seen before."""
+    within = "<locals>" in fn.__qualname__
+    passed = _passed.setdefault(_signature_of(fn), set()) if within else set[Hashable]()
+    asked: list[Callable[..., Any]] = []
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return asked.pop()(*args, **kwargs)
+
+    # Names in annotations are looked up where the function is defined.
+    there = FunctionType(call.__code__, fn.__globals__, closure=call.__closure__)
+    full = _at_once(functools.wraps(fn)(there), typechecker=typechecker)
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        given = _kind(args), _kind(kwargs)
+        if given in passed:
+            returned = fn(*args, **kwargs)
+            if (given, _kind(returned)) in passed:
+                return returned
+            asked.append(lambda *_, **__: returned)
+            full(*args, **kwargs)
+        else:
+            asked.append(fn)
+            try:
+                returned = full(*args, **kwargs)
+            finally:
+                asked.clear()  # where it was not called
+        passed.update((given, (given, _kind(returned))))
+        return returned
+
+    return wrapped
+
+
+def _kind(value: Any) -> Hashable:
+    """All of a value that a check of it can look at."""
+    kind = type(value)
+    if issubclass(kind, Tensor):
+        return kind, value.dtype, value.shape
+    if kind is str:  # of some a Literal says which they may be
+        return value
+    if issubclass(kind, tuple | list):
+        return kind, *map(_kind, value)
+    if kind is dict:
+        return kind, *map(_kind, value.items())
+    return kind
+
+
+def _signature_of(fn: Callable[..., Any]) -> Hashable:
+    """What two functions have in common whose checks are the same."""
+    annotations = tuple((name, repr(given)) for name, given in fn.__annotations__.items())
+    return fn.__module__, fn.__qualname__, annotations
 
 
 _decorator.jaxtyped = jaxtyping.jaxtyped = _late
@@ -46,8 +106,7 @@ def checked(signature: Callable[..., Any]) -> Callable[..., Any]:
     """A function that does nothing but check its arguments (and result) by their annotations."""
     if "<locals>" not in signature.__qualname__:
         return beartype(signature)
-    annotations = tuple((n, repr(a)) for n, a in signature.__annotations__.items())
-    key = (signature.__module__, signature.__qualname__, annotations)
+    key = _signature_of(signature)
     if key not in _inner:
         _inner[key] = beartype(signature)
     return _inner[key]
@@ -56,12 +115,12 @@ def checked(signature: Callable[..., Any]) -> Callable[..., Any]:
 @contextlib.contextmanager
 def checks(on: bool) -> Iterator[None]:
     """With the tests' own type checks, or without, as a user calls the package."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", not on)
+    global _on
+    before, _on = _on, on
     try:
         yield
     finally:
-        jaxtyping.config.update("jaxtyping_disable", before)
+        _on = before
 
 
 def unchecked() -> contextlib.AbstractContextManager[None]:
