@@ -163,7 +163,7 @@ static void scan_tasks(int64_t begin, int64_t end, void *context) {
   for (int64_t task = begin; task < end; task++) {
     int64_t sample, samples, first, most;
     task_of(&run->tasks, task, B, N, &sample, &samples, &first, &most);
-    real *free_ = run->scratch + task * run->of_task;
+    real *free_ = run->scratch + begin * run->of_task; /* a thread's tasks use the same memory */
     struct work_rows w = work_on(&run->runner, S, samples, most, 0, &free_);
     struct rows *registers = w.registers, before = w.registers[0];
     const int64_t row = before.row;

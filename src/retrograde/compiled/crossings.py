@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from retrograde.compiled.buffers import room
 from retrograde.compiled.program import given
-from retrograde.compiled.scan import Steps, address, addresses, room
+from retrograde.compiled.scan import Steps, address, addresses
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,6 @@
 """The backward recursion of many rows in one call of the library, for any folded graph."""
 
 import ctypes
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from retrograde.cells.folding import Folded, Wanted
+from retrograde.compiled.buffers import room
 from retrograde.compiled.library import Library
 from retrograde.compiled.passes import in_use
 from retrograde.compiled.program import Beyond, Program, Writer, given
@@ -208,10 +208,3 @@ def addresses(factors: Mapping[int, Tensor], count: int) -> "ctypes.Array[ctypes
     return (ctypes.c_int64 * count)(
         *(factors[k].data_ptr() if k in factors else 0 for k in range(count))
     )
-
-
-def room(like: Tensor, *shape: int) -> Tensor:
-    """An uninitialised tensor, in memory of few sizes: what keeps its size is handed out again."""
-    count = math.prod(shape)
-    step = 1 << max(10, count.bit_length() - 3)
-    return like.new_empty(-(-count // step) * step)[:count].view(shape)
