@@ -72,19 +72,23 @@ INLINE void product(
       rows, vectors, depth, a, a_row, packed, depth, 0, start, start_row, c, c_row);
 }
 
-/* c [columns, vectors] (+)= a^T b over the rows of both: the gradient of a weight matrix. */
+/* c [columns, vectors] (+)= a^T b over the rows of both: the gradient of a weight matrix. A few
+   columns of a at a time, which stay in the cache while all of b passes. */
 static void product_over_rows(
     int64_t rows, int64_t columns, int64_t vectors, const real *a, int64_t a_row, const real *b,
     int64_t b_row, int add, real *c, int64_t c_row) {
-  int64_t count = (columns + MR - 1) / MR;
-  for (int64_t first = 0; first < vectors; first += NR) {
-    int64_t width = vectors - first < NR ? vectors - first : NR;
-    for (int64_t i = 0; i < count; i++) {
-      int64_t column = tile_start(columns, count, i);
-      int64_t height = tile_start(columns, count, i + 1) - column;
-      real *to = c + column * c_row + first * V;
-      tiles[height - 1][width - 1](
-          rows, a + column, 1, a_row, b + first * V, b_row, add ? to : 0, c_row, to, c_row);
+  for (int64_t begin = 0; begin < columns; begin += COLUMNS) {
+    int64_t here = columns - begin < COLUMNS ? columns - begin : COLUMNS;
+    int64_t count = (here + MR - 1) / MR;
+    for (int64_t first = 0; first < vectors; first += NR) {
+      int64_t width = vectors - first < NR ? vectors - first : NR;
+      for (int64_t i = 0; i < count; i++) {
+        int64_t column = begin + tile_start(here, count, i);
+        int64_t height = begin + tile_start(here, count, i + 1) - column;
+        real *to = c + column * c_row + first * V;
+        tiles[height - 1][width - 1](
+            rows, a + column, 1, a_row, b + first * V, b_row, add ? to : 0, c_row, to, c_row);
+      }
     }
   }
 }
