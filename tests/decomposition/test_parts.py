@@ -24,6 +24,7 @@ from retrograde.decomposition import (
     formed,
     rows,
 )
+from retrograde.decomposition.rows import WIDTH, shares_in_first
 from retrograde.engine.scaling import Scaled
 from retrograde.errors import ArgumentError, MissingExtraError
 from support.conformance import EXACT, brute_force, flow_of, plain_pass, vectors
@@ -365,3 +366,19 @@ def test_the_suite_rejects(fault, flow, monkeypatch):
     needs = {key: value for key, value in needs.items() if key in signature(test).parameters}
     with pytest.raises(AssertionError):
         test(**needs)
+
+
+def test_shares_of_rows_wider_than_what_is_taken_at_once():
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randn(3, 2 * WIDTH + 3, generator=generator)
+    narrow = torch.randn(3, 2, 2, generator=generator)
+    exponents = torch.tensor([0, 4, -3])
+    empty = torch.zeros(3, 0)
+    parts = [
+        [Scaled(values[:2], exponents[:2]), Scaled(values[2:], exponents[2:])]
+        for values in (wide, narrow, empty)
+    ]
+    rows = torch.cat((wide, narrow.flatten(1)), 1).double() * torch.exp2(exponents).unsqueeze(1)
+    whole = rows[:2].sum(0)
+    expected = rows @ whole / (whole @ whole)
+    torch.testing.assert_close(shares_in_first(parts, 2), expected, rtol=1e-12, atol=1e-12)

@@ -6,11 +6,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from retrograde.engine.scaling import NO_EXPONENT, Scaled, aligned, as_vectors, times_power_of_two
+from retrograde.engine.scaling import (
+    NO_EXPONENT,
+    Scaled,
+    aligned,
+    as_vectors,
+    largest_of,
+    times_power_of_two,
+)
 
 AGREEMENT = -12
 """Two rows agree if they differ by 2^AGREEMENT of their norm. Where samples and steps cancel, the
 same gradient found in two ways differs by many roundings."""
+
+WIDTH = 2**14
+"""Numbers of a row that are taken at once in float64, which a cache holds."""
 
 
 def shares(parts: Scaled, whole: Scaled | None = None) -> Float[Tensor, "N"]:
@@ -28,16 +38,18 @@ def shares_in_first(parts: Sequence[Sequence[Scaled]], count: int) -> Float[Tens
         parts: of each parameter the rows, some in one tensor and others behind them in the next.
         count: how many of the rows make up the whole.
     """
-    every = [torch.cat([as_vectors(one.values) for one in some]).double() for some in parts]
-    largest = torch.stack([torch.linalg.vector_norm(rows, torch.inf, dim=1) for rows in every])
+    every = [[as_vectors(one.values) for one in some] for some in parts]
+    largest = torch.stack([torch.cat([largest_of(rows) for rows in some]) for some in every])
     exponent = torch.stack([torch.cat([one.exponent for one in some]) for some in parts])
     exponent = torch.where(largest > 0, exponent, NO_EXPONENT)
     weights = torch.exp2((exponent - exponent.amax()).double())
     found, square = torch.zeros_like(weights[0]), weights.new_zeros(())
-    for rows, weight in zip(every, weights, strict=True):
-        whole = weight[:count] @ rows[:count]
-        found += weight * (rows @ whole)
-        square += whole @ whole
+    for some, weight in zip(every, weights, strict=True):
+        for columns in zip(*(torch.split(rows, WIDTH, 1) for rows in some), strict=True):
+            rows = torch.cat(columns).double()
+            whole = weight[:count] @ rows[:count]
+            found += weight * (rows @ whole)
+            square += whole @ whole
     return found / square
 
 

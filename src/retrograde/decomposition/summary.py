@@ -136,7 +136,7 @@ class _Sums:
     def __init__(self, unrolled: Unrolled, entries: Entries):
         cell, shape = unrolled.cell, (len(entries), len(unrolled))
         self.contributions = unrolled.x.new_full(shape, -torch.inf, dtype=torch.float64)
-        self._carousel = frozenset(cell.routes) - frozenset(cell.recurrent_routes)
+        self._carousel: frozenset[str] | None = None  # its routes, read off the first span
         self._by_lag = AdjointSums(cell, 2)  # near lags, and all others
         self._along = AdjointSums(cell, 1)  # what comes along the carousel
         self._arriving: Scaled | None = None  # the same, to the step before the ones that are done
@@ -151,8 +151,11 @@ class _Sums:
         self._largest = torch.maximum(self._largest, sizes.amax())
         places = torch.where(self._lost(sizes, known), -1, (span.lags >= NEAR).long())
         self._by_lag.add_rows(span, places)
+        if self._carousel is None:
+            graph = span.chunk.graph
+            self._carousel = frozenset(graph.routes) - frozenset(graph.recurrent_routes)
         if self._carousel:
-            arriving = self._along_the_carousel(span)
+            arriving = self._along_the_carousel(span, self._carousel)
             units = arriving.exponent
             if self._many:
                 lost = self._lost(*_log2_norms(arriving))
@@ -163,12 +166,12 @@ class _Sums:
         """What is nothing beside the rounding of the sums."""
         return known & (sizes < self._largest + self._rounding - BELOW)
 
-    def _along_the_carousel(self, span: AdjointSpan) -> AdjointSpan:
+    def _along_the_carousel(self, span: AdjointSpan, carousel: frozenset[str]) -> AdjointSpan:
         """What comes to each step along the carousel, of all rows together as one."""
         exponent = torch.where(span.norms > 0, span.exponent, NO_EXPONENT)
         top = exponent.amax(0)
         whole = (power_of_two(exponent - top, span.values)[..., None, None] * span.values).sum(0)
-        leaving = span.pull_back(whole.unsqueeze(0)).along(self._carousel).view_as(whole)
+        leaving = span.pull_back(whole.unsqueeze(0)).along(carousel).view_as(whole)
         for k, boundary in span.chunk.boundaries.items():
             if span.first <= k < span.first + len(span):
                 passed = leaving[k - span.first]

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from retrograde import _checks
-from retrograde.engine.scaling import CENTRE, Scaled, factors_to_centre
+from retrograde.engine.scaling import CENTRE, Scaled, factors_to_centre, largest_of
 
 FULL_ROWS = 1024
 """Up to this many entry steps each have a row of their own unless the caller says otherwise."""
@@ -80,12 +80,15 @@ class Entries:
         """
         _checks.tensor("direct", direct, ["T", "B", "S"])
         max_rows = _checks.optional_whole("max_rows", max_rows)
-        steps = torch.nonzero(_sizes(direct)).squeeze(1).tolist()
+        largest = largest_of(direct.flatten(1))
+        steps = torch.nonzero(largest).squeeze(1).tolist()
         if max_rows is None:
             max_rows = FULL_ROWS if len(steps) <= FULL_ROWS else BLOCK_ROWS
         width = max(1, -(-len(steps) // max_rows))
         first, last = steps[::width], [*steps[width - 1 :: width], *steps[-1:]]
-        return Entries(direct, tuple(zip(first, last, strict=False)))
+        found = Entries(direct, tuple(zip(first, last, strict=False)))
+        found.__dict__["_largest"] = largest  # once is enough
+        return found
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -123,7 +126,7 @@ class Entries:
 
     @cached_property
     def _largest(self) -> Float[Tensor, "T"]:
-        return _sizes(self.direct)
+        return largest_of(self.direct.flatten(1))
 
     def at(self, k: int) -> Scaled:
         """dL/ds_k without what comes through later steps, as one row."""
@@ -239,13 +242,6 @@ class Entries:
     def lag_table(self) -> Int[Tensor, "E T"]:
         """The lag of every row (in order of time) at every use step, -1 where the use is later."""
         return self._lags.T.flip(0)
-
-
-def _sizes(direct: Float[Tensor, "T B S"]) -> Float[Tensor, "T"]:
-    """The largest entry of each step, NaN where there is one; faster than any()."""
-    if not direct.numel():
-        return direct.new_zeros(len(direct))
-    return direct.abs().flatten(1).amax(1)
 
 
 def _near(one: int, other: int) -> bool:

@@ -94,6 +94,13 @@ def row_norms(values: Float[Tensor, "N *R"]) -> Float[Tensor, "N"]:
     return norms
 
 
+def largest_of(values: Float[Tensor, "N M"]) -> Float[Tensor, "N"]:
+    """The largest size of a number in each row, NaN where there is one; nothing is copied."""
+    if not values.numel():
+        return values.new_zeros(len(values))
+    return torch.maximum(values.amax(1), -values.amin(1))
+
+
 NO_EXPONENT = -(2**40)
 """The exponent that stands for a row without any number in it: below that of anything."""
 

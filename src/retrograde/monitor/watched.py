@@ -76,7 +76,10 @@ class WatchedPass:
             try:
                 values = grad.detach().coalesce().values() if grad.is_sparse else grad.detach()
                 norm = torch.linalg.vector_norm(values, dtype=torch.float64)
-                self._grads.setdefault(layer, []).append((norm, (~values.isfinite()).sum()))
+                # On a CPU the norm is there already, and tells; elsewhere asking would wait for it.
+                finite = norm.is_cpu and bool(norm.isfinite())
+                lost = norm.new_zeros(()) if finite else (~values.isfinite()).sum()
+                self._grads.setdefault(layer, []).append((norm, lost))
             except Exception as error:  # not into the user's backward pass
                 self._fail(layer or "gradient_norm_rest", error)
 

@@ -201,7 +201,7 @@ def _bidirectional(sequence: Timeline) -> Replayed:
         reads = torch.cat((x, sequence.turned(x)), -1)
         unrolled = sequence.unroll(pair, reads, part)
         pairs.append((pair, part, unrolled))
-        x = _as_output(sequence, pair, unrolled.output)
+        x = _output(sequence, pair, unrolled.states[1:])
         if number < len(masks):
             x = x * masks[number]
     sequence.check_whole(x)
@@ -209,7 +209,10 @@ def _bidirectional(sequence: Timeline) -> Replayed:
     direct = sequence.given_to_state
     for number, (pair, part, unrolled) in reversed(list(enumerate(pairs))):
         of_pair = direct[..., part]
-        of_pair[..., pair.output] += _as_output(sequence, pair, given)
+        forward, reverse = torch.split(given, [cell.output_size for cell in pair.layers], -1)
+        to_both = forward, sequence.turned(reverse)
+        for cell, values, state in zip(pair.layers, to_both, pair.split(of_pair), strict=True):
+            state[..., cell.output] += values
         if number:
             unrolled = with_factors(unrolled, of_pair)
             by_reads = input_adjoints(unrolled, Entries.of(of_pair, max_rows=1))
@@ -236,9 +239,10 @@ def _joined(whole: Replayed, parts: Sequence[Unrolled]) -> Unrolled:
     return joined.with_steps(steps)
 
 
-def _as_output(
-    sequence: Timeline, pair: SideBySide, values: Float[Tensor, "T B M"]
+def _output(
+    sequence: Timeline, pair: SideBySide, states: Float[Tensor, "T B S"]
 ) -> Float[Tensor, "T B M"]:
-    """From the own times of both directions to the time of the output, or back."""
-    forward, reverse = torch.split(values, [cell.output_size for cell in pair.layers], -1)
+    """The output of both directions, in the time of the input."""
+    parts = zip(pair.split(states), pair.layers, strict=True)
+    forward, reverse = (state[..., cell.output] for state, cell in parts)
     return torch.cat((forward, sequence.turned(reverse)), -1)

@@ -185,6 +185,9 @@ class Timeline:
 
     def turned(self, values: Float[Tensor, "T B M"]) -> Float[Tensor, "T B M"]:
         """Each call and sample from its end to its start: the time of a reverse direction."""
+        if self.even:
+            calls = zip(self.starts, self.ends, strict=True)
+            return torch.cat([values[int(a[0]) : int(b[0])].flip(0) for a, b in calls])
         order = torch.arange(len(values), device=values.device).unsqueeze(1)
         order = order.repeat(1, values.shape[1])
         for starts, ends in zip(self.starts, self.ends, strict=True):
