@@ -413,10 +413,9 @@ class BackwardPass:
         """The calls that the pass went through."""
         return {call for call, _ in self.arrived}
 
-    def calls(self, among: Iterable[Call]) -> list[Call]:
-        """The calls that the pass went through, in order."""
-        reached = self.reached
-        return [call for call in among if call in reached]
+    def calls(self, among: Mapping[Call, int]) -> list[Call]:
+        """Those of some numbered calls that the pass went through, in order."""
+        return sorted((call for call in self.reached if call in among), key=among.__getitem__)
 
     @staticmethod
     def together(passes: "Iterable[BackwardPass]") -> "BackwardPass":

@@ -4,7 +4,7 @@ Nothing is added to the graph and nothing in it is changed, so that gradients st
 last bit. Nodes are inspected, and hooks on them only observe.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -66,6 +66,33 @@ def on_changes(node: Node, changed: Callable[[], None]) -> list[RemovableHandle]
 def same_numbers(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors hold the same numbers, NaN in the same places."""
     return torch.equal(one, other) or torch.allclose(one, other, 0, 0, equal_nan=True)
+
+
+def edges_behind(
+    roots: Iterable[Edge], inside: Mapping[Node, Iterable[Edge]], open_to: Container[Node]
+) -> tuple[set[Edge], set[Node]]:
+    """The edges and nodes that a backward pass comes to.
+
+    Args:
+        roots: where it starts.
+        inside: the last nodes of each recorded call, with the edges of what went into it. What
+            lies between belongs to the layer and is skipped.
+        open_to: those of these nodes behind which nothing is skipped.
+    """
+    edges = set(roots)
+    waiting = [node for node, _ in edges]
+    nodes = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        following = inside.get(node, node.next_functions)
+        for edge in (*following, *node.next_functions) if node in open_to else following:
+            if edge[0] is None:
+                continue
+            edges.add(edge)
+            if edge[0] not in nodes:
+                nodes.add(edge[0])
+                waiting.append(edge[0])
+    return edges, nodes
 
 
 def users_of(

@@ -336,7 +336,7 @@ class LayerRecorder:
         if self._checked is to:
             return
         self._checked = to
-        if not to.calls(self.calls) or self.changed():
+        if not any(call.layer == self.name for call, _ in to.arrived) or self.changed():
             return
         for name, copy in self._copies.copies.items():
             recurrent = copy.ndim == 2 if self._form.declared else name.startswith("weight_hh")

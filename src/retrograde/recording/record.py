@@ -165,19 +165,19 @@ class _Passes:
                 if self._depth:
                     return
                 self._running = None
-                self._ended = [*self._kept(running), running]
+                self._forget(running)
+                self._ended.append(running)
                 self.tracker.passes += bool(running.arrived)
             if self.after:
                 self.after()
 
         return end
 
-    def _kept(self, new: BackwardPass) -> list[BackwardPass]:
-        """The passes that are kept beside a new one."""
-        if self._keep is None:
-            return self._ended
-        through = [one for one in self._ended if one.arrived]
-        return through[max(0, len(through) - self._keep + bool(new.arrived)) :]
+    def _forget(self, new: BackwardPass) -> None:
+        """Let go of the passes that are not kept beside a new one."""
+        if self._keep is not None:
+            through = [one for one in self._ended if one.arrived]
+            self._ended = through[max(0, len(through) - self._keep + bool(new.arrived)) :]
 
 
 def _keep(
@@ -215,10 +215,12 @@ def _filled(
     for name, error in unsupported.items():
         recording.refuse(name, error)
     through: dict[str, list[Recording]] = {recorder.name: [] for recorder in recorders}
+    numbered = {each.name: {c: n for n, c in enumerate(each.calls)} for each in recorders}
+    found: list[Recording] = []
     for backward in passes:
         of_pass = Recording()
         for recorder in recorders:
-            name, calls = recorder.name, backward.calls(recorder.calls)
+            name, calls = recorder.name, backward.calls(numbered[recorder.name])
             if recorder.differentiated_before(backward):
                 backward.inside.add(name)
             problem = (
@@ -232,7 +234,8 @@ def _filled(
             if calls:
                 through[name].append(of_pass)
         if of_pass or of_pass.refused:
-            recording.passes += (of_pass,)
+            found.append(of_pass)
+    recording.passes = tuple(found)
     for recorder in recorders:
         _fill_layer(recording, recorder, through[recorder.name], passes)
     return recording
@@ -258,7 +261,8 @@ def _fill_layer(
             f"{len(through)} backward passes went through it; each is in recording.passes, as in "
             f"recording.passes[0][{name!r}], and recording.joined({name!r}) has them as one"
         )
-        of_layer = [backward for backward in passes if backward.calls(recorder.calls)]
+        own = set(recorder.calls)
+        of_layer = [backward for backward in passes if backward.reached & own]
         reached = {call for backward in of_layer for call in backward.reached}
         calls = [call for call in recorder.calls if call in reached]
         problem_of_one = next((one.refused[name] for one in through if name in one.refused), "")

@@ -6,10 +6,8 @@ the autograd graph that use the state: a node that leads to the call after does 
 others belong to the loss. The same holds for every tensor in between (entry_maps.py).
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
 from weakref import ref
 
 import torch
@@ -21,12 +19,10 @@ from retrograde.recording.calls import (
     BackwardPass,
     Call,
     Intermediate,
-    Key,
     ReadTerms,
     StateOrigin,
     WeightKey,
     add,
-    data,
     reads_of,
 )
 from retrograde.recording.entry_maps import (
@@ -49,46 +45,10 @@ from retrograde.recording.graph import (
     users_of,
 )
 from retrograde.recording.interception import Roots
+from retrograde.recording.places import CallEdges, Places, drop, is_leaf
 
 LATEST = 8
 """The number of latest calls of a layer among which a detached state is looked for."""
-
-
-@dataclass(frozen=True, eq=False)
-class _CallEdges:
-    """Where a call sits in the graph: the edges of its results and of what went into it.
-
-    A module with backward hooks hands on what it was given as a tensor of its own; what its caller
-    holds is in `held`, by the part of the state that it is.
-    """
-
-    results: Mapping[str, Edge]
-    given: Mapping[str, Edge]
-    x: Edge | None
-    others: tuple[Edge, ...]
-
-    @property
-    def inputs(self) -> tuple[Edge, ...]:
-        return self.others if self.x is None else (self.x, *self.others)
-
-    @cached_property
-    def held(self) -> dict[Edge, str]:
-        found: dict[Edge, str] = {}
-        for name, edge in self.given.items():
-            while type(edge[0]).__name__ == HOOKED:
-                edge = edge[0].next_functions[edge[1]]
-                if edge[0] is not None:
-                    found[edge] = name
-        return found
-
-    @property
-    def into(self) -> list[Edge]:
-        return [*self.given.values(), *self.inputs]
-
-    @property
-    def within(self) -> tuple[list[Node], dict[Node, list[Edge]]]:
-        """Where the nodes of the call itself begin, and where they end."""
-        return [edge[0] for edge in self.results.values()], {edge[0]: [] for edge in self.into}
 
 
 @dataclass(eq=False)
@@ -104,14 +64,13 @@ class StateTracker:
 
     weights: dict[Edge, WeightKey] = field(default_factory=dict)
     passes: int = 0
-    _places: dict[Call, _CallEdges] = field(default_factory=dict)
-    _order: dict[Call, int] = field(default_factory=dict)
+    _places: Places = field(default_factory=Places)
     _results: dict[Edge, tuple[Call, str]] = field(default_factory=dict)
     _sites: dict[Edge, Call] = field(default_factory=dict)
     _maps: EntryMaps = field(default_factory=EntryMaps)
     _intermediates: dict[Edge, dict[Call, Intermediate]] = field(default_factory=dict)
     _users_between: dict[Edge, dict[Node, set[Call]]] = field(default_factory=dict)
-    _continued: set[Call] = field(default_factory=set)
+    _after: dict[Call, list[Call]] = field(default_factory=dict)
     _hooked: dict[Node, None] = field(default_factory=dict)
     _read: dict[Call, set[Edge]] = field(default_factory=dict)
     starting: dict[Call, list[Callable[[], list[RemovableHandle]]]] = field(default_factory=dict)
@@ -128,25 +87,18 @@ class StateTracker:
             The nodes of module hooks that its state passed through, found for the first time.
         """
         known = len(self._hooked)
-        others = map(edge_of, tensors.others)
-        place = _CallEdges(
-            _edges(tensors.results),
-            _edges(tensors.given),
-            edge_of(data(tensors.x)),
-            tuple(edge for edge in others if edge),
-        )
+        place = self._places.edges_of(tensors)
         if place.given:
             call.origin = self._handed_on(call, place) or self._attached(call, place)
-        leaves = all(_is_leaf(edge) for edge in place.given.values())
+        leaves = all(is_leaf(edge) for edge in place.given.values())
         if call.origin is None and tensors.given and leaves:
             call.origin = self._detached(call, earlier)
         if call.origin:
             before = call.origin.before
             assert before is not None
-            self._continued.add(before)
+            self._after.setdefault(before, []).append(call)
             call.ragged |= before.ragged
-        self._places[call] = place
-        self._order[call] = len(self._order)
+        self._places.add(call, place)
         for name, edge in place.results.items():
             self._results[edge] = call, name
             self._sites.setdefault(edge, call)
@@ -154,7 +106,7 @@ class StateTracker:
             self._sites.setdefault(entered, call)
         return list(self._hooked)[known:] if len(self._hooked) > known else []
 
-    def _handed_on(self, call: Call, place: _CallEdges) -> StateOrigin | None:
+    def _handed_on(self, call: Call, place: CallEdges) -> StateOrigin | None:
         """The call whose very results this one was given, as in most loops; None in other cases."""
         before = None
         for name, edge in place.given.items():
@@ -164,14 +116,14 @@ class StateTracker:
             before = found[0]
             if edge == place.x or edge in place.others:
                 return None
-        if before is None or before.layer != call.layer or before in self._continued:
+        if before is None or before.layer != call.layer or before in self._after:
             return None
         if not call.form.stepped and not _fit(before, call, {}):
             return None
         letters = frozenset(place.given)
         return StateOrigin(ref(before), letters=letters, results=letters, same=letters)
 
-    def _attached(self, call: Call, place: _CallEdges) -> StateOrigin | None:
+    def _attached(self, call: Call, place: CallEdges) -> StateOrigin | None:
         """The call that this one's state was computed from, if gradients pass between them."""
         maps = {n: self._maps.to(edge, self._sites) for n, edge in place.given.items()}
         followed = {site for entry_map in maps.values() for site in entry_map.terms}
@@ -184,7 +136,7 @@ class StateTracker:
                 self._sites[site].passed_to.add(call.layer)
         if not own:
             return None
-        free = [other for other in own if other not in self._continued]
+        free = [other for other in own if other not in self._after]
         also = [n for n, edge in place.given.items() if edge in place.inputs]
         if not free or (also and not _told_apart(call, place)):
             call.branches = True
@@ -234,7 +186,7 @@ class StateTracker:
     def _calls(self, sites: Collection[Edge], layer: str) -> list[Call]:
         """The calls of a layer whose results are at these places, in order."""
         found = {self._results[e][0] for e in sites if e in self._results}
-        return sorted((c for c in found if c.layer == layer), key=lambda c: self._order[c])
+        return sorted((c for c in found if c.layer == layer), key=lambda c: self._places[c].number)
 
     def _readable(self, before: Call) -> dict[Edge, tuple[bool, str]]:
         """What of a call the next one may read: its results, and the state that entered it."""
@@ -269,18 +221,14 @@ class StateTracker:
         """The latest call that left the same state; no gradient passes between them."""
         state = call.state(call.given)
         for before in reversed(earlier[-LATEST:]):
-            if (
-                before in self._continued
-                or before.batch != call.batch
-                or not _fit(before, call, {})
-            ):
+            if before in self._after or before.batch != call.batch or not _fit(before, call, {}):
                 continue
             same = (state == before.state(before.last)).all(1) & state.any(1)
             if bool(same.any()):
                 return StateOrigin(ref(before))
         return None
 
-    def _find_by_hand(self, places: Mapping[Call, _CallEdges], roots: Roots) -> None:
+    def _find_by_hand(self, places: Mapping[Call, CallEdges], roots: Roots) -> None:
         """Find the calls at whose state the pass starts, where the next call began with a leaf.
 
         What has come back to such a leaf the loop hands on, as in `state.backward(leaf.grad)`.
@@ -297,7 +245,7 @@ class StateTracker:
 
     def _find_tails(
         self,
-        places: Mapping[Call, _CallEdges],
+        places: Mapping[Call, CallEdges],
         roots: list[Node],
         inside: Mapping[Node, list[Edge]],
     ) -> None:
@@ -308,10 +256,7 @@ class StateTracker:
         last = [
             call
             for call in places
-            if call.origin
-            and call.origin.altered
-            and call not in self._continued
-            and not call.tails
+            if call.origin and call.origin.altered and call not in self._after and not call.tails
         ]
         users = users_by_edge(roots, inside) if last else {}
         for call in last:
@@ -335,7 +280,7 @@ class StateTracker:
                         elif len(read) == 1:
                             waiting.append(above)
 
-    def _find_fed_back(self, places: Mapping[Call, _CallEdges]) -> None:
+    def _find_fed_back(self, places: Mapping[Call, CallEdges]) -> None:
         """Find the calls that read what was computed from earlier results of their layer."""
         by_layer: dict[str, list[Call]] = {}
         for call in places:
@@ -377,43 +322,48 @@ class StateTracker:
         What is left is never replaced: another thread may be calling layers.
         """
         gone = set(calls)
-        of_call = (self.starting, self._places, self._order, self._read)
+        self._places.forget(gone)
+        of_call = (self.starting, self._read, self._after)
         for store in of_call:
-            _drop(store, gone)
-        self._continued -= gone
-        _drop(self._results, [e for e, (call, _) in [*self._results.items()] if call in gone])
-        _drop(self._sites, [edge for edge, call in [*self._sites.items()] if call in gone])
-        for call, place in [*self._places.items()]:
+            drop(store, gone)
+        for kept, later in [*self._after.items()]:
+            self._after[kept] = [call for call in later if call not in gone]
+        drop(self._results, [e for e, (call, _) in [*self._results.items()] if call in gone])
+        drop(self._sites, [edge for edge, call in [*self._sites.items()] if call in gone])
+        for call, place in self._places.items():
             for entered in (*place.given.values(), *place.held) if call.origin else ():
                 self._sites.setdefault(entered, call)
         for of_edge in self._intermediates.values():
-            _drop(of_edge, gone)
+            drop(of_edge, gone)
         for users in self._users_between.values():
             for before in users.values():
                 before -= gone
-            _drop(users, [node for node, before in users.items() if not before])
+            drop(users, [node for node, before in users.items() if not before])
         for of_edges in (self._intermediates, self._users_between):
-            _drop(of_edges, [edge for edge, found in of_edges.items() if not found])
-        _drop(self.weights, [e for e, key in [*self.weights.items()] if key in weights])
+            drop(of_edges, [edge for edge, found in of_edges.items() if not found])
+        drop(self.weights, [e for e, key in [*self.weights.items()] if key in weights])
         self._hooked.clear()
         self._maps.forget()
 
     def continued(self, call: Call) -> bool:
         """Whether another call continues the state of this one."""
-        return call in self._continued
+        return call in self._after
 
     def observe(self, roots: Roots, to: BackwardPass) -> list[RemovableHandle]:
         """Hook a backward pass to tell where the gradients of states and weights come from."""
-        places = self._places.copy()  # another thread may be calling layers
-        starts = [edge[0] for edge in (edge_of(root) for root, _ in roots) if edge]
-        inside = {
-            edge[0]: place.into for place in places.values() for edge in place.results.values()
-        }
+        at = [edge for edge in (edge_of(root) for root, _ in roots) if edge]
+        starts, inside = [node for node, _ in at], self._places.inside
+        seen, nodes = self._places.behind(at)
+        places = self._places.concerned(nodes, self._after)
+        reached = {call: place for call, place in places.items() if place.last & nodes}
         self._find_by_hand(places, roots)
-        self._find_tails(places, starts, inside)
-        self._find_fed_back(places)
-        intermediates = {edge: tuple(of.values()) for edge, of in self._intermediates.items()}
-        users_between = {edge: dict(users) for edge, users in self._users_between.items()}
+        self._find_tails(reached, starts, inside)
+        self._find_fed_back(reached)
+        between = ((edge, self._intermediates.get(edge)) for edge in seen)
+        intermediates = {edge: tuple(found.values()) for edge, found in between if found}
+        using = ((edge, self._users_between.get(edge)) for edge in seen)
+        users_between = {edge: dict(users) for edge, users in using if users}
+        weights = {edge for edge in seen if edge in self.weights}
         states: dict[Edge, tuple[Call, str]] = {}
         for call, place in places.items():
             if call.form.transparent:  # its results may be used inside the call itself
@@ -467,19 +417,15 @@ class StateTracker:
                 why = f"observing the backward pass failed, {type(error).__name__}: {error}"
                 to.problems |= dict.fromkeys(self.layers, why)
 
-        edges = {*states, *intermediates, *self.weights}
+        edges = {*states, *intermediates, *weights}
         for root, gradient in roots:
-            at = edge_of(root)
-            if at in edges and at is not None:
-                look(None, at, gradient)
+            start = edge_of(root)
+            if start in edges and start is not None:
+                look(None, start, gradient)
         users = list(users_of(edges, starts, inside))
-        beside = {node for node, used in users if any(edge in self.weights for _, edge in used)}
-        for place in places.values() if beside else ():
-            starts, ends = place.within
-            ends |= {edge[0]: [] for edge in self.weights}
-            for node, used in users_of(self.weights, starts, ends):
-                for _, edge in used if node in beside else ():
-                    to.inside.add(self.weights[edge][0])
+        beside = {node for node, used in users if any(edge in weights for _, edge in used)}
+        if beside:
+            to.inside |= self._places.using(beside, self.weights.copy())
         for call, place in places.items():  # other recorded calls that read a state
             if not place.inputs and call.origin and len(call.origin.letters) == len(place.given):
                 continue
@@ -488,15 +434,10 @@ class StateTracker:
             if read:
                 users += users_of(read, *place.within)
         handles = [on_inputs(node, used, look) for node, used in users]
-        for begin in [begin for of_call in self.starting.values() for begin in of_call]:
-            handles += begin()
+        for call in places:
+            for begin in self.starting.get(call, ()):
+                handles += begin()
         return handles
-
-
-def _drop(store: dict[Key, Any], keys: Iterable[Key]) -> None:
-    """Take some keys out, if they are there."""
-    for key in keys:
-        store.pop(key, None)
 
 
 def _intermediate(
@@ -506,7 +447,7 @@ def _intermediate(
     return Intermediate(before, _terms(terms, readable))
 
 
-def _told_apart(call: Call, place: _CallEdges) -> bool:
+def _told_apart(call: Call, place: CallEdges) -> bool:
     """Whether the derivative of a call tells what comes back to its input, which is its state."""
     alone = not {*place.others} & {*place.given.values()}
     return alone and call.form.plain and isinstance(call.x, Tensor) and call.steps is None
@@ -524,17 +465,6 @@ def _terms(
     return tuple(
         (*readable[site], shape_at(site), term) for site, each in terms.items() for term in each
     )
-
-
-def _is_leaf(edge: Edge) -> bool:
-    """Whether gradients end at a tensor: nothing that it was computed from gets one."""
-    return type(edge[0]).__name__ == "AccumulateGrad"
-
-
-def _edges(tensors: Mapping[str, Tensor]) -> dict[str, Edge]:
-    """Where the gradients of some tensors arrive, of those that get one."""
-    edges = ((name, edge_of(tensor)) for name, tensor in tensors.items())
-    return {name: edge for name, edge in edges if edge}
 
 
 def _fit(before: Call, call: Call, terms: Mapping[str, ReadTerms]) -> bool:
