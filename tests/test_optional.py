@@ -11,6 +11,7 @@ import pytest
 from retrograde._optional import optional
 from retrograde.diagnosis import RULES, explain
 from retrograde.errors import MissingExtraError
+from support import processes
 
 ROOT = Path(__file__).parent.parent
 
@@ -121,9 +122,12 @@ def test_a_missing_module_of_the_package_itself_is_a_fault():
     assert not isinstance(caught.value, MissingExtraError)
 
 
-def test_without_docstrings_the_program_prints_the_same():
+def test_without_docstrings_the_program_prints_the_same(tmp_path):
     """`python -OO` removes them, and assertions; both runs are compared word by word."""
-    with_them = run(WITHOUT_DOCSTRINGS.replace("assert retrograde.record.__doc__ is None", ""))
+    program = tmp_path / "program.py"
+    program.write_text(WITHOUT_DOCSTRINGS.replace("assert retrograde.record.__doc__ is None", ""))
+    done = processes.run(program)
+    with_them = done.returncode, done.stdout, done.stderr
     without = run(WITHOUT_DOCSTRINGS, "-OO")
     assert with_them == without and without[0] == 0, without[2]
     assert "".join(map(explain, RULES)) in without[1]

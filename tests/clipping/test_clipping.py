@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -84,6 +84,7 @@ SCALING = {
 
 
 @pytest.mark.parametrize("name", SCALING)
+@settings(max_examples=25)  # of each of six
 @given(seed=seeds, size=sizes, ratio=ratios, zeros=zeros)
 def test_scaling_changes_nothing_below_and_gives_the_norm_above(name, seed, size, ratio, zeros):
     make, parts = SCALING[name]

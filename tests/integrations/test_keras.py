@@ -1,6 +1,5 @@
 """What is said of Keras where it is not there, or does not run on torch; no Keras is needed."""
 
-import subprocess
 import sys
 import types
 
@@ -8,6 +7,7 @@ import pytest
 
 import retrograde
 from retrograde.errors import ArgumentError
+from support.processes import run
 
 CALLBACK = "from retrograde.integrations.keras import MonitorCallback; MonitorCallback()"
 
@@ -36,8 +36,9 @@ def test_a_model_on_another_backend_is_refused_by_name(monkeypatch):
         ("sys.modules['keras'] = keras_on('jax')", "Keras runs on its jax backend"),
     ],
 )
-def test_the_callback_says_what_it_needs(program, said):
+def test_the_callback_says_what_it_needs(program, said, tmp_path):
     code = f"import sys; sys.path.append({__file__.rpartition('/')[0]!r})\n"
     code += f"from test_keras import keras_on\n{program}\n{CALLBACK}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    (tmp_path / "program.py").write_text(code)
+    done = run(tmp_path / "program.py")
     assert said in done.stderr

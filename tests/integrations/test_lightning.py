@@ -2,9 +2,6 @@
 
 import csv
 import logging
-import os
-import subprocess
-import sys
 import warnings
 from importlib import import_module
 
@@ -16,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from retrograde.clipping import AutoClip, ByGroup, GlobalNorm, chain
 from retrograde.errors import ArgumentError
 from retrograde.integrations.lightning import ClippingCallback, MonitorCallback
+from support.processes import run
 
 PACKAGES = ["lightning.pytorch", "pytorch_lightning"]
 
@@ -285,13 +283,12 @@ def test_what_clips_twice_or_for_several_optimisers_is_refused(tmp_path):
         ClippingCallback(GlobalNorm(1.0), every=0)
 
 
-def test_without_lightning_it_says_how_to_install_it():
+def test_without_lightning_it_says_how_to_install_it(tmp_path):
     code = (
         "import sys; sys.modules['lightning'] = sys.modules['pytorch_lightning'] = None\n"
         "import retrograde.integrations.lightning"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ)
-    )
+    (tmp_path / "program.py").write_text(code)
+    done = run(tmp_path / "program.py")
     assert done.returncode == 1
     assert "MissingExtraError" in done.stderr and "retrograde[lightning]" in done.stderr

@@ -3,8 +3,6 @@
 import contextlib
 import functools
 import re
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -16,6 +14,7 @@ from torch.nn.modules import module as of_all_modules
 from torch.utils.checkpoint import checkpoint
 
 import retrograde
+from support import processes
 from support.forms import CELLS, EXACT, INPUTS, KINDS, RESETS, B, D, H, T, parts_of, sequence
 from support.type_checks import unchecked
 
@@ -396,7 +395,8 @@ def test_compiled_code_runs_as_written_until_the_last_block_ends():
 
 
 FIRST_USE = """
-import sys, torch, retrograde
+import sys, warnings, torch, retrograde
+warnings.simplefilter("ignore")
 cell = torch.nn.GRUCell(2, 3)
 def loss(x):
     h = cell(x)
@@ -409,8 +409,10 @@ assert not hasattr(torch.compile, "__wrapped__")
 """
 
 
-def test_torch_compile_is_first_used_inside_the_block():
-    subprocess.run([sys.executable, "-W", "ignore", "-c", FIRST_USE], check=True)
+def test_torch_compile_is_first_used_inside_the_block(tmp_path):
+    (tmp_path / "program.py").write_text(FIRST_USE)
+    done = processes.run(tmp_path / "program.py")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
