@@ -89,7 +89,7 @@ def run(name: str) -> bool:
             os.environ.get("PYTHONPATH", ""),
         ]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
-    # The second thread of a test this small has hardly anything to do: it is to wait asleep, so that
+    # The second thread of tests this small has hardly anything to do: it is to wait asleep, so that
     # two workers with two threads each are as fast on two processors as with one.
     environment |= {"OMP_WAIT_POLICY": "passive"}
     workers = str(min(2, os.cpu_count() or 1))
