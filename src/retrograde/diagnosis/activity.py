@@ -162,12 +162,13 @@ class _Gate:
         self._count += sum(counts)
         self._flat += sum(flats)
         self._width = value.shape[-1]
-        for k, (saturated, count) in enumerate(zip(flats, counts, strict=True)):
-            if count and (shown is None or start + k in shown):
-                ordered = value[k][valid[k]].flatten().sort().values
-                at = [round(q * (len(ordered) - 1)) for q in (0.1, 0.5, 0.9)]
-                low, median, high = ordered[at].tolist()
-                self._steps[start + k] = (low, median, high, saturated / len(ordered))
+        some = [k for k, n in enumerate(counts) if n and (shown is None or start + k in shown)]
+        numbers = [counts[k] * self._width for k in some]
+        ordered = torch.where(valid.unsqueeze(-1), value, torch.inf)[some].flatten(1).sort(1).values
+        at = [[round(q * (n - 1)) for q in (0.1, 0.5, 0.9)] for n in numbers]
+        places = torch.tensor(at, dtype=torch.int64, device=value.device).view(-1, 3)
+        for k, n, found in zip(some, numbers, ordered.gather(1, places).tolist(), strict=True):
+            self._steps[start + k] = (*found, flats[k] / n)
 
     def result(self) -> Activity:
         steps = sorted(self._steps)
