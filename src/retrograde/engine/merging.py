@@ -150,19 +150,16 @@ class Merging:
 
     def _pairs(self, k: int) -> tuple[list[int], list[Row]]:
         """The number that each row has from now on, and what the rows stand for then."""
-        relative, numbers, merged = self._entries.relative or 1, list[int](), list[Row]()
-        rows, at, exact = self._rows, 0, self._entries.exact
-        while at < len(rows):
-            one = rows[at]
-            numbers.append(len(merged))
-            if at + 1 < len(rows):
-                other = rows[at + 1]
-                lag, width = other.first - k, one.last - other.first + 1
-                if lag >= exact and lag >= relative * width:
-                    numbers.append(len(merged))
-                    one, at = one + other, at + 1
-            merged.append(one)
-            at += 1
+        relative, exact = self._entries.relative or 1, self._entries.exact
+        numbers, merged, later = list[int](), list[Row](), None
+        for row in self._rows:
+            lag = row.first - k
+            if later and lag >= exact and lag >= relative * (later.last - row.first + 1):
+                merged[-1], later = later + row, None
+            else:
+                merged.append(row)
+                later = row
+            numbers.append(len(merged) - 1)
         return numbers, merged
 
     def _signs(self, merges: list[int]) -> list[list[bool]]:
