@@ -87,10 +87,10 @@ static void sum_of_bin(
   const struct crossings *p = run->crossings;
   const int64_t C = p->classes, S = p->size, K = p->steps;
   const int64_t sum = n * p->bins + p->places[start * K + k];
-  real *to = (real *)p->sums + ((sum * K + k) * p->samples + sample) * S;
+  real *to = (real *)p->sums + sum * p->of_sum + (k * p->samples + sample) * S;
   int64_t *unit = run->sum_units + (sample * C * p->bins + sum) * K + k, count = 0;
-  const real *rows[4];
-  real weights[4];
+  const real *rows[ADDED];
+  real weights[ADDED];
   for (int64_t e = start; e < end; e++)
     if (*size_at(run, sample, e * C + n, k) != 0)
       *unit = most_of(*unit, p->units[e * C + n]);
@@ -102,16 +102,9 @@ static void sum_of_bin(
       rows[count] = here.at + ((e - first) * C + n) * here.row;
       weights[count++] = (real)two_to(p->units[e * C + n] - *unit);
     }
-    if (count < 4 && e + 1 < end)
+    if (count < ADDED && e + 1 < end)
       continue;
-    if (count == 4)
-      add_rows(4, rows, weights, add, 1, S, to, S);
-    else if (count == 3)
-      add_rows(3, rows, weights, add, 1, S, to, S);
-    else if (count == 2)
-      add_rows(2, rows, weights, add, 1, S, to, S);
-    else if (count == 1)
-      add_rows(1, rows, weights, add, 1, S, to, S);
+    add_some_rows(count, rows, weights, add, 1, S, to, S);
     add = 1;
     count = 0;
   }
@@ -176,6 +169,56 @@ static void arrive(
     }
 }
 
+/* Entries whose rows go through a step and across the classes while a near cache holds them. */
+INLINE int64_t entries_at_hand(int64_t classes) {
+  return classes < ROWS_AT_A_TIME ? ROWS_AT_A_TIME / classes : 1;
+}
+
+/* The rows of some entries of some samples in registers[0], at the step before in their place. */
+static void entries_back(
+    const struct crossings_run *run, struct work_rows *w, struct rows both, int64_t first,
+    int64_t entries, int64_t sample, int64_t samples, int64_t k, int few) {
+  const struct crossings *p = run->crossings;
+  const int64_t C = p->classes, S = p->size, rows = entries * C;
+  const struct rows here = w->registers[0];
+  both.sample = rows * both.row;
+  for (int64_t row = 0; row < rows; row += ROWS_AT_A_TIME) {
+    const int64_t most = rows - row < ROWS_AT_A_TIME ? rows - row : ROWS_AT_A_TIME;
+    const struct part_of_rows some = {0, samples, row, most};
+    through_nodes(&run->runner, w, both, &some, p->first + k, sample, few);
+  }
+  const real *passed = p->boundaries ? (const real *)p->boundaries[k] : 0;
+  for (int64_t b = 0; b < samples; b++)
+    for (int64_t e = 0; e < entries; e++)
+      cross(
+          C, S, run->some, (const real *)p->moves + (first + e) * (C - 1),
+          passed ? passed + (sample + b) * S : 0, both.at + b * both.sample + e * C * both.row,
+          both.row, here.at + b * here.sample + e * C * here.row, here.row,
+          size_at(run, sample + b, (first + e) * C, k - 1), p->steps + 1);
+}
+
+/* All of them; few go through the weights, many through the Jacobian of each sample. */
+static void all_entries_back(
+    const struct crossings_run *run, struct work_rows *w, struct rows both, int64_t first,
+    int64_t entries, int64_t sample, int64_t samples, int64_t k) {
+  const struct crossings *p = run->crossings;
+  const int64_t C = p->classes, at_hand = entries_at_hand(C);
+  const struct rows here = w->registers[0];
+  if (p->entries[k] * C <= FEW_ROWS) {
+    entries_back(run, w, both, first, entries, sample, samples, k, 1);
+    return;
+  }
+  for (int64_t b = 0; b < samples; b++) {
+    form_jacobians(&run->runner, w, p->first + k, sample + b);
+    for (int64_t e = 0; e < entries; e += at_hand) {
+      const int64_t most = entries - e < at_hand ? entries - e : at_hand;
+      w->registers[0].at = here.at + b * here.sample + e * C * here.row;
+      entries_back(run, w, both, first + e, most, sample + b, 1, k, 0);
+    }
+  }
+  w->registers[0] = here;
+}
+
 static void crossings_tasks(int64_t begin, int64_t end, void *context) {
   const struct crossings_run *run = context;
   const struct crossings *p = run->crossings;
@@ -184,11 +227,10 @@ static void crossings_tasks(int64_t begin, int64_t end, void *context) {
   for (int64_t task = begin; task < end; task++) {
     int64_t sample, samples, first, most;
     task_of(&run->tasks, task, B, E, &sample, &samples, &first, &most);
-    real *free_ = run->scratch + task * run->of_task;
+    real *free_ = run->scratch + begin * run->of_task; /* tasks of a thread share it */
     struct work_rows w = work_on(&run->runner, S, samples, most * C, 0, &free_);
     const struct rows here = w.registers[0];
-    const int64_t wide = odd_row(2 * S + V);
-    const struct rows both = {taken(&free_, samples * most * C * wide), most * C * wide, wide};
+    const struct rows both = {free_, 0, odd_row(2 * S + V)};
 
     for (int64_t k = K - 1; k >= 0; k--) {
       const int64_t entries = between(p->entries[k] - first, most);
@@ -203,17 +245,7 @@ static void crossings_tasks(int64_t begin, int64_t end, void *context) {
       if (k == 0 && !p->back)
         break;
       if (entries)
-        through_step(
-            &run->runner, &w, both, p->first + k, sample, samples, entries * C,
-            p->entries[k] * C <= FEW_ROWS);
-      const real *passed = p->boundaries ? (const real *)p->boundaries[k] : 0;
-      for (int64_t b = 0; b < samples; b++)
-        for (int64_t e = 0; e < entries; e++)
-          cross(
-              C, S, run->some, (const real *)p->moves + (first + e) * (C - 1),
-              passed ? passed + (sample + b) * S : 0, both.at + b * both.sample + e * C * wide,
-              wide, here.at + b * here.sample + e * C * here.row, here.row,
-              size_at(run, sample + b, (first + e) * C, k - 1), K + 1);
+        all_entries_back(run, &w, both, first, entries, sample, samples, k);
     }
     for (int64_t b = 0; p->back && b < samples; b++)
       for (int64_t n = 0; n < most * C; n++)
@@ -261,8 +293,9 @@ static int64_t crossings(const struct crossings *p) {
   int64_t tasks = run.tasks.groups * run.tasks.parts;
   int64_t samples = (B + run.tasks.groups - 1) / run.tasks.groups;
   int64_t rows = (E + run.tasks.parts - 1) / run.tasks.parts * C;
-  run.of_task = of_work(&run.runner, p->size, samples, rows, 0) +
-                samples * rows * odd_row(2 * p->size + V) + 64;
+  const int64_t at_hand = most_of(samples * FEW_ROWS, entries_at_hand(C) * C);
+  run.of_task =
+      of_work(&run.runner, p->size, samples, rows, 0) + at_hand * odd_row(2 * p->size + V) + 64;
   const int64_t in_reals = (int64_t)(sizeof(int64_t) / sizeof(real));
   int64_t of_largest = padded_to(B * N * (K + 1), 64), of_some = padded_to(p->size, 64);
   int64_t units = B * C * p->bins * K, of_units = padded_to(units * in_reals, 64);
@@ -288,7 +321,7 @@ static int64_t crossings(const struct crossings *p) {
     if (p->back)
       ((real *)p->back_sizes)[row] = largest_of_samples(&run, row, -1);
   }
-  join_sums(1, B, C * p->bins * K, p->size, run.sum_units, p->sums, 0, p->sum_units);
+  join_sums(1, B, C * p->bins, K, p->size, run.sum_units, p->sums, p->of_sum, 0, p->sum_units);
   free(raw);
   return 0;
 }

@@ -202,9 +202,10 @@ struct crossings {
      where N is E * classes and E is entries[0]; the sizes of their largest entries, [N, K] and [N]. */
   void *values, *sizes, *back, *back_sizes;
   /* Further results, where `bins` is the number of bins: for each class and bin the sum of the rows
-     of all entries in it, [classes * bins, K, B, S], and its exponent, NO_EXPONENT for nothing. The
-     bin of each entry at each step, [E, K], neighbours next to each other; the exponents of rows. */
-  int64_t bins;
+     of all entries in it, [classes * bins, K, B, S], with so many numbers from one to the next, and
+     its exponent, NO_EXPONENT for nothing. The bin of each entry at each step, [E, K], neighbours
+     next to each other; the exponents of rows. */
+  int64_t bins, of_sum;
   const int64_t *places, *units;
   void *sums;
   int64_t *sum_units;
@@ -287,7 +288,8 @@ struct sums_of_rows {
   const int64_t *places, *exponents;
   /* Changed: what was added lately, [sums, of_sum], and what was put aside before as it is on quite
      another scale, NULL before there is any. A sum holds, group by group, [P, operands side by
-     side, each padded to whole vectors], and [P] padded where there is an operand of 1. */
+     side, each padded to whole vectors] but for those of half a vector at most, [width, P padded]
+     for each of these, and [P] padded where there is an operand of 1. */
   void *recent;
   double *aside;
   /* Changed: of each sum the exponent of what is recent, the least that is in it, and the exponent

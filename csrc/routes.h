@@ -21,16 +21,21 @@ static int64_t sum_bins(
       top = most_of(top, p->exponents[end * p->steps + k]);
     if (top == NO_EXPONENT)
       continue;
-    real *to = here.at + count * here.row;
+    real *to = here.at + count * here.row, weights[ADDED];
+    const real *rows[ADDED];
+    int64_t some = 0;
     int add = 0;
     for (int64_t n = start; n < end; n++) {
       const int64_t exponent = p->exponents[n * p->steps + k];
-      if (exponent == NO_EXPONENT)
+      if (exponent != NO_EXPONENT) {
+        rows[some] = (const real *)p->values + n * p->row + k * p->step;
+        weights[some++] = (real)two_to(exponent - top);
+      }
+      if (some < ADDED && n + 1 < end)
         continue;
-      const real *row = (const real *)p->values + n * p->row + k * p->step;
-      const real weight = (real)two_to(exponent - top);
-      add_rows(1, &row, &weight, add, p->samples, p->size, to, here.sample);
+      add_some_rows(some, rows, weights, add, p->samples, p->size, to, here.sample);
       add = 1;
+      some = 0;
     }
     bins[count] = bin;
     tops[count++] = top;
@@ -41,7 +46,15 @@ static int64_t sum_bins(
 /* A row to where it is asked for, times factors if there are any; whether it is not all zeros. */
 static int hand_out_way(const real *from, const real *factors, int64_t size, real *to) {
   int_vec most = {0};
-  for (int64_t j = 0; j < size; j += V) {
+  int64_t j = 0;
+  for (; j + V <= size; j += V) {
+    vec value = load(from + j);
+    if (factors)
+      value *= load(factors + j);
+    store(to + j, value);
+    most = larger(most, size_bits(value));
+  }
+  if (j < size) {
     vec value = load_some(from + j, size - j);
     if (factors)
       value *= load_some(factors + j, size - j);

@@ -280,7 +280,8 @@ static int64_t scan(const struct scan *p) {
     scan_tasks(0, tasks, &run);
   if (p->sums)
     join_sums(
-        parts, B, p->sums * K, p->size, run.sum_units, p->values, run.more, p->exponents);
+        parts, B, p->sums, K, p->size, run.sum_units, p->values, K * B * p->size, run.more,
+        p->exponents);
   else
     norms_of(B, N * K, run.squares, p->norms);
   if (p->sums && p->back)

@@ -23,25 +23,50 @@ INLINE int64_t into_range(double square) {
   return by < farthest ? by : farthest;
 }
 
+/* 2^exponent, put together from its bits; 0 and infinity beyond ordinary numbers. */
 INLINE double two_to(int64_t exponent) {
-  return exponent < -1022 ? 0 : ldexp(1, (int)exponent);
+  const int64_t biased = exponent < -1022 ? 0 : exponent > 1023 ? 2047 : exponent + 1023;
+  const uint64_t bits = (uint64_t)biased << 52;
+  double found;
+  memcpy(&found, &bits, sizeof found);
+  return found;
 }
 
 /* to [B, .] (+)= the sum of some rows at one step, each times a weight. */
 INLINE void add_rows(
     int64_t count, const real *const *rows, const real *weights, int add, int64_t samples,
     int64_t size, real *to, int64_t to_row) {
-  for (int64_t b = 0; b < samples; b++)
-    for (int64_t j = 0; j < size; j += V) {
-      vec sum = add ? load_some(to + b * to_row + j, size - j) : (vec){0};
-      if (j + V <= size)
-        for (int64_t n = 0; n < count; n++)
-          sum += all(weights[n]) * load(rows[n] + b * size + j);
-      else
-        for (int64_t n = 0; n < count; n++)
-          sum += all(weights[n]) * load_some(rows[n] + b * size + j, size - j);
-      store_some(to + b * to_row + j, sum, size - j);
+  for (int64_t b = 0; b < samples; b++, to += to_row) {
+    int64_t j = 0;
+    for (; j + V <= size; j += V) {
+      vec sum = add ? load(to + j) : (vec){0};
+      for (int64_t n = 0; n < count; n++)
+        sum += all(weights[n]) * load(rows[n] + b * size + j);
+      store(to + j, sum);
     }
+    if (j == size)
+      continue;
+    vec sum = add ? load_some(to + j, size - j) : (vec){0};
+    for (int64_t n = 0; n < count; n++)
+      sum += all(weights[n]) * load_some(rows[n] + b * size + j, size - j);
+    store_some(to + j, sum, size - j);
+  }
+}
+
+#define ADDED 4 /* rows that are read side by side */
+
+/* Up to ADDED rows likewise. */
+static void add_some_rows(
+    int64_t count, const real *const *rows, const real *weights, int add, int64_t samples,
+    int64_t size, real *to, int64_t to_row) {
+  if (count == 4)
+    add_rows(4, rows, weights, add, samples, size, to, to_row);
+  else if (count == 3)
+    add_rows(3, rows, weights, add, samples, size, to, to_row);
+  else if (count == 2)
+    add_rows(2, rows, weights, add, samples, size, to, to_row);
+  else if (count == 1)
+    add_rows(1, rows, weights, add, samples, size, to, to_row);
 }
 
 INLINE void multiply(real *row, int64_t size, real by) {
@@ -109,18 +134,14 @@ static void sum_sample(
       int64_t *top = tops + places[n * K] * K;
       *top = most_of(*top, p->units[first + n] + scales->units[n]);
     }
-  const real *some[4];
-  real weights[4];
+  const real *some[ADDED];
+  real weights[ADDED];
   int64_t found = 0, place = 0;
   for (int64_t n = 0; n <= count; n++) {
     if (n < count && (!scales->there[n] || places[n * K] < 0))
       continue;
-    if (found == 4 || (found && (n == count || places[n * K] != place))) {
-      real *to = sums + place * row_of_sums;
-      if (found == 4)
-        add_rows(4, some, weights, 1, 1, S, to, S);
-      else
-        add_rows(found, some, weights, 1, 1, S, to, S);
+    if (found == ADDED || (found && (n == count || places[n * K] != place))) {
+      add_some_rows(found, some, weights, 1, 1, S, sums + place * row_of_sums, S);
       found = 0;
     }
     if (n == count)
@@ -131,22 +152,24 @@ static void sum_sample(
   }
 }
 
-/* `count` sums [count, B, S] that each sample has in units of its own, in those of the largest one.
-   Other parts of the rows have theirs in `more`, one behind the other, which are added. */
+/* Sums [number, K, B, S] that each sample has in units of its own, in those of the largest one; from
+   one to the next there are `of_sum` numbers. Other parts of the rows have theirs in `more`, one
+   behind the other, which are added. */
 static void join_sums(
-    int64_t parts, int64_t samples, int64_t count, int64_t size, const int64_t *units, real *sums,
-    const real *more, int64_t *joined) {
+    int64_t parts, int64_t samples, int64_t number, int64_t steps, int64_t size,
+    const int64_t *units, real *sums, int64_t of_sum, const real *more, int64_t *joined) {
+  const int64_t count = number * steps;
   for (int64_t i = 0; i < count; i++) {
     int64_t top = NO_EXPONENT;
     for (int64_t n = 0; n < parts * samples; n++)
       top = most_of(top, units[n * count + i]);
     joined[i] = top;
     for (int64_t n = 0; n < parts * samples; n++) {
-      const int64_t unit = units[n * count + i], at = (i * samples + n % samples) * size;
+      const int64_t unit = units[n * count + i], b = n % samples;
       const real scale = (real)two_to(unit - top);
-      real *to = sums + at;
+      real *to = sums + i / steps * of_sum + (i % steps * samples + b) * size;
       if (n >= samples && unit != NO_EXPONENT) {
-        const real *from = more + (n / samples - 1) * count * samples * size + at;
+        const real *from = more + (((n / samples - 1) * count + i) * samples + b) * size;
         add_rows(1, &from, &scale, 1, 1, size, to, size);
       } else if (n < samples && unit == NO_EXPONENT)
         memset(to, 0, (size_t)size * sizeof(real));

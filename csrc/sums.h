@@ -9,9 +9,10 @@
 #define TOGETHER_ROWS 256 /* steps times samples whose adjoints are in a product together */
 #define BAND 64           /* the powers of two that lie between the scales of a product */
 
-/* Of a group: the numbers of its adjoints and of its operands side by side, and whether 1 is one. */
+/* Of a group: the numbers of its adjoints, of its operands side by side, and of the wide ones among
+   these; whether 1 is one of them. */
 struct sides {
-  int64_t adjoints, row, columns, ones;
+  int64_t adjoints, row, columns, wide, ones;
 };
 
 struct sums_run {
@@ -79,19 +80,16 @@ static void sum_rows(
     const struct sums_run *run, int64_t m, int64_t k, int64_t unit, real *to, int64_t to_row) {
   const struct sums_of_rows *p = run->sums;
   const int64_t end = run->starts[m * p->steps + k + 1], start = run->starts[m * p->steps + k];
-  for (int64_t at = start; at < end; at += 4) {
-    const int64_t count = end - at < 4 ? end - at : 4;
-    const real *rows[4] = {0};
-    real weights[4] = {0};
+  for (int64_t at = start; at < end; at += ADDED) {
+    const int64_t count = end - at < ADDED ? end - at : ADDED;
+    const real *rows[ADDED];
+    real weights[ADDED];
     for (int64_t i = 0; i < count; i++) {
       const int64_t n = run->order[at + i];
       rows[i] = (const real *)p->values + n * p->row + k * p->step;
       weights[i] = (real)two_to(p->exponents[n * p->steps + k] - unit);
     }
-    if (count == 4)
-      add_rows(4, rows, weights, at > start, p->samples, p->size, to, to_row);
-    else
-      add_rows(count, rows, weights, at > start, p->samples, p->size, to, to_row);
+    add_some_rows(count, rows, weights, at > start, p->samples, p->size, to, to_row);
   }
 }
 
@@ -105,6 +103,9 @@ static void sum_over_rows(
     store(to + j, sum);
   }
 }
+
+/* Whether an operand fills so little of a vector that adjoints had better do. */
+INLINE int is_narrow(const struct operand *u) { return 2 * u->width <= V; }
 
 /* Steps first .. last - 1, all of which have rows of the sum: their product, in units of 2^unit. */
 static void add_steps(
@@ -125,16 +126,32 @@ static void add_steps(
     }
   }
   const real *operands = run->operands, *da = adjoints;
+  const struct operand *u = p->all_operands;
   real *to = (real *)p->recent + m * p->of_sum;
   for (int64_t g = 0; g < p->groups; g++) {
     const struct sides *s = run->sides + g;
-    product_over_rows(
-        rows, s->adjoints, s->columns / V, da, s->row, operands + first * B * s->columns,
-        s->columns, add, to, s->columns);
-    to += s->adjoints * s->columns;
+    const int64_t padded = padded_to(s->adjoints, V);
+    const real *here = operands + first * B * s->columns;
+    real *narrow = to + s->adjoints * s->wide;
+    for (const struct operand *end = u + p->all_groups[g].operands; u < end; u++) {
+      if (!u->at)
+        continue;
+      const int64_t vectors = padded_to(u->width, V) / V;
+      if (is_narrow(u)) {
+        product_over_rows(
+            rows, u->width, padded / V, here, s->columns, da, s->row, add, narrow, padded);
+        narrow += u->width * padded;
+      } else {
+        product_over_rows(
+            rows, s->adjoints, vectors, da, s->row, here, s->columns, add, to, s->wide);
+        to += vectors * V;
+      }
+      here += vectors * V;
+    }
+    to = narrow;
     if (s->ones) {
       sum_over_rows(rows, s->adjoints, da, s->row, add, to);
-      to += padded_to(s->adjoints, V);
+      to += padded;
     }
     operands += p->steps * B * s->columns;
     da += run->together * B * s->row;
@@ -248,7 +265,9 @@ static int64_t sums(const struct sums_of_rows *p) {
     s->adjoints = p->all_groups[g].blocks * p->all_groups[g].height;
     s->row = odd_row(s->adjoints);
     for (int64_t i = 0; i < p->all_groups[g].operands; i++, u++) {
-      s->columns += u->at ? padded_to(u->width, V) : 0;
+      const int64_t padded = u->at ? padded_to(u->width, V) : 0;
+      s->columns += padded;
+      s->wide += is_narrow(u) ? 0 : padded;
       s->ones |= !u->at;
     }
     work += s->adjoints * (s->columns + 1);

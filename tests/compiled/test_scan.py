@@ -246,29 +246,30 @@ CLASSES = 3
 STARTS = torch.tensor([2, 3, 6])  # of all bins but the nearest
 
 
-def compare_crossings(chunk, given, entries, tolerance):
+def compare_crossings(chunk, given, entries, tolerance, classes=CLASSES):
     """Both backends, relative to the largest number of a result, on exponents of their own.
 
     More rows arrive than there are entries at the last step, where neighbours are added.
     """
     most, (B, S), dtype = given.rows[0], chunk.steps.state.shape[1:], chunk.steps.state.dtype
     sources = [n + n // 2 for n in range(entries + 1)]  # one, then two, and so on
-    values = drawn(sources[-1] * CLASSES, B, S, dtype=dtype, seed=6)
+    values = drawn(sources[-1] * classes, B, S, dtype=dtype, seed=6)
     weights = torch.exp2(torch.arange(len(values)) % 3 - 1).to(dtype)
-    exponent = torch.arange(most * CLASSES) * 7 % 5
+    exponent = torch.arange(most * classes) * 7 % 5
     lags = (torch.tensor(given.rows).sub(1) // 2 - torch.arange(most).unsqueeze(1)).clamp(min=-1)
     found = []
     for name in ("compiled", "eager"):
         with using(name):
             arriving, own = crossings.Arriving(values, weights, sources), replace(chunk)
-            asked = own, arriving, given, exponent, CLASSES, lags
+            asked = own, arriving, given, exponent, classes, lags
             found.append(crossings._pull_back(*asked, None))
-            summed = crossings._pull_back(*asked, STARTS)
+            gathered = crossings.Gathered(STARTS, classes, values)
+            summed = crossings._pull_back(*asked, gathered)
             pays = name == "compiled" and own.compiled_by_crossing is not None
             pays = pays and plain_boundaries(own, given.first, len(given)) is not None
             assert (summed.units is None) != (pays and torch.get_num_threads() <= B)
             if summed.units is not None:
-                compare_sums(found[-1], summed, exponent, lags, tolerance)
+                compare_sums(found[-1], summed, exponent, lags, tolerance, classes)
     ours, theirs = found
     assert (ours.back is None) == (theirs.back is None) == (not given.back)
     back = ("back", "back_sizes") if given.back else ()
@@ -279,7 +280,7 @@ def compare_crossings(chunk, given, entries, tolerance):
     return ours
 
 
-def compare_sums(rows, summed, exponent, lags, tolerance):
+def compare_sums(rows, summed, exponent, lags, tolerance, classes):
     """Sums by class and bin against the rows themselves, of which all else is the same."""
     for result in ("sizes", "back", "back_sizes"):
         one, other = getattr(rows, result), getattr(summed, result)
@@ -287,8 +288,8 @@ def compare_sums(rows, summed, exponent, lags, tolerance):
     bins, there = len(STARTS) + 1, rows.sizes > 0
     plain = rows.values.double() * torch.exp2(exponent.double()).view(-1, 1, 1, 1)
     places = torch.bucketize(lags, STARTS, right=True)
-    places = (places.unsqueeze(1) + bins * torch.arange(CLASSES).view(-1, 1)).flatten(0, 1)
-    for number in range(bins * CLASSES):
+    places = (places.unsqueeze(1) + bins * torch.arange(classes).view(-1, 1)).flatten(0, 1)
+    for number in range(bins * classes):
         some = (places == number) & there
         expected = (plain * some[..., None, None]).sum(0)
         top = torch.where(some, exponent.unsqueeze(1), NO_EXPONENT).amax(0)
@@ -338,6 +339,14 @@ def test_rows_by_crossing_with_any_number_of_threads(batch, entries):
     for other in found[1:]:
         assert torch.equal(other.values, found[0].values) and torch.equal(other.back, found[0].back)
         assert torch.equal(other.sizes, found[0].sizes)
+
+
+@pytest.mark.parametrize("classes", (2, 9, 16, 49))
+def test_rows_by_crossing_of_any_number_of_classes(classes):
+    """Those of an entry are taken together, and those of others while there is room."""
+    chunk = chunk_of(cell_of("lstm-2002", 2, 19), 5, 3)
+    for entries in (1, 7):
+        compare_crossings(chunk, CASES["both"](chunk, entries), entries, 1e-13, classes)
 
 
 def test_rows_by_crossing_say_what_is_not_finite():

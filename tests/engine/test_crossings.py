@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 import retrograde
-from retrograde.engine import Entries, Scaled, backpropagate_by_crossing
-from retrograde.engine.crossings import rows_by_crossing
+from retrograde.engine import Entries, Scaled, backpropagate_by_crossing, crossings
+from retrograde.engine.crossings import gradients_by_crossing, rows_by_crossing
+from retrograde.engine.gradients import ParameterSums
 from support.type_checks import unchecked
 
 CLASSES = 4
@@ -63,6 +64,25 @@ def test_rows_in_stretches_are_those_of_the_recursion_written_out(kind, scale):
                 compare(step, expected[step.k])
                 steps.append(step.k)
         assert steps == list(range(35, -1, -1))
+
+
+@pytest.mark.parametrize("held", [1, 5, 64])
+def test_gradients_are_the_same_however_many_steps_are_held(held, monkeypatch):
+    flow = a_pass(nn.LSTM, 70)
+    unrolled, entries, starts = flow.unrolled, flow.entries, torch.tensor([1, 4])
+    bins, number = len(starts) + 1, torch.arange(CLASSES).view(-1, 1) * (len(starts) + 1)
+    expected = ParameterSums(unrolled.cell.parameters, CLASSES * bins)
+    with unchecked():
+        for k, rows in enumerate(written_out(flow, entries)):
+            lags = torch.arange(69, -1, -1) - k
+            places = (torch.bucketize(lags, starts, right=True) + number).T[lags >= 0]
+            sums = rows.new_zeros(CLASSES * bins, *rows.shape[2:])
+            sums.index_add_(0, places.flatten(), rows[lags >= 0].flatten(0, 1))
+            expected.add(unrolled.chunk(k, k + 1).pull_back(sums, k))
+    monkeypatch.setattr(crossings, "HELD", held * CLASSES * bins * entries.direct[0].numel())
+    found = gradients_by_crossing(unrolled, entries, CLASSES, starts)
+    for name, rows in expected.result().items():
+        torch.testing.assert_close(found[name].plain(), rows.values, rtol=1e-10, atol=1e-12)
 
 
 def test_classes_far_below_each_other_do_not_get_lost_in_float32():

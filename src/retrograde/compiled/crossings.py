@@ -20,11 +20,13 @@ class Binned:
         count: how many bins there are.
         places: the bin of each entry at each step, those of a bin next to each other, [E, K].
         units: 2**units is what each row is in units of, [E * C].
+        sums: takes the sums, [C * M, K, B, S].
     """
 
     count: int
     places: Tensor
     units: Tensor
+    sums: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +105,12 @@ def pull_back(
         assert 0 <= int(places.min()) and int(places.max()) < binned.count
         assert bool((places[1:] <= places[:-1]).all())
         sum_units = torch.empty(classes * binned.count, count, dtype=torch.int64)
-    values = room(start, most * classes if sum_units is None else len(sum_units), count, *one)
+    if binned is None:
+        values = room(start, most * classes, count, *one)
+    else:
+        values = binned.sums
+        assert values.shape == (classes * binned.count, count, *one)
+        assert values[0].is_contiguous() and values.dtype == dtype and values.is_cpu
     sizes = start.new_empty(most * classes, count)
     behind = room(start, most * classes, *one) if back else None
     behind_sizes = start.new_empty(most * classes) if back else None
@@ -116,7 +123,7 @@ def pull_back(
         *map(address, (start, weights, direct)),
         0 if passed is None else ctypes.addressof(passed),
         *map(address, (moves, None if binned else values, sizes, behind, behind_sizes)),
-        0 if binned is None else binned.count,
+        *((0, 0) if binned is None else (binned.count, values.stride(0))),
         *map(address, (places, units, values if binned else None, sum_units)),
         *program.fields,
     )

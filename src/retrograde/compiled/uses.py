@@ -27,6 +27,7 @@ class Side:
         offset: the number of the first entry.
         height: how many rows there are.
         row: the numbers from one row to the next.
+        column: those from one column to the next.
         width: of a row; None where the operand is 1.
     """
 
@@ -36,12 +37,13 @@ class Side:
     offset: int
     height: int
     row: int
+    column: int
     width: int | None
 
     def part(self, sums: Tensor) -> Tensor:
         """It from whole sums, [sums, height, width]; without the last axis where that is None."""
         size = (len(sums), self.height, self.width or 1)
-        strides = (sums.stride(0), self.row, 1)
+        strides = (sums.stride(0), self.row, self.column)
         part = sums.as_strided(size, strides, sums.storage_offset() + self.offset)
         return part.squeeze(2) if self.width is None else part
 
@@ -119,16 +121,22 @@ def uses_of(plan: Plan, like: Tensor) -> Uses | None:
                 for use, _ in uses
             )
             every.append(operands)
-            wide = [0 if u is None else math.ceil(u.shape[2] / vector) * vector for u in operands]
-            ones, first = offset + height * sum(wide), offset
-            for (use, row), operand, padded in zip(uses, operands, wide, strict=True):
+            widths = [0 if u is None else u.shape[2] for u in operands]
+            wide = [0 if 2 * n <= vector else math.ceil(n / vector) * vector for n in widths]
+            padded = math.ceil(height / vector) * vector
+            first, narrow = offset, offset + height * sum(wide)
+            ones = narrow + padded * sum(n for n in widths if 2 * n <= vector)
+            for (use, row), operand, n, of_row in zip(uses, operands, widths, wide, strict=True):
                 place = (use.parameter, row, use.columns)
                 if operand is None:
-                    sides.append(Side(*place, ones, height, 1, None))
+                    sides.append(Side(*place, ones, height, 1, 1, None))
+                elif of_row:
+                    sides.append(Side(*place, first, height, sum(wide), 1, n))
+                    first += of_row
                 else:
-                    sides.append(Side(*place, first, height, sum(wide), operand.shape[2]))
-                first += padded
-            offset = ones + math.ceil(height / vector) * vector * any(u is None for u in operands)
+                    sides.append(Side(*place, narrow, height, 1, padded, n))
+                    narrow += padded * n
+            offset = ones + padded * any(u is None for u in operands)
         if len(every) > MOST_PRODUCTS:
             return None
         addresses = len(every), writer.numbers(groups), writer.numbers(segments)

@@ -11,6 +11,7 @@ to the next class is multiplied by the power of two that lies between the two.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -92,6 +93,58 @@ class Stretch:
         return AdjointSpan(self.first, pulled.values, units, pulled.sizes, self.lags, self.chunk)
 
 
+class Gathered:
+    """Sums of rows by class and bin at neighbouring steps, as many of them as may be held.
+
+    Gradients are formed of all these steps at once: each time goes through all gradients in memory.
+
+    Args:
+        starts: where all bins of lags but the nearest begin.
+        classes: rows of an entry.
+        direct: what the loss gives at each step.
+
+    Attributes:
+        bins: how many there are.
+        left: how many more steps there is room for.
+    """
+
+    def __init__(self, starts: Int[Tensor, "M1"], classes: int, direct: Float[Tensor, "T B S"]):
+        self.bins, self._starts, self._sums = len(starts) + 1, starts, (len(starts) + 1) * classes
+        numbers = self._sums * direct[0].numel()
+        self.left = self._most = max(1, min(CHUNK, HELD // max(1, numbers)))
+        self._direct, self._first = direct, 0
+
+    @cached_property
+    def _values(self) -> Float[Tensor, "N K B S"]:
+        # The place of one more step keeps sums apart in the sets of a cache.
+        room = self._direct.new_empty(self._sums, self._most + 1, *self._direct.shape[1:])
+        return room[:, : self._most]
+
+    @cached_property
+    def _units(self) -> Int[Tensor, "N K"]:
+        return self._direct.new_empty(self._sums, self._most, dtype=torch.int64)
+
+    def bins_of(self, lags: Int[Tensor, "*R"]) -> Int[Tensor, "*R"]:
+        """The bin of each lag, the nearest first."""
+        return torch.bucketize(lags.contiguous(), self._starts.to(lags.device), right=True)
+
+    def room(self, steps: int) -> Float[Tensor, "N K B S"]:
+        """For the sums of so many steps before those that are held."""
+        return self._values[:, self.left - steps : self.left]
+
+    def take(self, first: int, units: Int[Tensor, "N K"]) -> None:
+        """Hold the sums that were written to the room for them, and their exponents."""
+        self._units[:, self.left - units.shape[1] : self.left] = units
+        self.left, self._first = self.left - units.shape[1], first
+
+    def give(self, chunk: Chunk) -> SummedSpan | None:
+        """All that is held, and hold nothing; it is there until more is written."""
+        here, self.left = slice(self.left, self._most), self._most
+        if here.start == here.stop:
+            return None
+        return SummedSpan(self._first, self._values[:, here], self._units[:, here], chunk)
+
+
 class PerCrossing:
     """For each entry, latest first, a row for every number of crossings: `entry * classes + n`.
 
@@ -114,13 +167,13 @@ class PerCrossing:
     def count(self) -> int:
         return len(self._exponent) // self._classes
 
-    def stretch(self, chunk: Chunk, starts: Int[Tensor, "M1"] | None = None) -> Stretch | None:
+    def stretch(self, chunk: Chunk, gathered: Gathered | None = None) -> Stretch | None:
         """The rows at the next step, and at as many earlier ones as they stay in range.
 
         Args:
             chunk: what holds the step.
-            starts: where all bins of lags but the nearest begin; the library may then give the sums
-                of rows by class and bin in their place.
+            gathered: where the library may write the sums of rows by class and bin, and give these
+                in the place of rows.
 
         Returns:
             The rows; None at a step before any entry.
@@ -138,14 +191,15 @@ class PerCrossing:
         given = entries.at(k) if opens or covers else None
         arriving, exponent = self._arrive(k, given, opens)
         count = len(exponent) // classes
-        numbers = max(count, 0 if starts is None else len(starts) + 1) * classes
+        numbers = max(count, gathered.bins if gathered else 0) * classes
         numbers *= entries.direct[0].numel()  # at a step
         length = min(self._length, k - chunk.first + 1, max(1, HELD // numbers))
+        length = min(length, gathered.left) if gathered else length
         self._length = min(2 * self._length, CHUNK)
         while True:
             entering, units = self._coming(k, length, exponent, given)
             lags = self._lags(entering)
-            pulled = _pull_back(chunk, arriving, entering, units, classes, lags, starts)
+            pulled = _pull_back(chunk, arriving, entering, units, classes, lags, gathered)
             refuse_non_finite(pulled.sizes[:, -1], k)
             stop = self._first_out(pulled.sizes)
             if stop is None:
@@ -235,7 +289,7 @@ def _pull_back(
     exponent: Int[Tensor, "M"],
     classes: int,
     lags: Int[Tensor, "E K"],
-    starts: Int[Tensor, "M1"] | None,
+    gathered: Gathered | None,
 ) -> compiled.Crossed:
     """Rows of all classes pulled back from step to step, on exponents that stay.
 
@@ -247,7 +301,7 @@ def _pull_back(
         exponent: of the rows, also those that come.
         classes: rows of an entry.
         lags: of the entries.
-        starts: where bins begin; the rows may be summed by them.
+        gathered: where the rows may be summed to.
     """
     unit = exponent.view(-1, classes)
     moves = power_of_two(unit[:, :-1] - unit[:, 1:], arriving.values)
@@ -256,8 +310,9 @@ def _pull_back(
     if steps is None or passed is None:
         return _eagerly(chunk, arriving, entering, moves)
     binned = None
-    if starts is not None and compiled.sums_pay(steps):
-        binned = compiled.Binned(len(starts) + 1, _bins(starts, lags), exponent)
+    if gathered and chunk.compiled_uses is not None and compiled.sums_pay(steps):
+        places, room = gathered.bins_of(lags), gathered.room(count)
+        binned = compiled.Binned(gathered.bins, places, exponent, room)
     return compiled.pull_back(
         steps,
         first - chunk.first,
@@ -271,11 +326,6 @@ def _pull_back(
         entering.back,
         binned,
     )
-
-
-def _bins(starts: Int[Tensor, "M1"], lags: Int[Tensor, "*R"]) -> Int[Tensor, "*R"]:
-    """The bin of each lag, the nearest first."""
-    return torch.bucketize(lags.contiguous(), starts.to(lags.device), right=True)
 
 
 def _eagerly(
@@ -361,15 +411,13 @@ def _last_known(exponents: Int[Tensor, "E C"]) -> Int[Tensor, "E C"]:
 
 
 def _stretches(
-    unrolled: Unrolled, entries: Entries, classes: int, starts: Int[Tensor, "M1"] | None = None
+    rows: PerCrossing, chunk: Chunk, gathered: Gathered | None = None
 ) -> Iterator[Stretch]:
-    """The rows at all steps, for k = T-1 .. 0; see `PerCrossing.stretch`."""
-    rows = PerCrossing(entries, classes)
-    for chunk in unrolled.chunks():
-        while rows.stopped >= chunk.first:
-            found = rows.stretch(chunk, starts)
-            if found is not None:
-                yield found
+    """The rows at the steps of a chunk, the latest first."""
+    while rows.stopped >= chunk.first:
+        found = rows.stretch(chunk, gathered)
+        if found is not None:
+            yield found
 
 
 @torch.no_grad()
@@ -382,8 +430,10 @@ def rows_by_crossing(unrolled: Unrolled, entries: Entries, classes: int) -> Iter
     Raises:
         NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
     """
-    for stretch in _stretches(unrolled, entries, classes):
-        yield stretch.span()
+    rows = PerCrossing(entries, classes)
+    for chunk in unrolled.chunks():
+        for stretch in _stretches(rows, chunk):
+            yield stretch.span()
 
 
 @torch.no_grad()
@@ -401,18 +451,25 @@ def gradients_by_crossing(
     Raises:
         NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
     """
-    bins = len(starts) + 1
-    sums = AdjointSums(unrolled.cell, classes * bins)
-    for stretch in _stretches(unrolled, entries, classes, starts):
-        pulled = stretch.pulled
-        if pulled.units is not None:
-            span = SummedSpan(stretch.first, pulled.values, pulled.units, stretch.chunk)
-            sums.add(span, span.values, span.exponent)
-        else:
-            of_class = bins * torch.arange(classes, device=stretch.lags.device).view(-1, 1)
-            places = _bins(starts, stretch.lags).unsqueeze(1) + of_class
-            sums.add_rows(stretch.span(), places.flatten(0, 1))
+    rows, gathered = PerCrossing(entries, classes), Gathered(starts, classes, entries.direct)
+    sums = AdjointSums(unrolled.cell, classes * gathered.bins)
+    of_class = gathered.bins * torch.arange(classes, device=entries.direct.device).view(-1, 1)
+    for chunk in unrolled.chunks():
+        for stretch in _stretches(rows, chunk, gathered):
+            if stretch.pulled.units is None:
+                places = gathered.bins_of(stretch.lags).unsqueeze(1) + of_class
+                sums.add_rows(stretch.span(), places.flatten(0, 1))
+                continue
+            gathered.take(stretch.first, stretch.pulled.units)
+            if not gathered.left:
+                _add(sums, gathered.give(chunk))
+        _add(sums, gathered.give(chunk))
     return sums.result()
+
+
+def _add(sums: AdjointSums, span: SummedSpan | None) -> None:
+    if span is not None:
+        sums.add(span, span.values, span.exponent)
 
 
 def backpropagate_by_crossing(
