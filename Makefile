@@ -118,12 +118,13 @@ clean:
 	$(PIP) --editable '.[demo]'
 	@touch $@
 
+# The package is there: by its name alone only what is missing comes, and it is not built once more.
 .venv/dev: .venv/demo
 	@echo "installing what the tests need (once) ..."
-	$(PIP) --editable '.[dev]'
+	$(PIP) 'retrograde[dev]'
 	@touch $@
 
 .venv/integrations: .venv/dev
 	@echo "installing what the integration tests need (once) ..."
-	$(PIP) --editable '.[integrations]'
+	$(PIP) 'retrograde[integrations]'
 	@touch $@
