@@ -10,11 +10,15 @@ import torch
 from retrograde.cells import Elman
 from retrograde.compiled import library as loading
 from retrograde.compiled import passes, sizes
-from retrograde.decomposition.by_time import contribution_norms
-from retrograde.engine import crossings, forward, unroll
+from retrograde.decomposition.by_time import (
+    ContributionNorms,
+    ContributionShares,
+    contribution_norms,
+)
+from retrograde.engine import Entries, adjoint, crossings, fold, forward, unroll
 from retrograde.engine.adjoint import AdjointSpan
 from retrograde.engine.boundary import Boundary, Read
-from retrograde.engine.scaling import NO_EXPONENT
+from retrograde.engine.scaling import NO_EXPONENT, Scaled
 from retrograde.engine.scan import COMPILED, EAGER, Entering, backend, plain_boundaries
 from support.backends import BACKENDS, using
 from support.chunks import KINDS, cell_of, chunk_of, drawn
@@ -441,6 +445,32 @@ def test_sizes_of_samples_that_cancel_are_those_of_the_parts():
     found = sizes.sizes_of(chunk.compiled_uses, 0, values)
     assert found.cancels.all() and (found.squares < 1e-9 * values.square().sum((2, 3))).all()
     compare_norms(chunk, values, 1e-6)
+
+
+def test_norms_and_shares_of_spans_are_put_together_by_chunk(monkeypatch):
+    """Eleven steps in chunks of four, and these in spans of one or two."""
+    cell = cell_of("lstm-2002", 2, 3)
+    x, initial = drawn(11, 2, 2), drawn(2, cell.state_size)
+    entries = Entries.of(drawn(11, 2, cell.state_size, seed=7))
+    gradient = {
+        name: Scaled.of(drawn(weight.numel(), seed=8).view(1, *weight.shape))
+        for name, weight in cell.parameters.items()
+    }
+
+    def found():
+        norms = ContributionNorms(entries, len(x), cell.parameters)
+        shares = ContributionShares(entries, len(x), gradient, norms)
+        fold(unroll(cell, x, initial), entries, [shares])
+        return norms.result(), shares.result(gradient)
+
+    with using("eager"):
+        expected = found()
+    monkeypatch.setattr(adjoint, "GATHERED", 2 * len(x) * x.shape[1] * cell.state_size)
+    monkeypatch.setattr(type(unroll(cell, x, initial)), "together", 4)
+    for ours, theirs in zip(found(), expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, table in theirs.items():
+            torch.testing.assert_close(ours[name], table, rtol=1e-9, atol=1e-12)
 
 
 def pushed(cell, x, before, change):

@@ -9,7 +9,8 @@ Reference for the Gram form: Xuechen Li et al., "Large Language Models Can Be St
 Private Learners", ICLR (2022), arXiv 2110.05679 ("ghost clipping").
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -20,6 +21,7 @@ from retrograde.cells.forward_mode import jvp_of_parameters
 from retrograde.cells.reverse_mode import FormedGradients
 from retrograde.cells.reverse_mode import Uses as PulledUses
 from retrograde.compiled.sizes import Sizes, images_of, sizes_of
+from retrograde.compiled.uses import Side, Uses
 from retrograde.decomposition.parts import Parts
 from retrograde.decomposition.rows import shares, summed
 from retrograde.engine.adjoint import AdjointSpan, backpropagate
@@ -38,42 +40,105 @@ Operands = Sequence[Float[Tensor, "K B _"] | None]
 """What the adjoints of each step are multiplied by to give gradients; None for those of biases."""
 
 
+@dataclass(frozen=True, eq=False)
+class OfChunk:
+    """What the library finds of each operand, of the rows at all steps of a chunk.
+
+    Attributes:
+        first: the first step.
+        sides: what the operands make gradients of.
+        values: a number for each operand, row and step, [U, E, K].
+        exponent: 2**exponent is what a row at a step is in units of, [E, K].
+    """
+
+    first: int
+    sides: tuple[Side, ...]
+    values: Float[Tensor, "U E K"]
+    exponent: Int[Tensor, "E K"]
+
+    @property
+    def steps(self) -> slice:
+        """The steps, as a slice of all."""
+        return slice(self.first, self.first + self.exponent.shape[1])
+
+
+class ByChunk:
+    """Puts together what the library finds of spans, and passes on what makes a chunk.
+
+    Spans of many samples are a few steps long, and every operation costs far more than its numbers.
+
+    Args:
+        rows: the most that there are.
+        nothing: what stands for a row that has not entered yet.
+        take: what takes a chunk.
+    """
+
+    def __init__(self, rows: int, nothing: float, take: Callable[[OfChunk], None]):
+        self._rows, self._nothing, self._take = rows, nothing, take
+        self._held: OfChunk | None = None
+
+    def add(
+        self, span: AdjointSpan, sides: tuple[Side, ...], found: Float[Tensor, "U N K"]
+    ) -> None:
+        """Take what was found of a span, whose chunk has the library's uses."""
+        chunk, rows = span.chunk, found.shape[1]
+        if self._held is None or self._held.first != chunk.first:
+            self.done()
+            values = found.new_full((len(found), self._rows, len(chunk)), self._nothing)
+            exponent = span.exponent.new_zeros(self._rows, len(chunk))
+            self._held = OfChunk(chunk.first, sides, values, exponent)
+        self._held.values[:, :rows, span.here] = found
+        self._held.exponent[:rows, span.here] = span.exponent
+
+    def done(self) -> None:
+        """Pass on what there is."""
+        if self._held is not None:
+            self._take(self._held)
+            self._held = None
+
+
 class ContributionNorms:
     """The fold behind `by_time`: log2 norms of every C[t,k], for every parameter."""
 
     def __init__(self, entries: Entries, steps: int, parameters: Iterable[str]):
         self._tables = _tables(entries, steps, parameters, -torch.inf)
+        self._chunks = ByChunk(len(entries), -torch.inf, self._enter_chunk)
 
     def update(self, span: AdjointSpan, found: Sizes | None = None) -> None:
         """Take a span, of which the library may have found the sizes already."""
-        rows = len(span.exponent)
-        for name, further, log2 in contribution_norms(span, found):
-            table = self._tables[name][:rows, span.steps]
-            if further:  # squared norms of further rows of the same parameter add up
-                log2 = torch.logaddexp2(2 * table, 2 * log2) / 2
-            table.copy_(log2)
+        uses = span.chunk.compiled_uses
+        if uses is not None and uses.products is not None:
+            self._chunks.add(span, uses.sides, _compiled_norms(span, uses, found))
+            return
+        for name, further, log2 in contribution_norms(span):
+            self._enter(name, further, log2, span.steps)
+
+    def _enter_chunk(self, chunk: OfChunk) -> None:
+        for side, log2 in zip(chunk.sides, chunk.values + chunk.exponent, strict=True):
+            self._enter(side.parameter, side.first > 0, log2, chunk.steps)
+
+    def _enter(self, name: str, further: bool, log2: Float[Tensor, "N K"], steps: slice) -> None:
+        table = self._tables[name][: len(log2), steps]
+        if further:  # squared norms of further rows of the same parameter add up
+            log2 = torch.logaddexp2(2 * table, 2 * log2) / 2
+        table.copy_(log2)
 
     def result(self) -> dict[str, Float[Tensor, "E T"]]:
+        self._chunks.done()
         return _by_entry(self._tables)
 
 
-def contribution_norms(
-    span: AdjointSpan, found: Sizes | None = None
-) -> Iterator[tuple[str, bool, Float[Tensor, "N K"]]]:
+def contribution_norms(span: AdjointSpan) -> Iterator[tuple[str, bool, Float[Tensor, "N K"]]]:
     """log2 of the norm of what each row makes of each parameter.
 
     A parameter whose rows follow from several adjoints comes several times, from the second time
     on with True.
-
-    Args:
-        span: the rows.
-        found: what the library found of them; None asks it, if it can be asked.
     """
     compiled = span.chunk.compiled_uses
     if compiled is not None and compiled.products is not None:
-        if found is None or found.squares is None:
-            found = sizes_of(compiled, span.here.start, span.values)
-        yield from _compiled_norms(span, found)
+        every = _compiled_norms(span, compiled) + span.exponent
+        for side, log2 in zip(compiled.sides, every, strict=True):
+            yield side.parameter, side.first > 0, log2
         return
     for uses in span.adjoint.uses:
         log2 = _log2_norms(*_by_step(uses, len(span))) + span.exponent.unsqueeze(-1)
@@ -91,26 +156,29 @@ def contribution_norms(
 
 
 def _compiled_norms(
-    span: AdjointSpan, found: Sizes
-) -> Iterator[tuple[str, bool, Float[Tensor, "N K"]]]:
-    """The same by the compiled library, which forms parts only where the sum of squares cancels."""
+    span: AdjointSpan, uses: Uses, found: Sizes | None = None
+) -> Float[Tensor, "U N K"]:
+    """The same of each operand, in units of the rows, by the compiled library.
+
+    Parts are formed only where the sum of squares cancels, as it does wherever it is negative.
+    """
+    if found is None or found.squares is None:
+        found = sizes_of(uses, span.here.start, span.values)
     assert found.squares is not None and found.cancels is not None
-    plan = span.chunk.plan
-    counts = [len(named) for _, named in plan.uses]
-    log2 = torch.log2(found.squares.clamp(min=0)) / 2
-    groups = zip(torch.split(log2, counts), torch.split(found.cancels, counts), strict=True)
-    for number, (sizes, cancels) in enumerate(groups):
-        if bool(cancels.any()):
+    log2 = torch.log2(found.squares).div_(2)
+    if bool(found.cancels.any()):
+        counts = [len(operands) for operands in uses.operands]
+        groups = zip(torch.split(log2, counts), torch.split(found.cancels, counts), strict=True)
+        for number, (sizes, cancels) in enumerate(groups):
             some = cancels.any(0)
             rows = torch.nonzero(some.any(1)).squeeze(1)
+            if not len(rows):
+                continue
             pulled = span.pull_back(span.values[rows]).uses[number]
             adjoint, operands = _by_step(pulled, len(span))
             step = torch.arange(len(span), device=some.device).expand(len(rows), -1)[some[rows]]
             sizes[:, some] = _by_forming(adjoint[some[rows]], step, operands).T
-    log2 += span.exponent
-    every = (each for _, named in plan.uses for each in named)
-    for row, (use, first) in zip(log2, every, strict=True):
-        yield use.parameter, first > 0, row
+    return log2
 
 
 class ContributionShares:
@@ -147,6 +215,7 @@ class ContributionShares:
         self._pushed: Tensor | None = None  # of steps that the library cannot run
         self._images: tuple[Tensor, ...] = ()
         self._units: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}  # 1 / <G, G> of parameters
+        self._chunks = ByChunk(len(entries), 0.0, self._add_chunk)
 
     def update(self, span: AdjointSpan) -> None:
         uses, found = span.chunk.compiled_uses, None
@@ -156,11 +225,12 @@ class ContributionShares:
             both = self._norms is not None and uses.products is not None
             found = sizes_of(uses, span.here.start, span.values, self._images, both)
             assert found.inner is not None
-            self._add(span, tuple(side.parameter for side in uses.sides), found.inner)
+            self._chunks.add(span, uses.sides, found.inner)
         elif self._pushed is not None:
             pushed = self._pushed[:, span.here].flatten(2).permute(1, 2, 0)  # [K, B*S, U]
             inner = torch.bmm(span.values.flatten(2).transpose(0, 1), pushed)
-            self._add(span, span.chunk.graph.parameters, inner.permute(2, 1, 0))
+            names = span.chunk.graph.parameters
+            self._add(names, inner.permute(2, 1, 0), span.exponent, span.steps)
         for k, formed in enumerate(span.formed):
             for some, gradients in _blocks(formed):
                 rows = [
@@ -183,13 +253,20 @@ class ContributionShares:
         else:
             self._pushed = jvp_of_parameters(graph, whole) if whole else None
 
+    def _add_chunk(self, chunk: OfChunk) -> None:
+        names = tuple(side.parameter for side in chunk.sides)
+        self._add(names, chunk.values, chunk.exponent, chunk.steps)
+
     def _add(
-        self, span: AdjointSpan, names: tuple[str, ...], inner: Float[Tensor, "U N K"]
+        self,
+        names: tuple[str, ...],
+        inner: Float[Tensor, "U N K"],
+        exponent: Int[Tensor, "N K"],
+        steps: slice,
     ) -> None:
         """Add what <C, G> is in units of the rows to the tables of some parameters."""
-        share = self._shares(names, inner, span.exponent)
-        for name, one in zip(names, share, strict=True):
-            self._tables[name][: len(one), span.steps] += one
+        for name, one in zip(names, self._shares(names, inner, exponent), strict=True):
+            self._tables[name][: len(one), steps] += one
 
     def _shares(
         self, names: tuple[str, ...], inner: Float[Tensor, "U *R"], exponent: Int[Tensor, "*R"]
@@ -204,6 +281,7 @@ class ContributionShares:
 
     def result(self, whole: Mapping[str, Scaled]) -> dict[str, Float[Tensor, "E T"]]:
         """The shares in what the parts sum to, so that they sum to 1."""
+        self._chunks.done()
         found = {}
         for name, table in self._tables.items():
             of_whole = shares(whole[name], self._gradient[name])
