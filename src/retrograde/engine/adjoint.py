@@ -37,8 +37,8 @@ from retrograde.errors import NonFiniteError
 AHEAD = SLACK - 4
 """Rows that left the range start anew so many powers of two from its centre, at the other end."""
 
-GATHERED = 2**21
-"""Adjoints of neighbouring steps are held together up to this many numbers, 8 MiB in float32."""
+GATHERED = 2**22
+"""Adjoints of neighbouring steps are held together up to this many numbers, 16 MiB in float32."""
 
 
 @dataclass(frozen=True)
