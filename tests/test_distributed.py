@@ -1,17 +1,14 @@
 """Two processes that train together: the monitor keeps them in step, and `all_reduce` adds up what
 each of them has."""
 
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import retrograde
-from support import data_parallel
+from support import data_parallel, processes
 
 SECONDS = 120
 """Far more than the run takes: a rank that waits for another must fail, not hang."""
@@ -30,22 +27,19 @@ def _ranks(tmp_path_factory):
         port = str(free.getsockname()[1])
     there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
     ranks = [
-        subprocess.Popen(
-            [sys.executable, str(Path(data_parallel.__file__)), str(folder)],
-            env=os.environ | there | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
+        processes.start(
+            *(Path(data_parallel.__file__), folder),
+            environment=there | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(2)
     ]
     try:
         for rank in ranks:
-            _, errors = rank.communicate(timeout=SECONDS)
-            assert rank.returncode == 0, errors
+            done = rank.done(timeout=SECONDS)
+            assert done.returncode == 0, done.stderr
     finally:
         for rank in ranks:
-            rank.kill()
-            rank.wait()
+            rank.process.kill()
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
