@@ -9,7 +9,7 @@
    da_b are the adjoints of some blocks side by side, which all parameters that follow from them
    share. Nothing is kept of them but these sums. */
 
-#define TOGETHER 128 /* rows times samples that go through the nodes together */
+#define TOGETHER 256 /* rows times samples that go through the nodes together */
 #define CORNER (NR > 2 ? 4 : 3) /* a tile of products of samples, as registers allow */
 #define TILE_SIZE (CORNER * CORNER)
 
@@ -68,18 +68,20 @@ static void find_weights(const struct sizes_run *run) {
   }
 }
 
-/* sum_{a,b} <row a, row b> weight[a, b] for each operand, and the part of it with a = b. */
+/* sum_{a,b} <row a, row b> weight[a, b] for each operand, and the part of it with a = b. What is
+   read next is fetched meanwhile, so many bytes on with each vector. */
 static void add_products(
     int64_t samples, const real *rows, int64_t row, int64_t vectors, int64_t operands,
-    const real *weights, real *square, real *own) {
+    const real *weights, const char *next, int64_t bytes, real *square, real *own) {
   memset(square, 0, (size_t)(operands * V) * sizeof(real));
   memset(own, 0, (size_t)(operands * V) * sizeof(real));
   for (int64_t i = 0; i < samples; i += CORNER)
     for (int64_t j = i; j < samples; j += CORNER) {
       vec sum[CORNER][CORNER] = {{{0}}};
       const real *left = rows + i * row, *right = rows + j * row;
-      for (int64_t v = 0; v < vectors; v++, left += V, right += V) {
+      for (int64_t v = 0; v < vectors; v++, left += V, right += V, next += bytes) {
         vec some[CORNER];
+        __builtin_prefetch(next, 0, 2);
         UNROLL for (int64_t b = 0; b < CORNER; b++) some[b] = load(right + b * row);
         UNROLL for (int64_t a = 0; a < CORNER; a++) {
           vec one = load(left + a * row);
@@ -137,7 +139,7 @@ static double inner_product(
 /* One row of all samples at one step: what its adjoints make of the operands of every group. */
 static void sizes_of_row(
     const struct sizes_run *run, const struct work_rows *rows, const struct work_sizes *w,
-    int64_t n, int64_t k, int64_t at) {
+    int64_t n, int64_t k, int64_t at, const real *next) {
   const struct sizes_of_rows *p = run->sizes;
   const int64_t B = p->samples, step = p->first + k;
   const double doubt = 16384 * (sizeof(real) == 4 ? 0x1p-23 : 0x1p-52);
@@ -161,9 +163,12 @@ static void sizes_of_row(
       memset(w->adjoints + b * run->width + P, 0, (size_t)(padded - P) * sizeof(real));
     if (B == 1)
       add_square(w->adjoints, padded / V, g->operands, weights, w->square);
-    else
+    else {
+      const int64_t bytes = B * p->size * (int64_t)sizeof(real) / (run->tiles * padded / V);
       add_products(
-          B, w->adjoints, run->width, padded / V, g->operands, weights, w->square, w->own);
+          B, w->adjoints, run->width, padded / V, g->operands, weights, (const char *)next, bytes,
+          w->square, w->own);
+    }
     weights += run->tiles * g->operands * TILE_SIZE;
     for (int64_t u = 0; u < g->operands; u++, operand++) {
       const int64_t to = (operand * p->rows + n) * p->steps + k;
@@ -204,8 +209,12 @@ static void sizes_parts(int64_t begin, int64_t end, void *context) {
         through_step(
             &run->runner, &rows, rows.registers[0], p->first + k, 0, B, here,
             p->rows <= FEW_ROWS || !p->program.products);
+        /* Those that follow: of this step, or the first ones of the next, if there is one. */
+        const real *next = values + run->rows * p->row;
+        if (n + run->rows >= last)
+          next = (const real *)p->values + first * p->row + (k + (k + 1 < p->steps)) * p->step;
         for (int64_t row = 0; row < here; row++)
-          sizes_of_row(run, &rows, &w, n + row, k, row);
+          sizes_of_row(run, &rows, &w, n + row, k, row, next + row * p->row);
       }
   }
   restore_denormals(control);
