@@ -29,8 +29,6 @@
 #endif
 #define MR 6
 #define DEPTH 384          /* how far k runs before a tile goes back to memory */
-#define CACHED 1000000     /* bytes of a matrix that stay in a core's cache */
-#define FAR_ROWS (4 * MR)  /* up to which a product has to wait for memory anyhow */
 #define COLUMNS (8 * MR)   /* of what is summed over rows, that stay in the cache together */
 #define CHUNK_ROWS 256     /* steps times samples whose weight gradients are formed together */
 #define SMALL_WORK 1000000 /* multiplications, below which a second thread does not pay */

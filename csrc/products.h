@@ -36,30 +36,20 @@ static const tile_function tiles[MR][4] = {ROW(1), ROW(2), ROW(3), ROW(4), ROW(5
 /* Rows first .. last of tile number i when `rows` are split evenly into tiles of up to MR. */
 INLINE int64_t tile_start(int64_t rows, int64_t count, int64_t i) { return rows * i / count; }
 
-/* Ask for numbers that are read soon. */
-INLINE void ask_for(const real *from, int64_t count) {
-  for (int64_t k = 0; k < count; k += 64 / (int64_t)sizeof(real))
-    __builtin_prefetch(from + k);
-}
-
 /* c [rows, vectors] = start + a b, of rows first_k .. first_k + depth - 1 of all that b is packed
-   for. c and start are padded to whole vectors. Where b does not stay in the cache from one product
-   to the next, each tile asks for its share of what the tiles of the next panel read. */
+   for. c and start are padded to whole vectors. */
 static void product_of_part(
     int64_t rows, int64_t vectors, int64_t depth, const real *a, int64_t a_row, const real *packed,
     int64_t packed_depth, int64_t first_k, const real *start, int64_t start_row, real *c,
     int64_t c_row) {
   int64_t count = (rows + MR - 1) / MR;
   int64_t block = 0;
-  const int far = rows > FAR_ROWS && depth * vectors * VECTOR_BYTES > CACHED;
   do { /* once also for depth 0, where c = start */
     int64_t here = depth - block < DEPTH ? depth - block : DEPTH;
     for (int64_t first = 0; first < vectors; first += NR) {
       int64_t width = vectors - first < NR ? vectors - first : NR;
       const real *b = packed + first * V * packed_depth + (first_k + block) * width * V;
-      int64_t share = far && first + NR < vectors ? here * width * V / count : 0;
       for (int64_t i = 0; i < count; i++) {
-        ask_for(b + packed_depth * width * V + i * share, share);
         int64_t row = tile_start(rows, count, i);
         int64_t height = tile_start(rows, count, i + 1) - row;
         const real *from = start ? start + row * start_row + first * V : 0;
