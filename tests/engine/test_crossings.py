@@ -8,6 +8,7 @@ import retrograde
 from retrograde.engine import Entries, Scaled, backpropagate_by_crossing, crossings
 from retrograde.engine.crossings import gradients_by_crossing, rows_by_crossing
 from retrograde.engine.gradients import ParameterSums
+from support.backends import BACKENDS, using
 from support.type_checks import unchecked
 
 CLASSES = 4
@@ -113,3 +114,19 @@ def test_merged_rows_are_the_sums_of_those_of_their_entries():
             (own,) = expected[span.first, single.tolist().index(lag)].unsqueeze(0)
             torch.testing.assert_close(row, own, rtol=1e-9, atol=0)
     assert len(rows) < 40 and bool((span.norms > 0).any())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sums_on_both_sides_of_a_state_that_is_reordered_stay_apart(backend, monkeypatch):
+    """Rows are not summed where a state is reordered, and what is held there is not continued."""
+    monkeypatch.setattr(crossings, "HELD", 40 * 3 * 4 * 6)  # 40 rows of 3 classes at a time
+    torch.manual_seed(0)
+    model, order = torch.nn.LSTM(2, 3).double(), torch.tensor([2, 0, 3, 1])
+    x = torch.randn(30, 4, 2, dtype=torch.float64)
+    with using(backend), retrograde.record(model) as recording:
+        early, state = model(x[:15])
+        late, _ = model(x[15:], tuple(part[:, order] for part in state))
+        torch.cat((early, late)).square().mean().backward()
+    with using(backend):
+        parts = retrograde.decompose(recording).by_crossing("weight_hh_l0", max_crossings=2)
+    torch.testing.assert_close(parts.parts().sum((0, 1)), model.weight_hh_l0.grad)

@@ -12,7 +12,12 @@ class AbstractLabels(ABC):
     """How parts are labelled; a frozen dataclass, so that a pass is made once for equal labels.
 
     To add a decomposition, write one in a file of its own, and a method of `Flow` that makes it.
+
+    Attributes:
+        lags: those of each bin.
     """
+
+    lags: tuple[range, ...]
 
     @abstractmethod
     def parts(self, unrolled: Unrolled, entries: Entries) -> Mapping[str, Parts]:

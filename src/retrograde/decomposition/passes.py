@@ -136,7 +136,8 @@ class Passes:
         """The parts with these labels, from the pass that sorts by them or one made before."""
         if labels not in self._found:
             rows, octaves = self._by_lag, self._octaves
-            if isinstance(labels, Lags) and not (self._starts and octaves.divides(labels)):
+            ahead = rows is not self._entries and self._starts and octaves.divides(labels)
+            if not ahead:
                 rows = telling(rows, labels.lags)
             if rows is self._by_lag and rows.relative and octaves.divides(labels):
                 self._make(octaves, rows)  # whose pass has most bins

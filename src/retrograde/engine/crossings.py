@@ -457,6 +457,7 @@ def gradients_by_crossing(
     for chunk in unrolled.chunks():
         for stretch in _stretches(rows, chunk, gathered):
             if stretch.pulled.units is None:
+                _add(sums, gathered.give(chunk))  # what is held lies at neighbouring steps
                 places = gathered.bins_of(stretch.lags).unsqueeze(1) + of_class
                 sums.add_rows(stretch.span(), places.flatten(0, 1))
                 continue
