@@ -72,7 +72,7 @@ class CallEdges:
 
 @dataclass(eq=False)
 class Places:
-    """All recorded calls by their nodes. Nothing is ever replaced: another thread may add calls.
+    """All recorded calls by their nodes. Another thread may add calls at any time.
 
     Attributes:
         inside: the last nodes of each call, with the edges of what went into it.
