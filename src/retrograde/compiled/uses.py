@@ -121,6 +121,7 @@ def uses_of(plan: Plan, like: Tensor) -> Uses | None:
                 for use, _ in uses
             )
             every.append(operands)
+            # As in csrc/sums.h: what fills half a vector at most lies column by column.
             widths = [0 if u is None else u.shape[2] for u in operands]
             wide = [0 if 2 * n <= vector else math.ceil(n / vector) * vector for n in widths]
             padded = math.ceil(height / vector) * vector

@@ -23,8 +23,8 @@ def decompose(
             `recording["encoder.lstm"]`.
         max_rows: how many rows the loss steps may take up. By default each of up to 1024 loss
             steps has its own; more share 512 rows in blocks of neighbouring steps. Sums over
-            loss steps stay exact. Reach and half-life know lags to the width of a block; parts
-            by lag are found as with `relative` then.
+            loss steps stay exact. Reach and half-life then know lags to the width of a block;
+            parts by lag are found as with `relative`.
         relative: merge the rows of neighbouring loss steps as their lag grows, so that lags up to
             this number are exact and those beyond are known to 1/relative of themselves: about
             `relative * log2(T / relative)` rows, however long the sequence. Sums stay exact;

@@ -15,7 +15,7 @@ from retrograde.decomposition.by_time import ContributionNorms, ContributionShar
 from retrograde.decomposition.labels import AbstractLabels
 from retrograde.decomposition.lags import lags_that_count
 from retrograde.decomposition.parts import Parts, together
-from retrograde.decomposition.resolution import by_lag_in, telling
+from retrograde.decomposition.resolution import lag_rows, telling
 from retrograde.decomposition.rows import log2_of_sum, near
 from retrograde.decomposition.sizes import ALL, STATE, LagSizes, Sizes
 from retrograde.decomposition.whole import Whole
@@ -44,7 +44,7 @@ class Passes:
 
     def __init__(self, entries: Entries, whole: Whole):
         self._entries, self._whole, self._unrolled = entries, whole, whole.unrolled
-        self._by_lag = by_lag_in(entries)
+        self._lag_rows = lag_rows(entries)
         self._names, self._steps = tuple(whole.unrolled.cell.parameters), len(whole.unrolled)
         self._found: dict[AbstractLabels, Mapping[str, Parts]] = {}
         self._starts: set[int] = set()
@@ -60,8 +60,8 @@ class Passes:
         if routes:
             self._ahead.add(Routes(lag_bins("octaves", self._steps)))
         _ = self._tables
-        if self._by_lag is not self._entries and (sums := self._sums_by_lag()):
-            fold(self._unrolled, self._by_lag, list(sums.values()))
+        if self._lag_rows is not self._entries and (sums := self._sums_by_lag()):
+            fold(self._unrolled, self._lag_rows, list(sums.values()))
             self._found.update((labels, each.result()) for labels, each in sums.items())
 
     def _sums_by_lag(self) -> dict[AbstractLabels, LagSums | RouteSums]:
@@ -71,7 +71,7 @@ class Passes:
         if not is_unitwise(self._unrolled):  # whose lags need no pass of rows
             found[lags] = LagSums(lags.lags, cell)
         for routes in self._ahead:
-            found[routes] = RouteSums(routes.lags, cell, self._by_lag)
+            found[routes] = RouteSums(routes.lags, cell, self._lag_rows)
         return {labels: each for labels, each in found.items() if labels not in self._found}
 
     @property
@@ -102,8 +102,9 @@ class Passes:
         known = self._whole.at_hand
         shares = ContributionShares(entries, steps, known or self._whole.gradient, norms)
         adjoints = AdjointNorms(entries, steps)
-        sums = self._sums_by_lag() if entries is self._by_lag else {}
-        every = [] if sums else [LagSums(lag_bins((0,), steps), self._unrolled.cell)]
+        sums = self._sums_by_lag() if entries is self._lag_rows else {}
+        summed = bool(sums) or is_unitwise(self._unrolled)  # whose lags need no pass of rows
+        every = [] if summed else [LagSums(lag_bins((0,), steps), self._unrolled.cell)]
         fold(self._unrolled, entries, [shares, adjoints, *sums.values(), *every])
         self._found.update((labels, each.result()) for labels, each in sums.items())
         by_lag = every[0].result() if every else self.parts(self._octaves)
@@ -135,11 +136,11 @@ class Passes:
     def parts(self, labels: AbstractLabels) -> Mapping[str, Parts]:
         """The parts with these labels, from the pass that sorts by them or one made before."""
         if labels not in self._found:
-            rows, octaves = self._by_lag, self._octaves
+            rows, octaves = self._lag_rows, self._octaves
             ahead = rows is not self._entries and self._starts and octaves.divides(labels)
             if not ahead:
                 rows = telling(rows, labels.lags)
-            if rows is self._by_lag and rows.relative and octaves.divides(labels):
+            if rows is self._lag_rows and rows.relative and octaves.divides(labels):
                 self._make(octaves, rows)  # whose pass has most bins
             self._make(labels, rows)
         return self._found[labels]
@@ -148,7 +149,7 @@ class Passes:
         """Find what is not there yet, from finer bins of the same rows where there are any."""
         if labels in self._found:
             return
-        if isinstance(labels, Lags) and rows is self._by_lag:
+        if isinstance(labels, Lags) and rows is self._lag_rows:
             for finer in self._found:
                 if isinstance(finer, Lags) and finer.divides(labels):
                     self._found[labels] = finer.joined(self._found[finer], labels)

@@ -48,7 +48,7 @@ def rows_for(
     return entries
 
 
-def by_lag_in(entries: Entries) -> Entries:
+def lag_rows(entries: Entries) -> Entries:
     """The rows that questions by lag are answered from: merged ones in place of blocks.
 
     A block of loss steps knows lags to its width alone, and a merged row to a part of the lag.
@@ -60,7 +60,7 @@ def by_lag_in(entries: Entries) -> Entries:
 
 def telling(entries: Entries, lags: tuple[range, ...]) -> Entries:
     """The rows that tell bins exactly; merged ones do for octaves, which are many."""
-    entries = by_lag_in(entries)
+    entries = lag_rows(entries)
     relative, edge = entries.relative, lags[-1].start
     if not relative or edge <= relative or lags == lag_bins("octaves", len(entries.direct)):
         return entries

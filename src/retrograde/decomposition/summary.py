@@ -43,7 +43,8 @@ MANY = 2**14
 class Summary:
     """A few numbers of one backward pass through one layer; each is the `Flow`'s own.
 
-    A stack of torch.nn is one layer here: its layers share one state, and the numbers are of all.
+    A stack of torch.nn is one layer here: its layers share one state, and the numbers are
+    those of all of them together.
 
     A number that the pass does not have is NaN: no rate after a single step, no carousel in a
     plain RNN, no share of a gradient that is zero.
