@@ -164,8 +164,8 @@ struct scan {
      norms, [N, K] and [N]. */
   void *values, *norms, *back, *back_norms;
   /* NULL, or a further result, [N, K]: rows that leave the range are multiplied by powers of two on
-     the way, and 2^exponent is what a row at a step is in units of, beside those that it came in. All
-     that the loss gives must be rows of their own then, and all samples are one task. */
+     the way, but for the newest one as long as the loss adds to it, and 2^exponent is what a row at a
+     step is in units of, beside those that it came in. All samples are one task then. */
   int64_t *exponents;
   /* Sums of rows instead of rows, where `sums` is not 0: the number of the sum that each row belongs
      to at each step, -1 for none, [N, K], and what a row is in units of, [N]. `values` are then the

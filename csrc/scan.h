@@ -14,6 +14,7 @@ struct scan_run {
   real *more;
   struct scales scales;
   int finite;
+  uint8_t *fed; /* where rows are brought into range, [K]: what `find_fed` finds */
   real *scratch;
   int64_t of_task;
   struct tasks tasks; /* parts of the rows */
@@ -69,12 +70,12 @@ static void norms_of(int64_t samples, int64_t count, const double *squares, real
 
 /* A row of some samples to where it is asked for; returns the sum of its squares. */
 INLINE double hand_out_all(
-    const struct rows *from, int64_t n, int64_t samples, int64_t size, real *to, double *squares,
-    int64_t of_sample) {
+    const struct rows *from, int64_t n, int64_t samples, int64_t size, int past, real *to,
+    double *squares, int64_t of_sample) {
   double total = 0;
   for (int64_t b = 0; b < samples; b++) {
     const real *row = from->at + b * from->sample + n * from->row;
-    total += squares[b * of_sample] = hand_out(row, size, 0, to + b * size);
+    total += squares[b * of_sample] = hand_out(row, size, past, to + b * size);
   }
   return total;
 }
@@ -83,24 +84,37 @@ INLINE int64_t between(int64_t value, int64_t most) {
   return value < 0 ? 0 : value > most ? most : value;
 }
 
+/* At which steps the loss still adds something to the newest row on its way back. That comes in the
+   units in which the row came, so that the row stays in them. */
+static void find_fed(const struct scan *p, uint8_t *fed) {
+  const int64_t of_step = p->samples * p->size;
+  fed[0] = 0;
+  for (int64_t k = 1; k < p->steps; k++)
+    fed[k] = p->given && p->rows[k - 1] == p->rows[k] &&
+             (fed[k - 1] ||
+              !all_zero((const real *)p->given + (k - 1) * of_step, 1, of_step, of_step));
+}
+
 /* All rows at a step, those that left the range times a power of two. */
 static void hand_out_in_range(
     const struct scan_run *run, const struct rows *all_rows, int64_t first, int64_t most,
-    int64_t rows, int64_t k) {
+    int64_t rows, int64_t k, int past) {
   const struct scan *p = run->scan;
   const int64_t B = p->samples, S = p->size, K = p->steps, N = p->rows[0];
+  const int64_t fed = run->fed[k] ? p->rows[k] - 1 - first : -1;
   for (int64_t n = 0; n < most; n++) {
     const int64_t at = (first + n) * K + k;
     real *to = (real *)p->values + at * B * S;
     double *squares = run->squares + at;
     int64_t by = 0;
     if (n < rows) {
-      by = into_range(hand_out_all(all_rows, n, B, S, to, squares, N * K));
+      by = into_range(hand_out_all(all_rows, n, B, S, past, to, squares, N * K));
+      by = n == fed ? 0 : by;
       if (by) {
         for (int64_t b = 0; b < B; b++)
           multiply(
               all_rows->at + b * all_rows->sample + n * all_rows->row, S, (real)ldexp(1, (int)by));
-        hand_out_all(all_rows, n, B, S, to, squares, N * K);
+        hand_out_all(all_rows, n, B, S, past, to, squares, N * K);
       }
     } else {
       memset(to, 0, (size_t)(B * S) * sizeof(real));
@@ -182,7 +196,7 @@ static void scan_tasks(int64_t begin, int64_t end, void *context) {
       if (p->sums)
         sum_step(run, registers, task % run->tasks.parts, sample, samples, first, rows, k);
       else if (p->exponents)
-        hand_out_in_range(run, registers, first, most, rows, k);
+        hand_out_in_range(run, registers, first, most, rows, k, past);
       for (int64_t b = 0; b < samples && !p->sums && !p->exponents; b++)
         for (int64_t n = 0; n < most; n++) {
           real *to = (real *)p->values + (((first + n) * K + k) * B + sample + b) * S;
@@ -260,9 +274,11 @@ static int64_t scan(const struct scan *p) {
   const int64_t of_units = padded_to(parts * B * K * p->sums, 64) * wide;
   const int64_t of_scales = p->sums ? padded_to(B * N, 64) * wide : 0;
   const int64_t of_more = padded_to((parts - 1) * p->sums * K * B * p->size, 64);
+  const int64_t of_fed = p->exponents && !p->sums ? padded_to(K, 64) : 0;
   void *raw;
   real *free_ = memory(
-      of_squares + of_units + 2 * of_scales + of_more + run.runner.of_packed + tasks * run.of_task,
+      of_squares + of_units + 2 * of_scales + of_more + of_fed + run.runner.of_packed +
+          tasks * run.of_task,
       &raw);
   if (!free_)
     return 1;
@@ -272,6 +288,9 @@ static int64_t scan(const struct scan *p) {
   run.scales.units = (int64_t *)taken(&free_, of_scales);
   run.scales.there = (uint8_t *)taken(&free_, of_scales);
   run.more = taken(&free_, of_more);
+  run.fed = (uint8_t *)taken(&free_, of_fed);
+  if (of_fed)
+    find_fed(p, run.fed);
   run.finite = 1;
   memset(run.scales.units, 0, (size_t)of_scales * sizeof(real));
   pack_all(&run.runner, &free_);

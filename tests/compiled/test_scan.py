@@ -19,7 +19,7 @@ from retrograde.engine import Entries, adjoint, crossings, fold, forward, unroll
 from retrograde.engine.adjoint import AdjointSpan
 from retrograde.engine.boundary import Boundary, Read
 from retrograde.engine.scaling import NO_EXPONENT, Scaled
-from retrograde.engine.scan import COMPILED, EAGER, Entering, backend, plain_boundaries
+from retrograde.engine.scan import COMPILED, EAGER, NEAR, Entering, backend, plain_boundaries
 from support.backends import BACKENDS, using
 from support.chunks import KINDS, cell_of, chunk_of, drawn
 from support.problems import MORE, PROBLEMS
@@ -135,7 +135,8 @@ def test_few_rows_are_kept_in_range(monkeypatch, factor, dtype):
         unroll(cell, x.to(kind), initial.to(kind)).chunk(0, 90)
         for cell, kind in zip(cells, (dtype, torch.float64), strict=True)
     )
-    assert COMPILED.ranges(chunk, 16) and not COMPILED.ranges(chunk, 17)
+    most = NEAR // (3 * 9)
+    assert COMPILED.ranges(chunk, most) and not COMPILED.ranges(chunk, most + 1)
     start, opened = 2.0**32 * drawn(2, 3, 9), [step in (3, 50, 51) for step in range(90)]
     given = entering(exact, 2, lambda step: opened[step])
     given = replace(
@@ -160,6 +161,39 @@ def test_few_rows_are_kept_in_range(monkeypatch, factor, dtype):
         back = ours.back[:-1].double() * torch.exp2(ours.exponents[:, 0].double())[:, None, None]
         assert bool(((back - theirs.back[:-1]).abs() <= factor * atol[:, 0]).all())
         assert ours.exponents.any()
+
+
+@pytest.mark.parametrize("factor", (2.0**-5, 2.0**-1, 2.0**5))
+def test_a_row_stays_in_its_units_as_long_as_the_loss_adds_to_it(factor):
+    """Against float64, in more rows than samples are taken together for."""
+    weights = (drawn(9, 2), factor * torch.linalg.qr(drawn(9, 9))[0], drawn(9), drawn(9))
+    x, initial = 0 * drawn(80, 3, 2), 0 * drawn(3, 9)
+    chunk, exact = (
+        unroll(
+            Elman(*(weight.to(kind) for weight in weights), activation="identity"),
+            *(x.to(kind), initial.to(kind)),
+        ).chunk(0, 80)
+        for kind in (torch.float32, torch.float64)
+    )
+    opens, adds = (2, 20, 40), (21, 29, 41, 42, 43, 44)
+    given = entering(exact, 20, lambda step: step in opens)
+    some = torch.tensor([step in opens + adds for step in range(80)][::-1])
+    given = replace(given, values=2.0**32 * given.values * some[:, None, None])
+    start = 2.0**32 * drawn(20, 3, 9)
+    theirs = EAGER.pull_back(exact, start, given)
+    single = replace(given, values=given.values.to(torch.float32), ranged=True)
+    ours = COMPILED.pull_back(chunk, start.to(torch.float32), single)
+    found = ours.values.double() * torch.exp2(ours.exponents.double())[..., None, None]
+    atol = 1e-4 * theirs.norms[..., None, None]
+    assert bool(((found - theirs.values).abs() <= atol).all())
+    steps = torch.arange(80).flip(0)
+    assert not ours.exponents[21, (steps >= 20) & (steps < 29)].any()
+    assert not ours.exponents[22, (steps >= 40) & (steps < 44)].any()
+    moves = ours.exponents[:, :-1] - ours.exponents[:, 1:]
+    for row, last in ((0, 0), (21, 29), (22, 44)):  # and is brought into range behind
+        assert moves[row, steps[:-1] > last].any()
+        assert bool((ours.norms[row, steps > last] <= 2.0**56).all())
+        assert bool((ours.norms[row, steps > last] >= 2.0**8).all())
 
 
 def test_a_row_that_falls_farther_than_a_power_of_two_reaches_is_kept(monkeypatch):

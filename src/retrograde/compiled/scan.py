@@ -92,8 +92,8 @@ def pull_back(
         back: whether what comes back to the state before the earliest is asked for; it has one more
             row, without a value.
         scales: what each row at the latest step is multiplied by first, [N0]; None for nothing.
-        ranged: whether rows are brought into range on the way; all that the loss gives must be rows
-            of their own then.
+        ranged: whether rows are brought into range on the way, but for the newest one as long as
+            the loss adds to it.
 
     Raises:
         MemoryError: where there is not enough.

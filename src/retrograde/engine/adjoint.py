@@ -347,7 +347,7 @@ class PerEntry:
         steps = k - max(first, chunk.first) + 1
         length = min(steps, max(1, GATHERED // (self.count * size)))
         most = len(self._entries) + self._more
-        ranged = self._entries.single and backend().ranges(chunk, most)
+        ranged = backend().ranges(chunk, most)
         slack = SLACK
         if not ranged:  # room for a factor of two at each step; one that moves faster ends it
             length = min(self._length, length)
@@ -368,9 +368,8 @@ class PerEntry:
             exponent = exponent + pulled.exponents
         out = _first_out(pulled.norms, norms, entering) if len(rows) > 1 else None
         self.count = rows[0 if out is None else out]
-        if self.count > len(norms):
-            self._newest = opened[self.count - len(norms) - 1]
         self._exponent = exponent[: self.count, out or 0].contiguous()
+        self._newest = int(self._exponent[-1])
         if out is None:
             self.stopped, self._complete = entering.first - 1, False
             longer = 2 * len(rows) if len(rows) >= CHUNK else min(2 * len(rows), CHUNK)

@@ -29,6 +29,10 @@ FEW_ROWS = 48
 """The library takes all samples of up to so many rows together (GROUPED_ROWS in csrc/scan.h), and
 so knows on the way how large a row is."""
 
+NEAR = 2**16
+"""It can as well do so where all rows of a step are no more numbers than this, 256 KiB in float32,
+and stay in a near cache."""
+
 
 @dataclass(frozen=True, eq=False)
 class Entering:
@@ -104,7 +108,7 @@ class AbstractBackend(ABC):
 
     It need not care what leaves the range on the way: whoever calls brings the rows into range
     before, and uses nothing after the step at which one has left it. It may say that it keeps few
-    rows in range itself, where every row is that of a single loss step.
+    rows in range itself, all but the newest as long as the loss adds to it.
     """
 
     def ranges(self, chunk: Chunk, rows: int) -> bool:
@@ -205,7 +209,8 @@ class Compiled(AbstractBackend):
     """All steps in one call of the compiled library; what it cannot run, operations of torch do."""
 
     def ranges(self, chunk: Chunk, rows: int) -> bool:
-        few = rows * chunk.steps.previous.shape[1] <= FEW_ROWS
+        _, samples, size = chunk.steps.previous.shape
+        few = rows * samples <= FEW_ROWS or rows * samples * size <= NEAR
         return few and not chunk.boundaries and chunk.compiled is not None
 
     def pull_back(
