@@ -41,7 +41,9 @@ def leaving(chunk, first, dtype):
     rows = len(chunk.graph.routes) * len(LAGS)
     out = torch.full((rows, *span.values.shape[1:]), torch.nan, dtype=dtype)
     sums = RouteSums(LAGS, chunk.cell, entries)
-    last, units = sums._leaving(span, out)
+    exponent = torch.where(span.norms > 0, span.exponent, NO_EXPONENT)
+    before = entries.lags_between(first - 1, len(span), len(span.lags))
+    last, units = sums._leaving(span, exponent, before, out)
     assert out[:, -1].isnan().all()
     whole = torch.cat((last.unsqueeze(1), out[:, :-1]), 1)
     plain = whole.double() * torch.exp2(units.double())[..., None, None]

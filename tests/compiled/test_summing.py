@@ -12,6 +12,7 @@ from retrograde.compiled import library as loading
 from retrograde.compiled import passes
 from retrograde.decomposition.bins import lag_bins
 from retrograde.decomposition.by_lag import LagSums
+from retrograde.decomposition.by_route import RouteSums
 from retrograde.engine import Entries, unroll
 from retrograde.engine.boundary import Boundary, Read
 from retrograde.engine.fold import fold
@@ -205,8 +206,8 @@ def test_rows_that_are_not_finite_are_not_summed():
             assert COMPILED.sum_back(chunk, start, given, units, places, 1) is None
 
 
-class Watched(LagSums):
-    """Counts the steps at which it was given rows, and sums."""
+class Watched:
+    """Counts the steps at which a fold was given rows, and sums."""
 
     given = summed = 0
 
@@ -214,31 +215,60 @@ class Watched(LagSums):
         self.given += len(span)
         super().update(span)
 
-    def add(self, span):
-        self.summed += span.values.shape[1]
-        super().add(span)
+    def add(self, span, lags):
+        self.summed += len(span)
+        super().add(span, lags)
+
+
+class WatchedLags(Watched, LagSums):
+    pass
+
+
+class WatchedRoutes(Watched, RouteSums):
+    pass
+
+
+class Rows:
+    """A fold that asks for rows."""
+
+    def update(self, span):
+        assert len(span.values) == len(span.norms)
 
 
 @pytest.mark.parametrize("relative", (None, 8))
 @pytest.mark.parametrize("factor", (0.1, 1.0, 2.0))
-def test_lags_are_summed_on_the_way(relative, factor):
+def test_lags_and_routes_are_summed_on_the_way(relative, factor):
     """As they are of rows that were handed out, whether these vanish or explode."""
-    cell, before = cell_of("lstm-2000", 2, 7), None
+    cell = cell_of("lstm-2000", 2, 7)
     cell = replace(cell, weight_hh=factor * cell.weight_hh)
     x, direct = drawn(150, 3, 2), drawn(150, 3, 14, seed=1)
     entries = Entries.merging(direct, relative) if relative else Entries.of(direct)
-    for alone in (True, False):
-        sums = Watched(lag_bins("octaves", 150), cell)
-        fold(unroll(cell, x), entries, [sums] if alone else [sums, Watched((range(150),), cell)])
-        assert (sums.summed > sums.given) == alone
-        assert sums.summed + sums.given == 150
-        found = {name: parts.scaled for name, parts in sums.result().items()}
-        for name, other in (before or {}).items():
-            one = found[name]
-            shift = powers(one.exponent - other.exponent).view(-1, *[1] * (one.values.ndim - 1))
-            error = (one.values * shift - other.values).flatten(1).norm(dim=1)
-            assert bool((error <= 1e-11 * other.values.flatten(1).norm(dim=1)).all())
-        before = found
+
+    def found(*which, rows=()):
+        lags = WatchedLags(lag_bins("octaves", 150), cell)
+        routes = WatchedRoutes(lag_bins((0, 1, 7, 60), 150), cell, entries)
+        folds = [{"lags": lags, "routes": routes}[name] for name in which]
+        fold(unroll(cell, x), entries, [*folds, *rows])
+        for each in folds:
+            assert (each.summed > each.given) == (not rows)
+            assert each.summed + each.given == 150
+        return [each.result() for each in folds]
+
+    of_lags, of_routes = found("lags", "routes", rows=[Rows()])
+    for one, other in zip(
+        (*found("lags", "routes"), *found("lags"), *found("routes")),
+        (of_lags, of_routes, of_lags, of_routes),
+        strict=True,
+    ):
+        for name in cell.parameters:
+            near(one[name].scaled, other[name].scaled)
+
+
+def near(one, other):
+    """To rounding, row by row, each with an exponent of its own."""
+    shift = powers(one.exponent - other.exponent).view(-1, *[1] * (one.values.ndim - 1))
+    error = (one.values * shift - other.values).flatten(1).norm(dim=1)
+    assert bool((error <= 1e-11 * other.values.flatten(1).norm(dim=1)).all())
 
 
 def test_a_pass_with_a_row_that_is_not_finite_is_that_of_rows():
@@ -247,10 +277,10 @@ def test_a_pass_with_a_row_that_is_not_finite_is_that_of_rows():
     cell.weight_hh[2, 3] = math.inf
     x, direct = drawn(40, 2, 2), drawn(40, 2, 5, seed=1)
     said = []
-    for more in (0, 1):
-        sums = [Watched((range(40),), cell) for _ in range(1 + more)]
+    for more in ([], [Rows()]):
+        sums = [WatchedLags((range(40),), cell)]
         with pytest.raises(NonFiniteError) as error:
-            fold(unroll(cell, x), Entries.of(direct), sums)
+            fold(unroll(cell, x), Entries.of(direct), sums + more)
         said.append(str(error.value))
         assert not sums[0].summed
     assert said[0] == said[1]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from retrograde import _checks
 from retrograde.engine.adjoint import AdjointSpan
+from retrograde.engine.binning import Binning
 from retrograde.engine.gradients import rows_together
 from retrograde.engine.scaling import NO_EXPONENT, Scaled
 from retrograde.errors import ArgumentError
@@ -47,51 +48,28 @@ def lag_bins(bins: Bins, steps: int) -> tuple[range, ...]:
 class LagBins:
     """Sums adjoint rows whose lags share a bin: the pull-back is linear, so this comes first.
 
-    Where every entry has several rows, `classes` of them, each class has bins of its own.
+    Rows come entry by entry, latest first; so do the sums, farthest bin first.
+
+    Attributes:
+        starts: the first lags of the bins, the nearest first.
+        rows: the number of sums at each step.
     """
 
-    def __init__(self, lags: tuple[range, ...], classes: int = 1):
-        self._count, self._classes = len(lags), classes
-        self._starts = torch.tensor([bin_.start for bin_ in lags[1:]], dtype=torch.int64)
+    def __init__(self, lags: tuple[range, ...]):
+        self.starts, self.rows = [bin_.start for bin_ in lags], len(lags)
+        self._bins = Binning(self.starts)
 
-    @property
-    def rows(self) -> int:
-        """The number of sums at each step."""
-        return self._count * self._classes
-
-    def sum(
-        self, span: AdjointSpan, lags: Int[Tensor, "E K"] | None = None
-    ) -> tuple[Float[Tensor, "M K B S"], Int[Tensor, "M K"]]:
-        """At each step a row for each class and bin, and the largest exponent of its nonzero rows.
-
-        Args:
-            span: the rows.
-            lags: their lags, if they are to count as rows of other steps.
-        """
+    def sum(self, span: AdjointSpan) -> tuple[Float[Tensor, "M K B S"], Int[Tensor, "M K"]]:
+        """At each step a row for each bin, and the largest exponent of its nonzero rows."""
         exponent = torch.where(span.norms > 0, span.exponent, NO_EXPONENT)
-        return rows_together(span.values, self.places(span, lags), exponent, self.rows)
+        return rows_together(span.values, self.of_lags(span.lags), exponent, self.rows)
 
-    def places(
-        self, span: AdjointSpan, lags: Int[Tensor, "E K"] | None = None
-    ) -> Int[Tensor, "N K"]:
-        """The number of the sum that each row belongs to.
-
-        Rows come entry by entry, latest first; so do the sums, class by class, farthest bin first.
-        """
-        return self.of_lags(span.lags if lags is None else lags)
-
-    def of_lags(self, lags: Int[Tensor, "E K"]) -> Int[Tensor, "N K"]:
-        """The same of entries with these lags."""
-        farther = self._farther(lags)
-        last = torch.arange(self._count - 1, self.rows, self._count, device=lags.device)
-        return (last.view(-1, 1) - farther.unsqueeze(1)).flatten(0, 1)
-
-    def _farther(self, lags: Int[Tensor, "*R"]) -> Int[Tensor, "*R"]:
-        """The number of the bin of each lag, the nearest first."""
-        return torch.bucketize(lags.contiguous(), self._starts.to(lags.device), right=True)
+    def of_lags(self, lags: Int[Tensor, "N K"]) -> Int[Tensor, "N K"]:
+        """The number of the sum that a row with each of these lags belongs to."""
+        return self.rows - 1 - self._bins.numbers(lags)
 
     def nearest_first(self, sums: Scaled) -> Scaled:
-        """The same rows with the bins of each class in order of lag."""
+        """The sums, which may come way by way, with the bins of each way in order of lag."""
         order = torch.arange(len(sums.exponent), device=sums.exponent.device)
-        order = order.view(-1, self._count).flip(1).flatten()
+        order = order.view(-1, self.rows).flip(1).flatten()
         return Scaled(sums.values[order], sums.exponent[order])

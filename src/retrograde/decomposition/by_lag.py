@@ -62,19 +62,16 @@ class LagSums:
     """The fold behind `by_lag`; with a single bin it is the whole gradient."""
 
     def __init__(self, lags: tuple[range, ...], cell: AbstractCell):
-        self._lags, self._bins = lags, LagBins(lags)
-        self._sums, self.sums = AdjointSums(cell, len(lags)), len(lags)
+        self._lags, self._bins, self._sums = lags, LagBins(lags), AdjointSums(cell, len(lags))
+        self.starts = self._bins.starts
 
     def update(self, span: AdjointSpan) -> None:
-        self._sums.add_rows(span, self.places(span.lags))
+        self._sums.add_rows(span, self._bins.of_lags(span.lags))
 
-    def places(self, lags: Int[Tensor, "E K"]) -> Int[Tensor, "E K"]:
-        """The number of the sum that rows with these lags belong to."""
-        return self._bins.of_lags(lags)
-
-    def add(self, span: SummedSpan) -> None:
-        """Rows that were summed by these numbers on their way."""
-        self._sums.add(span, span.values, span.exponent)
+    def add(self, span: SummedSpan, lags: Int[Tensor, "M"]) -> None:
+        """Rows that were summed by lag on their way."""
+        places = self._bins.of_lags(lags.unsqueeze(1).expand_as(span.exponent))
+        self._sums.add(span, span.values, span.exponent, places)
 
     def result(self) -> dict[str, Parts]:
         axes = ({"lag": self._lags},)

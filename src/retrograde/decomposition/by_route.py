@@ -16,13 +16,13 @@ from retrograde.compiled.routes import pull_back
 from retrograde.decomposition.bins import LagBins
 from retrograde.decomposition.labels import AbstractLabels
 from retrograde.decomposition.parts import Parts
-from retrograde.engine.adjoint import AdjointSpan
+from retrograde.engine.adjoint import AdjointSpan, SummedSpan
 from retrograde.engine.entries import Entries
 from retrograde.engine.fold import fold
-from retrograde.engine.gradients import AdjointSums
+from retrograde.engine.gradients import AdjointSums, rows_together
 from retrograde.engine.scaling import NO_EXPONENT
 from retrograde.engine.scan import plain_boundaries
-from retrograde.engine.unroll import Unrolled
+from retrograde.engine.unroll import Chunk, Unrolled
 
 DIRECT = "direct"
 """What has made no hop: it enters at the use step itself."""
@@ -49,17 +49,47 @@ class RouteSums:
         self._ways = (DIRECT, *cell.routes)
         self._sums = AdjointSums(cell, len(self._ways) * len(lags))
         self._arriving: tuple[Tensor, Tensor] | None = None  # at the step before those seen
+        # The bin of a lag, and of the one after it, at the step before.
+        edges = {*self._bins.starts, *(start - 1 for start in self._bins.starts)}
+        self.starts = sorted(edges - {-1})
 
     def update(self, span: AdjointSpan) -> None:
         for piece in span.pieces(len(self._ways) * self._bins.rows):
-            self._take(piece)
+            lags, steps = piece.lags, len(piece)
+            before = (
+                torch.where(lags < 0, -1, lags + 1)
+                if self._entries.relative
+                else self._entries.lags_between(piece.first - 1, steps, len(lags))
+            )
+            newest = torch.where(lags >= 0, lags, len(self._entries.direct)).amin(0)
+            exponent = torch.where(piece.norms > 0, piece.exponent, NO_EXPONENT)
+            self._take(piece, exponent, before, newest)
 
-    def _take(self, span: AdjointSpan) -> None:
-        """What the loss gives to some steps, and what comes back to them along each route."""
+    def add(self, span: SummedSpan, lags: Int[Tensor, "M"]) -> None:
+        """Rows of single loss steps that were summed by lag on their way."""
+        for piece in span.pieces(len(self._ways) * self._bins.rows):
+            before = (lags + 1).unsqueeze(1).expand_as(piece.exponent)
+            self._take(piece, piece.exponent, before, before.new_zeros(len(piece)))
+
+    def _take(
+        self,
+        span: AdjointSpan | SummedSpan,
+        exponent: Int[Tensor, "N K"],
+        before: Int[Tensor, "N K"],
+        newest: Int[Tensor, "K"],
+    ) -> None:
+        """What the loss gives to some steps, and what comes back to them along each route.
+
+        Args:
+            span: rows at these steps.
+            exponent: of each, NO_EXPONENT for one of zeros.
+            before: the lag of each at the step before.
+            newest: the lag of what the loss gives at each step.
+        """
         bins, steps, shape = self._bins.rows, len(span), span.values.shape[2:]
         rows = (len(self._ways) - 1) * bins
         values = span.values.new_empty(rows + 1, steps, *shape)  # the last is what the loss gives
-        first, units = self._leaving(span, values[:rows])
+        first, units = self._leaving(span, exponent, before, values[:rows])
         if self._arriving is None:
             self._arriving = torch.zeros_like(first), torch.full_like(units[:, 0], NO_EXPONENT)
         values[:rows, -1], arriving = self._arriving
@@ -72,40 +102,37 @@ class RouteSums:
                 torch.where(some, entered, NO_EXPONENT).unsqueeze(0),
             )
         )
-        lags = torch.where(span.lags >= 0, span.lags, len(self._entries.direct))
-        direct = self._bins.of_lags(lags.amin(0, keepdim=True))
+        direct = self._bins.of_lags(newest.unsqueeze(0))
         back = bins + torch.arange(rows, device=direct.device).unsqueeze(1).expand(-1, steps)
         self._sums.add(span, values, exponents, torch.cat((back, direct)))
 
     def _leaving(
-        self, span: AdjointSpan, out: Float[Tensor, "R K B S"]
+        self,
+        span: AdjointSpan | SummedSpan,
+        exponent: Int[Tensor, "N K"],
+        before: Int[Tensor, "N K"],
+        out: Float[Tensor, "R K B S"],
     ) -> tuple[Float[Tensor, "R B S"], Int[Tensor, "R K"]]:
         """What goes from each step to the step before, by route, in the bins it has there.
 
         Args:
-            span: the rows.
+            span, exponent, before: as in `_take`.
             out: takes it, at the place of the step before; its last place is left as it is.
 
         Returns:
             What goes from the earliest step, and the exponents of what goes from each.
         """
-        steps, rows = len(span), len(span.lags)
-        before = (
-            torch.where(span.lags < 0, -1, span.lags + 1)
-            if self._entries.relative
-            else self._entries.lags_between(span.first - 1, steps, rows)
-        )
-        chunk, passed = span.chunk, plain_boundaries(span.chunk, span.first, steps)
+        chunk, first, steps = span.chunk, span.first, len(span)
+        passed = plain_boundaries(chunk, first, steps)
         compiled = None if chunk.compiled_uses is None else chunk.compiled_by_route
+        places, bins = self._bins.of_lags(before), self._bins.rows
         if compiled is not None and passed is not None and len(out):
-            exponent = torch.where(span.norms > 0, span.exponent, NO_EXPONENT)
-            places, bins = self._bins.of_lags(before), self._bins.rows
             at = span.here.start
             return pull_back(compiled, at, span.values, places, exponent, bins, passed, out)
-        sums, exponent = self._bins.sum(span, before)
+        sums, exponent = rows_together(span.values, places, exponent, bins)
         routes = [
-            self._past_boundaries(span, rows.view_as(sums))
-            for rows in span.pull_back(sums).by_route().values()
+            self._past_boundaries(chunk, first, rows.view_as(sums))
+            for rows in chunk.pull_back(sums.flatten(1, 2), first, steps).by_route().values()
         ]
         if not routes:  # a truncated plain RNN has none
             return out[:, 0], exponent.new_zeros(0, steps)
@@ -116,12 +143,12 @@ class RouteSums:
 
     @staticmethod
     def _past_boundaries(
-        span: AdjointSpan, rows: Float[Tensor, "M K B S"]
+        chunk: Chunk, first: int, rows: Float[Tensor, "M K B S"]
     ) -> Float[Tensor, "M K B S"]:
-        """What comes back from the steps, past the boundaries before them."""
-        for k, boundary in span.chunk.boundaries.items():
-            if span.first <= k < span.first + len(span):
-                rows[:, k - span.first] = boundary.pull_back(rows[:, k - span.first])
+        """What comes back from neighbouring steps, past the boundaries before them."""
+        for k, boundary in chunk.boundaries.items():
+            if first <= k < first + rows.shape[1]:
+                rows[:, k - first] = boundary.pull_back(rows[:, k - first])
         return rows
 
     def result(self) -> dict[str, Parts]:

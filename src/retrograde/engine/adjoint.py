@@ -154,10 +154,7 @@ class AdjointSpan:
 
     def pieces(self, rows: int) -> "Iterator[AdjointSpan]":
         """The same in spans short enough to hold this many rows of each step, the last first."""
-        _, count, batch, size = self.values.shape
-        most = max(1, GATHERED // (rows * batch * size))
-        for stop in range(count, 0, -most):
-            part = slice(max(0, stop - most), stop)
+        for part in _pieces(self.values, rows):
             yield AdjointSpan(
                 self.first + part.start,
                 self.values[:, part],
@@ -215,19 +212,37 @@ class SummedSpan:
     exponent: Int[Tensor, "M K"]
     chunk: Chunk
 
+    def __len__(self) -> int:
+        return self.values.shape[1]
+
     @property
     def here(self) -> slice:
         """The steps as a slice of those of the chunk."""
         start = self.first - self.chunk.first
-        return slice(start, start + self.values.shape[1])
+        return slice(start, start + len(self))
+
+    def pieces(self, rows: int) -> "Iterator[SummedSpan]":
+        """The same in spans short enough to hold this many rows of each step, the last first."""
+        for part in _pieces(self.values, rows):
+            first, exponent = self.first + part.start, self.exponent[:, part]
+            yield SummedSpan(first, self.values[:, part], exponent, self.chunk)
+
+
+def _pieces(values: Float[Tensor, "N K B S"], rows: int) -> Iterator[slice]:
+    """Steps in parts of much the same length, so that this many rows can be held, last first."""
+    _, count, batch, size = values.shape
+    most = max(1, GATHERED // (rows * batch * size))
+    length = -(-count // -(-count // most))
+    for stop in range(count, 0, -length):
+        yield slice(max(0, stop - length), stop)
 
 
 @runtime_checkable
-class SummingFold(Fold, Protocol):
-    """A fold that needs no rows where those that share a sum come as one.
+class Summing(Protocol):
+    """What takes sums of rows where all rows are those of single loss steps.
 
     Attributes:
-        sums: how many there are.
+        sums: how many there are at each step.
     """
 
     sums: int
@@ -236,7 +251,7 @@ class SummingFold(Fold, Protocol):
         """The number of the sum that rows with these lags belong to."""
 
     def add(self, span: SummedSpan) -> None:
-        """Take some neighbouring steps instead of `update`, the last ones first."""
+        """Take some neighbouring steps, the last ones first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -391,7 +406,7 @@ class PerEntry:
 
     def sum_into(
         self,
-        fold: SummingFold,
+        summing: Summing,
         chunk: Chunk,
         k: int,
         lags: Callable[[int, int, int], Int[Tensor, "E K"]],
@@ -400,7 +415,7 @@ class PerEntry:
         """Pull the rows at step k, complete, back through earlier ones, and hand over sums alone.
 
         Args:
-            fold: what takes them.
+            summing: what takes them.
             chunk: what holds the step.
             k: the step.
             lags: of so many rows at so many neighbouring steps from the first on.
@@ -411,17 +426,17 @@ class PerEntry:
         """
         if not self._entries.single or chunk.compiled is None:
             return False
-        numbers = max(self.count, fold.sums * self._values[0].numel())
+        numbers = max(self.count, summing.sums * self._values[0].numel())
         length = min(k - max(first, chunk.first) + 1, max(1, GATHERED // numbers))
         coming = self._entries.coming(k, length, self.count, self._more, self._newest, GATHERED)
         rows, steps = coming.rows[0], len(coming.rows)
-        if rows < 2 * fold.sums:
+        if rows < 2 * summing.sums:
             return False  # no fewer numbers than those of the rows
         exponent = torch.cat((self._exponent, self._exponent.new_tensor(coming.opened)))
         entering = Entering(coming.first, coming.rows, coming.values, back=coming.first > 0)
-        places = fold.places(lags(coming.first, steps, rows))
+        places = summing.places(lags(coming.first, steps, rows))
         start = self._values[: self.count]
-        summed = backend().sum_back(chunk, start, entering, exponent, places, fold.sums)
+        summed = backend().sum_back(chunk, start, entering, exponent, places, summing.sums)
         if summed is None:
             return False
         self.count, self.stopped, self._complete = rows, coming.first - 1, False
@@ -430,7 +445,7 @@ class PerEntry:
             self._values, self._norms = summed.back, summed.back_norms
             self._exponent = exponent + summed.back_exponents
             self._newest = int(self._exponent[-1])
-        fold.add(SummedSpan(coming.first, summed.values, summed.exponents, chunk))
+        summing.add(SummedSpan(coming.first, summed.values, summed.exponents, chunk))
         return True
 
     def _into_range(
@@ -478,7 +493,7 @@ def _first_out(
 
 @torch.no_grad()
 def rows_of_entries(
-    unrolled: Unrolled, entries: Entries, summing: SummingFold | None = None
+    unrolled: Unrolled, entries: Entries, summing: Summing | None = None
 ) -> Iterator[AdjointSpan]:
     """The rows at all steps in spans, for k = T-1 .. 0; steps before any entry are left out.
 

@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from retrograde.engine.adjoint import AdjointSpan, PerEntry, Signed, SummingFold
+from retrograde.engine.adjoint import AdjointSpan, PerEntry, Signed, Summing
 from retrograde.engine.entries import Entries
 from retrograde.engine.scaling import NO_EXPONENT, Scaled, power_of_two
 from retrograde.engine.unroll import CHUNK, Unrolled
@@ -233,7 +233,7 @@ def merged_rows(
     unrolled: Unrolled,
     entries: Entries,
     generator: torch.Generator | None = None,
-    summing: SummingFold | None = None,
+    summing: Summing | None = None,
 ) -> Iterator[AdjointSpan]:
     """The rows at all steps in spans, for k = T-1 .. 0; steps before any entry are left out.
 
