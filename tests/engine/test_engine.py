@@ -15,6 +15,7 @@ from retrograde.engine import (
     gradients,
     unroll,
 )
+from retrograde.engine.scan import Eager
 from retrograde.errors import ArgumentError, NonFiniteError
 from support.conformance import EXACT, plain_pass, total_gradient, unrolled_and_entries
 from support.problems import GRU_, LSTM_, TANH
@@ -198,7 +199,7 @@ def test_stretches_of_any_length_give_the_same_rows(monkeypatch, w, max_rows):
     entries = Entries.of(losses.repeat(8).view(-1, 1, 1), max_rows)
     found = []
     for gathered in (2**20, 1):
-        monkeypatch.setattr(adjoint, "GATHERED", gathered)
+        monkeypatch.setattr(adjoint, "STRETCHED", gathered)
         with unchecked():
             steps = list(backpropagate(unrolled, entries))
         found.append(steps)
@@ -207,6 +208,27 @@ def test_stretches_of_any_length_give_the_same_rows(monkeypatch, w, max_rows):
         unit = one.delta.exponent - other.delta.exponent
         same = torch.ldexp(one.delta.values.flatten(), unit)
         torch.testing.assert_close(same, other.delta.values.flatten(), rtol=1e-14, atol=0)
+
+
+def test_rows_that_shrink_evenly_go_through_each_step_once(monkeypatch):
+    """They start high up in the range, those that enter on the way as well, and are 2^-33 smaller
+    after 64 steps."""
+    lengths = []
+
+    class Counting(Eager):
+        def pull_back(self, chunk, start, entering, scales=None):
+            lengths.append(len(entering))
+            return super().pull_back(chunk, start, entering, scales)
+
+    monkeypatch.setattr(adjoint, "backend", Counting)
+    unrolled = unroll(linear(0.7), torch.ones(160, 1, 1, dtype=torch.float64))
+    entries = Entries.of(torch.ones(160, 1, 1, dtype=torch.float64))
+    with unchecked():
+        steps = list(backpropagate(unrolled, entries))
+    assert sum(lengths) == 160 and max(lengths) == 64
+    sizes = steps[-1].delta.log2_norms()
+    expected = torch.arange(160, dtype=torch.float64).flip(0) * torch.tensor(0.7).double().log2()
+    torch.testing.assert_close(sizes, expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("by_crossing", [False, True])

@@ -35,10 +35,18 @@ from retrograde.engine.unroll import CHUNK, Chunk, Unrolled
 from retrograde.errors import NonFiniteError
 
 AHEAD = SLACK - 4
-"""Rows that left the range start anew so many powers of two from its centre, at the other end."""
+"""Rows start so many powers of two above the centre of the range, since most shrink, and those that
+left it at that end so many below."""
+
+LIFT = AHEAD - 8
+"""Those that enter on the way have their largest number so far above it; the norm is larger."""
 
 GATHERED = 2**22
 """Adjoints of neighbouring steps are held together up to this many numbers, 16 MiB in float32."""
+
+STRETCHED = 2**23
+"""Rows are pulled back through so many steps at once that they are no more numbers than this,
+32 MiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -285,7 +293,8 @@ class PerEntry:
 
     Rows are brought into range before a stretch of steps. One that leaves it within the stretch
     ends the stretch there, and the step at which it did so is the first of the next one, which
-    starts near the other end of the range: rows that shrank will shrink on.
+    starts near the other end of the range: rows that shrank will shrink on. Most shrink, and so the
+    first stretch starts near the upper end.
 
     Attributes:
         count: the number of rows that have entered.
@@ -301,8 +310,8 @@ class PerEntry:
         self._norms: Tensor | None = direct.new_empty(0)  # of the others, where they are known
         self._exponent = torch.zeros(0, dtype=torch.int64, device=direct.device)
         self._complete = False  # whether what the loss gives to the step is there already
-        self._length = CHUNK
-        self._centre = CENTRE  # the power of two near which a stretch starts
+        self._length = CHUNK // 2
+        self._centre = CENTRE + AHEAD  # the power of two near which a stretch starts
         self.stopped = len(direct) - 1
 
     @property
@@ -360,7 +369,7 @@ class PerEntry:
         """
         size = self._values[0].numel()
         steps = k - max(first, chunk.first) + 1
-        length = min(steps, max(1, GATHERED // (self.count * size)))
+        length = min(steps, max(1, STRETCHED // (self.count * size)))
         most = len(self._entries) + self._more
         ranged = backend().ranges(chunk, most)
         slack = SLACK
@@ -368,8 +377,9 @@ class PerEntry:
             length = min(self._length, length)
             slack = max(1, SLACK - length)
         delta, norms, scales = self._into_range(k, slack)
+        lift = min(self._centre - CENTRE, LIFT) if self._entries.single and not ranged else 0
         coming = self._entries.coming(
-            k, length, self.count, self._more, self._newest, GATHERED // size
+            k, length, self.count, self._more, self._newest, STRETCHED // size, lift
         )
         back = coming.first > 0
         entering = Entering(coming.first, coming.rows, coming.values, back, ranged)

@@ -164,7 +164,9 @@ class Entries:
             row.add_(self.direct[k], alpha=2.0**-exponent)
         return near
 
-    def coming(self, k: int, length: int, rows: int, more: int, newest: int, most: int) -> Coming:
+    def coming(
+        self, k: int, length: int, rows: int, more: int, newest: int, most: int, lift: int = 0
+    ) -> Coming:
         """What the loss gives at the steps before k that can be taken together with it.
 
         A step that adds to a row on quite another scale ends them.
@@ -176,6 +178,7 @@ class Entries:
             more: how many of them are no entries of their own.
             newest: the exponent of the newest.
             most: how many rows times steps may be held.
+            lift: how many powers of two above the centre a row starts.
         """
         counts, factors, opened = [rows], [0.0], list[int]()
         step, last = k - 1, k - length
@@ -189,7 +192,7 @@ class Entries:
             step -= len(added)
             if step > stop or step == last or (counts[-1] + 1) * (len(counts) + 1) > most:
                 break
-            newest = self.exponents[step] or 0
+            newest = (self.exponents[step] or 0) - lift
             opened.append(newest)
             counts.append(counts[-1] + 1)
             factors.append(2.0**-newest)
