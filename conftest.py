@@ -33,3 +33,4 @@ def pytest_collection_finish():
     """Some hundred thousand objects that stay: no later collection need look at them again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000)  # new objects, and not 700: many a pass makes more

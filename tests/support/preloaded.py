@@ -13,6 +13,9 @@ import vl_convert  # noqa: F401
 
 import retrograde.cli.commands  # noqa: F401
 import support.processes  # noqa: F401
+from support import bundled
+
+bundled.use()
 
 # A copy that looked for garbage among all of that would write to the pages it has in common with
 # this process, each of which is copied then: most of the time of a short program.

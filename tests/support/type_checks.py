@@ -3,9 +3,9 @@
 The import hook of jaxtyping decorates every function, one that is defined inside another at every
 call of that other, which costs several times what most of them do. Of some ten thousand functions
 and methods most are never called with checks on. Here all of that waits for the first call that is
-to be checked, and the check of an inner function is compiled once. (jaxtyping hands over no code,
-only a signature, so that the checks of two functions with the same name and annotations are the
-same.)
+to be checked, and the check of an inner function is compiled once; one that a test makes with
+checks off stays as it is. (jaxtyping hands over no code, only a signature, so that the checks of
+two functions with the same name and annotations are the same.)
 
 What a check says follows from types and shapes. So it is made once for all of what is given and
 returned that are the same, which spares a recursion the checks of all its steps but one.
@@ -26,13 +26,18 @@ from torch import Tensor
 _inner: dict[Hashable, Callable[..., Any]] = {}
 _passed: dict[Hashable, set[Hashable]] = {}
 _at_once = _decorator.jaxtyped
-_on = False
+_on: bool | None = None
+"""None until the first test: what is made while modules are imported is there for all of them."""
 
 
 def _late(fn: Any = _decorator._sentinel, *, typechecker: Any = _decorator._sentinel) -> Any:
     """`jaxtyping.jaxtyped`, done at the first call that is to be checked."""
+    if fn is _decorator._sentinel:
+        return functools.partial(_late, typechecker=typechecker)
     if not inspect.isfunction(fn):
         return _at_once(fn, typechecker=typechecker)  # which comes back for the functions in it
+    if _on is False and "<locals>" in fn.__qualname__:
+        return fn  # made anew at every call of the function around it
     checking: list[Callable[..., Any]] = []
 
     @functools.wraps(fn)

@@ -65,7 +65,14 @@ class Rounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
         aliases = [result.alias_info for result in func._schema.returns]  # type: ignore[attr-defined]
         if not any(aliases):
             by = args[0] if func.__name__.partition(".")[0] in SLOPES else None
-            return tree_map_only(Tensor, lambda values: self.round(values, by), returned)
+            return _each(lambda values: self.round(values, by), returned)
         if any(alias is not None and alias.is_write for alias in aliases):
-            tree_map_only(Tensor, lambda values: values.copy_(self.round(values)), returned)
+            _each(lambda values: values.copy_(self.round(values)), returned)
         return returned  # views, of what is rounded already
+
+
+def _each(change: Callable[[Tensor], Tensor], returned: Any) -> Any:
+    """What an operation returned, which is one tensor but for few of them, with each changed."""
+    if isinstance(returned, Tensor):
+        return change(returned)
+    return tree_map_only(Tensor, change, returned)
