@@ -231,6 +231,22 @@ def test_rows_that_shrink_evenly_go_through_each_step_once(monkeypatch):
     torch.testing.assert_close(sizes, expected, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "exponent"),
+    [(torch.float32, 125), (torch.float32, -90), (torch.float32, -120), (torch.float64, -1000)],
+)
+@pytest.mark.parametrize("w", [0.5, 2.0**-13, 2.0**13])  # in range, and out at either end
+def test_losses_near_the_ends_of_the_range_open_rows(monkeypatch, dtype, exponent, w):
+    monkeypatch.setattr(adjoint, "backend", Eager)
+    unrolled = unroll(linear(w, dtype), torch.zeros(12, 1, 1, dtype=dtype))
+    entries = Entries.of(torch.full((12, 1, 1), 2.0**exponent, dtype=dtype))
+    log2_w = torch.tensor(w).double().log2()
+    with unchecked():
+        for step in backpropagate(unrolled, entries):
+            lags = torch.arange(11 - step.k, -1, -1)
+            assert torch.equal(step.delta.log2_norms(), exponent + lags * log2_w)
+
+
 @pytest.mark.parametrize("by_crossing", [False, True])
 def test_a_single_step_beyond_the_range_is_named(by_crossing):
     cell = linear(3e38, torch.float32)

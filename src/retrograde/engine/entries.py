@@ -178,7 +178,8 @@ class Entries:
             more: how many of them are no entries of their own.
             newest: the exponent of the newest.
             most: how many rows times steps may be held.
-            lift: how many powers of two above the centre a row starts.
+            lift: how many powers of two above the centre a row starts, where a power of two
+                reaches there.
         """
         counts, factors, opened = [rows], [0.0], list[int]()
         step, last = k - 1, k - length
@@ -192,7 +193,9 @@ class Entries:
             step -= len(added)
             if step > stop or step == last or (counts[-1] + 1) * (len(counts) + 1) > most:
                 break
-            newest = (self.exponents[step] or 0) - lift
+            newest = self.exponents[step] or 0
+            if abs(newest - lift) <= REPRESENTABLE:
+                newest -= lift
             opened.append(newest)
             counts.append(counts[-1] + 1)
             factors.append(2.0**-newest)
