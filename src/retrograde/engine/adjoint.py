@@ -339,7 +339,7 @@ class PerEntry:
             self._exponent = torch.cat(
                 (self._exponent, entries.write(k, values[count : count + 1]))
             )
-            self._newest, self.count = entries.exponents[k] or 0, count + 1
+            self._newest, self.count = entries.exponents.get(k, 0), count + 1
         elif entries.covers(k, count - self._more) and not entries.add(
             k, values[count - 1], self._newest
         ):

@@ -187,7 +187,7 @@ class PerCrossing:
         if not self.count and not opens:
             self.stopped -= 1
             return None
-        covers = entries.covers(k, opened) and entries.exponents[k] is not None
+        covers = entries.covers(k, opened) and k in entries.exponents
         given = entries.at(k) if opens or covers else None
         arriving, exponent = self._arrive(k, given, opens)
         count = len(exponent) // classes

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 
 import torch
 from jaxtyping import Float, Int
@@ -146,21 +147,19 @@ class Entries:
         return self.direct[some] * factors[some, None, None], exponents[some]
 
     @cached_property
-    def exponents(self) -> list[int | None]:
-        """Those of dL/ds_k for every step; None where it is zero."""
-        some = (self._largest != 0).tolist()
-        found: list[int] = self._scales[1].tolist()
-        return [exponent if any_ else None for exponent, any_ in zip(found, some, strict=True)]
+    def exponents(self) -> dict[int, int]:
+        """Those of dL/ds_k by step, for every step at which it is not zero."""
+        steps = torch.nonzero(self._largest).squeeze(1)
+        return dict(zip(steps.tolist(), self._scales[1][steps].tolist(), strict=True))
 
     def near(self, k: int, exponent: int) -> bool:
         """Whether dL/ds_k can be added to a row in units of 2^exponent without loss."""
-        own = self.exponents[k]
-        return own is None or _near(own, exponent)
+        return k not in self.exponents or _near(self.exponents[k], exponent)
 
     def add(self, k: int, row: Float[Tensor, "B S"], exponent: int) -> bool:
         """Add dL/ds_k to a row in units of 2^exponent; whether their scales are near enough."""
         near = self.near(k, exponent)
-        if near and self.exponents[k] is not None:
+        if near and k in self.exponents:
             row.add_(self.direct[k], alpha=2.0**-exponent)
         return near
 
@@ -193,7 +192,7 @@ class Entries:
             step -= len(added)
             if step > stop or step == last or (counts[-1] + 1) * (len(counts) + 1) > most:
                 break
-            newest = self.exponents[step] or 0
+            newest = self.exponents.get(step, 0)
             if abs(newest - lift) <= REPRESENTABLE:
                 newest -= lift
             opened.append(newest)
@@ -211,12 +210,13 @@ class Entries:
 
         At the latest of some steps and before, up to one on quite another scale.
         """
-        found = list[float]()
-        for own in reversed(self.exponents[steps.start : steps.stop]):
-            if own is not None and not _near(own, exponent):
-                break
-            found.append(0.0 if own is None else 2.0**-exponent)
-        return found
+        every = [*map(self.exponents.get, reversed(steps))]
+        factors: dict[int | None, float] = {None: 0.0}
+        for own in {*every} - {None}:
+            assert own is not None
+            if _near(own, exponent):
+                factors[own] = 2.0**-exponent
+        return [*map(factors.__getitem__, takewhile(factors.__contains__, every))]
 
     def opens(self, k: int, rows: int) -> bool:
         """Whether step k is the first entry, going backwards, of row number `rows`."""

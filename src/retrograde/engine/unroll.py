@@ -108,7 +108,7 @@ class Unrolled:
             return self._run.between(start, stop)
         x, states = self.x[start:stop], self.between(start, stop)
         previous, states = states[:-1], states[1:]
-        here = {k: boundary for k, boundary in self.boundaries.items() if start <= k < stop}
+        here = self._boundaries(start, stop)
         if here:
             previous = previous.clone()
         for k, boundary in here.items():
@@ -120,10 +120,18 @@ class Unrolled:
 
     def chunk(self, start: int, stop: int) -> "Chunk":
         """Steps start..stop-1 with what is needed to pull adjoints back through them."""
-        boundaries = {k: self.boundaries[k] for k in range(start, stop) if k in self.boundaries}
         return Chunk(
-            self.cell, start, self.steps(start, stop), boundaries, self.factors[start:stop]
+            self.cell,
+            start,
+            self.steps(start, stop),
+            self._boundaries(start, stop),
+            self.factors[start:stop],
         )
+
+    def _boundaries(self, start: int, stop: int) -> dict[int, Boundary]:
+        """Those of steps start..stop-1; there may be as many as steps, and most often is none."""
+        some = range(start, stop) if self.boundaries else ()
+        return {k: self.boundaries[k] for k in some if k in self.boundaries}
 
     def chunks(self, length: int = CHUNK) -> Iterator["Chunk"]:
         """So many steps at a time, from the end of the sequence to its start."""
