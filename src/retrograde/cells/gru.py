@@ -77,10 +77,10 @@ class GRU(AbstractGRU):
         return self.graph(
             *self.affine_edges(step, RECURRENT_ROUTES, inner=("a.reset", "a.update", "q")),
             Diagonal("h-", "h+", z, "carousel"),
-            Diagonal("a.reset", "a.candidate", q * SIGMOID.derivative(r)),
+            Diagonal("a.reset", "a.candidate", SIGMOID.times_slope(q, r)),
             Diagonal("q", "a.candidate", r),
-            Diagonal("a.update", "h+", (step.previous - n) * SIGMOID.derivative(z)),
-            Diagonal("a.candidate", "h+", (1 - z) * TANH.derivative(n)),
+            Diagonal("a.update", "h+", SIGMOID.times_slope(step.previous - n, z)),
+            Diagonal("a.candidate", "h+", TANH.times_slope(1 - z, n)),
         )
 
 
@@ -140,9 +140,9 @@ class GRU2014(AbstractGRU):
             *biases("bias_hh", self.bias_hh, nodes),
             *weights(*R, "h-", nodes[:2], h, RECURRENT_ROUTES[:2], range(0, 3)),
             Diagonal("h-", "q", r, RECURRENT_ROUTES[2]),
-            Diagonal("a.reset", "q", h * SIGMOID.derivative(r)),
+            Diagonal("a.reset", "q", SIGMOID.times_slope(h, r)),
             *weights(*R, "q", nodes[2:], q, blocks=range(2, 3)),
             Diagonal("h-", "h+", z, "carousel"),
-            Diagonal("a.update", "h+", (h - n) * SIGMOID.derivative(z)),
-            Diagonal("a.candidate", "h+", (1 - z) * TANH.derivative(n)),
+            Diagonal("a.update", "h+", SIGMOID.times_slope(h - n, z)),
+            Diagonal("a.candidate", "h+", TANH.times_slope(1 - z, n)),
         )

@@ -140,22 +140,19 @@ class LSTM(AbstractLayer):
         i, f, g, o, y = step.activations.values()
         c_previous, c = step.previous[..., slots["c"]], step.state[..., slots["c"]]
         c_by = {"input": g - c_previous if kind.coupled else g, "forget": c_previous, "cell": i}
-        slope = {
-            gate.name: gate.activation.derivative(step.activations[gate.name])
-            for gate in self.activations
-            if gate.activation is not None
-        }
+        phi = {g.name: g.activation for g in self.activations if g.activation is not None}
         letter = {"input": "i", "forget": "f", "output": "o"} if kind.gate_recurrence else {}
 
         def through(gate: str, target: str, by: Tensor) -> list[Edge]:
             """From a pre-activation by way of its gate, which may be part of the state itself."""
             if gate not in kind.gates:
                 return []
+            gated = step.activations[gate]
             if gate not in letter:
-                return [Diagonal(f"a.{gate}", target, by * slope[gate])]
+                return [Diagonal(f"a.{gate}", target, phi[gate].times_slope(by, gated))]
             value = letter[gate]
             return [
-                Diagonal(f"a.{gate}", value, slope[gate]),
+                Diagonal(f"a.{gate}", value, phi[gate].derivative(gated)),
                 Diagonal(value, value + "+"),
                 Diagonal(value, target, by),
             ]
@@ -176,7 +173,7 @@ class LSTM(AbstractLayer):
             *peephole("forget", "c-", c_previous),
             *(edge for gate, by in c_by.items() for edge in through(gate, "c", by)),
             Diagonal("c", "c+"),
-            Diagonal("c", "h+", o * slope["squashed"], "readout"),
+            Diagonal("c", "h+", phi["squashed"].times_slope(o, y), "readout"),
             *peephole("output", "c", c),
             *through("output", "h+", y),
         ]

@@ -116,8 +116,8 @@ class MinGRU(AbstractMinimal):
         da_z = dh (n - h_{k-1}) z'      da_n = dh z phi'      dh_{k-1} = dh (1 - z)
         """
         z, n, kept = step.activations.values()
-        by_z = (n - step.previous) * SIGMOID.derivative(z)
-        by = {"update": by_z, "candidate": z * self.candidate.derivative(n)}
+        by_z = SIGMOID.times_slope(n - step.previous, z)
+        by = {"update": by_z, "candidate": self.candidate.times_slope(z, n)}
         return self.derivative(step, kept, by)
 
 
@@ -176,10 +176,10 @@ class MinLSTM(AbstractMinimal):
         da_i = dh (n - h_{k-1}) f' i' (1 - i)       dh_{k-1} = dh f'
         """
         f, i, n, kept = step.activations.values()
-        by_kept = (step.previous - n) * SIGMOID.derivative(kept)
+        by_kept = SIGMOID.times_slope(step.previous - n, kept)
         by = {
             "forget": by_kept * (1 - f),
             "input": -by_kept * (1 - i),
-            "candidate": (1 - kept) * self.candidate.derivative(n),
+            "candidate": self.candidate.times_slope(1 - kept, n),
         }
         return self.derivative(step, kept, by)

@@ -106,11 +106,11 @@ class ProjectedLSTM(AbstractLayer):
         return self.graph(
             *self.affine_edges(step, RECURRENT_ROUTES),
             Diagonal("c-", "c", f, "carousel"),
-            Diagonal("a.input", "c", g * SIGMOID.derivative(i)),
-            Diagonal("a.forget", "c", c_previous * SIGMOID.derivative(f)),
-            Diagonal("a.cell", "c", i * TANH.derivative(g)),
+            Diagonal("a.input", "c", SIGMOID.times_slope(g, i)),
+            Diagonal("a.forget", "c", SIGMOID.times_slope(c_previous, f)),
+            Diagonal("a.cell", "c", TANH.times_slope(i, g)),
             Diagonal("c", "c+"),
-            Diagonal("c", "y", o * TANH.derivative(squashed), "readout"),
-            Diagonal("a.output", "y", squashed * SIGMOID.derivative(o)),
+            Diagonal("c", "y", TANH.times_slope(o, squashed), "readout"),
+            Diagonal("a.output", "y", SIGMOID.times_slope(squashed, o)),
             *weights("weight_hr", self.weight_hr, "y", ("h+",), o * squashed),
         )

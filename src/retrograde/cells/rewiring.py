@@ -81,7 +81,7 @@ def renamed(graph: Graph, suffix: str, route_suffix: str, state: int, inputs: in
     def use(of: Use | None) -> Use | None:
         if of is None:
             return None
-        return replace(of, parameter=of.parameter + suffix)
+        return Use(of.parameter + suffix, of.rows, of.operand, of.diagonal, of.columns)
 
     def edge(of: Edge) -> Edge:
         if isinstance(of, Opaque):
@@ -98,7 +98,8 @@ def renamed(graph: Graph, suffix: str, route_suffix: str, state: int, inputs: in
                 suffix=of.suffix + suffix,
                 scales={label(r): scale for r, scale in of.scales.items()},
             )
-        source, target, route = node(of.source), node(of.target), label(of.route)
+        source, target = of.source and of.source + suffix, of.target + suffix
+        route = of.route and of.route + route_suffix  # written out, as there are many
         if isinstance(of, Diagonal):
             return Diagonal(source, target, of.factor, route, use(of.use), of.at)
         return Weight(source, target, of.matrix, of.rows, route, use(of.use), of.scale)

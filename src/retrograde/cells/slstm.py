@@ -114,7 +114,7 @@ class SLSTM(AbstractLayer):
             Diagonal("c-", "c", f, "carousel"),
             Diagonal("f", "c", c_before),
             Diagonal("i", "c", z),
-            Diagonal("a.cell", "c", i * TANH.derivative(z)),
+            Diagonal("a.cell", "c", TANH.times_slope(i, z)),
             Diagonal("n-", "n", f, "carousel.normaliser"),
             Diagonal("f", "n", n_before),
             Diagonal("i", "n"),
@@ -122,5 +122,5 @@ class SLSTM(AbstractLayer):
             Diagonal("n", "n+"),
             Diagonal("c", "h+", o / n, "readout"),
             Diagonal("n", "h+", -o * (c / n) / n, "readout.normaliser"),
-            Diagonal("a.output", "h+", c / n * SIGMOID.derivative(o)),
+            Diagonal("a.output", "h+", SIGMOID.times_slope(c / n, o)),
         )
