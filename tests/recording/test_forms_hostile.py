@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import sys
 import threading
 
 import pytest
@@ -306,6 +307,32 @@ def test_models_in_several_threads():
     for thread in threads:
         thread.join()
     assert not wrong and not hasattr(torch.autograd.backward, "__wrapped__")
+
+
+def test_two_threads_in_one_block_that_forgets():
+    """Each trains a loop of its own, and one forgets while the other's calls are followed."""
+    cells, problems = nn.ModuleList(nn.GRUCell(INPUTS, H, dtype=D) for _ in "ab"), set()
+    before = sys.getswitchinterval()
+
+    def work(cell):
+        for _ in range(60):
+            loop(cell, lambda state: 0.5 * state + 0.25 * state)().backward()
+            problems.update(each for each in recording.refused.values() if "failed" in each)
+
+    try:
+        sys.setswitchinterval(1e-6)
+        with retrograde.record(cells, keep=3) as recording:
+            threads = [threading.Thread(target=work, args=(cell,)) for cell in cells]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not problems and any(recording.passes)
+    for of_pass in recording.passes:
+        assert not of_pass.refused
+        assert all(retrograde.decompose(recorded).residual.ok for recorded in of_pass.values())
 
 
 def test_someone_else_wraps_backward_in_the_meantime(monkeypatch):

@@ -410,8 +410,8 @@ class BackwardPass:
 
     @property
     def reached(self) -> set[Call]:
-        """The calls that the pass went through."""
-        return {call for call, _ in self.arrived}
+        """The calls that the pass went through, so far if another thread still runs it."""
+        return {call for call, _ in [*self.arrived]}
 
     def calls(self, among: Mapping[Call, int]) -> list[Call]:
         """Those of some numbered calls that the pass went through, in order."""

@@ -252,7 +252,7 @@ class LayerRecorder:
         In a layer that torch runs as one kernel, this only shows as a use of the weights outside
         the layer after such a gradient was taken.
         """
-        beside = any(key[0] == self.name for key in backward.beside)
+        beside = any(key[0] == self.name for key in [*backward.beside])
         return beside and any(to is not backward for to in self._differentiated)
 
     def _may_be_changed(self, call: Call) -> bool:
@@ -371,7 +371,7 @@ class LayerRecorder:
             torch.backends.cudnn.enabled, self._without_cudnn = True, False
         if returned is None:  # the call failed
             return
-        with self._guarded():
+        with self.tracker.lock, self._guarded():
             self._record(self.reader.read(args, kwargs, returned), returned)
 
     def _record(self, tensors: CallTensors, returned: Any) -> None:

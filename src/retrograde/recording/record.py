@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from threading import Lock
 
 import torch
 from jaxtyping import Float
@@ -133,7 +132,7 @@ class _Passes:
         self._ended: list[BackwardPass] = []
         self._running: BackwardPass | None = None
         self._depth = 0
-        self._lock = Lock()  # passes of other models in other threads are announced as well
+        self._lock = self.tracker.lock  # passes in other threads are announced as well
 
     def current(self) -> BackwardPass | None:
         """The pass that is running, if any."""
@@ -149,12 +148,12 @@ class _Passes:
         with self._lock:
             running = self._running = self._running or BackwardPass()
             self._depth += 1
-        try:
-            handles = self.tracker.observe(roots, running)
-        except Exception as error:  # not into the user's backward pass
-            handles = []
-            why = f"observing the backward pass failed, {type(error).__name__}: {error}"
-            running.problems |= dict.fromkeys(self.tracker.layers, why)
+            try:
+                handles = self.tracker.observe(roots, running)
+            except Exception as error:  # not into the user's backward pass
+                handles = []
+                why = f"observing the backward pass failed, {type(error).__name__}: {error}"
+                running.problems |= dict.fromkeys(self.tracker.layers, why)
 
         def end() -> None:
             for handle in handles:
@@ -168,8 +167,8 @@ class _Passes:
                 self._forget(running)
                 self._ended.append(running)
                 self.tracker.passes += bool(running.arrived)
-            if self.after:
-                self.after()
+                if self.after:
+                    self.after()
 
         return end
 
@@ -273,7 +272,7 @@ def _fill_layer(
 def _missing(recorder: LayerRecorder, passes: list[BackwardPass]) -> str:
     """Why no backward pass went through a layer."""
     weights_reached = any(
-        key[0] == recorder.name for backward in passes for key in backward.weights
+        key[0] == recorder.name for backward in passes for key in [*backward.weights]
     )
     if not recorder.calls and not recorder.idle:
         if recorder.outer_calls:

@@ -7,7 +7,9 @@ others belong to the loss. The same holds for every tensor in between (entry_map
 """
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from threading import RLock
 from weakref import ref
 
 import torch
@@ -60,6 +62,8 @@ class StateTracker:
         passes: how many backward passes have ended.
         starting: called when a backward pass starts, those of each call; give hooks to be removed
             when it ends.
+        lock: held while a call is added, a pass observed, or what no pass needs any more forgotten:
+            several threads may do so at once, with other layers of one block.
     """
 
     weights: dict[Edge, WeightKey] = field(default_factory=dict)
@@ -74,6 +78,7 @@ class StateTracker:
     _hooked: dict[Node, None] = field(default_factory=dict)
     _read: dict[Call, set[Edge]] = field(default_factory=dict)
     starting: dict[Call, list[Callable[[], list[RemovableHandle]]]] = field(default_factory=dict)
+    lock: AbstractContextManager[bool] = field(default_factory=RLock)
 
     def add(
         self,
@@ -317,10 +322,7 @@ class StateTracker:
         return {call.layer for call in self._places}
 
     def forget(self, calls: Collection[Call], weights: Collection[WeightKey]) -> None:
-        """Let go of calls that no backward pass will go through any more, and of weights likewise.
-
-        What is left is never replaced: another thread may be calling layers.
-        """
+        """Let go of calls that no backward pass will go through any more, and of weights."""
         gone = set(calls)
         self._places.forget(gone)
         of_call = (self.starting, self._read, self._after)
