@@ -125,7 +125,7 @@ def flag(name: str, value: object) -> bool:
     Raises:
         ArgumentError: for anything else.
     """
-    if isinstance(value, bool | numpy.bool_):
+    if value is True or value is False or isinstance(value, numpy.bool_):
         return bool(value)
     raise ArgumentError(f"{name} must be True or False; got {shown(value)}")
 

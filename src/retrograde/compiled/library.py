@@ -6,7 +6,7 @@ import struct
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -227,8 +227,7 @@ def _of(opened: ctypes.CDLL, number: int) -> Library:
         which = ctypes.c_int64(number)
 
         def of(is_double: int) -> Callable[[object], int]:
-            kind = ctypes.c_int64(is_double)
-            return lambda fields: int(function(which, kind, fields))
+            return partial(function, which, ctypes.c_int64(is_double))
 
         return {torch.float32: of(0), torch.float64: of(1)}
 

@@ -3,7 +3,9 @@
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -28,6 +30,9 @@ WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_ch")
 _PASS = struct.Struct(f"{len(FIELDS)}q")
 _BACKWARD = (0,) * (len(FIELDS) - FIELDS.index("by_h"))
 """`struct pass`, and the fields that the forward pass does not read."""
+
+_TYPES = Tensor, Parameter
+"""Those whose numbers lie where their address says, and not the types derived from them."""
 
 
 @dataclass(frozen=True)
@@ -143,19 +148,34 @@ def in_use(x: Tensor, *others: Tensor | None) -> Library | None:
     """
     if torch.compiler.is_compiling():
         return None
-    found = library()
-    if found is None or x.dtype not in found.forward or followed():
+    found, dtype, strided = library(), x.dtype, torch.strided
+    if found is None or dtype not in found.forward or followed():
         return None
-    kinds, dtype = (Tensor, Parameter), x.dtype
     for tensor in (x, *others):
         if tensor is not None and not (
-            type(tensor) in kinds
+            type(tensor) in _TYPES
             and tensor.is_cpu
-            and tensor.dtype == dtype
-            and tensor.layout is torch.strided
+            and tensor.dtype is dtype
+            and tensor.layout is strided
         ):
             return None
     return found
+
+
+class Read(NamedTuple):
+    """What a forward pass has read, of which the backward pass need ask little if it is unchanged.
+
+    Attributes:
+        x: the input, not held by this.
+        others: the weights, and h_0 and c_0.
+        addresses: of their numbers, and of those of x.
+        fields: those of `struct pass` that name them.
+    """
+
+    x: ref[Tensor]
+    others: list[Tensor | None]
+    addresses: list[int]
+    fields: tuple[int, ...]
 
 
 class Pass(NamedTuple):
@@ -165,11 +185,13 @@ class Pass(NamedTuple):
         states: the parts of the state after each step, [T, B, H] each.
         last: those after the last step that ran, [1, B, H].
         kept: the activations [T, B, K, H padded to whole vectors], None where none were kept.
+        read: what it read, if that was laid out as the library reads it.
     """
 
     states: tuple[Tensor, ...]
     last: tuple[Tensor, ...]
     kept: Tensor | None
+    read: Read | None = None
 
 
 def forward(
@@ -195,18 +217,17 @@ def forward(
     Raises:
         MemoryError: where there is not enough.
     """
-    x, weights, initial = _checked(x, kind, weights, initial)
-    steps, samples, inputs = x.shape
-    hidden = weights[1].shape[1]  # type: ignore[union-attr]
+    sizes = steps, samples, _, hidden = _sizes(x, weights)
+    given, fields, read = _given(kind, sizes, x, [*weights, *_two(initial)])
     states = tuple([x.new_empty(steps, samples, hidden) for _ in kind.parts])
     last = tuple([x.new_empty(1, samples, hidden) for _ in kind.parts])
     kept = None
     if keep and kind.activations:
         kept = x.new_empty(steps, samples, len(kind.activations), padded(library, x, hidden))
-    tensors = (*weights, *_two(initial), *_two(states), *_two(last), kept)
-    begin = _begin(library, kind, x, hidden, reverse)
-    _call(library.forward[x.dtype], (*begin, *_addresses(tensors), *_BACKWARD))
-    return Pass(states, last, kept)
+    written = _addresses((*_two(states), *_two(last), kept))
+    begin = _begin(library, kind, sizes, reverse)
+    _call(library.forward[x.dtype], (*begin, *fields, *written, *_BACKWARD))
+    return Pass(states, last, kept, read)
 
 
 def padded(library: Library, x: Tensor, hidden: int) -> int:
@@ -284,23 +305,21 @@ def backward(
     Raises:
         MemoryError: where there is not enough.
     """
-    x, weights, initial = _checked(x, kind, weights, initial)
-    w_ih, w_hh, *_, w_ch = weights
-    assert w_ih is not None and w_hh is not None
-    steps, samples, inputs = x.shape
-    rows, hidden = w_hh.shape
-    all_steps, one = (steps, samples, hidden), (1, samples, hidden)
-    assert all([states.shape == all_steps for states in passed.states])
+    sizes = steps, samples, inputs, hidden = _sizes(x, weights)
+    dtype, rows, holes = x.dtype, kind.blocks[0] * hidden, kind.blocks[1] * hidden
+    every, one = (steps, samples, hidden), (1, samples, hidden)
+    inside = (steps, samples, len(kind.activations), padded(library, x, hidden))
     # Hooks on saved tensors (torch.autograd.graph) may give them back with other strides.
-    kept = _dense(passed.kept)
-    states = [_dense(part) for part in passed.states]
-    direct = [_rows(_like(given, x, all_steps)) for given in direct]
-    last = [_dense(_like(given, x, one)) for given in last]
-    if by_kept is not None:
-        assert kept is not None
-        by_kept = _dense(_like(by_kept, x, kept.shape))
+    given, fields, _ = _given(kind, sizes, x, [*weights, *_two(initial)], passed.read)
+    others, (h, c, of_kept, of_by_kept, of_h_n, of_c_n) = _dense(
+        (*_two(passed.states), passed.kept, by_kept, *_two(last)),
+        (every, every, inside, inside, one, one),
+        dtype,
+    )
+    by_h, (of_h, *h_strides) = _rows(direct[0], every, dtype)
+    by_c, (of_c, *c_strides) = _rows(_two(direct)[1], every, dtype)
     count = 1 + len(kind.parts)
-    by_x = x.new_empty(x.shape) if needs[0] else None
+    by_x = x.new_empty(steps, samples, inputs) if needs[0] else None
     by_initial = [x.new_empty(samples, hidden) if need else None for need in needs[1:count]]
     of_weights = needs[count:]
     # The sums over the steps are formed for a matrix, and all that belongs to it.
@@ -309,24 +328,20 @@ def backward(
         x.new_empty(rows, hidden) if any(of_weights) else None,
         x.new_empty(rows) if of_weights[2] else None,
         x.new_empty(rows) if of_weights[3] else None,
-        w_ch.new_empty(w_ch.shape) if w_ch is not None and of_weights[4] else None,
+        x.new_empty(holes) if of_weights[4] else None,
     ]
-    strides = [(0, 0) if given is None else given.stride()[:2] for given in _two(direct)]
     limit = clipped = None
     if altered.max_value is not None:
         limit = x.new_full((1,), altered.max_value)
         clipped = torch.zeros(torch.get_num_threads(), dtype=torch.int64)
-    before = (*weights, *_two(initial), *_two(states), None, None, kept, *_two(direct), by_kept)
-    results = (*_two(last), by_x, *by_weights, *_two(by_initial))
+    results = _addresses((by_x, *by_weights, *_two(by_initial), limit, clipped))
     values = (
-        *_begin(library, kind, x, hidden, reverse),
-        *_addresses(before),
-        *(*strides[0], *strides[1]),
-        *_addresses(results),
-        altered.truncated,
-        *_addresses((limit, clipped)),
+        *_begin(library, kind, sizes, reverse),
+        *(*fields, h, c, 0, 0, of_kept),
+        *(of_h, of_c, of_by_kept, *h_strides, *c_strides, of_h_n, of_c_n),
+        *(*results[:8], altered.truncated, *results[8:]),
     )
-    _call(library.backward[x.dtype], values)
+    _call(library.backward[dtype], values)
     if not of_weights[1]:
         by_weights[1] = None
     return Gradients(by_x, by_initial, by_weights, clipped)
@@ -337,13 +352,56 @@ def _two(parts: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
     return parts if len(parts) == 2 else (parts[0], None)
 
 
-def _begin(library: Library, kind: Kind, x: Tensor, hidden: int, reverse: bool) -> tuple[int, ...]:
-    """The fields up to the strides of x."""
+def _sizes(x: Tensor, weights: Sequence[Tensor | None]) -> tuple[int, int, int, int]:
+    """Steps, samples, inputs and hidden units."""
     steps, samples, inputs = x.shape
-    step, sample, _ = x.stride()
+    w_hh = weights[1]
+    assert w_hh is not None
+    return steps, samples, inputs, w_hh.shape[1]
+
+
+def _given(
+    kind: Kind,
+    sizes: tuple[int, int, int, int],
+    x: Tensor,
+    others: list[Tensor | None],
+    before: Read | None = None,
+) -> tuple[Sequence[Tensor | None], tuple[int, ...], Read | None]:
+    """What a pass is given as the library reads it, and held against each other.
+
+    Args:
+        kind, sizes: of the pass.
+        x: the input.
+        others: the weights, and h_0 and c_0.
+        before: what the forward pass read. The same tensors in the same place are not looked at
+            again.
+
+    Returns:
+        The tensors that are read, the fields that name them, and what was read if it is these.
+    """
+    tensors = (x, *others)
+    if before is not None and before.x() is x and all(map(is_, before.others, others)):
+        if before.addresses == _addresses(tensors):
+            return tensors, before.fields, before
+    steps, samples, inputs, hidden = sizes
+    blocks, holes = kind.blocks
+    rows, state = blocks * hidden, (samples, hidden)
+    assert (others[4] is None) == (holes == 0) and others[0] is not None
+    shapes = (rows, inputs), (rows, hidden), (rows,), (rows,), (holes * hidden,), state, state
+    along, of_x = _rows(x, (steps, samples, inputs), x.dtype)
+    read, of_others = _dense(others, shapes, x.dtype)
+    fields = (*of_x, *of_others)
+    if along is x and read is others:
+        return tensors, fields, Read(ref(x), others, [of_x[0], *of_others], fields)
+    return (along, *read), fields, None
+
+
+def _begin(
+    library: Library, kind: Kind, sizes: tuple[int, int, int, int], reverse: bool
+) -> tuple[int, ...]:
+    """The fields up to the address of x."""
     threads, parallel = library.threads
-    sizes = (steps, samples, inputs, hidden, threads, reverse)
-    return (*kind.fields, *sizes, parallel, x.data_ptr(), step, sample)
+    return (*kind.fields, *sizes, threads, reverse, parallel)
 
 
 def _call(function: Callable[[object], int], values: Sequence[int]) -> None:
@@ -355,55 +413,52 @@ def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:
     return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
-def _rows(tensor: Tensor | None) -> Tensor | None:
-    """With neighbouring features next to each other."""
-    if tensor is None:
-        return None
-    if tensor.is_neg() or tensor._is_zerotensor():
-        tensor = torch.empty_like(tensor).copy_(tensor)
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
-
-
-def _dense(tensor: Tensor | None) -> Tensor | None:
-    if tensor is None or (
-        tensor.is_contiguous() and not (tensor.is_neg() or tensor._is_zerotensor())
-    ):
-        return tensor
-    rows = _rows(tensor)
-    return None if rows is None else rows.contiguous()
-
-
-def _like(gradient: Tensor | None, x: Tensor, shape: Sequence[int]) -> Tensor | None:
-    """A gradient of that shape, as autograd promises it."""
-    assert gradient is None or (
-        gradient.shape == torch.Size(shape) and gradient.dtype == x.dtype and gradient.is_cpu
-    )
-    return gradient
-
-
-def _checked(
-    x: Tensor,
-    kind: Kind,
-    weights: Sequence[Tensor | None],
-    initial: Sequence[Tensor | None],
-) -> tuple[Tensor, Sequence[Tensor | None], Sequence[Tensor | None]]:
-    """What the library will read, laid out as it expects it, and held against each other."""
-    w_ih, w_hh, *_ = weights
-    assert w_ih is not None and w_hh is not None and x.ndim == 3
-    (rows, inputs), hidden = w_ih.shape, w_hh.shape[1]
-    samples = x.shape[1]
-    blocks, peepholes = kind.blocks
-    shapes = (
-        *((rows, inputs), (rows, hidden), (rows,), (rows,), (peepholes * hidden,)),
-        *[(samples, hidden)] * len(kind.parts),
-    )
-    assert rows == blocks * hidden and x.shape[2] == inputs
-    assert (weights[4] is None) == (peepholes == 0)
-    held, dtype = list[Tensor | None](), x.dtype
-    for tensor, shape in zip((*weights, *initial), shapes, strict=True):
+def _dense(
+    tensors: Sequence[Tensor | None], shapes: Sequence[Sequence[int]], dtype: torch.dtype
+) -> tuple[Sequence[Tensor | None], list[int]]:
+    """Tensors of these shapes with one number behind the other, and their addresses."""
+    ready = True
+    addresses: list[int] = []
+    for tensor, shape in zip(tensors, shapes, strict=True):
+        address = 0
         if tensor is not None:
-            assert tensor.shape == shape and tensor.dtype == dtype and tensor.is_cpu
-        held.append(_dense(tensor))
-    rowed = _rows(x)
-    assert rowed is not None
-    return rowed, held[: len(weights)], held[len(weights) :]
+            assert tensor.shape == shape and tensor.dtype is dtype and tensor.is_cpu
+            address = tensor.data_ptr()
+            ready = ready and address != 0 and tensor.is_contiguous() and not tensor.is_neg()
+        addresses.append(address)
+    if ready:
+        return tensors, addresses
+    tensors = [None if tensor is None else _written(tensor).contiguous() for tensor in tensors]
+    return tensors, _addresses(tensors)
+
+
+_NOTHING = 0, 0, 0
+
+
+def _rows(
+    tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype
+) -> tuple[Tensor | None, tuple[int, int, int]]:
+    """A tensor of this shape with neighbouring features next to each other.
+
+    Returns:
+        It, and its address and the numbers from one step and sample to the next.
+    """
+    if tensor is None:
+        return None, _NOTHING
+    assert tensor.shape == shape and tensor.dtype is dtype and tensor.is_cpu
+    address, (step, sample, unit) = tensor.data_ptr(), tensor.stride()
+    if address == 0 or tensor.is_neg() or (unit != 1 and shape[2] != 1):
+        tensor = _written(tensor)
+        tensor = tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+        address, (step, sample, _) = tensor.data_ptr(), tensor.stride()
+    return tensor, (address, step, sample)
+
+
+def _written(tensor: Tensor) -> Tensor:
+    """Itself, or a copy where it stands for numbers that are nowhere in memory.
+
+    These are the negatives of others, and zeros, whose address is 0.
+    """
+    if tensor.is_neg() or tensor._is_zerotensor():
+        return torch.empty_like(tensor).copy_(tensor)
+    return tensor

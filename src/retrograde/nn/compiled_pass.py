@@ -1,6 +1,6 @@
 """The autograd function of the cells that the compiled library has: one call of it each way."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,11 +27,13 @@ def compiled(
     note: Note | None = None,
 ) -> passes.Pass:
     """A pass of the library that can be differentiated once; `inside` asks for its activations."""
+    x = _alive(x)
+    initial = [None if part is None else _alive(part) for part in initial]
+    given = (*weights, x, *initial)
     if torch.is_grad_enabled() and any(
-        [tensor is not None and tensor.requires_grad for tensor in (x, *initial, *weights)]
+        tensor is not None and tensor.requires_grad for tensor in given
     ):
-        given = (x, *initial, *weights)
-        results = _Compiled.apply((library, kind, reverse, altered, note, inside), *given)  # type: ignore[no-untyped-call]
+        results = _apply((library, kind, reverse, altered, note, inside), x, *initial, *weights)
         count = len(kind.parts)
         kept = results[2 * count] if len(results) > 2 * count else None
         return passes.Pass(results[:count], results[count : 2 * count], kept)
@@ -40,6 +42,8 @@ def compiled(
 
 class _Compiled(torch.autograd.Function):
     """Gives the states [T, B, H], the last ones [1, B, H], and activations if asked for."""
+
+    boxed_grads_call = False  # what it is if it is not said, which takes longer to find out
 
     @staticmethod
     def forward(
@@ -53,7 +57,7 @@ class _Compiled(torch.autograd.Function):
         count = len(kind.parts)
         initial, weights = tensors[:count], tensors[count:]
         passed = passes.forward(library, kind, x, initial, weights, reverse)
-        ctx.of = of
+        ctx.of, ctx.read = of, passed.read
         ctx.save_for_backward(x, *tensors, *passed.states, passed.kept)
         kept = (passed.kept,) if inside and passed.kept is not None else ()
         output, *others = passed.states  # the output may be changed in place, as torch's may
@@ -65,7 +69,7 @@ class _Compiled(torch.autograd.Function):
         count = len(kind.parts)
         x, *tensors = ctx.saved_tensors
         initial, weights = tensors[:count], tensors[count : -count - 1]
-        passed = passes.Pass(tensors[-count - 1 : -1], (), tensors[-1])
+        passed = passes.Pass(tensors[-count - 1 : -1], (), tensors[-1], ctx.read)
         by_kept = grads[2 * count] if len(grads) > 2 * count else None
         needs = ctx.needs_input_grad[1:]
         if any([grad is not None and _is_batched(grad) for grad in grads]):
@@ -91,6 +95,12 @@ class _Compiled(torch.autograd.Function):
             results = [None if result is None else next(given) for result in results]
         return None, *results
 
+
+_alive = torch._C._functorch.unwrap_if_dead
+"""A tensor that a transform of torch.func has left behind, without what is around it."""
+
+_apply: Callable[..., tuple[Tensor, ...]] = super(torch.autograd.Function, _Compiled).apply
+"""Function.apply without what it does for torch.func, under which the library is not in use."""
 
 BATCHED = (
     "several gradients at once (is_grads_batched=True, vectorize=True) do not go through this "

@@ -82,7 +82,7 @@ class LSTM(AbstractRecurrent):
         return cells.LSTM(**weights, generation=self.generation)
 
     def _kind(self, inside: bool) -> passes.Kind | None:
-        on_torch = self._is_torchs and not inside and self.weight_hh_l0.dtype == torch.float32
+        on_torch = not inside and self._is_torchs and self.weight_hh_l0.dtype == torch.float32
         if on_torch and not torch.compiler.is_compiling():  # it does not trace its own kernel
             return None
         return passes.LSTMS.get(self.generation)

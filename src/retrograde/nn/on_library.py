@@ -7,7 +7,9 @@ without a batch, under autocast, a wrong shape) takes the general way, which als
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from typing import Protocol, runtime_checkable
+from itertools import chain
+from operator import itemgetter
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -55,15 +57,26 @@ def names_of(
 _names = cache(names_of)
 
 
-def _weight(module: Layers, name: str) -> Tensor | None:
-    """A parameter, or what stands in its place where the module is parametrized."""
-    if not name:
-        return None
-    own = module._parameters.get(name)
-    return getattr(module, name) if own is None else own
+@cache
+def _places(names: tuple[str, ...]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """What takes those weights that are there from a mapping, and puts None where one is not."""
+    there = [name for name in names if name]
+    return itemgetter(*there), itemgetter(*[there.index(n) if n else -1 for n in names])
 
 
-def _runner(x: Tensor, weights: list[Tensor | None]) -> Callable[..., passes.Pass] | None:
+def _weights(module: Layers, names: tuple[str, ...]) -> Sequence[Tensor | None]:
+    """The weights of a layer and direction by `passes.WEIGHTS`."""
+    if not torch.compiler.is_compiling():
+        take, place = _places(names)
+        try:
+            held: tuple[Tensor | None, ...] = place((*take(module._parameters), None))
+            return held
+        except KeyError:  # the module is parametrized, and has something else in their place
+            pass
+    return [getattr(module, name) if name else None for name in names]
+
+
+def _runner(x: Tensor, weights: Sequence[Tensor | None]) -> Callable[..., passes.Pass] | None:
     """What runs a pass of the library, if it can read these."""
     if torch.compiler.is_compiling():
         return traced if usable(x, *weights) else None
@@ -92,15 +105,18 @@ def through_library(
         direction, laid out likewise.
     """
     layers, both, first = module.num_layers, module.bidirectional, module.batch_first
-    if type(x) is not Tensor or x.ndim != 3 or x.shape[2] != module.input_size or not x.numel():
+    if type(x) is not Tensor:
+        return None
+    shape: Sequence[int] = x.shape
+    if len(shape) != 3 or shape[2] != module.input_size or 0 in shape:
         return None
     named = names_of if torch.compiler.is_compiling() else _names  # which it warns of
     names = named(layers, both, module.bias, kind.blocks[1] > 0)
-    weights = [[_weight(module, name) for name in some] for some in names]
-    run = _runner(x, [weight for layer in weights for weight in layer])
+    weights = [_weights(module, some) for some in names]
+    run = _runner(x, [*chain.from_iterable(weights)])
     if run is None or torch.is_autocast_enabled("cpu"):
         return None
-    parts, count, samples = len(kind.parts), len(weights), x.shape[0 if first else 1]
+    parts, count, samples = len(kind.parts), len(weights), shape[0 if first else 1]
     initial: Sequence[Sequence[Tensor | None]] = [[None] * parts] * count
     if hx is not None:
         given = (hx,) if type(hx) is Tensor else hx
