@@ -9,6 +9,7 @@ from weakref import ref
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
@@ -137,6 +138,16 @@ def followed() -> bool:
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
         or forward_ad._current_level >= 0
+    )
+
+
+def transformed() -> bool:
+    """Whether torch maps over samples or differentiates forwards, as its own recurrences cannot."""
+    if torch.compiler.is_compiling():
+        return False
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return forward_ad._current_level >= 0 or any(
+        [each.key() != TransformType.Grad for each in stack]
     )
 
 

@@ -200,7 +200,8 @@ class _ClippedLayer(nn.RNNBase):
         every = Position.every(self.num_layers, self.bidirectional)
         plain = torch_cells(self.mode, tuple(each.suffix for each in every), weights)
         cells = [clipped(cell, self.clipping.policy) for cell in plain]
-        sequences = Sequences.of(input, self.input_size, self.batch_first)
+        dtype = next(iter(weights.values())).dtype
+        sequences = Sequences.of(input, self.input_size, self.batch_first, dtype)
         initial = sequences.initial(hx, len(cells), sizes_of(cells[0]))
         output, last, _ = through(
             cells,

@@ -13,6 +13,7 @@ from retrograde.cells.generations import TABLE, generation
 from retrograde.compiled import passes
 from retrograde.errors import ArgumentError
 from retrograde.nn.recurrent import AbstractRecurrent, Shapes, nearest
+from retrograde.nn.traced_pass import in_graph
 
 
 class LSTM(AbstractRecurrent):
@@ -88,6 +89,8 @@ class LSTM(AbstractRecurrent):
         return passes.LSTMS.get(self.generation)
 
     def _kernel(self) -> Callable[..., Any] | None:
+        if in_graph() and self.weight_hh_l0.is_cpu:  # torch.compile cannot differentiate it there
+            return None
         return torch.lstm if self._is_torchs else None
 
     def _torch(self) -> Callable[..., nn.RNNBase] | None:

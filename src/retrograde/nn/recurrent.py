@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from retrograde import _checks
 from retrograde.cells import AbstractCell, Position, clipped, truncated
-from retrograde.compiled.passes import Kind
+from retrograde.compiled.passes import Kind, in_use, transformed
 from retrograde.errors import ArgumentError
 from retrograde.nn.clipping import Clipping
 from retrograde.nn.on_library import through_library
@@ -148,14 +148,14 @@ class AbstractRecurrent(nn.Module):
                 state = ends if len(ends) > 1 else ends[0]
                 return (out, state, activations) if return_activations else (out, state)
         weights = {name: getattr(self, name) for name in self.weight_names}  # parametrized or not
+        dtype = next(iter(weights.values())).dtype
+        sequences = Sequences.of(input, self.input_size, self.batch_first, dtype)
+        if plain and not return_activations:
+            found_by_torch = self._through_torch(sequences, hx, weights, kind)
+            if found_by_torch is not None:
+                return found_by_torch
         cells = self.cells(weights)
-        sequences = Sequences.of(input, self.input_size, self.batch_first)
         initial = sequences.initial(hx, len(cells), sizes_of(cells[0]))
-        kernel = self._kernel() if plain and not return_activations else None
-        if kernel is not None:
-            options = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
-            output, last = sequences.on_kernel(kernel, initial, [*weights.values()], *options)
-            return output, sequences.state(last)
         steps, last, inside = through(
             cells,
             sequences,
@@ -172,6 +172,28 @@ class AbstractRecurrent(nn.Module):
             {name: sequences.as_given(value) for name, value in layer.items()} for layer in inside
         )
         return *result, tuple(laid_out)
+
+    def _through_torch(
+        self,
+        sequences: Sequences,
+        hx: State | None,
+        weights: Mapping[str, Tensor],
+        kind: Kind | None,
+    ) -> tuple[Tensor | PackedSequence, State] | None:
+        """What torch's own function gives; None where it has none, or is not to run.
+
+        It is slower than the library by far, but for the LSTM in float32 (`_kind`).
+        """
+        kernel, own = self._kernel(), self._kind(inside=True)
+        if kernel is None or own is None or transformed():
+            return None
+        layers = self.num_layers * (1 + self.bidirectional)
+        initial = sequences.initial(hx, layers, dict.fromkeys(own.parts, self.hidden_size))
+        if kind is not None and in_use(sequences.x, *initial, *weights.values()) is not None:
+            return None
+        options = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
+        output, last = sequences.on_kernel(kernel, initial, [*weights.values()], *options)
+        return output, sequences.state(last)
 
     def cells(self, weights: Mapping[str, Tensor] | None = None) -> tuple[AbstractCell, ...]:
         """The cell of every layer and direction, in torch's order.

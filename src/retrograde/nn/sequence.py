@@ -1,7 +1,7 @@
 """Cells through sequences in all of torch's layouts: what a layer of torch.nn does around them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,11 +37,14 @@ class Sequences:
     batch_first: bool
 
     @staticmethod
-    def of(given: Tensor | PackedSequence, size: int, batch_first: bool) -> "Sequences":
+    def of(
+        given: Tensor | PackedSequence, size: int, batch_first: bool, dtype: torch.dtype
+    ) -> "Sequences":
         """Read an input [T, B, I], [B, T, I] if `batch_first`, [T, I], or packed.
 
         Raises:
-            ArgumentError: for another shape, and for an input without a step or a sample.
+            ArgumentError: for another shape or data type than that of the weights (which autocast
+                converts to), and for an input without a step or a sample.
         """
         if isinstance(given, PackedSequence):
             x, lengths = pad_packed_sequence(given)
@@ -59,6 +62,7 @@ class Sequences:
             )
         if not x.numel():
             raise ArgumentError(f"input of shape {shape} has no step or no sample to run over")
+        x = _typed("input", x, dtype)
         if lengths is None and dims == 2:
             x = x.unsqueeze(1)
         elif lengths is None and batch_first:
@@ -73,7 +77,7 @@ class Sequences:
         """The parts of the initial state, [layers, B, size] each; zeros if none is given.
 
         Raises:
-            ArgumentError: for other parts or shapes than these.
+            ArgumentError: for other parts, shapes or data types than these.
         """
         shapes = [[layers, self.x.shape[1], size] for size in slots.values()]
         if hx is None:
@@ -89,7 +93,7 @@ class Sequences:
             expected = ", ".join(f"{n}_0 {s}" for n, s in zip(slots, shapes, strict=True))
             arrived = ", ".join(str(list(part.shape)) for part in given)
             raise ArgumentError(f"hx must be {expected}; got {arrived}")
-        return list(given)
+        return [_typed("hx", part, self.x.dtype) for part in given]
 
     def turned(self, values: Float[Tensor, "T B M"]) -> Float[Tensor, "T B M"]:
         """Each sample from its end to its start, the time of a reverse direction, or back."""
@@ -112,7 +116,20 @@ class Sequences:
         weights: list[Tensor],
         *options: Any,
     ) -> tuple[Tensor | PackedSequence, list[Tensor]]:
-        """What torch's own function gives: outputs as the input is laid out, and the last state."""
+        """What torch's own function gives: outputs as the input is laid out, and the last state.
+
+        In the data type of the weights, also under autocast.
+        """
+        with no_autocast(self.x.device):
+            return self._on_kernel(kernel, initial, weights, *options)
+
+    def _on_kernel(
+        self,
+        kernel: Callable[..., Any],
+        initial: Sequence[Tensor],
+        weights: list[Tensor],
+        *options: Any,
+    ) -> tuple[Tensor | PackedSequence, list[Tensor]]:
         if not isinstance(self.given, PackedSequence):
             hx = list(initial) if len(initial) > 1 else initial[0]
             output, *last = kernel(self.x, hx, weights, *options, False)
@@ -120,7 +137,8 @@ class Sequences:
         there, back = self.given.sorted_indices, self.given.unsorted_indices
         parts = [part if there is None else part.index_select(1, there) for part in initial]
         hx = parts if len(parts) > 1 else parts[0]
-        data, *last = kernel(self.given.data, self.given.batch_sizes, hx, weights, *options)
+        steps = self.given.data.to(self.x.dtype)
+        data, *last = kernel(steps, self.given.batch_sizes, hx, weights, *options)
         last = [part if back is None else part.index_select(1, back) for part in last]
         return self.given._replace(data=data), last
 
@@ -153,6 +171,22 @@ class Sequences:
         return tuple(parts) if len(parts) > 1 else parts[0]
 
 
+def _typed(name: str, given: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a layer is given, in the data type of its weights: autocast converts it.
+
+    Raises:
+        ArgumentError: for another data type outside autocast.
+    """
+    if under_autocast(given.device):
+        return given.to(dtype)
+    if given.dtype != dtype:
+        raise ArgumentError(
+            f"{name} must be {dtype}, as the weights are; got {given.dtype}. Convert it with "
+            f"{name}.to({dtype}), or the model"
+        )
+    return given
+
+
 def sizes_of(cell: AbstractCell) -> dict[str, int]:
     """The parts of a cell's state and their sizes."""
     return {name: slot.stop - slot.start for name, slot in cell.slots.items()}
@@ -182,20 +216,7 @@ def through(
     Returns:
         Outputs [T, B, directions * H], the parts of the last state, and activations by layer and
         direction.
-
-    Raises:
-        ArgumentError: for an input or a state of another data type than the weights.
     """
-    dtype = next(iter(cells[0].parameters.values())).dtype
-    if under_autocast(sequences.x.device):
-        sequences = replace(sequences, x=sequences.x.to(dtype))
-        initial = [part.to(dtype) for part in initial]
-    for name, given in (("input", sequences.x), *(("hx", part) for part in initial)):
-        if given.dtype != dtype:
-            raise ArgumentError(
-                f"{name} must be {dtype}, as the weights are; got {given.dtype}. Convert it with "
-                f"{name}.to({dtype}), or the model"
-            )
     with no_autocast(sequences.x.device):
         return _through(cells, sequences, initial, directions, dropout, inside, note)
 

@@ -17,14 +17,18 @@ from retrograde.errors import BackendError
 _exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # from torch 2.7 on
 
 
+def in_graph() -> bool:
+    """Whether torch.compile traces now, and not for an export."""
+    return torch.compiler.is_dynamo_compiling() and not _exporting()
+
+
 def usable(x: Tensor, *others: Tensor | None) -> bool:
     """Whether torch.compile traces now, and the library can read these.
 
     What is exported must run without this package, and so consists of torch's own operations.
     """
     return (
-        torch.compiler.is_dynamo_compiling()
-        and not _exporting()
+        in_graph()
         and x.dtype in (torch.float32, torch.float64)
         and all(t is None or (t.is_cpu and t.dtype == x.dtype) for t in (x, *others))
         and _is_there()

@@ -337,7 +337,8 @@ def _recorded(subject: Recording | Recorded | nn.Module, x: Tensor | None) -> Re
             "retrograde.record, and give its recording"
         )
     dtype = next(subject.parameters()).dtype
-    Sequences.of(_checks.tensor("x", x, dtype=dtype), subject.input_size, subject.batch_first)
+    x = _checks.tensor("x", x, dtype=dtype)
+    Sequences.of(x, subject.input_size, subject.batch_first, dtype)
     layer = copy.deepcopy(subject).requires_grad_(True)
     drawn_on = [x.device] if x.is_cuda else []
     with torch.enable_grad(), torch.random.fork_rng(drawn_on), record(layer) as recording:
