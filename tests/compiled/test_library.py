@@ -37,6 +37,7 @@ def test_a_library_that_is_not_there_or_not_ours(tmp_path, monkeypatch):
         ("none.so", None, "was not built"),
         ("foreign.so", b"\x7fELF and nothing more", "no library of this"),
         ("half.so", whole[: len(whole) // 2], "no library of this"),  # its loader would crash
+        ("torn.so", whole[:32] + b"\xff" * 8 + whole[40:64], "no library of this"),  # table at -1
     ):
         path = tmp_path / name
         if content is not None:

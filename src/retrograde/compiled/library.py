@@ -49,10 +49,10 @@ LESSON = (
 """Those of `struct lesson`."""
 
 HOW = (
-    "To have it, install from source where there is a C compiler (gcc or clang): "
-    "pip install --force-reinstall --no-deps --no-cache-dir --no-binary retrograde retrograde"
+    "To have it, install again from a checkout where there is a C compiler (gcc or clang): "
+    f"pip install --no-deps {'--editable .' if sources.CHECKOUT.is_dir() else '.'}"
 )
-"""pip would be content with what is installed, or with what it once built without a compiler."""
+"""pip builds what is in a folder each time, and keeps nothing that it once built of it."""
 
 
 class Backend(str):
@@ -184,7 +184,7 @@ def _loaded(path: Path) -> Library:
         opened = ctypes.CDLL(str(path))
         opened.retrograde_interface.restype = ctypes.c_int64
         built_from, expected = opened.retrograde_interface(), sources.expected()
-    except (OSError, AttributeError) as error:
+    except (OSError, AttributeError, ValueError) as error:
         raise BackendError(
             f"{path.name} is no library of this package: {_checks.shown(str(error))}. {HOW}"
         ) from None
