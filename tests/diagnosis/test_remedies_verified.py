@@ -137,7 +137,7 @@ CASES = {
         lambda: Scaled(Net(nn.GRU(2, 6), last, 6)),
     ),
     "residual": Task(
-        data,
+        partial(data, steps=4),
         lambda: Net(nn.LSTM(2, 6, num_layers=7), last, 6),
         lambda: Net(Stack(), last, 6),
         steps=70,
@@ -153,7 +153,7 @@ CASES = {
         lambda: Net(nn.LSTM(2, 6), at_lengths, 6),
     ),
     "both-directions": Task(
-        partial(data, steps=20),
+        partial(data, steps=14),
         lambda: Net(nn.GRU(2, 6, bidirectional=True), last_state, 6),
         lambda: Net(nn.GRU(2, 6, bidirectional=True), both_states, 12),
         steps=40,

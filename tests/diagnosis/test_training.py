@@ -39,7 +39,7 @@ def small():
     model = Forecaster(nn.RNN(3, 8), 8)
     with torch.no_grad():
         model.recurrent.weight_hh_l0.normal_(0, 3)
-    return model, (torch.randn(20, 8, 3), torch.randn(8, 1)), {}
+    return model, (torch.randn(12, 8, 3), torch.randn(8, 1)), {}
 
 
 @pytest.fixture
@@ -81,15 +81,17 @@ def test_what_trained_better_does_so_on_other_seeds(huge):
     """The printed lines are run on the model, other random numbers and other data decide."""
     model, batch, report = huge
     better = [t for t in trials_of(report).values() if t.verdict == "trained better"]
-    assert better
-    for trial in better:
-        assert trial.recommended and trial.training.difference < 0
-        for seed in (101, 102, 103):
-            torch.manual_seed(seed)
-            data = tuple(torch.randn_like(part) for part in batch)
+    assert better and all(t.recommended and t.training.difference < 0 for t in better)
+    for seed in (101, 102, 103):
+        torch.manual_seed(seed)
+        drawn = torch.get_rng_state()  # from here on for each remedy
+        data = tuple(torch.randn_like(part) for part in batch)
+        untreated = plain_loss(model, data, 40)
+        for trial in better:
+            torch.set_rng_state(drawn)
             treated = copy.deepcopy(model)
             exec(trial.code, {"model": treated, "torch": torch, "retrograde": retrograde})
-            assert plain_loss(treated, data, 40) < plain_loss(model, data, 40), trial.remedy
+            assert plain_loss(treated, data, 40) < untreated, trial.remedy
 
 
 @pytest.fixture
@@ -259,7 +261,7 @@ def test_batches_of_a_function_and_of_an_iterator_are_trained_on(one_look):
     ):
         report = trained(model, **given, try_training=2, **options)
         assert any(words in t.training.optimizer for t in trials_of(report).values() if t.training)
-        assert report.settings.batch == "([20, 8, 3] float32, [8, 1] float32)"
+        assert report.settings.batch == "([12, 8, 3] float32, [8, 1] float32)"
 
 
 @pytest.mark.parametrize(
@@ -420,8 +422,12 @@ def test_a_batch_whose_samples_cannot_be_told_is_trained_on_as_it_is():
     assert words.endswith("the same batch at every step")
 
 
-def test_losses_are_those_of_batches_that_are_held_out(one_look):
+def test_losses_are_those_of_batches_that_are_held_out(one_look, monkeypatch):
     """Targets that are noise are learned by heart, and no remedy makes noise foreseeable."""
+    plan = training.plan
+    monkeypatch.setattr(
+        training, "plan", lambda *given: [pair for pair in plan(*given) if pair[1] == "fresh"]
+    )
     model, _, options = small()
     torch.manual_seed(1)
     batches = [(torch.randn(10, 2, 3), torch.randn(2, 1)) for _ in range(8)]
