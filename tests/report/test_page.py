@@ -22,6 +22,7 @@ from support.browser import in_a_browser
 
 HOSTILE = "<script>alert('x')</script> \"quotes\" ' `${1}` 長い名前 </code> " + "very-long" * 20
 DRAWN = "document.body.dataset.drawn === 'all'"
+SIZE = {"width": 1366, "height": 900}
 
 CONTRAST = """(element) => {
   const of = (colour) => {
@@ -40,32 +41,73 @@ CONTRAST = """(element) => {
 }"""
 
 
-@pytest.fixture
-def page(browser):
-    page = browser.new_page(viewport={"width": 1366, "height": 900})
+def new_page(browser):
+    """A page that notes what it says and what it asks for."""
+    page = browser.new_page(viewport=SIZE)
     page.seen = []
     page.on("console", lambda message: page.seen.append(message.text))
     page.on("pageerror", lambda error: page.seen.append(str(error)))
     page.asked = []
     page.on("request", lambda request: page.asked.append(request.url))
+    return page
+
+
+def show_on(page, report, path):
+    """Write a report, open it and wait until it is drawn."""
+    page.path = path
+    report.to_html(path)
+    page.goto(path.as_uri())
+    page.wait_for_function(DRAWN)
+    assert page.seen == []
+    assert page.asked == [path.as_uri()]
+
+
+@pytest.fixture
+def page(browser):
+    page = new_page(browser)
     yield page
     page.close()
 
 
 @pytest.fixture
 def show(page, tmp_path):
-    """Write a report, open it and wait until it is drawn."""
+    return lambda report: show_on(page, report, tmp_path / "page.html")
+
+
+@pytest.fixture
+def read(browser, tmp_path):
+    """Open a report for its words alone, without drawing a chart."""
+    page = browser.new_page(java_script_enabled=False)
 
     def open_it(report):
-        path = tmp_path / "page.html"
-        report.to_html(path)
-        page.goto(path.as_uri())
-        page.wait_for_function(DRAWN)
-        assert page.seen == []
-        assert page.asked == [path.as_uri()]
-        return path
+        report.to_html(tmp_path / "page.html")
+        page.goto((tmp_path / "page.html").as_uri())
+        return page
 
-    return open_it
+    yield open_it
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def drawn(browser, report, tmp_path_factory):
+    """The report, drawn once for all that look at it from where a reader starts."""
+    page = new_page(browser)
+    show_on(page, report, tmp_path_factory.mktemp("drawn") / "page.html")
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def opened(drawn):
+    """The same, as it is when it was just opened: the first finding unfolded, on a screen."""
+    drawn.set_viewport_size(SIZE)
+    drawn.emulate_media(media="screen", color_scheme="light")
+    drawn.mouse.move(0, 0)
+    drawn.evaluate("document.activeElement.blur()")
+    drawn.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = false))")
+    drawn.evaluate("document.querySelector('details.finding').open = true")
+    yield drawn
+    assert drawn.seen == [] and len(drawn.asked) == 1
 
 
 def gates_over_time(steps, layers):
@@ -139,10 +181,9 @@ def report(layer):
 
 
 @in_a_browser
-def test_the_page(page, show, report):
-    path = show(report)
-    assert path.stat().st_size < 1_200_000
-    text = page.locator("body").inner_text()
+def test_the_page(opened):
+    assert opened.path.stat().st_size < 1_200_000
+    text = opened.locator("body").inner_text()
     order = [
         "Title",
         "It explodes.",
@@ -154,9 +195,9 @@ def test_the_page(page, show, report):
     ]
     places = [text.index(part) for part in order]
     assert places == sorted(places)
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert opened.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
-    first = page.locator("details.finding").first
+    first = opened.locator("details.finding").first
     assert "■ error exploding · encoder.lstm: It explodes." in " ".join(
         first.locator("summary").first.inner_text().split()
     )
@@ -229,10 +270,9 @@ HIDDEN = """() => [...document.querySelectorAll("body *")].filter((element) =>
 
 @in_a_browser
 @pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 800)])
-def test_the_first_screen_answers_and_nothing_is_beside_it(page, show, report, width, height):
-    page.set_viewport_size({"width": width, "height": height})
-    show(report)
-    shown = page.locator(".answer :is(.verdict, .lead, dt, dd)")
+def test_the_first_screen_answers_and_nothing_is_beside_it(opened, report, width, height):
+    opened.set_viewport_size({"width": width, "height": height})
+    shown = opened.locator(".answer :is(.verdict, .lead, dt, dd)")
     words = [text.replace("\n", " ") for text in shown.all_inner_texts()]
     assert words == [
         *("■ 1 error, 1 warning", "It explodes.", "Where", "encoder.lstm, gate forget, steps 0-12"),
@@ -247,10 +287,12 @@ def test_the_first_screen_answers_and_nothing_is_beside_it(page, show, report, w
     for row in shown.all():
         box = row.bounding_box()
         assert box["y"] + box["height"] <= height
-    page.evaluate("for (const finding of document.querySelectorAll('details')) finding.open = true")
-    page.evaluate("new Promise((done) => setTimeout(done, 300))")  # charts take their width
-    assert page.evaluate(BEYOND) == [] and page.evaluate(HIDDEN) == []
-    assert page.evaluate("document.documentElement.scrollWidth") == width
+    opened.evaluate(
+        "for (const finding of document.querySelectorAll('details')) finding.open = true"
+    )
+    opened.evaluate("new Promise((done) => setTimeout(done, 300))")  # charts take their width
+    assert opened.evaluate(BEYOND) == [] and opened.evaluate(HIDDEN) == []
+    assert opened.evaluate("document.documentElement.scrollWidth") == width
 
 
 @in_a_browser
@@ -275,35 +317,33 @@ def test_a_phone_shows_whole_tables_menus_and_what_a_finger_taps(browser, hostil
 
 
 @in_a_browser
-def test_every_chart_is_drawn_and_answers(page, show, report):
-    show(report)
-    figures = page.locator("figure")
+def test_every_chart_is_drawn_and_answers(opened):
+    figures = opened.locator("figure")
     assert figures.count() == 1 + 7 + 2 * 3
     for number in range(figures.count()):
         assert figures.nth(number).locator("svg.marks [aria-roledescription]").count() > 0
-    map_ = page.locator("[data-chart='0-map']")
+    map_ = opened.locator("[data-chart='0-map']")
     map_.locator("path[aria-roledescription='rect mark']").nth(30).hover()
-    tooltip = page.locator("#vg-tooltip-element")
+    tooltip = opened.locator("#vg-tooltip-element")
     tooltip.wait_for()
     for word in ("loss step t", "use step k", "lag (steps)", "norm"):
         assert word in tooltip.inner_text()
-    gates = page.locator("[data-chart='0-gates']")
+    gates = opened.locator("[data-chart='0-gates']")
     assert gates.locator("text").filter(has_text=re.compile("_l1$")).count() == 4
     gates.locator("[aria-roledescription='rule mark']").nth(30).hover(force=True)
-    page.wait_for_function("document.body.innerText.includes('90th percentile')")
+    opened.wait_for_function("document.body.innerText.includes('90th percentile')")
 
 
 @in_a_browser
-def test_findings_open_by_keyboard(page, show, report):
-    show(report)
-    second = page.locator("details.finding").nth(1)
+def test_findings_open_by_keyboard(opened):
+    second = opened.locator("details.finding").nth(1)
     inside = second.locator("svg.marks").first
     assert not inside.is_visible()
     second.locator("summary").first.focus()
-    page.keyboard.press("Enter")
+    opened.keyboard.press("Enter")
     assert inside.is_visible()
     assert second.get_by_text("Chrono", exact=True).or_(second.get_by_text("Chrono:")).count()
-    page.keyboard.press("Enter")
+    opened.keyboard.press("Enter")
     assert not inside.is_visible()
 
 
@@ -363,29 +403,30 @@ def test_every_colour_of_text_stands_out_from_its_ground(scheme):
 
 
 @in_a_browser
-def test_print_shows_what_is_folded_and_is_light(page, show, report):
-    page.emulate_media(color_scheme="dark")
-    show(report)
-    advice = page.locator("details.finding").nth(1).get_by_text("Raise the forget bias.")
+def test_print_shows_what_is_folded_and_is_light(opened):
+    opened.emulate_media(color_scheme="dark")
+    advice = opened.locator("details.finding").nth(1).get_by_text("Raise the forget bias.")
     assert not advice.is_visible()
-    page.emulate_media(media="print", color_scheme="dark")
+    opened.emulate_media(media="print", color_scheme="dark")
     assert advice.is_visible()
-    assert page.locator("details.finding").nth(1).locator("svg.marks").first.is_visible()
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    assert page.locator("h1").evaluate(CONTRAST) >= 4.5
+    assert opened.locator("details.finding").nth(1).locator("svg.marks").first.is_visible()
+    assert (
+        opened.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    )
+    assert opened.locator("h1").evaluate(CONTRAST) >= 4.5
     whole = "(element) => getComputedStyle(element).breakInside"
     for selector in ("figure", "tr", "pre", "li", "summary", "math"):
-        assert page.locator(selector).first.evaluate(whole) == "avoid", selector
-    assert not page.locator(".vega-embed summary").first.is_visible()
-    pdf = page.pdf()
+        assert opened.locator(selector).first.evaluate(whole) == "avoid", selector
+    assert not opened.locator(".vega-embed summary").first.is_visible()
+    pdf = opened.pdf()
     assert pdf[:5] == b"%PDF-" and pdf.count(b"/Type /Page\n") >= 4
 
-    page.emulate_media(media="screen")
-    opened = "[...document.querySelectorAll('details.finding')].map((d) => d.open)"
-    page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    assert page.evaluate(opened) == [True, True]
-    page.evaluate("dispatchEvent(new Event('afterprint'))")
-    assert page.evaluate(opened) == [True, False]
+    opened.emulate_media(media="screen")
+    unfolded = "[...document.querySelectorAll('details.finding')].map((d) => d.open)"
+    opened.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert opened.evaluate(unfolded) == [True, True]
+    opened.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert opened.evaluate(unfolded) == [True, False]
 
 
 @pytest.fixture(scope="module")
@@ -460,14 +501,14 @@ def test_a_huge_model_is_cut(layer):
 
 
 @in_a_browser
-def test_nothing_found_is_said_plainly(page, show, layer):
+def test_nothing_found_is_said_plainly(read, layer):
     why = "its reach falls short of the lag that matters"
     checks = (
         Check("vanishing", layer.name, "passed"),
         Check("exploding", layer.name, "passed"),
         Check("near-lags-dominate", layer.name, "not applicable", why),
     )
-    show(Report("Title", (layer,), settings=SETTINGS, checks=checks))
+    page = read(Report("Title", (layer,), settings=SETTINGS, checks=checks))
     text = page.locator("body").inner_text()
     assert "Nothing was found." in text and "2 of 3 rules could look" in text
     rows = page.locator(".checks tbody tr").all_inner_texts()
@@ -481,9 +522,9 @@ def test_nothing_found_is_said_plainly(page, show, layer):
 
 
 @in_a_browser
-def test_a_report_without_rules_starts_with_its_sentences(page, show, layer):
+def test_a_report_without_rules_starts_with_its_sentences(read, layer):
     report = Report("Title", (layer, replace(layer, name="decoder")))
-    show(report)
+    page = read(report)
     assert tuple(page.locator(".lead").all_inner_texts()) == report.sentences
     assert "No rule looked at this backward pass" in page.locator("body").inner_text()
 
