@@ -5,7 +5,8 @@
    The program gives A^T v and, behind it, R^T v of every row. Each class n of an entry has an
    exponent of its own, so that what crosses to the next class is multiplied by a power of two; the
    last class keeps what crosses from it. Where all that is asked of the rows are sums by class and
-   bin of lags, these are formed while the rows are at hand, and the rows are not handed out. */
+   bin of lags, these are formed while the rows are at hand, and the rows are not handed out. Entries
+   whose lags are long beside their distance become one on the way then. */
 
 struct crossings_run {
   const struct crossings *crossings;
@@ -77,13 +78,13 @@ INLINE void cross(
 /* Where the size of a row of a sample at step k is kept; at step -1 that of what comes back. */
 INLINE real *size_at(const struct crossings_run *run, int64_t b, int64_t row, int64_t k) {
   const struct crossings *p = run->crossings;
-  return run->largest + (b * p->entries[0] * p->classes + row) * (p->steps + 1) + k + 1;
+  return run->largest + (b * p->most * p->classes + row) * (p->steps + 1) + k + 1;
 }
 
 /* The rows of a class whose entries are in a bin, from number `start` up to `end`, as one. */
 static void sum_of_bin(
-    const struct crossings_run *run, struct rows here, int64_t first, int64_t start, int64_t end,
-    int64_t n, int64_t sample, int64_t k) {
+    const struct crossings_run *run, struct rows here, const int64_t *units, int64_t start,
+    int64_t end, int64_t n, int64_t sample, int64_t k) {
   const struct crossings *p = run->crossings;
   const int64_t C = p->classes, S = p->size, K = p->steps;
   const int64_t sum = n * p->bins + p->places[start * K + k];
@@ -93,14 +94,14 @@ static void sum_of_bin(
   real weights[ADDED];
   for (int64_t e = start; e < end; e++)
     if (*size_at(run, sample, e * C + n, k) != 0)
-      *unit = most_of(*unit, p->units[e * C + n]);
+      *unit = most_of(*unit, units[e * C + n]);
   if (*unit == NO_EXPONENT)
     return;
   int add = 0;
   for (int64_t e = start; e < end; e++) {
     if (*size_at(run, sample, e * C + n, k) != 0) {
-      rows[count] = here.at + ((e - first) * C + n) * here.row;
-      weights[count++] = (real)two_to(p->units[e * C + n] - *unit);
+      rows[count] = here.at + (e * C + n) * here.row;
+      weights[count++] = (real)two_to(units[e * C + n] - *unit);
     }
     if (count < ADDED && e + 1 < end)
       continue;
@@ -112,7 +113,7 @@ static void sum_of_bin(
 
 /* The rows of a sample at a step to where they are asked for, themselves or summed. */
 static void hand_out_classes(
-    const struct crossings_run *run, struct rows here, int64_t first, int64_t most,
+    const struct crossings_run *run, struct rows here, int64_t turn, int64_t first, int64_t most,
     int64_t entries, int64_t sample, int64_t k) {
   const struct crossings *p = run->crossings;
   const int64_t B = p->samples, S = p->size, K = p->steps, C = p->classes;
@@ -123,14 +124,12 @@ static void hand_out_classes(
     else
       memset(to, 0, (size_t)S * sizeof(real));
   }
-  if (!p->bins)
-    return;
-  for (int64_t start = first, end; start < first + entries; start = end) {
+  for (int64_t start = 0, end; p->bins && start < entries; start = end) {
     const int64_t bin = p->places[start * K + k];
-    for (end = start + 1; end < first + entries && p->places[end * K + k] == bin; end++)
+    for (end = start + 1; end < entries && p->places[end * K + k] == bin; end++)
       ;
     for (int64_t n = 0; n < C; n++)
-      sum_of_bin(run, here, first, start, end, n, sample, k);
+      sum_of_bin(run, here, p->units + turn * p->most * C, start, end, n, sample, k);
   }
 }
 
@@ -149,6 +148,30 @@ static void enter(
   for (int64_t j = 0; j < p->size; j++)
     to[j] += given[j];
   *size_at(run, sample, (first + newest) * C, k) = largest_in(to, p->size);
+}
+
+/* Rows of a sample at a step before any enters, neighbouring entries as one. */
+static void merge(
+    const struct crossings_run *run, struct rows here, int64_t turn, int64_t before,
+    int64_t sample, int64_t k) {
+  const struct crossings *p = run->crossings;
+  const int64_t C = p->classes, S = p->size, after = p->started[turn];
+  const int64_t *sources = p->sources + turn * (p->arriving + 1);
+  const real *weights = (const real *)p->weights + turn * p->arriving * C;
+  for (int64_t e = 0; e < after; e++)
+    for (int64_t n = 0; n < C; n++) {
+      const int64_t begin = sources[e], end = sources[e + 1];
+      if (begin == e && end == e + 1 && weights[e * C + n] == 1)
+        continue;
+      real *to = here.at + (e * C + n) * here.row;
+      for (int64_t i = begin; i < end; i++) {
+        const real *from = here.at + (i * C + n) * here.row;
+        add_rows(1, &from, weights + i * C + n, i > begin, 1, S, to, S);
+      }
+      *size_at(run, sample, e * C + n, k) = largest_in(to, S);
+    }
+  for (int64_t row = after * C; row < before * C; row++)
+    *size_at(run, sample, row, k) = 0;
 }
 
 /* The rows of a sample at the last step without what the loss gives there. */
@@ -176,8 +199,8 @@ INLINE int64_t entries_at_hand(int64_t classes) {
 
 /* The rows of some entries of some samples in registers[0], at the step before in their place. */
 static void entries_back(
-    const struct crossings_run *run, struct work_rows *w, struct rows both, int64_t first,
-    int64_t entries, int64_t sample, int64_t samples, int64_t k, int few) {
+    const struct crossings_run *run, struct work_rows *w, struct rows both, int64_t turn,
+    int64_t first, int64_t entries, int64_t sample, int64_t samples, int64_t k, int few) {
   const struct crossings *p = run->crossings;
   const int64_t C = p->classes, S = p->size, rows = entries * C;
   const struct rows here = w->registers[0];
@@ -188,10 +211,11 @@ static void entries_back(
     through_nodes(&run->runner, w, both, &some, p->first + k, sample, few);
   }
   const real *passed = p->boundaries ? (const real *)p->boundaries[k] : 0;
+  const real *moves = (const real *)p->moves + turn * p->most * (C - 1);
   for (int64_t b = 0; b < samples; b++)
     for (int64_t e = 0; e < entries; e++)
       cross(
-          C, S, run->some, (const real *)p->moves + (first + e) * (C - 1),
+          C, S, run->some, moves + (first + e) * (C - 1),
           passed ? passed + (sample + b) * S : 0, both.at + b * both.sample + e * C * both.row,
           both.row, here.at + b * here.sample + e * C * here.row, here.row,
           size_at(run, sample + b, (first + e) * C, k - 1), p->steps + 1);
@@ -199,13 +223,13 @@ static void entries_back(
 
 /* All of them; few go through the weights, many through the Jacobian of each sample. */
 static void all_entries_back(
-    const struct crossings_run *run, struct work_rows *w, struct rows both, int64_t first,
-    int64_t entries, int64_t sample, int64_t samples, int64_t k) {
+    const struct crossings_run *run, struct work_rows *w, struct rows both, int64_t turn,
+    int64_t first, int64_t entries, int64_t sample, int64_t samples, int64_t k) {
   const struct crossings *p = run->crossings;
   const int64_t C = p->classes, at_hand = entries_at_hand(C);
   const struct rows here = w->registers[0];
   if (p->entries[k] * C <= FEW_ROWS) {
-    entries_back(run, w, both, first, entries, sample, samples, k, 1);
+    entries_back(run, w, both, turn, first, entries, sample, samples, k, 1);
     return;
   }
   for (int64_t b = 0; b < samples; b++) {
@@ -213,7 +237,7 @@ static void all_entries_back(
     for (int64_t e = 0; e < entries; e += at_hand) {
       const int64_t most = entries - e < at_hand ? entries - e : at_hand;
       w->registers[0].at = here.at + b * here.sample + e * C * here.row;
-      entries_back(run, w, both, first + e, most, sample + b, 1, k, 0);
+      entries_back(run, w, both, turn, first + e, most, sample + b, 1, k, 0);
     }
   }
   w->registers[0] = here;
@@ -222,7 +246,7 @@ static void all_entries_back(
 static void crossings_tasks(int64_t begin, int64_t end, void *context) {
   const struct crossings_run *run = context;
   const struct crossings *p = run->crossings;
-  const int64_t B = p->samples, S = p->size, K = p->steps, C = p->classes, E = p->entries[0];
+  const int64_t B = p->samples, S = p->size, K = p->steps, C = p->classes, E = p->most;
   const int64_t control = flush_denormals();
   for (int64_t task = begin; task < end; task++) {
     int64_t sample, samples, first, most;
@@ -232,23 +256,29 @@ static void crossings_tasks(int64_t begin, int64_t end, void *context) {
     const struct rows here = w.registers[0];
     const struct rows both = {free_, 0, odd_row(2 * S + V)};
 
+    int64_t turn = 0, started = p->started[0];
     for (int64_t k = K - 1; k >= 0; k--) {
-      const int64_t entries = between(p->entries[k] - first, most);
-      const int64_t after = k + 1 < K ? p->entries[k + 1] : p->started;
+      const int64_t entries = between(p->entries[k] - first, most), before = started;
+      const int turns = k + 1 < K && p->turns[k] >= 0;
+      if (turns)
+        started = p->started[turn = p->turns[k]];
       for (int64_t b = 0; b < samples; b++) {
         const struct rows one = {here.at + b * here.sample, 0, here.row};
         if (k == K - 1)
-          arrive(run, one, first, between(p->started - first, most), sample + b);
-        enter(run, one, first, most, after, sample + b, k);
-        hand_out_classes(run, one, first, most, entries, sample + b, k);
+          arrive(run, one, first, between(started - first, most), sample + b);
+        else if (turns)
+          merge(run, one, turn, before, sample + b, k);
+        enter(run, one, first, most, started, sample + b, k);
+        hand_out_classes(run, one, turn, first, most, entries, sample + b, k);
       }
+      started = p->entries[k];
       if (k == 0 && !p->back)
         break;
       if (entries)
-        all_entries_back(run, &w, both, first, entries, sample, samples, k);
+        all_entries_back(run, &w, both, turn, first, entries, sample, samples, k);
     }
     for (int64_t b = 0; p->back && b < samples; b++)
-      for (int64_t n = 0; n < most * C; n++)
+      for (int64_t n = 0; n < between(p->entries[0] - first, most) * C; n++)
         memcpy(
             (real *)p->back + ((first * C + n) * B + sample + b) * S,
             here.at + b * here.sample + n * here.row, (size_t)S * sizeof(real));
@@ -282,7 +312,7 @@ static real largest_of_samples(const struct crossings_run *run, int64_t row, int
 }
 
 static int64_t crossings(const struct crossings *p) {
-  const int64_t B = p->samples, K = p->steps, C = p->classes, E = p->entries[0], N = E * C;
+  const int64_t B = p->samples, K = p->steps, C = p->classes, E = p->most, N = E * C;
   struct crossings_run run = {.crossings = p, .runner = runner_of(&p->program)};
   int64_t work = run.runner.work * N * B * K;
   int64_t threads = work < SMALL_SCAN || !p->parallel || p->parts < 1 ? 1 : p->parts;
@@ -318,7 +348,7 @@ static int64_t crossings(const struct crossings *p) {
   for (int64_t row = 0; row < N; row++) {
     for (int64_t k = 0; k < K; k++)
       ((real *)p->sizes)[row * K + k] = largest_of_samples(&run, row, k);
-    if (p->back)
+    if (p->back && row < p->entries[0] * C)
       ((real *)p->back_sizes)[row] = largest_of_samples(&run, row, -1);
   }
   join_sums(1, B, C * p->bins, K, p->size, run.sum_units, p->sums, p->of_sum, 0, p->sum_units);

@@ -182,29 +182,36 @@ struct scan {
 /* The same with rows for each class of an entry, one after the other; the program gives twice as
    wide rows, what comes back without crossing recurrent weights and what comes back by them. */
 struct crossings {
-  /* Steps, samples, the size of the state; classes of an entry; entries that have a start; the
-     first step in the chunk. */
-  int64_t steps, samples, size, classes, started, first;
+  /* Steps, samples, the size of the state; classes of an entry; the first step in the chunk. */
+  int64_t steps, samples, size, classes, first;
   int64_t parts;
   parallel_function parallel;
-  /* Entries at each step, [K]; from the last step to the first they never become fewer. */
+  /* Entries at each step, [K], and how many there are at most. From the last step to the first they
+     become fewer at turns alone. */
   const int64_t *entries;
-  /* The rows of an entry at the last step are sums of those of neighbouring ones that arrive there:
-     number sources[e] up to sources[e + 1] of [A * classes, B, S], times weights [A * classes]. */
+  int64_t most;
+  /* Turns, at which neighbouring entries become one before any enters: which there is at each step,
+     -1 for none, [K]; how many there are after each. Then the rows of an entry are sums of those of
+     number sources[e] up to sources[e + 1], times weights, of each turn [A + 1] and [A * classes],
+     where A is `arriving`. The first is at the last step: of the rows that arrive, [., B, S]. More
+     than this one only where there are bins. */
+  const int64_t *turns, *started;
+  int64_t arriving;
   const int64_t *sources;
   const void *start, *weights;
   /* What the loss gives at each step, [K, B, S] or NULL: an entry of its own, or part of the newest. */
   const void *given;
   const int64_t *boundaries; /* as in struct scan */
-  /* What crosses from each class to the next is multiplied by, [E, classes - 1]. */
+  /* What crosses from each class to the next is multiplied by from each turn on, [most, classes - 1]. */
   const void *moves;
-  /* Results, NULL for one that is not asked for: rows [N, K, B, S], and what comes back [N, B, S],
-     where N is E * classes and E is entries[0]; the sizes of their largest entries, [N, K] and [N]. */
+  /* Results, NULL for one that is not asked for: rows [N, K, B, S] and the sizes of their largest
+     entries [N, K], where N is most * classes; what comes back [M, B, S] and the sizes of it [M],
+     where M is entries[0] * classes. */
   void *values, *sizes, *back, *back_sizes;
   /* Further results, where `bins` is the number of bins: for each class and bin the sum of the rows
      of all entries in it, [classes * bins, K, B, S], with so many numbers from one to the next, and
-     its exponent, NO_EXPONENT for nothing. The bin of each entry at each step, [E, K], neighbours
-     next to each other; the exponents of rows. */
+     its exponent, NO_EXPONENT for nothing. The bin of each entry at each step, [most, K], neighbours
+     next to each other; the exponents of rows from each turn on, [N]. */
   int64_t bins, of_sum;
   const int64_t *places, *units;
   void *sums;

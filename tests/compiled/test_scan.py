@@ -10,6 +10,7 @@ import torch
 from retrograde.cells import Elman
 from retrograde.compiled import library as loading
 from retrograde.compiled import passes, sizes
+from retrograde.compiled.crossings import Turn
 from retrograde.decomposition.by_time import (
     ContributionNorms,
     ContributionShares,
@@ -281,7 +282,15 @@ def test_any_layout_and_boundaries():
 CLASSES = 3
 
 
-STARTS = torch.tensor([2, 3, 6])  # of all bins but the nearest
+STARTS = [0, 2, 3, 6]
+
+
+def a_way(given, sources, weights, exponent, lags):
+    """Steps with the one turn at the latest of them."""
+    unit = exponent.view(len(lags), -1)
+    moves = torch.exp2((unit[:, :-1] - unit[:, 1:]).to(weights.dtype))
+    turn = Turn(len(given) - 1, sources, weights, exponent, moves)
+    return crossings.Way(given, [turn], lags, None)
 
 
 def compare_crossings(chunk, given, entries, tolerance, classes=CLASSES):
@@ -298,15 +307,15 @@ def compare_crossings(chunk, given, entries, tolerance, classes=CLASSES):
     found = []
     for name in ("compiled", "eager"):
         with using(name):
-            arriving, own = crossings.Arriving(values, weights, sources), replace(chunk)
-            asked = own, arriving, given, exponent, classes, lags
-            found.append(crossings._pull_back(*asked, None))
-            gathered = crossings.Gathered(STARTS, classes, values)
-            summed = crossings._pull_back(*asked, gathered)
+            own, way = replace(chunk), a_way(given, sources, weights, exponent, lags)
+            found.append(crossings._pull_back(own, values, way, None))
             pays = name == "compiled" and own.compiled_by_crossing is not None
             pays = pays and plain_boundaries(own, given.first, len(given)) is not None
-            assert (summed.units is None) != (pays and torch.get_num_threads() <= B)
-            if summed.units is not None:
+            pays = pays and torch.get_num_threads() <= B
+            assert crossings._are_summed(own, given.first, len(given)) == pays
+            if pays:
+                gathered = crossings.Gathered(STARTS, classes, values)
+                summed = crossings._pull_back(own, values, way, gathered)
                 compare_sums(found[-1], summed, exponent, lags, tolerance, classes)
     ours, theirs = found
     assert (ours.back is None) == (theirs.back is None) == (not given.back)
@@ -323,9 +332,9 @@ def compare_sums(rows, summed, exponent, lags, tolerance, classes):
     for result in ("sizes", "back", "back_sizes"):
         one, other = getattr(rows, result), getattr(summed, result)
         assert one is other is None or torch.equal(one, other)
-    bins, there = len(STARTS) + 1, rows.sizes > 0
+    bins, there = len(STARTS), rows.sizes > 0
     plain = rows.values.double() * torch.exp2(exponent.double()).view(-1, 1, 1, 1)
-    places = torch.bucketize(lags, STARTS, right=True)
+    places = torch.bucketize(lags, torch.tensor(STARTS[1:]), right=True)
     places = (places.unsqueeze(1) + bins * torch.arange(classes).view(-1, 1)).flatten(0, 1)
     for number in range(bins * classes):
         some = (places == number) & there
@@ -395,8 +404,8 @@ def test_rows_by_crossing_say_what_is_not_finite():
         exponent = torch.zeros(given.rows[0] * CLASSES, dtype=torch.int64)
         lags = torch.zeros(given.rows[0], len(given), dtype=torch.int64)
         start = drawn(6 * CLASSES, 2, chunk.cell.state_size)
-        arriving = crossings.Arriving(start, torch.ones(len(start), dtype=start.dtype), range(7))
-        found = crossings._pull_back(chunk, arriving, given, exponent, CLASSES, lags, None)
+        way = a_way(given, range(7), torch.ones(len(start), dtype=start.dtype), exponent, lags)
+        found = crossings._pull_back(chunk, start, way, None)
         wrong = ~found.values.isfinite().flatten(2).all(2)
         assert wrong.any() and torch.equal(wrong, ~found.sizes.isfinite())
 

@@ -1,5 +1,7 @@
 """Rows by crossing against the recursion written out, in plain numbers and step by step."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -70,13 +72,15 @@ def test_rows_in_stretches_are_those_of_the_recursion_written_out(kind, scale):
 @pytest.mark.parametrize("held", [1, 5, 64])
 def test_gradients_are_the_same_however_many_steps_are_held(held, monkeypatch):
     flow = a_pass(nn.LSTM, 70)
-    unrolled, entries, starts = flow.unrolled, flow.entries, torch.tensor([1, 4])
-    bins, number = len(starts) + 1, torch.arange(CLASSES).view(-1, 1) * (len(starts) + 1)
+    unrolled, entries, starts = flow.unrolled, flow.entries, [0, 1, 4]
+    bins, number = len(starts), torch.arange(CLASSES).view(-1, 1) * len(starts)
     expected = ParameterSums(unrolled.cell.parameters, CLASSES * bins)
     with unchecked():
         for k, rows in enumerate(written_out(flow, entries)):
             lags = torch.arange(69, -1, -1) - k
-            places = (torch.bucketize(lags, starts, right=True) + number).T[lags >= 0]
+            places = (torch.bucketize(lags, torch.tensor(starts[1:]), right=True) + number).T[
+                lags >= 0
+            ]
             sums = rows.new_zeros(CLASSES * bins, *rows.shape[2:])
             sums.index_add_(0, places.flatten(), rows[lags >= 0].flatten(0, 1))
             expected.add(unrolled.chunk(k, k + 1).pull_back(sums, k))
@@ -114,6 +118,24 @@ def test_merged_rows_are_the_sums_of_those_of_their_entries():
             (own,) = expected[span.first, single.tolist().index(lag)].unsqueeze(0)
             torch.testing.assert_close(row, own, rtol=1e-9, atol=0)
     assert len(rows) < 40 and bool((span.norms > 0).any())
+
+
+@pytest.mark.parametrize("turn", [1, 4, 7])
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 30.0])
+def test_rows_that_are_merged_on_the_way_make_the_same_gradients(turn, scale, monkeypatch):
+    """Bins that merged rows tell exactly, in stretches that end at any step."""
+    monkeypatch.setattr(crossings, "TURN", turn)
+    flow, starts = a_pass(nn.LSTM, 100, scale), [0, 1, 2, 5]
+    unrolled, direct = flow.unrolled, flow.entries.direct.clone()
+    direct[30:50] = 0
+    merged = replace(Entries.merging(direct, 2), exact=5)
+    expected = gradients_by_crossing(unrolled, Entries.of(direct), CLASSES, starts)
+    found = gradients_by_crossing(unrolled, merged, CLASSES, starts)
+    for name, rows in expected.items():
+        shift = torch.exp2((found[name].exponent - rows.exponent).double())
+        values = (found[name].values.flatten(1) * shift.unsqueeze(1), rows.values.flatten(1))
+        error = (values[0] - values[1]).norm(dim=1)
+        assert bool((error <= 1e-10 * values[1].norm(dim=1)).all())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

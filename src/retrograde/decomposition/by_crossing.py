@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
 from retrograde.decomposition.labels import AbstractLabels
 from retrograde.decomposition.parts import Parts
 from retrograde.engine.crossings import gradients_by_crossing
@@ -22,7 +20,7 @@ class Crossings(AbstractLabels):
     def parts(self, unrolled: Unrolled, entries: Entries) -> Mapping[str, Parts]:
         """One pass with a row for every loss step and number of crossings."""
         classes = self.max_crossings + 1
-        starts = torch.tensor([bin_.start for bin_ in self.lags[1:]], dtype=torch.int64)
+        starts = [bin_.start for bin_ in self.lags]
         found = gradients_by_crossing(unrolled, entries, classes, starts)
         labels = (*map(str, range(self.max_crossings)), f"{self.max_crossings}+")
         axes = ({"crossing": labels}, {"lag": self.lags})

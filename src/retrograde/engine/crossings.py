@@ -10,16 +10,19 @@ to the next class is multiplied by the power of two that lies between the two.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from retrograde.cells.program import Program, new_rows
 from retrograde.compiled import crossings as compiled
 from retrograde.engine.adjoint import AdjointSpan, AdjointStep, SummedSpan, refuse_non_finite
+from retrograde.engine.binning import Binning
 from retrograde.engine.entries import Entries
 from retrograde.engine.gradients import AdjointSums
 from retrograde.engine.merging import Merging
@@ -43,27 +46,28 @@ these rows, and their entries are ordinary numbers down to 2^-126. Where a class
 2^APART below the one before, what comes from there will soon be all that it holds."""
 
 
+TURN = 8
+"""Rows that are summed on the way are merged at every so many steps."""
+
+
 @dataclass(frozen=True, eq=False)
-class Arriving:
-    """What comes back to a step, and the rows that become of it there.
+class Way:
+    """Neighbouring steps that rows are pulled back through, and what becomes of them there.
 
     Attributes:
-        values: what comes back, all classes of an entry one after the other, [A * C, B, S].
-        weights: what each of these rows is multiplied by, [A * C].
-        sources: those that each entry at the step is the sum of: where they begin, and the end.
+        entering: the steps, how many entries there are at each, and what the loss gives, at the
+            latest one, too.
+        turns: the steps at which neighbouring entries become one, the latest first.
+        lags: of each entry at each step, -1 where it has not entered yet, [E, K].
+        merging: what the entries stand for at the earliest step.
+        merged: how many fewer they are there than if none had become one on the way.
     """
 
-    values: Float[Tensor, "N B S"]
-    weights: Float[Tensor, "N"]
-    sources: Sequence[int]
-
-    def rows(self, classes: int) -> Float[Tensor, "M B S"]:
-        """The rows at the step, without what the loss gives there."""
-        count = torch.tensor(self.sources, device=self.values.device).diff()
-        target = torch.arange(len(count), device=count.device).repeat_interleave(count)
-        target = target.unsqueeze(1) * classes + torch.arange(classes, device=count.device)
-        total = self.values.new_zeros(len(count) * classes, *self.values.shape[1:])
-        return total.index_add_(0, target.flatten(), self.values * self.weights.view(-1, 1, 1))
+    entering: Entering
+    turns: Sequence[compiled.Turn]
+    lags: Int[Tensor, "E K"]
+    merging: Merging | None
+    merged: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,17 +103,17 @@ class Gathered:
     Gradients are formed of all these steps at once: each time goes through all gradients in memory.
 
     Args:
-        starts: where all bins of lags but the nearest begin.
+        starts: where the bins of lags begin.
         classes: rows of an entry.
         direct: what the loss gives at each step.
 
     Attributes:
-        bins: how many there are.
+        bins: these bins.
         left: how many more steps there is room for.
     """
 
-    def __init__(self, starts: Int[Tensor, "M1"], classes: int, direct: Float[Tensor, "T B S"]):
-        self.bins, self._starts, self._sums = len(starts) + 1, starts, (len(starts) + 1) * classes
+    def __init__(self, starts: Sequence[int], classes: int, direct: Float[Tensor, "T B S"]):
+        self.bins, self._sums = Binning(starts), len(starts) * classes
         numbers = self._sums * direct[0].numel()
         self.left = self._most = max(1, min(CHUNK, HELD // max(1, numbers)))
         self._direct, self._first = direct, 0
@@ -123,10 +127,6 @@ class Gathered:
     @cached_property
     def _units(self) -> Int[Tensor, "N K"]:
         return self._direct.new_empty(self._sums, self._most, dtype=torch.int64)
-
-    def bins_of(self, lags: Int[Tensor, "*R"]) -> Int[Tensor, "*R"]:
-        """The bin of each lag, the nearest first."""
-        return torch.bucketize(lags.contiguous(), self._starts.to(lags.device), right=True)
 
     def room(self, steps: int) -> Float[Tensor, "N K B S"]:
         """For the sums of so many steps before those that are held."""
@@ -189,43 +189,52 @@ class PerCrossing:
             return None
         covers = entries.covers(k, opened) and k in entries.exponents
         given = entries.at(k) if opens or covers else None
-        arriving, exponent = self._arrive(k, given, opens)
-        count = len(exponent) // classes
-        numbers = max(count, gathered.bins if gathered else 0) * classes
-        numbers *= entries.direct[0].numel()  # at a step
-        length = min(self._length, k - chunk.first + 1, max(1, HELD // numbers))
-        length = min(length, gathered.left) if gathered else length
+        numbers, weights, unit = self._arrive(k, given, opens)
+        length = min(self._length, k - chunk.first + 1)
+        sums = gathered if gathered and _are_summed(chunk, k - length + 1, length) else None
+        at_once = HELD  # entries times steps that there may be
+        if sums:
+            length = min(length, sums.left)
+        else:
+            at_once = HELD // (classes * entries.direct[0].numel())
+            length = min(length, max(1, at_once // len(unit)))
         self._length = min(2 * self._length, CHUNK)
         while True:
-            entering, units = self._coming(k, length, exponent, given)
-            lags = self._lags(entering)
-            pulled = _pull_back(chunk, arriving, entering, units, classes, lags, gathered)
+            entering, units = self._coming(k, length, unit, given, at_once)
+            way = self._way(entering, numbers, weights, units, bool(sums))
+            pulled = _pull_back(chunk, self._values, way, sums)
             refuse_non_finite(pulled.sizes[:, -1], k)
-            stop = self._first_out(pulled.sizes)
+            stop = self._first_out(pulled.sizes, way)
             if stop is None:
                 break
             self._length = length = len(entering) - 1 - stop  # the later ones alone
+        units = way.turns[-1].units
         self.stopped, self._exponent = entering.first - 1, units
+        self._merging, self._more = way.merging, self._more - way.merged
         if pulled.back is not None and pulled.back_sizes is not None:
             self._values, self._sizes = pulled.back, pulled.back_sizes
-        return Stretch(chunk, entering.first, units, lags, pulled)
+        return Stretch(chunk, entering.first, units, way.lags, pulled)
 
     def _arrive(
         self, k: int, given: Scaled | None, opens: bool
-    ) -> tuple[Arriving, Int[Tensor, "M"]]:
-        """The rows at step k brought into range, neighbouring entries merged, and their exponents.
+    ) -> tuple[list[int], Float[Tensor, "N"], Int[Tensor, "E C"]]:
+        """How the rows at step k are brought into range, neighbouring entries merged.
 
-        An empty class is on the scale of the one before it.
+        Returns:
+            The number that each entry which arrives has from now on, what its rows are multiplied
+            by, and the exponents of all rows, an empty class on the scale of the one before it.
         """
         sizes, old, classes = self._sizes, self._exponent, self._classes
         refuse_non_finite(sizes, k)
-        numbers = self._merge(k, self.count + opens)
+        numbers = list(range(self.count + opens))
+        if self._merging is not None:
+            numbers = self._merging.numbers(k, len(numbers))
+            self._more -= len(numbers) - numbers[-1] - 1
         limit = 1022 if sizes.dtype == torch.float64 else 126  # what a weight can be
         shift = (torch.frexp(sizes).exponent.to(torch.int64) - CENTRE).clamp(min=-limit)
         scale = torch.where(sizes > 0, old + shift, NO_EXPONENT).view(-1, classes)
         target = torch.tensor(numbers[: self.count], dtype=torch.int64, device=old.device)
-        own = scale.new_full((numbers[-1] + 1, classes), NO_EXPONENT)
-        own.scatter_reduce_(0, target.unsqueeze(1).expand_as(scale), scale, "amax")
+        own = _largest_of_each(scale, target, numbers[-1] + 1)
         if given is not None:
             own[-1, 0] = torch.maximum(own[-1, 0], given.exponent[0])
         apart = APART * torch.arange(classes, device=own.device)
@@ -233,109 +242,158 @@ class PerCrossing:
         unit = torch.where(own == NO_EXPONENT, _last_known(own), torch.maximum(own, least))
         unit = torch.where(unit == NO_EXPONENT, 0, unit)
         moved = torch.where(sizes > 0, old - unit[target].flatten(), 0)
-        begin = [n for n in range(self.count) if n == 0 or numbers[n] != numbers[n - 1]]
-        weights = power_of_two(moved, self._values)
-        return Arriving(self._values, weights, [*begin, self.count]), unit.flatten()
-
-    def _merge(self, k: int, count: int) -> list[int]:
-        """The number that each of the entries has once those near beside their lag are merged."""
-        numbers = list(range(count))
-        if self._merging is None:
-            return numbers
-        self._merging.opened(count)
-        while pairs := self._merging.pairs(k):
-            numbers = [pairs[number] for number in numbers]
-        self._more -= count - numbers[-1] - 1
-        return numbers
+        return numbers[: self.count], power_of_two(moved, self._values), unit
 
     def _coming(
-        self, k: int, length: int, exponent: Int[Tensor, "N"], given: Scaled | None
-    ) -> tuple[Entering, Int[Tensor, "M"]]:
-        """Up to so many steps that end with k, what the loss gives there, and all exponents."""
-        entries, classes = self._entries, self._classes
-        count, newest = len(exponent) // classes, int(exponent[-classes])
-        most = HELD // entries.direct[0].numel() // classes
-        coming = entries.coming(k, length, count, self._more, newest, most)
-        first, values, units = coming.first, coming.values, exponent
+        self, k: int, length: int, unit: Int[Tensor, "E C"], given: Scaled | None, at_once: int
+    ) -> tuple[Entering, Int[Tensor, "M C"]]:
+        """Up to so many steps that end with k, what the loss gives there, and all exponents.
+
+        Entries are numbered as if none were merged on the way.
+        """
+        entries, newest = self._entries, int(unit[-1, 0])
+        coming = entries.coming(k, length, len(unit), self._more, newest, at_once)
+        first, values = coming.first, coming.values
         if given is not None:
             if values is None:
                 values = torch.zeros_like(entries.direct[first : k + 1])
             values[-1:] = times_power_of_two(given.values, given.exponent - newest)
         if coming.opened:
-            more = exponent.new_tensor(coming.opened).repeat_interleave(classes)
-            units = torch.cat((exponent, more))
-        return Entering(first, coming.rows, values, back=first > 0), units
+            more = unit.new_tensor(coming.opened).unsqueeze(1).expand(-1, unit.shape[1])
+            unit = torch.cat((unit, more))
+        return Entering(first, coming.rows, values, back=first > 0), unit
 
-    def _first_out(self, sizes: Float[Tensor, "M K"]) -> int | None:
+    def _way(
+        self,
+        entering: Entering,
+        numbers: Sequence[int],
+        weights: Float[Tensor, "N"],
+        unit: Int[Tensor, "E C"],
+        summed: bool,
+    ) -> Way:
+        """What becomes of the rows at neighbouring steps.
+
+        Args:
+            entering: the steps.
+            numbers, weights: what becomes of the entries that arrive at the latest one.
+            unit: the exponents of all rows, entries numbered as if none were merged on the way.
+            summed: whether rows are summed, so that they may be merged on the way.
+        """
+        first, rows, merging = entering.first, entering.rows, copy(self._merging)
+        length = TURN if summed and merging is not None else len(rows)
+        own, turns, lags, merged = unit[: rows[-1]], list[compiled.Turn](), list[Tensor](), 0
+        left = list(rows)  # entries at each step
+        for latest in range(len(rows) - 1, -1, -length):
+            earliest = max(0, latest - length + 1)
+            if turns:
+                assert merging is not None
+                arriving, own = len(own), torch.cat((own, unit[rows[latest + 1] : rows[latest]]))
+                numbers = merging.numbers(first + latest, len(own))
+                target = torch.tensor(numbers, device=own.device)
+                before, own = own, _largest_of_each(own, target, numbers[-1] + 1)
+                moved = (before - own[target])[:arriving]
+                numbers, weights = numbers[:arriving], power_of_two(moved.flatten(), self._values)
+                merged += len(before) - len(own)
+            own = torch.cat((own, unit[rows[latest] : rows[earliest]]))
+            begins = [n for n, to in enumerate(numbers) if n == 0 or to != numbers[n - 1]]
+            moves = power_of_two(own[:, :-1] - own[:, 1:], self._values)
+            sources = [*begins, len(numbers)]
+            turns.append(compiled.Turn(latest, sources, weights, own.flatten(), moves))
+            lags.append(self._lags(merging, first + earliest, latest - earliest + 1, len(own)))
+            left[earliest : latest + 1] = [n - merged for n in rows[earliest : latest + 1]]
+        most = max(left)
+        table = [torch.nn.functional.pad(one, (0, 0, 0, most - len(one)), value=-1) for one in lags]
+        return Way(replace(entering, rows=left), turns, torch.cat(table[::-1], 1), merging, merged)
+
+    def _lags(
+        self, merging: Merging | None, first: int, count: int, rows: int
+    ) -> Int[Tensor, "E K"]:
+        if merging is None:
+            return self._entries.lags_between(first, count, rows)
+        merging.opened(rows)
+        return merging.lags(first, count)
+
+    def _first_out(self, sizes: Float[Tensor, "M K"], way: Way) -> int | None:
         """The latest step, before the last, at which a row is out of range."""
         low, high = 2.0**LEAST, 2.0 ** (CENTRE + SLACK)
-        start = sizes[:, -1:]
-        out = ~(sizes <= high) | ((sizes > 0) & (sizes < low) & ~((start > 0) & (start < low)))
+        small = (sizes > 0) & (sizes < low)
+        out = ~(sizes <= high) | small
+        if bool(small[:, -1].any()):
+            out &= ~(small & self._small_before(small[:, -1], way))
         some = torch.nonzero(out[:, :-1].any(0))
         return int(some[-1]) if len(some) else None
 
-    def _lags(self, entering: Entering) -> Int[Tensor, "E K"]:
-        first, count, rows = entering.first, len(entering), entering.rows[0]
-        if self._merging is None:
-            return self._entries.lags_between(first, count, rows)
-        self._merging.opened(rows)
-        return self._merging.lags(first, count)[:rows]  # a longer stretch has opened more
+    def _small_before(self, small: Bool[Tensor, "M"], way: Way) -> Bool[Tensor, "M K"]:
+        """Rows that are made of such alone as were small at the latest step, at all steps."""
+        small = small.view(-1, self._classes)
+        found = small.new_zeros(*small.shape, len(way.entering))
+        for number, turn in enumerate(way.turns):
+            if number:
+                small = torch.stack(
+                    [small[a:b].all(0) for a, b in pairwise(turn.sources)]
+                    + [small.new_zeros(self._classes)] * (len(small) - len(turn.sources) + 1)
+                )
+            found[..., : turn.step + 1] = small.unsqueeze(2)
+        return found.flatten(0, 1)
+
+
+def _largest_of_each(
+    exponents: Int[Tensor, "A C"], target: Int[Tensor, "A"], count: int
+) -> Int[Tensor, "E C"]:
+    """The largest exponents, class by class, of the entries that get each number."""
+    largest = exponents.new_full((count, exponents.shape[1]), NO_EXPONENT)
+    return largest.scatter_reduce_(0, target.unsqueeze(1).expand_as(exponents), exponents, "amax")
+
+
+def _are_summed(chunk: Chunk, first: int, count: int) -> bool:
+    """Whether the library sums the rows at neighbouring steps, if they are asked for in sums."""
+    steps = chunk.compiled_by_crossing
+    if steps is None or chunk.compiled_uses is None:
+        return False
+    return compiled.sums_pay(steps) and plain_boundaries(chunk, first, count) is not None
 
 
 def _pull_back(
-    chunk: Chunk,
-    arriving: Arriving,
-    entering: Entering,
-    exponent: Int[Tensor, "M"],
-    classes: int,
-    lags: Int[Tensor, "E K"],
-    gathered: Gathered | None,
+    chunk: Chunk, start: Float[Tensor, "N B S"], way: Way, gathered: Gathered | None
 ) -> compiled.Crossed:
-    """Rows of all classes pulled back from step to step, on exponents that stay.
+    """Rows of all classes pulled back from step to step, on exponents that stay between turns.
 
     Args:
         chunk: what holds the steps.
-        arriving: what comes back to the latest of the steps.
-        entering: the steps, how many entries there are at each, and what the loss gives, at the
-            latest one, too.
-        exponent: of the rows, also those that come.
-        classes: rows of an entry.
-        lags: of the entries.
-        gathered: where the rows may be summed to.
+        start: what comes back to the latest of the steps, all classes of an entry one after the
+            other.
+        way: the steps.
+        gathered: where the rows are summed to, if they are.
     """
-    unit = exponent.view(-1, classes)
-    moves = power_of_two(unit[:, :-1] - unit[:, 1:], arriving.values)
+    entering, binned = way.entering, None
     first, count = entering.first, len(entering)
     steps, passed = chunk.compiled_by_crossing, plain_boundaries(chunk, first, count)
     if steps is None or passed is None:
-        return _eagerly(chunk, arriving, entering, moves)
-    binned = None
-    if gathered and chunk.compiled_uses is not None and compiled.sums_pay(steps):
-        places, room = gathered.bins_of(lags), gathered.room(count)
-        binned = compiled.Binned(gathered.bins, places, exponent, room)
+        return _eagerly(chunk, start, way)
+    if gathered is not None:
+        places = gathered.bins.numbers(way.lags)
+        binned = compiled.Binned(len(gathered.bins), places, gathered.room(count))
     return compiled.pull_back(
         steps,
         first - chunk.first,
-        arriving.values,
-        arriving.weights,
-        arriving.sources,
+        start,
+        way.turns,
         entering.rows,
         entering.values,
-        moves,
         passed,
         entering.back,
         binned,
     )
 
 
-def _eagerly(
-    chunk: Chunk, arriving: Arriving, entering: Entering, moves: Float[Tensor, "E C1"]
-) -> compiled.Crossed:
-    """The same by operations of torch."""
-    rows, count, classes = entering.rows, len(entering), moves.shape[1] + 1
-    most, like, first = rows[0] * classes, arriving.values, entering.first
+def _eagerly(chunk: Chunk, like: Float[Tensor, "N B S"], way: Way) -> compiled.Crossed:
+    """The same by operations of torch, with a single turn."""
+    entering, (turn,) = way.entering, way.turns
+    rows, count, moves, first = entering.rows, len(entering), turn.moves, entering.first
+    classes = moves.shape[1] + 1
+    most = rows[0] * classes
     values = new_rows(like, count * most, *like.shape[1:]).view(count, most, *like.shape[1:])
-    started = arriving.rows(classes)
+    started = _started(like, turn, classes)
     for number, after in enumerate((*rows[1:], len(started) // classes)):
         values[number, after * classes :] = 0
     values[-1, : len(started)] = started
@@ -352,6 +410,17 @@ def _eagerly(
     return compiled.Crossed(
         sizes, back, None if back is None else _largest(back), values.transpose(0, 1), None
     )
+
+
+def _started(
+    arriving: Float[Tensor, "N B S"], turn: compiled.Turn, classes: int
+) -> Float[Tensor, "M B S"]:
+    """The rows that become of those which arrive, without what the loss gives there."""
+    count = torch.tensor(turn.sources, device=arriving.device).diff()
+    target = torch.arange(len(count), device=count.device).repeat_interleave(count)
+    target = target.unsqueeze(1) * classes + torch.arange(classes, device=count.device)
+    total = arriving.new_zeros(len(count) * classes, *arriving.shape[1:])
+    return total.index_add_(0, target.flatten(), arriving * turn.weights.view(-1, 1, 1))
 
 
 def _largest(rows: Float[Tensor, "*N B S"]) -> Float[Tensor, "*N"]:
@@ -438,7 +507,7 @@ def rows_by_crossing(unrolled: Unrolled, entries: Entries, classes: int) -> Iter
 
 @torch.no_grad()
 def gradients_by_crossing(
-    unrolled: Unrolled, entries: Entries, classes: int, starts: Int[Tensor, "M1"]
+    unrolled: Unrolled, entries: Entries, classes: int, starts: Sequence[int]
 ) -> dict[str, Scaled]:
     """The gradient of each parameter by class and bin of lags: row `n * bins + bin`, nearest first.
 
@@ -446,19 +515,20 @@ def gradients_by_crossing(
         unrolled: the pass.
         entries: where the loss enters, and in which rows.
         classes: how many there are; the last one holds all that crossed that often or more.
-        starts: the first lag of each bin but the nearest.
+        starts: the first lag of each bin.
 
     Raises:
         NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
     """
     rows, gathered = PerCrossing(entries, classes), Gathered(starts, classes, entries.direct)
-    sums = AdjointSums(unrolled.cell, classes * gathered.bins)
-    of_class = gathered.bins * torch.arange(classes, device=entries.direct.device).view(-1, 1)
+    bins = len(gathered.bins)
+    sums = AdjointSums(unrolled.cell, classes * bins)
+    of_class = bins * torch.arange(classes, device=entries.direct.device).view(-1, 1)
     for chunk in unrolled.chunks():
         for stretch in _stretches(rows, chunk, gathered):
             if stretch.pulled.units is None:
                 _add(sums, gathered.give(chunk))  # what is held lies at neighbouring steps
-                places = gathered.bins_of(stretch.lags).unsqueeze(1) + of_class
+                places = gathered.bins.numbers(stretch.lags).unsqueeze(1) + of_class
                 sums.add_rows(stretch.span(), places.flatten(0, 1))
                 continue
             gathered.take(stretch.first, stretch.pulled.units)

@@ -83,7 +83,7 @@ class Merging:
     def opened(self, count: int) -> None:
         """Note which entries have opened rows, given the number of all rows."""
         more = self._coming(count)
-        self._rows += more
+        self._rows = self._rows + more
         self._opened += len(more)
 
     def _coming(self, count: int) -> list[Row]:
@@ -92,17 +92,26 @@ class Merging:
         stop = len(self._entries) - self._opened
         return [Row(*block, 1) for block in reversed(self._entries.blocks[stop - new : stop])]
 
-    def pairs(self, k: int) -> list[int] | None:
-        """Merge what the rows stand for, where there are no companions, and no numbers.
+    def numbers(self, k: int, count: int) -> list[int]:
+        """Merge what the rows stand for at step k as far as may be, and no numbers.
+
+        There are no companions.
+
+        Args:
+            k: the step.
+            count: how many rows there are.
 
         Returns:
-            For each row before the number of that now; None if nothing was merged.
+            For each row before the number of that now.
         """
-        numbers, merged = self._pairs(k)
-        if len(merged) == len(self._rows):
-            return None
-        self._rows = merged
-        return numbers
+        self.opened(count)
+        found = list(range(count))
+        while True:
+            numbers, merged = self._pairs(k)
+            if len(merged) == len(self._rows):
+                return found
+            self._rows = merged
+            found = [numbers[number] for number in found]
 
     def lags(self, first: int, count: int, rows: int | None = None) -> Int[Tensor, "E K"]:
         """Of the rows at neighbouring steps; -1 where one has not entered yet.
