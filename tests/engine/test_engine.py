@@ -1,5 +1,7 @@
 """Closed forms, numbers far out of range, blocks of entry steps."""
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +17,8 @@ from retrograde.engine import (
     gradients,
     unroll,
 )
+from retrograde.engine.adjoint import rows_of_entries
+from retrograde.engine.merging import merged_rows
 from retrograde.engine.scan import Eager
 from retrograde.errors import ArgumentError, NonFiniteError
 from support.conformance import EXACT, plain_pass, total_gradient, unrolled_and_entries
@@ -245,6 +249,32 @@ def test_losses_near_the_ends_of_the_range_open_rows(monkeypatch, dtype, exponen
         for step in backpropagate(unrolled, entries):
             lags = torch.arange(11 - step.k, -1, -1)
             assert torch.equal(step.delta.log2_norms(), exponent + lags * log2_w)
+
+
+@pytest.mark.parametrize("relative", [None, 2])
+def test_no_rows_are_held_while_the_next_ones_are_pulled_back(monkeypatch, relative):
+    held = []
+
+    class Watching(Eager):
+        def pull_back(self, chunk, start, entering, scales=None):
+            assert all(values() is None for values in held)
+            assert not torch.is_grad_enabled()
+            return super().pull_back(chunk, start, entering, scales)
+
+    monkeypatch.setattr(adjoint, "backend", Watching)
+    cell = linear(0.7)
+    unrolled = unroll(cell, torch.ones(160, 1, 1, dtype=torch.float64))
+    direct = torch.ones(160, 1, 1, dtype=torch.float64)
+    every = (
+        merged_rows(unrolled, Entries.merging(direct, relative))
+        if relative
+        else rows_of_entries(unrolled, Entries.of(direct))
+    )
+    for span in every:
+        assert torch.is_grad_enabled()
+        held.append(weakref.ref(span.values))
+        del span
+    assert len(held) > 2
 
 
 @pytest.mark.parametrize("by_crossing", [False, True])

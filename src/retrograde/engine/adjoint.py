@@ -9,8 +9,8 @@ only its own result.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Protocol, runtime_checkable
+from functools import cached_property, wraps
+from typing import ParamSpec, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -44,9 +44,12 @@ LIFT = AHEAD - 8
 GATHERED = 2**22
 """Adjoints of neighbouring steps are held together up to this many numbers, 16 MiB in float32."""
 
-STRETCHED = 2**23
+STRETCHED = 3 * 2**21
 """Rows are pulled back through so many steps at once that they are no more numbers than this,
-32 MiB in float32."""
+24 MiB in float32."""
+
+Asked = ParamSpec("Asked")
+"""What a function that yields spans is asked for."""
 
 
 @dataclass(frozen=True)
@@ -501,7 +504,29 @@ def _first_out(
     return int(out[-1]) if len(out) else None
 
 
-@torch.no_grad()
+def without_graphs(
+    iterate: Callable[Asked, Iterator[AdjointSpan]],
+) -> Callable[Asked, Iterator[AdjointSpan]]:
+    """Make each span that a function yields without a graph, and hold none while it makes the next.
+
+    torch.no_grad holds the last one, so that there would be memory of two at every moment.
+    """
+
+    @wraps(iterate)
+    def spans(*args: Asked.args, **kwargs: Asked.kwargs) -> Iterator[AdjointSpan]:
+        every = iterate(*args, **kwargs)
+        while True:
+            with torch.no_grad():
+                span = next(every, None)
+            if span is None:
+                return
+            yield span
+            del span
+
+    return spans
+
+
+@without_graphs
 def rows_of_entries(
     unrolled: Unrolled, entries: Entries, summing: Summing | None = None
 ) -> Iterator[AdjointSpan]:

@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from retrograde.engine.adjoint import AdjointSpan, PerEntry, Signed, Summing
+from retrograde.engine.adjoint import AdjointSpan, PerEntry, Signed, Summing, without_graphs
 from retrograde.engine.entries import Entries
 from retrograde.engine.scaling import NO_EXPONENT, Scaled, power_of_two
 from retrograde.engine.unroll import CHUNK, Unrolled
@@ -237,7 +237,7 @@ def _summed(
     return Scaled(total.index_add_(0, target_, values[source_] * weight), top)
 
 
-@torch.no_grad()
+@without_graphs
 def merged_rows(
     unrolled: Unrolled,
     entries: Entries,
@@ -280,4 +280,7 @@ def merged_rows(
             merging.opened(part.rows[0])
             lags = torch.zeros_like(part.norms, dtype=torch.int64)
             whole = AdjointSpan(part.first, part.values, part.exponent, part.norms, lags, chunk)
-            yield merging.span(whole, parents)
+            span = merging.span(whole, parents)
+            del part, whole
+            yield span
+            del span  # the next one finds room where it was, if nobody kept it
