@@ -3,6 +3,8 @@
 import contextlib
 import functools
 import re
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -14,7 +16,6 @@ from torch.nn.modules import module as of_all_modules
 from torch.utils.checkpoint import checkpoint
 
 import retrograde
-from support import processes
 from support.forms import CELLS, EXACT, INPUTS, KINDS, RESETS, B, D, H, T, parts_of, sequence
 from support.type_checks import unchecked
 
@@ -410,8 +411,10 @@ assert not hasattr(torch.compile, "__wrapped__")
 
 
 def test_torch_compile_is_first_used_inside_the_block(tmp_path):
+    """In a process of its own: the one that programs are copies of has loaded torch._dynamo."""
     (tmp_path / "program.py").write_text(FIRST_USE)
-    done = processes.run(tmp_path / "program.py")
+    command = [sys.executable, "-W", "error", tmp_path / "program.py"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -7,6 +7,7 @@ import pandas  # noqa: F401
 import pydantic.json_schema
 import pydantic.type_adapter  # noqa: F401
 import sybil  # noqa: F401
+import torch._dynamo  # noqa: F401 (the first optimiser of a process does)
 import typer  # noqa: F401
 import typer._adapters  # noqa: F401
 import vl_convert  # noqa: F401
