@@ -44,7 +44,7 @@ class AbstractComposite(AbstractCell):
             offsets.append(offsets[-1] + layer.state_size)
         return offsets
 
-    @property
+    @cached_property
     def parameters(self) -> Mapping[str, Tensor]:
         return {
             name + suffix: value

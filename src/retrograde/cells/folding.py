@@ -67,10 +67,14 @@ class Blocks:
             self.last == other.first and self.matrix is other.matrix and self.height == other.height
         )
 
-    def plus(self, other: "Blocks") -> "Blocks":
-        """Both side by side."""
-        targets, factors = self.targets + other.targets, self.factors + other.factors
-        return Blocks(self.first, other.last, targets, factors, self.matrix)
+    @staticmethod
+    def together(some: "Sequence[Blocks]") -> "Blocks":
+        """Several that continue each other."""
+        if len(some) == 1:
+            return some[0]
+        targets = tuple(target for one in some for target in one.targets)
+        factors = tuple(factor for one in some for factor in one.factors)
+        return Blocks(some[0].first, some[-1].last, targets, factors, some[0].matrix)
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,12 +241,12 @@ def _times(factor: Tensor | None, other: Tensor | None) -> Tensor | None:
 
 def _joined(blocks: Iterable[Blocks]) -> list[Blocks]:
     """Blocks, those that continue each other as one."""
-    found: list[Blocks] = []
+    found: list[list[Blocks]] = []
     for one in sorted(blocks, key=lambda block: block.first):
-        for number, before in enumerate(found):
-            if before.takes(one):
-                found[number] = before.plus(one)
+        for run in found:
+            if run[-1].takes(one):
+                run.append(one)
                 break
         else:
-            found.append(one)
-    return found
+            found.append([one])
+    return [Blocks.together(run) for run in found]

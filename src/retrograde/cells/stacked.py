@@ -100,6 +100,8 @@ class Stacked(AbstractComposite):
         return CellStep(x, state, joined, layers=tuple(steps))
 
     def linearise(self, step: CellStep) -> Graph:
+        if len(self.layers) == 1:
+            return self.layer(0, step, 0)
         masks = torch.split(step.x, self._widths, -1)[1:] if self.masked else ()
         graphs, links = [self.layer(0, step, 0)], list[list[Edge]]()
         reads, width = dict(graphs[0].reads), self._widths[0]

@@ -80,8 +80,8 @@ class Uses:
             if batch > max(columns, FEW_SAMPLES):
                 return None
         one = torch.ones((), dtype=torch.float64).expand(steps, batch, batch)
-        doubled = (None if u is None else u.double() for some in self.operands for u in some)
-        return torch.stack([one if u is None else u @ u.mT for u in doubled])
+        every = (u for some in self.operands for u in some)
+        return torch.stack([one if u is None else _gram(u) for u in every])
 
     @cached_property
     def all_operands(self) -> tuple[int, ...]:
@@ -93,6 +93,15 @@ class Uses:
             else:
                 numbers += (operand.data_ptr(), *operand.stride()[:2], operand.shape[2])
         return tuple(numbers)
+
+
+def _gram(u: Tensor) -> Tensor:
+    """<u_b, u_b'> in float64, [K, B, B]; of a single sample its square needs no copy of it."""
+    if u.shape[1] == 1:
+        norms: Tensor = torch.linalg.vector_norm(u, dim=2, keepdim=True, dtype=torch.float64)
+        return norms.square()
+    u = u.double()
+    return u @ u.mT
 
 
 def uses_of(plan: Plan, like: Tensor) -> Uses | None:

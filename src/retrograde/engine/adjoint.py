@@ -636,6 +636,6 @@ def input_adjoints(unrolled: Unrolled, entries: Entries) -> Float[Tensor, "T B I
         own = torch.where(span.norms > 0, span.exponent, NO_EXPONENT)
         top = own.amax(0)
         weights = power_of_two(own - top, rows)
-        sums = (rows * weights[..., None, None]).sum(0)
+        sums = rows[0] if len(rows) == 1 else (rows * weights[..., None, None]).sum(0)
         by_x[span.steps] = times_power_of_two(sums, torch.where(top == NO_EXPONENT, 0, top))
     return by_x

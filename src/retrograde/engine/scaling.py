@@ -5,6 +5,7 @@ range at any time and the factor kept as an integer. Nothing here rounds, underf
 however long the sequence.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,7 +37,7 @@ def all_finite(values: Tensor) -> bool:
 
     A finite sum has none; a sum that is not finite may still be one of finite numbers.
     """
-    return bool(values.sum().isfinite()) or bool(values.isfinite().all())
+    return math.isfinite(values.sum()) or bool(values.isfinite().all())
 
 
 def power_of_two(exponent: Int[Tensor, "*R"], like: Tensor) -> Float[Tensor, "*R"]:

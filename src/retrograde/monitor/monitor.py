@@ -18,6 +18,7 @@ from retrograde.decomposition.check import check
 from retrograde.decomposition.replay import ends_as_recorded, replay
 from retrograde.decomposition.residual import void_in_words
 from retrograde.decomposition.summary import summarise
+from retrograde.engine.scaling import largest_of
 from retrograde.errors import ArgumentError, RecordingError
 from retrograde.monitor.history import History, Smoothed
 from retrograde.monitor.schedule import Schedule
@@ -447,12 +448,12 @@ class Monitor:
         samples = samples or self.samples or max(1, min(MOST_SAMPLES, batch // PER_SAMPLE))
         entries = self.entries or max(2, min(MOST_ENTRIES, batch // (PER_ROW * samples)))
         layer = self.recording.sample(name, samples)
-        enters = layer.direct.flatten(1).any(1)
-        steps = torch.nonzero(enters).squeeze(1)
+        steps = torch.nonzero(largest_of(layer.direct.flatten(1))).squeeze(1).tolist()
         count = min(entries, len(steps))
-        ends = torch.arange(1, count + 1, device=steps.device) * len(steps) // max(1, count) - 1
-        kept = torch.zeros_like(enters).index_fill_(0, steps[ends], True)
-        return layer.of_loss(torch.where(kept.view(-1, 1, 1), layer.direct, 0))
+        kept = [steps[n * len(steps) // count - 1] for n in range(1, count + 1)]
+        direct = torch.zeros_like(layer.direct)
+        direct[kept] = layer.direct[kept]
+        return layer.of_loss(direct)
 
     def _warn(self) -> None:
         if self.problems:

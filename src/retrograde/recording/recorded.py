@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -138,7 +139,7 @@ class Recorded:
 
     def with_run(self, ran: Unrolled | None) -> "Recorded":
         """The same with its cell run over its inputs. No copy or part has that."""
-        found = replace(self)
+        found = copy(self)
         object.__setattr__(found, "ran", ran)
         return found
 
@@ -220,9 +221,13 @@ def spread(given: Sequence[Float[Tensor, "_ B M"]], count: int) -> list[int]:
     count, every = _checks.whole("count", count), range(given[0].shape[1])
 
     def have(samples: Sequence[int]) -> list[int]:
-        some = list(samples)
-        found = torch.stack([(one[:, some] != 0).any(2).any(0) for one in given]).any(0)
-        return [sample for sample, has in zip(some, found.tolist(), strict=True) if has]
+        some, found = list(samples), list[bool]()
+        for steps in (slice(-1, None), slice(None)):  # most often the last step has a loss
+            parts = [(one[steps, some] != 0).any(2).any(0) for one in given]
+            found = torch.stack(parts).any(0).tolist()
+            if all(found):
+                break
+        return [sample for sample, has in zip(some, found, strict=True) if has]
 
     first = _evenly(every, count)
     return first if have(first) == first else _evenly(have(every) or every, count)

@@ -182,6 +182,8 @@ def _problem(name: str, calls: list[Call], backward: BackwardPass) -> str:
             "the loss depends on it other than through its output and state, as a penalty on "
             "gradients (create_graph=True) does; leave such terms out of the recorded pass"
         )
+    if len(calls) == 1:
+        return ""
     weights = [[w for cell in call.cells for w in cell.parameters.values()] for call in calls]
     for others in weights[1:]:
         same = others[0] is weights[0][0] or all(map(torch.equal, weights[0], others))
