@@ -109,6 +109,7 @@ static const real EXP[] = {
 #include "step.h"
 #include "summing.h"
 #include "scan.h"
+#include "pushing.h"
 #include "sizes.h"
 #include "sums.h"
 #include "crossings.h"

@@ -254,29 +254,33 @@ struct operand {
   int64_t step, sample, width;
 };
 
+/* A matrix in memory, neighbouring rows and columns so many elements apart. */
+struct matrix {
+  const void *at;
+  int64_t by_row, by_column;
+};
+
 /* How large what rows make of parameters is, || sum_b da_b (x) u_b || for each operand u, and its
-   product <sum_b da_b (x) u_b, G> = sum_b <da_b, G u_b> with a gradient G. */
+   product <sum_b da_b (x) u_b, G> with a gradient G. */
 struct sizes_of_rows {
-  /* Steps, samples, the size of the state, rows, the first step in the chunk, steps of that. */
-  int64_t steps, samples, size, rows, first, all_steps;
+  /* Steps, samples, the size of the state, rows, the first step in the chunk. */
+  int64_t steps, samples, size, rows, first;
   int64_t parts;
   parallel_function parallel;
   /* Rows [N, K, B, S] with these strides in elements, those of a step next to each other. */
   const void *values;
   int64_t row, step;
-  /* Products <u_b, u_b'> of the operands of all groups, [U, all steps, B, B]; NULL where no sizes
-     are asked for. */
-  const double *operands;
-  /* Results: the squares, and whether they cancel too far to be trusted, [U, N, K]. */
+  /* G of each operand, [P, width] or [P]; NULL where no products are asked for. */
+  const struct matrix *gradients;
+  /* Results, [U, N, K]: the squares, and whether they cancel too far to be trusted, NULL where no
+     sizes are asked for; the products. */
   double *squares;
   uint8_t *cancels;
-  /* G u of each operand, none of them NULL; NULL where no products are asked for. The result,
-     [U, N, K]. */
-  const struct operand *images;
   double *inner;
   int64_t groups;
   const struct group *all_groups;
   const struct segment *of_groups;
+  const struct operand *all_operands;
   struct program program; /* the nodes that the groups need, none with a slot */
 };
 

@@ -2,12 +2,9 @@
 
        || sum_b da_b (x) u_b ||^2 = sum_{b,b'} <da_b, da_b'> <u_b, u_b'>
 
-   and how much of a given gradient G is in them:
-
-       < sum_b da_b (x) u_b, G > = sum_b < da_b, G u_b >
-
-   da_b are the adjoints of some blocks side by side, which all parameters that follow from them
-   share. Nothing is kept of them but these sums. */
+   and how much of a given gradient is in them (pushing.h). da_b are the adjoints of some blocks side
+   by side, which all parameters that follow from them share. Nothing is kept of them but these
+   sums. */
 
 #define TOGETHER 256 /* rows times samples that go through the nodes together */
 #define CORNER (NR > 2 ? 4 : 3) /* a tile of products of samples, as registers allow */
@@ -21,13 +18,17 @@ struct sizes_run {
   int64_t tiles, operands;             /* of products of samples; of all groups */
   real *weights; /* what products of samples are multiplied by, [step][group][tile][operand] */
   double *units; /* that these are in, [step][operand] */
-  int whole;     /* rows can be read where they lie */
+  real *gradients; /* packed */
+  int whole;       /* rows can be read where they lie */
 };
 
 /* What one row at a time needs. */
 struct work_sizes {
   real *adjoints;     /* those of a group, [B in whole corners, width] */
   real *square, *own; /* for each operand of a group the lanes of two sums */
+  real *pushed;       /* what a gradient changes of the state, for each operand, [U, B, row] */
+  int64_t row;
+  struct pushing pushing;
 };
 
 INLINE int64_t tiles_of(int64_t samples) {
@@ -35,17 +36,40 @@ INLINE int64_t tiles_of(int64_t samples) {
   return corners * (corners + 1) / 2;
 }
 
+/* <u_b, u_b'> */
+INLINE double product_of_samples(const real *one, const real *other, int64_t size) {
+  double sum[8] = {0};
+  int64_t j = 0;
+  for (; j + 8 <= size; j += 8)
+    UNROLL for (int64_t i = 0; i < 8; i++) sum[i] += (double)one[j + i] * other[j + i];
+  double total = ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+  for (; j < size; j++)
+    total += (double)one[j] * other[j];
+  return total;
+}
+
+/* The same of all pairs of samples at a step, [B, B], each of which stands once. */
+static void products_of_samples(
+    const struct operand *u, int64_t step, int64_t samples, double *products) {
+  const real *at = (const real *)u->at + step * u->step;
+  for (int64_t a = 0; a < samples; a++)
+    for (int64_t b = a; b < samples; b++)
+      products[a * samples + b] =
+          u->at ? product_of_samples(at + a * u->sample, at + b * u->sample, u->width) : 1;
+}
+
 /* The products <u_b, u_b'> of each operand as weights, in the order of `add_products`. Each pair of
    samples comes once, and so counts twice. The largest is brought into range. */
-static void find_weights(const struct sizes_run *run) {
+static void find_weights(const struct sizes_run *run, double *of) {
   const struct sizes_of_rows *p = run->sizes;
   const int64_t B = p->samples;
   real *weights = run->weights;
   double *unit = run->units;
   for (int64_t step = p->first; step < p->first + p->steps; step++) {
-    const double *of = p->operands + step * B * B;
+    const struct operand *operand = p->all_operands;
     for (const struct group *g = p->all_groups; g < p->all_groups + p->groups; g++)
-      for (int64_t u = 0; u < g->operands; u++, of += p->all_steps * B * B) {
+      for (int64_t u = 0; u < g->operands; u++, operand++) {
+        products_of_samples(operand, step, B, of);
         double most = 0;
         for (int64_t b = 0; b < B; b++)
           most = of[b * B + b] > most ? of[b * B + b] : most;
@@ -120,20 +144,34 @@ static void add_square(
     store(square + u * V, sum[0] * weights[u * TILE_SIZE]);
 }
 
-/* sum_b <row b, image b>. */
-static double inner_product(
-    int64_t samples, const real *rows, int64_t row, int64_t width, const struct operand *image,
-    int64_t step) {
-  const real *at = (const real *)image->at + step * image->step;
-  vec sum[4] = {{0}};
-  for (int64_t b = 0; b < samples; b++, rows += row, at += image->sample) {
-    int64_t j = 0;
-    for (; j + 4 * V <= width; j += 4 * V)
-      UNROLL for (int64_t k = 0; k < 4; k++) sum[k] += load(rows + j + k * V) * load(at + j + k * V);
-    for (; j < width; j += V)
-      sum[0] += load_some(rows + j, width - j) * load_some(at + j, width - j);
-  }
-  return sum_of((sum[0] + sum[1]) + (sum[2] + sum[3]));
+/* sum_b <row b, pushed b> of some rows at a step and all operands, [U, N, K] from the place of the
+   first row on; a tile of both at a time. */
+static void find_inner_products(
+    const struct sizes_of_rows *p, const real *values, int64_t rows, const real *pushed,
+    int64_t operands, int64_t of_sample, double *inner) {
+  const int64_t B = p->samples, S = p->size;
+  for (int64_t n = 0; n < rows; n += CORNER)
+    for (int64_t u = 0; u < operands; u += CORNER) {
+      const real *left[CORNER], *right[CORNER]; /* the last ones again beyond the end */
+      for (int64_t i = 0; i < CORNER; i++) {
+        left[i] = values + (n + i < rows ? n + i : rows - 1) * p->row;
+        right[i] = pushed + (u + i < operands ? u + i : operands - 1) * B * of_sample;
+      }
+      vec sum[CORNER][CORNER] = {{{0}}};
+      for (int64_t b = 0; b < B; b++)
+        for (int64_t j = 0; j < S; j += V) {
+          vec some[CORNER];
+          UNROLL for (int64_t c = 0; c < CORNER; c++) some[c] = load(right[c] + b * of_sample + j);
+          UNROLL for (int64_t a = 0; a < CORNER; a++) {
+            const real *at = left[a] + b * S + j;
+            vec one = j + V <= S ? load(at) : load_some(at, S - j);
+            UNROLL for (int64_t c = 0; c < CORNER; c++) sum[a][c] += one * some[c];
+          }
+        }
+      for (int64_t a = 0; a < CORNER && n + a < rows; a++)
+        for (int64_t c = 0; c < CORNER && u + c < operands; c++)
+          inner[((u + c) * p->rows + n + a) * p->steps] = sum_of(sum[a][c]);
+    }
 }
 
 /* One row of all samples at one step: what its adjoints make of the operands of every group. */
@@ -151,13 +189,6 @@ static void sizes_of_row(
     const int64_t P = g->blocks * g->height;
     side_by_side(g, s, rows, at, step, B, w->adjoints, run->width);
     s += g->segments;
-    for (int64_t u = 0; p->images && u < g->operands; u++)
-      p->inner[((operand + u) * p->rows + n) * p->steps + k] =
-          inner_product(B, w->adjoints, run->width, P, p->images + operand + u, step);
-    if (!p->operands) {
-      operand += g->operands;
-      continue;
-    }
     const int64_t padded = padded_to(P, V);
     for (int64_t b = 0; b < B && P < padded; b++)
       memset(w->adjoints + b * run->width + P, 0, (size_t)(padded - P) * sizeof(real));
@@ -179,57 +210,85 @@ static void sizes_of_row(
   }
 }
 
+/* Some rows at a step, and what is read behind them. */
+static void sizes_of_some(
+    const struct sizes_run *run, struct work_rows *rows, const struct rows *copied,
+    const struct work_sizes *w, int64_t k, int64_t n, int64_t count, const real *next) {
+  const struct sizes_of_rows *p = run->sizes;
+  const int64_t B = p->samples, S = p->size;
+  const real *values = (const real *)p->values + n * p->row + k * p->step;
+  if (p->gradients)
+    find_inner_products(
+        p, values, count, w->pushed, run->operands, w->row, p->inner + n * p->steps + k);
+  if (!p->squares)
+    return;
+  if (run->whole) /* they are only read */
+    rows->registers[0] = (struct rows){(real *)(uintptr_t)values, S, p->row};
+  else
+    for (int64_t b = 0; b < B; b++)
+      for (int64_t row = 0; row < count; row++)
+        memcpy(
+            copied->at + b * copied->sample + row * copied->row, values + row * p->row + b * S,
+            (size_t)S * sizeof(real));
+  through_step(
+      &run->runner, rows, rows->registers[0], p->first + k, 0, B, count,
+      p->rows <= FEW_ROWS || !p->program.products);
+  for (int64_t row = 0; row < count; row++)
+    sizes_of_row(run, rows, w, n + row, k, row, next + row * p->row);
+}
+
+/* A part of the steps, or of the rows where there are fewer steps. */
 static void sizes_parts(int64_t begin, int64_t end, void *context) {
   const struct sizes_run *run = context;
   const struct sizes_of_rows *p = run->sizes;
   const int64_t B = p->samples, S = p->size, corners = padded_to(B, CORNER);
+  const int64_t parts = run->parts, by_rows = p->steps < parts;
   const int64_t control = flush_denormals();
   for (int64_t part = begin; part < end; part++) {
-    int64_t first = p->rows * part / run->parts, last = p->rows * (part + 1) / run->parts;
+    const int64_t first = by_rows ? p->rows * part / parts : 0;
+    const int64_t last = by_rows ? p->rows * (part + 1) / parts : p->rows;
+    const int64_t stop = by_rows ? p->steps : p->steps * (part + 1) / parts;
     real *free_ = run->scratch + part * run->of_part;
     struct work_rows rows = work_on(&run->runner, S, B, run->rows, 1, &free_);
     const struct rows copied = rows.registers[0];
-    struct work_sizes w;
+    struct work_sizes w = {.row = padded_to(S, V)};
     w.adjoints = taken(&free_, corners * run->width);
     w.square = taken(&free_, run->operands * V);
     w.own = taken(&free_, run->operands * V);
     memset(w.adjoints, 0, (size_t)(corners * run->width) * sizeof(real));
-    for (int64_t k = 0; k < p->steps; k++)
+    if (p->gradients) {
+      w.pushed = taken(&free_, run->operands * B * w.row);
+      memset(w.pushed, 0, (size_t)(run->operands * B * w.row) * sizeof(real));
+      w.pushing = pushing_with(p, run->gradients, run->width, &free_);
+    }
+    for (int64_t k = by_rows ? 0 : p->steps * part / parts; k < stop; k++) {
+      if (p->gradients)
+        push_all(p, p->first + k, &w.pushing, w.pushed, w.row);
       for (int64_t n = first; n < last; n += run->rows) {
-        int64_t here = last - n < run->rows ? last - n : run->rows;
-        const real *values = (const real *)p->values + n * p->row + k * p->step;
-        if (run->whole) /* they are only read */
-          rows.registers[0] = (struct rows){(real *)(uintptr_t)values, S, p->row};
-        else
-          for (int64_t b = 0; b < B; b++)
-            for (int64_t row = 0; row < here; row++)
-              memcpy(
-                  copied.at + b * copied.sample + row * copied.row,
-                  values + row * p->row + b * S, (size_t)S * sizeof(real));
-        through_step(
-            &run->runner, &rows, rows.registers[0], p->first + k, 0, B, here,
-            p->rows <= FEW_ROWS || !p->program.products);
+        const int64_t here = last - n < run->rows ? last - n : run->rows;
         /* Those that follow: of this step, or the first ones of the next, if there is one. */
-        const real *next = values + run->rows * p->row;
-        if (n + run->rows >= last)
-          next = (const real *)p->values + first * p->row + (k + (k + 1 < p->steps)) * p->step;
-        for (int64_t row = 0; row < here; row++)
-          sizes_of_row(run, &rows, &w, n + row, k, row, next + row * p->row);
+        const int64_t on = n + here < last ? (n + here) * p->row + k * p->step
+                                           : first * p->row + (k + (k + 1 < stop)) * p->step;
+        sizes_of_some(run, &rows, &copied, &w, k, n, here, (const real *)p->values + on);
       }
+    }
   }
   restore_denormals(control);
 }
 
 static int64_t sizes(const struct sizes_of_rows *p) {
   struct sizes_run run = {.sizes = p, .runner = runner_of(&p->program), .whole = p->size % V == 0};
-  const int64_t B = p->samples, N = p->rows;
-  int64_t work = 0;
-  run.tiles = p->operands ? tiles_of(B) : 0;
+  const int64_t B = p->samples, N = p->rows, wide = (int64_t)(sizeof(double) / sizeof(real));
+  const struct operand *u = p->all_operands;
+  int64_t work = 0, of_gradients = 0;
+  run.tiles = p->squares ? tiles_of(B) : 0;
   for (const struct group *g = p->all_groups; g < p->all_groups + p->groups; g++) {
     run.width = most_of(run.width, odd_row(g->blocks * g->height + V));
     run.operands += g->operands;
     run.whole &= g->height % V == 0;
     work += g->blocks * g->height * B;
+    for (const struct operand *end = u + g->operands; p->gradients && u < end; u++)
+      of_gradients += of_gradient(g, u);
   }
   for (const struct node *node = p->program.all_nodes;
        node < p->program.all_nodes + p->program.nodes; node++)
@@ -238,27 +297,35 @@ static int64_t sizes(const struct sizes_of_rows *p) {
     run.whole &= p->program.all_products[i].height % V == 0;
   work = (work + run.runner.work) * N * B * p->steps;
   run.parts = work < SMALL_SCAN || !p->parallel || p->parts < 1 ? 1 : p->parts;
-  if (run.parts > N)
-    run.parts = N;
-  int64_t most = (N + run.parts - 1) / run.parts;
+  if (run.parts > most_of(N, p->steps))
+    run.parts = most_of(N, p->steps);
+  int64_t most = p->steps < run.parts ? (N + run.parts - 1) / run.parts : N;
   run.rows = p->program.products ? most : (TOGETHER + B - 1) / B;
   if (run.rows > most)
     run.rows = most;
   run.of_part = of_work(&run.runner, p->size, B, run.rows, 1) +
                 padded_to(B, CORNER) * run.width + 2 * run.operands * V + 3 * 64;
+  if (p->gradients)
+    run.of_part += run.operands * B * padded_to(p->size, V) + of_pushing(p, run.width) + 64;
   const int64_t of_weights = padded_to(p->steps * run.tiles * run.operands * TILE_SIZE, 64);
-  const int64_t of_units =
-      padded_to(p->steps * run.operands, 64) * (int64_t)(sizeof(double) / sizeof(real));
+  const int64_t of_units = padded_to(p->steps * run.operands, 64) * wide;
+  const int64_t of_products = padded_to(B * B, 64) * wide;
   void *raw;
-  real *free_ =
-      memory(run.runner.of_packed + of_weights + of_units + run.parts * run.of_part, &raw);
+  real *free_ = memory(
+      run.runner.of_packed + of_weights + of_units + of_products + of_gradients +
+          run.parts * run.of_part,
+      &raw);
   if (!free_)
     return 1;
   pack_all(&run.runner, &free_);
   run.weights = taken(&free_, of_weights);
   run.units = (double *)taken(&free_, of_units);
-  if (p->operands)
-    find_weights(&run);
+  double *products = (double *)taken(&free_, of_products);
+  if (p->squares)
+    find_weights(&run, products);
+  run.gradients = taken(&free_, of_gradients);
+  if (p->gradients)
+    pack_gradients(p, run.gradients);
   run.scratch = free_;
   if (run.parts < 2 || p->parallel(0, run.parts, 1, sizes_parts, &run))
     sizes_parts(0, run.parts, &run);

@@ -534,9 +534,9 @@ def compare_products(chunk, values, tolerance, first=0):
         name: drawn(weight.numel(), dtype=weight.dtype, seed=6).view_as(weight)
         for name, weight in cell.parameters.items()
     }
-    images = sizes.images_of(uses, change)
-    alone = sizes.sizes_of(uses, first, values, images, squares=False)
-    both = sizes.sizes_of(uses, first, values, images)
+    whole = sizes.gradients_of(uses, change)
+    alone = sizes.sizes_of(uses, first, values, whole, squares=False)
+    both = sizes.sizes_of(uses, first, values, whole)
     assert alone.squares is None and alone.cancels is None
     assert torch.equal(alone.inner, both.inner)
     assert torch.equal(both.squares, sizes.sizes_of(uses, first, values).squares)

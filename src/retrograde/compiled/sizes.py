@@ -2,13 +2,12 @@
 gradient is in them, in one call."""
 
 import ctypes
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from retrograde.cells.precision import no_autocast
 from retrograde.compiled.program import plain
 from retrograde.compiled.scan import address
 from retrograde.compiled.uses import Uses
@@ -29,62 +28,61 @@ class Sizes:
     inner: Tensor | None
 
 
-def images_of(uses: Uses, gradient: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """G u for each operand u of a chunk: [K, B, P], or [P] where it is the same for all.
+def gradients_of(uses: Uses, gradient: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """The rows of a gradient that belong to each operand: [P, M], or [P] for an operand of 1.
 
     Args:
-        uses: those of the chunk.
-        gradient: G of each parameter.
+        uses: those of a chunk.
+        gradient: that of each parameter.
     """
     operands = [operand for some in uses.operands for operand in some]
-    images = []
-    with no_autocast(torch.device("cpu")):
-        for side, operand in zip(uses.sides, operands, strict=True):
-            whole = gradient[side.parameter]
-            whole = whole.mT if side.columns else whole
-            rows = slice(side.first, side.first + side.height)
-            # Two biases may be two rows of one parameter.
-            image = whole.flatten()[rows] if operand is None else operand @ whole[rows].mT
-            images.append(image.contiguous())
-    return tuple(images)
+    parts = []
+    for side, operand in zip(uses.sides, operands, strict=True):
+        whole = gradient[side.parameter]
+        whole = whole.mT if side.columns else whole
+        # Two biases may be two rows of one parameter.
+        whole = whole.flatten() if operand is None else whole
+        parts.append(whole[side.first : side.first + side.height])
+    return tuple(parts)
 
 
 def sizes_of(
-    uses: Uses, first: int, values: Tensor, images: Sequence[Tensor] = (), squares: bool = True
+    uses: Uses, first: int, values: Tensor, gradients: Sequence[Tensor] = (), squares: bool = True
 ) -> Sizes:
     """How large what rows make of each operand is.
 
     Args:
-        uses: those of a whole chunk, with `products` if squares are asked for.
+        uses: those of a whole chunk.
         first: the number of the earliest step in the chunk.
         values: the rows at neighbouring steps, [N, K, B, S]; those of a step next to each other.
-        images: of the gradient, as `images_of` gives them; none for no products with it.
+        gradients: as `gradients_of` gives them; none for no products with them.
         squares: whether squared norms are asked for.
 
     Raises:
         MemoryError: where there is not enough.
     """
-    library, program, products = uses.library, uses.program, uses.products if squares else None
+    library, program = uses.library, uses.program
     (all_steps, samples, size), dtype = program.shape, program.dtype
     rows, steps = values.shape[:2]
     assert values.shape[2:] == (samples, size) and values.dtype == dtype and values.is_cpu
-    assert 0 <= first and first + steps <= all_steps and (products is not None) == squares
+    assert 0 <= first and first + steps <= all_steps
     if not values[0, 0].is_contiguous():
         values = values.contiguous()
 
     def table(asked: bool, kind: torch.dtype = torch.float64) -> Tensor | None:
         return torch.empty(len(uses.sides), rows, steps, dtype=kind) if asked else None
 
-    found = Sizes(table(squares), table(squares, torch.bool), table(bool(images)))
-    numbers = [number for each in _given(uses, images) for number in each]
-    given = (ctypes.c_int64 * max(1, len(numbers)))(*numbers)
+    found = Sizes(table(squares), table(squares, torch.bool), table(bool(gradients)))
+    given = _array(number for each in _given(uses, gradients) for number in each)
+    operands = _array(uses.all_operands)
     fields = (
-        *(steps, samples, size, rows, first, all_steps),
+        *(steps, samples, size, rows, first),
         *library.threads,
         *(values.data_ptr(), *values.stride()[:2]),
-        *map(address, (products, found.squares, found.cancels)),
-        *(ctypes.addressof(given) if images else 0, address(found.inner)),
+        ctypes.addressof(given) if gradients else 0,
+        *map(address, (found.squares, found.cancels, found.inner)),
         *uses.groups,
+        ctypes.addressof(operands),
         *program.fields,
     )
     if library.sizes[dtype]((ctypes.c_int64 * len(fields))(*fields)):
@@ -92,11 +90,14 @@ def sizes_of(
     return found
 
 
-def _given(uses: Uses, images: Sequence[Tensor]) -> Iterator[tuple[int, ...]]:
-    """`struct operand` of csrc/recurrence.h for each image."""
-    steps, samples, _ = uses.program.shape
-    for side, image in zip(uses.sides, images, strict=bool(images)):
-        every = image.ndim > 1
-        shape = (steps, samples, side.height) if every else (side.height,)
-        assert image.shape == shape and image.is_contiguous() and plain(image, uses.program.dtype)
-        yield image.data_ptr(), *(image.stride()[:2] if every else (0, 0)), side.height
+def _given(uses: Uses, gradients: Sequence[Tensor]) -> Iterator[tuple[int, ...]]:
+    """`struct matrix` of csrc/recurrence.h for each of them."""
+    for side, part in zip(uses.sides, gradients, strict=bool(gradients)):
+        shape = (side.height,) if side.width is None else (side.height, side.width)
+        assert part.shape == shape and plain(part, uses.program.dtype)
+        yield part.data_ptr(), part.stride(0), 0 if side.width is None else part.stride(1)
+
+
+def _array(values: Iterable[int]) -> "ctypes.Array[ctypes.c_int64]":
+    listed = list(values)
+    return (ctypes.c_int64 * max(1, len(listed)))(*listed)

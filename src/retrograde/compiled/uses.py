@@ -69,19 +69,14 @@ class Uses:
     of_sum: int
 
     @cached_property
-    def products(self) -> Tensor | None:
-        """<u_b, u_b'> of all operands, [U, K, B, B]; None where gradients are cheaper to form.
+    def by_products(self) -> bool:
+        """Whether norms follow from products of samples; where gradients are cheaper to form, not.
 
         That is so where a batch is large and wider than what the adjoints are multiplied by.
         """
-        steps, batch, _ = self.program.shape
-        for operands in self.operands:
-            columns = sum(1 if operand is None else operand.shape[-1] for operand in operands)
-            if batch > max(columns, FEW_SAMPLES):
-                return None
-        one = torch.ones((), dtype=torch.float64).expand(steps, batch, batch)
-        every = (u for some in self.operands for u in some)
-        return torch.stack([one if u is None else _gram(u) for u in every])
+        _, batch, _ = self.program.shape
+        columns = (sum(1 if u is None else u.shape[-1] for u in some) for some in self.operands)
+        return all(batch <= max(each, FEW_SAMPLES) for each in columns)
 
     @cached_property
     def all_operands(self) -> tuple[int, ...]:
@@ -93,15 +88,6 @@ class Uses:
             else:
                 numbers += (operand.data_ptr(), *operand.stride()[:2], operand.shape[2])
         return tuple(numbers)
-
-
-def _gram(u: Tensor) -> Tensor:
-    """<u_b, u_b'> in float64, [K, B, B]; of a single sample its square needs no copy of it."""
-    if u.shape[1] == 1:
-        norms: Tensor = torch.linalg.vector_norm(u, dim=2, keepdim=True, dtype=torch.float64)
-        return norms.square()
-    u = u.double()
-    return u @ u.mT
 
 
 def uses_of(plan: Plan, like: Tensor) -> Uses | None:

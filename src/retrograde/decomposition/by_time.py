@@ -20,7 +20,7 @@ from torch import Tensor
 from retrograde.cells.forward_mode import jvp_of_parameters
 from retrograde.cells.reverse_mode import FormedGradients
 from retrograde.cells.reverse_mode import Uses as PulledUses
-from retrograde.compiled.sizes import Sizes, images_of, sizes_of
+from retrograde.compiled.sizes import Sizes, gradients_of, sizes_of
 from retrograde.compiled.uses import Side, Uses
 from retrograde.decomposition.parts import Parts
 from retrograde.decomposition.rows import shares, summed
@@ -107,7 +107,7 @@ class ContributionNorms:
     def update(self, span: AdjointSpan, found: Sizes | None = None) -> None:
         """Take a span, of which the library may have found the sizes already."""
         uses = span.chunk.compiled_uses
-        if uses is not None and uses.products is not None:
+        if uses is not None and uses.by_products:
             self._chunks.add(span, uses.sides, _compiled_norms(span, uses, found))
             return
         for name, further, log2 in contribution_norms(span):
@@ -135,7 +135,7 @@ def contribution_norms(span: AdjointSpan) -> Iterator[tuple[str, bool, Float[Ten
     on with True.
     """
     compiled = span.chunk.compiled_uses
-    if compiled is not None and compiled.products is not None:
+    if compiled is not None and compiled.by_products:
         every = _compiled_norms(span, compiled) + span.exponent
         for side, log2 in zip(compiled.sides, every, strict=True):
             yield side.parameter, side.first > 0, log2
@@ -184,11 +184,10 @@ def _compiled_norms(
 class ContributionShares:
     """The fold behind the shares of `by_time`: <C[t,k], G> over <G, G> for every parameter.
 
-        <C[t,k], G> = <delta_k, push_k(G)> = sum_b <da_b, G u_b>
+        <C[t,k], G> = <delta_k, push_k(G)>
 
     push_k(G) is the change of s_k that goes with the change G of the weights at step k, so that
-    neither the part nor its factors are needed. The library has the factors at hand, and takes the
-    change of the pre-activations, G u.
+    neither the part nor its factors are needed. It is the same for all rows.
 
     Args:
         entries: the rows.
@@ -213,7 +212,7 @@ class ContributionShares:
         self._tables, self._norms = _tables(entries, steps, gradient, 0.0), norms
         self._chunk: Chunk | None = None
         self._pushed: Tensor | None = None  # of steps that the library cannot run
-        self._images: tuple[Tensor, ...] = ()
+        self._whole: tuple[Tensor, ...] = ()  # of steps that it can
         self._units: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}  # 1 / <G, G> of parameters
         self._chunks = ByChunk(len(entries), 0.0, self._add_chunk)
 
@@ -222,8 +221,8 @@ class ContributionShares:
         if self._chunk is not span.chunk:
             self._enter(span.chunk)
         if uses is not None:
-            both = self._norms is not None and uses.products is not None
-            found = sizes_of(uses, span.here.start, span.values, self._images, both)
+            both = self._norms is not None and uses.by_products
+            found = sizes_of(uses, span.here.start, span.values, self._whole, both)
             assert found.inner is not None
             self._chunks.add(span, uses.sides, found.inner)
         elif self._pushed is not None:
@@ -249,7 +248,7 @@ class ContributionShares:
         self._chunk, uses, graph = chunk, chunk.compiled_uses, chunk.graph
         whole = {name: self._gradient[name].values.squeeze(0) for name in graph.parameters}
         if uses is not None:
-            self._images = images_of(uses, whole)
+            self._whole = gradients_of(uses, whole)
         else:
             self._pushed = jvp_of_parameters(graph, whole) if whole else None
 

@@ -207,7 +207,7 @@ def _log2_norms(span: AdjointSpan) -> tuple[Float[Tensor, "N K"], Bool[Tensor, "
         Also where they do not cancel as far.
     """
     compiled = span.chunk.compiled_uses
-    if compiled is not None and compiled.products is not None:
+    if compiled is not None and compiled.by_products:
         found = sizes_of(compiled, span.here.start, span.values)
         assert found.squares is not None and found.cancels is not None
         return _halved(found.squares.sum(0)) + span.exponent, ~found.cancels.any(0)
