@@ -38,6 +38,17 @@ def last_step_flow(cell, steps: int, dtype=torch.float64):
     return retrograde.decompose(recorded)
 
 
+def test_rows_that_open_on_the_way_make_a_stretch_no_longer_than_can_be_held():
+    """Rows of eight loss steps: the third opens at step 23, and 60 numbers hold it for 20 steps."""
+    entries = Entries.of(torch.ones(40, 1, 1), 5)
+    newest = entries.exponents[39]
+    assert [len(entries.coming(39, 40, 1, 0, newest, most).rows) for most in (40, 60, 61)] == [
+        *(16, 20, 20)
+    ]
+    assert entries.coming(39, 40, 1, 0, newest, 60).rows == [3] * 4 + [2] * 8 + [1] * 8
+    assert entries.coming(39, 18, 1, 0, newest, 60).rows == [3] * 2 + [2] * 8 + [1] * 8
+
+
 @pytest.mark.parametrize(("w", "value"), [(0.99, 0.134), (1.0, 1.0), (1.01, 7.32)])
 def test_the_three_numbers_of_the_reader_of_seeds_000(w, value):
     """0.99^200 = 0.134, 1^200 = 1, 1.01^200 = 7.32."""

@@ -198,7 +198,7 @@ class Entries:
             opened.append(newest)
             counts.append(counts[-1] + 1)
             factors.append(2.0**-newest)
-            step -= 1
+            step, last = step - 1, max(last, k - most // counts[-1])
         first, values = k - len(counts) + 1, None
         if any(factors):
             given = self.direct[first : k + 1]
