@@ -9,6 +9,17 @@ typedef integer int_vec __attribute__((vector_size(VECTOR_BYTES)));
 
 #define V ((int64_t)(VECTOR_BYTES / sizeof(real)))
 
+/* Operations that vector extensions have no word for, where one instruction does them. */
+#if defined(__AVX512F__) && defined(RETROGRADE_DOUBLE)
+typedef __m512d wide;
+typedef __mmask8 some;
+#define WIDE(operation) _mm512_##operation##_pd
+#elif defined(__AVX512F__)
+typedef __m512 wide;
+typedef __mmask16 some;
+#define WIDE(operation) _mm512_##operation##_ps
+#endif
+
 INLINE vec load(const real *from) { return *(const unaligned_vec *)from; }
 INLINE void store(real *to, vec value) { *(unaligned_vec *)to = value; }
 
@@ -37,6 +48,9 @@ INLINE vec all(real value) { return value - (vec){0}; }
 INLINE vec load_some(const real *from, int64_t n) {
   if (n >= V)
     return load(from);
+#if defined(__AVX512F__)
+  return (vec)WIDE(maskz_loadu)((some)((1u << n) - 1), from);
+#endif
   vec value = {0};
   for (int64_t k = 0; k < n; k++)
     value[k] = from[k];
@@ -48,6 +62,10 @@ INLINE void store_some(real *to, vec value, int64_t n) {
     store(to, value);
     return;
   }
+#if defined(__AVX512F__)
+  WIDE(mask_storeu)(to, (some)((1u << n) - 1), (wide)value);
+  return;
+#endif
   for (int64_t k = 0; k < n; k++)
     to[k] = value[k];
 }
@@ -70,9 +88,15 @@ INLINE vec first(vec value, int64_t n) {
 INLINE vec choose(int_vec where, vec yes, vec no) {
   return (vec)(((int_vec)yes & where) | ((int_vec)no & ~where));
 }
-/* A NaN stays one: comparisons with it are false. */
+/* A NaN stays one: comparisons with it are false, and of a NaN and another the latter operand is
+   taken. */
+#if defined(__AVX512F__)
+INLINE vec at_most(vec x, real limit) { return (vec)WIDE(min)((wide)all(limit), (wide)x); }
+INLINE vec at_least(vec x, real limit) { return (vec)WIDE(max)((wide)all(limit), (wide)x); }
+#else
 INLINE vec at_most(vec x, real limit) { return choose((int_vec)(x > limit), all(limit), x); }
 INLINE vec at_least(vec x, real limit) { return choose((int_vec)(x < limit), all(limit), x); }
+#endif
 
 /* x = n ln 2 + r with |r| <= ln(2) / 2; returns exp(r) - 1. Adding ROUNDING, 1.5 times the power of
    two at which the spacing is 1, rounds to an integer, which the low bits then hold. */
@@ -95,6 +119,9 @@ INLINE vec power_of_two(int_vec exponent) {
 INLINE vec exponential(vec x) {
   int_vec exponent;
   vec p = reduced_expm1(at_most(at_least(x, -EXP_LIMIT), EXP_LIMIT), &exponent);
+#if defined(__AVX512F__)
+  return (vec)WIDE(scalef)((wide)(1 + p), (wide)__builtin_convertvector(exponent, vec));
+#endif
   int_vec half = exponent >> 1;
   return (1 + p) * power_of_two(half) * power_of_two(exponent - half);
 }

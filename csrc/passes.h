@@ -4,6 +4,7 @@
 struct sizes {
   int64_t G, blocks, padded, K; /* weight blocks, blocks of a step, padded H, activations */
   int64_t a_row, x_row, h_row;  /* of padded rows: pre-activations, inputs, states */
+  int64_t x_padded, seen_row;   /* inputs and states side by side, states from x_padded on */
   int64_t parts, chunk;         /* chunk: steps whose weight gradients are formed together */
   int64_t of_part;              /* numbers of scratch for each part */
 };
@@ -47,6 +48,8 @@ static struct sizes sizes_of(const struct pass *p) {
   s.a_row = odd_row(s.blocks * s.padded);
   s.x_row = odd_row(p->inputs);
   s.h_row = odd_row(p->hidden);
+  s.x_padded = padded_to(p->inputs, V);
+  s.seen_row = odd_row(s.x_padded + p->hidden);
   int64_t work = p->steps * p->samples * s.G * p->hidden * (p->inputs + p->hidden);
   s.parts = work < SMALL_WORK ? 1 : p->parts < p->samples ? p->parts : p->samples;
   if (s.parts < 1)
@@ -212,6 +215,7 @@ static int64_t forward(const struct pass *p) {
 struct work {
   struct sums sums, chunk_sums;
   real *d, *x, *h, *q, *carried_h, *carried_c, *by_x, *by_q;
+  real *outputs[2]; /* of an LSTM, at even and at odd steps */
   int64_t count;
 };
 
@@ -220,26 +224,45 @@ static struct work work_of(
   int64_t rows = (p->samples + s->parts - 1) / s->parts, P = s->padded, all_rows = rows * s->chunk;
   real *free_ = from;
   struct work w;
-  w.sums.by_w = taken(&free_, s->G * P * s->x_row);
-  w.sums.by_r = taken(&free_, s->G * P * s->h_row);
+  w.sums.by_w = taken(&free_, s->G * P * s->seen_row);
+  w.sums.by_r = w.sums.by_w + s->x_padded;
   w.sums.by_bias = taken(&free_, s->blocks * P);
   w.sums.by_peepholes = taken(&free_, 4 * P);
   w.chunk_sums.by_peepholes = taken(&free_, 4 * P);
   w.d = taken(&free_, all_rows * s->a_row);
-  w.x = taken(&free_, all_rows * s->x_row);
-  w.h = taken(&free_, all_rows * s->h_row);
-  w.q = taken(&free_, p->cell == GRU_2014 ? all_rows * s->h_row : 0);
+  w.x = taken(&free_, all_rows * s->seen_row);
+  w.h = w.x + s->x_padded;
+  w.q = taken(&free_, p->cell == GRU_2014 ? all_rows * s->seen_row : 0);
   w.carried_h = taken(&free_, rows * s->h_row);
   w.carried_c = taken(&free_, rows * s->h_row);
   w.by_x = taken(&free_, rows * s->x_row);
   w.by_q = taken(&free_, rows * s->h_row);
+  for (int k = 0; k < 2; k++)
+    w.outputs[k] = taken(&free_, p->cell == LSTM ? rows * p->hidden : 0);
   w.count = free_ - from;
   return w;
 }
 
-INLINE void copy_row(real *to, const real *from, int64_t size, int64_t row) {
-  memcpy(to, from, (size_t)size * sizeof(real));
-  memset(to + size, 0, (size_t)(row - size) * sizeof(real));
+/* Padded with zeros to whole vectors. */
+INLINE void copy_row(real *to, const real *from, int64_t size) {
+  for (int64_t j = 0; j < size; j += V)
+    store(to + j, load_some(from + j, size - j));
+}
+
+/* The outputs of some samples at a step of an LSTM, which follow from what it keeps. */
+static void lstm_outputs(
+    const struct pass *p, const struct sizes *s, int64_t first, int64_t rows, int64_t step,
+    const struct work *w) {
+  int64_t H = p->hidden, P = s->padded, row = s->K * P;
+  const real *kept = (const real *)p->kept + (time_of(p, step) * p->samples + first) * row;
+  real *to = w->outputs[step & 1];
+  for (int64_t sample = 0; sample < rows; sample++, kept += row, to += H)
+    for (int64_t j = 0; j < H; j += V) {
+      vec h = load(kept + row - P + j);
+      if (p->gates & OUTPUT)
+        h *= load(kept + row - 2 * P + j);
+      store_some(to + j, h, H - j);
+    }
 }
 
 /* Add what the steps of a chunk give to the gradients of the weights. */
@@ -247,23 +270,23 @@ static void add_chunk(
     const struct run *run, const struct work *w, int64_t rows, int add) {
   const struct pass *p = run->pass;
   const struct sizes *s = &run->sizes;
-  int64_t P = s->padded, x = padded_to(p->inputs, V) / V, h = P / V;
+  int64_t P = s->padded, row = s->seen_row, x = s->x_padded / V, h = P / V;
+  const int side_by_side = p->by_weight_ih && p->by_weight_hh && !is_gru(p);
   if (p->by_weight_ih)
     product_over_rows(
-        rows, s->G * P, x, w->d, s->a_row, w->x, s->x_row, add, w->sums.by_w, s->x_row);
-  if (p->by_weight_hh && !is_gru(p))
-    product_over_rows(
-        rows, s->G * P, h, w->d, s->a_row, w->h, s->h_row, add, w->sums.by_r, s->h_row);
-  else if (p->by_weight_hh) {
+        rows, s->G * P, side_by_side ? x + h : x, w->d, s->a_row, w->x, row, add, w->sums.by_w,
+        row);
+  if (p->by_weight_hh && is_gru(p)) {
     const real *n = w->d + (p->cell == GRU ? 3 : 2) * P, *seen = p->cell == GRU ? w->h : w->q;
-    real *by_n = w->sums.by_r + 2 * P * s->h_row;
-    product_over_rows(rows, 2 * P, h, w->d, s->a_row, w->h, s->h_row, add, w->sums.by_r, s->h_row);
-    product_over_rows(rows, P, h, n, s->a_row, seen, s->h_row, add, by_n, s->h_row);
-  }
+    real *by_n = w->sums.by_r + 2 * P * row;
+    product_over_rows(rows, 2 * P, h, w->d, s->a_row, w->h, row, add, w->sums.by_r, row);
+    product_over_rows(rows, P, h, n, s->a_row, seen, row, add, by_n, row);
+  } else if (p->by_weight_hh && !side_by_side)
+    product_over_rows(rows, s->G * P, h, w->d, s->a_row, w->h, row, add, w->sums.by_r, row);
   for (int64_t j = 0; j < s->blocks * P; j += V) {
     vec sum = {0};
-    for (int64_t row = 0; row < rows; row++)
-      sum += load(w->d + row * s->a_row + j);
+    for (int64_t k = 0; k < rows; k++)
+      sum += load(w->d + k * s->a_row + j);
     store(w->sums.by_bias + j, add ? load(w->sums.by_bias + j) + sum : sum);
   }
   for (int64_t j = 0; j < peephole_count(p) * P; j += V) {
@@ -334,7 +357,8 @@ static void backward_parts(int64_t begin, int64_t end, void *context) {
   const struct pass *p = run->pass;
   const struct sizes s = run->sizes;
   const int64_t H = p->hidden, P = s.padded, B = p->samples, I = p->inputs;
-  const real *all_h = p->h, *all_c = p->c ? p->c : p->h; /* a cell without c never reads it */
+  const int lstm = p->cell == LSTM;
+  const real *states = lstm ? p->c : p->h; /* those that it reads */
   const int weights = p->by_weight_ih || p->by_weight_hh;
   const int64_t control = flush_denormals();
   for (int64_t part = begin; part < end; part++) {
@@ -349,6 +373,8 @@ static void backward_parts(int64_t begin, int64_t end, void *context) {
         memcpy(
             carried[k] + row * s.h_row, by_n[k] + (first + row) * H, (size_t)H * sizeof(real));
     }
+    if (lstm && p->steps)
+      lstm_outputs(p, &s, first, rows, p->steps - 1, &w);
     int64_t in_chunk = 0;
     int64_t skipped = -1;     /* the last step that was skipped */
     int add = 0, finite = -1; /* the weights: not known yet */
@@ -360,10 +386,10 @@ static void backward_parts(int64_t begin, int64_t end, void *context) {
       const real *by_h_t = p->by_h, *by_c_t = p->by_c, *by_kept = p->by_kept;
       struct back at = {
           .peepholes = run->peepholes,
-          .h_before = step ? all_h + before : run->initial[0] + first * H,
-          .c_before = step ? all_c + before : run->initial[1] + first * H,
-          .h = all_h + now,
-          .c = all_c + now,
+          .h_before = step ? states + before : run->initial[0] + first * H,
+          .c_before = step ? states + before : run->initial[1] + first * H,
+          .h = states + now,
+          .c = states + now,
           .kept = (const real *)p->kept + (t * B + first) * s.K * P,
           .by_h = by_h_t ? by_h_t + t * p->by_h_step + first * p->by_h_sample : 0,
           .by_c = by_c_t ? by_c_t + t * p->by_c_step + first * p->by_c_sample : 0,
@@ -385,6 +411,12 @@ static void backward_parts(int64_t begin, int64_t end, void *context) {
           .limit = p->limit ? *(const real *)p->limit : 0,
           .clipped = p->limit ? p->clipped + part : 0,
       };
+      if (lstm) {
+        at.h = w.outputs[step & 1];
+        at.h_before = step ? w.outputs[(step - 1) & 1] : run->initial[0] + first * H;
+        if (step)
+          lstm_outputs(p, &s, first, rows, step - 1, &w);
+      }
       const real *x_t = (const real *)p->x + t * p->x_step + first * p->x_sample;
       if (nothing_comes(&at, s.K * P)) {
         if (finite < 0)
@@ -434,12 +466,10 @@ static void backward_parts(int64_t begin, int64_t end, void *context) {
       if (!weights)
         continue;
       for (int64_t row = 0; row < rows; row++) {
-        copy_row(w.x + (top + row) * s.x_row, x_t + row * p->x_sample, I, s.x_row);
-        copy_row(w.h + (top + row) * s.h_row, at.h_before + row * H, H, s.h_row);
+        copy_row(w.x + (top + row) * s.seen_row, x_t + row * p->x_sample, I);
+        copy_row(w.h + (top + row) * s.seen_row, at.h_before + row * H, H);
         if (p->cell == GRU_2014)
-          copy_row(
-              w.q + (top + row) * s.h_row,
-              at.kept + (row * s.K + 3) * P, H, s.h_row);
+          copy_row(w.q + (top + row) * s.seen_row, at.kept + (row * s.K + 3) * P, H);
       }
       if (++in_chunk == s.chunk) {
         add_chunk(run, &w, in_chunk * rows, add);
@@ -471,9 +501,9 @@ static void add_parts(int64_t begin, int64_t end, void *context) {
       struct work w = work_of(p, s, run->scratch + part * s->of_part);
 #define ADD(to, value) to = part ? to + (value) : (value)
       for (int64_t k = 0; p->by_weight_ih && k < p->inputs; k++)
-        ADD(((real *)p->by_weight_ih)[row * p->inputs + k], w.sums.by_w[from * s->x_row + k]);
+        ADD(((real *)p->by_weight_ih)[row * p->inputs + k], w.sums.by_w[from * s->seen_row + k]);
       for (int64_t k = 0; p->by_weight_hh && k < H; k++)
-        ADD(((real *)p->by_weight_hh)[row * H + k], w.sums.by_r[from * s->h_row + k]);
+        ADD(((real *)p->by_weight_hh)[row * H + k], w.sums.by_r[from * s->seen_row + k]);
       if (p->by_bias_ih)
         ADD(((real *)p->by_bias_ih)[row], w.sums.by_bias[from]);
       if (p->by_bias_hh)

@@ -30,8 +30,22 @@ typedef void (*tile_function)(
 
 TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6)
 
+/* Where it is one vector wide, more rows: the next sum of one waits for the last. */
+#define TALL (2 * MR)
+TILE(7, 1) TILE(8, 1) TILE(9, 1) TILE(10, 1) TILE(11, 1) TILE(12, 1)
+
 #define ROW(M) {tile_##M##_1, tile_##M##_2, tile_##M##_3, tile_##M##_4}
-static const tile_function tiles[MR][4] = {ROW(1), ROW(2), ROW(3), ROW(4), ROW(5), ROW(6)};
+#define NARROW(M) {tile_##M##_1, 0, 0, 0}
+static const tile_function tiles[TALL][4] = {
+    ROW(1),    ROW(2),    ROW(3),    ROW(4),     ROW(5),     ROW(6),
+    NARROW(7), NARROW(8), NARROW(9), NARROW(10), NARROW(11), NARROW(12),
+};
+
+/* How many tiles of so many vectors the rows are split into. */
+INLINE int64_t tile_count(int64_t rows, int64_t width) {
+  int64_t most = width == 1 ? TALL : MR;
+  return (rows + most - 1) / most;
+}
 
 /* Rows first .. last of tile number i when `rows` are split evenly into tiles of up to MR. */
 INLINE int64_t tile_start(int64_t rows, int64_t count, int64_t i) { return rows * i / count; }
@@ -42,12 +56,12 @@ static void product_of_part(
     int64_t rows, int64_t vectors, int64_t depth, const real *a, int64_t a_row, const real *packed,
     int64_t packed_depth, int64_t first_k, const real *start, int64_t start_row, real *c,
     int64_t c_row) {
-  int64_t count = (rows + MR - 1) / MR;
   int64_t block = 0;
   do { /* once also for depth 0, where c = start */
     int64_t here = depth - block < DEPTH ? depth - block : DEPTH;
     for (int64_t first = 0; first < vectors; first += NR) {
       int64_t width = vectors - first < NR ? vectors - first : NR;
+      int64_t count = tile_count(rows, width);
       const real *b = packed + first * V * packed_depth + (first_k + block) * width * V;
       for (int64_t i = 0; i < count; i++) {
         int64_t row = tile_start(rows, count, i);
@@ -79,9 +93,9 @@ static void product_over_rows(
     int64_t b_row, int add, real *c, int64_t c_row) {
   for (int64_t begin = 0; begin < columns; begin += COLUMNS) {
     int64_t here = columns - begin < COLUMNS ? columns - begin : COLUMNS;
-    int64_t count = (here + MR - 1) / MR;
     for (int64_t first = 0; first < vectors; first += NR) {
       int64_t width = vectors - first < NR ? vectors - first : NR;
+      int64_t count = tile_count(here, width);
       for (int64_t i = 0; i < count; i++) {
         int64_t column = begin + tile_start(here, count, i);
         int64_t height = begin + tile_start(here, count, i + 1) - column;

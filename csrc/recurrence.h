@@ -32,7 +32,8 @@ struct pass {
   const void *weight_ih, *weight_hh, *bias_ih, *bias_hh, *weight_ch;
   /* The initial state, [B, H] each; NULL is zeros. */
   const void *h_0, *c_0;
-  /* States after each step, [T, B, H], and after the last one, [B, H]. */
+  /* States after each step, [T, B, H], and after the last one, [B, H]. The backward pass reads no h
+     of an LSTM, which follows from what is kept. */
   void *h, *c, *h_n, *c_n;
   /* Activations [T, B, K, H padded to whole vectors]; NULL where they are not kept. */
   void *kept;

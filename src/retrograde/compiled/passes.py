@@ -56,6 +56,11 @@ class Kind:
     parts: tuple[str, ...] = ("h",)
     torch: str = ""
 
+    @property
+    def reads_output(self) -> bool:
+        """Whether the backward pass reads h; that of an LSTM follows from what is kept."""
+        return self.parts == ("h",)
+
 
 def _lstm(row: Generation) -> Kind:
     gates = sum(GATES[gate] for gate in row.gates) + COUPLED * row.coupled
@@ -193,7 +198,8 @@ class Pass(NamedTuple):
     """What a forward pass gives, and what the backward pass needs of it.
 
     Attributes:
-        states: the parts of the state after each step, [T, B, H] each.
+        states: the parts of the state after each step, [T, B, H] each; None for an h that the
+            backward pass does not read.
         last: those after the last step that ran, [1, B, H].
         kept: the activations [T, B, K, H padded to whole vectors], None where none were kept.
         read: what it read, if that was laid out as the library reads it.

@@ -58,10 +58,14 @@ class _Compiled(torch.autograd.Function):
         initial, weights = tensors[:count], tensors[count:]
         passed = passes.forward(library, kind, x, initial, weights, reverse)
         ctx.of, ctx.read = of, passed.read
-        ctx.save_for_backward(x, *tensors, *passed.states, passed.kept)
+        output, *others = passed.states
         kept = (passed.kept,) if inside and passed.kept is not None else ()
-        output, *others = passed.states  # the output may be changed in place, as torch's may
-        return (output.clone(), *others, *passed.last, *kept)
+        if kind.reads_output:
+            ctx.save_for_backward(x, *tensors, output, passed.kept)
+            output = output.clone()  # it may be changed in place, as that of torch may
+        else:
+            ctx.save_for_backward(x, *tensors, None, *others, passed.kept)
+        return (output, *others, *passed.last, *kept)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
@@ -82,7 +86,7 @@ class _Compiled(torch.autograd.Function):
             library, kind, x, initial, weights, passed, *of_states, by_kept, needs, reverse, altered
         )
         if found.clipped is not None and note is not None:
-            looked_at = passed.states[0].numel() * kind.blocks[0]
+            looked_at = passed.states[-1].numel() * kind.blocks[0]
             note(found.clipped.sum(), looked_at)
         results = [found.x, *found.initial, *found.weights]
         if torch.is_grad_enabled():  # create_graph=True: someone may differentiate again
