@@ -1,6 +1,7 @@
 """A model over batches: what it uses, what its gradient reaches, what the data let it learn."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -250,7 +251,13 @@ def bin_of(lag, horizon):
     return next(each.stop - 1 for each in horizon.signal.lags if lag in each)
 
 
-def test_a_fresh_network_learns_of_the_lag_that_the_data_hold():
+@pytest.fixture(scope="module")
+def repeating():
+    """The horizon of a fresh network and a series that only repeats."""
+    return retrograde.horizon(model(nn.RNN, 8), planted(None, 36), loss_at_every_step, most=8)
+
+
+def test_a_fresh_network_learns_of_the_lag_that_the_data_hold(repeating):
     """Its gradient reaches a few steps; no lag is invented in a series that has no further one."""
     made = model(nn.RNN, 8)
     far = retrograde.horizon(made, planted(20, 36), loss_at_every_step, most=8)
@@ -258,30 +265,28 @@ def test_a_fresh_network_learns_of_the_lag_that_the_data_hold():
     strongest = max(far.columns, key=lambda column: column.interval[0])
     assert 20 in strongest.lags
     assert f"{far.learnable} says something of the loss" in far.recommendation()
-    none = retrograde.horizon(made, planted(None, 36), loss_at_every_step, most=8)
-    assert none.learnable == 0 and "cannot be told from 8 batches" in none.recommendation()
-    assert none.signal.learnable(none.training_steps) > 0  # as any past would have
+    assert repeating.learnable == 0
+    assert "cannot be told from 8 batches" in repeating.recommendation()
+    assert repeating.signal.learnable(repeating.training_steps) > 0  # as any past would have
 
 
-def test_a_longer_window_cannot_help_only_where_that_is_shown():
+def test_a_longer_window_cannot_help_only_where_that_is_shown(repeating):
     """That is where every interval beyond the window ends below 1, not where some straddle it.
 
     Of what lies beyond the sequences nothing is said.
     """
-    made = model(nn.RNN, 8)
-    found = retrograde.horizon(made, planted(None, 36), loss_at_every_step, most=8)
     for steps, size, words, learnable in (
         (1000, 16, "windows between 3 and 36 steps would help 1000 training steps", 0),
         (1, 1, "windows between 3 and 36 steps cannot help", None),
     ):
-        asked = replace(found, training_steps=steps, batch_size=size)
+        asked = replace(repeating, training_steps=steps, batch_size=size)
         ends = [c.interval[1] for c in asked.columns if c.lags.stop > asked.window()]
         assert asked.window() == 3 and (max(ends) < 1) == ("cannot" in words)
         assert words in asked.recommendation() and asked.learnable == learnable
-    assert "learnable  up to lag 0" in str(found)
-    few = replace(found, training_steps=1, batch_size=1)
+    assert "learnable  up to lag 0" in str(repeating)
+    few = replace(repeating, training_steps=1, batch_size=1)
     assert "learnable  cannot be told" in str(few)
-    everything = found.recommendation(delta=0)
+    everything = repeating.recommendation(delta=0)
     assert "help" not in everything and "these sequences do not show" in everything
 
 
@@ -440,6 +445,15 @@ def _step_by_step(cell, x):
     return torch.stack([each[0] if isinstance(each, tuple) else each for each in states])
 
 
+def horizon_of_three(made):
+    return retrograde.horizon(made, batches, loss_at_every_step, most=3)
+
+
+@cache
+def in_one_call(kind):
+    return horizon_of_three(model(kind))
+
+
 @pytest.mark.parametrize(
     ("kind", "call"),
     [
@@ -464,9 +478,7 @@ def test_however_a_layer_is_called_it_says_what_one_call_does(kind, call):
         def forward(self, x):
             return self.readout(call(self.layer, x))
 
-    plain, called = (
-        retrograde.horizon(one, batches, loss_at_every_step, most=3) for one in (made, Called())
-    )
+    plain, called = in_one_call(kind), horizon_of_three(Called())
     torch.testing.assert_close(called.used.losses, plain.used.losses)
     torch.testing.assert_close(
         called.unexplained.signal, plain.unexplained.signal, rtol=0.01, atol=0
