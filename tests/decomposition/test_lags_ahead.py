@@ -16,6 +16,7 @@ def test_bins_named_ahead_equal_those_of_their_own_pass(max_rows, monkeypatch):
     recorded, asked = recording["LSTM"], ((0, 7), (0, 4, 7, 11), (0,), "octaves", (0, 5))
     own = [unasked(recorded, max_rows).by_lag(bins=bins) for bins in asked]
     flow = unasked(recorded, max_rows).walked({4, 7, 11})
+    assert flow.residual < 1e-12 and float(flow.by_time().share.sum()) == pytest.approx(1)
     passes = []
     scan = retrograde.decomposition.by_lag.fold
     monkeypatch.setattr(

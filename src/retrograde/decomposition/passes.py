@@ -59,10 +59,10 @@ class Passes:
             return
         if routes:
             self._ahead.add(Routes(lag_bins("octaves", self._steps)))
-        _ = self._tables
         if self._lag_rows is not self._entries and (sums := self._sums_by_lag()):
             fold(self._unrolled, self._lag_rows, list(sums.values()))
             self._found.update((labels, each.result()) for labels, each in sums.items())
+        _ = self._tables  # which needs no sums then
 
     def _sums_by_lag(self) -> dict[AbstractLabels, LagSums | RouteSums]:
         """The folds of the first pass that sums by lag, those that were not made yet."""
@@ -103,7 +103,8 @@ class Passes:
         shares = ContributionShares(entries, steps, known or self._whole.gradient, norms)
         adjoints = AdjointNorms(entries, steps)
         sums = self._sums_by_lag() if entries is self._lag_rows else {}
-        summed = bool(sums) or is_unitwise(self._unrolled)  # whose lags need no pass of rows
+        # Linear recurrences need no pass of rows for their lags.
+        summed = bool(sums) or self._octaves in self._found or is_unitwise(self._unrolled)
         every = [] if summed else [LagSums(lag_bins((0,), steps), self._unrolled.cell)]
         fold(self._unrolled, entries, [shares, adjoints, *sums.values(), *every])
         self._found.update((labels, each.result()) for labels, each in sums.items())
