@@ -6,6 +6,7 @@ its state reads of it. A `BackwardPass` holds the gradients that arrived. Both o
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Any, TypeVar
 from weakref import ReferenceType
@@ -216,12 +217,12 @@ class Call:
         """The cell of every layer and direction, in torch's order."""
         return self.weights.cells
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
         """The data type of the analysis."""
         return next(iter(self.weights.copies.values())).dtype
 
-    @property
+    @cached_property
     def batch(self) -> int:
         """B, the number of samples."""
         return self.sequence(self.x)[0].shape[1]
