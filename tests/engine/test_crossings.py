@@ -138,6 +138,20 @@ def test_rows_that_are_merged_on_the_way_make_the_same_gradients(turn, scale, mo
         assert bool((error <= 1e-10 * values[1].norm(dim=1)).all())
 
 
+def test_rows_on_quite_another_scale_are_not_lost_as_they_are_merged_on_the_way():
+    """An entry of a loss of 2^-90 beside one of 2^90, which crosses less often than it does."""
+    flow = a_pass(nn.RNN, 48, dtype=torch.float32)
+    unrolled, direct = flow.unrolled, flow.entries.direct.clone()
+    direct[:40] *= 2.0**90
+    direct[40:] *= 2.0**-90
+    expected = gradients_by_crossing(unrolled, Entries.of(direct), 48, [0])
+    found = gradients_by_crossing(unrolled, Entries.merging(direct, 1), 48, [0])
+    for name in unrolled.cell.parameters:
+        sizes, ours = (each[name].log2_norms()[40:47] for each in (expected, found))
+        assert bool(((sizes < -90) & sizes.isfinite()).all())
+        torch.testing.assert_close(ours, sizes, rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_sums_on_both_sides_of_a_state_that_is_reordered_stay_apart(backend, monkeypatch):
     """Rows are not summed where a state is reordered, and what is held there is not continued."""

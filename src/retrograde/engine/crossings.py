@@ -45,6 +45,9 @@ LEAST, APART = -48, 64
 these rows, and their entries are ordinary numbers down to 2^-126. Where a class is more than
 2^APART below the one before, what comes from there will soon be all that it holds."""
 
+LOST = -126 - LEAST
+"""Multiplied by a power of two below this one, a row in range need not be an ordinary number."""
+
 
 TURN = 8
 """Rows that are summed on the way are merged at every so many steps."""
@@ -320,6 +323,8 @@ class PerCrossing:
         out = ~(sizes <= high) | small
         if bool(small[:, -1].any()):
             out &= ~(small & self._small_before(small[:, -1], way))
+        for turn in way.turns[1:]:  # entries on quite another scale may have empty classes
+            out[:, turn.step] |= bool(turn.weights.min() < 2.0**LOST)
         some = torch.nonzero(out[:, :-1].any(0))
         return int(some[-1]) if len(some) else None
 
