@@ -37,7 +37,7 @@ def all_finite(values: Tensor) -> bool:
 
     A finite sum has none; a sum that is not finite may still be one of finite numbers.
     """
-    return math.isfinite(values.sum()) or bool(values.isfinite().all())
+    return math.isfinite(values.sum().item()) or bool(values.isfinite().all())
 
 
 def power_of_two(exponent: Int[Tensor, "*R"], like: Tensor) -> Float[Tensor, "*R"]:
