@@ -176,7 +176,8 @@ def test_a_row_stays_in_its_units_as_long_as_the_loss_adds_to_it(factor):
         ).chunk(0, 80)
         for kind in (torch.float32, torch.float64)
     )
-    opens, adds = (2, 20, 40), (21, 29, 41, 42, 43, 44)
+    fed = 29 if factor < 1 else 24  # where it shrinks, below the range; no square may be infinite
+    opens, adds = (2, 20, 40), (21, fed, 41, 42, 43, 44)
     given = entering(exact, 20, lambda step: step in opens)
     some = torch.tensor([step in opens + adds for step in range(80)][::-1])
     given = replace(given, values=2.0**32 * given.values * some[:, None, None])
@@ -188,10 +189,10 @@ def test_a_row_stays_in_its_units_as_long_as_the_loss_adds_to_it(factor):
     atol = 1e-4 * theirs.norms[..., None, None]
     assert bool(((found - theirs.values).abs() <= atol).all())
     steps = torch.arange(80).flip(0)
-    assert not ours.exponents[21, (steps >= 20) & (steps < 29)].any()
+    assert not ours.exponents[21, (steps >= 20) & (steps < fed)].any()
     assert not ours.exponents[22, (steps >= 40) & (steps < 44)].any()
     moves = ours.exponents[:, :-1] - ours.exponents[:, 1:]
-    for row, last in ((0, 0), (21, 29), (22, 44)):  # and is brought into range behind
+    for row, last in ((0, 0), (21, fed), (22, 44)):  # and is brought into range behind
         assert moves[row, steps[:-1] > last].any()
         assert bool((ours.norms[row, steps > last] <= 2.0**56).all())
         assert bool((ours.norms[row, steps > last] >= 2.0**8).all())
