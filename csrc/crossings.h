@@ -21,26 +21,6 @@ struct crossings_run {
 
 enum comes_back { STAYS = 1, CROSSES = 2 };
 
-/* The size of a number as its bits, which ascend with it, infinity and NaN last. */
-INLINE int_vec size_bits(vec value) {
-  return (int_vec)value & (integer)(((uint64_t)1 << (8 * sizeof(real) - 1)) - 1);
-}
-INLINE int_vec larger(int_vec one, int_vec other) {
-  return (int_vec)choose(one > other, (vec)one, (vec)other);
-}
-
-/* The largest of some sizes; NaN if one is not finite. */
-INLINE real largest_of(int_vec sizes) {
-  integer lanes[V];
-  memcpy(lanes, &sizes, sizeof lanes);
-  UNROLL for (int64_t half = V / 2; half > 0; half /= 2)
-    for (int64_t k = 0; k < half; k++)
-      lanes[k] = lanes[k] > lanes[k + half] ? lanes[k] : lanes[k + half];
-  real found;
-  memcpy(&found, lanes, sizeof found);
-  return found + (found - found);
-}
-
 static real largest_in(const real *row, int64_t size) {
   int_vec most = {0};
   for (int64_t j = 0; j < size; j += V)

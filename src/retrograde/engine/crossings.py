@@ -12,18 +12,23 @@ to the next class is multiplied by the power of two that lies between the two.
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from retrograde.cells.program import Program, new_rows
 from retrograde.compiled import crossings as compiled
-from retrograde.engine.adjoint import AdjointSpan, AdjointStep, SummedSpan, refuse_non_finite
-from retrograde.engine.binning import Binning
+from retrograde.engine.adjoint import (
+    AdjointSpan,
+    AdjointStep,
+    SummedSpan,
+    refuse_non_finite,
+    without_graphs,
+)
+from retrograde.engine.crossing_steps import Way, are_summed, pull_back
 from retrograde.engine.entries import Entries
+from retrograde.engine.gathered import HELD, Gathered
 from retrograde.engine.gradients import AdjointSums
 from retrograde.engine.merging import Merging
 from retrograde.engine.scaling import (
@@ -34,11 +39,8 @@ from retrograde.engine.scaling import (
     power_of_two,
     times_power_of_two,
 )
-from retrograde.engine.scan import Entering, plain_boundaries
+from retrograde.engine.scan import Entering
 from retrograde.engine.unroll import CHUNK, Chunk, Unrolled
-
-HELD = 2**22
-"""Adjoints of neighbouring steps are held together up to this many numbers, 16 MiB in float32."""
 
 LEAST, APART = -48, 64
 """A stretch ends where the largest entry of a row falls below 2^LEAST: no squares are taken of
@@ -48,29 +50,8 @@ these rows, and their entries are ordinary numbers down to 2^-126. Where a class
 LOST = -126 - LEAST
 """Multiplied by a power of two below this one, a row in range need not be an ordinary number."""
 
-
 TURN = 8
 """Rows that are summed on the way are merged at every so many steps."""
-
-
-@dataclass(frozen=True, eq=False)
-class Way:
-    """Neighbouring steps that rows are pulled back through, and what becomes of them there.
-
-    Attributes:
-        entering: the steps, how many entries there are at each, and what the loss gives, at the
-            latest one, too.
-        turns: the steps at which neighbouring entries become one, the latest first.
-        lags: of each entry at each step, -1 where it has not entered yet, [E, K].
-        merging: what the entries stand for at the earliest step.
-        merged: how many fewer they are there than if none had become one on the way.
-    """
-
-    entering: Entering
-    turns: Sequence[compiled.Turn]
-    lags: Int[Tensor, "E K"]
-    merging: Merging | None
-    merged: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,54 +79,6 @@ class Stretch:
         units = torch.where((self.lags < 0).repeat_interleave(classes, 0), 0, units)
         pulled = self.pulled
         return AdjointSpan(self.first, pulled.values, units, pulled.sizes, self.lags, self.chunk)
-
-
-class Gathered:
-    """Sums of rows by class and bin at neighbouring steps, as many of them as may be held.
-
-    Gradients are formed of all these steps at once: each time goes through all gradients in memory.
-
-    Args:
-        starts: where the bins of lags begin.
-        classes: rows of an entry.
-        direct: what the loss gives at each step.
-
-    Attributes:
-        bins: these bins.
-        left: how many more steps there is room for.
-    """
-
-    def __init__(self, starts: Sequence[int], classes: int, direct: Float[Tensor, "T B S"]):
-        self.bins, self._sums = Binning(starts), len(starts) * classes
-        numbers = self._sums * direct[0].numel()
-        self.left = self._most = max(1, min(CHUNK, HELD // max(1, numbers)))
-        self._direct, self._first = direct, 0
-
-    @cached_property
-    def _values(self) -> Float[Tensor, "N K B S"]:
-        # The place of one more step keeps sums apart in the sets of a cache.
-        room = self._direct.new_empty(self._sums, self._most + 1, *self._direct.shape[1:])
-        return room[:, : self._most]
-
-    @cached_property
-    def _units(self) -> Int[Tensor, "N K"]:
-        return self._direct.new_empty(self._sums, self._most, dtype=torch.int64)
-
-    def room(self, steps: int) -> Float[Tensor, "N K B S"]:
-        """For the sums of so many steps before those that are held."""
-        return self._values[:, self.left - steps : self.left]
-
-    def take(self, first: int, units: Int[Tensor, "N K"]) -> None:
-        """Hold the sums that were written to the room for them, and their exponents."""
-        self._units[:, self.left - units.shape[1] : self.left] = units
-        self.left, self._first = self.left - units.shape[1], first
-
-    def give(self, chunk: Chunk) -> SummedSpan | None:
-        """All that is held, and hold nothing; it is there until more is written."""
-        here, self.left = slice(self.left, self._most), self._most
-        if here.start == here.stop:
-            return None
-        return SummedSpan(self._first, self._values[:, here], self._units[:, here], chunk)
 
 
 class PerCrossing:
@@ -194,7 +127,7 @@ class PerCrossing:
         given = entries.at(k) if opens or covers else None
         numbers, weights, unit = self._arrive(k, given, opens)
         length = min(self._length, k - chunk.first + 1)
-        sums = gathered if gathered and _are_summed(chunk, k - length + 1, length) else None
+        sums = gathered if gathered and are_summed(chunk, k - length + 1, length) else None
         at_once = HELD  # entries times steps that there may be
         if sums:
             length = min(length, sums.left)
@@ -205,7 +138,7 @@ class PerCrossing:
         while True:
             entering, units = self._coming(k, length, unit, given, at_once)
             way = self._way(entering, numbers, weights, units, bool(sums))
-            pulled = _pull_back(chunk, self._values, way, sums)
+            pulled = pull_back(chunk, self._values, way, sums)
             refuse_non_finite(pulled.sizes[:, -1], k)
             stop = self._first_out(pulled.sizes, way)
             if stop is None:
@@ -350,133 +283,6 @@ def _largest_of_each(
     return largest.scatter_reduce_(0, target.unsqueeze(1).expand_as(exponents), exponents, "amax")
 
 
-def _are_summed(chunk: Chunk, first: int, count: int) -> bool:
-    """Whether the library sums the rows at neighbouring steps, if they are asked for in sums."""
-    steps = chunk.compiled_by_crossing
-    if steps is None or chunk.compiled_uses is None:
-        return False
-    return compiled.sums_pay(steps) and plain_boundaries(chunk, first, count) is not None
-
-
-def _pull_back(
-    chunk: Chunk, start: Float[Tensor, "N B S"], way: Way, gathered: Gathered | None
-) -> compiled.Crossed:
-    """Rows of all classes pulled back from step to step, on exponents that stay between turns.
-
-    Args:
-        chunk: what holds the steps.
-        start: what comes back to the latest of the steps, all classes of an entry one after the
-            other.
-        way: the steps.
-        gathered: where the rows are summed to, if they are.
-    """
-    entering, binned = way.entering, None
-    first, count = entering.first, len(entering)
-    steps, passed = chunk.compiled_by_crossing, plain_boundaries(chunk, first, count)
-    if steps is None or passed is None:
-        return _eagerly(chunk, start, way)
-    if gathered is not None:
-        places = gathered.bins.numbers(way.lags)
-        binned = compiled.Binned(len(gathered.bins), places, gathered.room(count))
-    return compiled.pull_back(
-        steps,
-        first - chunk.first,
-        start,
-        way.turns,
-        entering.rows,
-        entering.values,
-        passed,
-        entering.back,
-        binned,
-    )
-
-
-def _eagerly(chunk: Chunk, like: Float[Tensor, "N B S"], way: Way) -> compiled.Crossed:
-    """The same by operations of torch, with a single turn."""
-    entering, (turn,) = way.entering, way.turns
-    rows, count, moves, first = entering.rows, len(entering), turn.moves, entering.first
-    classes = moves.shape[1] + 1
-    most = rows[0] * classes
-    values = new_rows(like, count * most, *like.shape[1:]).view(count, most, *like.shape[1:])
-    started = _started(like, turn, classes)
-    for number, after in enumerate((*rows[1:], len(started) // classes)):
-        values[number, after * classes :] = 0
-    values[-1, : len(started)] = started
-    step = _Step(chunk, moves, new_rows(like, most, *like.shape[1:]))
-    back = new_rows(like, most, *like.shape[1:]) if entering.back else None
-    for number in range(count - 1, -1, -1):
-        some = rows[number] * classes
-        if entering.values is not None:
-            values[number, some - classes] += entering.values[number]
-        before = values[number - 1, :some] if number else back
-        if before is not None:
-            step.pull_back(first + number, values[number, :some], before)
-    sizes = _largest(values).T
-    return compiled.Crossed(
-        sizes, back, None if back is None else _largest(back), values.transpose(0, 1), None
-    )
-
-
-def _started(
-    arriving: Float[Tensor, "N B S"], turn: compiled.Turn, classes: int
-) -> Float[Tensor, "M B S"]:
-    """The rows that become of those which arrive, without what the loss gives there."""
-    count = torch.tensor(turn.sources, device=arriving.device).diff()
-    target = torch.arange(len(count), device=count.device).repeat_interleave(count)
-    target = target.unsqueeze(1) * classes + torch.arange(classes, device=count.device)
-    total = arriving.new_zeros(len(count) * classes, *arriving.shape[1:])
-    return total.index_add_(0, target.flatten(), arriving * turn.weights.view(-1, 1, 1))
-
-
-def _largest(rows: Float[Tensor, "*N B S"]) -> Float[Tensor, "*N"]:
-    """The size of the largest entry of each."""
-    flat = rows.flatten(-2)
-    return torch.maximum(flat.amax(-1), -flat.amin(-1))
-
-
-class _Step:
-    """Rows of all classes, pulled back through one step of a chunk.
-
-    Args:
-        chunk: what holds the steps.
-        moves: what crosses from each class to the next is multiplied by.
-        room: for what crossed.
-    """
-
-    def __init__(self, chunk: Chunk, moves: Float[Tensor, "E C1"], room: Float[Tensor, "N B S"]):
-        self._chunk, self._classes, self._crossed = chunk, moves.shape[1] + 1, room
-        self._program: Program = chunk.plan.by_crossing(frozenset(chunk.cell.recurrent_routes))
-        self._moves = moves[..., None, None]
-        self._width = room.shape[-1]
-
-    def pull_back(self, k: int, rows: Float[Tensor, "N B S"], out: Float[Tensor, "N B S"]) -> None:
-        """Write what comes back to the state before: what stays, and what crossed once more."""
-        chunk, program, classes = self._chunk, self._program, self._classes
-        crossed, boundary = self._crossed[: len(rows)], chunk.boundaries.get(k)
-        staying, crossing = program.slots
-        if boundary is not None:
-            whole = [slice(0, self._width)]
-            staying, crossing = (whole if slots else [] for slots in program.slots)
-        covered = {(slot.start, slot.stop) for slot in (*staying, *crossing)}
-        if sum(stop - start for start, stop in covered) < self._width:
-            out.zero_()
-        frame = program.at(k - chunk.first)
-        program.run_to(frame, rows, [out, crossed], fill=boundary is not None)
-        if boundary is not None:
-            out.copy_(boundary.pull_back(out))
-            crossed = boundary.pull_back(crossed)
-        moves = self._moves[: len(rows) // classes]
-        for slot in crossing:
-            moving = crossed[..., slot].unflatten(0, (-1, classes))  # type: ignore[no-untyped-call]
-            here = out[..., slot].unflatten(0, (-1, classes))  # type: ignore[no-untyped-call]
-            if slot in staying:
-                here[:, 1:].addcmul_(moving[:, :-1], moves)
-            else:
-                here[:, 0] = 0
-                torch.mul(moving[:, :-1], moves, out=here[:, 1:])
-            here[:, -1].add_(moving[:, -1])
-
-
 def _last_known(exponents: Int[Tensor, "E C"]) -> Int[Tensor, "E C"]:
     """For each class the exponent of the last one up to it that has any, NO_EXPONENT for none."""
     place = torch.arange(exponents.shape[1], device=exponents.device).expand_as(exponents)
@@ -494,7 +300,7 @@ def _stretches(
             yield found
 
 
-@torch.no_grad()
+@without_graphs
 def rows_by_crossing(unrolled: Unrolled, entries: Entries, classes: int) -> Iterator[AdjointSpan]:
     """The rows at all steps in spans, for k = T-1 .. 0, with `classes` rows for each entry.
 
