@@ -16,9 +16,10 @@ from retrograde.decomposition.by_time import (
     ContributionShares,
     contribution_norms,
 )
-from retrograde.engine import Entries, adjoint, crossings, fold, forward, unroll
+from retrograde.engine import Entries, adjoint, crossing_steps, fold, forward, unroll
 from retrograde.engine.adjoint import AdjointSpan
 from retrograde.engine.boundary import Boundary, Read
+from retrograde.engine.gathered import Gathered
 from retrograde.engine.scaling import NO_EXPONENT, Scaled
 from retrograde.engine.scan import COMPILED, EAGER, NEAR, Entering, backend, plain_boundaries
 from support.backends import BACKENDS, using
@@ -291,7 +292,7 @@ def a_way(given, sources, weights, exponent, lags):
     unit = exponent.view(len(lags), -1)
     moves = torch.exp2((unit[:, :-1] - unit[:, 1:]).to(weights.dtype))
     turn = Turn(len(given) - 1, sources, weights, exponent, moves)
-    return crossings.Way(given, [turn], lags, None)
+    return crossing_steps.Way(given, [turn], lags, None)
 
 
 def compare_crossings(chunk, given, entries, tolerance, classes=CLASSES):
@@ -309,14 +310,14 @@ def compare_crossings(chunk, given, entries, tolerance, classes=CLASSES):
     for name in ("compiled", "eager"):
         with using(name):
             own, way = replace(chunk), a_way(given, sources, weights, exponent, lags)
-            found.append(crossings._pull_back(own, values, way, None))
+            found.append(crossing_steps.pull_back(own, values, way, None))
             pays = name == "compiled" and own.compiled_by_crossing is not None
             pays = pays and plain_boundaries(own, given.first, len(given)) is not None
             pays = pays and torch.get_num_threads() <= B
-            assert crossings._are_summed(own, given.first, len(given)) == pays
+            assert crossing_steps.are_summed(own, given.first, len(given)) == pays
             if pays:
-                gathered = crossings.Gathered(STARTS, classes, values)
-                summed = crossings._pull_back(own, values, way, gathered)
+                gathered = Gathered(STARTS, classes, values)
+                summed = crossing_steps.pull_back(own, values, way, gathered)
                 compare_sums(found[-1], summed, exponent, lags, tolerance, classes)
     ours, theirs = found
     assert (ours.back is None) == (theirs.back is None) == (not given.back)
@@ -406,7 +407,7 @@ def test_rows_by_crossing_say_what_is_not_finite():
         lags = torch.zeros(given.rows[0], len(given), dtype=torch.int64)
         start = drawn(6 * CLASSES, 2, chunk.cell.state_size)
         way = a_way(given, range(7), torch.ones(len(start), dtype=start.dtype), exponent, lags)
-        found = crossings._pull_back(chunk, start, way, None)
+        found = crossing_steps.pull_back(chunk, start, way, None)
         wrong = ~found.values.isfinite().flatten(2).all(2)
         assert wrong.any() and torch.equal(wrong, ~found.sizes.isfinite())
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import retrograde
-from retrograde.engine import Entries, Scaled, backpropagate_by_crossing, crossings
+from retrograde.engine import Entries, Scaled, backpropagate_by_crossing, crossings, gathered
 from retrograde.engine.crossings import gradients_by_crossing, rows_by_crossing
 from retrograde.engine.gradients import ParameterSums
 from support.backends import BACKENDS, using
@@ -84,7 +84,7 @@ def test_gradients_are_the_same_however_many_steps_are_held(held, monkeypatch):
             sums = rows.new_zeros(CLASSES * bins, *rows.shape[2:])
             sums.index_add_(0, places.flatten(), rows[lags >= 0].flatten(0, 1))
             expected.add(unrolled.chunk(k, k + 1).pull_back(sums, k))
-    monkeypatch.setattr(crossings, "HELD", held * CLASSES * bins * entries.direct[0].numel())
+    monkeypatch.setattr(gathered, "HELD", held * CLASSES * bins * entries.direct[0].numel())
     found = gradients_by_crossing(unrolled, entries, CLASSES, starts)
     for name, rows in expected.result().items():
         torch.testing.assert_close(found[name].plain(), rows.values, rtol=1e-10, atol=1e-12)
@@ -152,10 +152,23 @@ def test_rows_on_quite_another_scale_are_not_lost_as_they_are_merged_on_the_way(
         torch.testing.assert_close(ours, sizes, rtol=0, atol=1e-3)
 
 
+def test_entries_are_merged_at_the_same_steps_whoever_pulls_them_back():
+    """So bins that merged rows do not tell exactly hold the same, too."""
+    found = []
+    for backend in BACKENDS:
+        with using(backend):
+            flow = a_pass(nn.LSTM, 100)
+            merged = Entries.merging(flow.entries.direct, 2)
+            starts = [*range(12), 17, 30]
+            found.append(gradients_by_crossing(flow.unrolled, merged, CLASSES, starts))
+    for name, rows in found[0].items():
+        torch.testing.assert_close(found[1][name].plain(), rows.plain(), rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_sums_on_both_sides_of_a_state_that_is_reordered_stay_apart(backend, monkeypatch):
     """Rows are not summed where a state is reordered, and what is held there is not continued."""
-    monkeypatch.setattr(crossings, "HELD", 40 * 3 * 4 * 6)  # 40 rows of 3 classes at a time
+    monkeypatch.setattr(gathered, "HELD", 40 * 3 * 4 * 6)  # 40 rows of 3 classes at a time
     torch.manual_seed(0)
     model, order = torch.nn.LSTM(2, 3).double(), torch.tensor([2, 0, 3, 1])
     x = torch.randn(30, 4, 2, dtype=torch.float64)

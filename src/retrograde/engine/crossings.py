@@ -51,7 +51,7 @@ LOST = -126 - LEAST
 """Multiplied by a power of two below this one, a row in range need not be an ordinary number."""
 
 TURN = 8
-"""Rows that are summed on the way are merged at every so many steps."""
+"""Entries are merged at the latest of every so many steps, whoever pulls their rows back."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,11 +133,11 @@ class PerCrossing:
             length = min(length, sums.left)
         else:
             at_once = HELD // (classes * entries.direct[0].numel())
-            length = min(length, max(1, at_once // len(unit)))
+            length = min(length, k - self._until(k) + 1, max(1, at_once // len(unit)))
         self._length = min(2 * self._length, CHUNK)
         while True:
             entering, units = self._coming(k, length, unit, given, at_once)
-            way = self._way(entering, numbers, weights, units, bool(sums))
+            way = self._way(entering, numbers, weights, units)
             pulled = pull_back(chunk, self._values, way, sums)
             refuse_non_finite(pulled.sizes[:, -1], k)
             stop = self._first_out(pulled.sizes, way)
@@ -163,7 +163,7 @@ class PerCrossing:
         sizes, old, classes = self._sizes, self._exponent, self._classes
         refuse_non_finite(sizes, k)
         numbers = list(range(self.count + opens))
-        if self._merging is not None:
+        if self._merging is not None and k == self._until(k) + TURN - 1:
             numbers = self._merging.numbers(k, len(numbers))
             self._more -= len(numbers) - numbers[-1] - 1
         limit = 1022 if sizes.dtype == torch.float64 else 126  # what a weight can be
@@ -179,6 +179,10 @@ class PerCrossing:
         unit = torch.where(unit == NO_EXPONENT, 0, unit)
         moved = torch.where(sizes > 0, old - unit[target].flatten(), 0)
         return numbers[: self.count], power_of_two(moved, self._values), unit
+
+    def _until(self, k: int) -> int:
+        """The earliest step that the entries at step k come to before they are merged again."""
+        return 0 if self._merging is None else k - k % TURN
 
     def _coming(
         self, k: int, length: int, unit: Int[Tensor, "E C"], given: Scaled | None, at_once: int
@@ -205,7 +209,6 @@ class PerCrossing:
         numbers: Sequence[int],
         weights: Float[Tensor, "N"],
         unit: Int[Tensor, "E C"],
-        summed: bool,
     ) -> Way:
         """What becomes of the rows at neighbouring steps.
 
@@ -213,14 +216,13 @@ class PerCrossing:
             entering: the steps.
             numbers, weights: what becomes of the entries that arrive at the latest one.
             unit: the exponents of all rows, entries numbered as if none were merged on the way.
-            summed: whether rows are summed, so that they may be merged on the way.
         """
         first, rows, merging = entering.first, entering.rows, copy(self._merging)
-        length = TURN if summed and merging is not None else len(rows)
         own, turns, lags, merged = unit[: rows[-1]], list[compiled.Turn](), list[Tensor](), 0
-        left = list(rows)  # entries at each step
-        for latest in range(len(rows) - 1, -1, -length):
-            earliest = max(0, latest - length + 1)
+        left, earliest = list(rows), len(rows)  # entries at each step
+        while earliest:
+            latest = earliest - 1
+            earliest = max(0, self._until(first + latest) - first)
             if turns:
                 assert merging is not None
                 arriving, own = len(own), torch.cat((own, unit[rows[latest + 1] : rows[latest]]))
