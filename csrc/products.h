@@ -47,7 +47,7 @@ INLINE int64_t tile_count(int64_t rows, int64_t width) {
   return (rows + most - 1) / most;
 }
 
-/* Rows first .. last of tile number i when `rows` are split evenly into tiles of up to MR. */
+/* Rows first .. last of tile number i when `rows` are split evenly into so many. */
 INLINE int64_t tile_start(int64_t rows, int64_t count, int64_t i) { return rows * i / count; }
 
 /* c [rows, vectors] = start + a b, of rows first_k .. first_k + depth - 1 of all that b is packed

@@ -80,19 +80,20 @@ def pull_back(
     )
 
 
-def _eagerly(chunk: Chunk, like: Float[Tensor, "N B S"], way: Way) -> compiled.Crossed:
+def _eagerly(chunk: Chunk, start: Float[Tensor, "N B S"], way: Way) -> compiled.Crossed:
     """The same by operations of torch, with a single turn."""
     entering, (turn,) = way.entering, way.turns
     rows, count, moves, first = entering.rows, len(entering), turn.moves, entering.first
     classes = moves.shape[1] + 1
     most = rows[0] * classes
-    values = new_rows(like, count * most, *like.shape[1:]).view(count, most, *like.shape[1:])
-    started = _started(like, turn, classes)
+    one = start.shape[1:]
+    values = new_rows(start, count * most, *one).view(count, most, *one)
+    started = _started(start, turn, classes)
     for number, after in enumerate((*rows[1:], len(started) // classes)):
         values[number, after * classes :] = 0
     values[-1, : len(started)] = started
-    step = _Step(chunk, moves, new_rows(like, most, *like.shape[1:]))
-    back = new_rows(like, most, *like.shape[1:]) if entering.back else None
+    step = _Step(chunk, moves, new_rows(start, most, *one))
+    back = new_rows(start, most, *one) if entering.back else None
     for number in range(count - 1, -1, -1):
         some = rows[number] * classes
         if entering.values is not None:
