@@ -8,7 +8,7 @@ from retrograde.decomposition.residual import void_in_words
 from retrograde.decomposition.resolution import rows_for
 from retrograde.errors import VoidDecompositionWarning
 from retrograde.recording import Recorded, Recording
-from retrograde.recording.recorded import the_one
+from retrograde.recording.recording import the_one
 
 
 def decompose(

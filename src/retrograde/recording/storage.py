@@ -23,7 +23,8 @@ from retrograde import _checks, _files, cells, clipping, errors
 from retrograde.cells.function_cell import FunctionCell
 from retrograde.engine import Boundary, Read
 from retrograde.errors import ArgumentError, InputError, RecordingError, RetrogradeError
-from retrograde.recording.recorded import Recorded, Recording
+from retrograde.recording.recorded import Recorded
+from retrograde.recording.recording import Recording
 
 RENAMED = {"Border": "Boundary", "borders": "boundaries"}
 """Earlier names, in files written before they changed."""

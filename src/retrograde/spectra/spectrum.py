@@ -19,7 +19,7 @@ from retrograde.errors import ArgumentError, UnsupportedModelError
 from retrograde.nn import AbstractRecurrent
 from retrograde.nn.sequence import Sequences
 from retrograde.recording import Recorded, Recording, record
-from retrograde.recording.recorded import the_one
+from retrograde.recording.recording import the_one
 from retrograde.spectra import bounds as rules
 from retrograde.spectra.bounds import Bound, Radius
 from retrograde.spectra.exponents import Exponents, exponents
