@@ -366,7 +366,7 @@ def test_an_error_in_a_hook_of_ours_stays_out_of_the_users_way(monkeypatch):
     def broken(*_):
         raise ZeroDivisionError("in ours")
 
-    monkeypatch.setattr(sys.modules["retrograde.recording.readers"], "tensors_of", broken)
+    monkeypatch.setattr(sys.modules["retrograde.recording.readers"], "_tensors_of", broken)
     model = nn.LSTM(3, 4)
     with pytest.raises(RecordingError, match="'LSTM': recording it failed, ZeroDivisionError"):
         with retrograde.record(model):

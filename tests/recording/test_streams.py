@@ -13,7 +13,7 @@ from torch import nn
 
 import retrograde
 from retrograde.errors import ArgumentError, RecordingError
-from retrograde.recording.calls import BackwardPass
+from retrograde.recording.backward_pass import BackwardPass
 from retrograde.recording.states import StateTracker
 
 LENGTHS = (5, 3, 4)

@@ -3,15 +3,17 @@
 1. record.py: the `with` block around the user's forward and backward pass. It finds the recurrent
    layers (layers.py), replaces what torch has no hook for (interception.py) and puts hooks on each
    layer (hooks.py), which copy what goes in and out, as the layer is made or as it is declared
-   (readers.py), and the gradients that arrive in each backward pass (calls.py, passes.py).
-2. states.py follows each state through the autograd graph (graph.py) from call to call; masks,
-   scalings and reorderings in between become maps from entries to entries (entry_maps.py).
-3. sequences.py joins the calls of a layer when it is asked for, with what the loss gives to each
-   and what happened to the state in between (changes.py); timeline.py lays them out as one stretch
-   of time, and replay.py runs their cell again over it. That of a declared recurrence has to give
-   what its module gave (agreement.py).
-4. When the block ends filling.py finds what each pass went through, or why nothing can be recorded.
-   A `Recorded` is one pass through one layer (recorded.py), a `Recording` holds them by name
+   (readers.py, calls.py), and the gradients that arrive in each backward pass (passes.py,
+   backward_pass.py).
+2. states.py follows each state through the autograd graph (graph.py, places.py) from call to call;
+   masks, scalings and reorderings in between become maps from entries to entries (entry_maps.py).
+3. When the block ends filling.py finds what each pass went through, or why nothing can be recorded.
+4. assembly.py puts the calls of a layer together when it is asked for. sequences.py joins those
+   that continue each other's state, with what the loss gives to each (segment.py) and what happened
+   to the state in between (origins.py, reads.py, changes.py); timeline.py lays them out as one
+   stretch of time, and replay.py runs their cell again over it. That of a declared recurrence has
+   to give what its module gave (agreement.py).
+5. A `Recorded` is one pass through one layer (recorded.py), a `Recording` holds them by name
    (recording.py), and storage.py writes them to files.
 
 A bare cell has no module to put hooks on: bare_cell.py runs it and differentiates the loss itself.

@@ -1,18 +1,18 @@
-"""What is kept of the calls of a recurrent layer, and of a backward pass through them.
+"""What is kept of a call of a recurrent layer; it outlives the graph.
 
 A `Call` holds copies of what went in and came out, and its `StateOrigin`: the call before, and what
-its state reads of it. A `BackwardPass` holds the gradients that arrived. Both outlive the graph.
+its state reads of it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import Any, TypeVar
+from typing import Any
 from weakref import ReferenceType
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
@@ -21,26 +21,8 @@ from retrograde.declarations.reading import OF_PIECE, OUTPUT, CallTensors
 from retrograde.recording.entry_maps import Term
 from retrograde.recording.layers import Form, Weights
 
-Key = TypeVar("Key")
-
 WeightKey = tuple[str, str, int]
 """A tensor that a layer uses as a weight: the layer, the weight, and a number of its own."""
-
-
-@dataclass(frozen=True, eq=False)
-class StateRead:
-    """What the entries of a state that a call was given read of the call before.
-
-    Attributes:
-        entered: it is the state that entered the call before, not the one that it returned.
-        source: the entries that are read, sample * S + unit, shape [B, S].
-        factor: by which they are multiplied, 0 where nothing is read, shape [B, S], float64.
-    """
-
-    entered: bool
-    source: Int[Tensor, "B S"]
-    factor: Float[Tensor, "B S"]
-
 
 ReadTerms = tuple[tuple[bool, str, tuple[int, ...], Term], ...]
 """What a tensor reads of a call: the name of what is read (a result, or if True stands before it a
@@ -358,152 +340,9 @@ class Call:
         return sum(cell.state_size for cell in self.cells)
 
 
-@dataclass(frozen=True, eq=False)
-class Segment:
-    """A call as a part of a sequence.
-
-    Attributes:
-        call: the call.
-        by_output: what the loss gives to its outputs, by their names, in the layout of the output.
-        by_state: what the loss gives to its last state, [B, S].
-        by_entered: what it gives to the state that entered the call, bypassing the call, [B, S].
-        reads: what the state that it started from reads of the call before; None for the first
-            call, and where the state was handed on unchanged.
-        changes: what happened to the state before the call, as sentences with a place for the step.
-        ends: lags end there, although the state depends on earlier ones.
-    """
-
-    call: Call
-    by_output: Mapping[str, Tensor]
-    by_state: Float[Tensor, "B S"]
-    by_entered: Float[Tensor, "B S"]
-    reads: tuple[StateRead, ...] | None
-    changes: tuple[str, ...] = ()
-    ends: bool = False
-
-
-@dataclass(eq=False)
-class BackwardPass:
-    """The gradients of one backward pass.
-
-    Attributes:
-        arrived: the whole gradient of each result of a call.
-        entered: of those that another call may continue from, what did not come back through that
-            call: what the loss gives to them.
-        between: the same for the tensors between two calls.
-        returned: what came back to each call through the tensors between it and the next.
-        given: the whole gradient of each part of a state that a call was given, if it was altered.
-        weights: the gradient of each tensor that a layer used as a weight.
-        beside: the part of it that did not come through the layer, such as a penalty in the loss.
-        inside: the layers that the loss reaches other than through their output and state.
-        problems: the layers for which the pass cannot be used, and why.
-    """
-
-    arrived: dict[tuple[Call, str], Tensor] = field(default_factory=dict)
-    entered: dict[tuple[Call, str], Tensor] = field(default_factory=dict)
-    between: dict[Intermediate, Tensor] = field(default_factory=dict)
-    returned: dict[Call, dict[Intermediate, Tensor]] = field(default_factory=dict)
-    given: dict[tuple[Call, str], Tensor] = field(default_factory=dict)
-    weights: dict[WeightKey, Tensor] = field(default_factory=dict)
-    beside: dict[WeightKey, Tensor] = field(default_factory=dict)
-    inside: set[str] = field(default_factory=set)
-    problems: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def reached(self) -> set[Call]:
-        """The calls that the pass went through, so far if another thread still runs it."""
-        return {call for call, _ in [*self.arrived]}
-
-    def calls(self, among: Mapping[Call, int]) -> list[Call]:
-        """Those of some numbered calls that the pass went through, in order."""
-        return sorted((call for call in self.reached if call in among), key=among.__getitem__)
-
-    @staticmethod
-    def together(passes: "Iterable[BackwardPass]") -> "BackwardPass":
-        """Several passes as the one through the sum of their losses."""
-        whole = BackwardPass()
-        for one in passes:
-            _add_all(whole.arrived, one.arrived)
-            _add_all(whole.entered, one.entered)
-            _add_all(whole.given, one.given)
-            _add_all(whole.weights, one.weights)
-            _add_all(whole.beside, one.beside)
-            _add_all(whole.between, one.between)
-            for call, of_call in one.returned.items():
-                _add_all(whole.returned.setdefault(call, {}), of_call)
-            whole.inside |= one.inside
-            whole.problems |= one.problems
-        return whole
-
-
-def add(store: dict[Key, Tensor], key: Key, gradient: Tensor) -> Tensor:
-    """Keep a copy of a gradient, or add it to what has arrived there before; returns the copy.
-
-    The tensor itself may change later: a hook may write into it, whoever called backward may fill
-    it anew, and what a hook kept is its owner's to zero.
-    """
-    copy = gradient.clone() if not gradient.requires_grad else gradient.detach().clone()
-    store[key] = store[key] + copy if key in store else copy
-    return copy
-
-
-def _add_all(store: dict[Key, Tensor], more: Mapping[Key, Tensor]) -> None:
-    for key, gradient in more.items():
-        store[key] = store[key] + gradient if key in store else gradient
-
-
-def reads_of(call: Call, before: Call, terms: Mapping[str, ReadTerms]) -> list[StateRead]:
-    """What the entries of a state that a call was given read of the call before.
-
-    Outputs of steps before the last are -1.
-    """
-    reads: list[StateRead] = []
-    for letter, of_letter in terms.items():
-        shape, found = call.given[letter].shape, []
-        for entered, name, site, term in of_letter:
-            numbers = before.state_entries(name, site)
-            source = numbers if term.source is None else numbers[term.source]
-            found.append(
-                StateRead(
-                    entered,
-                    call.arranged({letter: source.view(shape)}, torch.int64),
-                    call.arranged({letter: term.factor.view(shape)}, torch.float64),
-                )
-            )
-        reads = merged(reads, [read for read in found if bool(read.factor.any())])
-    return reads
-
-
-def merged(reads: list[StateRead], more: list[StateRead]) -> list[StateRead]:
-    """Reads of several parts of a state, each of which has entries of its own, as few as can be."""
-    merged, left = list(reads), list(more)
-    for number, read in enumerate(merged):
-        for other in left:
-            apart = not bool(((read.factor != 0) & (other.factor != 0)).any())
-            if other.entered == read.entered and apart:
-                source = torch.where(other.factor != 0, other.source, read.source)
-                merged[number] = StateRead(read.entered, source, read.factor + other.factor)
-                left.remove(other)
-                break
-    return merged + left
-
-
 def is_output(name: str) -> bool:
     """Whether a result is that of every step."""
     return name == OUTPUT or name.startswith(OF_PIECE)
-
-
-def tensors_of(form: Form, arguments: Mapping[str, Any], returned: Any) -> CallTensors:
-    """What went into a layer of torch or of ours, and what it returned."""
-    state = returned if form.stepped else returned[1]
-    output = {} if form.stepped else {OUTPUT: data(returned[0])}
-
-    def parts_of(state: Any) -> dict[str, Tensor]:
-        parts = () if state is None else (state,) if isinstance(state, Tensor) else state
-        return dict(zip(form.pieces, parts, strict=False))
-
-    given, last = parts_of(arguments.get("hx")), parts_of(state)
-    return CallTensors(arguments["input"], given, {**output, **last})
 
 
 def data(sequence: Tensor | PackedSequence) -> Tensor:

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from functools import partial
 
 from retrograde.errors import RecordingError, RetrogradeError
-from retrograde.recording.calls import BackwardPass, Call
+from retrograde.recording.assembly import assemble, split_by_checkpoint, together
+from retrograde.recording.backward_pass import BackwardPass
+from retrograde.recording.calls import Call
 from retrograde.recording.hooks import LayerRecorder
 from retrograde.recording.interception import computing
 from retrograde.recording.recording import Recording
-from retrograde.recording.sequences import assemble, split_by_checkpoint, together
 
 
 def filled(

@@ -13,19 +13,10 @@ from torch.utils.hooks import RemovableHandle, unserializable_hook
 
 from retrograde.declarations.reading import CallTensors
 from retrograde.errors import RetrogradeError
-from retrograde.recording.calls import (
-    BackwardPass,
-    Call,
-    WeightKey,
-    add,
-    data,
-)
+from retrograde.recording.backward_pass import BackwardPass, add
+from retrograde.recording.calls import Call, WeightKey, data
 from retrograde.recording.graph import Edge, base_of, edge_of, on_changes, same_numbers
-from retrograde.recording.interception import (
-    Hook,
-    left_out_of_copies,
-    observed,
-)
+from retrograde.recording.interception import Hook, left_out_of_copies, observed
 from retrograde.recording.layers import ANALYSED, Form, Weights, rounding_of
 from retrograde.recording.readers import Reader
 from retrograde.recording.states import StateTracker

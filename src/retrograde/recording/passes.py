@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from retrograde.recording.calls import BackwardPass
+from retrograde.recording.backward_pass import BackwardPass
 from retrograde.recording.interception import Roots
 from retrograde.recording.states import StateTracker
 

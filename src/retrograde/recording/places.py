@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from retrograde.declarations.reading import CallTensors
-from retrograde.recording.calls import Call, Key, WeightKey, data
+from retrograde.recording.calls import Call, WeightKey, data
 from retrograde.recording.entry_maps import HOOKED
 from retrograde.recording.graph import Edge, Node, edge_of, edges_behind, users_of
 
@@ -169,7 +169,7 @@ class Places:
         return {layer for node in nodes for layer in self._use_weights.get(node, ())}
 
 
-def drop(store: dict[Key, Any], keys: Iterable[Key]) -> None:
+def drop(store: dict[Any, Any], keys: Iterable[object]) -> None:
     """Take some keys out, if they are there."""
     for key in keys:
         store.pop(key, None)

@@ -21,7 +21,7 @@ from retrograde.declarations.reading import (
     named_arguments,
     read_call,
 )
-from retrograde.recording.calls import data, tensors_of
+from retrograde.recording.calls import data
 from retrograde.recording.interception import computing, outermost
 from retrograde.recording.layers import Form, Layer, Weights, class_of, form_of, weights_of
 
@@ -53,7 +53,7 @@ class LayerReader:
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], returned: Any) -> CallTensors:
         """What went into a call and came out of it."""
         named = {**dict(zip(("input", "hx"), args, strict=False)), **kwargs}
-        return tensors_of(self.form, named, returned)
+        return _tensors_of(self.form, named, returned)
 
     def weights(self, copies: Mapping[str, Tensor], tensors: CallTensors) -> Weights:
         """Copies of the weights, with what makes the cells."""
@@ -142,3 +142,16 @@ def reader_of(module: nn.Module, declaration: Declaration | None) -> Reader:
 def _mode(module: nn.Module) -> tuple[bool, float]:
     """What may change from one call to the next: training mode and dropout."""
     return module.training, vars(module).get("dropout", 0.0)
+
+
+def _tensors_of(form: Form, arguments: Mapping[str, Any], returned: Any) -> CallTensors:
+    """What went into a layer of torch or of ours, and what it returned."""
+    state = returned if form.stepped else returned[1]
+    output = {} if form.stepped else {OUTPUT: data(returned[0])}
+
+    def parts_of(state: Any) -> dict[str, Tensor]:
+        parts = () if state is None else (state,) if isinstance(state, Tensor) else state
+        return dict(zip(form.pieces, parts, strict=False))
+
+    given, last = parts_of(arguments.get("hx")), parts_of(state)
+    return CallTensors(arguments["input"], given, {**output, **last})

@@ -26,7 +26,9 @@ from retrograde.engine import (
     with_factors,
 )
 from retrograde.engine.forward import Checkpoints
-from retrograde.recording.calls import Call, Segment, StateRead
+from retrograde.recording.calls import Call
+from retrograde.recording.reads import StateRead
+from retrograde.recording.segment import Segment
 from retrograde.recording.timeline import Timeline, unchanged
 
 

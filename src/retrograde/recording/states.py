@@ -17,21 +17,12 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from retrograde.declarations.reading import CallTensors
-from retrograde.recording.calls import (
-    BackwardPass,
-    Call,
-    Intermediate,
-    ReadTerms,
-    StateOrigin,
-    WeightKey,
-    add,
-    reads_of,
-)
+from retrograde.recording.backward_pass import BackwardPass, add
+from retrograde.recording.calls import Call, Intermediate, ReadTerms, StateOrigin, WeightKey
 from retrograde.recording.entry_maps import (
     HOOKED,
     EntryMap,
     EntryMaps,
-    Term,
     Terms,
     shape_at,
     whole,
@@ -48,6 +39,7 @@ from retrograde.recording.graph import (
 )
 from retrograde.recording.interception import Roots
 from retrograde.recording.places import CallEdges, Places, drop, is_leaf
+from retrograde.recording.reads import reads_of
 
 LATEST = 8
 """The number of latest calls of a layer among which a detached state is looked for."""
@@ -460,9 +452,7 @@ def _is_state(edge: Edge, terms: Terms) -> bool:
     return all(shape_at(edge) == shape_at(site) for site in terms)
 
 
-def _terms(
-    terms: Terms, readable: Mapping[Edge, tuple[bool, str]]
-) -> tuple[tuple[bool, str, tuple[int, ...], Term], ...]:
+def _terms(terms: Terms, readable: Mapping[Edge, tuple[bool, str]]) -> ReadTerms:
     """The same by what is read of a call, in place of where that is in the graph."""
     return tuple(
         (*readable[site], shape_at(site), term) for site, each in terms.items() for term in each

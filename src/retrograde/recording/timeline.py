@@ -19,7 +19,9 @@ from retrograde.declarations.reading import OF_PIECE, OUTPUT
 from retrograde.engine import Boundary, Read, Unrolled, unroll
 from retrograde.errors import RecordingError
 from retrograde.recording.agreement import check_agreement, moved
-from retrograde.recording.calls import Call, Segment, StateRead, data
+from retrograde.recording.calls import Call, data
+from retrograde.recording.reads import StateRead
+from retrograde.recording.segment import Segment
 
 REPLAYED = 1e-2
 """Masks are those of the pass if the output differs from the recorded one by no more than this,
