@@ -1,18 +1,11 @@
-"""The commands, and what becomes of their errors."""
+"""The commands: their options, and what each calls."""
 
-import contextlib
-import io
-import math
 import os
 import sys
-import traceback
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from enum import StrEnum
 from importlib.metadata import version
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -22,22 +15,33 @@ from rich.table import Table
 from retrograde import _checks, _files, audits, diagnosis, horizons, studies
 from retrograde import report as reporting
 from retrograde._optional import optional
-from retrograde._terminal import plain
-from retrograde.cli import device as devices
+from retrograde.cli import exits, outputs, weights_file
 from retrograde.cli import studies as studying
 from retrograde.cli import subject as subjects
-from retrograde.cli import weights_file
-from retrograde.cli.terminal import complain, forgive_encodings, guarded_output, progress, show
+from retrograde.cli.options import (
+    WITH_REMEDIES,
+    Device,
+    FailOn,
+    FailOnChange,
+    Html,
+    Json,
+    Kind,
+    Past,
+    Quiet,
+    Remedies,
+    Seed,
+    Target,
+    Threads,
+    thresholds,
+)
+from retrograde.cli.terminal import progress, show
+from retrograde.cli.working import set_threads, working
 from retrograde.diagnosis.finding import SEVERITIES
-from retrograde.errors import InputError, RetrogradeError
 from retrograde.explore import server
 from retrograde.spectra import inspect_weights
 from retrograde.studies import STUDIES, Results, StudyPage, running
 from retrograde.studies.running import Plan
 from retrograde.truncation.horizon import DELTA
-
-FINDINGS, UNUSABLE, BUG, INTERRUPTED = 1, 2, 70, 130
-"""Exit codes; 70 is what sysexits.h calls an internal software error."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,37 +49,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="See how gradients travel back through time in recurrent networks.",
 )
-# Help is given as data, as `python -OO` removes docstrings.
-
-Html = Annotated[Path | None, typer.Option("--html", help="Write a page that opens offline.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Write the numbers.")]
-Target = Annotated[
-    str,
-    typer.Argument(
-        metavar="FILE.py:FUNCTION", help="Or PACKAGE.MODULE:FUNCTION, as Python imports it."
-    ),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        metavar="DEVICE", help="Move model and batch there first: cpu, cuda, cuda:1, mps."
-    ),
-]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", help="Print nothing but errors; files are still written.")
-]
-Threads = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        metavar="N",
-        help="How many threads torch computes with; as many as it likes if not.",
-    ),
-]
-Seed = Annotated[
-    int,
-    typer.Option(min=0, max=2**32 - 1, metavar="N", help="The same seed gives the same numbers."),
-]
 
 
 def _show_versions(asked: bool | None) -> None:
@@ -96,54 +69,6 @@ def _options(
     pass
 
 
-class FailOn(StrEnum):
-    """From which severity on findings make the exit code 1; in the order of `SEVERITIES`."""
-
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-    NEVER = "never"
-
-
-class FailOnChange(StrEnum):
-    """What makes the exit code of `compare` 1."""
-
-    WORSE = "worse"
-    NEVER = "never"
-
-
-class Past(StrEnum):
-    """What the past is replaced by."""
-
-    ANOTHER_SAMPLE = "another-sample"
-    MEAN = "mean"
-    ZEROS = "zeros"
-
-
-class Kind(StrEnum):
-    """What is truncated."""
-
-    SLIDING = "sliding"
-    CHUNKS = "chunks"
-    WINDOW = "window"
-
-
-class Remedies(StrEnum):
-    """What is done with remedies."""
-
-    TRAIN = "train"
-    PASS = "pass"
-    NONE = "none"
-
-
-WITH_REMEDIES: dict[Remedies, Literal["train", "pass"] | None] = {
-    Remedies.TRAIN: "train",
-    Remedies.PASS: "pass",
-    Remedies.NONE: None,
-}
-"""What `retrograde.diagnose` calls them."""
-
-
 @app.command(help="Train two small forecasters of CO2 and show how far back their gradients reach.")
 def demo(
     seed: Seed = 0,
@@ -156,15 +81,13 @@ def demo(
         "retrograde-demo.json"
     ),
 ) -> None:
-    _check_outputs(html, json)
-    _set_threads(threads)
+    outputs.check(html, json)
+    set_threads(threads)
     with optional("the demo", "demo"):
         from retrograde import demo as main_job
     report = main_job.run(seed, quick, progress=sys.stdout.isatty())
-    report.to_html(html)
-    report.to_json(json)
-    show(report)
-    _say_written(html, json)
+    outputs.write(report, html, json)
+    outputs.present(report, html, json)
 
 
 @app.command(
@@ -224,17 +147,11 @@ def diagnose(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    _check_outputs(html, json, reads=(_file_of(target),))
-    changed = _thresholds(threshold or ())
-    _set_threads(threads)
-
-    place = None if device is None else devices.find(device)
-    with _hushed(quiet), progress(f"loading {target}", quiet) as tell:
-        subject = _loaded(target, seed, place)
+    outputs.check(html, json, reads=(subjects.file_of(target),))
+    changed = thresholds(threshold or ())
+    with working(target, seed, threads, device, quiet) as (subject, tell):
         report = reporting.diagnose(
-            subject.model,
-            subject.batch,
-            subjects.users(subject.loss_fn),
+            *subject.arguments,
             needs_lag=needs_lag,
             layer=layer,
             thresholds=changed,
@@ -247,16 +164,11 @@ def diagnose(
             cells=subject.cells,
         )
         tell(1, 1, "writing")
-        if html is not None:
-            report.to_html(html)
-        if json is not None:
-            report.to_json(json)
-    if not quiet:
-        show(report)
-        _say_written(html, json)
+        outputs.write(report, html, json)
+    outputs.present(report, html, json, quiet=quiet)
     counting = SEVERITIES[list(FailOn).index(fail_on) :]
     if any(finding.severity in counting for finding in report.findings):
-        raise typer.Exit(FINDINGS)
+        raise typer.Exit(exits.FINDINGS)
 
 
 @app.command(
@@ -320,12 +232,8 @@ def horizon(
     device: Device = None,
     quiet: Quiet = False,
 ) -> None:
-    _check_outputs(html, json, reads=(*(checkpoint or ()), _file_of(target)))
-    _set_threads(threads)
-    place = None if device is None else devices.find(device)
-    with _hushed(quiet), progress(f"loading {target}", quiet) as tell:
-        subject = _loaded(target, seed, place)
-        given = subject.model, subject.batch, subjects.users(subject.loss_fn)
+    outputs.check(html, json, reads=(*(checkpoint or ()), subjects.file_of(target)))
+    with working(target, seed, threads, device, quiet) as (subject, tell):
         options: Any = {
             "kind": kind.value,
             "layer": layer,
@@ -338,19 +246,14 @@ def horizon(
             "cells": subject.cells,
         }
         found = (
-            horizons.over_training(*given, _checkpoints(checkpoint), **options)
+            horizons.over_training(*subject.arguments, weights_file.by_name(checkpoint), **options)
             if checkpoint
-            else horizons.horizon(*given, **options)
+            else horizons.horizon(*subject.arguments, **options)
         )
         settings = reporting.Settings().of_run(subject.model, subject.batch, seed)
         report = reporting.HorizonReport.of(found, delta, settings)
-        if html is not None:
-            report.to_html(html)
-        if json is not None:
-            report.to_json(json)
-    if not quiet:
-        show(report)
-        _say_written(html, json)
+        outputs.write(report, html, json)
+    outputs.present(report, html, json, quiet=quiet)
 
 
 @app.command(
@@ -372,22 +275,13 @@ def audit(
     device: Device = None,
     quiet: Quiet = False,
 ) -> None:
-    _check_outputs(html, json, reads=(_file_of(target),))
-    _set_threads(threads)
-    place = None if device is None else devices.find(device)
-    with _hushed(quiet), progress(f"loading {target}", quiet):
-        subject = _loaded(target, seed, place)
-        given = subject.model, subject.batch, subjects.users(subject.loss_fn)
-        found = audits.audit(*given, cells=subject.cells, lengths=length, seed=seed)
-        if html is not None:
-            found.to_html(html)
-        if json is not None:
-            found.to_json(json)
-    if not quiet:
-        show(found)
-        _say_written(html, json)
+    outputs.check(html, json, reads=(subjects.file_of(target),))
+    with working(target, seed, threads, device, quiet) as (subject, _):
+        found = audits.audit(*subject.arguments, cells=subject.cells, lengths=length, seed=seed)
+        outputs.write(found, html, json)
+    outputs.present(found, html, json, quiet=quiet)
     if not found.ok:
-        raise typer.Exit(FINDINGS)
+        raise typer.Exit(exits.FINDINGS)
 
 
 @app.command(
@@ -404,15 +298,13 @@ def compare(
     ] = FailOnChange.NEVER,
     html: Html = None,
 ) -> None:
-    _check_outputs(html, reads=(before, after))
+    outputs.check(html, reads=(before, after))
     names = (str(before), str(after))
     comparison = reporting.compare(_read(before), _read(after), names)
-    if html is not None:
-        comparison.to_html(html)
-    show(comparison)
-    _say_written(html)
+    outputs.write(comparison, html)
+    outputs.present(comparison, html)
     if fail_on == FailOnChange.WORSE and comparison.worse:
-        raise typer.Exit(FINDINGS)
+        raise typer.Exit(exits.FINDINGS)
 
 
 @app.command(
@@ -430,15 +322,14 @@ def inspect(
     file, _, function = weights.rpartition(":")
     is_code = file.endswith(".py") or subjects.is_module(file)
     called = bool(function) and is_code and not os.path.exists(path)
-    _check_outputs(json, reads=(Path(file) if called else path,))
+    outputs.check(json, reads=(Path(file) if called else path,))
     with progress(f"reading {weights}", quiet=False):
         source = subjects.load(weights, seed=0).model if called else weights_file.read(path)
         found = inspect_weights(source)
     if json is not None:
         text = dumps(found.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
         _files.write_text(json, text + "\n")
-    show(found)
-    _say_written(json)
+    outputs.present(found, json)
 
 
 @app.command(help="Explain a rule: what it looks for, its thresholds and where they come from.")
@@ -469,7 +360,7 @@ def explore(
     ] = False,
     threads: Threads = None,
 ) -> None:
-    _set_threads(threads)
+    set_threads(threads)
     server.serve(port, browser=not no_browser)
 
 
@@ -539,123 +430,18 @@ def study(
     chosen = STUDIES[_checks.existing("study", name, STUDIES)]
     plan = Plan(chosen, tuple(row or ()), trials, seed, budget)
     place = studying.results_file(name, out)
-    _check_outputs(html, reads=(place, *(merge or ())))
-    _set_threads(threads)
+    outputs.check(html, reads=(place, *(merge or ())))
+    set_threads(threads)
     if showing:
         found = studies.results(name) if out is None else Results.from_json(place)
     elif merge:
         found = running.merge(chosen, merge, place)
     else:
-        found = _run(plan, place, processes, minutes, quiet)
+        found = studying.run(plan, place, processes, minutes, quiet)
     page = StudyPage.of(chosen, found)
-    if html is not None:
-        page.to_html(html)
-    if not quiet:
-        show(page)
-        _say_written(place if place.exists() and not showing else None, html)
-
-
-def _run(plan: Plan, place: Path, processes: int, minutes: float | None, quiet: bool) -> Results:
-    """Run a study, and say what is left of it."""
-    told = None if quiet else studying.say
-    try:
-        with progress(f"study {plan.study.name}", quiet) as tell:
-            found = running.run(plan, place, processes, minutes, tell, told)
-    except KeyboardInterrupt:
-        complain(f"{plan.study.name}: what is done is kept; the same command goes on")
-        raise typer.Exit(INTERRUPTED) from None
-    if left := sum(len(work.seeds) for work in plan.missing(found)):
-        complain(f"{left} trials are left; the same command goes on")
-    return found
-
-
-def main() -> None:
-    """Run the command line; errors that a user can act on are a message and exit code 2."""
-    forgive_encodings()
-    try:
-        with guarded_output():
-            app()
-    except RetrogradeError as error:
-        complain(f"error: {error}")
-        sys.exit(UNUSABLE)
-    except SystemExit as stop:
-        if stop.code == INTERRUPTED:
-            complain("interrupted; no file was left half-written")
-        raise
-    except Exception as error:
-        if _is_out_of_memory(error):
-            first = (str(error).splitlines() or [""])[0]
-            complain(f"error: out of memory; a smaller batch or model needs less. {first}")
-            sys.exit(UNUSABLE)
-        complain(f"{traceback.format_exc()}error: this is a fault of retrograde; please report it")
-        sys.exit(BUG)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether there was too little memory; torch has no class for that on the CPU."""
-    said = str(error)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError)
-        and any(words in said for words in ("can't allocate memory", "not enough memory"))
-    )
-
-
-def _loaded(target: str, seed: int, place: torch.device | None) -> subjects.Subject:
-    """What the user's function returns, on the device if one was named."""
-    subject = subjects.load(target, seed)
-    return subject if place is None else devices.move(subject, place)
-
-
-def _set_threads(threads: int | None) -> None:
-    """Set the number of threads that torch computes with, if the user gave one."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-
-
-def _thresholds(options: Sequence[str]) -> dict[str, float]:
-    """NAME=VALUE, many of them, checked before any work is done."""
-    changed = {}
-    for option in options:
-        name, _, text = option.partition("=")
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if math.isnan(value):
-            raise InputError(
-                f"--threshold takes NAME=VALUE with a number, as in reach_fraction=0.2; got "
-                f"{option!r}"
-            )
-        changed[name.strip()] = value
-    diagnosis.limits(changed)
-    return changed
-
-
-def _check_outputs(*paths: Path | None, reads: Sequence[Path] = ()) -> None:
-    """Refuse what cannot be written, and what would overwrite a file that is used as well."""
-    seen = {path.resolve() for path in reads}
-    for path in paths:
-        if path is None:
-            continue
-        _files.check_writable(path)
-        if path.resolve() in seen:
-            raise InputError(f"{path} is named twice; give every file a name of its own")
-        seen.add(path.resolve())
-
-
-def _file_of(target: str) -> Path:
-    """The file that FILE.py:FUNCTION names."""
-    return Path(target.rpartition(":")[0])
-
-
-def _checkpoints(paths: Sequence[Path]) -> dict[str, Mapping[str, torch.Tensor]]:
-    """State dicts by the names of their files, or by their paths where names are alike."""
-    names = [path.stem for path in paths]
-    short = len(set(names)) == len(names)
-    return {
-        name if short else str(path): weights_file.state_dict(path)
-        for name, path in zip(names, paths, strict=True)
-    }
+    outputs.write(page, html)
+    kept = place if place.exists() and not showing else None
+    outputs.present(page, kept, html, quiet=quiet)
 
 
 def _read(path: Path) -> reporting.Report | reporting.HorizonReport:
@@ -665,17 +451,6 @@ def _read(path: Path) -> reporting.Report | reporting.HorizonReport:
     return reporting.Report.from_json(path)
 
 
-def _say_written(*paths: Path | None) -> None:
-    for path in filter(None, paths):
-        print(plain(f"wrote {path}"))
-
-
-@contextlib.contextmanager
-def _hushed(quiet: bool) -> Iterator[None]:
-    """Without what the user's code prints and warns of, if it is to be quiet."""
-    if not quiet:
-        yield
-        return
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def main() -> None:
+    """Run the command line."""
+    exits.run(app)

@@ -1,13 +1,17 @@
-"""What the command `study` shows and where it keeps its results."""
+"""What the command `study` runs and shows, and where it keeps its results."""
 
 from pathlib import Path
 
+import typer
 from rich.table import Table
 
 from retrograde._terminal import plain
-from retrograde.studies import STUDIES
+from retrograde.cli import exits
+from retrograde.cli.terminal import complain, progress
+from retrograde.studies import STUDIES, Results, running
 from retrograde.studies.outcomes import shipped
 from retrograde.studies.page import duration
+from retrograde.studies.running import Plan
 
 LIST = "list"
 """Given in the place of a study's name."""
@@ -39,3 +43,17 @@ def results_file(name: str, out: Path | None) -> Path:
 def say(line: str) -> None:
     """Say something at once, also where the output is a file."""
     print(plain(line), flush=True)
+
+
+def run(plan: Plan, place: Path, processes: int, minutes: float | None, quiet: bool) -> Results:
+    """Run a study, and say what is left of it."""
+    told = None if quiet else say
+    try:
+        with progress(f"study {plan.study.name}", quiet) as tell:
+            found = running.run(plan, place, processes, minutes, tell, told)
+    except KeyboardInterrupt:
+        complain(f"{plan.study.name}: what is done is kept; the same command goes on")
+        raise typer.Exit(exits.INTERRUPTED) from None
+    if left := sum(len(work.seeds) for work in plan.missing(found)):
+        complain(f"{left} trials are left; the same command goes on")
+    return found

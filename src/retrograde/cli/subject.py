@@ -29,6 +29,11 @@ class Subject:
     loss_fn: Callable[..., Any]
     cells: Mapping[Any, Any] | None = None
 
+    @property
+    def arguments(self) -> tuple[torch.nn.Module, Any, Callable[..., Any]]:
+        """Model, batch and loss as the package takes them; if the loss raises, it is the user's."""
+        return self.model, self.batch, users(self.loss_fn)
+
 
 def load(target: str, seed: int) -> Subject:
     """Load a file or a module, call its function and check what that returns.
@@ -67,6 +72,11 @@ def load(target: str, seed: int) -> Subject:
         kinds = ", ".join(type(part).__name__ for part in result)
         raise InputError(_wrong_form(name, f"({kinds})"))
     return Subject(model, batch, loss_fn, *result[3:])
+
+
+def file_of(target: str) -> Path:
+    """The file that FILE.py:FUNCTION names."""
+    return Path(target.rpartition(":")[0])
 
 
 def users(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,7 +3,7 @@
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,16 @@ def state_dict(path: Path) -> Mapping[str, torch.Tensor]:
     if not found or not all(isinstance(weight, torch.Tensor) for weight in found.values()):
         raise InputError(f"{path} holds no state dict; {ADVICE}")
     return found
+
+
+def by_name(paths: Sequence[Path]) -> dict[str, Mapping[str, torch.Tensor]]:
+    """State dicts by the names of their files, or by their paths where names are alike."""
+    names = [path.stem for path in paths]
+    short = len(set(names)) == len(names)
+    return {
+        name if short else str(path): state_dict(path)
+        for name, path in zip(names, paths, strict=True)
+    }
 
 
 def _safetensors(path: Path) -> Mapping[str, torch.Tensor]:
