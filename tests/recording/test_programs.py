@@ -660,8 +660,8 @@ FAULTS = {
         None,
     ),
     "what is mixed at the end is not found": (
-        "recording.states",
-        "StateTracker._find_tails",
+        "recording.observation",
+        "find_tails",
         lambda *_: None,
         "masked update",
         None,

@@ -240,7 +240,7 @@ def test_an_error_of_ours_at_the_start_of_a_backward_pass_stays_out_of_it(monkey
     def broken(*_):
         raise ZeroDivisionError("in ours")
 
-    monkeypatch.setattr(sys.modules["retrograde.recording.states"], "users_of", broken)
+    monkeypatch.setattr(sys.modules["retrograde.recording.observation"], "users_of", broken)
     model = nn.LSTM(3, 4)
     with pytest.raises(RecordingError, match="'LSTM': observing the backward pass failed, Zero"):
         with retrograde.record(model):

@@ -7,6 +7,8 @@
    backward_pass.py).
 2. states.py follows each state through the autograd graph (graph.py, places.py) from call to call;
    masks, scalings and reorderings in between become maps from entries to entries (entry_maps.py).
+   When a backward pass begins, observation.py puts hooks where gradients of the loss meet those of
+   later calls; what else a loop does with its state is found by loops.py.
 3. When the block ends filling.py finds what each pass went through, or why nothing can be recorded.
 4. assembly.py puts the calls of a layer together when it is asked for. sequences.py joins those
    that continue each other's state, with what the loss gives to each (segment.py) and what happened

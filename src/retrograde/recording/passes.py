@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from retrograde.recording.backward_pass import BackwardPass
 from retrograde.recording.interception import Roots
+from retrograde.recording.observation import observe
 from retrograde.recording.states import StateTracker
 
 
@@ -42,7 +43,7 @@ class Passes:
             running = self._running = self._running or BackwardPass()
             self._depth += 1
             try:
-                handles = self.tracker.observe(roots, running)
+                handles = observe(self.tracker, roots, running)
             except Exception as error:  # not into the user's backward pass
                 handles = []
                 why = f"observing the backward pass failed, {type(error).__name__}: {error}"

@@ -46,6 +46,11 @@ class CallEdges:
                     found[edge] = name
         return found
 
+    @cached_property
+    def as_input(self) -> tuple[str, ...]:
+        """The parts of the state that are the input, too."""
+        return tuple(name for name, edge in self.given.items() if edge in self.inputs)
+
     @property
     def into(self) -> list[Edge]:
         return [*self.given.values(), *self.inputs]
