@@ -44,7 +44,7 @@ def _of_pass(
     of_pass = Recording()
     for recorder in recorders:
         name, calls = recorder.name, backward.calls(numbered[recorder.name])
-        if recorder.differentiated_before(backward):
+        if recorder.gradients.differentiated_before(backward):
             backward.inside.add(name)
         problem = recorder.problem or backward.problems.get(name, "") or split_by_checkpoint(calls)
         if calls and problem:
@@ -109,7 +109,7 @@ def _missing(recorder: LayerRecorder, passes: list[BackwardPass]) -> str:
             "with all weights frozen, or in a checkpoint with use_reentrant=True that no backward "
             "pass went through; run the forward pass with gradients"
         )
-    if recorder.unannounced:
+    if recorder.gradients.unannounced:
         return (
             "it received a gradient that loss.backward() did not start: torch.autograd.grad, "
             "or a torch.autograd.backward that was imported by name; call loss.backward()"

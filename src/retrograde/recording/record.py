@@ -97,7 +97,7 @@ def record(
             yield recording
         except Exception as error:
             if error is passes.failure:
-                for note in filter(None, (recorder.changed() for recorder in recorders)):
+                for note in filter(None, (recorder.weights.changed() for recorder in recorders)):
                     error.add_note(f"retrograde: {note}")
             raise
     recording.become(filled(recorders, passes.all(), unsupported))
@@ -126,8 +126,9 @@ def _keep(
             call.was_reached = True
         recording.become(filled(recorders, kept, unsupported))
     except Exception as error:  # not into the user's backward pass
+        why = f"keeping the last passes failed, {type(error).__name__}: {error}"
         for recorder in recorders:
-            recorder.problem = f"keeping the last passes failed, {type(error).__name__}: {error}"
+            recorder.guard.problem = why
 
 
 def _shared(layers: Mapping[str, tuple[nn.Module, Declaration | None]]) -> dict[str, str]:
