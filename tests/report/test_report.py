@@ -199,6 +199,16 @@ warning  vanishing  LSTM, gate forget, route carousel, steps 3-7
     )
 
 
+def test_what_is_wired_wrongly_and_no_remedy_moves_is_summed_up_by_what_mends_it(report):
+    trials = a_finding().trials[2:]
+    mixed = a_finding(rule="samples-mixed", advice=("Move the axes",), trials=trials)
+    assert replace(report, findings=(mixed,)).summary.endswith(" Move the axes.")
+    helped = replace(mixed, trials=a_finding().trials[1:])
+    assert "a larger radius" in replace(report, findings=(helped,)).summary
+    vanishing = replace(mixed, rule="vanishing")
+    assert "none moves it" in replace(report, findings=(vanishing,)).summary
+
+
 def test_a_finding_of_little_is_said_in_little(report):
     bare = Finding("rule", "error", None, "Something is wrong.")
     text = str(replace(report, findings=(bare,)))

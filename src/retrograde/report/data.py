@@ -194,7 +194,7 @@ class ReportData:
         alike = [f.layer for f in self.findings[1:] if f.rule == first.rule and f.layer]
         where = f"{first.layer}: " if first.layer and len(self.layers) > 1 else ""
         also = f"; likewise in {listed(alike)}" if alike else ""
-        return f"{_ended(where + first.message, also)} {_ended(what_helps(first))}"
+        return f"{_ended(where + first.message, also)} {_ended(_what_to_do(first))}"
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Column titles and one row of text for each layer."""
@@ -350,6 +350,13 @@ def _steps(layer: Layer) -> str:
     """The reach in words."""
     words = counted(layer.reach, "step")
     return f"at least {words}" if layer.reach_is_lower_bound else words
+
+
+def _what_to_do(finding: Finding) -> str:
+    """What helps; what mends it, if that is wiring or soundness and no remedy helps."""
+    helped = any(trial.closer or trial.verdict == "trained better" for trial in finding.trials)
+    certain = finding.rule in RULES and RULES[finding.rule].kind in ("wiring", "soundness")
+    return finding.advice[0] if certain and finding.advice and not helped else what_helps(finding)
 
 
 def what_helps(finding: Finding) -> str:
