@@ -397,19 +397,22 @@ def _note_returned(module: nn.Module, result: Any, sight: Sight) -> None:
             break  # what follows is the cell state
 
 
-def last_node(tensor: Tensor) -> Any:
-    """The last node of its graph that is no change of shape or selection."""
+RESHAPED = (
+    *("View", "UnsafeView", "Squeeze", "Unsqueeze", "Transpose", "TBackward", "Permute"),
+    *("Reshape", "Clone", "Alias"),
+)
+"""How the nodes begin that leave all numbers as they are."""
+
+SHAPES = (*RESHAPED, "Select", "Slice", "Index", "Expand")
+"""And those that leave some of them, or repeat them."""
+
+
+def last_node(tensor: Tensor, beyond: tuple[str, ...] = SHAPES) -> Any:
+    """The last node of its graph that is none of these: no change of shape, no selection."""
     node: Any = tensor.grad_fn
-    while type(node).__name__.startswith(SHAPES) and node.next_functions:
+    while type(node).__name__.startswith(beyond) and node.next_functions:
         node = node.next_functions[0][0]
     return node
-
-
-SHAPES = (
-    *("View", "UnsafeView", "Squeeze", "Unsqueeze", "Transpose", "TBackward", "Permute"),
-    *("Reshape", "Clone", "Select", "Slice", "Index", "Expand", "Alias"),
-)
-"""How the nodes begin that leave numbers as they are."""
 
 
 def _tensors(result: Any) -> Iterator[Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from retrograde.diagnosis.experiments.experiment import Case, Experiment
 from retrograde.diagnosis.finding import Evidence, Finding, NotApplicable
-from retrograde.diagnosis.sight import Comparison, Sight, last_node
+from retrograde.diagnosis.sight import RESHAPED, Comparison, Sight, last_node
 
 SQUASHED = {"SoftmaxBackward0": "softmax", "SigmoidBackward0": "sigmoid"}
 """The nodes of the graph that make probabilities."""
@@ -118,6 +118,8 @@ def _squashed(each: Comparison) -> Finding | None:
     sums = values.double().sum(axis)
     adds_up = bool((values >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
     logarithms = each.function in LOG_PROBABILITIES
+    if each.function == "nll_loss" and _over_another_axis(each.prediction, axis):
+        return _wrong_axis(values.double().exp().sum(axis), axis)
     if logarithms:
         wrong = bool((values > NOISE).any()) or adds_up
         if each.function == "ctc_loss":
@@ -152,6 +154,33 @@ def _squashed(each: Comparison) -> Finding | None:
             + (", or use cross_entropy on the logits" if each.function == "nll_loss" else "")
             if logarithms
             else "Leave the last softmax or sigmoid out; the loss applies it",
+        ),
+    )
+
+
+def _over_another_axis(prediction: Tensor, axis: int) -> bool:
+    """Whether a log_softmax made all of it, and not over the classes, which lie along this axis."""
+    node = last_node(prediction, RESHAPED)
+    if type(node).__name__ != "LogSoftmaxBackward0":
+        return False
+    total = prediction.detach().double().logsumexp(axis)
+    return bool((total.abs() > 0.1).any())
+
+
+def _wrong_axis(sums: Tensor, axis: int) -> Finding:
+    away = float(sums.flatten()[(sums - 1).abs().argmax()])
+    return Finding(
+        "probabilities",
+        "error",
+        None,
+        f"nll_loss expects log-probabilities of the classes along axis {axis}, and is given those "
+        "of a log_softmax over another axis: the probabilities of the classes do not add up to 1, "
+        "and what the loss raises for one sample or step it takes from the others",
+        (Evidence("sum over the classes, where it is furthest from 1", away, ""),),
+        ("log_softmax was given the axis of the samples or the steps (dim=)",),
+        (
+            "Take log_softmax over the classes, the last axis of an output layer (dim=-1), or use "
+            "cross_entropy on the logits",
         ),
     )
 
@@ -266,7 +295,8 @@ PROBABILITIES = Experiment(
     "The loss takes logits and is given probabilities",
     "What cross_entropy and binary_cross_entropy_with_logits are given: numbers that add up to "
     "one, or that a softmax or sigmoid has made, are squashed once more. And what nll_loss, "
-    "ctc_loss and kl_div are given: numbers above 0 are no logarithms of probabilities.",
+    "ctc_loss and kl_div are given: numbers above 0 are no logarithms of probabilities, and those "
+    "of a log_softmax over samples or steps are not those of the classes.",
     _probabilities,
     kind="soundness",
 )

@@ -329,6 +329,18 @@ PROBABILITIES = (
         seen=True,
     ),
     Case(
+        "log_softmax over the wrong axis",
+        ("probabilities",),
+        made(
+            lambda m, x: every_step(m, x).log_softmax(1).flatten(0, 1),
+            lambda: (torch.randn(B, T, I), torch.randint(0, 4, (B * T,))),
+            lambda m, b: F.nll_loss(m(b[0]), b[1]),
+            rnn=gru(),
+            head=linear(4),
+        ),
+        seen=True,
+    ),
+    Case(
         "logits into ctc_loss",
         ("probabilities",),
         made(
