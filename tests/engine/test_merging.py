@@ -166,6 +166,22 @@ def test_rows_of_up_to_four_entries_have_exact_sizes():
         assert torch.equal(sizes.interval[name], log2.expand(2, -1))
 
 
+def test_sizes_where_no_row_of_one_entry_is_left():
+    """All that there is were merged long before the pass begins."""
+    torch.manual_seed(0)
+    model, x = lstm(1.0), torch.randn(300, 2, 2)
+    with retrograde.record(model) as recording:
+        model(x)[0][249:252].square().sum().backward()
+    with unchecked():
+        merged, every = (retrograde.decompose(recording.only(), relative=r) for r in (2, None))
+        *_, last = merged_rows(merged.unrolled, merged.entries, torch.Generator().manual_seed(0))
+    assert len(last.norms) == last.signed.merged
+    table = every.by_time()
+    root = mean_by_lag(2 * table.log2, table.lags) / 2
+    torch.testing.assert_close(merged.sizes.log2[ALL][:2], root[:2], atol=1e-4, rtol=0)
+    assert merged.reach == pytest.approx(reach_of(root), abs=2)
+
+
 @pytest.mark.parametrize(("share", "relative"), [(0.1, 16), (0.3, 4), (0.7, 8)])
 def test_sizes_where_the_loss_enters_at_irregular_steps(share, relative):
     """Rows that have not been merged then stand between merged ones."""

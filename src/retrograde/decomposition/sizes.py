@@ -151,17 +151,13 @@ class LagSizes:
     def update(self, span: AdjointSpan) -> None:
         signed = span.signed
         assert signed is not None
-        rows, merged = signed.span, signed.merged
-        bins = torch.bucketize(rows.lags.clamp(min=0).contiguous(), self._starts, right=True)
-        there = rows.lags >= 0
+        merged, there = signed.merged, span.lags >= 0
+        bins = torch.bucketize(span.lags.clamp(min=0).contiguous(), self._starts, right=True)
         self._inherit(signed.parents, merged, span)
-        companions = COMPANIONS * merged
-        own = signed.entries / COMPANIONS
-        own = torch.cat((*(own[:merged],) * COMPANIONS, signed.entries[merged:]))
-        self._count.index_add_(0, bins.flatten(), (own.double().unsqueeze(1) * there).flatten())
+        count = signed.entries.double().unsqueeze(1) * there
+        self._count.index_add_(0, bins.flatten(), count.flatten())
 
-        squares = torch.where(there, self._log2_squares(rows), -torch.inf)
-        squares[:, :companions] -= DIRECTIONS
+        squares = torch.where(there, self._log2_squares(span), -torch.inf)
         flat = bins.flatten().expand(len(squares), -1)
         top = self._unit.scatter_reduce(1, flat, squares.flatten(1), "amax")
         old = torch.where(self._sum > 0, self._unit - top, 0).exp2()
@@ -173,26 +169,35 @@ class LagSizes:
         values = torch.exp2(squares - unit.gather(1, flat).view_as(squares))
         self._sum.scatter_add_(1, flat, values.flatten(1))
         if merged:
-            shape = len(values), COMPANIONS, merged, -1
-            given = values[:, :companions].reshape(shape).sum(1)
-            given = torch.where(signed.exact.unsqueeze(1), 0, given)
+            given = torch.where(signed.exact.unsqueeze(1), 0, values[:, :merged])
             slots = torch.tensor(self._slots, device=bins.device).unsqueeze(1)
             place = (slots * len(self._lags) + bins[:merged]).flatten()
             self._of_rows.flatten(1).index_add_(1, place, given.flatten(1))
 
-    def _log2_squares(self, rows: AdjointSpan) -> Float[Tensor, "P N K"]:
-        """log2 of the squared norms of what the rows make of the state and of the parameters."""
-        found = {
-            name: torch.full_like(rows.norms, -torch.inf, dtype=torch.float64)
-            for name in self._names
-        }
-        found[STATE] = torch.log2(rows.norms.double()) + rows.exponent
+    def _log2_squares(self, span: AdjointSpan) -> Float[Tensor, "P N K"]:
+        """log2 of what entries make of the state and of the parameters, squared and summed by row.
+
+        Of a merged row it is the mean over its companions.
+        """
+        assert span.signed is not None
+        merged, found = span.signed.merged, list[Tensor]()
+        if merged:
+            each = self._log2_squares_of_rows(span.signed.companions)
+            each = each.view(len(each), COMPANIONS, merged, -1)
+            found.append(torch.logsumexp(LN2 * each, 1) / LN2 - DIRECTIONS)
+        if merged < len(span.lags):
+            alone = span.rows(slice(merged, None), span.lags[merged:])
+            found.append(self._log2_squares_of_rows(alone))
+        state, *every = torch.cat(found, 1)
+        return torch.stack((state, torch.logsumexp(LN2 * torch.stack(every), 0) / LN2, *every))
+
+    def _log2_squares_of_rows(self, rows: AdjointSpan) -> Float[Tensor, "P N K"]:
+        """The same of rows on their own, the parameters one by one."""
+        found = {STATE: torch.log2(rows.norms.double()) + rows.exponent}
         for name, further, log2 in contribution_norms(rows):
-            more = torch.logaddexp2(2 * found[name], 2 * log2) / 2 if further else log2
-            found[name] = more
-        every = torch.stack([found[name] for name in self._names[2:]])
-        found[ALL] = torch.logsumexp(2 * LN2 * every, 0) / LN2 / 2
-        return 2 * torch.stack([found[name] for name in self._names])
+            found[name] = torch.logaddexp2(2 * found[name], 2 * log2) / 2 if further else log2
+        nothing = torch.full_like(found[STATE], -torch.inf)
+        return 2 * torch.stack([found.get(name, nothing) for name in (STATE, *self._names[2:])])
 
     def _inherit(self, parents: Int[Tensor, "M"] | None, merged: int, span: AdjointSpan) -> None:
         """Hand what rows have gathered to those that they became."""

@@ -163,6 +163,13 @@ class AdjointSpan:
         each = enumerate(self.values.unbind(1), self.first)
         return tuple(self.chunk.pull_back(values, k).formed for k, values in each)
 
+    def rows(self, which: slice, lags: Int[Tensor, "M K"]) -> "AdjointSpan":
+        """Some of the rows, whose lags these are; what has not entered yet has an exponent of 0."""
+        exponent = torch.where(lags < 0, 0, self.exponent[which])
+        return AdjointSpan(
+            self.first, self.values[which], exponent, self.norms[which], lags, self.chunk
+        )
+
     def pieces(self, rows: int) -> "Iterator[AdjointSpan]":
         """The same in spans short enough to hold this many rows of each step, the last first."""
         for part in _pieces(self.values, rows):
@@ -178,17 +185,17 @@ class AdjointSpan:
 
 @dataclass(frozen=True, eq=False)
 class Signed:
-    """Rows whose squared norms are those of single entries, on the mean over random signs.
+    """What tells the sizes of the entries of merged rows, which come before all others.
 
     Attributes:
-        span: the companions of the merged rows, all first ones, all second ones and so on; then
-            the rows of one entry each.
+        companions: rows whose squared norms are those of single entries, on the mean over random
+            signs; the first ones of all merged rows, then all second ones and so on.
         exact: whether the mean of these is exact, as few entries were merged, [M].
         entries: how many entries each row stands for, merged ones and then single ones, [N].
         parents: for each row at the steps after these, its number now; None for the same.
     """
 
-    span: AdjointSpan
+    companions: AdjointSpan
     exact: Bool[Tensor, "M"]
     entries: Int[Tensor, "N"]
     parents: Int[Tensor, "P"] | None
@@ -373,7 +380,7 @@ class PerEntry:
         size = self._values[0].numel()
         steps = k - max(first, chunk.first) + 1
         length = min(steps, max(1, STRETCHED // (self.count * size)))
-        most = len(self._entries) + self._more
+        most = min(len(self._entries) + self._more, self.count + steps)
         ranged = backend().ranges(chunk, most)
         slack = SLACK
         if not ranged:  # room for a factor of two at each step; one that moves faster ends it

@@ -64,9 +64,9 @@ class Row:
 class Merging:
     """Rows that are merged as their lags grow.
 
-    In the order of the recursion they are: merged rows, latest first; the companions of these, all
-    first ones and then all second ones; rows of one entry each, the newest last. Rows of one entry
-    that lie between merged ones have companions as well, which are copies.
+    In the order of the recursion they are: the companions of the merged rows, all first ones and
+    then all second ones; the merged rows, latest first; rows of one entry each, the newest last.
+    Rows of one entry that lie between merged ones have companions as well, which are copies.
 
     Args:
         entries: where the loss enters, with its `relative`.
@@ -143,13 +143,13 @@ class Merging:
             ends = (number for number, row in enumerate(merged) if row.entries > 1)
             new = max(max(ends, default=-1) + 1, numbers[old - 1] + 1 if old else 0)
         inside = sum(number < new for number in numbers)  # rows that have companions from now on
-        places = [*range(old), *range(old * (1 + copies), old * copies + before)]
-        source, sign = list(places), [1.0] * before
-        target = [number + copies * new * (number >= new) for number in numbers]
+        places = range(copies * old, copies * old + before)
+        source, sign = [*places], [1.0] * before
+        target = [copies * new + number for number in numbers]
         again = [False, *(one == other for one, other in pairwise(numbers[:inside]))]
         for copy, flips in enumerate(self._signs([merged[n].merges for n in numbers[:inside]])):
-            source += [*range(old * (1 + copy), old * (2 + copy)), *places[old:inside]]
-            target += [new * (1 + copy) + number for number in numbers[:inside]]
+            source += [*range(old * copy, old * (copy + 1)), *places[old:inside]]
+            target += [new * copy + number for number in numbers[:inside]]
             sign += [
                 -1.0 if flip and second else 1.0 for flip, second in zip(flips, again, strict=True)
             ]
@@ -194,32 +194,13 @@ class Merging:
         """
         merged, device = self._merged, whole.norms.device
         lags = self.lags(whole.first, len(whole))
-        if not merged or not self._copies:
-            own = _some(whole, slice(None), lags)
-        else:
-            all_but = torch.ones(len(whole.norms), dtype=torch.bool, device=device)
-            all_but[merged : merged * (1 + self._copies)] = False
-            own = _some(whole, all_but, lags)
+        own = whole.rows(slice(self._copies * merged, None), lags)
         if not self._copies:
             return own
-        beside = torch.cat((*(lags[:merged],) * self._copies, lags[merged:]))
+        beside = whole.rows(slice(self._copies * merged), lags[:merged].repeat(self._copies, 1))
         entries = torch.tensor([row.entries for row in self._rows], device=device)
         levels = torch.tensor([row.merges for row in self._rows[:merged]], device=device)
-        signed = Signed(
-            _some(whole, slice(merged, None), beside),
-            levels <= DIRECTIONS,
-            entries,
-            parents,
-        )
-        return replace(own, signed=signed)
-
-
-def _some(whole: AdjointSpan, rows: slice | Tensor, lags: Int[Tensor, "N K"]) -> AdjointSpan:
-    """Some of the rows, and their lags."""
-    exponent = torch.where(lags < 0, 0, whole.exponent[rows])
-    return AdjointSpan(
-        whole.first, whole.values[rows], exponent, whole.norms[rows], lags, whole.chunk
-    )
+        return replace(own, signed=Signed(beside, levels <= DIRECTIONS, entries, parents))
 
 
 def _summed(
