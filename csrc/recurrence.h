@@ -271,10 +271,13 @@ struct sizes_of_rows {
   /* Rows [N, K, B, S] with these strides in elements, those of a step next to each other. */
   const void *values;
   int64_t row, step;
+  /* The lag of each row at each step, negative where it has not entered yet and is zeros, [N, K];
+     NULL where all have. */
+  const int64_t *lags;
   /* G of each operand, [P, width] or [P]; NULL where no products are asked for. */
   const struct matrix *gradients;
-  /* Results, [U, N, K]: the squares, and whether they cancel too far to be trusted, NULL where no
-     sizes are asked for; the products. */
+  /* Results, [U, N, K], zeros before: the squares, and whether they cancel too far to be trusted,
+     NULL where no sizes are asked for; the products. */
   double *squares;
   uint8_t *cancels;
   double *inner;

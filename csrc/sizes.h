@@ -264,10 +264,13 @@ static void sizes_parts(int64_t begin, int64_t end, void *context) {
     for (int64_t k = by_rows ? 0 : p->steps * part / parts; k < stop; k++) {
       if (p->gradients)
         push_all(p, p->first + k, &w.pushing, w.pushed, w.row);
-      for (int64_t n = first; n < last; n += run->rows) {
-        const int64_t here = last - n < run->rows ? last - n : run->rows;
+      int64_t end = last; /* rows that have not entered yet stand behind the others */
+      while (p->lags && end > first && p->lags[(end - 1) * p->steps + k] < 0)
+        end--;
+      for (int64_t n = first; n < end; n += run->rows) {
+        const int64_t here = end - n < run->rows ? end - n : run->rows;
         /* Those that follow: of this step, or the first ones of the next, if there is one. */
-        const int64_t on = n + here < last ? (n + here) * p->row + k * p->step
+        const int64_t on = n + here < end ? (n + here) * p->row + k * p->step
                                            : first * p->row + (k + (k + 1 < stop)) * p->step;
         sizes_of_some(run, &rows, &copied, &w, k, n, here, (const real *)p->values + on);
       }

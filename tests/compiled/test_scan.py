@@ -492,6 +492,22 @@ def test_sizes_of_samples_that_cancel_are_those_of_the_parts():
     compare_norms(chunk, values, 1e-6)
 
 
+def test_rows_that_have_not_entered_yet_make_nothing():
+    """They are not even read."""
+    cell = cell_of("lstm-2002", 2, 5)
+    chunk = unroll(cell, drawn(6, 2, 2), drawn(2, cell.state_size)).chunk(0, 6)
+    uses, values = chunk.compiled_uses, drawn(7, 6, 2, cell.state_size)
+    lags = torch.arange(7).unsqueeze(1) - torch.tensor([1, 2, 2, 4, 7, 7])
+    entered = lags < 0
+    lags = torch.where(entered, 3, -1)
+    whole = sizes.gradients_of(uses, {name: w.detach() for name, w in cell.parameters.items()})
+    expected = sizes.sizes_of(uses, 0, values, None, whole)
+    found = sizes.sizes_of(uses, 0, values.where(entered[..., None, None], torch.nan), lags, whole)
+    for ours, theirs in ((found.squares, expected.squares), (found.inner, expected.inner)):
+        assert torch.equal(ours, theirs * entered)
+    assert not found.cancels.any()
+
+
 def test_norms_and_shares_of_spans_are_put_together_by_chunk(monkeypatch):
     """Eleven steps in chunks of four, and these in spans of one or two."""
     cell = cell_of("lstm-2002", 2, 3)
@@ -537,8 +553,8 @@ def compare_products(chunk, values, tolerance, first=0):
         for name, weight in cell.parameters.items()
     }
     whole = sizes.gradients_of(uses, change)
-    alone = sizes.sizes_of(uses, first, values, whole, squares=False)
-    both = sizes.sizes_of(uses, first, values, whole)
+    alone = sizes.sizes_of(uses, first, values, None, whole, squares=False)
+    both = sizes.sizes_of(uses, first, values, None, whole)
     assert alone.squares is None and alone.cancels is None
     assert torch.equal(alone.inner, both.inner)
     assert torch.equal(both.squares, sizes.sizes_of(uses, first, values).squares)

@@ -47,7 +47,12 @@ def gradients_of(uses: Uses, gradient: Mapping[str, Tensor]) -> tuple[Tensor, ..
 
 
 def sizes_of(
-    uses: Uses, first: int, values: Tensor, gradients: Sequence[Tensor] = (), squares: bool = True
+    uses: Uses,
+    first: int,
+    values: Tensor,
+    lags: Tensor | None = None,
+    gradients: Sequence[Tensor] = (),
+    squares: bool = True,
 ) -> Sizes:
     """How large what rows make of each operand is.
 
@@ -55,6 +60,8 @@ def sizes_of(
         uses: those of a whole chunk.
         first: the number of the earliest step in the chunk.
         values: the rows at neighbouring steps, [N, K, B, S]; those of a step next to each other.
+        lags: of the rows, negative where one has not entered yet and is zeros, [N, K]; None where
+            all have.
         gradients: as `gradients_of` gives them; none for no products with them.
         squares: whether squared norms are asked for.
 
@@ -68,9 +75,12 @@ def sizes_of(
     assert 0 <= first and first + steps <= all_steps
     if not values[0, 0].is_contiguous():
         values = values.contiguous()
+    if lags is not None:
+        assert lags.shape == (rows, steps) and lags.dtype == torch.int64 and lags.is_cpu
+        lags = lags.contiguous()
 
     def table(asked: bool, kind: torch.dtype = torch.float64) -> Tensor | None:
-        return torch.empty(len(uses.sides), rows, steps, dtype=kind) if asked else None
+        return torch.zeros(len(uses.sides), rows, steps, dtype=kind) if asked else None
 
     found = Sizes(table(squares), table(squares, torch.bool), table(bool(gradients)))
     given = _array(number for each in _given(uses, gradients) for number in each)
@@ -78,7 +88,7 @@ def sizes_of(
     fields = (
         *(steps, samples, size, rows, first),
         *library.threads,
-        *(values.data_ptr(), *values.stride()[:2]),
+        *(values.data_ptr(), *values.stride()[:2], address(lags)),
         ctypes.addressof(given) if gradients else 0,
         *map(address, (found.squares, found.cancels, found.inner)),
         *uses.groups,

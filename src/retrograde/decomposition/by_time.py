@@ -163,7 +163,7 @@ def _compiled_norms(
     Parts are formed only where the sum of squares cancels, as it does wherever it is negative.
     """
     if found is None or found.squares is None:
-        found = sizes_of(uses, span.here.start, span.values)
+        found = sizes_of(uses, span.here.start, span.values, span.lags)
     assert found.squares is not None and found.cancels is not None
     log2 = torch.log2(found.squares).div_(2)
     if bool(found.cancels.any()):
@@ -222,7 +222,7 @@ class ContributionShares:
             self._enter(span.chunk)
         if uses is not None:
             both = self._norms is not None and uses.by_products
-            found = sizes_of(uses, span.here.start, span.values, self._whole, both)
+            found = sizes_of(uses, span.here.start, span.values, span.lags, self._whole, both)
             assert found.inner is not None
             self._chunks.add(span, uses.sides, found.inner)
         elif self._pushed is not None:
