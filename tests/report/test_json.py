@@ -19,7 +19,8 @@ from retrograde.decomposition import Parts
 from retrograde.errors import InputError
 from retrograde.report import Report
 from retrograde.report.json import render, schema
-from retrograde.report.layer import Layer, WrittenParts
+from retrograde.report.layer import Layer
+from retrograde.report.written_parts import WrittenParts
 from support import ROOT
 from support.type_checks import unchecked
 

@@ -24,8 +24,8 @@ from retrograde.decomposition.lags import POOLED
 from retrograde.diagnosis import Check, Evidence, Finding, Training, Trial
 from retrograde.errors import ArgumentError, InputError
 from retrograde.report import Layer, NeededLag, Report, Settings
+from retrograde.report.crossings import by_crossing
 from retrograde.report.json import render as json_text
-from retrograde.report.layer import by_crossing
 
 
 def flow_of(model, steps=12, loss=lambda out: out[0].square().sum()):
@@ -388,7 +388,7 @@ def test_the_chart_of_routes_shows_every_part_with_a_colour_of_its_own():
 def test_crossings_of_a_large_pass_take_fewer_rows(monkeypatch):
     flow = flow_of(nn.LSTM(2, 4), steps=120)
     exact = by_crossing(flow)
-    monkeypatch.setattr("retrograde.report.layer.CROSSING_NUMBERS", 3 * 9 * 3 * 8)
+    monkeypatch.setattr("retrograde.report.crossings.CROSSING_NUMBERS", 3 * 9 * 3 * 8)
     coarse = by_crossing(flow)
     torch.testing.assert_close(coarse.parts().sum((0, 1)), exact.parts().sum((0, 1)))
     assert not torch.allclose(coarse.parts(), exact.parts()), "lags of merged rows are coarser"

@@ -7,10 +7,10 @@ the tests run as a user does bundles it itself.)
 import os
 from functools import cache
 
-from retrograde.report import html
+from retrograde.report import pictures
 from support import ROOT
 
-_bundle = html._javascript
+_bundle = pictures._javascript
 
 
 @cache
@@ -30,4 +30,4 @@ def _kept() -> str:
 
 def use() -> None:
     """Let pages of this process take it from there."""
-    html._javascript = _kept
+    pictures._javascript = _kept

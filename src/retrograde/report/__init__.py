@@ -2,11 +2,12 @@
 
 from retrograde.report.compare import compare
 from retrograde.report.comparison import Comparison
-from retrograde.report.data import Settings
 from retrograde.report.diagnose import diagnose
+from retrograde.report.growth import Growth, NeededLag
 from retrograde.report.horizon_report import HorizonReport
-from retrograde.report.layer import Growth, Layer, NeededLag
+from retrograde.report.layer import Layer
 from retrograde.report.report import Report
+from retrograde.report.settings import Settings
 
 Horizon = NeededLag  # its earlier name, until 0.2
 

@@ -7,14 +7,8 @@ from retrograde._checks import listed
 from retrograde._words import counted
 from retrograde.diagnosis import Finding
 from retrograde.diagnosis.finding import SEVERITIES
-from retrograde.report.data import (
-    ReportData,
-    far_in_words,
-    looked_in_words,
-    reach_in_words,
-    verdict,
-    what_helps,
-)
+from retrograde.report.data import ReportData, far_in_words, looked_in_words, verdict
+from retrograde.report.sentences import reach_in_words, what_helps
 from retrograde.report.text import place
 
 MOST_NAMED = 4

@@ -12,9 +12,10 @@ from retrograde.report.changes import Difference, FindingChange, LayerChange, Nu
 from retrograde.report.comparison import Comparison
 from retrograde.report.data import SOLVED
 from retrograde.report.differences import differ, judged, missing, of_settings
+from retrograde.report.growth import NeededLag
 from retrograde.report.horizon_compare import compare_horizons
 from retrograde.report.horizon_report import HorizonReport
-from retrograde.report.layer import Layer, NeededLag
+from retrograde.report.layer import Layer
 from retrograde.report.report import Report
 
 CLEAR = 0.1

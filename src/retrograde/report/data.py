@@ -1,104 +1,21 @@
 """The report as data: findings, layers, the table and the sentences that follow from them."""
 
-import platform
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from importlib.metadata import version
-from statistics import mean
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from dataclasses import dataclass, field
 
 from retrograde._checks import listed
-from retrograde._words import (
-    counted,
-    half_life_in_words,
-    lag_in_words,
-    number,
-    residual,
-    share,
-    suffix,
-    value,
-)
-from retrograde.diagnosis import RULES, Check, Finding, Threshold
+from retrograde._words import counted, half_life_in_words, lag_in_words, residual, share
+from retrograde.diagnosis import RULES, Check, Finding
 from retrograde.diagnosis.finding import at_least
-from retrograde.report.layer import Growth, Layer, NeededLag
+from retrograde.report.growth import Growth, NeededLag
+from retrograde.report.layer import Layer
+from retrograde.report.sentences import grown, reach_in_words, sentence, what_to_do
+from retrograde.report.settings import Settings
 
 NEEDED = "the lag that it needs"
 """What a horizon is called that is the lag named by needs_lag=."""
 
 SOLVED = "solved"
 """The rule that says that there is nothing left to learn."""
-
-FAINT = 0.01
-"""A part of less than this share of the gradient hardly counts, however far back it comes from."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """All that is needed to repeat a report.
-
-    Attributes:
-        versions: of retrograde, torch and Python.
-        model: the model, as it prints itself.
-        batch: kind, shape and data type of what it was given.
-        device: where it ran.
-        seed: of everything random in it.
-        needs_lag: the lag that was said to matter.
-        rules: the rules that were applied; `Report.checks` says which of them could look.
-        thresholds: what they compared with.
-
-    Example:
-        >>> import torch, retrograde
-        >>> report = retrograde.diagnose(
-        ...     torch.nn.GRU(2, 4), torch.ones(20, 3, 2), lambda model, x: model(x)[0].sum(), seed=7
-        ... )
-        >>> report.settings.seed, report.settings.batch
-        (7, '[20, 3, 2] float32')
-    """
-
-    versions: Mapping[str, str] = field(default_factory=dict)
-    model: str = ""
-    batch: str = ""
-    device: str = ""
-    seed: int | None = None
-    needs_lag: int | None = None
-    rules: tuple[str, ...] = ()
-    thresholds: tuple[Threshold, ...] = ()
-
-    def of_run(self, model: nn.Module, batch: Any, seed: int) -> "Settings":
-        """The same with what was run."""
-        device = next((str(p.device) for p in model.parameters()), "")
-        return replace(
-            self,
-            versions=versions(),
-            model=str(model),
-            batch=described(batch),
-            device=device,
-            seed=seed,
-        )
-
-
-def versions() -> dict[str, str]:
-    """Those of retrograde, torch and Python."""
-    return {
-        "retrograde": version("retrograde"),
-        "torch": str(torch.__version__),
-        "Python": platform.python_version(),
-    }
-
-
-def described(batch: Any) -> str:
-    """Kind, shape and data type of whatever a batch is."""
-    if isinstance(batch, Tensor):
-        return f"{list(batch.shape)} {str(batch.dtype).removeprefix('torch.')}"
-    if isinstance(batch, Mapping):
-        return "{" + ", ".join(f"{key}: {described(part)}" for key, part in batch.items()) + "}"
-    if isinstance(batch, list | tuple):
-        parts = [described(part) for part in batch[:8]]
-        return "(" + ", ".join(parts + ["..."] * (len(batch) > 8)) + ")"
-    return type(batch).__name__
 
 
 @dataclass(frozen=True)
@@ -194,7 +111,7 @@ class ReportData:
         alike = [f.layer for f in self.findings[1:] if f.rule == first.rule and f.layer]
         where = f"{first.layer}: " if first.layer and len(self.layers) > 1 else ""
         also = f"; likewise in {listed(alike)}" if alike else ""
-        return f"{_ended(where + first.message, also)} {_ended(_what_to_do(first))}"
+        return f"{_ended(where + first.message, also)} {_ended(what_to_do(first))}"
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Column titles and one row of text for each layer."""
@@ -291,107 +208,6 @@ def far_in_words(report: ReportData) -> str:
     if far:
         return f"{lag} is within reach of {listed(filter(None, far))}."
     return f"Whether {counted(named, 'step')} are within reach cannot be told."
-
-
-def reach_in_words(layer: Layer) -> str:
-    """How far the gradient reaches in a layer, and how far it might."""
-    least = "at least " if layer.reach_is_lower_bound else ""
-    return f"{least}{layer.reach} of {counted(layer.steps - 1, 'step')}"
-
-
-def sentence(layer: Layer, horizon: NeededLag | None) -> str:
-    """What the layer's numbers say, in one plain sentence."""
-    name = layer.name
-    if layer.void:
-        return (
-            f"{name}: void; its parts differ from the gradient by {layer.residual:.2g} of its "
-            f"size, where {layer.residual_bound:.1g} is allowed, and say nothing about it."
-        )
-    if not layer.entries:
-        return f"{name}: the loss gives it no gradient; dL/dh is exactly 0 at every step."
-    if layer.steps == 1:
-        return f"{name}: the sequence has a single step, so there is nothing to look back on."
-    if horizon is None or layer.beyond is None:
-        half = half_life_in_words(layer.half_life)
-        return (
-            f"{name}: the gradient reaches back {_steps(layer)} of the "
-            f"{layer.steps - 1} there are; the half-life of its adjoint is {half}."
-        )
-    reach, lag = _steps(layer), f"{horizon.name} ({counted(horizon.lag, 'step')})"
-    if layer.reach < horizon.lag and layer.reach_is_lower_bound:
-        return f"{name}: cannot tell; its gradient reaches back {reach}, perhaps as far as {lag}."
-    if layer.reach < horizon.lag:
-        verdict = f"no, its gradient reaches back {reach}, short of {lag}, and"
-    elif abs(layer.beyond) < FAINT:
-        verdict = f"hardly; single contributions reach back {reach}, as far as {lag}, but summed up"
-    else:
-        verdict = f"yes, its gradient reaches back {reach}, as far as {lag}, and"
-    return f"{name}: {verdict} {share(layer.beyond)} of the gradient comes from there and beyond."
-
-
-def grown(growth: Growth | None, horizon: NeededLag | None) -> str:
-    """The window that a gradient needs, now and before training, as a further sentence."""
-    if growth is None or not (growth.weights and growth.window):
-        return ""
-    first, last = growth.window[0], growth.window[-1]
-    if last is None:
-        return f" No truncation keeps the bias of its gradient within {growth.delta:g}."
-    fresh = "none" if first is None else str(first)
-    words = (
-        f" A window of {counted(last, 'step')} keeps the bias of its gradient within "
-        f"{growth.delta:g} ({growth.weights[0]}: {fresh})"
-    )
-    if horizon is None:
-        return words + "."
-    return f"{words}; one of {horizon.lag} has a bias of {number(growth.beyond)}."
-
-
-def _steps(layer: Layer) -> str:
-    """The reach in words."""
-    words = counted(layer.reach, "step")
-    return f"at least {words}" if layer.reach_is_lower_bound else words
-
-
-def _what_to_do(finding: Finding) -> str:
-    """What helps; what mends it, if that is wiring or soundness and no remedy helps."""
-    helped = any(trial.closer or trial.verdict == "trained better" for trial in finding.trials)
-    certain = finding.rule in RULES and RULES[finding.rule].kind in ("wiring", "soundness")
-    return finding.advice[0] if certain and finding.advice and not helped else what_helps(finding)
-
-
-def what_helps(finding: Finding) -> str:
-    """The best remedy with its numbers, or that there is none, or what to do."""
-    unit = finding.evidence[0].unit if finding.evidence else ""
-    trained = [trial for trial in finding.trials if not trial.undecided]
-    whys = (t.training.inconclusive for t in finding.trials if t.undecided and t.training)
-    inconclusive = {
-        "by heart": "one batch is learned by heart",
-        "nothing learned": "nothing is learned yet",
-    }
-    if trained and trained[0].training and trained[0].verdict == "trained better":
-        best, ends = trained[0], trained[0].training
-        better = f"What trained better: {best.title}"
-        if not (ends.remedy_final and ends.original_final):
-            return better
-        return (
-            f"{better}, loss {number(mean(ends.remedy_final))} where the original has "
-            f"{number(mean(ends.original_final))}"
-        )
-    if trained:
-        were = counted(len(trained), "remedy was", "remedies were")
-        return f"{were} trained, and none trained better"
-    measured = finding.evidence[:1]  # what a remedy moves
-    tried = [trial for trial in finding.trials if measured and trial.after is not None]
-    if tried and tried[0].closer:
-        best = tried[0]
-        name = measured[0].name
-        moved = f"{name} {value(best.before, unit)} -> {value(best.after, unit)} {suffix(unit)}"
-        why = next((f"; training cannot tell, as {inconclusive[why]}" for why in whys if why), "")
-        return f"What moves it most in one pass: {best.title}, {moved.rstrip()}{why}"
-    if tried:
-        were = counted(len(tried), "remedy was", "remedies were")
-        return f"{were} tried in one pass, and none moves it"
-    return finding.advice[0] if finding.advice else "No remedy was tried"
 
 
 def _ended(sentence: str, more: str = "") -> str:

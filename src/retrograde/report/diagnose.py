@@ -30,9 +30,12 @@ from retrograde.diagnosis.training import Plan
 from retrograde.errors import ArgumentError
 from retrograde.recording import Recorded, Recording
 from retrograde.recording.layers import declared
-from retrograde.report.data import NEEDED, Settings, versions
-from retrograde.report.layer import Directions, Layer, NeededLag
+from retrograde.report.data import NEEDED
+from retrograde.report.directions import Directions
+from retrograde.report.growth import NeededLag
+from retrograde.report.layer import Layer
 from retrograde.report.report import Report
+from retrograde.report.settings import Settings, versions
 from retrograde.spectra import spectrum as whole_spectrum
 
 LOOKED_AT = 8

@@ -7,7 +7,7 @@ from typing import Any
 
 from retrograde._words import number
 from retrograde.report.changes import Difference, Number
-from retrograde.report.data import Settings
+from retrograde.report.settings import Settings
 
 ROUNDING = 1e-3
 """Numbers nearer to each other than this share of the larger one show the same three digits."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from retrograde import _checks
 from retrograde.errors import ArgumentError
-from retrograde.report.data import Settings
+from retrograde.report.settings import Settings
 from retrograde.truncation import Horizon
 from retrograde.truncation.horizon import BAND, Column
 

@@ -8,8 +8,8 @@ from typing import Any
 from retrograde import _checks, _files
 from retrograde.errors import ArgumentError
 from retrograde.report import horizon_views, json
-from retrograde.report.data import Settings
 from retrograde.report.horizon_data import AtWeights, HorizonData
+from retrograde.report.settings import Settings
 from retrograde.truncation import Horizon
 from retrograde.truncation.horizon import DELTA
 

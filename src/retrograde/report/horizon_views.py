@@ -9,7 +9,8 @@ from retrograde import _files, charts
 from retrograde._terminal import as_text, indented, plain, rich
 from retrograde._words import counted, lag_in_words, number, share
 from retrograde.report.horizon_data import KINDS, PASTS, Curve, HorizonData
-from retrograde.report.html import Pictures, environment, javascript
+from retrograde.report.html import environment
+from retrograde.report.pictures import Pictures, javascript
 
 TITLE = "Is the window long enough?"
 

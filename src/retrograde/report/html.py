@@ -1,11 +1,10 @@
-"""A report as one page that opens offline: the charts' own JavaScript is part of the file."""
+"""A report as one page that opens offline."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from importlib.metadata import version
-from types import SimpleNamespace
 from typing import Any
 
 from retrograde import _files, charts
@@ -16,6 +15,7 @@ from retrograde.diagnosis import Finding
 from retrograde.report.answer import answer
 from retrograde.report.data import ReportData
 from retrograde.report.layer import Layer
+from retrograde.report.pictures import MOST_BYTES, Pictures, drawing, javascript
 from retrograde.report.text import (
     CHECKED,
     batches_in_words,
@@ -23,9 +23,6 @@ from retrograde.report.text import (
     moved_in_words,
     training_in_words,
 )
-
-MOST_BYTES = 1_950_000
-"""Charts that would make a page larger than this are left out, and the page says which."""
 
 MOST_FINDINGS = 40
 """Maximum number of findings shown with their evidence; of the rest only the message is shown."""
@@ -160,7 +157,7 @@ def excerpt(report: ReportData) -> str:
     text = page.render(
         report=report,
         most_findings=MOST_FINDINGS,
-        picture="" if chart is None else _drawing().Markup(charts.picture(chart, "")),
+        picture="" if chart is None else drawing().Markup(charts.picture(chart, "")),
         **_table(report),
     )
     return _files.encodable(text)
@@ -200,47 +197,6 @@ def _evidence(report: ReportData, finding: Finding) -> tuple[str, Callable[[], A
             kind, make = EVIDENCE[finding.rule](layer, finding)
             return f"{place}-{kind}", make
     return None
-
-
-class Pictures:
-    """The charts of a page, each kept once wherever it is shown, until there is no more room.
-
-    Attributes:
-        specs: what is drawn, by key, as text that may stand in a script.
-        captions: title and lines of each, which the page shows as text.
-    """
-
-    def __init__(self, room: int = MOST_BYTES):
-        self.room = room
-        self.specs: dict[str, Any] = {}
-        self.captions: dict[str, tuple[str, Sequence[str]]] = {}
-
-    @property
-    def javascript(self) -> Any:
-        """All specifications as one JavaScript object."""
-        markup, written = _drawing().Markup, _drawing().htmlsafe_json_dumps
-        rows = (written(key) + markup(":") + spec for key, spec in self.specs.items())
-        return markup("{") + markup(",\n").join(rows) + markup("}")
-
-    def add(self, key: str, make: Callable[[], Any]) -> bool:
-        """Keep a chart if there is one and room for it; False if only the room was missing."""
-        if key in self.specs:
-            return True
-        with _drawing().altair.utils.schemapi.debug_mode(False):
-            chart = make()
-            if chart is None:
-                return True
-            spec = chart.to_dict(validate=False)
-        del spec["config"], spec["$schema"]
-        title = spec.pop("title")
-        caption = (title, ()) if isinstance(title, str) else (title["text"], title["subtitle"])
-        text = _drawing().htmlsafe_json_dumps(spec, separators=(",", ":"))
-        size = len(text.encode()) + 500
-        if size > self.room:
-            return False
-        self.room -= size
-        self.specs[key], self.captions[key] = text, caption
-        return True
 
 
 class _Gallery(Pictures):
@@ -290,28 +246,6 @@ class _Gallery(Pictures):
         return {key: label for key, label in keys.items() if key in self.specs}
 
 
-def javascript() -> Any:
-    """What draws them, as it stands in a page."""
-    return _drawing().Markup(_javascript())
-
-
-@cache
-def _drawing() -> Any:
-    """The packages that draw a page."""
-    with optional("the page of a report", "report"):
-        import altair
-        import vl_convert
-        from jinja2.utils import htmlsafe_json_dumps
-        from markupsafe import Markup
-
-    return SimpleNamespace(
-        altair=altair,
-        vl_convert=vl_convert,
-        htmlsafe_json_dumps=htmlsafe_json_dumps,
-        Markup=Markup,
-    )
-
-
 def environment(**filters: Callable[..., object]) -> Any:
     """The templates of this folder, with everything escaped."""
     with optional("a page", "report"):
@@ -331,13 +265,3 @@ def environment(**filters: Callable[..., object]) -> Any:
 def _table(report: ReportData) -> dict[str, Any]:
     titles, rows = report.table()
     return {"titles": titles, "rows": rows, "checked": CHECKED}
-
-
-@cache
-def _javascript() -> str:
-    """Vega, Vega-Lite and Vega-Embed; bundling them takes a second, once."""
-    draw = _drawing()
-    text: str = draw.vl_convert.javascript_bundle(  # None: the libraries alone
-        None, vl_version=".".join(draw.altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    )
-    return text

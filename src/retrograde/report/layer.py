@@ -3,204 +3,19 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from retrograde import charts
-from retrograde._optional import optional
 from retrograde.cells import Position
-from retrograde.decomposition import Flow, Parts
+from retrograde.decomposition import Flow
 from retrograde.decomposition.lags import REACH
 from retrograde.diagnosis import GateSeries
-from retrograde.spectra import Spectrum
-
-WrittenLabel = int | str | tuple[int, int] | None
-Numbers = list[float] | list[list[float]]
-
-CROSSING_NUMBERS = 2**26
-"""Maximum number of numbers in the rows of `by_crossing`, 256 MiB in float32."""
-
-CROSSING_ROWS, CROSSING_WORK = 256, 2**30
-"""With more rows than this, those of `by_crossing` are merged as their lags grow: as many rows as
-make up this many numbers at all steps together."""
-
-RESOLUTIONS, COARSEST = (2, 3, 4, 6, 8, 12, 16), 2
-"""To which part of themselves lags are known then."""
-
-
-@dataclass(frozen=True)
-class NeededLag:
-    """A lag that matters to the reader, and what lies there: 52 weeks, "last year's season".
-
-    Attributes:
-        lag: in steps.
-        name: what lies there, in words.
-
-    Example:
-        >>> from retrograde.report import NeededLag
-        >>> NeededLag(52, "last year's season").lag
-        52
-    """
-
-    lag: int
-    name: str
-
-
-@dataclass(frozen=True)
-class Growth:
-    """How far back the gradient of a layer went at several sets of weights, in order of training.
-
-    Attributes:
-        weights: what each is called: "fresh", "epoch 1".
-        window: steps; the smallest truncation whose bias is at most `delta`, None if there is none.
-        reach: steps; the largest lag whose mean contribution is still 1 % of that at lag 0.
-        delta: the bias that the window may have.
-        beyond: at the last weights, the norm of what comes from the report's horizon and beyond,
-            over that of the whole gradient: the bias of truncating there.
-
-    Example:
-        >>> from retrograde.report import Growth
-        >>> Growth(("fresh", "epoch 1"), (5, 20), (8, 36), 0.1, 0.003).window[-1]
-        20
-    """
-
-    weights: tuple[str, ...]
-    window: tuple[int | None, ...]
-    reach: tuple[int, ...]
-    delta: float
-    beyond: float
-
-    def chart(self, layer: str, horizon: NeededLag | None = None) -> Any:
-        """An Altair chart of window and reach over training.
-
-        Args:
-            layer: what it is called.
-            horizon: a lag to mark.
-        """
-        needed = None if horizon is None else (horizon.lag, horizon.name)
-        curves = {"window": self.window, "reach": self.reach}
-        return charts.horizon_growth(self.weights, curves, layer, needed)
-
-
-@dataclass(frozen=True)
-class WrittenParts:
-    """Parts as JSON has them: plain labels, sizes and shares.
-
-    Attributes:
-        parameter: null for the whole gradient.
-        axes: for each axis the labels of its places, by the name of what it runs over; lags and
-            steps that share a place are the first and the last of them.
-        log2: log2 of the norm of each part, by place on the axes.
-        share: the signed share of each part.
-    """
-
-    parameter: str | None
-    axes: tuple[dict[str, tuple[WrittenLabel, ...]], ...]
-    log2: Numbers
-    share: Numbers
-
-    # Read by pydantic: what has another field is no such file.
-    __pydantic_config__ = {"extra": "forbid"}
-
-    @staticmethod
-    def of(parts: Parts) -> "WrittenParts":
-        """The plain numbers of some parts."""
-        axes = tuple(
-            {name: tuple(map(_written, labels)) for name, labels in axis.items()}
-            for axis in parts.axes
-        )
-        return WrittenParts(parts.parameter, axes, parts.log2.tolist(), parts.share.tolist())
-
-    def read(self) -> Parts:
-        """The parts that were written.
-
-        Raises:
-            ValueError: where the numbers are not as many as the labels.
-        """
-        axes = tuple(
-            {name: tuple(map(_read, labels)) for name, labels in axis.items()} for axis in self.axes
-        )
-        if not all(axes) or any(len(set(map(len, axis.values()))) > 1 for axis in axes):
-            raise ValueError("an axis needs names, and as many labels for each of them")
-        shape = [len(next(iter(axis.values()))) for axis in axes]
-        log2, share = _tensor(self.log2), _tensor(self.share)
-        if not log2.numel() and not share.numel() and 0 in shape:
-            log2, share = log2.reshape(shape), share.reshape(shape)
-        if not list(log2.shape) == list(share.shape) == shape:
-            raise ValueError(f"log2 and share must have a number for each label, shape {shape}")
-        return Parts.measured(axes, self.parameter, log2, share)
-
-
-class _AsJson:
-    """How pydantic writes and reads parts in a report."""
-
-    @staticmethod
-    def __get_pydantic_core_schema__(source: Any, handler: Any) -> Any:
-        with optional("a report as JSON", "report"):
-            from pydantic_core import core_schema
-
-        plain = handler.generate_schema(WrittenParts)
-        return core_schema.no_info_after_validator_function(
-            WrittenParts.read,
-            plain,
-            serialization=core_schema.plain_serializer_function_ser_schema(
-                WrittenParts.of, return_schema=plain
-            ),
-        )
-
-
-Kept = Annotated[Parts, _AsJson]
-"""Parts in a report: labels, sizes and shares, which outlive the pass."""
-
-
-@dataclass(frozen=True)
-class Directions:
-    """What the recurrence would do with any gradient, for some of its directions.
-
-    Medians over the batch: a sample in which a direction is lost does not speak for the others.
-
-    Attributes:
-        size: S, how many directions there are.
-        shown: which of them stand here, the first being 0.
-        exponents: their Lyapunov exponents, in nats per step.
-        steps, curve: numbers of steps, and the exponents estimated after each, a row for each.
-        lengths, log2: window lengths in steps, and log2 of the singular values, a row for each.
-    """
-
-    size: int
-    shown: tuple[int, ...]
-    exponents: tuple[float, ...]
-    steps: tuple[int, ...]
-    curve: tuple[tuple[float, ...], ...]
-    lengths: tuple[int, ...]
-    log2: tuple[tuple[float, ...], ...]
-
-    @staticmethod
-    def of(spectrum: Spectrum) -> "Directions":
-        """The plain numbers of a spectrum, with windows of 1, 4, 16, ... and all steps."""
-        steps = len(spectrum.chain)
-        lengths = [4**e for e in range(steps.bit_length()) if 4**e < steps] + [steps]
-        found, values = spectrum.exponents, spectrum.singular_values(lengths)
-        shown = charts.directions(spectrum.chain.size)
-        return Directions(
-            size=spectrum.chain.size,
-            shown=tuple(shown),
-            exponents=_row(found.each.median(0).values[shown]),
-            steps=tuple(found.steps.tolist()),
-            curve=_rows(found.curve.median(1).values[:, shown]),
-            lengths=values.lengths,
-            log2=_rows(values.log2.median(1).values[:, shown]),
-        )
-
-    def exponents_chart(self) -> Any:
-        """The exponents as they settle, as an Altair chart."""
-        return charts.exponents(self.steps, self.shown, self.size, self.curve)
-
-    def chart(self) -> Any:
-        """The singular values over the length of the window, as an Altair chart."""
-        return charts.singular_values(self.lengths, self.shown, self.size, self.log2)
+from retrograde.report.crossings import by_crossing
+from retrograde.report.directions import Directions
+from retrograde.report.growth import NeededLag
+from retrograde.report.written_parts import Kept
 
 
 @dataclass(frozen=True)
@@ -325,8 +140,8 @@ class Layer:
             share_carousel=summary.carousel,
             gradient_norm=float(whole.norm[0]),
             beyond=float(far.share[1]) if far else None,
-            log2_mean_by_lag=_row(by_time.log2_mean_by_lag),
-            log2_adjoint_by_lag=_row(flow.adjoints.log2_growth_by_lag),
+            log2_mean_by_lag=tuple(by_time.log2_mean_by_lag.tolist()),
+            log2_adjoint_by_lag=tuple(flow.adjoints.log2_growth_by_lag.tolist()),
             by_time=by_time.pooled(),
             by_lag=lags.sizes(),
             by_octave=flow.by_lag().sizes(),
@@ -343,7 +158,7 @@ class Layer:
 
     def chart(self) -> Any:
         """The mean contribution over lag, with reach and half-life, as an Altair chart."""
-        mean = _tensor(self.log2_mean_by_lag)
+        mean = torch.tensor(self.log2_mean_by_lag, dtype=torch.float64)
         return charts.lag_curve(mean, self.reach, self.half_life, REACH)
 
     def adjoint_chart(self) -> Any:
@@ -387,47 +202,6 @@ class Layer:
 def has_carousel(flow: Flow) -> bool:
     """Whether there are routes that cross no recurrent weights, so that routes tell a story."""
     return set(flow.routes) != set(flow.unrolled.cell.recurrent_routes)
-
-
-def by_crossing(flow: Flow) -> Parts:
-    """The gradient by number of crossings, in fewer rows where memory or time would not do.
-
-    The lags of the parts are octaves: where there are many loss steps, rows that are known to a
-    part of their lag answer that as well as rows of single steps do.
-    """
-    numbers = 9 * flow.unrolled.x.shape[1] * flow.unrolled.cell.state_size  # of a row at a step
-    most = max(1, CROSSING_NUMBERS // numbers)
-    if len(flow.entries) > CROSSING_ROWS:
-        most = min(most, CROSSING_WORK // (numbers * flow.steps))
-    if len(flow.entries) <= most:
-        return flow.by_crossing(max_crossings=8)
-    finest = max((r for r in RESOLUTIONS if rows_at(r, flow.steps) <= most), default=COARSEST)
-    return flow.with_rows(relative=finest).by_crossing(max_crossings=8)
-
-
-def rows_at(relative: int, steps: int) -> float:
-    """About how many rows there are where lags are known to 1/relative of themselves."""
-    return relative * (1 + math.log2(max(2.0, steps / relative)))
-
-
-def _written(label: Any) -> WrittenLabel:
-    return (label.start, label.stop - 1) if isinstance(label, range) else label
-
-
-def _read(label: WrittenLabel) -> Any:
-    return range(label[0], label[1] + 1) if isinstance(label, tuple) else label
-
-
-def _row(values: Tensor) -> tuple[float, ...]:
-    return tuple(values.tolist())
-
-
-def _rows(values: Tensor) -> tuple[tuple[float, ...], ...]:
-    return tuple(map(tuple, values.tolist()))
-
-
-def _tensor(values: Any) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def _gate(series: GateSeries) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 from retrograde import _files
 from retrograde._terminal import as_text, plain, rich
-from retrograde.report.html import Pictures, environment, javascript
+from retrograde.report.html import environment
+from retrograde.report.pictures import Pictures, javascript
 from retrograde.studies.outcomes import Interval, Outcome, Results, shipped
 from retrograde.studies.study import Row, Study, Table
 from retrograde.studies.tables import expected
