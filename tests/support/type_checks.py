@@ -14,7 +14,8 @@ returned that are the same, which spares a recursion the checks of all its steps
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from operator import attrgetter
 from types import FunctionType
 from typing import Any
 
@@ -87,15 +88,27 @@ def _checking(fn: Callable[..., Any], typechecker: Any) -> Callable[..., Any]:
 def _kind(value: Any) -> Hashable:
     """All of a value that a check of it can look at."""
     kind = type(value)
-    if issubclass(kind, Tensor):
-        return kind, value.dtype, value.shape
-    if kind is str:  # of some a Literal says which they may be
-        return value
-    if issubclass(kind, tuple | list):
-        return kind, *map(_kind, value)
-    if kind is dict:
-        return kind, *map(_kind, value.items())
-    return kind
+    inside = _INSIDE[kind]
+    return kind if inside is None else (kind, *inside(value))
+
+
+class _Inside(dict[type, Callable[[Any], Iterable[Hashable]] | None]):
+    """What a check looks at in a value, by the type of the value; None: at nothing."""
+
+    def __missing__(self, kind: type) -> Callable[[Any], Iterable[Hashable]] | None:
+        self[kind] = None
+        if issubclass(kind, Tensor):
+            self[kind] = attrgetter("dtype", "shape")
+        elif kind is str:  # of some a Literal says which they may be
+            self[kind] = lambda value: (value,)
+        elif issubclass(kind, tuple | list):
+            self[kind] = functools.partial(map, _kind)
+        elif kind is dict:
+            self[kind] = lambda value: map(_kind, value.items())
+        return self[kind]
+
+
+_INSIDE = _Inside()
 
 
 def _signature_of(fn: Callable[..., Any]) -> Hashable:
