@@ -281,11 +281,12 @@ class ContributionShares:
     def result(self, whole: Mapping[str, Scaled]) -> dict[str, Float[Tensor, "E T"]]:
         """The shares in what the parts sum to, so that they sum to 1."""
         self._chunks.done()
-        found = {}
-        for name, table in self._tables.items():
+        found = _by_entry(self._tables)
+        for name, table in found.items():
             of_whole = shares(whole[name], self._gradient[name])
-            found[name] = table / of_whole if self._square[name] and bool(of_whole != 0) else table
-        return _by_entry(found)
+            if self._square[name] and bool(of_whole != 0):
+                table /= of_whole
+        return found
 
 
 def _tables(

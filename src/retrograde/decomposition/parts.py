@@ -28,7 +28,7 @@ from retrograde.decomposition.axes import (
 )
 from retrograde.decomposition.formed import Formed, Former, Measured
 from retrograde.decomposition.lags import POOLED, mean_by_lag, reach_of
-from retrograde.decomposition.rows import joined, log2_of_sum
+from retrograde.decomposition.rows import WIDTH, joined, log2_of_sum
 from retrograde.engine.scaling import Scaled
 from retrograde.errors import ArgumentError
 
@@ -420,8 +420,10 @@ def together(parts: Sequence[Parts]) -> Parts:
     wholes = [one.whole for one in measured if one.whole is not None]
     weights = torch.stack([whole.log2_norms().squeeze() for whole in wholes])
     weights = torch.softmax(2 * weights * torch.log(weights.new_tensor(2.0)), 0).nan_to_num()
-    share = sum(one.share * weight for one, weight in zip(measured, weights, strict=True))
-    log2 = log2_of_sum(2 * torch.stack([one.log2 for one in measured])) / 2
+    sizes = zip(*(torch.split(one.log2, WIDTH) for one in measured), strict=True)
+    log2 = torch.cat([log2_of_sum(2 * torch.stack(some)) / 2 for some in sizes])
+    shares = zip(*(torch.split(one.share, WIDTH) for one in measured), strict=True)
+    share = torch.cat([weights @ torch.stack(some) for some in shares])
     names = tuple(name for one in measured for name in one.names)
     return Parts(axes, None, Measured(log2, share, joined(wholes), names, measured[0].former))
 

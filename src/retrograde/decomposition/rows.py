@@ -20,7 +20,7 @@ AGREEMENT = -12
 same gradient found in two ways differs by many roundings."""
 
 WIDTH = 2**14
-"""Numbers of a row that are taken at once in float64, which a cache holds."""
+"""Numbers of several rows that are taken at once in float64, which a cache holds."""
 
 
 def shares(parts: Scaled, whole: Scaled | None = None) -> Float[Tensor, "N"]:
@@ -79,6 +79,9 @@ def summed(rows: Scaled, groups: Int[Tensor, "N"], count: int) -> Scaled:
 
 
 def log2_of_sum(log2: Float[Tensor, "K *R"]) -> Float[Tensor, "*R"]:
-    """log2 of the sum of 2^log2 over the leading axis."""
-    ln2 = torch.log(log2.new_tensor(2.0))
-    return torch.logsumexp(log2 * ln2, 0) / ln2
+    """log2 of the sum of 2^log2 over the leading axis; -inf of nothing."""
+    if not len(log2):
+        return log2.new_full(log2.shape[1:], -torch.inf)
+    top = log2.amax(0)
+    base = torch.where(top.isinf(), 0, top)
+    return torch.exp2(log2 - base).sum(0).log2() + base
