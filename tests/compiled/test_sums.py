@@ -56,6 +56,12 @@ def summed(chunk, rows, exponent, places, lengths, by_place=True):
     return sums.result()
 
 
+def side_by_side(gradients):
+    """Those of all parameters, in any order: the numbers of each row, in plain float64."""
+    rows = [each.plain().double().flatten(1) for each in gradients]
+    return torch.cat(rows, 1).sort(1).values
+
+
 def compare(chunk, rows, tolerance, lengths=None, exponent=None, by_place=True):
     """Relative to the norm of each row of each parameter; -1 leaves a row out at a step."""
     assert chunk.compiled_uses is not None
@@ -87,6 +93,50 @@ def test_every_cell_that_is_no_function(problem):
     compare(chunk, 19, -40)
     compare(chunk, 19, -40, lengths=(2, 4, 1))
     compare(chunk, 3, -40, by_place=False)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
+def test_all_parameters_side_by_side(problem):
+    """The numbers of the gradients by name, none twice; the sum that has no rows is zeros."""
+    chunk = chunk_of(problem.make(), 7, 3)
+    sums, exponent = AdjointSums(chunk.cell, SUMS), integers(-9, 9, (19, 7))
+    assert sums.side_by_side() is None
+    places = integers(0, SUMS - 1, (19, 7), seed=1)
+    for span in spans_of(chunk, 19, exponent, (4, 3)):
+        sums.add_rows(span, places[:, span.steps])
+    found = sums.side_by_side()
+    if chunk.plan.functions:
+        assert found is None
+        return
+    assert not found.values[SUMS - 1].any()
+    expected = side_by_side(sums.result().values())
+    torch.testing.assert_close(side_by_side([found]), expected, rtol=0, atol=0)
+
+
+def test_a_weight_that_is_used_twice_is_not_put_beside_itself():
+    """Its gradient is the sum of both uses."""
+    chunk = chunk_of(cell_of("elman", 5, 5), 7, 3)
+    graph = chunk.graph
+
+    def of(edge):
+        if edge.use is None or edge.use.parameter != "weight_ih":
+            return edge
+        return replace(edge, use=replace(edge.use, parameter="weight_hh"))
+
+    chunk.__dict__["graph"] = replace(graph, edges=tuple(map(of, graph.edges)))
+    sums = AdjointSums(chunk.cell, 19)
+    for span in spans_of(chunk, 19, integers(-9, 9, (19, 7)), (7,)):
+        sums.add(span, span.values.clone(), span.exponent)
+    assert chunk.compiled_uses is not None
+    assert sums.side_by_side() is None
+
+
+def test_what_was_put_aside_is_not_put_side_by_side():
+    chunk = chunk_of(cell_of("lstm-2002", 2, 5, torch.float32), 130, 3)
+    sums = AdjointSums(chunk.cell, 9)
+    for span in spans_of(chunk, 9, 3 * torch.arange(130).expand(9, -1), (40, 90)):
+        sums.add(span, span.values.clone(), span.exponent)
+    assert sums.side_by_side() is None
 
 
 @pytest.mark.parametrize("kind", KINDS)

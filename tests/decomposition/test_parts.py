@@ -382,3 +382,11 @@ def test_shares_of_rows_wider_than_what_is_taken_at_once():
     whole = rows[:2].sum(0)
     expected = rows @ whole / (whole @ whole)
     torch.testing.assert_close(shares_in_first(parts, 2), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("exponent", (-3000, 200, 3000))
+def test_shares_do_not_depend_on_the_units_of_zeros(exponent):
+    rows = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0], [3.0, -1.0, 1.0]])
+    parts = [[Scaled(rows, torch.tensor([0, exponent, 0]))]]
+    expected = torch.tensor([1.0, 0.0, 0.2], dtype=torch.float64)
+    torch.testing.assert_close(shares_in_first(parts, 2), expected, rtol=1e-15, atol=0)

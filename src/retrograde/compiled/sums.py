@@ -98,3 +98,15 @@ class Sums:
             assert self._recent is not None
             aside = None if self._aside is None else side.part(self._aside)
             yield side, side.part(self._recent), aside
+
+    @property
+    def apart(self) -> bool:
+        """Whether there are gradients, and no number of a parameter is the sum of two of them."""
+        taken = dict[str, tuple[tuple[bool, bool], int]]()
+        for side in sorted(self._sides, key=lambda each: (each.parameter, each.first)):
+            kind = side.columns, side.width is None
+            before, end = taken.get(side.parameter, (kind, 0))
+            if kind != before or side.first < end:
+                return False
+            taken[side.parameter] = kind, side.first + side.height
+        return bool(taken)

@@ -22,6 +22,11 @@ same gradient found in two ways differs by many roundings."""
 WIDTH = 2**14
 """Numbers of several rows that are taken at once in float64, which a cache holds."""
 
+COMPARABLE = 256
+"""Squares of rows in units as far apart as 2^COMPARABLE are normal numbers of float64, also those
+of denormal numbers of float32; beyond that a row of zeros must not say what the others are
+multiplied by."""
+
 
 def shares(parts: Scaled, whole: Scaled | None = None) -> Float[Tensor, "N"]:
     """Signed share <part, G> / <G, G> of each row in G, the sum of all unless given; NaN if 0."""
@@ -39,9 +44,11 @@ def shares_in_first(parts: Sequence[Sequence[Scaled]], count: int) -> Float[Tens
         count: how many of the rows make up the whole.
     """
     every = [[as_vectors(one.values) for one in some] for some in parts]
-    largest = torch.stack([torch.cat([largest_of(rows) for rows in some]) for some in every])
     exponent = torch.stack([torch.cat([one.exponent for one in some]) for some in parts])
-    exponent = torch.where(largest > 0, exponent, NO_EXPONENT)
+    least, most = torch.aminmax(exponent)
+    if int(most - least) > COMPARABLE:
+        largest = torch.stack([torch.cat([largest_of(rows) for rows in some]) for some in every])
+        exponent = torch.where(largest > 0, exponent, NO_EXPONENT)
     weights = torch.exp2((exponent - exponent.amax()).double())
     found, square = torch.zeros_like(weights[0]), weights.new_zeros(())
     for some, weight in zip(every, weights, strict=True):

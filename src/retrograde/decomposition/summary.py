@@ -188,12 +188,13 @@ class _Sums:
 
     def shares(self) -> tuple[float, float]:
         """Those of near lags and of the carousel."""
-        sums = [[of_both] for of_both in self._by_lag.result().values()]
-        if not self._carousel:
-            return float(shares_in_first(sums, 2)[0]), math.nan
-        for of_both, along in zip(sums, self._along.result().values(), strict=True):
-            of_both.append(along)
-        near, _, carousel = shares_in_first(sums, 2).tolist()
+        of_rows = [self._by_lag, self._along] if self._carousel else [self._by_lag]
+        together = [one for rows in of_rows if (one := rows.side_by_side()) is not None]
+        sums = [together]
+        if len(together) < len(of_rows):
+            by_parameter = [rows.result().values() for rows in of_rows]
+            sums = [list(some) for some in zip(*by_parameter, strict=True)]
+        near, _, carousel = [*shares_in_first(sums, 2).tolist(), math.nan][:3]
         return near, carousel
 
 

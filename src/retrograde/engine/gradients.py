@@ -228,6 +228,19 @@ class AdjointSums:
             found = {name: total.plus(more[name]) for name, total in found.items()}
         return found
 
+    def side_by_side(self) -> Scaled | None:
+        """The gradients of all parameters as one vector for each row, for all rows of the same
+        steps in one order; None where these are not ready to be put side by side."""
+        sums = self._compiled
+        if sums is None or self._sums is not None or sums.some_aside or not sums.apart:
+            return None
+        unit = sums.units[0]
+        values = torch.cat([part.flatten(1) for _, part, _ in sums.found()], 1)
+        nothing = unit == NO_EXPONENT
+        if bool(nothing.any()):
+            values[nothing] = 0
+        return Scaled(values, torch.where(nothing, 0, unit))
+
 
 def _found(sums: Sums, parameters: Mapping[str, Tensor]) -> dict[str, Scaled]:
     """What the library has summed, by parameter."""
