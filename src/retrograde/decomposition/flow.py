@@ -186,9 +186,9 @@ class Flow(AbstractPass):
 
     @property
     def whole_residual(self) -> Residual:
-        """The same of the gradient pulled back in one row, for those who need no more than that.
+        """The residual of the whole gradient, pulled back in one row.
 
-        It shows a wrong recording as well as `residual` does, at a fraction of the cost.
+        It reveals a wrong recording as well as `residual` does, at a fraction of the cost.
         """
         return self._whole.residual(self.gradient, self._passes.grown)
 
@@ -248,8 +248,24 @@ class Flow(AbstractPass):
     def by_time(self, parameter: str | None = None) -> Parts:
         """C[t,k] for every loss step t and use step k; axes `loss_step` and `use_step`.
 
+        Args:
+            parameter: a name, or None for the whole gradient as one vector.
+
+        Returns:
+            Parts with a row for each step at which the loss enters, or block of such steps, and a
+            column for each step; -inf as log2 where k > t.
+
         Raises:
             ArgumentError: for a parameter that this layer does not have.
+
+        Example:
+            >>> import torch, retrograde
+            >>> rnn = torch.nn.RNN(1, 2)
+            >>> with retrograde.record(rnn) as recording:
+            ...     rnn(torch.ones(4, 3, 1))[0][[1, 3]].sum().backward()
+            >>> by_time = retrograde.decompose(recording).by_time("weight_hh_l0")
+            >>> by_time.axes[0], by_time.log2.shape  # the loss enters at two steps
+            ({'loss_step': (1, 3)}, torch.Size([2, 4]))
         """
         name = self._known(parameter)
         return self._passes.by_time[name] if name else self._passes.whole_by_time
@@ -269,6 +285,20 @@ class Flow(AbstractPass):
 
         Raises:
             ArgumentError: for an unknown parameter or bins that do not ascend from 0.
+
+        Example:
+            >>> import torch, retrograde
+            >>> lstm = torch.nn.LSTM(1, 2)
+            >>> with retrograde.record(lstm) as recording:
+            ...     lstm(torch.ones(6, 3, 1))[0].sum().backward()
+            >>> flow = retrograde.decompose(recording)
+            >>> parts = flow.by_lag("weight_hh_l0", bins=(0, 1, 3))
+            >>> parts.lags
+            (range(0, 1), range(1, 3), range(3, 6))
+            >>> torch.allclose(parts.parts().sum(0).float(), lstm.weight_hh_l0.grad, atol=1e-6)
+            True
+            >>> flow.by_lag("input").parts()[0].shape
+            torch.Size([6, 3, 1])
         """
         lags = lag_bins(bins, self.steps)
         if parameter == INPUT:
@@ -302,8 +332,21 @@ class Flow(AbstractPass):
             parameter: a name, or None for the whole gradient as one vector.
             bins: as in `by_lag`.
 
+        Returns:
+            Parts with the axes `route` and `lag`.
+
         Raises:
             ArgumentError: for an unknown parameter or bins that do not ascend from 0.
+
+        Example:
+            >>> import torch, retrograde
+            >>> lstm = torch.nn.LSTM(1, 2)
+            >>> with retrograde.record(lstm) as recording:
+            ...     lstm(torch.ones(6, 3, 1))[0].sum().backward()
+            >>> flow = retrograde.decompose(recording)
+            >>> parts = flow.by_route("weight_hh_l0").sum("lag")
+            >>> parts.labels[:3], parts.labels[-1]
+            (('direct', 'recurrent.input', 'recurrent.forget'), 'carousel')
         """
         return self._by(Routes(lag_bins(bins, self.steps)), parameter)
 
@@ -323,9 +366,24 @@ class Flow(AbstractPass):
                 memory grow in proportion.
             bins: as in `by_lag`.
 
+        Returns:
+            Parts with the axes `crossing` and `lag`.
+
         Raises:
             ArgumentError: for an unknown parameter, bins that do not ascend from 0, or a number of
                 crossings that is not a positive integer.
+
+        Example:
+            >>> import torch, retrograde
+            >>> lstm = torch.nn.LSTM(1, 2)
+            >>> with retrograde.record(lstm) as recording:
+            ...     lstm(torch.ones(6, 3, 1))[0].sum().backward()
+            >>> flow = retrograde.decompose(recording)
+            >>> flow.by_crossing("weight_hh_l0", max_crossings=2).axes[0]
+            {'crossing': ('0', '1', '2+')}
+
+        References:
+            Hochreiter and Schmidhuber, "Long short-term memory", Neural Computation 9 (1997).
         """
         lags = lag_bins(bins, self.steps)
         return self._by(Crossings(lags, _checks.whole("max_crossings", max_crossings)), parameter)
@@ -395,9 +453,8 @@ class Flow(AbstractPass):
                 model: `retrograde.horizon(model, batches, loss_fn, kind="window")`.
 
         Returns:
-            A `Horizon` for K = 1 .. T. It takes a pass of T rows for each lag up to that from
-            which on nothing counts (`lags_that_count`), in the memory of one gradient beside the
-            linearised steps.
+            A `Horizon` for K = 1 .. T. It takes one pass of T rows for each lag below
+            `lags_that_count`, in the memory of one gradient beside the linearised steps.
 
         Raises:
             ArgumentError: for another kind.
@@ -471,6 +528,15 @@ class Flow(AbstractPass):
 
         Raises:
             ArgumentError: for an unknown route; the message lists those of this cell.
+
+        Example:
+            >>> import torch, retrograde
+            >>> lstm = torch.nn.LSTM(1, 2)
+            >>> with retrograde.record(lstm) as recording:
+            ...     lstm(torch.ones(6, 3, 1))[0].sum().backward()
+            >>> flow = retrograde.decompose(recording)
+            >>> flow.without("recurrent.output", "recurrent.forget").routes
+            ('recurrent.input', 'recurrent.cell', 'carousel')
         """
         cell = Cut(self._cell, frozenset(_checks.names("routes", routes)))
         return Flow(self.recorded, replace(self.unrolled, cell=cell), self.entries)
@@ -576,7 +642,7 @@ class Flow(AbstractPass):
         return reduced
 
     def _share(self) -> tuple[Share, Mapping[str, Scaled], Mapping[str, Tensor]]:
-        """What the other processes are to know of this pass, its sum and what that should be."""
+        """What this process tells the others of its pass, the sum of its parts, and autograd's."""
         weights, gradients = self._cell.parameters, self._whole.expected
         shapes = ", ".join(f"{name} {list(weight.shape)}" for name, weight in weights.items())
         share = Share(
@@ -659,8 +725,25 @@ class Flow(AbstractPass):
     def contribution(self, parameter: str, t: int, k: int) -> Float[Tensor, "*R"]:
         """C[t,k] itself: the part of dL/dW that enters at step t and uses the weights at step k.
 
+        Args:
+            parameter: a name.
+            t: the step at which the loss enters.
+            k: the step at which the weights are used.
+
+        Returns:
+            A tensor of the parameter's shape; zeros where no loss enters at t.
+
         Raises:
             ArgumentError: for an unknown parameter, or steps that are not 0 <= k <= t < T.
+
+        Example:
+            >>> import torch, retrograde
+            >>> lstm = torch.nn.LSTM(1, 2)
+            >>> with retrograde.record(lstm) as recording:
+            ...     lstm(torch.ones(6, 3, 1))[0].sum().backward()
+            >>> flow = retrograde.decompose(recording)
+            >>> flow.contribution("weight_hh_l0", t=5, k=3).shape
+            torch.Size([8, 2])
         """
         name = self._known(parameter)
         t, k = _checks.whole("t", t, least=None), _checks.whole("k", k, least=None)

@@ -130,7 +130,7 @@ class LayerRecorder:
         with self.guard:
             self.reader.before()
             self._random = self._before_drawing = None
-            # What a step of a loop draws, the first one does.
+            # Of the steps of a loop, the first tells whether they draw random numbers.
             if self._form.declared and module.training and not (self._form.stepped and self.calls):
                 self._before_drawing = _random_state(self.module)
             cuda_in_use: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]

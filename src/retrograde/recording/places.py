@@ -62,7 +62,7 @@ class CallEdges:
 
     @property
     def near(self) -> set[Node]:
-        """The nodes at one of which a pass comes by that this call may concern.
+        """The nodes of which a pass that may concern this call goes through at least one.
 
         A leaf that it read is none of them: all calls may read one, and it is nobody's state.
         """

@@ -137,11 +137,14 @@ class Recorded:
         return found
 
     def sample(self, count: int) -> "Recorded":
-        """A part of so many samples, evenly spread over the batch.
+        """A part with some samples, evenly spread over the batch.
 
-        Where one of these has no loss, they are spread over those that have one; with fewer that
-        have one it is all of them. Which ones were taken is in `samples` of the part; they are the
-        same for the same pass.
+        Where one of these has no loss, they are spread over the samples that have one, and all of
+        those are taken if they are fewer. `samples` of the part says which were taken; for the same
+        pass they are the same.
+
+        Args:
+            count: how many.
 
         Raises:
             ArgumentError: if `count` is not a positive integer.

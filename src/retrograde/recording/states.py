@@ -39,8 +39,8 @@ class StateTracker:
         read: what the state of a call reads, where that includes results of other layers.
         starting: called when a backward pass starts, those of each call; give hooks to be removed
             when it ends.
-        lock: held while a call is added, a pass observed, or what no pass needs any more forgotten:
-            several threads may do so at once, with other layers of one block.
+        lock: held while a call is added, a pass is observed, or what no pass needs any more is
+            forgotten: several threads may run layers of one block at once.
     """
 
     weights: dict[Edge, WeightKey] = field(default_factory=dict)

@@ -33,8 +33,8 @@ class Timeline:
     """The tensors of calls that follow each other, time first, one call after the other.
 
     Where samples end at steps of their own, each goes on from its own last step. Calls of fewer
-    samples leave the others as they are. `samples` are those of a single call whose samples all
-    have the same steps that are wanted, None for all.
+    samples leave the others as they are. `samples` picks some of a single call in which all have
+    the same number of steps; None is all of them.
     """
 
     def __init__(
