@@ -67,3 +67,16 @@ def of_settings(before: Settings, after: Settings) -> Iterator[Difference]:
     yield from _models(before.model, after.model)
     for name in ("batch", "device", "seed"):
         yield from differ(name, getattr(before, name), getattr(after, name))
+
+
+def moved_thresholds(
+    before: Settings, after: Settings
+) -> list[tuple[str, float | None, float | None]]:
+    """The thresholds that were not the same: name, value before and after, None for none."""
+    old = {row.name: row.value for row in before.thresholds}
+    new = {row.name: row.value for row in after.thresholds}
+    return [
+        (name, old.get(name), new.get(name))
+        for name in dict.fromkeys((*old, *new))
+        if old.get(name) != new.get(name)
+    ]
