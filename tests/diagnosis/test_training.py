@@ -140,7 +140,16 @@ def test_worse_is_worse_and_the_original_is_no_different_from_itself(harmful):
     assert str(report).index("no difference:") < str(report).index("diverged:")
 
 
-def test_finite_but_worse_is_trained_worse(harmful, monkeypatch):
+@pytest.fixture
+def fresh_alone(monkeypatch):
+    """Of all remedies this one is trained."""
+    plan = training.plan
+    monkeypatch.setattr(
+        training, "plan", lambda *given: [pair for pair in plan(*given) if pair[1] == "fresh"]
+    )
+
+
+def test_finite_but_worse_is_trained_worse(harmful, fresh_alone, monkeypatch):
     def stop(target):
         def nothing_learned(model):
             for parameter in model.parameters():
@@ -422,12 +431,8 @@ def test_a_batch_whose_samples_cannot_be_told_is_trained_on_as_it_is():
     assert words.endswith("the same batch at every step")
 
 
-def test_losses_are_those_of_batches_that_are_held_out(one_look, monkeypatch):
+def test_losses_are_those_of_batches_that_are_held_out(one_look, fresh_alone):
     """Targets that are noise are learned by heart, and no remedy makes noise foreseeable."""
-    plan = training.plan
-    monkeypatch.setattr(
-        training, "plan", lambda *given: [pair for pair in plan(*given) if pair[1] == "fresh"]
-    )
     model, _, options = small()
     torch.manual_seed(1)
     batches = [(torch.randn(10, 2, 3), torch.randn(2, 1)) for _ in range(8)]

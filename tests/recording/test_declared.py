@@ -11,7 +11,7 @@ from retrograde.cells import Gate, gate
 from retrograde.cells.gates import ACTIVATIONS, LSTM_GATES
 from retrograde.errors import ArgumentError, RecordingError
 
-T, B, I, H = 12, 4, 3, 5  # noqa: E741
+T, B, I, H = 10, 4, 3, 5  # noqa: E741
 CELL = ("h", "c")
 
 
@@ -193,7 +193,7 @@ def test_time_first_is_read_off_the_module_or_declared():
     del model.batch_first
     model.__class__ = type("Other", (ByHand,), {"batch_first": False})
     wrong = Declaration(step, state=CELL, batch_first=True)
-    with pytest.raises(RecordingError, match="read as 12 samples of 4 steps.*batch_first="):
+    with pytest.raises(RecordingError, match="read as 10 samples of 4 steps.*batch_first="):
         recorded(model, once, {ByHand: wrong})
 
 
@@ -502,7 +502,7 @@ UNREADABLE = {
     "a dropout": (WithDropout, once, {}, r"drew random numbers .*model.eval\(\)"),
     "no step at all": (Ragged, no_steps, {"lengths": "lengths"}, "lengths of all .* are 0"),
     "lengths of others": (Ragged, ragged, {"lengths": lambda a: [3] * 9}, "each of 4 .* of 9;"),
-    "no lengths": (Ragged, ragged, {"lengths": "x"}, "lengths cannot be read: .*shape .4, 12, 3."),
+    "no lengths": (Ragged, ragged, {"lengths": "x"}, "lengths cannot be read: .*shape .4, 10, 3."),
 }
 
 
