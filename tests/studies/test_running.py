@@ -1,6 +1,7 @@
 """A study goes on where it was stopped, in whatever way and on however many machines it is run."""
 
 import json
+import multiprocessing
 import pickle
 import resource
 import shutil
@@ -13,6 +14,7 @@ from retrograde.errors import ArgumentError, InputError
 from retrograde.studies import STUDIES, Machine, Part, Results, Trial, merged, running
 from retrograde.studies.running import Plan, Work, run
 from retrograde.studies.trials import Trials
+from support import processes
 from support.small_study import COUNTING, HARD, count, killed
 
 PLAN = Plan(COUNTING)
@@ -103,8 +105,11 @@ def test_every_study_can_be_sent_to_another_process(name):
     assert pickle.loads(pickle.dumps(running._by_name(STUDIES[name]))) == name
 
 
-def test_rows_are_shared_between_processes(tmp_path: Path):
-    """Those of a study whose functions cannot be sent."""
+def test_rows_are_shared_between_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Those of a study whose functions cannot be sent; copies that have loaded torch take them,
+    and new processes in the test of one that is killed.
+    """
+    monkeypatch.setattr(multiprocessing, "get_context", {"spawn": processes.copies()}.get)
     plan = Plan(STUDIES["ladder"], ("rnn-5",), trials=2, budget=1)
     assert run(plan, tmp_path / "two.json", processes=2) == run(plan, tmp_path / "one.json")
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import MappingProxyType
@@ -65,6 +66,15 @@ class Started:
         return Done(self.process.exitcode, *printed)
 
 
+def copies() -> ForkServerContext:
+    """What starts a process as a copy of the one that has loaded all that."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["support.preloaded"])
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        forkserver.ensure_running()  # which hands its path over from Python 3.12.8 on only
+    return context
+
+
 def run(program: Path | str, *arguments: str | Path, **streams: IO[str] | int | str) -> Done:
     """`python -W error PROGRAM ARGUMENTS...`, or `-m PROGRAM` where it is the name of a module.
 
@@ -81,10 +91,7 @@ def start(
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Started:
     """The same, without waiting for its end."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["support.preloaded"])
-    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
-        forkserver.ensure_running()  # which hands its path over from Python 3.12.8 on only
+    context = copies()
     printed = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
     asked = zip((stdout, stderr), printed, strict=True)
     streams = [_handed_over(file if stream is None else stream) for stream, file in asked]
