@@ -6,10 +6,10 @@ its own outputs. That is found when a backward pass begins, in the graph that it
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from retrograde.recording.backward_calls import Roots
 from retrograde.recording.calls import Call, Intermediate
 from retrograde.recording.entry_maps import Terms, shape_at
 from retrograde.recording.graph import SEARCHED, Edge, Node, depends_on, edge_of, users_by_edge
-from retrograde.recording.interception import Roots
 from retrograde.recording.places import CallEdges
 from retrograde.recording.states import StateTracker
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from retrograde.recording.backward_calls import Roots
 from retrograde.recording.backward_pass import BackwardPass, add
 from retrograde.recording.calls import Call, Intermediate
 from retrograde.recording.entry_maps import HOOKED
 from retrograde.recording.graph import Edge, Node, edge_of, on_inputs, users_of
-from retrograde.recording.interception import Roots
 from retrograde.recording.loops import find_by_hand, find_fed_back, find_tails
 from retrograde.recording.places import CallEdges
 from retrograde.recording.states import StateTracker

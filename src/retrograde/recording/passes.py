@@ -3,8 +3,8 @@
 import sys
 from collections.abc import Callable
 
+from retrograde.recording.backward_calls import Roots
 from retrograde.recording.backward_pass import BackwardPass
-from retrograde.recording.interception import Roots
 from retrograde.recording.observation import observe
 from retrograde.recording.states import StateTracker
 

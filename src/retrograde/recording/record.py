@@ -11,14 +11,15 @@ from retrograde.declarations import Declaration
 from retrograde.declarations.keras import one_direction_at_a_time
 from retrograde.declarations.matching import Declared
 from retrograde.errors import RecordingError, RetrogradeError, UnsupportedModelError
+from retrograde.recording.backward_calls import on_backward
 from retrograde.recording.filling import filled
 from retrograde.recording.hooks import LayerRecorder
-from retrograde.recording.interception import on_backward, uncompiled
 from retrograde.recording.layers import layers_of, why_unsupported
 from retrograde.recording.passes import Passes
 from retrograde.recording.readers import reader_of
 from retrograde.recording.recording import Recording
 from retrograde.recording.states import LATEST
+from retrograde.recording.uncompiled import uncompiled
 
 
 @contextmanager
