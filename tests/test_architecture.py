@@ -8,6 +8,8 @@ from graphlib import CycleError, TopologicalSorter
 from itertools import takewhile
 from pathlib import Path
 
+import pytest
+
 import retrograde
 
 SOURCE = Path(retrograde.__file__).parent
@@ -38,19 +40,33 @@ def level(module: str) -> int:
     return next(i for i, names in enumerate(LEVELS) if module in names)
 
 
-def imported(path: Path) -> set[str]:
+def module_of(path: Path) -> str:
+    *parts, last = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts if last == "__init__" else [*parts, last])
+
+
+MODULES = {module_of(path): path for path in SOURCE.rglob("*.py")}
+
+
+@pytest.fixture(scope="module", name="trees")
+def _trees() -> dict[str, ast.AST]:
+    """Every module, parsed."""
+    return {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
+
+
+def imported(tree: ast.AST) -> set[str]:
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("retrograde"):
             parts = (node.module or "").split(".")
             names |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
     return names
 
 
-def test_a_level_imports_only_from_the_levels_above_it():
-    for path in SOURCE.rglob("*.py"):
+def test_a_level_imports_only_from_the_levels_above_it(trees):
+    for module, path in MODULES.items():
         own = path.relative_to(SOURCE).parts[0].removesuffix(".py")
-        for name in imported(path):
+        for name in imported(trees[module]):
             assert level(name) <= level(own), f"{path.name} ({own}) imports {name}"
 
 
@@ -63,14 +79,6 @@ def test_contributing_names_every_level_in_order():
         {name.removesuffix(".py") for name in re.findall(r"`(\w+\.?\w*)/?`", c)} for c in cells
     ]
     assert named == LEVELS
-
-
-def module_of(path: Path) -> str:
-    *parts, last = path.relative_to(SOURCE.parent).with_suffix("").parts
-    return ".".join(parts if last == "__init__" else [*parts, last])
-
-
-MODULES = {module_of(path): path for path in SOURCE.rglob("*.py")}
 
 
 def imports_of(tree: ast.AST) -> set[str]:
@@ -95,9 +103,9 @@ def cycle_in(imports: dict[str, set[str]]) -> list[str]:
     return []
 
 
-def test_no_modules_import_each_other():
+def test_no_modules_import_each_other(trees):
     """Imports inside functions, and those for type checkers alone, count like any other."""
-    imports = {name: imports_of(ast.parse(path.read_text())) for name, path in MODULES.items()}
+    imports = {name: imports_of(tree) for name, tree in trees.items()}
     imports = {name: found & set(MODULES) for name, found in imports.items()}
     assert cycle_in(imports) == []
     assert cycle_in(imports | {"retrograde.errors": {"retrograde.report"}})  # it would be found
@@ -122,11 +130,11 @@ def behind_functions(tree: ast.Module) -> tuple[set[str], set[str]]:
     return behind, bare
 
 
-def test_functions_import_optional_dependencies_only():
+def test_functions_import_optional_dependencies_only(trees):
     """Our own modules stand at the top of a file, unless the one imported needs an extra itself."""
     late, delayed = {}, {}
-    for name, path in MODULES.items():
-        behind, bare = behind_functions(ast.parse(path.read_text()))
+    for name, tree in trees.items():
+        behind, bare = behind_functions(tree)
         late[name] = {module for module in bare if module.split(".")[0] not in HEAVY}
         delayed[name] = {module for module in behind if module in MODULES}
     assert {name: found for name, found in late.items() if found} == {}
