@@ -98,8 +98,9 @@ def example():
 """
 
 TESTS = (
-    "cells/test_cells decomposition/test_non_finite decomposition/test_routes nn/test_nn "
-    "recording/test_forms recording/test_record recording/test_storage"
+    "cells/test_cells compiled/test_compiled decomposition/test_non_finite "
+    "decomposition/test_routes nn/test_nn recording/test_forms recording/test_record "
+    "recording/test_storage"
 )
 """Of the core, without charts and pages: those that touch most of torch."""
 
