@@ -1,11 +1,11 @@
 """From a user's torch model to what the engine needs. The story, file by file:
 
 1. record.py: the `with` block around the user's forward and backward pass. It finds the recurrent
-   layers (layers.py), replaces what torch has no hook for (interception.py, backward_calls.py,
-   uncompiled.py) and puts hooks on each layer (hooks.py, copies.py), which copy what goes in and
-   out, as the layer is made or as it is declared (readers.py, calls.py), the weights
-   (weights_in_use.py), and the gradients that arrive in each backward pass (gradient_hooks.py,
-   passes.py, backward_pass.py).
+   layers (layers.py, form.py), replaces what torch has no hook for (interception.py,
+   backward_calls.py, uncompiled.py) and puts hooks on each layer (hooks.py, copies.py), which copy
+   what goes in and out, as the layer is made or as it is declared (readers.py, calls.py), the
+   weights (weights_in_use.py, weights.py, precision.py), and the gradients that arrive in each
+   backward pass (gradient_hooks.py, passes.py, backward_pass.py).
 2. states.py follows each state through the autograd graph (graph.py, places.py) from call to call;
    masks, scalings and reorderings in between become maps from entries to entries (entry_maps.py).
    When a backward pass begins, observation.py puts hooks where gradients of the loss meet those of

@@ -18,7 +18,8 @@ from retrograde.declarations.declaration import without
 from retrograde.declarations.reading import OUTPUT
 from retrograde.errors import ArgumentError, RecordingError
 from retrograde.recording.calls import Call
-from retrograde.recording.layers import Form, Weights
+from retrograde.recording.form import Form
+from retrograde.recording.weights import Weights
 
 ROUNDINGS = 64
 """Allowed multiple of a rounding error of the size of the outputs, and of what rounding moves."""

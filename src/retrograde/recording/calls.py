@@ -19,7 +19,8 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from retrograde.cells import AbstractCell
 from retrograde.declarations.reading import OF_PIECE, OUTPUT, CallTensors
 from retrograde.recording.entry_maps import Term
-from retrograde.recording.layers import Form, Weights
+from retrograde.recording.form import Form
+from retrograde.recording.weights import Weights
 
 WeightKey = tuple[str, str, int]
 """A tensor that a layer uses as a weight: the layer, the weight, and a number of its own."""

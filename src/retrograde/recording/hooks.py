@@ -12,10 +12,11 @@ from retrograde.declarations.reading import CallTensors
 from retrograde.recording.backward_pass import BackwardPass
 from retrograde.recording.calls import Call, data
 from retrograde.recording.copies import Hook, left_out_of_copies
+from retrograde.recording.form import Form
 from retrograde.recording.gradient_hooks import GradientHooks, Guard
 from retrograde.recording.graph import base_of, edge_of
 from retrograde.recording.interception import observed
-from retrograde.recording.layers import Form, rounding_of
+from retrograde.recording.precision import rounding_of
 from retrograde.recording.readers import Reader
 from retrograde.recording.states import StateTracker
 from retrograde.recording.weights_in_use import WeightsInUse

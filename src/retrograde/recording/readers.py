@@ -22,8 +22,9 @@ from retrograde.declarations.reading import (
     read_call,
 )
 from retrograde.recording.calls import data
+from retrograde.recording.form import Form, Layer, class_of, form_of
 from retrograde.recording.interception import computing, outermost
-from retrograde.recording.layers import Form, Layer, Weights, class_of, form_of, weights_of
+from retrograde.recording.weights import Weights, weights_of
 
 
 class LayerReader:

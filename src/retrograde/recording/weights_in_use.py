@@ -12,8 +12,9 @@ from retrograde.recording.backward_pass import BackwardPass
 from retrograde.recording.calls import WeightKey
 from retrograde.recording.gradient_hooks import GradientHooks
 from retrograde.recording.graph import edge_of, same_numbers
-from retrograde.recording.layers import ANALYSED, Weights
+from retrograde.recording.precision import ANALYSED
 from retrograde.recording.readers import Reader
+from retrograde.recording.weights import Weights
 
 CHANGED = (
     "was changed in place between the forward and the backward pass, so that the gradient belongs "

@@ -20,7 +20,8 @@ from retrograde.cells.generations import generation
 from retrograde.cells.position import Position
 from retrograde.errors import UnsupportedModelError
 from retrograde.nn import GRU, LSTM, RNN
-from retrograde.recording.layers import Layer, form_of, recurrent_layers, why_unsupported
+from retrograde.recording.form import Layer, form_of
+from retrograde.recording.layers import recurrent_layers, why_unsupported
 from retrograde.spectra.weights import text
 from retrograde.spectra.weights.extremes import is_exact, largest_singular_value, spectral_radius
 from retrograde.spectra.weights.initialisations import likenesses
