@@ -14,9 +14,10 @@ from torch import Tensor
 
 from retrograde.decomposition.bins import LagBins
 from retrograde.decomposition.parts import Parts
-from retrograde.engine.adjoint import AdjointSpan
+from retrograde.engine.adjoint import AdjointSpan, SummedSpan
 from retrograde.engine.entries import Entries
 from retrograde.engine.fold import fold
+from retrograde.engine.gradients import rows_together
 from retrograde.engine.scaling import NO_EXPONENT, Scaled, times_power_of_two
 from retrograde.engine.unroll import Unrolled
 
@@ -46,12 +47,28 @@ class InputSums:
     def __init__(self, lags: tuple[range, ...], unrolled: Unrolled):
         self._lags, self._bins, self._x = lags, LagBins(lags), unrolled.x
         self._pieces: list[_Piece] = []
+        self.starts = self._bins.starts
 
     def update(self, span: AdjointSpan) -> None:
         for piece in span.pieces(self._bins.rows):
-            values, exponent = self._bins.sum(piece)
-            found = piece.pull_back(values).input().unflatten(1, (len(piece), -1))  # type: ignore[no-untyped-call]
-            self._pieces.append(_Piece(piece.first, found, exponent))
+            self._take(piece, *self._bins.sum(piece))
+
+    def add(self, span: SummedSpan, lags: Int[Tensor, "M"]) -> None:
+        """Rows that were summed by lag on their way."""
+        for piece in span.pieces(self._bins.rows):
+            places = self._bins.of_lags(lags.unsqueeze(1).expand_as(piece.exponent))
+            self._take(piece, *rows_together(piece.values, places, piece.exponent, self._bins.rows))
+
+    def _take(
+        self,
+        span: AdjointSpan | SummedSpan,
+        values: Float[Tensor, "M K B S"],
+        exponent: Int[Tensor, "M K"],
+    ) -> None:
+        """Pull the sums at some steps back to what was read there."""
+        adjoint = span.chunk.pull_back(values.flatten(1, 2), span.first, len(span))
+        found = adjoint.input().unflatten(1, (len(span), -1))  # type: ignore[no-untyped-call]
+        self._pieces.append(_Piece(span.first, found, exponent))
 
     def result(self) -> Parts:
         """The parts, on one exponent for each bin."""
