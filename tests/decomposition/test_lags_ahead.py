@@ -46,3 +46,23 @@ def test_routes_named_ahead_equal_those_of_their_own_pass_and_take_none(monkeypa
     assert ahead.axes == own.axes
     torch.testing.assert_close(ahead.log2, own.log2)
     torch.testing.assert_close(ahead.share, own.share)
+
+
+@pytest.mark.parametrize("max_rows", [None, 5])
+def test_inputs_named_ahead_equal_those_of_their_own_pass_and_take_none(max_rows, monkeypatch):
+    """A horizon asks for them beside the lags."""
+    torch.manual_seed(0)
+    model = torch.nn.LSTM(2, 3).double()
+    x = torch.randn(23, 2, 2, dtype=torch.float64, requires_grad=True)
+    with retrograde.record(model) as recording:
+        model(x)[0].square().mean().backward()
+    recorded = recording["LSTM"]
+    own = unasked(recorded, max_rows).by_lag("input")
+    flow = unasked(recorded, max_rows).walked(inputs=True)
+    passes = []
+    monkeypatch.setattr(retrograde.decomposition.by_input, "fold", lambda *_: passes.append(1))
+    ahead = flow.by_lag("input")
+    assert not passes
+    assert ahead.axes == own.axes
+    torch.testing.assert_close(ahead.log2, own.log2)
+    torch.testing.assert_close(ahead.parts().sum(0), x.grad)

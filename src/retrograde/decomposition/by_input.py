@@ -6,6 +6,7 @@ How far back the loss is sensitive to what was read. The rows of a bin are summe
 pulled back, as in by_lag.py.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from retrograde.decomposition.bins import LagBins
+from retrograde.decomposition.labels import AbstractLabels
 from retrograde.decomposition.parts import Parts
 from retrograde.engine.adjoint import AdjointSpan, SummedSpan
 from retrograde.engine.entries import Entries
@@ -25,11 +27,17 @@ INPUT = "input"
 """What `by_lag` takes for the input, in the place of a parameter's name."""
 
 
-def by_input(unrolled: Unrolled, entries: Entries, lags: tuple[range, ...]) -> Parts:
-    """The parts of dL/dx by lag, each of shape [T, B, I]."""
-    sums = InputSums(lags, unrolled)
-    fold(unrolled, entries, [sums])
-    return sums.result()
+@dataclass(frozen=True)
+class Inputs(AbstractLabels):
+    """The question: which parts of dL/dx come from which lags, each of shape [T, B, I]."""
+
+    lags: tuple[range, ...]
+
+    def parts(self, unrolled: Unrolled, entries: Entries) -> Mapping[str, Parts]:
+        """One pass."""
+        sums = InputSums(self.lags, unrolled)
+        fold(unrolled, entries, [sums])
+        return sums.result()
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +78,7 @@ class InputSums:
         found = adjoint.input().unflatten(1, (len(span), -1))  # type: ignore[no-untyped-call]
         self._pieces.append(_Piece(span.first, found, exponent))
 
-    def result(self) -> Parts:
+    def result(self) -> dict[str, Parts]:
         """The parts, on one exponent for each bin."""
         steps, batch, size = self._x.shape
         values = self._x.new_zeros(len(self._lags), steps, batch, size)
@@ -82,4 +90,5 @@ class InputSums:
         shift = torch.where(exponent == NO_EXPONENT, 0, exponent - top)
         moved = times_power_of_two(values.flatten(0, 1), shift.flatten()).view_as(values)
         rows = Scaled(moved, torch.where(top == NO_EXPONENT, 0, top).squeeze(1))
-        return Parts.of(({"lag": self._lags},), INPUT, self._bins.nearest_first(rows))
+        parts = Parts.of(({"lag": self._lags},), INPUT, self._bins.nearest_first(rows))
+        return {INPUT: parts}

@@ -26,7 +26,7 @@ from retrograde.decomposition.all_reduced import (
 from retrograde.decomposition.at_lags import NormsAtLags, norms_at_lags
 from retrograde.decomposition.bins import Bins, lag_bins
 from retrograde.decomposition.by_crossing import Crossings
-from retrograde.decomposition.by_input import INPUT, by_input
+from retrograde.decomposition.by_input import INPUT, Inputs
 from retrograde.decomposition.by_lag import Lags
 from retrograde.decomposition.by_parameter import by_parameter
 from retrograde.decomposition.by_phase import by_phase
@@ -41,7 +41,7 @@ from retrograde.decomposition.parts import Parts, together
 from retrograde.decomposition.passes import Passes
 from retrograde.decomposition.processes import Processes
 from retrograde.decomposition.residual import Residual, void_in_words
-from retrograde.decomposition.resolution import rows_for, telling
+from retrograde.decomposition.resolution import rows_for
 from retrograde.decomposition.rounding import whole_gradient
 from retrograde.decomposition.sizes import Sizes
 from retrograde.decomposition.summary import NEAR, Summary, growth
@@ -128,18 +128,21 @@ class Flow(AbstractPass):
             )
         return self._passes.sizes
 
-    def walked(self, starts: Iterable[int] = (), routes: bool = False) -> "Flow":
+    def walked(
+        self, starts: Iterable[int] = (), routes: bool = False, inputs: bool = False
+    ) -> "Flow":
         """The same flow, its backward pass done: what is not finite on the way is raised here.
 
         Args:
             starts: first lags of bins that will be asked for; they take no pass of their own then.
                 Where loss steps share blocks they are known to a sixteenth of themselves.
             routes: whether `by_route` will be asked for, likewise.
+            inputs: whether `by_lag("input")` will be.
 
         Raises:
             NonFiniteError: if an adjoint becomes infinite or NaN within a single step.
         """
-        self._passes.walk(starts, routes)
+        self._passes.walk(starts, routes, inputs)
         return self
 
     @property
@@ -302,7 +305,7 @@ class Flow(AbstractPass):
         """
         lags = lag_bins(bins, self.steps)
         if parameter == INPUT:
-            return by_input(self.unrolled, telling(self.entries, lags), lags)
+            return self._passes.parts(Inputs(lags))[INPUT]
         return self._by(Lags(lags), parameter)
 
     def norms_at_lags(self) -> NormsAtLags:

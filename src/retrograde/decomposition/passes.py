@@ -9,6 +9,7 @@ from torch import Tensor
 
 from retrograde.decomposition.adjoints import AdjointNorms, Adjoints
 from retrograde.decomposition.bins import lag_bins
+from retrograde.decomposition.by_input import Inputs, InputSums
 from retrograde.decomposition.by_lag import Lags, LagSums
 from retrograde.decomposition.by_route import Routes, RouteSums
 from retrograde.decomposition.by_time import ContributionNorms, ContributionShares, parts_by_time
@@ -48,30 +49,34 @@ class Passes:
         self._names, self._steps = tuple(whole.unrolled.cell.parameters), len(whole.unrolled)
         self._found: dict[AbstractLabels, Mapping[str, Parts]] = {}
         self._starts: set[int] = set()
-        self._ahead: set[Routes] = set()
+        self._ahead: set[Routes | Inputs] = set()
         self._truncated: dict[tuple[str, int], Mapping[str, Measures]] = {}
 
-    def walk(self, starts: Iterable[int], routes: bool) -> None:
-        """Make the first passes, with bins of lags, and routes, that will be asked for."""
+    def walk(self, starts: Iterable[int], routes: bool, inputs: bool) -> None:
+        """Make the first passes, with bins of lags, and more, that will be asked for."""
         self._starts.update(starts)
         if self._entries.relative:
             _ = self.sizes
             return
-        if routes:
-            self._ahead.add(Routes(lag_bins("octaves", self._steps)))
+        octaves = lag_bins("octaves", self._steps)
+        self._ahead |= {Routes(octaves)} if routes else set()
+        self._ahead |= {Inputs(octaves)} if inputs else set()
         if self._lag_rows is not self._entries and (sums := self._sums_by_lag()):
             fold(self._unrolled, self._lag_rows, list(sums.values()))
             self._found.update((labels, each.result()) for labels, each in sums.items())
         _ = self._tables  # which needs no sums then
 
-    def _sums_by_lag(self) -> dict[AbstractLabels, LagSums | RouteSums]:
+    def _sums_by_lag(self) -> dict[AbstractLabels, LagSums | RouteSums | InputSums]:
         """The folds of the first pass that sums by lag, those that were not made yet."""
         cell, lags = self._unrolled.cell, self._octaves
-        found: dict[AbstractLabels, LagSums | RouteSums] = {}
+        found: dict[AbstractLabels, LagSums | RouteSums | InputSums] = {}
         if not is_unitwise(self._unrolled):  # whose lags need no pass of rows
             found[lags] = LagSums(lags.lags, cell)
-        for routes in self._ahead:
-            found[routes] = RouteSums(routes.lags, cell, self._lag_rows)
+        for labels in self._ahead:
+            if isinstance(labels, Inputs):
+                found[labels] = InputSums(labels.lags, self._unrolled)
+            else:
+                found[labels] = RouteSums(labels.lags, cell, self._lag_rows)
         return {labels: each for labels, each in found.items() if labels not in self._found}
 
     @property

@@ -63,7 +63,7 @@ def look(recording: Recording, layer: str | None, kind: str) -> Seen:
     parts: list[dict[str, Scaled]] = [{} for _ in lags]
     notes, sensitivity = [], []
     for name, flow in flows.items():
-        if not flow.residual.ok:
+        if not flow.walked(inputs=True).residual.ok:
             words = void_in_words(name, flow.residual)
             warnings.warn(words, VoidDecompositionWarning, stacklevel=3)
         starts = [bin_.start for bin_ in lags]
