@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import retrograde
 
-SAMPLES, STEPS = 6, 60
+SAMPLES, STEPS = 6, 40
 """The whole batch, of which each of two processes has half."""
 
 
