@@ -11,9 +11,15 @@ from support.type_checks import unchecked
 
 SOURCE = """
 from dataclasses import dataclass
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
+
+Square = Float[Tensor, "N N"]
+
+def inside(row: list[Square], pair: tuple[int, Square], named: dict[str, Square], by: Literal["N"]):
+    pass
 
 def square(x: Float[Tensor, "N N"]) -> Float[Tensor, "N N"]:
     return x if x.sum() < 1e3 else x[0]
@@ -24,7 +30,7 @@ def within(x):
     return square(x)
 
 @dataclass(frozen=True)
-class Square:
+class Holding:
     x: Float[Tensor, "N N"]
 
     def __post_init__(self):
@@ -43,7 +49,7 @@ def module(tmp_path, monkeypatch):
     del sys.modules["of_shapes"]
 
 
-@pytest.mark.parametrize("name", ["square", "within", "Square"])
+@pytest.mark.parametrize("name", ["square", "within", "Holding"])
 def test_a_wrong_shape_is_seen(module, name):
     call = getattr(module, name)
     for _ in range(2):  # what is made at the first call is asked at every call
@@ -54,3 +60,22 @@ def test_a_wrong_shape_is_seen(module, name):
             call(torch.full((2, 2), 1e4))  # a result of one axis
         with unchecked():
             call(torch.ones(2, 3))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"row": [torch.ones(2, 3)]},
+        {"pair": (1, torch.ones(2, 3))},
+        {"named": {"x": torch.ones(2, 3)}},
+        {"by": "T"},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_what_holds_others_is_looked_into(module, wrong):
+    x = torch.ones(2, 2)
+    right = {"row": [x], "pair": (1, x), "named": {"x": x}, "by": "N"}
+    for _ in range(2):
+        module.inside(**right)
+        with pytest.raises(jaxtyping.TypeCheckError, match=next(iter(wrong))):
+            module.inside(**right | wrong)

@@ -7,13 +7,19 @@ import retrograde
 from retrograde.decomposition.from_recording import unasked
 
 
-@pytest.mark.parametrize("max_rows", [None, 5])
-def test_bins_named_ahead_equal_those_of_their_own_pass(max_rows, monkeypatch):
-    torch.manual_seed(0)
+@pytest.fixture(name="passed")
+def _passed():
+    """A recorded pass, and the input, which got a gradient."""
     model = torch.nn.LSTM(2, 3).double()
+    x = torch.randn(23, 2, 2, dtype=torch.float64, requires_grad=True)
     with retrograde.record(model) as recording:
-        model(torch.randn(23, 2, 2, dtype=torch.float64))[0].square().mean().backward()
-    recorded, asked = recording["LSTM"], ((0, 7), (0, 4, 7, 11), (0,), "octaves", (0, 5))
+        model(x)[0].square().mean().backward()
+    return recording["LSTM"], x
+
+
+@pytest.mark.parametrize("max_rows", [None, 5])
+def test_bins_named_ahead_equal_those_of_their_own_pass(passed, max_rows, monkeypatch):
+    recorded, asked = passed[0], ((0, 7), (0, 4, 7, 11), (0,), "octaves", (0, 5))
     own = [unasked(recorded, max_rows).by_lag(bins=bins) for bins in asked]
     flow = unasked(recorded, max_rows).walked({4, 7, 11})
     assert flow.residual < 1e-12 and float(flow.by_time().share.sum()) == pytest.approx(1)
@@ -30,13 +36,9 @@ def test_bins_named_ahead_equal_those_of_their_own_pass(max_rows, monkeypatch):
     assert not passes
 
 
-def test_routes_named_ahead_equal_those_of_their_own_pass_and_take_none(monkeypatch):
+def test_routes_named_ahead_equal_those_of_their_own_pass_and_take_none(passed, monkeypatch):
     """The report asks for them after the diagnosis."""
-    torch.manual_seed(0)
-    model = torch.nn.LSTM(2, 3).double()
-    with retrograde.record(model) as recording:
-        model(torch.randn(23, 2, 2, dtype=torch.float64))[0].square().mean().backward()
-    recorded = recording["LSTM"]
+    recorded, _ = passed
     own = unasked(recorded).by_route("weight_hh_l0")
     flow = unasked(recorded).walked(routes=True)
     passes = []
@@ -49,14 +51,11 @@ def test_routes_named_ahead_equal_those_of_their_own_pass_and_take_none(monkeypa
 
 
 @pytest.mark.parametrize("max_rows", [None, 5])
-def test_inputs_named_ahead_equal_those_of_their_own_pass_and_take_none(max_rows, monkeypatch):
+def test_inputs_named_ahead_equal_those_of_their_own_pass_and_take_none(
+    passed, max_rows, monkeypatch
+):
     """A horizon asks for them beside the lags."""
-    torch.manual_seed(0)
-    model = torch.nn.LSTM(2, 3).double()
-    x = torch.randn(23, 2, 2, dtype=torch.float64, requires_grad=True)
-    with retrograde.record(model) as recording:
-        model(x)[0].square().mean().backward()
-    recorded = recording["LSTM"]
+    recorded, x = passed
     own = unasked(recorded, max_rows).by_lag("input")
     flow = unasked(recorded, max_rows).walked(inputs=True)
     passes = []

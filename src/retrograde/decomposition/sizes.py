@@ -19,7 +19,6 @@ Reference: Franklin E. Satterthwaite, "An Approximate Distribution of Estimates 
 Components", Biometrics Bulletin 2 (1946).
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,11 +28,10 @@ from torch import Tensor
 
 from retrograde.decomposition.by_time import contribution_norms
 from retrograde.decomposition.lags import reach_of
+from retrograde.decomposition.rows import log2_of_sum
 from retrograde.engine.adjoint import AdjointSpan
 from retrograde.engine.entries import Entries
 from retrograde.engine.merging import COMPANIONS, DIRECTIONS
-
-LN2 = math.log(2)
 
 TAILS = 0.975, 0.025
 """Probabilities between whose quantiles an interval lies, the lower end first."""
@@ -91,8 +89,7 @@ class Sizes:
 
     def log2_of_sum(self, name: str) -> float:
         """log2 of a bound for the sum of the norms of all contributions."""
-        total = torch.logsumexp((self.log2[name] + torch.log2(self.count)) * LN2, 0)
-        return float(total) / LN2
+        return float(log2_of_sum(self.log2[name] + torch.log2(self.count)))
 
     @property
     def rate(self) -> float:
@@ -183,13 +180,13 @@ class LagSizes:
         merged, found = span.signed.merged, list[Tensor]()
         if merged:
             each = self._log2_squares_of_rows(span.signed.companions)
-            each = each.view(len(each), COMPANIONS, merged, -1)
-            found.append(torch.logsumexp(LN2 * each, 1) / LN2 - DIRECTIONS)
+            each = each.view(len(each), COMPANIONS, merged, -1).transpose(0, 1)
+            found.append(log2_of_sum(each) - DIRECTIONS)
         if merged < len(span.lags):
             alone = span.rows(slice(merged, None), span.lags[merged:])
             found.append(self._log2_squares_of_rows(alone))
         state, *every = torch.cat(found, 1)
-        return torch.stack((state, torch.logsumexp(LN2 * torch.stack(every), 0) / LN2, *every))
+        return torch.stack((state, log2_of_sum(torch.stack(every)), *every))
 
     def _log2_squares_of_rows(self, rows: AdjointSpan) -> Float[Tensor, "P N K"]:
         """The same of rows on their own, the parameters one by one."""

@@ -1,4 +1,4 @@
-"""What the entries of a state that a call was given read of the call before."""
+"""From what the parts of a state read of the call before to what all of its entries read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,10 +26,7 @@ class StateRead:
 
 
 def reads_of(call: Call, before: Call, terms: Mapping[str, ReadTerms]) -> list[StateRead]:
-    """What the entries of a state that a call was given read of the call before.
-
-    Outputs of steps before the last are -1.
-    """
+    """The same, from the terms of its parts; outputs of steps before the last are -1."""
     reads: list[StateRead] = []
     for letter, of_letter in terms.items():
         shape, found = call.given[letter].shape, []

@@ -1,4 +1,4 @@
-"""A call as a part of a sequence."""
+"""What sequences of calls are made of."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""All that is needed to repeat a report."""
+"""What was run, and with what: versions, model, batch, rules and thresholds."""
 
 import platform
 from collections.abc import Mapping
