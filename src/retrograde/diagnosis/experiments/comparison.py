@@ -123,7 +123,7 @@ def _squashed(each: Comparison) -> Finding | None:
     if logarithms:
         wrong = bool((values > NOISE).any()) or adds_up
         if each.function == "ctc_loss":
-            wrong |= bool((values.double().logsumexp(axis).abs() > 0.1).any())
+            wrong |= not _add_up(values, axis)
     elif each.function == "cross_entropy":
         wrong = (adds_up or by in ("softmax", "sigmoid")) and values.shape[axis] > 1
     else:
@@ -160,11 +160,14 @@ def _squashed(each: Comparison) -> Finding | None:
 
 def _over_another_axis(prediction: Tensor, axis: int) -> bool:
     """Whether a log_softmax made all of it, and not over the classes, which lie along this axis."""
-    node = last_node(prediction, RESHAPED)
-    if type(node).__name__ != "LogSoftmaxBackward0":
-        return False
-    total = prediction.detach().double().logsumexp(axis)
-    return bool((total.abs() > 0.1).any())
+    by = type(last_node(prediction, RESHAPED)).__name__
+    return by == "LogSoftmaxBackward0" and not _add_up(prediction.detach(), axis)
+
+
+def _add_up(logarithms: Tensor, axis: int) -> bool:
+    """Whether the probabilities along an axis add up to 1, or nearly so."""
+    total = logarithms.double().logsumexp(axis)
+    return not bool((total.abs() > 0.1).any())
 
 
 def _wrong_axis(sums: Tensor, axis: int) -> Finding:
