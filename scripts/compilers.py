@@ -1,6 +1,6 @@
 """Is the library right as other compilers build it, and as gcc does at every level of optimisation?
 
-    python scripts/compilers.py [argument of pytest ...]
+    python scripts/compilers.py [option of pytest ...]
 
 Each builds a wheel, and the tests of the compiled backend run on it. Compilers that are not there
 are named and left out.
@@ -29,7 +29,7 @@ LOADS = "import retrograde; print(retrograde.backend())"
 """Fails where the library cannot be loaded, for which the tests are only skipped."""
 
 
-def main(arguments: list[str]) -> int:
+def main(options: list[str]) -> int:
     failed = list[str]()
     for compiler, levels in LEVELS.items():
         if not shutil.which(compiler):
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
                 environment = {"PYTHONPATH": str(package), "RETROGRADE_BACKEND": "compiled"}
                 if compiler in LIBRARIES:
                     environment["LD_LIBRARY_PATH"] = LIBRARIES[compiler]
-                tests = ("-m", "pytest", "-q", *(arguments or ["tests/compiled"]))
+                tests = ("-m", "pytest", "-q", "tests/compiled", *options)
                 codes = (
                     subprocess.run(
                         [sys.executable, *command], cwd=ROOT, env={**os.environ, **environment}
