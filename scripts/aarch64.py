@@ -1,6 +1,6 @@
 """Does the compiled backend do on a 64-bit ARM processor what it does here?
 
-    python scripts/aarch64.py [argument of pytest ...]
+    python scripts/aarch64.py [option of pytest ...]
 
 Its tests run here as usual, but the library is compiled for ARM and runs in an emulator: a proxy
 (tests/support/aarch64) passes every call on to it, and the emulated process reads and writes the
@@ -44,7 +44,7 @@ def build() -> None:
     subprocess.run(["cc", *warnings, *proxy], check=True)
 
 
-def main(arguments: list[str]) -> int:
+def main(options: list[str]) -> int:
     missing = [package for program, package in NEEDED.items() if not shutil.which(program)]
     if sys.platform != "linux":
         missing = ["Linux"]
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     build()
     environment = {"PYTHONPATH": str(BUILT), "RETROGRADE_BACKEND": "compiled"}
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *(arguments or ["tests/compiled"])],
+        [sys.executable, "-m", "pytest", "-q", "tests/compiled", *options],
         cwd=ROOT,
         env={**os.environ, **environment},
     ).returncode
