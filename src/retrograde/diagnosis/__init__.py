@@ -3,7 +3,7 @@
 A pass is run (run.py) and each of its layers becomes a subject (subject.py: the decomposition, the
 gates in activity.py, the lag that matters in need.py). Rules (rules/) measure one number each and
 compare it with the table (thresholds.py); what crosses becomes a finding (finding.py). Remedies
-(remedies.py) are applied to copies and measured again (trials.py), or trained (training.py).
+(remedies/) are applied to copies and measured again (trials.py), or trained (training.py).
 """
 
 from retrograde.diagnosis.explain import explain

@@ -27,10 +27,10 @@ def by_crossing(flow: Flow) -> Parts:
         most = min(most, CROSSING_WORK // (numbers * flow.steps))
     if len(flow.entries) <= most:
         return flow.by_crossing(max_crossings=8)
-    finest = max((r for r in RESOLUTIONS if rows_at(r, flow.steps) <= most), default=COARSEST)
+    finest = max((r for r in RESOLUTIONS if _rows_at(r, flow.steps) <= most), default=COARSEST)
     return flow.with_rows(relative=finest).by_crossing(max_crossings=8)
 
 
-def rows_at(relative: int, steps: int) -> float:
+def _rows_at(relative: int, steps: int) -> float:
     """About how many rows there are where lags are known to 1/relative of themselves."""
     return relative * (1 + math.log2(max(2.0, steps / relative)))

@@ -51,7 +51,7 @@ class Settings:
             self,
             versions=versions(),
             model=str(model),
-            batch=described(batch),
+            batch=_described(batch),
             device=device,
             seed=seed,
         )
@@ -66,13 +66,13 @@ def versions() -> dict[str, str]:
     }
 
 
-def described(batch: Any) -> str:
+def _described(batch: Any) -> str:
     """Kind, shape and data type of whatever a batch is."""
     if isinstance(batch, Tensor):
         return f"{list(batch.shape)} {str(batch.dtype).removeprefix('torch.')}"
     if isinstance(batch, Mapping):
-        return "{" + ", ".join(f"{key}: {described(part)}" for key, part in batch.items()) + "}"
+        return "{" + ", ".join(f"{key}: {_described(part)}" for key, part in batch.items()) + "}"
     if isinstance(batch, list | tuple):
-        parts = [described(part) for part in batch[:8]]
+        parts = [_described(part) for part in batch[:8]]
         return "(" + ", ".join(parts + ["..."] * (len(batch) > 8)) + ")"
     return type(batch).__name__
