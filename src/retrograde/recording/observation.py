@@ -113,7 +113,7 @@ class _Watched:
             },
             {edge: tuple(between[edge].values()) for edge in between.keys() & seen},
             {edge: dict(users[edge]) for edge in users.keys() & seen},
-            tracker.weights.keys() & seen,
+            tracker.weights.copy().keys() & seen,  # another thread may compute a weight just now
         )
 
 
