@@ -5,6 +5,7 @@ struct sizes {
   int64_t G, blocks, padded, K; /* weight blocks, blocks of a step, padded H, activations */
   int64_t a_row, x_row, h_row;  /* of padded rows: pre-activations, inputs, states */
   int64_t x_padded, seen_row;   /* inputs and states side by side, states from x_padded on */
+  int64_t gates, gates_row;     /* i, f and o side by side where the next step sees them, or 0 */
   int64_t parts, chunk;         /* chunk: steps whose weight gradients are formed together */
   int64_t of_part;              /* numbers of scratch for each part */
 };
@@ -14,12 +15,13 @@ struct run {
   struct sizes sizes;
   real *scratch;                          /* of the first part */
   real *w, *r, *r_n, *bias, *peepholes;   /* packed and padded weights */
-  const real *initial[2];                 /* of h and c, [B, H] */
+  real *gg, *gg_o;                        /* between gates: what goes to i and f, and to o */
+  const real *initial[3];                 /* of h and c, [B, H], and of gates that are seen */
 };
 
 /* Where the sums of a part lie, within its scratch. */
 struct sums {
-  real *by_w, *by_r, *by_bias, *by_peepholes;
+  real *by_w, *by_r, *by_bias, *by_peepholes, *by_gg;
 };
 
 INLINE int64_t padded_to(int64_t size, int64_t unit) { return (size + unit - 1) / unit * unit; }
@@ -50,6 +52,8 @@ static struct sizes sizes_of(const struct pass *p) {
   s.h_row = odd_row(p->hidden);
   s.x_padded = padded_to(p->inputs, V);
   s.seen_row = odd_row(s.x_padded + p->hidden);
+  s.gates = p->weight_gg ? 3 * p->hidden : 0;
+  s.gates_row = s.gates ? odd_row(s.gates) : 0;
   int64_t work = p->steps * p->samples * s.G * p->hidden * (p->inputs + p->hidden);
   s.parts = work < SMALL_WORK ? 1 : p->parts < p->samples ? p->parts : p->samples;
   if (s.parts < 1)
@@ -88,6 +92,30 @@ INLINE int64_t time_of(const struct pass *p, int64_t step) {
   return p->reverse ? p->steps - 1 - step : step;
 }
 
+/* Padded with zeros to whole vectors. */
+INLINE void copy_row(real *to, const real *from, int64_t size) {
+  for (int64_t j = 0; j < size; j += V)
+    store(to + j, load_some(from + j, size - j));
+}
+
+/* Where gate 0, 1 or 2 of i, f and o is among the blocks of all gates. */
+INLINE int64_t block_of_gate(int64_t gate) { return gate < 2 ? gate : 3; }
+
+/* The gates that some samples see at a step, those of the step before. */
+static void seen_gates(
+    const struct run *run, int64_t first, int64_t rows, int64_t step, real *to) {
+  const struct pass *p = run->pass;
+  const struct sizes *s = &run->sizes;
+  int64_t H = p->hidden, P = s->padded, before = time_of(p, step - 1) * p->samples;
+  for (int64_t sample = first; sample < first + rows; sample++, to += s->gates_row) {
+    const real *kept = (const real *)p->kept + (before + sample) * s->K * P;
+    for (int64_t gate = 0; step && gate < 3; gate++)
+      copy_row(to + gate * H, kept + block_of_gate(gate) * P, H);
+    if (!step)
+      copy_row(to, run->initial[2] + sample * s->gates, s->gates);
+  }
+}
+
 static void forward_parts(int64_t begin, int64_t end, void *context) {
   const struct run *run = context;
   const struct pass *p = run->pass;
@@ -99,6 +127,7 @@ static void forward_parts(int64_t begin, int64_t end, void *context) {
     real *free_ = run->scratch + part * s.of_part;
     real *a = taken(&free_, rows * s.a_row), *q = taken(&free_, rows * s.h_row);
     real *unkept = taken(&free_, rows * (s.K ? s.K : 1) * P);
+    real *gates = taken(&free_, rows * s.gates_row);
     for (int64_t step = 0; step < p->steps; step++) {
       int64_t t = time_of(p, step), now = (t * B + first) * H;
       int64_t before = (time_of(p, step - 1) * B + first) * H;
@@ -123,6 +152,12 @@ static void forward_parts(int64_t begin, int64_t end, void *context) {
       product(rows, s.G * P / V, p->inputs, x, p->x_sample, run->w, run->bias, 0, a, s.a_row);
       int64_t together = is_gru(p) ? 2 : s.G; /* blocks that R h is added to */
       product(rows, together * P / V, H, h, H, run->r, a, s.a_row, a, s.a_row);
+      if (s.gates) {
+        real *o = a + 3 * P;
+        seen_gates(run, first, rows, step, gates);
+        product(rows, 2 * P / V, s.gates, gates, s.gates_row, run->gg, a, s.a_row, a, s.a_row);
+        product(rows, P / V, s.gates, gates, s.gates_row, run->gg_o, o, s.a_row, o, s.a_row);
+      }
       switch (p->cell) {
       case LSTM:
         lstm_ahead_any(at, p);
@@ -154,10 +189,12 @@ static void forward_parts(int64_t begin, int64_t end, void *context) {
 }
 
 /* The initial state, or zeros. */
-static void find_initial(const struct pass *p, struct run *run, real *zeros) {
-  const real *given[2] = {p->h_0, p->c_0};
-  memset(zeros, 0, (size_t)(p->samples * p->hidden) * sizeof(real));
-  for (int k = 0; k < 2; k++)
+static void find_initial(const struct pass *p, struct run *run, real **free_) {
+  int64_t count = p->samples * (run->sizes.gates ? run->sizes.gates : p->hidden);
+  const real *given[3] = {p->h_0, p->c_0, p->gates_0};
+  real *zeros = taken(free_, count);
+  memset(zeros, 0, (size_t)count * sizeof(real));
+  for (int k = 0; k < 3; k++)
     run->initial[k] = given[k] ? given[k] : zeros;
 }
 
@@ -179,9 +216,10 @@ static int64_t forward(const struct pass *p) {
   const int64_t H = p->hidden, I = p->inputs, P = s.padded, B = p->samples;
   int64_t rows = (B + s.parts - 1) / s.parts;
   s.of_part = padded_to(rows * s.a_row, 64) + padded_to(rows * s.h_row, 64) +
-              padded_to(rows * (s.K ? s.K : 1) * P, 64);
+              padded_to(rows * (s.K ? s.K : 1) * P, 64) + padded_to(rows * s.gates_row, 64);
   int64_t shared = padded_to(s.G * P * I, 64) + padded_to(s.G * P * H, 64) + 64 +
-                   padded_to(s.blocks * P, 64) + padded_to(4 * P, 64) + padded_to(B * H, 64);
+                   padded_to(s.blocks * P, 64) + padded_to(4 * P, 64) +
+                   padded_to(3 * P * s.gates, 64) + padded_to(B * (s.gates ? s.gates : H), 64);
   void *raw;
   real *free_ = memory(shared + s.parts * s.of_part, &raw);
   if (!free_)
@@ -191,6 +229,7 @@ static int64_t forward(const struct pass *p) {
   run.r = taken(&free_, s.G * P * H);
   run.bias = taken(&free_, s.blocks * P);
   run.peepholes = taken(&free_, 4 * P);
+  run.gg = taken(&free_, 3 * P * s.gates);
   struct grouped wide = {s.G, H, P}, x = {1, I, I}, h = {1, H, H};
   pack(run.w, p->weight_ih, 1, I, x, wide);
   if (is_gru(p)) {
@@ -200,10 +239,16 @@ static int64_t forward(const struct pass *p) {
     pack(run.r_n, (const real *)p->weight_hh + 2 * H * H, 1, H, h, one);
   } else
     pack(run.r, p->weight_hh, 1, H, h, wide);
+  if (s.gates) {
+    struct grouped all = {1, s.gates, s.gates}, two = {2, H, P}, one = {1, H, P};
+    run.gg_o = run.gg + 2 * P * s.gates;
+    pack(run.gg, p->weight_gg, 1, s.gates, all, two);
+    pack(run.gg_o, (const real *)p->weight_gg + 2 * H * s.gates, 1, s.gates, all, one);
+  }
   pad_biases(p, &s, run.bias);
   pad(run.peepholes, p->weight_ch, peephole_count(p), H, P);
 
-  find_initial(p, &run, taken(&free_, B * H));
+  find_initial(p, &run, &free_);
   run.scratch = free_;
   if (B)
     in_parts(p, s.parts, forward_parts, &run);
@@ -216,6 +261,8 @@ struct work {
   struct sums sums, chunk_sums;
   real *d, *x, *h, *q, *carried_h, *carried_c, *by_x, *by_q;
   real *outputs[2]; /* of an LSTM, at even and at odd steps */
+  real *gates;      /* those that a step sees, beside x and h */
+  real *by_kept;    /* of gates that are seen: what the step after and the loss give */
   int64_t count;
 };
 
@@ -239,14 +286,11 @@ static struct work work_of(
   w.by_q = taken(&free_, rows * s->h_row);
   for (int k = 0; k < 2; k++)
     w.outputs[k] = taken(&free_, p->cell == LSTM ? rows * p->hidden : 0);
+  w.gates = taken(&free_, all_rows * s->gates_row);
+  w.by_kept = taken(&free_, s->gates ? rows * s->K * P : 0);
+  w.sums.by_gg = taken(&free_, 3 * P * s->gates_row);
   w.count = free_ - from;
   return w;
-}
-
-/* Padded with zeros to whole vectors. */
-INLINE void copy_row(real *to, const real *from, int64_t size) {
-  for (int64_t j = 0; j < size; j += V)
-    store(to + j, load_some(from + j, size - j));
 }
 
 /* The outputs of some samples at a step of an LSTM, which follow from what it keeps. */
@@ -283,6 +327,13 @@ static void add_chunk(
     product_over_rows(rows, P, h, n, s->a_row, seen, row, add, by_n, row);
   } else if (p->by_weight_hh && !side_by_side)
     product_over_rows(rows, s->G * P, h, w->d, s->a_row, w->h, row, add, w->sums.by_r, row);
+  if (p->by_weight_gg) {
+    int64_t g_row = s->gates_row, g = padded_to(s->gates, V) / V;
+    real *by_o = w->sums.by_gg + 2 * P * g_row;
+    product_over_rows(
+        rows, 2 * P, g, w->d, s->a_row, w->gates, g_row, add, w->sums.by_gg, g_row);
+    product_over_rows(rows, P, g, w->d + 3 * P, s->a_row, w->gates, g_row, add, by_o, g_row);
+  }
   for (int64_t j = 0; j < s->blocks * P; j += V) {
     vec sum = {0};
     for (int64_t k = 0; k < rows; k++)
@@ -330,6 +381,7 @@ static int finite_weights(const struct pass *p, const struct sizes *s) {
   int64_t H = p->hidden, rows = s->G * H;
   return all_finite(p->weight_ih, rows, p->inputs, p->inputs) &&
          all_finite(p->weight_hh, rows, H, H) &&
+         all_finite(p->weight_gg, s->gates, s->gates, s->gates) &&
          (!p->weight_ch || all_finite(p->weight_ch, peephole_count(p), H, H));
 }
 
@@ -350,6 +402,19 @@ static int nothing_given(const struct back *at, const struct pass *p, int64_t ke
   return all_finite(at->h_before, B, H, H) && all_finite(at->c_before, B, H, H) &&
          (after || (all_finite(at->h, B, H, H) && all_finite(at->c, B, H, H))) &&
          (p->cell == LSTM || all_finite(at->kept, B, at->kept_row, kept));
+}
+
+/* What comes to the gates of the step before, by rows as they are kept, from d of this one. */
+static void by_seen_gates(const struct run *run, int64_t rows, const real *d, real *by_kept) {
+  const struct sizes *s = &run->sizes;
+  int64_t P = s->padded, a_row = s->a_row, row = s->K * P;
+  const real *d_o = d + 3 * P;
+  real *by_o = by_kept + 3 * P;
+  product_of_part(rows, 2 * P / V, 2 * P, d, a_row, run->gg, 3 * P, 0, 0, 0, by_kept, row);
+  product_of_part(
+      rows, 2 * P / V, P, d_o, a_row, run->gg, 3 * P, 2 * P, by_kept, row, by_kept, row);
+  product_of_part(rows, P / V, 2 * P, d, a_row, run->gg_o, 3 * P, 0, 0, 0, by_o, row);
+  product_of_part(rows, P / V, P, d_o, a_row, run->gg_o, 3 * P, 2 * P, by_o, row, by_o, row);
 }
 
 static void backward_parts(int64_t begin, int64_t end, void *context) {
@@ -375,6 +440,8 @@ static void backward_parts(int64_t begin, int64_t end, void *context) {
     }
     if (lstm && p->steps)
       lstm_outputs(p, &s, first, rows, p->steps - 1, &w);
+    const int64_t of_kept = s.gates ? rows * s.K * P : 0;
+    memset(w.by_kept, 0, (size_t)of_kept * sizeof(real));
     int64_t in_chunk = 0;
     int64_t skipped = -1;     /* the last step that was skipped */
     int add = 0, finite = -1; /* the weights: not known yet */
@@ -417,12 +484,18 @@ static void backward_parts(int64_t begin, int64_t end, void *context) {
         if (step)
           lstm_outputs(p, &s, first, rows, step - 1, &w);
       }
+      if (s.gates) {
+        for (int64_t j = 0; at.by_kept && j < of_kept; j += V)
+          store(w.by_kept + j, load(w.by_kept + j) + load(at.by_kept + j));
+        at.by_kept = w.by_kept;
+      }
       const real *x_t = (const real *)p->x + t * p->x_step + first * p->x_sample;
       if (nothing_comes(&at, s.K * P)) {
         if (finite < 0)
           finite = finite_weights(p, &s);
         if (finite && nothing_given(&at, p, s.K * P, skipped == step + 1) &&
-            all_finite(x_t, rows, p->x_sample, I)) {
+            all_finite(x_t, rows, p->x_sample, I) &&
+            (step || all_finite(run->initial[2] + first * s.gates, rows, s.gates, s.gates))) {
           skipped = step;
           if (p->by_x)
             memset((real *)p->by_x + (t * B + first) * I, 0, (size_t)(rows * I) * sizeof(real));
@@ -454,6 +527,9 @@ static void backward_parts(int64_t begin, int64_t end, void *context) {
           product(rows, P / V, P, d + 3 * P, s.a_row, run->r_n, by_h, s.h_row, by_h, s.h_row);
       } else
         product(rows, P / V, s.G * P, d, s.a_row, run->r, 0, 0, by_h, s.h_row);
+      memset(w.by_kept, 0, (size_t)of_kept * sizeof(real));
+      if (s.gates && !p->truncated)
+        by_seen_gates(run, rows, d, w.by_kept);
       if (p->by_x) {
         real *by_x = (real *)p->by_x + (t * B + first) * I;
         int direct = I % V == 0;
@@ -465,6 +541,8 @@ static void backward_parts(int64_t begin, int64_t end, void *context) {
       }
       if (!weights)
         continue;
+      if (p->by_weight_gg)
+        seen_gates(run, first, rows, step, w.gates + top * s.gates_row);
       for (int64_t row = 0; row < rows; row++) {
         copy_row(w.x + (top + row) * s.seen_row, x_t + row * p->x_sample, I);
         copy_row(w.h + (top + row) * s.seen_row, at.h_before + row * H, H);
@@ -483,6 +561,12 @@ static void backward_parts(int64_t begin, int64_t end, void *context) {
     for (int k = 0; k < 2; k++)
       for (int64_t row = 0; by_0[k] && row < rows; row++)
         memcpy(by_0[k] + (first + row) * H, carried[k] + row * s.h_row, (size_t)H * sizeof(real));
+    real *by_gates = p->by_gates_0;
+    for (int64_t row = 0; by_gates && row < rows; row++)
+      for (int64_t gate = 0; gate < 3; gate++)
+        memcpy(
+            by_gates + (first + row) * s.gates + gate * H,
+            w.by_kept + (row * s.K + block_of_gate(gate)) * P, (size_t)H * sizeof(real));
   }
   restore_denormals(control);
 }
@@ -510,6 +594,8 @@ static void add_parts(int64_t begin, int64_t end, void *context) {
         ADD(((real *)p->by_bias_hh)[row], w.sums.by_bias[from_h]);
       if (p->by_weight_ch && block < peephole_count(p))
         ADD(((real *)p->by_weight_ch)[row], w.sums.by_peepholes[from]);
+      for (int64_t k = 0; p->by_weight_gg && block < 3 && k < s->gates; k++)
+        ADD(((real *)p->by_weight_gg)[row * s->gates + k], w.sums.by_gg[from * s->gates_row + k]);
 #undef ADD
     }
   }
@@ -522,7 +608,8 @@ static int64_t backward(const struct pass *p) {
   int64_t of_w = p->by_x ? s.G * P * padded_to(I, V) : 0;
   int64_t shared =
       padded_to(of_w, 64) + padded_to(s.G * P * P, 64) + 64 + padded_to(4 * P, 64) +
-      padded_to(p->samples * H, 64);
+      padded_to(s.gates ? 9 * P * P : 0, 64) +
+      padded_to(p->samples * (s.gates ? s.gates : H), 64);
   s.of_part = work_of(p, &s, 0).count;
   void *raw;
   real *free_ = memory(shared + s.parts * s.of_part, &raw);
@@ -532,7 +619,8 @@ static int64_t backward(const struct pass *p) {
   run.w = taken(&free_, of_w);
   run.r = taken(&free_, s.G * P * P);
   run.peepholes = taken(&free_, 4 * P);
-  find_initial(p, &run, taken(&free_, p->samples * H));
+  run.gg = taken(&free_, s.gates ? 9 * P * P : 0);
+  find_initial(p, &run, &free_);
   run.scratch = free_;
   if (!p->steps || !p->samples) /* nothing is added up */
     memset(run.scratch, 0, (size_t)(s.parts * s.of_part) * sizeof(real));
@@ -546,6 +634,12 @@ static int64_t backward(const struct pass *p) {
     pack(run.r_n, (const real *)p->weight_hh + 2 * H * H, H, 1, h, h);
   } else
     pack(run.r, p->weight_hh, H, 1, wide, h);
+  if (s.gates) {
+    struct grouped all = {3, H, P}, two = {2, H, P};
+    run.gg_o = run.gg + 6 * P * P;
+    pack(run.gg, p->weight_gg, s.gates, 1, all, two);
+    pack(run.gg_o, (const real *)p->weight_gg + 2 * H, s.gates, 1, all, h);
+  }
   pad(run.peepholes, p->weight_ch, peephole_count(p), H, P);
   in_parts(p, s.parts, backward_parts, &run);
   if (p->by_weight_ih || p->by_weight_hh) {

@@ -28,14 +28,16 @@ struct pass {
   /* Inputs [T, B, I] with these strides, in elements. */
   const void *x;
   int64_t x_step, x_sample;
-  /* weight_ih [G*H, I], weight_hh [G*H, H], bias_ih and bias_hh [G*H], weight_ch [P*H]. */
-  const void *weight_ih, *weight_hh, *bias_ih, *bias_hh, *weight_ch;
-  /* The initial state, [B, H] each; NULL is zeros. */
-  const void *h_0, *c_0;
+  /* weight_ih [G*H, I], weight_hh [G*H, H], bias_ih and bias_hh [G*H], weight_ch [P*H], and
+     weight_gg [3H, 3H] of an LSTM with all gates, where i, f and o see those of the step before. */
+  const void *weight_ih, *weight_hh, *bias_ih, *bias_hh, *weight_ch, *weight_gg;
+  /* The initial state, [B, H] each, and of gates that are seen [B, 3H]; NULL is zeros. */
+  const void *h_0, *c_0, *gates_0;
   /* States after each step, [T, B, H], and after the last one, [B, H]. The backward pass reads no h
      of an LSTM, which follows from what is kept. */
   void *h, *c, *h_n, *c_n;
-  /* Activations [T, B, K, H padded to whole vectors]; NULL where they are not kept. */
+  /* Activations [T, B, K, H padded to whole vectors]; NULL where they are not kept, as gates that
+     are seen must be. */
   void *kept;
 
   /* Backward: gradients of h and c [T, B, H] with these strides, and of the activations. */
@@ -43,9 +45,9 @@ struct pass {
   int64_t by_h_step, by_h_sample, by_c_step, by_c_sample;
   /* Gradients of the last state, [B, H]. */
   const void *by_h_n, *by_c_n;
-  /* Results: [T, B, I] contiguous, the shapes of the weights, and [B, H]. */
-  void *by_x, *by_weight_ih, *by_weight_hh, *by_bias_ih, *by_bias_hh, *by_weight_ch;
-  void *by_h_0, *by_c_0;
+  /* Results: [T, B, I] contiguous, the shapes of the weights, and of the initial state. */
+  void *by_x, *by_weight_ih, *by_weight_hh, *by_bias_ih, *by_bias_hh, *by_weight_ch, *by_weight_gg;
+  void *by_h_0, *by_c_0, *by_gates_0;
   /* What the backward pass does otherwise than the derivative. `truncated`: nothing comes back
      through the recurrent weights. `limit`: the address of the largest size that the gradient of a
      pre-activation may have, NULL for any; `clipped`: for each part how many were larger. */

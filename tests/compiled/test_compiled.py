@@ -17,6 +17,7 @@ from retrograde.compiled import library as loading
 from retrograde.compiled import passes
 from retrograde.errors import BackendError
 from support.backends import BACKENDS, using
+from support.papers import by_gate, reference_step
 from support.type_checks import unchecked
 
 needs_library = pytest.mark.skipif(
@@ -33,11 +34,12 @@ def _whatever_the_environment_asks_for():
 ELMAN = ("tanh", "relu", "sigmoid", "identity", "4*sigmoid-2", "2*sigmoid-1")
 POSITIVE = ("softplus", "relu+sigmoid")
 KINDS = [
-    *(("LSTM", {"generation": row.name}) for row in TABLE if not row.gate_recurrence),
+    *(("LSTM", {"generation": row.name}) for row in TABLE),
     *(("RNN", {"nonlinearity": name}) for name in POSITIVE),
     *(("GRU", {"generation": name}) for name in ("gru-torch", "gru-2014")),
     *(("RNN", {"nonlinearity": name}) for name in ELMAN),
 ]
+FGR = "LSTM", {"generation": "fgr"}
 DRAWING = threading.Lock()
 """Threads share one generator of weights."""
 
@@ -86,7 +88,31 @@ def test_equals_the_eager_backend(kind, options):
 
 
 @needs_library
-@pytest.mark.parametrize("kind, options", [*KINDS[:-8:3], *KINDS[-8:-4]])
+def test_gates_that_see_each_other_beside_a_plain_loop():
+    """All parts of the state and every gradient, from the equations of the paper by autograd."""
+    H = 5
+    torch.manual_seed(0)
+    module = retrograde.nn.LSTM(2, H, generation="fgr", dtype=torch.float64)
+    x = drawn(4, 3, 2, dtype=torch.float64, seed=1).requires_grad_()
+    given = [drawn(1, 3, H, dtype=torch.float64, seed=n).requires_grad_() for n in range(2, 7)]
+    _, last, (inside,) = module(x, tuple(given), return_activations=True)
+    states = torch.cat([inside[name] for name in module.state_pieces], -1)
+    weights, state, expected = by_gate(module.cells()[0]), torch.cat(given, -1)[0], []
+    for x_k in x:
+        state = reference_step("fgr", weights, x_k, *state.split((H, H, 3 * H), -1))
+        expected.append(state)
+    found = []
+    for every, end in ((states, torch.cat(last, -1)[0]), (torch.stack(expected), state)):
+        by = drawn(*every.shape, dtype=torch.float64, seed=7)
+        loss = (every * by).sum() + (end * by[0]).sum()
+        leaves = [x, *given, *module.parameters()]
+        found.append([every, end, *torch.autograd.grad(loss, leaves, retain_graph=True)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@needs_library
+@pytest.mark.parametrize("kind, options", [*KINDS[:-8:3], *KINDS[-8:-4], FGR])
 def test_truncated_and_clipped_inside(kind, options):
     """Gradients and how often it clipped, with either and with both, beside the eager backend."""
     T, B, inputs, H = 7, 9, 3, 19
@@ -102,7 +128,8 @@ def test_truncated_and_clipped_inside(kind, options):
                 handle = retrograde.nn.clip_inside(module, policy)
             x = drawn(T, B, inputs, dtype=torch.float64, seed=1).requires_grad_()
             h = drawn(2, B, H, dtype=torch.float64, seed=2).requires_grad_()
-            start = (h, torch.zeros_like(h)) if kind == "LSTM" else h
+            others = len(module.state_pieces) - 1
+            start = (h, *[torch.zeros_like(h)] * others) if others else h
             with unchecked(), using(name):
                 output = module(x, start)[0]
                 loss = (output * drawn(T, B, 2 * H, dtype=torch.float64, seed=3)).sum()
@@ -115,7 +142,7 @@ def test_truncated_and_clipped_inside(kind, options):
 
 
 @needs_library
-@pytest.mark.parametrize("kind, options", [KINDS[3], KINDS[-8], KINDS[-7]])
+@pytest.mark.parametrize("kind, options", [KINDS[3], FGR, KINDS[-8], KINDS[-7]])
 def test_sizes_beyond_a_block(kind, options):
     """More rows than a chunk of weight gradients, deeper products and wider inputs than a tile."""
     found = []
@@ -133,7 +160,7 @@ def test_every_instruction_set_of_this_processor(monkeypatch):
     opened = ctypes.CDLL(str(loading.PATH))
     names = loading._instruction_sets(opened)
     assert names[0] in ("baseline", "neon")
-    for kind, options in (("LSTM", {"generation": "lstm-2002"}), ("GRU", {}),
+    for kind, options in (("LSTM", {"generation": "lstm-2002"}), FGR, ("GRU", {}),
                           ("GRU", {"generation": "gru-2014"}), ("RNN", {})):  # fmt: skip
         for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 5e-5)):
             found = []
@@ -209,7 +236,7 @@ def test_every_activation_function_has_a_number_in_the_library():
 
 
 @needs_library
-@pytest.mark.parametrize("kind, options", [KINDS[3], KINDS[-8], KINDS[-7], KINDS[-6]])
+@pytest.mark.parametrize("kind, options", [KINDS[3], FGR, KINDS[-8], KINDS[-7], KINDS[-6]])
 def test_what_is_not_finite_goes_where_it_goes_in_the_eager_backend(kind, options):
     """NaN and infinities of states and of the gradients of the inputs, sample by sample."""
     T, B, inputs, H = 6, 5, 3, 5
@@ -231,7 +258,9 @@ def test_what_is_not_finite_goes_where_it_goes_in_the_eager_backend(kind, option
 
 
 @needs_library
-@pytest.mark.parametrize("kind, options", [KINDS[3], KINDS[6], KINDS[-8], KINDS[-7], KINDS[-5]])
+@pytest.mark.parametrize(
+    "kind, options", [KINDS[3], KINDS[6], FGR, KINDS[-8], KINDS[-7], KINDS[-5]]
+)
 def test_steps_without_a_gradient_are_passed_over_unless_something_there_is_not_finite(
     kind, options
 ):
@@ -289,23 +318,29 @@ def test_layout_makes_no_difference():
 @needs_library
 def test_no_steps_no_inputs():
     """What a module refuses the door takes: nothing moves, and nothing is added up."""
-    for kind in (passes.LSTMS["lstm-2002"], passes.GRUS["gru-2014"], passes.ELMANS["tanh"]):
+    lstms = (passes.LSTMS[name] for name in ("lstm-2002", "fgr"))
+    for kind in (*lstms, passes.GRUS["gru-2014"], passes.ELMANS["tanh"]):
         blocks, holes = kind.blocks
-        sizes = ((4 * blocks, 3), (4 * blocks, 4), (4 * blocks,), (4 * blocks,), (4 * holes,))
+        sizes = ((4 * blocks, 3), (4 * blocks, 4), (4 * blocks,), (4 * blocks,))
+        sizes += ((4 * holes,), (12, 12))
         weights = [drawn(*s, dtype=torch.float64, seed=n) for n, s in enumerate(sizes)]
         if not holes:
             weights[4] = None
+        if not kind.gates:
+            weights[5] = None
         initial = [drawn(2, 4, dtype=torch.float64, seed=9) for _ in kind.parts]
+        ends = [part[None] for part in initial]
+        if kind.gates:
+            initial.append(drawn(2, 12, dtype=torch.float64, seed=9))
         x = torch.empty(0, 2, 3, dtype=torch.float64)
         use = passes.library()
         passed = passes.forward(use, kind, x, initial, weights)
         needs = [True] * (1 + len(initial)) + [weight is not None for weight in weights]
-        nothing = [None] * len(initial)
-        back = passes.backward(
-            use, kind, x, initial, weights, passed, nothing, [h[None] for h in initial], None, needs
-        )
-        for start, end, by in zip(initial, passed.last, back.initial, strict=True):
-            assert torch.equal(start, end[0]) and torch.equal(by, start)
+        nothing = [None] * len(ends)
+        back = passes.backward(use, kind, x, initial, weights, passed, nothing, ends, None, needs)
+        for start, end, by in zip(ends, passed.last, back.initial[: len(ends)], strict=True):
+            assert torch.equal(start, end) and torch.equal(by, start[0])
+        assert not any(by.any() for by in back.initial[len(ends) :])
         assert all(by is None or not by.any() for by in back.weights)
         x, weights[0] = torch.empty(3, 2, 0, dtype=torch.float64), weights[0][:, :0]
         passed = passes.forward(use, kind, x, initial, weights)
@@ -327,7 +362,7 @@ def poisoned():
 
 @needs_library
 def test_nothing_is_read_that_was_not_written():
-    for kind, options in (KINDS[3], KINDS[7], KINDS[-8], KINDS[-7], KINDS[-6]):
+    for kind, options in (KINDS[3], KINDS[7], FGR, KINDS[-8], KINDS[-7], KINDS[-6]):
         plain = everything(kind, options, torch.float32, (5, 3, 2, 5), num_layers=2)
         with poisoned():
             again = everything(kind, options, torch.float32, (5, 3, 2, 5), num_layers=2)
@@ -335,12 +370,13 @@ def test_nothing_is_read_that_was_not_written():
 
 
 @needs_library
-def test_threads_and_processes():
+@pytest.mark.parametrize("generation", ["lstm-2002", "fgr"])
+def test_threads_and_processes(generation):
     """Two Python threads at once, samples over two threads of torch, and a fork after all that."""
     sizes, before = (11, 9, 40, 60), torch.get_num_threads()
 
     def run():
-        return everything("LSTM", {"generation": "lstm-2002"}, torch.float64, sizes)
+        return everything("LSTM", {"generation": generation}, torch.float64, sizes)
 
     found = {}
     try:

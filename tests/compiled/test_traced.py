@@ -19,6 +19,7 @@ KINDS = {
     "lstm-1997": lambda: retrograde.nn.LSTM(2, 3, generation="lstm-1997", bias=False),
     "peepholes": lambda: retrograde.nn.LSTM(2, 3, 2, generation="lstm-2002", bidirectional=True),
     "cifg": lambda: retrograde.nn.LSTM(2, 3, generation="cifg", dtype=torch.float64),
+    "fgr": lambda: retrograde.nn.LSTM(2, 3, 2, generation="fgr", bidirectional=True),
     "gru": lambda: retrograde.nn.GRU(2, 3, bidirectional=True),
     "gru-2014": lambda: retrograde.nn.GRU(2, 3, generation="gru-2014", batch_first=True),
     "rnn": lambda: retrograde.nn.RNN(2, 3, nonlinearity="sigmoid"),
@@ -95,14 +96,14 @@ def test_other_lengths_without_gradients_and_changed_in_place():
     torch.testing.assert_close(ours, eager)
 
 
-@pytest.mark.parametrize("name", ["peepholes", "gru", "rnn"])
+@pytest.mark.parametrize("name", ["peepholes", "fgr", "gru", "rnn"])
 def test_the_operation_keeps_its_promises(name):
     """Schema, shapes without numbers, and derivative, as torch checks them."""
     module = KINDS[name]().double()
     kind, x = module._kind(True), torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
     weights = [getattr(module, weight + "_l0", None) for weight in passes.WEIGHTS]
     for reverse in (False, True):
-        given = (x, None, None, *weights, kind.name, reverse, True)
+        given = (x, None, None, None, *weights, kind.name, reverse, True)
         torch.library.opcheck(traced_pass._forward, given)
 
 

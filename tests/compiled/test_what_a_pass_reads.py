@@ -11,7 +11,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 T, B, I, H = 5, 3, 2, 4  # noqa: E741
-KINDS = (("LSTM", {"generation": "lstm-2002"}), ("GRU", {}), ("RNN", {"bias": False}))
+KINDS = (
+    *(("LSTM", {"generation": name}) for name in ("lstm-2002", "fgr")),
+    *(("GRU", {}), ("RNN", {"bias": False})),
+)
 
 
 @pytest.fixture(autouse=True)

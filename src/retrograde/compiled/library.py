@@ -25,12 +25,12 @@ FIELDS = (
     *("cell", "gates", "activation", "state_activation"),
     *("steps", "samples", "inputs", "hidden", "parts", "reverse"),
     *("parallel", "x", "x_step", "x_sample"),
-    *("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_ch"),
-    *("h_0", "c_0", "h", "c", "h_n", "c_n", "kept"),
+    *("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_ch", "weight_gg"),
+    *("h_0", "c_0", "gates_0", "h", "c", "h_n", "c_n", "kept"),
     *("by_h", "by_c", "by_kept", "by_h_step", "by_h_sample", "by_c_step", "by_c_sample"),
     *("by_h_n", "by_c_n", "by_x"),
-    *("by_weight_ih", "by_weight_hh", "by_bias_ih", "by_bias_hh", "by_weight_ch"),
-    *("by_h_0", "by_c_0", "truncated", "limit", "clipped"),
+    *("by_weight_ih", "by_weight_hh", "by_bias_ih", "by_bias_hh", "by_weight_ch", "by_weight_gg"),
+    *("by_h_0", "by_c_0", "by_gates_0", "truncated", "limit", "clipped"),
 )
 """Those of `struct pass` in csrc/recurrence.h, in its order."""
 

@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from retrograde.cells import GRU, GRU2014, LSTM, AbstractCell, Clipped, Cut, Elman
-from retrograde.cells.generations import Generation, generations
+from retrograde.cells.generations import SIGMOID_GATES, Generation, generations
 from retrograde.clipping import PreActivationValue
 from retrograde.compiled.library import FIELDS, Library, library
 
@@ -27,7 +27,7 @@ ACTIVATIONS = (
 )
 """Numbers of csrc/recurrence.h."""
 
-WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_ch")
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_ch", "weight_gg")
 _PASS = struct.Struct(f"{len(FIELDS)}q")
 _BACKWARD = (0,) * (len(FIELDS) - FIELDS.index("by_h"))
 """`struct pass`, and the fields that the forward pass does not read."""
@@ -45,7 +45,9 @@ class Kind:
         fields: the first four of `struct pass`.
         blocks: how many gates have weights, and how many have a peephole.
         activations: the names of what it keeps of each step, in order.
-        parts: the names of the parts of the state.
+        parts: the names of the parts of the state that a pass writes.
+        gates: those of the parts behind them, the gates i, f and o where the next step sees them.
+            They are among the activations; initial ones are given side by side (`with_gates`).
         torch: the name of torch's own function that computes the same, "" if there is none.
     """
 
@@ -54,7 +56,18 @@ class Kind:
     blocks: tuple[int, int]
     activations: tuple[str, ...]
     parts: tuple[str, ...] = ("h",)
+    gates: tuple[str, ...] = ()
     torch: str = ""
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        """The names of all parts of the state."""
+        return self.parts + self.gates
+
+    @property
+    def given(self) -> int:
+        """How many tensors the initial state comes in."""
+        return len(self.parts) + (self.gates != ())
 
     @property
     def reads_output(self) -> bool:
@@ -68,7 +81,8 @@ def _lstm(row: Generation) -> Kind:
     fields = CELLS["lstm"], gates, *functions
     blocks = len(row.gates), len(row.peephole_gates)
     same = "lstm" if row.name in ("lstm-2000", "np") else ""
-    return Kind(f"lstm {row.name}", fields, blocks, (*row.gates, "squashed"), ("h", "c"), same)
+    activations, seen = (*row.gates, "squashed"), tuple("ifo" if row.gate_recurrence else "")
+    return Kind(f"lstm {row.name}", fields, blocks, activations, ("h", "c"), seen, same)
 
 
 def _elman(activation: str) -> Kind:
@@ -82,8 +96,8 @@ def _gru(name: str, same: str) -> Kind:
     return Kind(f"gru {name}", (CELLS[name], 0, 0, 0), (3, 0), activations, torch=same)
 
 
-LSTMS = {name: _lstm(row) for name, row in generations.items() if not row.gate_recurrence}
-"""By generation; without that whose gates see each other."""
+LSTMS = {name: _lstm(row) for name, row in generations.items()}
+"""By generation."""
 ELMANS = {activation: _elman(activation) for activation in ACTIVATIONS}
 GRUS = {"gru-torch": _gru("gru-torch", "gru"), "gru-2014": _gru("gru-2014", "")}
 
@@ -183,7 +197,7 @@ class Read(NamedTuple):
 
     Attributes:
         x: the input, not held by this.
-        others: the weights, and h_0 and c_0.
+        others: the weights, and h_0, c_0 and gates_0.
         addresses: of their numbers, and of those of x.
         fields: those of `struct pass` that name them.
     """
@@ -220,22 +234,25 @@ def forward(
     reverse: bool = False,
     keep: bool = True,
 ) -> Pass:
-    """All states of a sequence.
+    """All states of a sequence, but for gates, which `with_gates` finds in what is kept.
 
     Args:
         library: the library.
         kind: the cell.
         x: [T, B, I], any strides.
-        initial: the parts of the initial state, [B, H]; None for zeros.
+        initial: the parts of the initial state, [B, H], and gates side by side, [B, 3H]; None for
+            zeros.
         weights: by `WEIGHTS`.
         reverse: run from the end of the sequence to its start.
-        keep: keep the activations, which the backward pass needs.
+        keep: keep the activations, which the backward pass needs, and a cell whose gates are parts
+            of the state.
 
     Raises:
         MemoryError: where there is not enough.
     """
+    assert keep or not kind.gates
     sizes = steps, samples, _, hidden = _sizes(x, weights)
-    given, fields, read = _given(kind, sizes, x, [*weights, *_two(initial)])
+    given, fields, read = _given(kind, sizes, x, [*weights, *_three(initial)])
     states = tuple([x.new_empty(steps, samples, hidden) for _ in kind.parts])
     last = tuple([x.new_empty(1, samples, hidden) for _ in kind.parts])
     kept = None
@@ -251,6 +268,31 @@ def padded(library: Library, x: Tensor, hidden: int) -> int:
     """How many numbers the activations of `hidden` units take, in whole vectors."""
     lanes = library.vector // x.element_size()
     return -(-hidden // lanes) * lanes
+
+
+def side_by_side(kind: Kind, initial: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    """The parts of an initial state as a pass is given them, gates that are some in one tensor."""
+    if not kind.gates:
+        return initial
+    count = len(kind.parts)
+    gates = [gate for gate in initial[count:] if gate is not None]
+    return [*initial[:count], torch.cat(gates, -1) if gates else None]
+
+
+def with_gates(kind: Kind, passed: Pass, reverse: bool = False) -> Pass:
+    """A pass with all parts of its states, of which some may be gates that it kept."""
+    kept = passed.kept
+    if not kind.gates or kept is None:
+        return passed
+    hidden = passed.states[0].shape[-1]
+
+    def gates_of(values: Tensor) -> list[Tensor]:
+        each = zip(kind.activations, values[..., :hidden].unbind(-2), strict=True)
+        return [gate for name, gate in each if name in SIGMOID_GATES]
+
+    end = (kept[:1] if reverse else kept[-1:]).clone()  # for which not all of it has to be held
+    states, last = (*passed.states, *gates_of(kept)), (*passed.last, *gates_of(end))
+    return passed._replace(states=states, last=last)
 
 
 def activations_of(kind: Kind, h: Tensor, kept: Tensor | None) -> dict[str, Tensor]:
@@ -327,7 +369,7 @@ def backward(
     every, one = (steps, samples, hidden), (1, samples, hidden)
     inside = (steps, samples, len(kind.activations), padded(library, x, hidden))
     # Hooks on saved tensors (torch.autograd.graph) may give them back with other strides.
-    given, fields, _ = _given(kind, sizes, x, [*weights, *_two(initial)], passed.read)
+    given, fields, _ = _given(kind, sizes, x, [*weights, *_three(initial)], passed.read)
     others, (h, c, of_kept, of_by_kept, of_h_n, of_c_n) = _dense(
         (*_two(passed.states), passed.kept, by_kept, *_two(last)),
         (every, every, inside, inside, one, one),
@@ -338,6 +380,9 @@ def backward(
     count = 1 + len(kind.parts)
     by_x = x.new_empty(steps, samples, inputs) if needs[0] else None
     by_initial = [x.new_empty(samples, hidden) if need else None for need in needs[1:count]]
+    if kind.gates:
+        by_initial.append(x.new_empty(samples, 3 * hidden) if needs[count] else None)
+        count += 1
     of_weights = needs[count:]
     # The sums over the steps are formed for a matrix, and all that belongs to it.
     by_weights = [
@@ -346,17 +391,18 @@ def backward(
         x.new_empty(rows) if of_weights[2] else None,
         x.new_empty(rows) if of_weights[3] else None,
         x.new_empty(holes) if of_weights[4] else None,
+        x.new_empty(3 * hidden, 3 * hidden) if of_weights[5] else None,
     ]
     limit = clipped = None
     if altered.max_value is not None:
         limit = x.new_full((1,), altered.max_value)
         clipped = torch.zeros(torch.get_num_threads(), dtype=torch.int64)
-    results = _addresses((by_x, *by_weights, *_two(by_initial), limit, clipped))
+    results = _addresses((by_x, *by_weights, *_three(by_initial), limit, clipped))
     values = (
         *_begin(library, kind, sizes, reverse),
         *(*fields, h, c, 0, 0, of_kept),
         *(of_h, of_c, of_by_kept, *h_strides, *c_strides, of_h_n, of_c_n),
-        *(*results[:8], altered.truncated, *results[8:]),
+        *(*results[:-2], altered.truncated, *results[-2:]),
     )
     _call(library.backward[dtype], values)
     if not of_weights[1]:
@@ -367,6 +413,11 @@ def backward(
 def _two(parts: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
     """Of h and of c, which not every cell has."""
     return parts if len(parts) == 2 else (parts[0], None)
+
+
+def _three(parts: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    """Of h, of c and of gates, which not every cell has."""
+    return (*parts, None, None)[:3]
 
 
 def _sizes(x: Tensor, weights: Sequence[Tensor | None]) -> tuple[int, int, int, int]:
@@ -389,7 +440,7 @@ def _given(
     Args:
         kind, sizes: of the pass.
         x: the input.
-        others: the weights, and h_0 and c_0.
+        others: the weights, and h_0, c_0 and gates_0.
         before: what the forward pass read. The same tensors in the same place are not looked at
             again.
 
@@ -402,9 +453,13 @@ def _given(
             return tensors, before.fields, before
     steps, samples, inputs, hidden = sizes
     blocks, holes = kind.blocks
-    rows, state = blocks * hidden, (samples, hidden)
+    rows, state, gates = blocks * hidden, (samples, hidden), 3 * hidden
     assert (others[4] is None) == (holes == 0) and others[0] is not None
-    shapes = (rows, inputs), (rows, hidden), (rows,), (rows,), (holes * hidden,), state, state
+    assert (others[5] is None) == (not kind.gates)
+    shapes = (
+        *((rows, inputs), (rows, hidden), (rows,), (rows,), (holes * hidden,), (gates, gates)),
+        *(state, state, (samples, gates)),
+    )
     along, of_x = _rows(x, (steps, samples, inputs), x.dtype)
     read, of_others = _dense(others, shapes, x.dtype)
     fields = (*of_x, *of_others)

@@ -21,7 +21,7 @@ def numbers_kept(library: Library, cell: AbstractCell, x: Tensor) -> int:
     for layer in _layers(cell):
         kind = passes.kind_of(layer)
         assert kind is not None
-        hidden = layer.state_size // len(kind.parts)
+        hidden = layer.state_size // len(kind.state)
         numbers += len(kind.activations) * passes.padded(library, x, hidden)
     return numbers * x.shape[0] * x.shape[1]
 
@@ -56,8 +56,11 @@ def run(
         return CellStep(x, states[:-1], states[1:], layers=tuple(layers))
     kind, weights = passes.kind_of(cell), passes.weights_of(cell)
     assert kind is not None
-    count = len(kind.parts)
-    found = passes.forward(library, kind, x, initial.chunk(count, -1), weights, keep=keep)
+    count = len(kind.state)
+    parts = initial.chunk(count, -1)
+    given, inside = passes.side_by_side(kind, parts), keep or kind.gates != ()
+    found = passes.forward(library, kind, x, given, weights, keep=inside)
+    found = passes.with_gates(kind, found)
     for part, written in zip(states[1:].chunk(count, -1), found.states, strict=True):
         part.copy_(written)
     kept = passes.activations_of(kind, found.states[0], found.kept) if keep else {}

@@ -29,6 +29,8 @@ def compiled(
     """A pass of the library that can be differentiated once; `inside` asks for its activations."""
     x = _alive(x)
     initial = [None if part is None else _alive(part) for part in initial]
+    initial = passes.side_by_side(kind, initial)
+    inside = inside or kind.gates != ()
     given = (*weights, x, *initial)
     if torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in given
@@ -36,12 +38,17 @@ def compiled(
         results = _apply((library, kind, reverse, altered, note, inside), x, *initial, *weights)
         count = len(kind.parts)
         kept = results[2 * count] if len(results) > 2 * count else None
-        return passes.Pass(results[:count], results[count : 2 * count], kept)
-    return passes.forward(library, kind, x, initial, weights, reverse, keep=inside)
+        passed = passes.Pass(results[:count], results[count : 2 * count], kept)
+    else:
+        passed = passes.forward(library, kind, x, initial, weights, reverse, keep=inside)
+    return passes.with_gates(kind, passed, reverse)
 
 
 class _Compiled(torch.autograd.Function):
-    """Gives the states [T, B, H], the last ones [1, B, H], and activations if asked for."""
+    """Gives the states [T, B, H], the last ones [1, B, H], and activations if asked for.
+
+    What it is given and gives is what a pass of the library is and gives (`passes.forward`).
+    """
 
     boxed_grads_call = False  # what it is if it is not said, which takes longer to find out
 
@@ -54,8 +61,7 @@ class _Compiled(torch.autograd.Function):
     ) -> Any:
         ctx.set_materialize_grads(False)
         library, kind, reverse, _, _, inside = of
-        count = len(kind.parts)
-        initial, weights = tensors[:count], tensors[count:]
+        initial, weights = tensors[: kind.given], tensors[kind.given :]
         passed = passes.forward(library, kind, x, initial, weights, reverse)
         ctx.of, ctx.read = of, passed.read
         output, *others = passed.states
@@ -70,9 +76,9 @@ class _Compiled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         library, kind, reverse, altered, note, _ = ctx.of
-        count = len(kind.parts)
+        count, given = len(kind.parts), kind.given
         x, *tensors = ctx.saved_tensors
-        initial, weights = tensors[:count], tensors[count : -count - 1]
+        initial, weights = tensors[:given], tensors[given : -count - 1]
         passed = passes.Pass(tensors[-count - 1 : -1], (), tensors[-1], ctx.read)
         by_kept = grads[2 * count] if len(grads) > 2 * count else None
         needs = ctx.needs_input_grad[1:]
@@ -95,8 +101,8 @@ class _Compiled(torch.autograd.Function):
                 return None, *again
             wanted = [result for result in results if result is not None]
             sources = [tensor for tensor in (*grads, x, *tensors) if tensor is not None]
-            given = iter(Once.apply(len(wanted), *wanted, *sources))  # type: ignore[no-untyped-call]
-            results = [None if result is None else next(given) for result in results]
+            once = iter(Once.apply(len(wanted), *wanted, *sources))  # type: ignore[no-untyped-call]
+            results = [None if result is None else next(once) for result in results]
         return None, *results
 
 

@@ -39,7 +39,7 @@ Result = tuple[Tensor, tuple[Tensor, ...], tuple[Mapping[str, Tensor], ...]]
 
 
 def names_of(
-    layers: int, bidirectional: bool, bias: bool, peepholes: bool
+    layers: int, bidirectional: bool, bias: bool, peepholes: bool, between_gates: bool
 ) -> tuple[tuple[str, ...], ...]:
     """The names of the weights, by layer and direction in torch's order, by `passes.WEIGHTS`.
 
@@ -48,6 +48,7 @@ def names_of(
     there = {"weight_ih", "weight_hh"}
     there |= {"bias_ih", "bias_hh"} if bias else set()
     there |= {"weight_ch"} if peepholes else set()
+    there |= {"weight_gg"} if between_gates else set()
     every = Position.every(layers, bidirectional)
     return tuple(
         tuple(name + at.suffix if name in there else "" for name in passes.WEIGHTS) for at in every
@@ -111,12 +112,12 @@ def through_library(
     if len(shape) != 3 or shape[2] != module.input_size or 0 in shape:
         return None
     named = names_of if torch.compiler.is_compiling() else _names  # which it warns of
-    names = named(layers, both, module.bias, kind.blocks[1] > 0)
+    names = named(layers, both, module.bias, kind.blocks[1] > 0, kind.gates != ())
     weights = [_weights(module, some) for some in names]
     run = _runner(x, [*chain.from_iterable(weights)])
     if run is None or torch.is_autocast_enabled("cpu"):
         return None
-    parts, count, samples = len(kind.parts), len(weights), shape[0 if first else 1]
+    parts, count, samples = len(kind.state), len(weights), shape[0 if first else 1]
     initial: Sequence[Sequence[Tensor | None]] = [[None] * parts] * count
     if hx is not None:
         given = (hx,) if type(hx) is Tensor else hx
@@ -138,7 +139,7 @@ def through_library(
             outputs.append(passed.states[0])
             last.append(passed.last)
             if inside:
-                within = dict(zip(kind.parts, passed.states, strict=True))
+                within = dict(zip(kind.state, passed.states, strict=True))
                 within |= passes.activations_of(kind, passed.states[0], passed.kept)
                 activations.append(within)
         x = torch.cat(outputs, -1) if both else outputs[0]

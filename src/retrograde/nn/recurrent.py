@@ -188,7 +188,7 @@ class AbstractRecurrent(nn.Module):
         if kernel is None or own is None or transformed():
             return None
         layers = self.num_layers * (1 + self.bidirectional)
-        initial = sequences.initial(hx, layers, dict.fromkeys(own.parts, self.hidden_size))
+        initial = sequences.initial(hx, layers, dict.fromkeys(own.state, self.hidden_size))
         if kind is not None and in_use(sequences.x, *initial, *weights.values()) is not None:
             return None
         options = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)

@@ -52,9 +52,9 @@ def through_cell(
     if library and kind:
         weights = passes.weights_of(plain)
         passed = compiled(library, kind, x, initial, weights, False, inside, altered, note)
-        output, named = passed.states[0], dict(zip(kind.parts, passed.states, strict=True))
+        output, named = passed.states[0], dict(zip(kind.state, passed.states, strict=True))
         activations = passes.activations_of(kind, output, passed.kept) if inside else {}
-        ends = {name: part[0] for name, part in zip(kind.parts, passed.last, strict=True)}
+        ends = {name: part[0] for name, part in zip(kind.state, passed.last, strict=True)}
         return Through(output, named, ends, activations)
     first = torch.cat(tuple(initial), -1)
     states = run(cell, x, first, note)

@@ -44,13 +44,15 @@ def traced(
     inside: bool = False,
 ) -> passes.Pass:
     """A pass as `compiled_pass.compiled` gives it."""
-    h_0, c_0 = (*initial, None)[:2]
+    h_0, c_0, gates_0 = (*passes.side_by_side(kind, initial), None, None)[:3]
+    inside = inside or kind.gates != ()
     keep = inside or torch.is_grad_enabled()
-    results = _forward(x, h_0, c_0, *weights, kind.name, reverse, keep)
+    results = _forward(x, h_0, c_0, gates_0, *weights, kind.name, reverse, keep)
     count = len(kind.parts)
     kept = results[2 * count] if inside and kind.activations else None
     output, *others = results[:count]  # the output may be changed in place, as torch's may
-    return passes.Pass((output.clone(), *others), tuple(results[count : 2 * count]), kept)
+    passed = passes.Pass((output.clone(), *others), tuple(results[count : 2 * count]), kept)
+    return passes.with_gates(kind, passed, reverse)
 
 
 def _is_there() -> bool:
@@ -71,8 +73,8 @@ def _library() -> Library:
 
 
 GIVEN = (
-    "Tensor x, Tensor? h_0, Tensor? c_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, "
-    "Tensor? bias_hh, Tensor? weight_ch"
+    "Tensor x, Tensor? h_0, Tensor? c_0, Tensor? gates_0, Tensor weight_ih, Tensor weight_hh, "
+    "Tensor? bias_ih, Tensor? bias_hh, Tensor? weight_ch, Tensor? weight_gg"
 )
 
 
@@ -112,7 +114,7 @@ def _backward(x: Tensor, *others: Any) -> list[Tensor]:
     kept, by_kept = (states[count], grads[2 * count]) if kind.activations else (None, None)
     passed = passes.Pass(tuple(states[:count]), (), kept)
     last = grads[count : 2 * count]
-    needs = [needs[0], *needs[1 : 1 + count], *needs[3:]]
+    needs = [needs[0], *needs[1 : 1 + kind.given], *needs[4:]]
     found = passes.backward(
         _library(), kind, x, initial, weights, passed, grads[:count], last, by_kept, needs, reverse
     )
@@ -127,9 +129,10 @@ def _(x: Tensor, *others: Any) -> list[Tensor]:
 
 def _taken_apart(others: tuple[Any, ...]) -> tuple[passes.Kind, Any, Any, tuple[Any, ...]]:
     """The kind of cell, its initial state and its weights, and what comes after them."""
-    h_0, c_0, *weights, cell = others[: len(passes.WEIGHTS) + 3]
+    h_0, c_0, gates_0, *weights, cell = others[: len(passes.WEIGHTS) + 4]
     kind = passes.named(cell)
-    return kind, (h_0, c_0)[: len(kind.parts)], weights, others[len(passes.WEIGHTS) + 3 :]
+    initial = (h_0, c_0, gates_0)[: kind.given]
+    return kind, initial, weights, others[len(passes.WEIGHTS) + 4 :]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
