@@ -527,9 +527,11 @@ static void backward_parts(int64_t begin, int64_t end, void *context) {
           product(rows, P / V, P, d + 3 * P, s.a_row, run->r_n, by_h, s.h_row, by_h, s.h_row);
       } else
         product(rows, P / V, s.G * P, d, s.a_row, run->r, 0, 0, by_h, s.h_row);
-      memset(w.by_kept, 0, (size_t)of_kept * sizeof(real));
-      if (s.gates && !p->truncated)
-        by_seen_gates(run, rows, d, w.by_kept);
+      if (s.gates) {
+        memset(w.by_kept, 0, (size_t)of_kept * sizeof(real));
+        if (!p->truncated)
+          by_seen_gates(run, rows, d, w.by_kept);
+      }
       if (p->by_x) {
         real *by_x = (real *)p->by_x + (t * B + first) * I;
         int direct = I % V == 0;
@@ -578,11 +580,11 @@ static void add_parts(int64_t begin, int64_t end, void *context) {
   const struct sizes *s = &run->sizes;
   int64_t H = p->hidden, P = s->padded;
   const int64_t control = flush_denormals();
-  for (int64_t row = begin; row < end; row++) {
-    int64_t block = row / H, from = block * P + row % H;
-    int64_t from_h = (p->cell == GRU && block == 2 ? 3 * P : block * P) + row % H;
-    for (int64_t part = 0; part < s->parts; part++) {
-      struct work w = work_of(p, s, run->scratch + part * s->of_part);
+  for (int64_t part = 0; part < s->parts; part++) {
+    struct work w = work_of(p, s, run->scratch + part * s->of_part);
+    for (int64_t row = begin; row < end; row++) {
+      int64_t block = row / H, from = block * P + row % H;
+      int64_t from_h = (p->cell == GRU && block == 2 ? 3 * P : block * P) + row % H;
 #define ADD(to, value) to = part ? to + (value) : (value)
       for (int64_t k = 0; p->by_weight_ih && k < p->inputs; k++)
         ADD(((real *)p->by_weight_ih)[row * p->inputs + k], w.sums.by_w[from * s->seen_row + k]);

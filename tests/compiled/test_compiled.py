@@ -285,6 +285,26 @@ def test_steps_without_a_gradient_are_passed_over_unless_something_there_is_not_
 
 
 @needs_library
+@pytest.mark.parametrize("infinite", ["weight", "gate"])
+def test_no_gradient_comes_and_what_gates_see_is_infinite(infinite):
+    """0 times a weight between gates, and times a gate of the initial state, is NaN then."""
+    found = []
+    for name in ("eager", "compiled"):
+        torch.manual_seed(0)
+        module = retrograde.nn.LSTM(3, 5, generation="fgr")
+        given = [drawn(1, 4, 5, dtype=torch.float32, seed=n) for n in range(5)]
+        with torch.no_grad():
+            (module.weight_gg_l0 if infinite == "weight" else given[3][0])[1, 2] = math.inf
+        leaves = [*(part.requires_grad_() for part in given), *module.parameters()]
+        with unchecked(), using(name):
+            loss = (module(drawn(6, 4, 3, dtype=torch.float32, seed=6), given)[0] * 0).sum()
+            found.append(torch.autograd.grad(loss, leaves))
+    assert any(grad.isnan().any() for grad in found[0])
+    for eager, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, eager, equal_nan=True)
+
+
+@needs_library
 def test_layout_makes_no_difference():
     """Batch first, every other sample, one number off a vector, expanded gradients, twice."""
     T, B, inputs, H = 6, 5, 3, 7

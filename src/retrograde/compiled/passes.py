@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from operator import is_
 from typing import NamedTuple
 from weakref import ref
@@ -59,12 +60,12 @@ class Kind:
     gates: tuple[str, ...] = ()
     torch: str = ""
 
-    @property
+    @cached_property
     def state(self) -> tuple[str, ...]:
         """The names of all parts of the state."""
         return self.parts + self.gates
 
-    @property
+    @cached_property
     def given(self) -> int:
         """How many tensors the initial state comes in."""
         return len(self.parts) + (self.gates != ())
@@ -417,7 +418,7 @@ def _two(parts: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
 
 def _three(parts: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
     """Of h, of c and of gates, which not every cell has."""
-    return (*parts, None, None)[:3]
+    return (*parts, None) if len(parts) == 2 else (*parts, None, None)[:3]
 
 
 def _sizes(x: Tensor, weights: Sequence[Tensor | None]) -> tuple[int, int, int, int]:
@@ -456,10 +457,8 @@ def _given(
     rows, state, gates = blocks * hidden, (samples, hidden), 3 * hidden
     assert (others[4] is None) == (holes == 0) and others[0] is not None
     assert (others[5] is None) == (not kind.gates)
-    shapes = (
-        *((rows, inputs), (rows, hidden), (rows,), (rows,), (holes * hidden,), (gates, gates)),
-        *(state, state, (samples, gates)),
-    )
+    of_weights = (rows, inputs), (rows, hidden), (rows,), (rows,), (holes * hidden,), (gates, gates)
+    shapes = of_weights + (state, state, (samples, gates))
     along, of_x = _rows(x, (steps, samples, inputs), x.dtype)
     read, of_others = _dense(others, shapes, x.dtype)
     fields = (*of_x, *of_others)

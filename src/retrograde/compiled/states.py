@@ -57,8 +57,7 @@ def run(
     kind, weights = passes.kind_of(cell), passes.weights_of(cell)
     assert kind is not None
     count = len(kind.state)
-    parts = initial.chunk(count, -1)
-    given, inside = passes.side_by_side(kind, parts), keep or kind.gates != ()
+    given, inside = passes.side_by_side(kind, initial.chunk(count, -1)), keep or kind.gates != ()
     found = passes.forward(library, kind, x, given, weights, keep=inside)
     found = passes.with_gates(kind, found)
     for part, written in zip(states[1:].chunk(count, -1), found.states, strict=True):

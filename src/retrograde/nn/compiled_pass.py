@@ -29,8 +29,8 @@ def compiled(
     """A pass of the library that can be differentiated once; `inside` asks for its activations."""
     x = _alive(x)
     initial = [None if part is None else _alive(part) for part in initial]
-    initial = passes.side_by_side(kind, initial)
-    inside = inside or kind.gates != ()
+    if kind.gates:
+        initial, inside = passes.side_by_side(kind, initial), True
     given = (*weights, x, *initial)
     if torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in given
@@ -41,7 +41,7 @@ def compiled(
         passed = passes.Pass(results[:count], results[count : 2 * count], kept)
     else:
         passed = passes.forward(library, kind, x, initial, weights, reverse, keep=inside)
-    return passes.with_gates(kind, passed, reverse)
+    return passes.with_gates(kind, passed, reverse) if kind.gates else passed
 
 
 class _Compiled(torch.autograd.Function):
