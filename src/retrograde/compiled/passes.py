@@ -3,7 +3,7 @@
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from operator import is_
 from typing import NamedTuple
 from weakref import ref
@@ -429,6 +429,24 @@ def _sizes(x: Tensor, weights: Sequence[Tensor | None]) -> tuple[int, int, int, 
     return steps, samples, inputs, w_hh.shape[1]
 
 
+@lru_cache
+def _shapes(
+    blocks: int, holes: int, samples: int, inputs: int, hidden: int
+) -> tuple[tuple[int, ...], ...]:
+    """Of the weights, and of h_0, c_0 and gates_0."""
+    rows, state, gates = blocks * hidden, (samples, hidden), 3 * hidden
+    of_biases = (rows,), (rows,), (holes * hidden,)
+    return (
+        (rows, inputs),
+        (rows, hidden),
+        *of_biases,
+        (gates, gates),
+        state,
+        state,
+        (samples, gates),
+    )
+
+
 def _given(
     kind: Kind,
     sizes: tuple[int, int, int, int],
@@ -453,14 +471,10 @@ def _given(
         if before.addresses == _addresses(tensors):
             return tensors, before.fields, before
     steps, samples, inputs, hidden = sizes
-    blocks, holes = kind.blocks
-    rows, state, gates = blocks * hidden, (samples, hidden), 3 * hidden
-    assert (others[4] is None) == (holes == 0) and others[0] is not None
+    assert (others[4] is None) == (kind.blocks[1] == 0) and others[0] is not None
     assert (others[5] is None) == (not kind.gates)
-    of_weights = (rows, inputs), (rows, hidden), (rows,), (rows,), (holes * hidden,), (gates, gates)
-    shapes = of_weights + (state, state, (samples, gates))
     along, of_x = _rows(x, (steps, samples, inputs), x.dtype)
-    read, of_others = _dense(others, shapes, x.dtype)
+    read, of_others = _dense(others, _shapes(*kind.blocks, samples, inputs, hidden), x.dtype)
     fields = (*of_x, *of_others)
     if along is x and read is others:
         return tensors, fields, Read(ref(x), others, [of_x[0], *of_others], fields)
