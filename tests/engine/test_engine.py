@@ -21,6 +21,7 @@ from retrograde.engine.adjoint import rows_of_entries
 from retrograde.engine.merging import merged_rows
 from retrograde.engine.scan import Eager
 from retrograde.errors import ArgumentError, NonFiniteError
+from support.backends import BACKENDS, using
 from support.conformance import EXACT, plain_pass, total_gradient, unrolled_and_entries
 from support.problems import GRU_, LSTM_, TANH
 from support.type_checks import unchecked
@@ -299,3 +300,21 @@ def test_a_single_step_beyond_the_range_is_named(by_crossing):
             list(backpropagate_by_crossing(unrolled, entries, 3))
         else:
             list(backpropagate(unrolled, entries))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("every", [False, True])
+def test_rows_that_shrank_may_grow_by_2_to_the_90_in_one_step(backend, every):
+    """Each unit hands on to the one before it, so that each lag has a factor of its own."""
+    factors = [-12, -12, -12, -12, 90, -3, 90, -60]
+    size, steps = len(factors) + 1, 14
+    weights = torch.diag(torch.exp2(torch.tensor(factors[::-1], dtype=torch.float32)), -1)
+    cell = Elman(torch.ones(size, 1), weights, activation="identity")
+    direct = torch.zeros(steps, 2, size)
+    direct[0 if every else -1 :, 0, -1] = 1
+    expected = torch.tensor([0, *factors]).cumsum(0).double()
+    expected = torch.cat((expected, expected.new_full((steps - size,), -torch.inf)))
+    with unchecked(), using(backend):
+        unrolled, entries = unroll(cell, torch.zeros(steps, 2, 1)), Entries.of(direct)
+        for step in backpropagate(unrolled, entries):
+            assert torch.equal(step.delta.log2_norms(), expected[step.lags])

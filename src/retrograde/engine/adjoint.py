@@ -24,13 +24,14 @@ from retrograde.engine.scaling import (
     ORDINARY,
     SLACK,
     Scaled,
+    all_finite,
     factors_to_centre,
     in_range,
     power_of_two,
     row_norms,
     times_power_of_two,
 )
-from retrograde.engine.scan import Entering, backend
+from retrograde.engine.scan import Entering, Pulled, backend
 from retrograde.engine.unroll import CHUNK, Chunk, Unrolled
 from retrograde.errors import NonFiniteError
 
@@ -304,7 +305,8 @@ class PerEntry:
     Rows are brought into range before a stretch of steps. One that leaves it within the stretch
     ends the stretch there, and the step at which it did so is the first of the next one, which
     starts near the other end of the range: rows that shrank will shrink on. Most shrink, and so the
-    first stretch starts near the upper end.
+    first stretch starts near the upper end. A step from there to what is not finite is done again,
+    from near the lower end.
 
     Attributes:
         count: the number of rows that have entered.
@@ -402,6 +404,11 @@ class PerEntry:
         if pulled.exponents is not None:
             exponent = exponent + pulled.exponents
         out = _first_out(pulled.norms, norms, entering) if len(rows) > 1 else None
+        if self._too_high(pulled, rows, out):
+            out = 0 if out is None else out + 1  # the step from there again, with lower rows
+            if out == len(rows) - 1:
+                self._centre, self._newest = CENTRE - AHEAD, int(self._exponent[-1])
+                return self.stretch(chunk, k, first)
         self.count = rows[0 if out is None else out]
         self._exponent = exponent[: self.count, out or 0].contiguous()
         self._newest = int(self._exponent[-1])
@@ -423,6 +430,18 @@ class PerEntry:
         return Stretch(
             self.stopped + 1, pulled.values[some], exponent[some], pulled.norms[some], kept
         )
+
+    def _too_high(self, pulled: Pulled, rows: Sequence[int], out: int | None) -> bool:
+        """Whether rows were too high up for the step to where they left the range, or to `back`."""
+        if self._centre == CENTRE - AHEAD:
+            return False
+        if out is not None:
+            norms, values = pulled.norms[: rows[out], out], pulled.values[: rows[out], out]
+        elif pulled.back is not None and pulled.back_norms is not None:
+            norms, values = pulled.back_norms, pulled.back[:-1]
+        else:
+            return False
+        return not (all_finite(norms) or all_finite(values))
 
     def sum_into(
         self,
