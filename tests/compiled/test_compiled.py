@@ -336,6 +336,25 @@ def test_layout_makes_no_difference():
 
 
 @needs_library
+@pytest.mark.parametrize("kind, options", [KINDS[3], FGR, KINDS[-8], KINDS[-7]])
+def test_last_states_may_be_changed_in_place(kind, options):
+    """As those of torch's layers may, which some do between two windows."""
+    found = []
+    for name in ("eager", "compiled"):
+        torch.manual_seed(0)
+        module = getattr(retrograde.nn, kind)(3, 5, **options)
+        x = drawn(4, 2, 3, dtype=torch.float32, seed=1)
+        with unchecked(), using(name):
+            last = module(x)[1]
+            for part in last if isinstance(last, tuple) else (last,):
+                part.mul_(0.5)
+            loss = module(x, last)[0].sum()
+            found.append(torch.autograd.grad(loss, [*module.parameters()]))
+    for eager, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-5)
+
+
+@needs_library
 def test_no_steps_no_inputs():
     """What a module refuses the door takes: nothing moves, and nothing is added up."""
     lstms = (passes.LSTMS[name] for name in ("lstm-2002", "fgr"))

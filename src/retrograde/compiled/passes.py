@@ -291,8 +291,9 @@ def with_gates(kind: Kind, passed: Pass, reverse: bool = False) -> Pass:
         each = zip(kind.activations, values[..., :hidden].unbind(-2), strict=True)
         return [gate for name, gate in each if name in SIGMOID_GATES]
 
-    end = (kept[:1] if reverse else kept[-1:]).clone()  # for which not all of it has to be held
-    states, last = (*passed.states, *gates_of(kept)), (*passed.last, *gates_of(end))
+    # Copies, for which not all that was kept has to be held, and which may be changed in place.
+    ends = [gate.clone() for gate in gates_of(kept[:1] if reverse else kept[-1:])]
+    states, last = (*passed.states, *gates_of(kept)), (*passed.last, *ends)
     return passed._replace(states=states, last=last)
 
 
