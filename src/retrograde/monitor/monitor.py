@@ -40,7 +40,7 @@ MOST_SAMPLES, MOST_ENTRIES = 4, 8
 PER_SAMPLE, PER_ROW = 16, 4
 """One in this many samples is looked at unless the caller says otherwise, and loss steps times
 samples are one in this many samples: a look then takes less than the block itself, whose forward
-and backward pass take all of them (benchmarks/README.md)."""
+and backward pass take all of them (benchmarks/MEASURED.md)."""
 
 CHECKED_EVERY = 10
 """Looks from one that holds the whole pass against its gradient, which takes as long as the pass
@@ -92,7 +92,7 @@ class Monitor:
     samples are evenly spread over the batch, or over those that have a loss where one of these has
     none: always the same ones of a batch, and no end of one that is sorted. `samples_read` has
     their numbers. By default up to 4 samples and 8 steps, fewer of a small batch, so that a look
-    takes less than the block itself (benchmarks/README.md). Under `torch.distributed` only rank 0
+    takes less than the block itself (benchmarks/MEASURED.md). Under `torch.distributed` only rank 0
     looks, at its own share of the batch, and talks to no other.
 
     Nothing of ours raises into a training loop. What cannot be recorded or looked at (a layer that
@@ -122,7 +122,7 @@ class Monitor:
             elsewhere the lag may lie a bin too far; `retrograde.horizon` tells it exactly. It takes
             16 samples at the least; there is no such scalar where they cannot tell. It is asked at
             every tenth look, the first included, which then costs as much as a hundred steps
-            (benchmarks/README.md): give a `budget`.
+            (benchmarks/MEASURED.md): give a `budget`.
         budget: the share of the time of training that looks may take, as 0.01. Where a look is dear
             it looks less often: the time of blocks is measured as they pass, and the next look is
             put off until the share is kept. The first look is taken in any case.
