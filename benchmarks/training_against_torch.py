@@ -51,6 +51,7 @@ def generations(size: Size) -> dict[str, Case]:
         "lstm-2002 (peepholes)": Case(LSTM(*sizes, generation="lstm-2002"), {}, torchs, target),
         "cifg": Case(LSTM(*sizes, generation="cifg"), {}, torchs, target),
         "gru-2014": Case(GRU(*sizes, generation="gru-2014"), {}, torchs, target),
+        "fgr": Case(LSTM(*sizes, generation="fgr"), {}, torchs),
         "torch.nn.LSTM, clipped inside": Case(clipped(nn.LSTM(*sizes)), {}, torchs),
     }
 
